@@ -1,0 +1,66 @@
+"""What a backend offers: graphs made executable, with buffers that live where they run.
+
+An update rule never sees a backend: it asks an `EngineSet` for the engine of a (graph, block,
+context) and gets named buffers and `run()`. On a CPU the buffers are NumPy arrays; on a GPU they
+are device arrays that only `Ops` touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ..manifest import GraphSpec
+
+
+class Engine(Protocol):
+    """One graph at one static shape."""
+
+    @property
+    def spec(self) -> GraphSpec:
+        """The graph's spec."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Input buffers by tensor name; write into them in place before `run`."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, Any]:
+        """Output buffers by tensor name; valid until the next `run` of any engine of the set."""
+        ...
+
+    def run(self) -> None:
+        """Executes the graph on the buffers; raises EngineError when the backend fails."""
+        ...
+
+
+class EngineSet(Protocol):
+    """All graphs of one bundle on one backend.
+
+    Engines of one set share their KV buffer: the `kv` input of every context bucket is a prefix of
+    one allocation (context is its outermost axis), so that changing buckets copies nothing.
+    """
+
+    @property
+    def name(self) -> str:
+        """Backend and provider, for reports, for example `onnxruntime-cpu`."""
+        ...
+
+    @property
+    def specs(self) -> tuple[GraphSpec, ...]:
+        """Every graph shape on offer."""
+        ...
+
+    def engine(self, name: str, block: int, context: int) -> Engine:
+        """Returns the engine of this shape, made ready on first use; EngineError if unknown."""
+        ...
+
+    def kv_slot(self, index: int) -> None:
+        """Selects which KV cache the engines bind (guidance needs two); 0 at the start."""
+        ...
+
+    def close(self) -> None:
+        """Releases sessions and buffers."""
+        ...

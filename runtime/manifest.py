@@ -1,0 +1,93 @@
+"""The contract between the desktop and the device: what a bundle says about itself.
+
+Only plain data stands here, so that both sides (and a test without either) can read it. Knows no
+family: `family` is a name that each side looks up in its own table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One named input or output of a graph."""
+
+    name: str
+    """Name in the ONNX graph."""
+    dtype: str
+    """NumPy name: int32, float32, float16."""
+    shape: tuple[int, ...]
+    """Concrete shape under the GraphSpec's batch, block and context."""
+    role: str
+    """What an update rule finds it by: canvas, start, kv, logits, kv_new, …"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSpec:
+    """One static shape of one ONNX file."""
+
+    name: str
+    """Name within the family, for example `denoise`."""
+    file: str
+    """Member name of the ONNX file."""
+    batch: int
+    block: int
+    """Positions that one run denoises."""
+    context: int
+    """Committed positions that the KV input has room for."""
+    precision: str
+    """fp32, fp16 or int8: of the weights' arithmetic, not of the inputs and outputs."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def tensor(self, role: str) -> TensorSpec:
+        """Returns the one input or output with this role; KeyError if there is none."""
+        for spec in (*self.inputs, *self.outputs):
+            if spec.role == role:
+                return spec
+        raise KeyError(f"graph {self.name} has no tensor with role {role}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """Size and hash of one file of a bundle."""
+
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything that the device needs to know before it opens a graph."""
+
+    family: str
+    model: Mapping[str, Any]
+    """num_layers, dim, num_heads, num_kv_heads, head_dim, num_parameters, backbone, …"""
+    vocab_size: int
+    mask_token_id: int | None
+    """None for families without a mask (ar, sedd uniform)."""
+    eos_token_id: int
+    pad_token_id: int | None
+    logit_shift: int
+    """0: position i's logits predict token i; 1: token i + 1."""
+    max_position: int
+    """Positions the model was trained for; longer texts slide a window."""
+    block_sizes: tuple[int, ...]
+    """Block sizes the model was trained on (the canvas length among them for whole-canvas use)."""
+    noise_schedule: Mapping[str, Any]
+    precision: str
+    target: str
+    """Name of the target it was made for: cpu, host, orin-nano, …"""
+    graphs: tuple[GraphSpec, ...]
+    decoding: Mapping[str, Any]
+    """Default decoding settings (rule, threshold, …)."""
+    provenance: Mapping[str, Any]
+    """Versions, checkpoint hash, data, steps."""
+    members: Mapping[str, Member] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
