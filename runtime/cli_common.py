@@ -92,7 +92,7 @@ class DlmCommand(click.Command):
 
 
 def _explain(error: DlmError | ModuleNotFoundError | OSError) -> tuple[int, str]:
-    """Returns exit status and message of an expected failure; raises `error` again if it is a bug."""
+    """Returns exit status and message of an expected failure; raises a bug again."""
     match error:
         case DlmError():
             return error.exit_code, str(error)
