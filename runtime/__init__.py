@@ -1,0 +1,1 @@
+"""The ground floor: the bundle contract and the torch-free library that decodes from it."""

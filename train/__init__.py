@@ -1,0 +1,1 @@
+"""The desktop wing: from text to a checkpoint, in torch."""

@@ -1,0 +1,1 @@
+"""Backends: the one place that makes a graph of a bundle executable."""

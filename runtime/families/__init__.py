@@ -1,0 +1,1 @@
+"""The device-side table of families: how each decodes, and how good its model is."""

@@ -1,0 +1,1 @@
+"""The sampling primitives that update rules call."""

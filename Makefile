@@ -1,0 +1,58 @@
+# `make demo` writes a story, `make test` proves the checkout. Everything lives in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= Once upon a time, there was a little girl named Lily.
+PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist loadfile
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PACKAGING := pyproject.toml setup.py constraints.txt
+
+.PHONY: help demo install lint test bench wheel clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@echo "Another interpreter: make demo PYTHON=python3.12 (found: $(PYTHON))"
+
+demo: $(VENV)/.demo  ## set up .venv and let the shipped model write a story on this CPU
+	@$(BIN)/dlm-run "$(PROMPT)"
+
+install: $(VENV)/.dev  ## set up .venv with all that training, export, tests and linters need
+
+lint: $(VENV)/.dev  ## ruff (check and format) and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: $(VENV)/.dev  ## run every test that needs no GPU and no board
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.dev  ## measure tokens/s against the plain ways of decoding, as ratios in one run
+	$(BIN)/python -m benchmarks.decode
+
+wheel: $(VENV)/.dev  ## build dist/*.whl, which installs on a board with any pip
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:  ## remove .venv and what builds leave behind
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: no $(PYTHON) here; install Python 3.10 or newer, or name one: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: Python 3.10 or newer is needed, $(PYTHON) is $$("$(PYTHON)" --version 2>&1); name a newer one: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
+	  echo "error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# An editable install: the checkout itself runs, and a new module needs no reinstall.
+$(VENV)/.demo: $(PACKAGING) | $(BIN)/python
+	@echo "Installing into $(VENV) ..." >&2
+	@$(PIP) --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: $(PACKAGING) | $(BIN)/python
+	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2
+	@$(PIP) setuptools --editable '.[desktop,cpu,dev]'
+	@touch $@ $(VENV)/.demo
