@@ -1,0 +1,11 @@
+"""The families that can be trained and exported, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .ar import Ar
+from .base import Family
+from .mdlm import Mdlm
+
+FAMILIES: Mapping[str, Family] = {"mdlm": Mdlm(), "ar": Ar()}

@@ -2,6 +2,14 @@
 
 A family = one module with its config, denoiser, objective and graphs, and one line in
 `families/__init__.py`. The training loop, exporter and calibrator know no family.
+
+How the loop uses one:
+
+    family = FAMILIES[name]
+    config = family.make_config(options)      # plain JSON mapping; goes into config.json as it is
+    model = family.make_model(config["model"])
+    output = family.loss(model, ids, generator, config)     # output.loss.backward()
+    figures = family.eval_loss(model, ids, config, seed=1)  # {"32": (B,) nats, "full": …}
 """
 
 from __future__ import annotations
@@ -52,20 +60,75 @@ class Family(Protocol):
 
     name: str
 
+    def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Resolves options into the family's part of config.json.
+
+        Every family takes: `size` (a preset's name) or `dim`, `num_layers`, `num_heads` (these
+        override the preset), `vocab_size`, `context`, `eos_token_id`, `mask_token_id` (None for
+        `ar`), `pad_token_id` (or None), `tie_embeddings`, `dropout`, `backbone`. `mdlm` takes also
+        `block_sizes` (for example "16,32,full"), `noise_schedule` (name), `t_min`, `t_max`,
+        `time_conditioning`. Options that are None count as absent.
+
+        Returns:
+            A JSON mapping with `family`, `model`, `vocab_size`, `eos_token_id`, `mask_token_id`,
+            `pad_token_id`, `noise_schedule`, `block_sizes`, `objective`. The caller may add keys
+            (`format_version`, `training`, …); the family ignores those.
+
+        Raises:
+            ConfigError: An option is unknown, missing or out of range.
+        """
+        ...
+
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
-        """Builds the denoiser from the `model` part of a checkpoint's config.json."""
+        """Builds the denoiser from the `model` part of a checkpoint's config.json.
+
+        Weights are drawn from torch's global generator: seed it first.
+        """
         ...
 
     def loss(
-        self, model: nn.Module, ids: torch.Tensor, generator: torch.Generator, config: Any
+        self,
+        model: nn.Module,
+        ids: torch.Tensor,
+        generator: torch.Generator,
+        config: Mapping[str, Any],
+        *,
+        shard: tuple[int, int] = (0, 1),
     ) -> LossOutput:
-        """The objective on clean ids (B, L) int64; all randomness comes from `generator`."""
+        """The objective on clean ids (B, L) int64; all randomness comes from `generator`.
+
+        The model is called through its `forward` only (a DDP or Fabric wrapper works), once.
+
+        Args:
+            model: What `make_model` gave, wrapped or not.
+            ids: Clean tokens (B, L), any integer dtype, on the model's device; L divisible by
+                every trained block size.
+            generator: CPU generator. Its draws depend on B, L and `shard[1]`, not on the device.
+            config: The checkpoint's config.json (what `make_config` gave).
+            shard: (index, count). Noise is drawn for `count * B` sequences, of which these are
+                rows `index * B` to `(index + 1) * B`; so `count` processes (or accumulation
+                steps) with generators in equal state compute one large batch between them.
+        """
+        ...
+
+    def eval_loss(
+        self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
+    ) -> dict[str, torch.Tensor]:
+        """The objective as a figure, with fixed noise, no gradient, for the periodic evaluation.
+
+        Gives, per trained block size ("16", "full"; "ar" for the causal family), a (B,) float64
+        CPU tensor: each sequence's bound in nats, summed over its L - 1 scored tokens. The caller
+        sets evaluation mode and autocast.
+        """
         ...
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
-        """The graphs to export, in evaluation mode."""
+        """The graphs to export, in evaluation mode; `config` is the whole config.json."""
         ...
 
     def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Family-dependent fields of the manifest (mask id, logit_shift, noise schedule, …)."""
+        """Family-dependent fields of the manifest (mask id, logit_shift, noise schedule, …).
+
+        `config` is the whole config.json.
+        """
         ...

@@ -1,0 +1,38 @@
+"""The graph that mdlm and ar export: `denoise`, the block step over a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ...runtime.errors import ConfigError
+from ..nn.block_step import BlockStep
+from ..nn.transformer import Transformer
+from .base import ExportGraph, GraphTensor
+
+
+def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
+    """Describes the block step of a native backbone; raises ConfigError for another one."""
+    if not isinstance(model, Transformer):
+        raise ConfigError(f"backbone {config['model']['backbone']!r} has no block-step graph")
+    shape = model.config
+    cache = (1, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+    inputs = [
+        GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas"),
+        GraphTensor(name="start", dtype="int32", shape=(1,), role="start"),
+        GraphTensor(name="kv", dtype="float32", shape=("context", *cache), role="kv"),
+    ]
+    if shape.time_conditioning:
+        inputs.append(GraphTensor(name="time", dtype="float32", shape=(1, "block"), role="time"))
+    logits = (1, "block", shape.vocab_size)
+    return ExportGraph(
+        name="denoise",
+        module=BlockStep(model).eval(),
+        inputs=tuple(inputs),
+        outputs=(
+            GraphTensor(name="logits", dtype="float32", shape=logits, role="logits"),
+            GraphTensor(name="kv_new", dtype="float32", shape=("block", *cache), role="kv_new"),
+        ),
+    )

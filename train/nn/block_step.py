@@ -1,0 +1,123 @@
+"""The exported form of the native backbone: one block of the canvas over a key-value cache.
+
+| tensor | shape | dtype | role |
+|---|---|---|---|
+| ids | (batch, block) | int32 | canvas |
+| start | (batch,) | int32 | absolute position of the block's first token |
+| kv | (context, batch, layers, 2, kv_heads, head_dim) | float32 | rows >= start are ignored |
+| logits | (batch, block, vocab) | float32 | raw: no token is forbidden here |
+| kv_new | (block, batch, layers, 2, kv_heads, head_dim) | float32 | keys rotated, then values |
+
+Prefill, denoise and commit are this one graph. It is traced with block and context symbolic, so
+there is no control flow on data and nothing in place. Parameters are those of the Transformer it
+wraps; time-conditioned models take a fourth input, `time` (batch, block) float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import rotate, rotation
+from .transformer import Layer, Transformer
+
+HIDDEN_SCORE = -1e9
+"""Added to scores of invisible keys; finite, so that float16 casts and all-hidden rows stay sane
+after the row maximum is subtracted."""
+
+
+class BlockStep(nn.Module):
+    """Runs one block after `start` committed positions."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+        self.causal = model.config.causal
+
+    def visibility(self, start: torch.Tensor, block: torch.Tensor, context: int) -> torch.Tensor:
+        """Additive mask (batch, 1, block, context + block), 0 where visible."""
+        rows = torch.arange(context, device=start.device)
+        hidden = (rows[None, :] >= start[:, None])[:, None, None, :]
+        past = hidden.to(torch.float32).expand(-1, 1, block.shape[0], -1)
+        if self.causal:
+            future = (block[None, :] > block[:, None]).to(torch.float32)[None, None]
+        else:
+            future = torch.zeros_like(block[None, :] + block[:, None], dtype=torch.float32)[
+                None, None
+            ]
+        own = future.expand(past.shape[0], -1, -1, -1)
+        return torch.cat([past, own], dim=-1) * HIDDEN_SCORE
+
+    def attend(
+        self, layer: Layer, x: torch.Tensor, past: torch.Tensor, angles: tuple, bias: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of one layer.
+
+        Args:
+            layer: Whose weights.
+            x: Normalised input (batch, block, dim).
+            past: (context, batch, 2, heads, head_dim).
+            angles: Cosine and sine, (batch, block, 1, head_dim).
+            bias: Additive mask.
+
+        Returns:
+            The branch's output (batch, block, dim), and (batch, block, 2, heads, head_dim).
+        """
+        config = self.model.config
+        heads, size = config.num_heads, config.head_dim
+        mixed = layer.attention.qkv(x).unflatten(-1, (3 * heads, size))
+        turned = rotate(mixed[:, :, : 2 * heads], *angles)
+        query = turned[:, :, :heads] * size**-0.5
+        key, value = turned[:, :, heads:], mixed[:, :, 2 * heads :]
+        new = torch.stack([key, value], dim=2)
+        both = torch.cat([past.transpose(0, 1), new], dim=1)
+        scores = query.transpose(1, 2) @ both[:, :, 0].permute(0, 2, 3, 1) + bias
+        seen = torch.softmax(scores, dim=-1) @ both[:, :, 1].transpose(1, 2)
+        return layer.attention.out(seen.transpose(1, 2).flatten(2)), new
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        start: torch.Tensor,
+        kv: torch.Tensor,
+        time: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (logits, kv_new); the module's docstring has the table."""
+        model = self.model
+        offsets = torch.arange(ids.shape[1], device=ids.device)
+        positions = start.to(torch.int64)[:, None] + offsets[None, :]
+        cosine, sine = rotation(positions, model.inv_freq)
+        bias = self.visibility(start, offsets, kv.shape[0])
+        condition = None
+        if model.time is not None:
+            assert time is not None, "a time-conditioned model needs `time`"
+            condition = model.time(time)
+        x = F.embedding(ids, model.embed.weight)
+        stored = []
+        for index, layer in enumerate(model.trunk.layers):
+            assert isinstance(layer, Layer)
+            x, new = self.layer_step(layer, x, kv[:, :, index], (cosine, sine), bias, condition)
+            stored.append(new)
+        kv_new = torch.stack(stored, dim=2).transpose(0, 1)
+        return model.head(model.trunk.norm(x)), kv_new
+
+    def layer_step(
+        self,
+        layer: Layer,
+        x: torch.Tensor,
+        past: torch.Tensor,
+        angles: tuple,
+        bias: torch.Tensor,
+        condition: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer; arguments and second result as in `attend`."""
+        normed = layer.attention_norm(x)
+        if condition is None:
+            change, new = self.attend(layer, normed, past, angles, bias)
+            x = x + change
+            return x + layer.mlp(layer.mlp_norm(x)), new
+        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = layer.modulate(condition)
+        change, new = self.attend(layer, normed * (1.0 + scale) + shift, past, angles, bias)
+        x = x + gate * change
+        return x + mlp_gate * layer.mlp(layer.mlp_norm(x) * (1.0 + mlp_scale) + mlp_shift), new

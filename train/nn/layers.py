@@ -1,0 +1,123 @@
+"""Parts of the native transformer: norm, rotary positions, attention, gated MLP, time embedding.
+
+Hot in training on a CPU, so each part makes few passes over memory: queries, keys and values come
+from one matrix, gate and up from one, and the rotation is applied to queries and keys in one go.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import ModelConfig
+
+ROPE_THETA = 10000.0
+NORM_EPS = 1e-5
+
+
+class RMSNorm(nn.Module):
+    """Scales rows to unit mean square; the statistics are float32 whatever the input is."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, dim) to the same shape and dtype."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)
+        return (wide * scale * self.weight).to(x.dtype)
+
+
+def inverse_frequencies(head_dim: int) -> torch.Tensor:
+    """Angles per position of the rotary embedding, (head_dim / 2,) float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return ROPE_THETA**-exponents
+
+
+def rotation(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine for `rotate`, each (…, T, 1, head_dim) float32, from positions (…, T)."""
+    angles = positions.to(torch.float32)[..., None] * inv_freq
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
+    return torch.cos(angles), torch.sin(angles)
+
+
+def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotates the two halves of each head; x: (…, T, heads, head_dim)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one fused projection for queries, keys and values."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        mask: torch.Tensor | None,
+        num_outputs: int,
+    ) -> torch.Tensor:
+        """Attends within x (B, T, dim).
+
+        Args:
+            x: Normalised input.
+            cosine: (T, 1, head_dim), in x's compute dtype.
+            sine: As cosine.
+            mask: (T, T) bool, True = visible; None = everything.
+            num_outputs: Only the first this many positions are queries.
+
+        Returns:
+            (B, num_outputs, dim).
+        """
+        batch, length, dim = x.shape
+        heads = self.qkv(x).view(batch, length, 3 * self.num_heads, self.head_dim)
+        turned = rotate(heads[:, :, : 2 * self.num_heads], cosine, sine).transpose(1, 2)
+        query, key = turned[:, : self.num_heads, :num_outputs], turned[:, self.num_heads :]
+        value = heads[:, :, 2 * self.num_heads :].transpose(1, 2)
+        visible = None if mask is None else mask[:num_outputs]
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        return self.out(seen.transpose(1, 2).reshape(batch, num_outputs, dim))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU with one fused matrix for gate (first half) and up (second half)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.dim, 2 * config.hidden_dim, bias=False)
+        self.down = nn.Linear(config.hidden_dim, config.dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, dim) to the same shape."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the mask chance in [0, 1], then a two-layer MLP."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.hidden = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, time: torch.Tensor) -> torch.Tensor:
+        """(…) float32 to (…, dim)."""
+        half = self.dim // 2
+        steps = torch.arange(half, dtype=torch.float32, device=time.device)
+        angles = 1000.0 * time[..., None] * torch.exp(steps * (-math.log(10000.0) / half))
+        waves = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+        return self.out(F.silu(self.hidden(waves)))
