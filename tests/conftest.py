@@ -1,16 +1,39 @@
-"""Loads this checkout as `dlm_edge`, so that tests run whether it is installed or not."""
+"""Loads this checkout as `dlm_edge`, so that tests run whether it is installed or not.
+
+Also keeps a test run to itself: one thread per worker, and a cache folder of its own.
+"""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
+import pytest
+from hypothesis import settings
+
 ROOT = Path(__file__).resolve().parents[1]
+
+# Workers run side by side: more than one thread each makes all of them slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if "dlm_edge" not in sys.modules:
     spec = importlib.util.spec_from_file_location(
         "dlm_edge", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["dlm_edge"] = module
     spec.loader.exec_module(module)
+
+# Machines differ in speed: a time limit per example would fail on the slow ones only.
+settings.register_profile("machine-independent", deadline=None)
+settings.load_profile("machine-independent")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """Bundles unpack here, never into the cache of the user who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
