@@ -1,0 +1,111 @@
+"""Text to token ids and back, over the `tokenizers` library, offline.
+
+Text of a user never becomes a special token: `<|mask|>` in a prompt is seven ordinary characters or
+so, and special ids print nothing. Knows no family and no canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+
+from .errors import BundleError, ConfigError
+
+MAX_PENDING = 4
+"""Tokens that one UTF-8 character can be spread over; more are bytes of no character."""
+
+
+class Tokenizer:
+    """A `tokenizer.json`, read once."""
+
+    def __init__(self, text: str, *, origin: str = "tokenizer.json") -> None:
+        try:
+            self._backend = Backend.from_str(text)
+        except Exception as error:  # the library raises no narrower class
+            reason = str(error)[:80].replace("\n", " ")
+            raise BundleError(
+                f"{origin} is no tokenizer that the tokenizers library reads ({reason}): "
+                "export the bundle again or update tokenizers"
+            ) from error
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+        self._size = self._backend.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Reads a `tokenizer.json`; raises BundleError."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"cannot read the tokenizer {path}: {error}") from error
+        return cls(text, origin=str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+        return self._size
+
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token by its name in the vocabulary, or None."""
+        return self._backend.token_to_id(token)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text; no special token is added, none is recognised."""
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                "the text holds half a character (a lone surrogate): pass it as UTF-8"
+            ) from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids; special ids print nothing, broken UTF-8 prints U+FFFD."""
+        listed = [int(token) for token in ids]
+        for token in listed:
+            if not 0 <= token < self._size:
+                raise ConfigError(f"token {token} lies outside the vocabulary of {self._size}")
+        return self._backend.decode(listed, skip_special_tokens=True)
+
+    def stream(self) -> TextStream:
+        """Returns a decoder to be fed ids piece by piece."""
+        return TextStream(self)
+
+
+class TextStream:
+    """Ids in, text out, never half a UTF-8 character; `push` pieces and `flush` add up to decode.
+
+    A token is decoded together with the ones just before it, because the first token of a text may
+    print differently (a leading space, a joined accent) than the same token inside it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._before = 0  # first id of the last printed piece
+        self._printed = 0  # first id not yet printed
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Adds ids; returns the text that is now certain."""
+        text = ""
+        for token in ids:
+            self._ids.append(int(token))
+            text += self._advance(final=False)
+        return text
+
+    def flush(self) -> str:
+        """Ends the text; returns what was held back."""
+        return self._advance(final=True)
+
+    def _advance(self, *, final: bool) -> str:
+        old = self._tokenizer.decode(self._ids[self._before : self._printed])
+        new = self._tokenizer.decode(self._ids[self._before :])
+        held = len(self._ids) - self._printed
+        if new.endswith("\ufffd") and not final and held < MAX_PENDING:
+            return ""
+        if len(new) <= len(old) and not final:
+            return ""
+        self._before, self._printed = self._printed, len(self._ids)
+        return new[len(old) :]
