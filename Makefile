@@ -31,8 +31,9 @@ test: $(VENV)/.dev  ## run every test that needs no GPU and no board
 bench: $(VENV)/.dev  ## measure tokens/s against the plain ways of decoding, as ratios in one run
 	$(BIN)/python -m benchmarks.decode
 
-wheel: $(VENV)/.dev  ## build dist/*.whl, which installs on a board with any pip
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+wheel: $(VENV)/.demo  ## build dist/*.whl, which installs on a board with any pip
+	@rm -rf build  # setuptools would ship what an earlier build left there
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 clean:  ## remove .venv and what builds leave behind
@@ -54,5 +55,5 @@ $(VENV)/.demo: $(PACKAGING) | $(BIN)/python
 
 $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2
-	@$(PIP) setuptools --editable '.[desktop,cpu,dev]'
+	@$(PIP) --editable '.[desktop,cpu,dev]'
 	@touch $@ $(VENV)/.demo
