@@ -10,15 +10,17 @@ What it does not know: what a graph computes, or which family the bundle is of.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .archive import (
     check_directory,
+    damaged,
     describe,
     hash_file,
     open_archive,
@@ -27,11 +29,12 @@ from .archive import (
 )
 from .errors import BundleError
 from .manifest import Manifest
-from .manifest_check import MANIFEST_NAME
+from .manifest_check import MANIFEST_NAME, TOKENIZER_NAME
 from .manifest_json import MAX_MEMBERS, manifest_from_json, manifest_to_json
 from .unpack import known_entry, make_entry
 
 MAX_MANIFEST_BYTES = 4 << 20
+REPORT_NAME = "report.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,22 @@ class Bundle:
         if name not in self.manifest.members:
             raise BundleError(f"{self.path.name} has no member {name}: export it again")
         return self.folder / name
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The unpacked `tokenizer.json`."""
+        return self.member(TOKENIZER_NAME)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Parity and quality figures from `report.json`; BundleError if it is not readable."""
+        try:
+            report = json.loads(self.member(REPORT_NAME).read_bytes())
+        except (ValueError, RecursionError, OSError) as error:
+            raise damaged(f"{REPORT_NAME} cannot be read") from error
+        if not isinstance(report, dict):
+            raise damaged(f"{REPORT_NAME} is no JSON object")
+        return report
 
     @property
     def weights_bytes(self) -> int:

@@ -49,6 +49,16 @@ class EngineSet(Protocol):
         ...
 
     @property
+    def reason(self) -> str:
+        """Why this backend was taken, in words, for reports."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that compute."""
+        ...
+
+    @property
     def specs(self) -> tuple[GraphSpec, ...]:
         """Every graph shape on offer."""
         ...
