@@ -14,7 +14,7 @@ How the loop uses one:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,6 +43,12 @@ class ExportGraph:
     """Its forward takes the inputs positionally and returns the outputs as a tuple."""
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
+    uncached: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """For graphs with a KV cache: the same logits from the training-time forward, which has none.
+
+    Takes the clean context (1, C) and the block (1, B), B dividing C, both int32; returns
+    (1, B, V). Export holds the cache to it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

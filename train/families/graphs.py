@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...runtime.errors import ConfigError
 from ..nn.block_step import BlockStep
+from ..nn.masks import causal_mask
 from ..nn.transformer import Transformer
 from .base import ExportGraph, GraphTensor
 
@@ -35,4 +38,27 @@ def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
             GraphTensor(name="logits", dtype="float32", shape=logits, role="logits"),
             GraphTensor(name="kv_new", dtype="float32", shape=("block", *cache), role="kv_new"),
         ),
+        uncached=partial(uncached_logits, model),
     )
+
+
+def uncached_logits(model: Transformer, context: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """Logits of a block after a clean context, computed by one forward without a cache.
+
+    Args:
+        model: In evaluation mode.
+        context: (1, C) ids, a whole number of blocks.
+        block: (1, B) ids, read as noisy: a time-conditioned model is told the share of masks 1.
+
+    Returns:
+        (1, B, V).
+    """
+    past, size = context.shape[1], block.shape[1]
+    positions = torch.arange(past + size)
+    if model.config.causal:
+        visible = causal_mask(past + size, context.device)
+    else:
+        number = positions // size
+        visible = number[:, None] >= number[None, :]
+    time = torch.cat([torch.zeros(1, past), torch.ones(1, size)], dim=1)
+    return model(torch.cat([context, block], dim=1), positions, visible, time=time)[:, past:]
