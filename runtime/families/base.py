@@ -7,14 +7,16 @@ family. A family = one module with an `UpdateRule` factory and its bound, and on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..manifest import Manifest
+from ..ops.base import Ops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +45,12 @@ class Request:
     sample_index: int
     """Which of several samples of one seed: different indices give different texts."""
     template_ids: tuple[int, ...] | None = None
-    """Infilling: the whole canvas, the mask id at each position to fill."""
-    settings: Any = None
-    """Decoding settings (`decoding.DecodingSettings`)."""
+    """Infilling: the whole text, start token included, with the mask id at each position to fill.
+    `prompt_ids` and `max_tokens` are not used then."""
+    settings: DecodingSettings | None = None
+    """None: the manifest's defaults."""
+    provisional: bool = False
+    """Whether to report the canvas after every step too, which costs a copy of it."""
 
 
 class UpdateRule(Protocol):
@@ -64,13 +69,34 @@ class UpdateRule(Protocol):
         """Writes the inputs of the run into the engine's buffers."""
         ...
 
-    def update(self, engine: Engine) -> Iterator[Span]:
-        """Applies the run's outputs to the canvas; yields what changed."""
+    def update(self, engine: Engine) -> Sequence[Span]:
+        """Applies the run's outputs to the canvas; returns what changed.
+
+        Committed spans follow each other without gaps; a token that ends the text is in none.
+        """
         ...
 
     @property
     def tokens(self) -> np.ndarray:
-        """Committed ids of the whole canvas so far, int32, start token and prompt included."""
+        """Committed ids without a gap so far, int32, start token and prompt included.
+
+        A token that ends the text is left out.
+        """
+        ...
+
+    @property
+    def num_given(self) -> int:
+        """How many of `tokens` the request gave: the generated ones stand behind them."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """True when the model ended the text itself, before the limit."""
+        ...
+
+    @property
+    def approximate(self) -> bool:
+        """True when a sliding window dropped a part of the text that the model should have seen."""
         ...
 
 
@@ -78,19 +104,40 @@ class DeviceFamily(Protocol):
     """What `families/__init__.py` lists: how to start a request, and how good the model is."""
 
     name: str
+    exact: bool
+    """True when the bound is the likelihood itself, so that one sample tells all."""
 
     def start(
-        self, manifest: Manifest, engines: EngineSet, ops: Any, request: Request
+        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
     ) -> UpdateRule:
         """Makes the first canvas of a request; raises ConfigError if it cannot be served."""
         ...
 
     def bound(
-        self, manifest: Manifest, engines: EngineSet, windows: np.ndarray, *, seed: int, sample: int
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        windows: Sequence[np.ndarray],
+        *,
+        seed: int,
+        samples: range,
+        block_size: int | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yields, per window (N, L) int32, its per-position negative log-likelihood bound in nats.
+        """Yields, per window, its per-position negative log-likelihood bound in nats.
 
-        Position 0 is given and scores 0. `sample` numbers the Monte-Carlo draw; families whose
-        likelihood is exact yield the same for every sample.
+        Args:
+            manifest: The bundle's.
+            engines: Runs the graphs.
+            ops: Reads their outputs.
+            windows: Each (L,) int32; L may differ. Position 0 is given and scores 0.
+            seed: With window number and sample number it determines every draw.
+            samples: Numbers of the Monte-Carlo draws; 2k and 2k + 1 are an antithetic pair. Draws
+                do not depend on which other samples are asked for, but on the list of windows.
+            block_size: Positions denoised together; None: what decoding would take. Families that
+                have no choice refuse another.
+
+        Yields:
+            (len(samples), L) float64. Families whose likelihood is exact yield equal rows.
         """
         ...

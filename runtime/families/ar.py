@@ -1,0 +1,206 @@
+"""The causal baseline on the device: one token per run, with a KV cache.
+
+| run | canvas | afterwards |
+|---|---|---|
+| prefill | up to a block of known ids, filler behind them | kv of the known ones is stored |
+| decode | the newest token (block 1) | its kv is stored, its logits give the next token |
+
+Both are the graph `denoise`, causal inside the block, so that filler behind the known ids is not
+seen by them. Row i's logits predict token i + 1. A text beyond the largest context (or the
+positions the model knows) goes on in a window: the older half is dropped, the rest prefilled again,
+and `approximate` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..decoding import DecodingSettings
+from ..engines.base import Engine, EngineSet
+from ..errors import ConfigError
+from ..manifest import Manifest
+from ..ops.base import Ops
+from ..philox import check_key
+from .base import Request, Span, UpdateRule
+from .mdlm_bound import negative_log_likelihood
+from .window import Text, append, banned_ids, bucket, check_ids, contexts_by_block, feed, logits
+
+GRAPH = "denoise"
+_NO_MASK = -1
+
+
+class CausalRule:
+    """One text being continued token by token."""
+
+    def __init__(self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request) -> None:
+        """Makes the first canvas; raises ConfigError if the request cannot be served."""
+        self._ops, self._request = ops, request
+        self._filler = manifest.eos_token_id
+        self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
+        self._shapes = _cached_shapes(engines)
+        largest = min(contexts[-1] for contexts in self._shapes.values())
+        self._capacity = min(largest, manifest.max_position)
+        self._canvas = ops.canvas(
+            block=1,
+            vocab_size=manifest.vocab_size,
+            settings=request.settings or DecodingSettings.from_json(manifest.decoding),
+            seed=request.seed,
+            sample_index=request.sample_index,
+            mask_token_id=_NO_MASK,
+            eos_token_id=manifest.eos_token_id,
+            banned=banned_ids(manifest),
+        )
+        ops.mark_seen(self._canvas, self._text.ids)
+        self._cached = 0
+        self._count = 0
+        self._block = 1
+        self._done = self._text.num_known >= self._text.limit
+        self._ended = False
+        self._approximate = False
+        self._plan()
+
+    @property
+    def done(self) -> bool:
+        """See UpdateRule."""
+        return self._done
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """See UpdateRule."""
+        return self._text.ids
+
+    @property
+    def num_given(self) -> int:
+        """See UpdateRule."""
+        return len(self._request.prompt_ids)
+
+    @property
+    def ended(self) -> bool:
+        """See UpdateRule."""
+        return self._ended
+
+    @property
+    def approximate(self) -> bool:
+        """See UpdateRule."""
+        return self._approximate
+
+    def _plan(self) -> None:
+        """Decides the next run: how many known ids go in, and through which block size."""
+        if len(self._text.window) > self._capacity:
+            self._text.slide(max(1, self._capacity // 2))
+            self._approximate = True
+            self._cached = 0
+        pending = len(self._text.window) - self._cached
+        fitting = [block for block in self._shapes if block >= pending]
+        self._block = min(fitting, default=max(self._shapes))
+        self._count = min(pending, self._block)
+
+    def next_run(self) -> tuple[str, int, int]:
+        """See UpdateRule."""
+        context = bucket(self._shapes[self._block], self._cached + self._count)
+        return GRAPH, self._block, context
+
+    def feed(self, engine: Engine) -> None:
+        """See UpdateRule."""
+        ids = np.full(self._block, self._filler, np.int32)
+        ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
+        feed(self._ops, engine, ids, self._cached)
+
+    def update(self, engine: Engine) -> Sequence[Span]:
+        """See UpdateRule."""
+        append(self._ops, engine, self._cached, self._count)
+        self._cached += self._count
+        spans: Sequence[Span] = ()
+        if self._cached == len(self._text.window):
+            row = self._ops.rows(logits(engine), self._count - 1, 1)
+            spans = self._next_token(row)
+        if not self._done:
+            self._plan()
+        return spans
+
+    def _next_token(self, row: object) -> Sequence[Span]:
+        position = self._text.num_known
+        self._ops.begin_block(
+            self._canvas,
+            np.array([_NO_MASK], np.int32),
+            np.ones(1, bool),
+            position=position,
+            first=0,
+        )
+        self._ops.sample(row, self._canvas)
+        progress = self._ops.commit(self._canvas)
+        self._ended = progress.ended
+        if progress.ended:
+            self._done = True
+            return ()
+        new = self._text.extend(position, self._ops.ids(self._canvas))
+        self._done = self._text.num_known >= self._text.limit
+        return (Span(position=position, token_ids=new, committed=True),)
+
+
+def _cached_shapes(engines: EngineSet) -> dict[int, tuple[int, ...]]:
+    """Gives the shapes whose context holds at least one block: the others can store nothing."""
+    shapes = contexts_by_block(engines.specs, GRAPH)
+    fitting = {block: contexts for block, contexts in shapes.items() if contexts[-1] >= block}
+    if not fitting:
+        raise ConfigError(
+            "no graph of the bundle has a context as large as its block; export it again"
+        )
+    return fitting
+
+
+class CausalFamily:
+    """What the table of families holds for `ar`."""
+
+    name = "ar"
+    exact = True
+
+    def start(
+        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
+    ) -> UpdateRule:
+        """See DeviceFamily."""
+        check_key(request.seed, request.sample_index)
+        if request.template_ids is not None:
+            raise ConfigError("a causal model cannot fill gaps; use a bundle of family mdlm")
+        check_ids(manifest, request.prompt_ids, "prompt")
+        if request.max_tokens < 0:
+            raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
+        settings = request.settings or DecodingSettings.from_json(manifest.decoding)
+        if settings.rule != "next_token":
+            raise ConfigError(f"a causal model has only rule next_token, not {settings.rule}")
+        if settings.block_size is not None:
+            raise ConfigError("block_size has no effect on a causal model; leave it out")
+        return CausalRule(manifest, engines, ops, request)
+
+    def bound(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        windows: Sequence[np.ndarray],
+        *,
+        seed: int,
+        samples: range,
+        block_size: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """See DeviceFamily; seed and block_size change nothing, the likelihood is exact."""
+        shapes = _cached_shapes(engines)
+        block = max(shapes)
+        for window in windows:
+            nats = np.zeros(len(window))
+            for start in range(0, len(window), block):
+                piece = window[start : start + block]
+                ids = np.full(block, manifest.eos_token_id, np.int32)
+                ids[: len(piece)] = piece
+                engine = engines.engine(GRAPH, block, bucket(shapes[block], start + len(piece)))
+                feed(ops, engine, ids, start)
+                engine.run()
+                append(ops, engine, start, len(piece))
+                targets = window[start + 1 : start + 1 + len(piece)]
+                rows = ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)
+                nats[start + 1 : start + 1 + len(targets)] = negative_log_likelihood(
+                    rows[: len(targets)], targets, banned_ids(manifest)
+                )
+            yield np.repeat(nats[None], len(samples), axis=0)

@@ -1,0 +1,126 @@
+"""Which graph shapes serve a text, and where in the KV cache the text stands.
+
+Shared by the families that cache a prefix. Knows no decoding rule and no logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..engines.base import Engine
+from ..errors import ConfigError
+from ..manifest import GraphSpec, Manifest
+from ..ops.base import Ops
+
+
+def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple[int, ...]]:
+    """Gives a graph's context sizes, ascending, per block size, ascending."""
+    found: dict[int, set[int]] = {}
+    for spec in specs:
+        if spec.name == graph:
+            found.setdefault(spec.block, set()).add(spec.context)
+    if not found:
+        raise ConfigError(f"the bundle has no graph {graph!r}; export it again")
+    return {block: tuple(sorted(found[block])) for block in sorted(found)}
+
+
+def choose_block(shapes: dict[int, tuple[int, ...]], asked: int | None) -> int:
+    """Gives the block size to decode with: the one asked for, else the default.
+
+    The default is the largest that a text can be continued with (its largest context holds at
+    least one block); without any, the largest, which is the whole canvas.
+    """
+    if asked is None:
+        fitting = [block for block, contexts in shapes.items() if contexts[-1] >= block]
+        return max(fitting, default=max(shapes))
+    if asked not in shapes:
+        sizes = ", ".join(map(str, shapes))
+        raise ConfigError(f"the bundle has no graph of block size {asked}; choose from {sizes}")
+    return asked
+
+
+def bucket(contexts: Sequence[int], rows: int) -> int:
+    """Gives the smallest context of at least `rows` rows."""
+    return next(context for context in contexts if context >= rows)
+
+
+def check_ids(manifest: Manifest, ids: Sequence[int], what: str, *, mask: bool = False) -> None:
+    """Raises ConfigError for ids that a text cannot hold; `mask` admits the mask id."""
+    if not ids:
+        raise ConfigError(f"the {what} is empty; it begins with at least the start token")
+    for token in ids:
+        if not 0 <= token < manifest.vocab_size:
+            raise ConfigError(
+                f"the {what} holds token {token}, outside the vocabulary of {manifest.vocab_size}"
+            )
+    banned = set(banned_ids(manifest))
+    if mask and manifest.mask_token_id is not None:
+        banned.discard(manifest.mask_token_id)
+    wrong = banned.intersection(ids)
+    if wrong:
+        raise ConfigError(
+            f"the {what} holds token {min(wrong)}, which is mask or padding, not text"
+        )
+
+
+def banned_ids(manifest: Manifest) -> tuple[int, ...]:
+    """Gives the ids that no text contains: mask and padding."""
+    special = {manifest.mask_token_id, manifest.pad_token_id} - {None, manifest.eos_token_id}
+    return tuple(sorted(token for token in special if token is not None))
+
+
+class Text:
+    """The committed ids of one text, and the window of it that the model sees."""
+
+    def __init__(self, given: Sequence[int], limit: int) -> None:
+        """Starts with the given ids; `limit` ids at most will stand here."""
+        self._ids = np.zeros(max(limit, len(given)), np.int32)
+        self._ids[: len(given)] = given
+        self.limit = limit
+        """Positions at most, the given ones included."""
+        self.num_known = len(given)
+        self.offset = 0
+        """Absolute position of the window's first token."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(num_known,) int32 view."""
+        return self._ids[: self.num_known]
+
+    @property
+    def window(self) -> np.ndarray:
+        """Known ids from the window's start on: int32 view."""
+        return self._ids[self.offset : self.num_known]
+
+    def extend(self, position: int, ids: np.ndarray) -> tuple[int, ...]:
+        """Writes ids at an absolute position; returns those beyond what was known."""
+        end = position + len(ids)
+        new = tuple(int(token) for token in ids[self.num_known - position :]) if len(ids) else ()
+        if end > self.num_known:
+            self._ids[position:end] = ids
+            self.num_known = end
+            return new
+        return ()
+
+    def slide(self, keep: int) -> None:
+        """Moves the window so that it begins `keep` known ids before the end."""
+        self.offset = self.num_known - keep
+
+
+def feed(ops: Ops, engine: Engine, ids: object, start: int) -> None:
+    """Writes a canvas and its start into an engine's buffers."""
+    ops.assign(engine.inputs[engine.spec.tensor("canvas").name], ids)
+    ops.assign(engine.inputs[engine.spec.tensor("start").name], np.array([start], np.int32))
+
+
+def append(ops: Ops, engine: Engine, start: int, count: int) -> None:
+    """Stores a run's first `count` keys and values behind `start` rows of the cache."""
+    kv = engine.inputs[engine.spec.tensor("kv").name]
+    ops.append_kv(kv, engine.outputs[engine.spec.tensor("kv_new").name], start, count)
+
+
+def logits(engine: Engine) -> object:
+    """Gives a run's logits: (1, block, vocab)."""
+    return engine.outputs[engine.spec.tensor("logits").name]

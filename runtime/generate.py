@@ -1,0 +1,99 @@
+"""The one loop of decoding: ask the update rule what to run, run it, let it update. No family here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .engines.base import EngineSet
+from .families import find_family
+from .families.base import Request, Span
+from .manifest import Manifest
+from .ops.base import Ops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """What a decode gave, finished or interrupted."""
+
+    token_ids: tuple[int, ...]
+    """The whole text: start token and prompt included, a token that ended it left out."""
+    new_token_ids: tuple[int, ...]
+    """The generated ones; the whole text when infilling."""
+    nfe: int
+    """Graph runs, prefill and commit runs included."""
+    seconds: dict[str, float]
+    """`prepare` (making engines ready), `engine` (graph runs), `update` (sampling, selection and
+    cache), `host` (the rest) and `total`."""
+    finish_reason: str
+    """`end` (the model ended the text), `length` (the limit) or `interrupted`."""
+    approximate: bool
+    """True when a sliding window dropped a part of the text."""
+
+    @property
+    def tokens_per_nfe(self) -> float:
+        """Generated tokens per graph run; 0 without any run."""
+        return len(self.new_token_ids) / self.nfe if self.nfe else 0.0
+
+
+class Generation:
+    """One request being decoded: iterate over its spans, then read its `result`.
+
+    May be left early (Ctrl-C): `result` then holds what was committed until there.
+    """
+
+    def __init__(self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request) -> None:
+        """Starts the request; raises ConfigError if it cannot be served."""
+        begin = time.perf_counter()
+        self._rule = find_family(manifest.family).start(manifest, engines, ops, request)
+        self._engines = engines
+        self._nfe = 0
+        self._seconds = {"prepare": 0.0, "engine": 0.0, "update": 0.0}
+        self._total = time.perf_counter() - begin
+
+    def __iter__(self) -> Iterator[Span]:
+        """Decodes; yields every span. Time spent by the consumer is not counted."""
+        clock = time.perf_counter
+        while not self._rule.done:
+            begin = clock()
+            engine = self._engines.engine(*self._rule.next_run())
+            prepared = clock()
+            self._rule.feed(engine)
+            fed = clock()
+            engine.run()
+            ran = clock()
+            spans = self._rule.update(engine)
+            end = clock()
+            self._nfe += 1
+            self._seconds["prepare"] += prepared - begin
+            self._seconds["engine"] += ran - fed
+            self._seconds["update"] += (end - ran) + (fed - prepared)
+            self._total += clock() - begin
+            yield from spans
+
+    @property
+    def result(self) -> GenerationResult:
+        """What there is so far."""
+        rule = self._rule
+        tokens = tuple(rule.tokens.tolist())
+        host = max(0.0, self._total - sum(self._seconds.values()))
+        reason = "end" if rule.ended else "length"
+        return GenerationResult(
+            token_ids=tokens,
+            new_token_ids=tokens[rule.num_given :],
+            nfe=self._nfe,
+            seconds={**self._seconds, "host": host, "total": self._total},
+            finish_reason=reason if rule.done else "interrupted",
+            approximate=rule.approximate,
+        )
+
+
+def generate(
+    manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
+) -> GenerationResult:
+    """Decodes a request to its end; raises ConfigError if it cannot be served."""
+    generation = Generation(manifest, engines, ops, request)
+    for _ in generation:
+        pass
+    return generation.result

@@ -1,0 +1,191 @@
+"""The primitives that update rules call: their contracts, and the buffers they work on.
+
+An update step is a fixed, short sequence of calls on buffers that the ops own, so that a device
+backend can keep all of it on the device and capture it once:
+
+    ops.assign(engine input, canvas.ids)      feed
+    engine.run()
+    ops.sample(logits, canvas)                candidates and scores of the masked rows
+    ops.commit(canvas) -> Progress            selection, scatter, counts, end of text
+
+Whatever changes from step to step (step number, masked count, hitting time) is state of the canvas,
+never an argument. Update rules never index logits, KV or canvas arrays themselves.
+
+Knows no family, engine or text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..decoding import DecodingSettings
+
+CHUNK = 64
+"""Probabilities per partial sum of the distribution function."""
+
+
+class Progress(NamedTuple):
+    """What a commit changed. Device ops may report the step before; a step over a finished block
+    changes nothing, so running one step ahead is harmless."""
+
+    num_masked: int
+    """Masked positions left; 0 also when the text ended within the block."""
+    num_committed: int
+    """Positions committed by this step."""
+    num_final: int
+    """Leading positions of the block without a mask: their text can be shown."""
+    ended: bool
+    """True when an end-of-text token stands at index `num_final`, everything before it committed."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Canvas:
+    """One block being denoised. Arrays are the ops' own: NumPy here, device arrays elsewhere."""
+
+    settings: DecodingSettings
+    vocab_size: int
+    seed: int
+    sample_index: int
+    mask_token_id: int
+    """Marks masked positions in `ids`; -1 for families without a mask."""
+    eos_token_id: int
+    """Ends the text; -1: nothing does."""
+    banned: tuple[int, ...]
+    """Ids that are never sampled, ascending."""
+
+    ids: Any
+    """(1, block) int32: committed ids, and the mask id elsewhere."""
+    masked: Any
+    """(block,) bool: positions still to commit. A position that holds the mask id but is not in
+    here (behind the text's end) is left alone."""
+    chosen: Any
+    """(block,) bool: positions that `sample` chose, for the rules that choose first."""
+    candidate: Any
+    """(block,) int32: drawn ids of masked rows."""
+    score: Any
+    """(block,) float32: what orders the candidates, higher first."""
+    log_prob: Any
+    """(block,) float32: log-probability of the candidate under the model's own distribution
+    (temperature 1, before top-k and top-p); kept for committed positions."""
+    unmask_chance: Any
+    """(steps,) float64: per step, the chance that a masked position is unmasked (`ancestral`)."""
+    bias: Any = None
+    """(vocab,) float32 added to every row's logits, or None."""
+    allowed: Any = None
+    """(block, ceil(vocab / 32)) uint32 or None: bit j of word w allows token 32 w + j."""
+    seen: Any = None
+    """(vocab,) bool: tokens of the text so far, kept only under a repetition penalty."""
+
+    position: int = 0
+    """Absolute position of the block's first token: what its draws are keyed by."""
+    first: int = 0
+    """Index of the first generated position; an end-of-text token before it is part of the prompt."""
+    step: int = 0
+    """Steps done in this block."""
+    num_masked: int = 0
+    num_masked_at_start: int = 0
+    time: float = 1.0
+    """Diffusion time of the block under `first_hitting`."""
+    scratch: Any = field(default=None, repr=False)
+    """The ops' own working memory."""
+
+
+class Ops(Protocol):
+    """One backend's primitives."""
+
+    @property
+    def synchronous(self) -> bool:
+        """True when reading a canvas costs no synchronisation, so that text may stream per step."""
+        ...
+
+    def canvas(
+        self,
+        *,
+        block: int,
+        vocab_size: int,
+        settings: DecodingSettings,
+        seed: int,
+        sample_index: int,
+        mask_token_id: int,
+        eos_token_id: int,
+        banned: tuple[int, ...],
+        unmask_chance: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> Canvas:
+        """Allocates everything a block needs; nothing is allocated per step afterwards."""
+        ...
+
+    def begin_block(
+        self, canvas: Canvas, ids: np.ndarray, masked: np.ndarray, *, position: int, first: int
+    ) -> int:
+        """Starts a block from host arrays: ids (block,) int32, masked (block,) bool.
+
+        Resets step, time, scores and counts; returns the number of masked positions.
+        """
+        ...
+
+    def mark_seen(self, canvas: Canvas, ids: np.ndarray) -> None:
+        """Tells the repetition penalty about ids (host, int32) outside the canvas."""
+        ...
+
+    def sample(self, logits: Any, canvas: Canvas) -> None:
+        """Gives every masked row (or every chosen one) a candidate, its log_prob and its score.
+
+        Args:
+            logits: (block, vocab) or (1, block, vocab), float32 or float16, read only.
+            canvas: `candidate`, `log_prob`, `score` and `chosen` are written in place.
+
+        A row's logits l become l + bias, then the repetition penalty on seen tokens, then -inf on
+        banned and disallowed ids. At temperature 0 the candidate is the highest, the lowest id
+        among equals. Otherwise weights w = exp((l - max l) / T), float32, restricted to the top k
+        and then, within them, to the smallest set of highest weights whose share reaches top_p
+        (equal weights: lower ids first); the candidate is drawn from them by `TOKEN`'s uniform u at
+        (position, step): with chunk sums of 64 weights, each summed in float32 in eight interleaved
+        partial sums s_j = w_j + w_(j+8) + ..., joined ((s0+s1)+(s2+s3))+((s4+s5)+(s6+s7)), and
+        accumulated in float64 in order, it lies in the first chunk whose cumulative sum exceeds
+        u times the total, and is the first id there at which the running float64 sum does.
+
+        Raises:
+            EngineError: A row holds NaN, or no finite logit that is allowed. Device ops raise it at
+                the next `commit`.
+        """
+        ...
+
+    def commit(self, canvas: Canvas) -> Progress:
+        """Commits positions by the rule of the canvas's settings (see `decoding`).
+
+        Scatters candidates into `ids`, clears them in `masked`, counts the step, and ends the
+        text at the first end-of-text token that has no mask before it.
+        """
+        ...
+
+    def ids(self, canvas: Canvas) -> np.ndarray:
+        """Copies the canvas's ids to the host: (block,) int32."""
+        ...
+
+    def masked(self, canvas: Canvas) -> np.ndarray:
+        """Copies the canvas's masked flags to the host: (block,) bool."""
+        ...
+
+    def assign(self, target: Any, source: Any) -> None:
+        """Copies a host or own array into a buffer of the same number of elements."""
+        ...
+
+    def rows(self, logits: Any, start: int, count: int) -> Any:
+        """Gives a view of rows [start, start + count) of (1, block, vocab) logits."""
+        ...
+
+    def append_kv(self, kv: Any, kv_new: Any, start: int, count: int) -> None:
+        """Writes rows [0, count) of kv_new behind `start` rows of kv: a contiguous copy.
+
+        Rolling back needs no call: rows from `start` on are ignored by the graph.
+        """
+        ...
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """Gives an array as NumPy, valid until the engine's next run."""
+        ...

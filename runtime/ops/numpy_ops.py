@@ -1,0 +1,268 @@
+"""The primitives in NumPy: the reference for every other backend, and the CPU path.
+
+Contracts stand in `base.Ops`. Only masked rows are touched, and nothing of a canvas's size or
+larger is allocated per step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..decoding import RULES, DecodingSettings
+from ..philox import DrawKind, uniforms
+from . import selection
+from .base import Canvas, Progress
+from .rows import RowScratch, chunk_sums, draw, exponentiate, highest, process, statistics, truncate
+
+STEPS_PER_DRAW = 8
+"""Steps whose uniforms are made at once: Philox costs about 60 us per call, whatever its size."""
+
+
+class _Scratch:
+    """A NumPy canvas's working memory."""
+
+    def __init__(self, vocab_size: int, banned: tuple[int, ...]) -> None:
+        self.row = RowScratch(vocab_size)
+        self.banned = np.array(banned, dtype=np.int64)
+        self.draws: dict[DrawKind, tuple[int, np.ndarray]] = {}
+
+
+class NumpyOps:
+    """`Ops` on NumPy arrays."""
+
+    name = "numpy"
+    synchronous = True
+
+    def canvas(
+        self,
+        *,
+        block: int,
+        vocab_size: int,
+        settings: DecodingSettings,
+        seed: int,
+        sample_index: int,
+        mask_token_id: int,
+        eos_token_id: int,
+        banned: tuple[int, ...],
+        unmask_chance: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> Canvas:
+        """See Ops."""
+        return Canvas(
+            settings=settings,
+            vocab_size=vocab_size,
+            seed=seed,
+            sample_index=sample_index,
+            mask_token_id=mask_token_id,
+            eos_token_id=eos_token_id,
+            banned=banned,
+            ids=np.full((1, block), mask_token_id, np.int32),
+            masked=np.zeros(block, bool),
+            chosen=np.zeros(block, bool),
+            candidate=np.zeros(block, np.int32),
+            score=np.zeros(block, np.float32),
+            log_prob=np.zeros(block, np.float32),
+            unmask_chance=unmask_chance,
+            bias=bias,
+            allowed=allowed,
+            seen=np.zeros(vocab_size, bool) if settings.repetition_penalty != 1.0 else None,
+            scratch=_Scratch(vocab_size, banned),
+        )
+
+    def begin_block(
+        self, canvas: Canvas, ids: np.ndarray, masked: np.ndarray, *, position: int, first: int
+    ) -> int:
+        """See Ops."""
+        canvas.ids[0] = ids
+        canvas.masked[:] = masked
+        canvas.log_prob.fill(0.0)
+        canvas.position, canvas.first = position, first
+        canvas.step, canvas.time = 0, 1.0
+        canvas.num_masked = canvas.num_masked_at_start = int(np.count_nonzero(masked))
+        canvas.scratch.draws.clear()
+        return canvas.num_masked
+
+    def mark_seen(self, canvas: Canvas, ids: np.ndarray) -> None:
+        """See Ops."""
+        if canvas.seen is not None:
+            canvas.seen[ids] = True
+
+    def sample(self, logits: Any, canvas: Canvas) -> None:
+        """See Ops."""
+        logits = logits.reshape(-1, canvas.vocab_size)
+        if RULES[canvas.settings.rule].chooses_first:
+            self._choose(canvas)
+            rows = np.flatnonzero(canvas.chosen)
+        else:
+            rows = np.flatnonzero(canvas.masked)
+        if not len(rows):
+            return
+        greedy = canvas.settings.greedy
+        tokens = None if greedy else self._draws(canvas, DrawKind.TOKEN)
+        seen = None if canvas.seen is None else np.flatnonzero(canvas.seen)
+        for row in rows.tolist():
+            uniform = 0.0 if tokens is None else float(tokens[row])
+            self._sample_row(logits[row], canvas, row, uniform, seen)
+
+    def _sample_row(
+        self, row_logits: np.ndarray, canvas: Canvas, row: int, uniform: float, seen: Any
+    ) -> None:
+        settings, scratch = canvas.settings, canvas.scratch.row
+        score_kind = RULES[settings.rule].score
+        temperature = settings.temperature or 0.0
+        process(
+            scratch,
+            row_logits,
+            banned=canvas.scratch.banned,
+            bias=canvas.bias,
+            allowed=None if canvas.allowed is None else canvas.allowed[row],
+            seen=seen,
+            penalty=settings.repetition_penalty,
+        )
+        first, top = highest(scratch.logits)
+        weights = exponentiate(scratch, top, 1.0)
+        if temperature == 1.0:
+            total = chunk_sums(scratch)
+        else:
+            total = float(np.add.reduce(weights))
+        stats = None
+        if score_kind in ("entropy", "margin"):
+            stats = statistics(scratch, first, top, total)
+        candidate = first
+        if temperature != 0.0:
+            if temperature != 1.0:
+                exponentiate(scratch, top, temperature)
+            if settings.top_k is not None or settings.top_p is not None:
+                truncate(scratch, settings.top_k, settings.top_p)
+                chunk_sums(scratch)
+            elif temperature != 1.0:
+                chunk_sums(scratch)
+            candidate = draw(scratch, uniform)
+        log_prob = float(scratch.logits[candidate]) - top - float(np.log(total))
+        canvas.candidate[row] = candidate
+        canvas.log_prob[row] = log_prob
+        match score_kind:
+            case "confidence":
+                canvas.score[row] = np.exp(log_prob)
+            case "entropy":
+                assert stats is not None
+                canvas.score[row] = -stats.entropy
+            case "margin":
+                assert stats is not None
+                canvas.score[row] = stats.first_p - stats.second_p
+            case _:
+                canvas.score[row] = 0.0
+
+    def _choose(self, canvas: Canvas) -> None:
+        """Fills `chosen` for the rules that look at no logits."""
+        masked = np.flatnonzero(canvas.masked)
+        canvas.chosen.fill(False)
+        if not len(masked):
+            return
+        settings = canvas.settings
+        match settings.rule:
+            case "random":
+                count = selection.quota(canvas.num_masked_at_start, settings.steps, canvas.step)
+                scores = self._draws(canvas, DrawKind.SELECT)[masked]
+                accept = selection.highest(scores, count)
+            case "first_hitting":
+                canvas.time *= float(self._draws(canvas, DrawKind.TIME)[0]) ** (1.0 / len(masked))
+                accept = selection.one_of(
+                    len(masked), float(self._draws(canvas, DrawKind.CHOICE)[0])
+                )
+            case "ancestral":
+                last = canvas.step >= len(canvas.unmask_chance) - 1
+                chance = 1.0 if last else canvas.unmask_chance[canvas.step]
+                accept = self._draws(canvas, DrawKind.SELECT)[masked] < chance
+            case _:
+                raise AssertionError(f"rule {settings.rule} does not choose first")
+        canvas.chosen[masked] = accept
+
+    def _draws(self, canvas: Canvas, kind: DrawKind) -> np.ndarray:
+        """Gives this step's uniforms of every position: (block,) float64."""
+        made = canvas.scratch.draws.get(kind)
+        start = canvas.step - canvas.step % STEPS_PER_DRAW
+        if made is None or made[0] != start:
+            positions = canvas.position + np.arange(len(canvas.masked))
+            steps = start + np.arange(STEPS_PER_DRAW)[:, None]
+            made = (start, uniforms(canvas.seed, canvas.sample_index, positions, steps, kind))
+            canvas.scratch.draws[kind] = made
+        return made[1][canvas.step - start]
+
+    def commit(self, canvas: Canvas) -> Progress:
+        """See Ops."""
+        num_committed = 0
+        if canvas.num_masked:
+            accepted = self._accepted(canvas)
+            num_committed = len(accepted)
+            canvas.ids[0, accepted] = canvas.candidate[accepted]
+            canvas.masked[accepted] = False
+            canvas.num_masked -= num_committed
+            canvas.step += 1
+            if canvas.seen is not None:
+                canvas.seen[canvas.candidate[accepted]] = True
+        num_final, ended = self._end_of_text(canvas)
+        if ended:
+            canvas.masked.fill(False)
+            canvas.num_masked = 0
+        return Progress(canvas.num_masked, num_committed, num_final, ended)
+
+    def _accepted(self, canvas: Canvas) -> np.ndarray:
+        """Gives the indices that the rule commits now."""
+        settings = canvas.settings
+        if RULES[settings.rule].chooses_first:
+            return np.flatnonzero(canvas.chosen)
+        masked = np.flatnonzero(canvas.masked)
+        scores = canvas.score[masked]
+        match settings.rule:
+            case "threshold":
+                accept = selection.threshold(scores, settings.threshold or 0.0)
+            case "factor":
+                accept = selection.factor(scores, settings.factor or 0.0)
+            case "entropy_bound":
+                accept = selection.entropy_bound(scores, settings.entropy_bound or 0.0)
+            case "low_confidence" | "entropy" | "margin":
+                count = selection.quota(canvas.num_masked_at_start, settings.steps, canvas.step)
+                accept = selection.highest(scores, count)
+            case "next_token":
+                accept = selection.highest(scores, 1)
+            case _:
+                raise AssertionError(f"rule {settings.rule} chooses first")
+        return masked[accept]
+
+    def _end_of_text(self, canvas: Canvas) -> tuple[int, bool]:
+        """Gives the number of leading final positions, and whether the text ends behind them."""
+        ids = canvas.ids[0]
+        holes = ids == canvas.mask_token_id
+        num_final = int(holes.argmax()) if holes.any() else len(ids)
+        stops = np.flatnonzero(ids[canvas.first : num_final] == canvas.eos_token_id)
+        if len(stops):
+            return canvas.first + int(stops[0]), True
+        return num_final, False
+
+    def ids(self, canvas: Canvas) -> np.ndarray:
+        """See Ops."""
+        return canvas.ids[0].copy()
+
+    def masked(self, canvas: Canvas) -> np.ndarray:
+        """See Ops."""
+        return canvas.masked.copy()
+
+    def assign(self, target: Any, source: Any) -> None:
+        """See Ops."""
+        target[...] = np.asarray(source).reshape(target.shape)
+
+    def rows(self, logits: Any, start: int, count: int) -> Any:
+        """See Ops."""
+        return logits[:, start : start + count]
+
+    def append_kv(self, kv: Any, kv_new: Any, start: int, count: int) -> None:
+        """See Ops."""
+        kv[start : start + count] = kv_new[:count]
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """See Ops."""
+        return np.asarray(array)
