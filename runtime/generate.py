@@ -1,4 +1,4 @@
-"""The one loop of decoding: ask the update rule what to run, run it, let it update. No family here."""
+"""The one loop of decoding: run what the update rule asks for, let it update. Knows no family."""
 
 from __future__ import annotations
 

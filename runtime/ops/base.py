@@ -38,7 +38,7 @@ class Progress(NamedTuple):
     num_final: int
     """Leading positions of the block without a mask: their text can be shown."""
     ended: bool
-    """True when an end-of-text token stands at index `num_final`, everything before it committed."""
+    """True when an end-of-text token stands at index `num_final`, all before it committed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Canvas:
     position: int = 0
     """Absolute position of the block's first token: what its draws are keyed by."""
     first: int = 0
-    """Index of the first generated position; an end-of-text token before it is part of the prompt."""
+    """Index of the first generated position; an end-of-text token before it is the prompt's."""
     step: int = 0
     """Steps done in this block."""
     num_masked: int = 0

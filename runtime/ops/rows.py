@@ -89,7 +89,7 @@ def process(
 
 
 def highest(logits: np.ndarray) -> tuple[int, float]:
-    """Gives the highest logit's lowest id, and its value; raises EngineError if it is not finite."""
+    """Gives the lowest id of the highest logit, and that; EngineError if it is not finite."""
     first = int(logits.argmax())
     value = float(logits[first])
     if not np.isfinite(value):

@@ -1,0 +1,258 @@
+"""Masked diffusion on the device: block by block with an exact KV cache, or on a whole canvas.
+
+| run | canvas | start | afterwards |
+|---|---|---|---|
+| prefill | a full block of the prompt | rows cached | its kv_new is stored |
+| denoise | fixed ids, MASK elsewhere | rows cached | a decoding rule commits positions |
+| commit | the finished block | rows cached | its kv_new is stored; skipped when no block follows |
+
+All three are the graph `denoise`. The prompt's tail (its length modulo the block size) shares the
+first generated block as fixed positions. Positions beyond the last token asked for stay MASK and
+are neither committed nor read.
+
+A text beyond the largest context (or the positions the model knows) goes on in a window: the
+oldest half is dropped, the kept tail is prefilled at positions from 0 on, `approximate` is set.
+Draws are keyed by absolute positions, so that they do not move.
+
+Infilling takes the smallest graph that holds the text as one block at start 0, so that a gap sees
+both sides. An end-of-text token stands fixed behind the text; what lies behind that stays MASK.
+Neither that token, MASK nor padding can fill a gap.
+
+Source: MDLM (arXiv 2406.07524), BD3-LM (arXiv 2503.09573) section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..decoding import DecodingSettings
+from ..engines.base import Engine, EngineSet
+from ..errors import ConfigError
+from ..manifest import Manifest
+from ..ops.base import Ops, Progress
+from ..schedule import schedule_from_json
+from .base import Request, Span
+from .window import (
+    Text,
+    append,
+    banned_ids,
+    bucket,
+    choose_block,
+    contexts_by_block,
+    feed,
+    logits,
+)
+
+GRAPH = "denoise"
+
+
+class MaskedRule:
+    """One text being denoised block by block; see the module's documentation."""
+
+    def __init__(self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request) -> None:
+        """Makes the first canvas; raises ConfigError if the request cannot be served."""
+        assert manifest.mask_token_id is not None
+        self._mask, self._eos = manifest.mask_token_id, manifest.eos_token_id
+        self._ops, self._request = ops, request
+        settings = request.settings or DecodingSettings.from_json(manifest.decoding)
+        shapes = contexts_by_block(engines.specs, GRAPH)
+        template = request.template_ids
+        if template is None:
+            self._block = choose_block(shapes, settings.block_size)
+            text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
+        else:
+            self._block = canvas_block(shapes, settings.block_size, len(template))
+            text = Text((), len(template))
+        self._text = text
+        self._num_given = len(request.prompt_ids) if template is None else 0
+        self._contexts = shapes[self._block]
+        blocks_cached = min(
+            self._contexts[-1] // self._block, max(0, manifest.max_position // self._block - 1)
+        )
+        self._capacity = (blocks_cached + 1) * self._block
+        steps = settings.steps or self._block
+        self._canvas = ops.canvas(
+            block=self._block,
+            vocab_size=manifest.vocab_size,
+            settings=settings,
+            seed=request.seed,
+            sample_index=request.sample_index,
+            mask_token_id=self._mask,
+            eos_token_id=self._eos if template is None else -1,
+            banned=_banned(manifest, infill=template is not None),
+            unmask_chance=unmask_chances(manifest, steps) if settings.rule == "ancestral" else None,
+        )
+        self._phase = "prefill"
+        self._cached = 0
+        self._ended = False
+        self._approximate = False
+        self._open(template)
+
+    def _open(self, template: Sequence[int] | None) -> None:
+        """Sets the state before the first run."""
+        if template is not None:
+            self._ops.mark_seen(self._canvas, np.array(template, np.int32))
+            self._begin_infill(np.array(template, np.int32))
+            return
+        self._ops.mark_seen(self._canvas, self._text.ids)
+        if self._text.num_known >= self._text.limit:
+            self._phase = "done"
+        elif self._text.num_known >= self._capacity:
+            self._slide()
+        else:
+            self._advance()
+
+    @property
+    def done(self) -> bool:
+        """See UpdateRule."""
+        return self._phase == "done"
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """See UpdateRule."""
+        return self._text.ids
+
+    @property
+    def num_given(self) -> int:
+        """See UpdateRule; 0 when infilling."""
+        return self._num_given
+
+    @property
+    def ended(self) -> bool:
+        """See UpdateRule."""
+        return self._ended
+
+    @property
+    def approximate(self) -> bool:
+        """See UpdateRule."""
+        return self._approximate
+
+    def next_run(self) -> tuple[str, int, int]:
+        """See UpdateRule."""
+        rows = self._cached if self._phase == "denoise" else self._cached + self._block
+        return GRAPH, self._block, bucket(self._contexts, rows)
+
+    def feed(self, engine: Engine) -> None:
+        """See UpdateRule."""
+        ids = self._canvas.ids
+        if self._phase == "prefill":
+            ids = self._text.window[self._cached : self._cached + self._block]
+        feed(self._ops, engine, ids, self._cached)
+
+    def update(self, engine: Engine) -> Sequence[Span]:
+        """See UpdateRule."""
+        if self._phase == "denoise":
+            return self._denoise(engine)
+        append(self._ops, engine, self._cached, self._block)
+        self._cached += self._block
+        self._advance()
+        return ()
+
+    def _advance(self) -> None:
+        """Goes on behind the cached rows: prefills another known block, or denoises the next."""
+        if self._text.num_known - self._text.offset >= self._cached + self._block:
+            self._phase = "prefill"
+        else:
+            self._begin_block()
+
+    def _slide(self) -> None:
+        """Drops the older half of a full window."""
+        half = self._capacity // 2
+        self._text.slide(half // self._block * self._block if half >= self._block else half)
+        self._approximate = True
+        self._cached = 0
+        self._advance()
+
+    def _begin_block(self) -> None:
+        tail = self._text.window[self._cached :]
+        position = self._text.offset + self._cached
+        index = np.arange(self._block)
+        ids = np.full(self._block, self._mask, np.int32)
+        ids[: len(tail)] = tail
+        masked = (index >= len(tail)) & (position + index < self._text.limit)
+        self._ops.begin_block(self._canvas, ids, masked, position=position, first=len(tail))
+        self._phase = "denoise"
+
+    def _begin_infill(self, template: np.ndarray) -> None:
+        ids = np.full(self._block, self._mask, np.int32)
+        ids[: len(template)] = template
+        masked = ids == self._mask
+        masked[len(template) :] = False
+        if len(template) < self._block:
+            ids[len(template)] = self._eos
+        left = self._ops.begin_block(self._canvas, ids, masked, position=0, first=0)
+        self._phase = "denoise" if left else "done"
+        if not left:
+            self._text.extend(0, template)
+
+    def _denoise(self, engine: Engine) -> Sequence[Span]:
+        """One step; more on the same outputs while nothing changes, as the graph sees no time."""
+        output = logits(engine)
+        progress = Progress(0, 0, 0, False)
+        while True:
+            self._ops.sample(output, self._canvas)
+            progress = self._ops.commit(self._canvas)
+            if progress.num_committed or not progress.num_masked:
+                break
+        spans = []
+        finished = progress.num_masked == 0
+        if finished or self._ops.synchronous:
+            spans.extend(self._new_text(progress))
+        if self._request.provisional:
+            spans.append(self._provisional())
+        if finished:
+            self._finish_block(progress)
+        return spans
+
+    def _new_text(self, progress: Progress) -> Iterator[Span]:
+        position = self._canvas.position
+        end = min(progress.num_final, self._text.limit - position)
+        before = self._text.num_known
+        new = self._text.extend(position, self._ops.ids(self._canvas)[:end])
+        if new:
+            yield Span(position=before, token_ids=new, committed=True)
+
+    def _provisional(self) -> Span:
+        ids = self._ops.ids(self._canvas)[: self._text.limit - self._canvas.position]
+        return Span(
+            position=self._canvas.position,
+            token_ids=tuple(ids.tolist()),
+            committed=False,
+            fixed=tuple((ids != self._mask).tolist()),
+        )
+
+    def _finish_block(self, progress: Progress) -> None:
+        self._ended = progress.ended
+        if progress.ended or self._text.num_known >= self._text.limit:
+            self._phase = "done"
+        elif self._cached + self._block >= self._capacity:
+            self._slide()
+        else:
+            self._phase = "commit"
+
+
+def canvas_block(shapes: dict[int, tuple[int, ...]], asked: int | None, length: int) -> int:
+    """Gives the block that holds a whole text; raises ConfigError if none does."""
+    sizes = [choose_block(shapes, asked)] if asked is not None else list(shapes)
+    fitting = [block for block in sizes if block >= length]
+    if not fitting:
+        raise ConfigError(
+            f"the text to fill has {length} tokens, the largest canvas {max(sizes)}; "
+            "shorten it, or export with a larger whole-canvas block"
+        )
+    return min(fitting)
+
+
+def unmask_chances(manifest: Manifest, steps: int) -> np.ndarray:
+    """Gives (steps,) float64: (m_t - m_s) / m_t from t = 1 - i / steps to s = t - 1 / steps."""
+    schedule = schedule_from_json(manifest.noise_schedule)
+    times = 1.0 - np.arange(steps + 1) / steps
+    moved = np.asarray(schedule.move_chance(times))
+    return (moved[:-1] - moved[1:]) / moved[:-1]
+
+
+def _banned(manifest: Manifest, *, infill: bool) -> tuple[int, ...]:
+    banned = banned_ids(manifest)
+    return tuple(sorted({*banned, manifest.eos_token_id})) if infill else banned
