@@ -37,12 +37,16 @@ class Objective:
     """Smallest t in training; above 0 the loss is no bound any more, but varies less."""
     t_max: float = 1.0
     """Largest t in training."""
+    block_weights: Sequence[float] = ()
+    """How often each trained block size is drawn, relative to the others; empty = evenly."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.t_min < self.t_max <= 1.0:
             raise ConfigError(
                 f"t_min {self.t_min} and t_max {self.t_max} must satisfy 0 <= t_min < t_max <= 1"
             )
+        if any(not 0.0 < weight < float("inf") for weight in self.block_weights):
+            raise ConfigError(f"weights of block sizes must be above 0: {self.block_weights}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,27 @@ def parse_block_sizes(text: str | Sequence[int | str], context: int) -> tuple[in
         if size not in sizes:
             sizes.append(size)
     return tuple(sizes)
+
+
+def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[float, ...]]:
+    """Splits "16:1,32:2,full" into sizes and weights; no weights at all give an empty tuple.
+
+    Raises:
+        ConfigError: A weight is no number.
+    """
+    parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
+    pairs = [part.strip().partition(":") for part in parts]
+    words = [word for word, _, _ in pairs]
+    if not any(colon for _, colon, _ in pairs):
+        return words, ()
+    if len(set(words)) < len(words):
+        raise ConfigError(f"block sizes with weights must differ: {','.join(parts)!r}")
+    try:
+        return words, tuple(float(weight) if colon else 1.0 for _, colon, weight in pairs)
+    except ValueError:
+        raise ConfigError(
+            f"block size weights must be numbers, as in 16:1,32:2: {text!r}"
+        ) from None
 
 
 def draw_noise(
@@ -119,14 +144,15 @@ class Mdlm:
             raise ConfigError("family mdlm needs the option mask_token_id")
         extra = {"time_conditioning": given.get("time_conditioning", False), "causal": False}
         config = common_config(self.name, given, extra)
-        sizes = parse_block_sizes(given.get("block_sizes", "full"), given["context"])
+        words, weights = split_weights(given.get("block_sizes", "full"))
+        sizes = parse_block_sizes(words, given["context"])
         schedule = make_schedule(given.get("noise_schedule", "loglinear"))
         limits = {name: given[name] for name in ("t_min", "t_max") if name in given}
         return {
             **config,
             "noise_schedule": schedule_to_json(schedule),
             "block_sizes": list(sizes),
-            "objective": asdict(Objective(**limits)),
+            "objective": asdict(Objective(**limits, block_weights=weights)),
         }
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
@@ -142,12 +168,11 @@ class Mdlm:
         *,
         shard: tuple[int, int] = (0, 1),
     ) -> LossOutput:
-        """See Family; the block size is drawn per batch from the trained mix, evenly."""
-        sizes = config["block_sizes"]
-        block_size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
-        noise = self._noise(
-            ids, block_size, Objective(**config["objective"]), generator, config, shard
-        )
+        """See Family; the block size is drawn per batch from the trained mix."""
+        sizes, objective = config["block_sizes"], Objective(**config["objective"])
+        weights = torch.tensor(objective.block_weights or [1.0] * len(sizes), dtype=torch.float64)
+        block_size = sizes[int(torch.multinomial(weights, 1, generator=generator))]
+        noise = self._noise(ids, block_size, objective, generator, config, shard)
         nats, _ = self._masked_nats(model, ids, noise, config)
         num_tokens = ids.shape[0] * (ids.shape[1] - 1)
         return LossOutput(loss=nats.sum() / num_tokens, num_tokens=num_tokens)

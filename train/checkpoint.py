@@ -1,0 +1,214 @@
+"""Checkpoints on disk: the folder that export reads, and the state that `--resume` reads.
+
+    OUT/config.json  model.safetensors  tokenizer.json    the best weights so far (EMA if on)
+    OUT/last/…                                            the same three, of the last save
+    OUT/state/step-00001000/state.pt                      everything to continue exactly
+    OUT/train.json                                        the settings of the run
+
+Files appear whole or not at all. No family is known here: config.json is the family's mapping.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..runtime.errors import CheckpointError
+from .files import new_folder, remove_unfinished, write_file, write_text
+
+FORMAT_VERSION = 1
+KEPT_STATES = 2
+"""Saved states that are kept: one more than needed, in case the last is lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint folder holds, read and checked."""
+
+    path: Path
+    config: dict[str, Any]
+    """config.json."""
+    weights: dict[str, torch.Tensor]
+    """float32 on the CPU."""
+    tokenizer_json: str
+
+
+def write_checkpoint(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    tokenizer_json: str,
+) -> None:
+    """Writes the three files of a checkpoint.
+
+    Raises:
+        CheckpointError: if a weight is not finite: nothing is written then.
+    """
+    from safetensors.torch import save_file
+
+    check_finite(weights, str(folder))
+    tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
+    tensors = _without_twins(tensors)
+    metadata = {"format": "pt", "family": str(config["family"])}
+    write_file(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata))
+    write_text(folder / "tokenizer.json", tokenizer_json)
+    full = {"format_version": FORMAT_VERSION, **config}
+    write_text(folder / "config.json", json.dumps(full, indent=2) + "\n")
+
+
+def read_checkpoint(folder: str | Path, family: str | None = None) -> Checkpoint:
+    """Reads a checkpoint folder.
+
+    Args:
+        folder: where config.json, model.safetensors and tokenizer.json are.
+        family: the only family that is accepted; None accepts any.
+
+    Raises:
+        CheckpointError: if something is missing, damaged, of another family or not finite.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if family is not None and config["family"] != family:
+        raise CheckpointError(
+            f"{folder}: a checkpoint of family {config['family']!r}, wanted {family!r}; "
+            "give --family to match"
+        )
+    weights = _read_weights(folder / "model.safetensors")
+    check_finite(weights, str(folder))
+    tokenizer_path = folder / "tokenizer.json"
+    if not tokenizer_path.is_file():
+        raise CheckpointError(f"{folder}: tokenizer.json is missing; copy the whole folder")
+    return Checkpoint(
+        path=folder,
+        config=config,
+        weights=weights,
+        tokenizer_json=tokenizer_path.read_text(encoding="utf-8"),
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads config.json; raises CheckpointError."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here (config.json is missing)")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("family"), str):
+        raise CheckpointError(f"{path}: not a config of this program (no family in it)")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {config.get('format_version')!r}, this program reads "
+            f"{FORMAT_VERSION}; use the version that wrote it"
+        )
+    if not isinstance(config.get("model"), dict):
+        raise CheckpointError(f"{path}: the model's shape is missing")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: model.safetensors is missing")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); copy it again") from error
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Copies a checkpoint's weights into a model of the same shape.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, unknown or of another shape.
+    """
+    wanted = model.state_dict()
+    twins = _twins(wanted)
+    given = dict(checkpoint.weights)
+    for name, first in twins.items():
+        if first in given:
+            given.setdefault(name, given[first])
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise CheckpointError(f"{checkpoint.path}: weight {name} is missing")
+        if given[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: weight {name} is {tuple(given[name].shape)}, the model needs "
+                f"{tuple(tensor.shape)}; choose the same shape and vocabulary"
+            )
+    unknown = sorted(set(given) - set(wanted))
+    if unknown:
+        raise CheckpointError(f"{checkpoint.path}: unknown weight {unknown[0]}; another shape?")
+    model.load_state_dict(given)
+
+
+def _twins(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Maps each tensor that shares another one's memory to that one (tied embeddings)."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    twins = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key in first and tensor.numel():
+            twins[name] = first[key]
+        else:
+            first[key] = name
+    return twins
+
+
+def _without_twins(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    twins = _twins(tensors)
+    return {name: tensor for name, tensor in tensors.items() if name not in twins}
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raises CheckpointError naming the first tensor with NaN or infinity in it."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{where}: weight {name} holds NaN or infinity: the training diverged; "
+                "use an earlier checkpoint or a lower --lr"
+            )
+
+
+def save_state(out: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Writes a state whole or not at all, then drops all but the last few."""
+    folder = out / "state"
+    with new_folder(folder / f"step-{step:08d}") as beside:
+        torch.save(dict(state), beside / "state.pt")
+    for old in saved_states(out)[:-KEPT_STATES]:
+        shutil.rmtree(old)
+    remove_unfinished(folder, older_than_s=3600)
+
+
+def saved_states(out: Path) -> list[Path]:
+    """Returns the folders of finished states, oldest first."""
+    return sorted(p for p in (out / "state").glob("step-*") if (p / "state.pt").is_file())
+
+
+def load_state(out: Path) -> dict[str, Any] | None:
+    """Reads the newest state; None if none was saved yet.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    found = saved_states(out)
+    if not found:
+        return None
+    path = found[-1] / "state.pt"
+    try:
+        # weights_only: tensors and plain values; a state from elsewhere runs no code.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch.load raises whatever zip and unpickler raise.
+        raise CheckpointError(
+            f"{path}: damaged ({type(error).__name__}); delete {found[-1]} to use the state before"
+        ) from error

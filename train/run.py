@@ -1,0 +1,205 @@
+"""From settings to a checkpoint: prepares data and model, runs the loop, writes the results."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from tokenizers import Tokenizer
+
+from ..runtime.cache import cache_root
+from ..runtime.errors import ConfigError
+from .batches import Batches, held_out_rows
+from .checkpoint import load_state, load_weights, read_checkpoint, save_state, write_checkpoint
+from .config import PRECISIONS, TrainConfig, save_config
+from .data import documents, find_source, fingerprint
+from .families import FAMILIES
+from .loop import Hooks, Loop, Standing
+from .progress import NoCurves, Progress, make_curves
+from .shards import Corpus, prepare
+from .tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
+
+
+def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Trains a model.
+
+    Args:
+        config: settings.
+        resume: continue the run in `config.out`.
+        quiet: no progress on stderr.
+
+    Returns:
+        A summary: checkpoint, status, steps, tokens_seen, seconds, best_step, held_out.
+
+    Raises:
+        DlmError: on any expected failure.
+    """
+    if config.family not in FAMILIES:
+        raise ConfigError(f"family {config.family!r}: choose one of {', '.join(FAMILIES)}")
+    fabric = _launch(config)
+    out = Path(config.out)
+    with _rank_zero_first(fabric):
+        tokenizer, corpus = _prepare(config)
+    family = FAMILIES[config.family]
+    ids = special_ids(tokenizer)
+    options = {**config.options, **ids, "vocab_size": vocab_size_of(tokenizer)}
+    model_config = family.make_config({**options, "context": config.context})
+    torch.manual_seed(config.seed)
+    module = family.make_model(model_config["model"])
+    if config.init is not None:
+        load_weights(module, read_checkpoint(config.init, config.family))
+    batches = Batches(
+        corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
+    )
+    held_out = held_out_rows(corpus.valid, context=config.context, max_rows=config.eval_rows)
+    loop = Loop(fabric, family, module, model_config, config, batches, held_out)
+    if resume:
+        state = load_state(out)
+        if state is not None:
+            loop.load(state)
+        elif fabric.is_global_zero:
+            print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
+    if fabric.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "train.json")
+    return _run(fabric, loop, corpus, tokenizer, out, quiet or not fabric.is_global_zero)
+
+
+def _run(
+    fabric: Fabric, loop: Loop, corpus: Corpus, tokenizer: Tokenizer, out: Path, quiet: bool
+) -> dict[str, Any]:
+    config, first = loop.config, loop.standing.step
+    progress = Progress(num_steps=config.num_steps, first_step=first, quiet=quiet)
+    millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
+    progress.say(
+        f"{config.family}, {millions:.2f} M parameters; {len(corpus.train.tokens):,} training and "
+        f"{len(corpus.valid.tokens):,} held-out tokens ({corpus.note})"
+    )
+    curves = NoCurves()
+    if fabric.is_global_zero:
+        curves = make_curves(config.log, out, config.to_json(), first)
+    try:
+        with _asked_to_stop() as asked:
+            hooks = _hooks(fabric, loop, corpus, tokenizer.to_str(), out, asked)
+            status = loop.run(hooks, progress, curves)
+    finally:
+        progress.close()
+        curves.close()
+    standing = loop.standing
+    return {
+        "checkpoint": str(out if standing.figures else out / "last"),
+        "status": status,
+        "steps": standing.step,
+        "tokens_seen": standing.step * config.batch_size * config.context,
+        "seconds": round(standing.elapsed_s, 1),
+        "best_step": standing.best_step,
+        "held_out": standing.figures,
+    }
+
+
+def _prepare(config: TrainConfig) -> tuple[Tokenizer, Corpus]:
+    source = find_source(config.data, config.text_field)
+    valid = None if config.valid is None else find_source(config.valid, config.text_field)
+    cache = Path(config.cache_dir) if config.cache_dir else cache_root()
+    sha = fingerprint(source)
+    tokenizer = make_tokenizer(
+        config.tokenizer,
+        config.vocab_size,
+        documents(source),
+        tokenizer_cache(cache, sha, config.tokenizer, config.vocab_size),
+    )
+    corpus = prepare(
+        source,
+        valid,
+        tokenizer,
+        cache,
+        context=config.context,
+        valid_percent=config.valid_percent,
+    )
+    return tokenizer, corpus
+
+
+def _launch(config: TrainConfig) -> Fabric:
+    accelerator = config.accelerator
+    has_gpu = torch.cuda.is_available() and accelerator in ("auto", "cuda")
+    if config.precision == "fp16" and not has_gpu:
+        raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on this machine")
+    strategy: Any = config.strategy
+    if config.strategy == "auto":
+        strategy = "ddp" if config.devices > 1 else "auto"
+    if accelerator == "auto" and not has_gpu:
+        accelerator = "cpu"
+    fabric = Fabric(
+        accelerator=accelerator,
+        strategy=strategy,
+        devices=config.devices,
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _hooks(
+    fabric: Fabric, loop: Loop, corpus: Corpus, tokenizer_json: str, out: Path, asked: list[bool]
+) -> Hooks:
+    def described(standing: Standing) -> dict[str, Any]:
+        training = {
+            "settings": loop.config.to_json(),
+            "standing": asdict(standing),
+            "tokens_seen": standing.step * loop.config.batch_size * loop.config.context,
+            "data_sha256": corpus.train.sha256,
+            "valid_sha256": corpus.valid.sha256,
+            "torch": str(torch.__version__),
+        }
+        return {**loop.model_config, "training": training}
+
+    def on_best(standing: Standing, weights: dict[str, torch.Tensor]) -> None:
+        if fabric.is_global_zero:
+            write_checkpoint(out, described(standing), weights, tokenizer_json)
+
+    def on_save(
+        standing: Standing, weights: dict[str, torch.Tensor], state: Mapping[str, Any]
+    ) -> None:
+        if fabric.is_global_zero:
+            write_checkpoint(out / "last", described(standing), weights, tokenizer_json)
+            save_state(out, standing.step, state)
+        fabric.barrier()
+
+    return Hooks(on_best=on_best, on_save=on_save, interrupted=lambda: asked[0])
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[list[bool]]:
+    """Turns the first Ctrl-C (or SIGTERM) into a wish to stop; the second one kills as usual."""
+    asked = [False]
+    kept = {}
+
+    def ask(number: int, _frame: Any) -> None:
+        asked[0] = True
+        signal.signal(number, kept[number])
+
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            kept[number] = signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _rank_zero_first(fabric: Fabric) -> Iterator[None]:
+    """Lets rank 0 go through the block alone, then the others."""
+    if fabric.global_rank > 0:
+        fabric.barrier()
+    yield
+    if fabric.global_rank == 0:
+        fabric.barrier()
