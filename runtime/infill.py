@@ -47,7 +47,7 @@ class TemplateCanvas:
     """A template in token ids."""
 
     ids: tuple[int, ...]
-    """Start token, pieces and gaps (mask ids), end token."""
+    """Start token, then pieces and gaps (mask ids)."""
     gaps: tuple[slice, ...]
     """Where in `ids` each gap lies."""
 
@@ -110,7 +110,7 @@ def lay_out(
         lengths: tokens of each gap.
         encode: text to ids, without special tokens.
         decode: ids to text, special tokens left out.
-        eos_token_id: stands at the start and at the end: the text ends where the template does.
+        eos_token_id: the start token.
         mask_token_id: stands at each position to fill.
 
     Raises:
@@ -129,4 +129,4 @@ def lay_out(
         if index < template.num_gaps:
             gaps.append(slice(len(ids), len(ids) + lengths[index]))
             ids.extend([mask_token_id] * lengths[index])
-    return TemplateCanvas(ids=(*ids, eos_token_id), gaps=tuple(gaps))
+    return TemplateCanvas(ids=tuple(ids), gaps=tuple(gaps))

@@ -64,10 +64,10 @@ def test_the_space_before_a_gap_belongs_to_the_gap():
     assert template.assemble([", x"]) == "a , x b"
 
 
-def test_the_canvas_is_start_pieces_masks_and_end():
+def test_the_canvas_is_the_start_token_then_pieces_and_masks():
     canvas = lay("a ___ b___", (2, 1))
     a, space, b = encode("a b")
-    assert canvas.ids == (EOS, a, MASK, MASK, space, b, MASK, EOS)
+    assert canvas.ids == (EOS, a, MASK, MASK, space, b, MASK)
     assert [canvas.ids[gap] for gap in canvas.gaps] == [(MASK, MASK), (MASK,)]
 
 

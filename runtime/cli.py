@@ -1,0 +1,83 @@
+"""`dlm-run`: generate, infill, stream, or watch it denoise.
+
+Parses, calls `Pipeline`, prints. Everything heavy is imported once the options are known to make
+sense, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .cli_common import DlmCommand, common_options
+from .cli_options import read_options
+from .decoding import RULES
+
+
+def _options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds all options of `dlm-run`, in the order of its help."""
+    whole = click.IntRange(min=1)
+    options = [
+        click.option("--rule", type=click.Choice(tuple(RULES)), help="What a step commits."),
+        click.option("--threshold", type=float, help="Rule threshold: commit from this on."),
+        click.option("--factor", type=float, help="Rule factor: larger commits more at once."),
+        click.option("--entropy-bound", type=float, help="Rule entropy_bound: nats per step."),
+        click.option("--steps", type=whole, help="Steps per block, for rules with a schedule."),
+        click.option("--temperature", type=float, help="0 takes the most likely token."),
+        click.option("--top-k", type=whole, help="Draw among the k most likely tokens."),
+        click.option("--top-p", type=float, help="Draw among the tokens that reach this share."),
+        click.option("--repetition-penalty", type=float, help="Above 1: avoid what is there."),
+        click.option("--block", type=whole, help="Positions denoised together, if exported."),
+        click.option("--max-tokens", type=whole, help="New tokens at most.  [default: 256]"),
+        click.option("--stop", multiple=True, help="End before this text; may be repeated."),
+        click.option("--seed", default=0, show_default=True, help="Equal seeds give equal texts."),
+        click.option(
+            "--num-samples", type=whole, default=1, show_default=True, help="Texts per prompt."
+        ),
+        click.option("--infill", metavar="TEXT", help="Fill each ___ in TEXT (\\___ is text)."),
+        click.option(
+            "--gap-tokens",
+            metavar="N[,N…]",
+            help="Tokens of every gap, or of each.  [default: 12, about nine words]",
+        ),
+        click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
+        click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
+        click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
+        click.option("--engine", default="auto", show_default=True, help="What runs the graphs."),
+        click.option("--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"),
+        click.option("--check", is_flag=True, help="Compare with the bundle's golden vectors."),
+        click.option("--info", is_flag=True, help="Say what the bundle holds."),
+        click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command("dlm-run", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.argument("arguments", nargs=-1, metavar="[MODEL.dlm] [PROMPT]")
+@_options
+@common_options
+def main(arguments: tuple[str, ...], check: bool, info: bool, **given: Any) -> None:
+    """Writes text with a diffusion language model.
+
+    MODEL.dlm is a bundle (an argument that ends in .dlm always is); without one, the small model
+    that ships with the package runs. Without PROMPT the model writes what it likes. The text goes
+    to stdout as it is committed, several texts with <|endoftext|> between them; with --json each
+    text is one JSON object on a line of its own.
+    """
+    options = read_options(arguments, check, info, given)
+    from . import cli_run
+
+    if info:
+        cli_run.show_info(options)
+    elif check:
+        cli_run.check(options)
+    else:
+        cli_run.generate(options)
+
+
+if __name__ == "__main__":
+    main()

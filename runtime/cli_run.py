@@ -1,0 +1,256 @@
+"""What `dlm-run` does once its options are known: text, JSON, a live view, a bundle's facts."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .bundle import default_bundle_path, open_bundle
+from .cli_common import EXIT_INTERRUPTED, print_json
+from .cli_options import RULE_OF_OPTION, RunOptions, read_prompts
+from .decoding import RULES
+from .pipeline import Pipeline, TextGeneration, TextResult
+from .text import SEPARATOR
+
+_MIB = 1 << 20
+
+
+def generate(options: RunOptions) -> None:
+    """Writes every text that was asked for; exits 130 with what was committed on Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal of another encoding shows ? for what it lacks, instead of failing.
+        sys.stdout.reconfigure(errors="replace")
+    with _load(options) as pipeline:
+        for number, (prompt, sample_index) in enumerate(_jobs(options)):
+            if number and not options.as_json:
+                click.echo(SEPARATOR)
+            writer = _Writer(pipeline, options, prompt, sample_index)
+            interrupted = False
+            try:
+                writer.run()
+            except KeyboardInterrupt:
+                interrupted = True
+            writer.finish()
+            if interrupted:
+                sys.exit(EXIT_INTERRUPTED)
+
+
+def _load(options: RunOptions) -> Pipeline:
+    pipeline = Pipeline.load(
+        options.bundle,
+        engine=options.engine,
+        threads=options.threads,
+        expect_sha256=options.expect_sha256,
+    )
+    if options.verbose:
+        engines = pipeline.engines
+        note(
+            f"{pipeline.bundle.path} on {engines.name}, {engines.threads} threads: {engines.reason}"
+        )
+    return pipeline
+
+
+def _jobs(options: RunOptions) -> Iterator[tuple[str, int]]:
+    """Yields (prompt, sample index) of every text."""
+    prompts = [options.prompt or ""]
+    for prompt in read_prompts(options.prompt_file) if options.prompt_file else prompts:
+        for sample_index in range(options.num_samples):
+            yield prompt, sample_index
+
+
+def _start(
+    pipeline: Pipeline, options: RunOptions, prompt: str, sample_index: int
+) -> TextGeneration:
+    common = {
+        "seed": options.seed,
+        "sample_index": sample_index,
+        "provisional": options.watch,
+        **settings_of(pipeline, options),
+    }
+    if options.infill is not None:
+        if options.gap_tokens:
+            common["gap_tokens"] = options.gap_tokens
+        return pipeline.infill(options.infill, **common)
+    return pipeline.generate(prompt, max_tokens=options.max_tokens, stop=options.stop, **common)
+
+
+def settings_of(pipeline: Pipeline, options: RunOptions) -> dict[str, Any]:
+    """Returns the overrides, with the rule that an option without --rule belongs to."""
+    settings = dict(options.settings)
+    rule = RULES.get(pipeline.manifest.decoding.get("rule", ""))
+    if "rule" not in settings and rule is not None:
+        for option, owner in RULE_OF_OPTION.items():
+            if option in settings and option not in rule.options:
+                settings["rule"] = owner
+                break
+    return settings
+
+
+class _Writer:
+    """One text on its way to stdout."""
+
+    def __init__(
+        self, pipeline: Pipeline, options: RunOptions, prompt: str, sample_index: int
+    ) -> None:
+        self._pipeline, self._options, self._prompt = pipeline, options, prompt
+        self._generation = _start(pipeline, options, prompt, sample_index)
+        self._num_written: int | None = None
+        """Characters of the text on stdout already; None: not even the prompt is."""
+
+    def run(self) -> None:
+        """Decodes to the end, showing what is to be shown meanwhile."""
+        if self._options.watch:
+            self._watch()
+        elif self._options.as_json or self._options.infill is not None:
+            self._generation.result()
+        else:
+            self._write("")
+            for span in self._generation:
+                if span.text:
+                    self._write(span.text)
+
+    def finish(self) -> None:
+        """Prints the rest of the text, or the object, and the figures."""
+        result = self._generation.so_far()
+        if self._options.as_json:
+            print_json(record(result, self._pipeline, self._prompt))
+        else:
+            self._write(result.text[self._num_written or 0 :] + "\n")
+        if result.approximate:
+            note("approximate: the text outgrew the largest context and went on in a window")
+        if self._options.verbose or (sys.stderr.isatty() and not self._options.as_json):
+            note(summary(result))
+
+    def _write(self, text: str) -> None:
+        if self._num_written is None:
+            sys.stdout.write(_styled(self._prompt, sys.stdout, bold=True))
+            self._num_written = 0
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._num_written += len(text)
+
+    def _watch(self) -> None:
+        from .watch import Canvas, Watch
+
+        pipeline, generation = self._pipeline, self._generation
+        canvas = Canvas(generation.given_ids, pipeline.manifest.mask_token_id)
+        delay = self._options.watch_delay
+        with Watch(sys.stdout, pipeline.tokenizer.decode, delay=delay) as watch:
+            nfe = 0
+            for span in generation:
+                # All spans of one step are drawn together, when the first of the next is here.
+                if nfe and generation.nfe != nfe:
+                    watch.show(canvas, f"{nfe} graph runs")
+                nfe = generation.nfe
+                canvas.apply(span)
+            watch.show(canvas, f"{nfe} graph runs")
+
+
+def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any]:
+    """Returns the object that --json prints; its keys are stable."""
+    return {
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "nfe": result.nfe,
+        "tokens_per_nfe": round(result.tokens_per_nfe, 4),
+        "seconds": {stage: round(value, 6) for stage, value in result.seconds.items()},
+        "tokens_per_s": round(result.tokens_per_s, 2),
+        "peak_rss_mib": round(peak_rss_bytes() / _MIB, 1),
+        "engine": result.engine,
+        "precision": result.precision,
+        "rule": result.rule,
+        "seed": result.seed,
+        "sample_index": result.sample_index,
+        "prompt": prompt,
+        "gaps": None if result.gaps is None else list(result.gaps),
+        "finish_reason": result.finish_reason,
+        "approximate": result.approximate,
+        "settings": dict(result.settings),
+        "load_seconds": {part: round(value, 6) for part, value in pipeline.load_seconds.items()},
+        "bundle_sha256": pipeline.bundle.sha256,
+    }
+
+
+def summary(result: TextResult) -> str:
+    """Returns the figures of one text in a line."""
+    return (
+        f"{len(result.token_ids)} tokens, {result.tokens_per_s:.0f} tokens/s, "
+        f"{result.nfe} graph runs, {result.tokens_per_nfe:.2f} tokens each; "
+        f"{result.seconds['total']:.2f} s, {peak_rss_bytes() / _MIB:.0f} MiB; "
+        f"{result.engine} {result.precision}, rule {result.rule}, seed {result.seed}, "
+        f"ended by {result.finish_reason}"
+    )
+
+
+def peak_rss_bytes() -> int:
+    """Returns this process's highest resident memory."""
+    try:
+        # Not getrusage, which on Linux also counts the process that started this one.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def note(message: str) -> None:
+    """Prints a line about the run on stderr, dim on a terminal."""
+    sys.stderr.write(_styled(f"dlm-run: {message}\n", sys.stderr, dim=True))
+    sys.stderr.flush()
+
+
+def _styled(text: str, out: Any, **style: bool) -> str:
+    colour = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, **style) if colour and text else text
+
+
+def show_info(options: RunOptions) -> None:
+    """Prints what the bundle says about itself; runs no graph."""
+    path = default_bundle_path() if options.bundle is None else options.bundle
+    bundle = open_bundle(path, expect_sha256=options.expect_sha256)
+    manifest = bundle.manifest
+    shapes = [
+        {"name": g.name, "block": g.block, "context": g.context, "precision": g.precision}
+        for g in manifest.graphs
+    ]
+    facts = {
+        "path": str(path),
+        "sha256": bundle.sha256,
+        "size_mib": round(path.stat().st_size / _MIB, 2),
+        "family": manifest.family,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "vocab_size": manifest.vocab_size,
+        "max_position": manifest.max_position,
+        "block_sizes": list(manifest.block_sizes),
+        "graphs": shapes,
+        "model": dict(manifest.model),
+        "noise_schedule": dict(manifest.noise_schedule),
+        "decoding": dict(manifest.decoding),
+        "provenance": dict(manifest.provenance),
+    }
+    if options.as_json:
+        print_json(facts)
+        return
+    facts["graphs"] = ", ".join(
+        f"{s['name']} block {s['block']} context {s['context']} ({s['precision']})" for s in shapes
+    )
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        click.echo(f"{name:>14}  {value}")
+
+
+def check(options: RunOptions) -> None:
+    """Runs the bundle's golden vectors on this engine; exits 1 if they do not agree."""
+    raise NotImplementedError

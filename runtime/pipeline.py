@@ -1,0 +1,232 @@
+"""The Python API: open a bundle, write text with it.
+
+    pipeline = Pipeline.load("model.dlm")
+    for span in pipeline.generate("Once upon a time"):
+        print(span.text, end="", flush=True)
+
+    print(pipeline.generate("Once upon a time", seed=1, temperature=0.8).result().text)
+    print(pipeline.infill("Once upon a time ___ and they were happy.").result().text)
+
+Knows no family; what it joins is each other's stranger: bundle, tokenizer, engines, loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle, default_bundle_path, open_bundle
+from .decoding import DecodingSettings
+from .engines import EngineSet, open_engines
+from .errors import ConfigError
+from .families import find_family
+from .families.base import Request
+from .generate import Generation
+from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
+from .manifest import Manifest
+from .ops.numpy_ops import NumpyOps
+from .text_generation import TextGeneration, TextResult, TextSpan
+from .tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS = 256
+"""New tokens when the caller does not say; fewer if the model's positions end before."""
+
+__all__ = ["Pipeline", "TextGeneration", "TextResult", "TextSpan"]
+
+
+class Pipeline:
+    """A bundle ready to generate. One request at a time: they share the KV cache."""
+
+    def __init__(self, bundle: Bundle, engines: EngineSet, tokenizer: Tokenizer) -> None:
+        """Joins opened parts; `Pipeline.load` opens them."""
+        self.bundle, self.engines, self.tokenizer = bundle, engines, tokenizer
+        self.load_seconds: Mapping[str, float] = {}
+        """Wall time of opening bundle, tokenizer and engine."""
+        self._ops = NumpyOps()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+        expect_sha256: str | None = None,
+    ) -> Pipeline:
+        """Opens a bundle.
+
+        Args:
+            path: the `.dlm` file; None: the small model that ships with the package.
+            engine: `auto`, `onnxruntime` or `tensorrt`; `engines.reason` says why it was taken.
+            threads: CPU threads; None: every core this process may use, 8 at most.
+            expect_sha256: refuse any other bundle than the one with this hash.
+
+        Raises:
+            BundleError: missing, damaged, foreign, or not the expected one.
+            EngineError: no backend here runs it.
+            ConfigError: an unknown engine, or a family that this version does not know.
+        """
+        clock = time.perf_counter
+        begin = clock()
+        bundle = open_bundle(
+            default_bundle_path() if path is None else path, expect_sha256=expect_sha256
+        )
+        find_family(bundle.manifest.family)
+        opened = clock()
+        tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
+        tokenized = clock()
+        pipeline = cls(bundle, open_engines(bundle, engine, threads), tokenizer)
+        pipeline.load_seconds = {
+            "bundle": opened - begin,
+            "tokenizer": tokenized - opened,
+            "engine": clock() - tokenized,
+        }
+        return pipeline
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self.bundle.manifest
+
+    def settings(self, **overrides: Any) -> DecodingSettings:
+        """Returns the bundle's decoding settings with `overrides` (None: not given) laid over them.
+
+        Raises:
+            ConfigError: an unknown setting, a value out of range, or a contradiction.
+        """
+        return DecodingSettings.merge(self.manifest.decoding, overrides)
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        sample_index: int = 0,
+        stop: Sequence[str] = (),
+        provisional: bool = False,
+        **settings: Any,
+    ) -> TextGeneration:
+        """Continues a prompt; nothing is computed before the returned object is read.
+
+        Args:
+            prompt: what to continue; empty: the model writes what it likes.
+            max_tokens: new tokens at most; None: 256, or fewer if the positions that the model
+                knows end before. More than fits goes on in a sliding window, and the result says
+                `approximate`.
+            seed: equal seeds give equal texts.
+            sample_index: different ones give different texts under one seed, at a temperature
+                above 0 or with a rule that draws.
+            stop: the first of these strings to appear ends the text and is left out.
+            provisional: also yield the canvas after every step, in spans that are not committed.
+            **settings: overrides of the decoding settings: rule, threshold, temperature, …
+
+        Raises:
+            ConfigError: a setting that is out of range or contradicts another one.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise ConfigError(f"max_tokens must be 1 or more, found {max_tokens}")
+        if "" in stop:
+            raise ConfigError("a stop string must not be empty: it would end every text at once")
+        begin = time.perf_counter()
+        prompt_ids = (self.manifest.eos_token_id, *self.tokenizer.encode(prompt))
+        request = Request(
+            prompt_ids=prompt_ids,
+            max_tokens=max_tokens or self._room(len(prompt_ids)),
+            seed=seed,
+            sample_index=sample_index,
+            settings=self.settings(**settings),
+            provisional=provisional,
+        )
+        return self._start(request, begin, prompt_ids=prompt_ids, stop=stop)
+
+    def infill(
+        self,
+        template: str,
+        *,
+        gap_tokens: int | Sequence[int] = DEFAULT_GAP_TOKENS,
+        seed: int = 0,
+        sample_index: int = 0,
+        provisional: bool = False,
+        **settings: Any,
+    ) -> TextGeneration:
+        """Fills the gaps of a template, each with sight of the text on both sides.
+
+        Args:
+            template: fixed text, kept byte for byte, with `___` for each gap (`\\___` is text).
+            gap_tokens: tokens of every gap, or of each; they are filled to the last one.
+            seed: equal seeds give equal texts.
+            sample_index: different ones give different texts under one seed.
+            provisional: also yield the canvas after every step.
+            **settings: overrides of the decoding settings.
+
+        Raises:
+            ConfigError: no gap, a text that no canvas of the bundle holds, fixed text that the
+                tokenizer cannot give back, or a model that cannot infill.
+        """
+        mask_token_id = self.manifest.mask_token_id
+        if mask_token_id is None:
+            raise ConfigError(
+                f"this bundle's family {self.manifest.family} cannot infill: it has no mask token; "
+                "use a bundle of a masked family, such as mdlm"
+            )
+        begin = time.perf_counter()
+        form = parse_template(template)
+        lengths = [gap_tokens] if isinstance(gap_tokens, int) else gap_tokens
+        canvas = lay_out(
+            form,
+            gap_lengths(form, lengths),
+            self.tokenizer.encode,
+            self.tokenizer.decode,
+            eos_token_id=self.manifest.eos_token_id,
+            mask_token_id=mask_token_id,
+        )
+        request = Request(
+            prompt_ids=(),
+            max_tokens=0,
+            seed=seed,
+            sample_index=sample_index,
+            template_ids=canvas.ids,
+            settings=self.settings(**settings),
+            provisional=provisional,
+        )
+        return self._start(request, begin, template=(form, canvas))
+
+    def close(self) -> None:
+        """Releases sessions and buffers."""
+        self.engines.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _room(self, num_given: int) -> int:
+        """New tokens that fit without a sliding window, 256 at most; 256 if none fits."""
+        specs = self.engines.specs
+        positions = min(self.manifest.max_position, max(s.context + s.block for s in specs))
+        room = min(positions - num_given, DEFAULT_MAX_TOKENS)
+        return room if room > 0 else DEFAULT_MAX_TOKENS
+
+    def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
+        """Starts a request whose text has been tokenised since `begin`."""
+        text_seconds = time.perf_counter() - begin
+        settings = request.settings
+        assert settings is not None
+        return TextGeneration(
+            Generation(self.manifest, self.engines, self._ops, request),
+            self.tokenizer,
+            {
+                "engine": self.engines.name,
+                "precision": self.manifest.precision,
+                "rule": settings.rule,
+                "seed": request.seed,
+                "sample_index": request.sample_index,
+                "settings": settings.to_json(),
+            },
+            text_seconds=text_seconds,
+            **form,
+        )

@@ -1,0 +1,197 @@
+"""One text on its way out: spans with their text as they come, and the result whenever one asks.
+
+Stands between the loop of `generate.py`, which knows tokens only, and those who read. Knows no
+family.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .families.base import Span
+from .generate import Generation
+from .infill import Template, TemplateCanvas
+from .stop import StopFilter
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSpan(Span):
+    """A change of the canvas, with the text that became certain by it."""
+
+    text: str = ""
+    """New text, to be shown after all that came before it. Empty for provisional spans, while a
+    template is filled, and as long as a character or a possible stop string is not complete."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextResult:
+    """What was generated, and what it took."""
+
+    text: str
+    """The new text, without the prompt; for a template the whole text."""
+    token_ids: tuple[int, ...]
+    """The new tokens, without prompt and end token; for a template those of its gaps."""
+    gaps: tuple[str, ...] | None
+    """For a template: what stands in each gap."""
+    finish_reason: str
+    """`end` (the model ended it), `stop` (a stop string), `length`, `filled` (a template) or
+    `interrupted`."""
+    approximate: bool
+    """True if the text outgrew the largest context, so that a part of it was no longer seen."""
+    nfe: int
+    """Graph runs: prefill, denoising and commits."""
+    tokens_per_nfe: float
+    seconds: Mapping[str, float]
+    """Wall time by stage: `prepare` (making engines ready), `engine` (graph runs), `update`
+    (sampling and cache), `text` (tokenizer), `host` (the rest); `total` is their sum."""
+    tokens_per_s: float
+    """New tokens per second of `total` without `prepare`."""
+    engine: str
+    precision: str
+    rule: str
+    seed: int
+    sample_index: int
+    settings: Mapping[str, Any]
+    """Every decoding setting in effect."""
+
+
+class TextGeneration:
+    """A text being generated: iterate for its spans, or take its `result()` at once.
+
+    May be left at any time (`break`, Ctrl-C): `so_far()` then tells what was committed.
+    """
+
+    def __init__(
+        self,
+        loop: Generation,
+        tokenizer: Tokenizer,
+        labels: Mapping[str, Any],
+        *,
+        prompt_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        template: tuple[Template, TemplateCanvas] | None = None,
+        text_seconds: float = 0.0,
+    ) -> None:
+        """Wraps a started request.
+
+        Args:
+            loop: the request, not yet iterated.
+            tokenizer: ids to text.
+            labels: fields of the result that say where it comes from.
+            prompt_ids: what the text continues; a decoder may look at it.
+            stop: strings that end the text.
+            template: for infilling, and its layout.
+            text_seconds: tokenizer's time so far.
+        """
+        self._loop, self._tokenizer, self._labels = loop, tokenizer, labels
+        self._template, self._text_seconds = template, text_seconds
+        self.given_ids = tuple(template[1].ids if template else prompt_ids)
+        """The canvas as it starts: the prompt, or a template with mask ids in its gaps."""
+        self._filter = StopFilter(stop)
+        self._stream = tokenizer.stream()
+        self._stream.push(prompt_ids)
+        self._spans = self._run()
+        self._done = False
+
+    def __iter__(self) -> Iterator[TextSpan]:
+        """Decodes on; every span comes once, however many loops read them."""
+        return self._spans
+
+    @property
+    def nfe(self) -> int:
+        """Graph runs so far."""
+        return self._loop.result.nfe
+
+    def result(self) -> TextResult:
+        """Decodes to the end if that has not happened yet, and tells everything."""
+        for _ in self._spans:
+            pass
+        return self.so_far()
+
+    def so_far(self) -> TextResult:
+        """Tells what is committed by now; `finish_reason` is `interrupted` before the end."""
+        inner = self._loop.result
+        begin = time.perf_counter()
+        if self._template is None:
+            text, gaps = self._filter.text, None
+            token_ids = self._cut(inner.new_token_ids)
+        else:
+            text, gaps, token_ids = self._fill(self._template, inner.token_ids)
+        text_seconds = self._text_seconds + time.perf_counter() - begin
+        seconds = {**inner.seconds, "text": text_seconds}
+        seconds["total"] = inner.seconds["total"] + text_seconds
+        busy = seconds["total"] - seconds["prepare"]
+        return TextResult(
+            text=text,
+            token_ids=token_ids,
+            gaps=gaps,
+            finish_reason=self._finish_reason(inner.finish_reason),
+            approximate=inner.approximate,
+            nfe=inner.nfe,
+            tokens_per_nfe=len(token_ids) / inner.nfe if inner.nfe else 0.0,
+            seconds=seconds,
+            tokens_per_s=len(token_ids) / busy if busy > 0 else 0.0,
+            **self._labels,
+        )
+
+    def _run(self) -> Iterator[TextSpan]:
+        last = None
+        for span in self._loop:
+            last = self._with_text(span)
+            yield last
+            if self._filter.stopped:
+                break
+        self._done = True
+        begin = time.perf_counter()
+        rest = self._filter.push(self._stream.flush()) + self._filter.flush()
+        self._text_seconds += time.perf_counter() - begin
+        if rest and self._template is None:
+            end = last.position + len(last.token_ids) if last else 0
+            yield TextSpan(position=end, token_ids=(), committed=True, text=rest)
+
+    def _with_text(self, span: Span) -> TextSpan:
+        text = ""
+        if span.committed and self._template is None:
+            begin = time.perf_counter()
+            text = self._filter.push(self._stream.push(span.token_ids))
+            self._text_seconds += time.perf_counter() - begin
+        return TextSpan(
+            position=span.position,
+            token_ids=span.token_ids,
+            committed=span.committed,
+            fixed=span.fixed,
+            text=text,
+        )
+
+    def _cut(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Drops the tokens behind a stop string; one that it begins in stays."""
+        if not self._filter.stopped:
+            return token_ids
+        lengths = range(len(token_ids) + 1)
+        size = bisect_left(
+            lengths,
+            len(self._filter.text),
+            key=lambda count: len(self._tokenizer.decode(token_ids[:count])),
+        )
+        return token_ids[:size]
+
+    def _fill(
+        self, template: tuple[Template, TemplateCanvas], token_ids: tuple[int, ...]
+    ) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+        """Returns text, gaps and the gaps' tokens; what is not committed yet is left out."""
+        form, canvas = template
+        filled = [token_ids[gap] for gap in canvas.gaps]
+        gaps = tuple(map(self._tokenizer.decode, filled))
+        return form.assemble(gaps), gaps, tuple(token for ids in filled for token in ids)
+
+    def _finish_reason(self, reason: str) -> str:
+        if self._filter.stopped:
+            return "stop"
+        if not self._done:
+            return "interrupted"
+        return reason if self._template is None or reason == "interrupted" else "filled"
