@@ -5,7 +5,7 @@ masked position a candidate token and a score, then commits some of them:
 
 | rule | score | commits per step |
 |---|---|---|
-| `low_confidence` | c = p(candidate) | the floor(M / steps) highest, 1 more in the first M % steps |
+| `low_confidence` | c = p(candidate) | floor(M / steps) highest, 1 more in the first M % steps |
 | `entropy` | -H | the same |
 | `margin` | p(first) - p(second) | the same |
 | `random` | a uniform draw | the same |

@@ -194,10 +194,13 @@ class CausalFamily:
                 piece = window[start : start + block]
                 ids = np.full(block, manifest.eos_token_id, np.int32)
                 ids[: len(piece)] = piece
-                engine = engines.engine(GRAPH, block, bucket(shapes[block], start + len(piece)))
+                last = start + block >= len(window)
+                rows = start if last else start + block
+                engine = engines.engine(GRAPH, block, bucket(shapes[block], rows))
                 feed(ops, engine, ids, start)
                 engine.run()
-                append(ops, engine, start, len(piece))
+                if not last:
+                    append(ops, engine, start, block)
                 targets = window[start + 1 : start + 1 + len(piece)]
                 rows = ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)
                 nats[start + 1 : start + 1 + len(targets)] = negative_log_likelihood(

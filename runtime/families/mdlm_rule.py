@@ -63,7 +63,7 @@ class MaskedRule:
             self._block = choose_block(shapes, settings.block_size)
             text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         else:
-            self._block = canvas_block(shapes, settings.block_size, len(template))
+            self._block = canvas_block(shapes, len(template))
             text = Text((), len(template))
         self._text = text
         self._num_given = len(request.prompt_ids) if template is None else 0
@@ -233,13 +233,12 @@ class MaskedRule:
             self._phase = "commit"
 
 
-def canvas_block(shapes: dict[int, tuple[int, ...]], asked: int | None, length: int) -> int:
-    """Gives the block that holds a whole text; raises ConfigError if none does."""
-    sizes = [choose_block(shapes, asked)] if asked is not None else list(shapes)
-    fitting = [block for block in sizes if block >= length]
+def canvas_block(shapes: dict[int, tuple[int, ...]], length: int) -> int:
+    """Gives the smallest block that holds a whole text; raises ConfigError if none does."""
+    fitting = [block for block in shapes if block >= length]
     if not fitting:
         raise ConfigError(
-            f"the text to fill has {length} tokens, the largest canvas {max(sizes)}; "
+            f"the text to fill has {length} tokens, the largest canvas {max(shapes)}; "
             "shorten it, or export with a larger whole-canvas block"
         )
     return min(fitting)

@@ -42,8 +42,14 @@ def choose_block(shapes: dict[int, tuple[int, ...]], asked: int | None) -> int:
 
 
 def bucket(contexts: Sequence[int], rows: int) -> int:
-    """Gives the smallest context of at least `rows` rows."""
-    return next(context for context in contexts if context >= rows)
+    """Gives the smallest context of at least `rows` rows; ConfigError if there is none."""
+    for context in contexts:
+        if context >= rows:
+            return context
+    raise ConfigError(
+        f"the text needs {rows} rows of context, the bundle has {contexts[-1]} at most for this "
+        "block size; take shorter windows, or export a larger context"
+    )
 
 
 def check_ids(manifest: Manifest, ids: Sequence[int], what: str, *, mask: bool = False) -> None:

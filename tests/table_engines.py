@@ -145,7 +145,7 @@ def joint_model(joint: np.ndarray, mask: int, vocab_size: int) -> Denoiser:
                     masses[position, token] += joint[text]
         out = np.full((len(block), vocab_size), -30.0)
         with np.errstate(divide="ignore"):
-            rows = np.log(masses / masses.sum(axis=1, keepdims=True))[len(prefix) :]
+            rows = np.log(masses / masses.sum(axis=1, keepdims=True))[len(prefix) : len(tokens)]
         out[: len(rows), :num_ids] = np.maximum(rows, -60.0)
         return out
 
