@@ -1,0 +1,1 @@
+"""Measures quality and speed; run the modules with `python -m dlm_edge.benchmarks.NAME --help`."""

@@ -1,0 +1,103 @@
+"""What every benchmark says about its circumstances, and how it prints and saves figures."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch")
+
+
+def _cpu_model() -> str:
+    """The processor's name, from the kernel where that is Linux."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _short(argument: str) -> str:
+    """Drops the folders of an absolute path: results are published, home folders are not."""
+    name, separator, value = argument.rpartition("=")
+    path = Path(value)
+    return f"{name}{separator}{path.name if path.is_absolute() else value}"
+
+
+def record() -> dict[str, Any]:
+    """Describes machine, versions, date and command line.
+
+    `load_average` is the one of the last minute before the run: figures of a machine that did
+    something else at the same time show it there.
+    """
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).stem, *map(_short, sys.argv[1:])],
+        "machine": {
+            "cpu": _cpu_model(),
+            "num_cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            "platform": platform.platform(terse=True),
+            "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        },
+        "versions": {"python": platform.python_version()}
+        | {package: _installed(package) for package in PACKAGES},
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes beside and renames, so that an interrupted run leaves the older file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+    click.echo(f"wrote {path}", err=True)
+
+
+def _cell(value: Any) -> str:
+    """Formats a figure to what it is worth; None as a dash."""
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+        case (low, high):
+            return f"{_cell(low)}..{_cell(high)}"
+        case _:
+            return str(value)
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lays rows out under (heading, key) columns as a Markdown table; a missing key is a dash."""
+    cells = [[heading for heading, _ in columns]]
+    cells += [[_cell(row.get(key)) for _, key in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints `table` to stdout."""
+    click.echo(table(columns, rows))
