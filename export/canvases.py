@@ -1,0 +1,92 @@
+"""Canvases to check a graph on: real text, masked at every ratio from none to all.
+
+Text comes from a file, or from the paragraph below, which any subword vocabulary can spell. Knows
+no family: a model without a mask token gets clean canvases only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.errors import DataError
+from ..runtime.manifest import GraphSpec
+from ..runtime.text import read_documents
+from ..runtime.tokenizer import Tokenizer
+
+MASK_RATIOS = tuple(tenth / 10 for tenth in range(11))
+MAX_STARTS = 4
+PARAGRAPH = """Once upon a time there was a small red boat that lived by the sea. Every morning it
+waited for the wind, and every evening it came back with a story. One day a little girl named Anna
+found it on the beach. "Where have you been?" she asked. The boat did not answer, but in it lay a
+shell, a feather and a letter. Anna read the letter to her brother Tom. It said that far away there
+was an island with apple trees and friendly birds, and that nobody had been there for a long time.
+They packed bread and cheese, told their mother, and pushed the boat into the water. The sun was
+warm, the waves were low, and they sang until they could see the island. """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """One input of a block step."""
+
+    start: int
+    """Committed positions before the block."""
+    ids: np.ndarray
+    """(1, block) int32."""
+    mask_ratio: float
+
+
+def text_ids(tokenizer: Tokenizer, eos_token_id: int, length: int, data: Path | None) -> np.ndarray:
+    """Returns (length,) int32 ids of real text that begin with the start token.
+
+    Raises:
+        DataError: The text has no token in this vocabulary.
+    """
+    documents = read_documents(data) if data is not None else iter([PARAGRAPH])
+    ids: list[int] = []
+    for document in documents:
+        ids += [eos_token_id, *tokenizer.encode(" ".join(document.split()))]
+        if len(ids) >= length:
+            break
+    if len(ids) < 2:
+        raise DataError(
+            "the checkpoint's vocabulary spells no word of the text that export checks with: "
+            "name a text of its kind with --data"
+        )
+    return np.resize(np.asarray(ids, dtype=np.int32), length)
+
+
+def starts_of(spec: GraphSpec, max_position: int) -> tuple[int, ...]:
+    """Returns at most four numbers of committed blocks to test, from none to all that fit."""
+    last = min(spec.context, max_position - spec.block) // spec.block
+    chosen = {0, 1, last // 2, last}
+    return tuple(sorted(number * spec.block for number in chosen if 0 <= number <= last))
+
+
+def canvases(
+    spec: GraphSpec, ids: np.ndarray, start: int, mask_token_id: int | None, seed: int
+) -> Iterator[Canvas]:
+    """Yields the block at `start` under each mask ratio; position 0 is never masked.
+
+    Args:
+        spec: Says the block size.
+        ids: Clean text (L,) int32 with L >= start + block.
+        start: Multiple of the block size.
+        mask_token_id: None: only the clean block.
+        seed: Of the masks.
+    """
+    clean = ids[None, start : start + spec.block]
+    if mask_token_id is None:
+        yield Canvas(start=start, ids=clean, mask_ratio=0.0)
+        return
+    rng = np.random.default_rng((seed, start, spec.block, spec.context))
+    order = rng.permutation(spec.block)
+    for ratio in MASK_RATIOS:
+        noisy = clean.copy()
+        noisy[0, order[: round(ratio * spec.block)]] = mask_token_id
+        if start == 0:
+            noisy[0, 0] = clean[0, 0]
+        yield Canvas(start=start, ids=noisy, mask_ratio=ratio)

@@ -1,0 +1,120 @@
+"""`dlm-export`: parses, calls `export_checkpoint`, prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..runtime.cli_common import DlmCommand, common_options, print_json
+from ..runtime.errors import ConfigError
+
+
+class Sizes(click.ParamType):
+    """Positive integers separated by commas."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Returns the integers; a usage error names what is not one."""
+        if isinstance(value, tuple):
+            return value
+        sizes = []
+        for part in str(value).split(","):
+            if not part.strip().isdecimal() or int(part) < 1:
+                self.fail(f"{part.strip()!r} is no positive integer", param, ctx)
+            sizes.append(int(part))
+        return tuple(sizes)
+
+
+def _decoding(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError('--decoding must be a JSON object such as \'{"rule": "threshold"}\'')
+    return value
+
+
+@click.command("dlm-export", cls=DlmCommand)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    default="cpu",
+    show_default=True,
+    help="Where the bundle will run: cpu, host (this machine) or orin-nano.",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="fp32, or fp16: weights stored in half the bytes, arithmetic in float32.",
+)
+@click.option(
+    "--block",
+    "blocks",
+    type=Sizes(),
+    help="Positions denoised at a time, one or more sizes. Default: those trained on.",
+)
+@click.option(
+    "--context",
+    "contexts",
+    type=Sizes(),
+    help="Committed positions that a graph sees, one or more sizes. Default: all positions.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle, MODEL.dlm."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Text (UTF-8) to check parity on.")
+@click.option(
+    "--card", type=click.Path(path_type=Path), help="Markdown that opens the bundle's card."
+)
+@click.option("--decoding", help="Default decoding settings of the bundle, a JSON object.")
+@click.option("--seed", default=0, show_default=True, help="Of the masks parity is measured under.")
+@common_options
+def main(
+    checkpoint: Path,
+    output: Path,
+    decoding: str | None,
+    as_json: bool,
+    verbose: int,
+    **given: Any,
+) -> None:
+    """Turns a CHECKPOINT folder into a bundle: traced, checked against PyTorch, packed."""
+    # torch takes seconds to import: usage errors should not wait for it.
+    from .pack import ExportSettings, export_checkpoint
+
+    settings = ExportSettings(
+        decoding=_decoding(decoding),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    report = export_checkpoint(
+        checkpoint, output, settings, progress=lambda line: click.echo(line, err=True)
+    )
+    if as_json:
+        print_json(report)
+        return
+    click.echo(f"{report['bundle']}  {report['bytes'] / 2**20:.1f} MiB  sha256 {report['sha256']}")
+    for graph in report["parity"].values():
+        for shape in graph["shapes"]:
+            figures = shape["against_torch"]
+            click.echo(
+                f"{shape['graph']}  block {shape['block']}  context {shape['context']}  "
+                f"largest relative error {figures['max_relative_error']:.1e}  "
+                f"same top-1 {figures['top1_agreement']:.2%}"
+            )
+    if verbose:
+        for name, figures in report["graphs"].items():
+            counts = ", ".join(f"{op} {number}" for op, number in figures["operators"].items())
+            click.echo(f"{name}: {counts}", err=True)
+
+
+if __name__ == "__main__":
+    main()

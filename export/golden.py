@@ -1,0 +1,66 @@
+"""Golden vectors: short decodes of real text, recorded once for `dlm-run --check` on any machine.
+
+Recorded on the exported graph itself, which parity has held to PyTorch, so a deviation on a device
+is the device's.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from ..runtime.check import GOLDEN_VERSION, record_run
+from ..runtime.engines.base import Engine, EngineSet
+from ..runtime.manifest import GraphSpec, Manifest
+from .canvases import Canvas, canvases, starts_of
+from .parity import canvas_inputs
+
+MAX_BLOCKS = 3
+"""Committed blocks in front of the last canvases of a case."""
+RATIOS = (0.0, 0.5, 1.0)
+
+
+def _values(engine: Engine, canvas: Canvas) -> dict[str, Any]:
+    given = canvas_inputs(canvas)
+    return {
+        tensor.name: np.broadcast_to(np.asarray(given[tensor.role], tensor.dtype), tensor.shape)
+        for tensor in engine.spec.inputs
+        if tensor.role != "kv"
+    }
+
+
+def _case(
+    engine: Engine, spec: GraphSpec, manifest: Manifest, ids: np.ndarray, seed: int
+) -> dict[str, Any]:
+    last = min(starts_of(spec, manifest.max_position)[-1], MAX_BLOCKS * spec.block)
+    runs = []
+    for start in range(0, last + 1, spec.block):
+        clean = Canvas(start=start, ids=ids[None, start : start + spec.block], mask_ratio=0.0)
+        if start in (0, last):
+            for canvas in canvases(spec, ids, start, manifest.mask_token_id, seed):
+                if canvas.mask_ratio in RATIOS:
+                    runs.append(record_run(engine, _values(engine, canvas), commit=None))
+        if start < last:
+            runs.append(record_run(engine, _values(engine, clean), commit=start))
+    return {"graph": spec.name, "block": spec.block, "context": spec.context, "runs": runs}
+
+
+def golden_vectors(manifest: Manifest, engines: EngineSet, ids: np.ndarray, *, seed: int) -> bytes:
+    """Records every graph shape of a bundle.
+
+    Args:
+        manifest: Describes the graphs.
+        engines: The exported graphs on ONNX Runtime.
+        ids: Text (max_position,) int32.
+        seed: Of the masks.
+
+    Returns:
+        The JSON of member `golden.json`.
+    """
+    cases = [
+        _case(engines.engine(spec.name, spec.block, spec.context), spec, manifest, ids, seed)
+        for spec in manifest.graphs
+    ]
+    return (json.dumps({"version": GOLDEN_VERSION, "cases": cases}) + "\n").encode()

@@ -1,0 +1,254 @@
+"""Does the exported graph compute what the PyTorch module computes? Measured before packing.
+
+Both sides prefill their own cache with clean text, block by block, and then run the same canvases,
+so that a fault in `kv_new` shows as well as one in the logits. Where the family offers a forward
+without a cache, cached logits are held to that too. Knows graphs by their tensors' roles only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..runtime.engines.base import Engine, EngineSet
+from ..runtime.errors import EngineError
+from ..runtime.manifest import GraphSpec, Manifest
+from ..train.families.base import ExportGraph
+from .canvases import Canvas, canvases, starts_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """How far an exported graph may be from PyTorch in float32."""
+
+    relative: float
+    """Largest error of a logit, as a share of the largest logit."""
+    top1: float
+    """Share of rows whose most likely token must be the same, ties within rounding aside."""
+    divergence: float
+    """Mean Kullback-Leibler divergence per row, nats."""
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "fp32": Tolerance(relative=1e-3, top1=0.999, divergence=1e-6),
+    "fp16": Tolerance(relative=2e-2, top1=0.97, divergence=1e-3),
+}
+
+
+@dataclass(slots=True)
+class Figures:
+    """Running comparison of logits with their reference."""
+
+    max_abs_error: float = 0.0
+    max_logit: float = 0.0
+    rows: int = 0
+    same_top1: int = 0
+    ties: int = 0
+    divergence: float = 0.0
+    by_ratio: dict[float, float] = field(default_factory=dict)
+    """Largest absolute error per mask ratio."""
+
+    def add(self, found: np.ndarray, wanted: np.ndarray, ratio: float) -> None:
+        """Compares logits (…, V) with their reference of the same shape."""
+        found = found.reshape(-1, found.shape[-1]).astype(np.float64)
+        wanted = wanted.reshape(-1, wanted.shape[-1]).astype(np.float64)
+        if not np.isfinite(found).all():
+            raise EngineError(
+                "the exported graph gives NaN or infinity on real text: the checkpoint's weights "
+                "are too large for its precision, or training diverged"
+            )
+        error = float(np.abs(found - wanted).max())
+        self.max_abs_error = max(self.max_abs_error, error)
+        self.max_logit = max(self.max_logit, float(np.abs(wanted).max()))
+        self.by_ratio[ratio] = max(self.by_ratio.get(ratio, 0.0), error)
+        best, other = wanted.argmax(axis=1), found.argmax(axis=1)
+        rows = np.arange(len(wanted))
+        tie = (best != other) & (wanted[rows, best] - wanted[rows, other] <= 2e-5 * self.max_logit)
+        self.rows += len(rows)
+        self.same_top1 += int((best == other).sum())
+        self.ties += int(tie.sum())
+        log_p, log_q = _log_softmax(wanted), _log_softmax(found)
+        self.divergence += float((np.exp(log_p) * (log_p - log_q)).sum())
+
+    @property
+    def relative(self) -> float:
+        """Largest error as a share of the largest logit."""
+        return self.max_abs_error / max(self.max_logit, 1e-30)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures for the report."""
+        return {
+            "rows": self.rows,
+            "max_abs_error": self.max_abs_error,
+            "max_relative_error": self.relative,
+            "top1_agreement": self.same_top1 / max(self.rows, 1),
+            "top1_ties": self.ties,
+            "mean_divergence_nats": self.divergence / max(self.rows, 1),
+            "max_abs_error_by_mask_ratio": {f"{r:.1f}": e for r, e in self.by_ratio.items()},
+        }
+
+    def require(self, tolerance: Tolerance, what: str) -> None:
+        """Raises EngineError naming the first figure beyond its tolerance."""
+        agreement = (self.same_top1 + self.ties) / max(self.rows, 1)
+        divergence = self.divergence / max(self.rows, 1)
+        for name, value, limit, fits in (
+            ("largest relative error", self.relative, tolerance.relative, "at most"),
+            ("top-1 agreement", agreement, tolerance.top1, "at least"),
+            ("mean divergence in nats", divergence, tolerance.divergence, "at most"),
+        ):
+            if value < limit if fits == "at least" else value > limit:
+                raise EngineError(
+                    f"{what}: {name} must be {fits} {limit:g}, found {value:.3g}; nothing was "
+                    "written: export with --precision fp32, or report a fault if it is"
+                )
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+class TorchSide:
+    """The module as an engine: same inputs, its own cache."""
+
+    def __init__(self, graph: ExportGraph, spec: GraphSpec) -> None:
+        self._graph = graph
+        self._kv_role = any(tensor.role == "kv" for tensor in spec.inputs)
+        self.inputs = {
+            tensor.role: torch.zeros(tensor.shape, dtype=getattr(torch, tensor.dtype))
+            for tensor in spec.inputs
+        }
+
+    @torch.no_grad()
+    def run(self, canvas: Canvas, *, commit: bool) -> np.ndarray:
+        """Runs one canvas; with `commit`, stores its keys and values. Returns the logits."""
+        for role, value in canvas_inputs(canvas).items():
+            if role in self.inputs:
+                self.inputs[role][...] = torch.as_tensor(value)
+        given = [self.inputs[tensor.role] for tensor in self._graph.inputs]
+        outputs = dict(
+            zip(
+                (tensor.role for tensor in self._graph.outputs),
+                self._graph.module(*given),
+                strict=True,
+            )
+        )
+        if commit and self._kv_role:
+            new = outputs["kv_new"]
+            self.inputs["kv"][canvas.start : canvas.start + len(new)] = new
+        return outputs["logits"].numpy()
+
+
+def canvas_inputs(canvas: Canvas) -> dict[str, Any]:
+    """Returns the value of each input role that a canvas determines."""
+    return {
+        "canvas": canvas.ids,
+        "start": canvas.start,
+        "time": canvas.mask_ratio,
+    }
+
+
+def run_engine(engine: Engine, canvas: Canvas, *, commit: bool) -> np.ndarray:
+    """Runs one canvas on an engine; with `commit`, stores its keys and values."""
+    for tensor in engine.spec.inputs:
+        value = canvas_inputs(canvas).get(tensor.role)
+        if value is not None:
+            engine.inputs[tensor.name][...] = value
+    engine.run()
+    spec = engine.spec
+    if commit and any(tensor.role == "kv" for tensor in spec.inputs):
+        new = engine.outputs[spec.tensor("kv_new").name]
+        engine.inputs[spec.tensor("kv").name][canvas.start : canvas.start + len(new)] = new
+    return engine.outputs[spec.tensor("logits").name]
+
+
+def compare(
+    graph: ExportGraph,
+    manifest: Manifest,
+    engines: EngineSet,
+    ids: np.ndarray,
+    *,
+    precision: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Measures every shape of a graph; returns the report's figures.
+
+    Args:
+        graph: The module.
+        manifest: Describes the exported graph's shapes.
+        engines: The exported graph on ONNX Runtime.
+        ids: Text (max_position,) int32.
+        precision: Key of TOLERANCES.
+        seed: Of the masks.
+
+    Raises:
+        EngineError: A figure is beyond its tolerance.
+    """
+    tolerance = TOLERANCES[precision]
+    report = []
+    for spec in (item for item in manifest.graphs if item.name == graph.name):
+        figures, cached = _compare_shape(graph, manifest, engines, spec, ids, seed)
+        name = f"graph {spec.name}, block {spec.block}, context {spec.context}"
+        figures.require(tolerance, f"{name}, against PyTorch")
+        entry = {"graph": spec.name, "block": spec.block, "context": spec.context}
+        entry["against_torch"] = figures.to_json()
+        if cached.rows:
+            cached.require(tolerance, f"{name}, cached against uncached")
+            entry["cached_against_uncached"] = cached.to_json()
+        report.append(entry)
+    return {"tolerance": _as_json(tolerance), "shapes": report}
+
+
+def _as_json(tolerance: Tolerance) -> dict[str, float]:
+    return {
+        "max_relative_error": tolerance.relative,
+        "top1_agreement": tolerance.top1,
+        "mean_divergence_nats": tolerance.divergence,
+    }
+
+
+def _compare_shape(
+    graph: ExportGraph,
+    manifest: Manifest,
+    engines: EngineSet,
+    spec: GraphSpec,
+    ids: np.ndarray,
+    seed: int,
+) -> tuple[Figures, Figures]:
+    """Compares one shape at several starts; the caches grow on both sides as text commits."""
+    figures, cached = Figures(), Figures()
+    torch_side = TorchSide(graph, spec)
+    engine = engines.engine(spec.name, spec.block, spec.context)
+    filled = 0
+    for start in starts_of(spec, manifest.max_position):
+        for begin in range(filled, start, spec.block):
+            clean = Canvas(start=begin, ids=ids[None, begin : begin + spec.block], mask_ratio=0.0)
+            torch_side.run(clean, commit=True)
+            run_engine(engine, clean, commit=True)
+        filled = max(filled, start)
+        for canvas in canvases(spec, ids, start, manifest.mask_token_id, seed):
+            found = run_engine(engine, canvas, commit=False)
+            figures.add(found, torch_side.run(canvas, commit=False), canvas.mask_ratio)
+            plain = canvas.mask_ratio in (0.0, 1.0) or manifest.mask_token_id is None
+            if graph.uncached is not None and plain and _comparable(graph, canvas):
+                cached.add(found, _uncached(graph, ids[None, :start], canvas), canvas.mask_ratio)
+    return figures, cached
+
+
+def _comparable(graph: ExportGraph, canvas: Canvas) -> bool:
+    """The uncached forward tells a time-conditioned model that all is masked."""
+    timed = any(tensor.role == "time" for tensor in graph.inputs)
+    return not timed or canvas.mask_ratio == 1.0
+
+
+@torch.no_grad()
+def _uncached(graph: ExportGraph, context: np.ndarray, canvas: Canvas) -> np.ndarray:
+    assert graph.uncached is not None
+    return graph.uncached(torch.as_tensor(context), torch.as_tensor(canvas.ids)).numpy()
+
+
+__all__: Sequence[str] = ["TOLERANCES", "Figures", "Tolerance", "compare", "run_engine"]

@@ -1,0 +1,137 @@
+"""PyTorch module to one ONNX graph whose block and context dimensions stay symbolic.
+
+The exporter is torch.export's (`dynamo=True`): half the nodes of the TorchScript one for the block
+step (368 against 658 before ONNX Runtime's own passes, the same ops after them). What it writes
+beside the graph (stack traces, with the paths of the machine) is taken out, so that equal weights
+give equal bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+
+from ..runtime.errors import EngineError
+from ..train.families.base import ExportGraph
+from .graph import Shape, symbols
+
+OPSET = 20
+"""Highest that TensorRT 10.3's parser reads."""
+IR_VERSION = 10
+SHARED_BYTES = 1 << 16
+"""Initialisers from this size on are compared with each other and stored once."""
+
+
+def example_inputs(graph: ExportGraph, shape: Shape) -> tuple[torch.Tensor, ...]:
+    """Returns zeros of each input's shape and dtype."""
+    sizes = {"block": shape.block, "context": shape.context}
+    return tuple(
+        torch.zeros(
+            [sizes[size] if isinstance(size, str) else size for size in tensor.shape],
+            dtype=getattr(torch, tensor.dtype),
+        )
+        for tensor in graph.inputs
+    )
+
+
+def trace(graph: ExportGraph, shape: Shape) -> onnx.ModelProto:
+    """Exports a graph, traced at `shape` but symbolic in block and context.
+
+    Raises:
+        EngineError: torch cannot export the module, or the result has other inputs or outputs.
+    """
+    dims = {name: torch.export.Dim(name) for name in ("block", "context")}
+    axes = tuple(
+        {axis: dims[name] for axis, name in symbols(tensor).items()} for tensor in graph.inputs
+    )
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it reports each torchvision op that it does not find
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph.module.eval(),
+                example_inputs(graph, shape),
+                dynamo=True,
+                input_names=[tensor.name for tensor in graph.inputs],
+                output_names=[tensor.name for tensor in graph.outputs],
+                opset_version=OPSET,
+                dynamic_shapes=axes,
+                verbose=False,
+            )
+            assert program is not None
+            program.optimize()
+            model = program.model_proto
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(f"torch cannot export the graph {graph.name}: {reason}") from error
+    finally:
+        logger.setLevel(level)
+    return _tidy(model, graph)
+
+
+def _tidy(model: onnx.ModelProto, graph: ExportGraph) -> onnx.ModelProto:
+    """Takes out what is not the graph, names dimensions, stores equal weights once; in place."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "dlm-edge", ""
+    del model.metadata_props[:]
+    body = model.graph
+    body.name = graph.name
+    body.doc_string = ""
+    del body.metadata_props[:]
+    del body.value_info[:]
+    for item in (*body.node, *body.initializer, *body.input, *body.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for found, wanted in ((body.input, graph.inputs), (body.output, graph.outputs)):
+        if [item.name for item in found] != [tensor.name for tensor in wanted]:
+            raise EngineError(
+                f"graph {graph.name} was traced with {[item.name for item in found]}, wanted "
+                f"{[tensor.name for tensor in wanted]}: an input that the module ignores?"
+            )
+        for item, tensor in zip(found, wanted, strict=True):
+            for axis, dim in enumerate(item.type.tensor_type.shape.dim):
+                size = tensor.shape[axis]
+                dim.Clear()
+                if isinstance(size, str):
+                    dim.dim_param = size
+                else:
+                    dim.dim_value = size
+    _share_transposed(model)
+    return model
+
+
+def _share_transposed(model: onnx.ModelProto) -> None:
+    """Replaces a matrix that is another one's transpose by a Transpose node; in place.
+
+    Tied embeddings come out of the exporter twice, once per orientation. ONNX Runtime folds the
+    node while it loads, TensorRT into its kernel's layout.
+    """
+    arrays = {
+        item.name: numpy_helper.to_array(item)
+        for item in model.graph.initializer
+        if len(item.dims) == 2
+    }
+    large = {name: array for name, array in arrays.items() if array.nbytes >= SHARED_BYTES}
+    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    nodes = []
+    for name in sorted(large):
+        for home in sorted(gathered & set(large)):
+            array, other = large[name], large[home]
+            if name == home or array.shape != other.shape[::-1]:
+                continue
+            if array[0, 0] == other[0, 0] and np.array_equal(array, other.T):
+                nodes.append(onnx.helper.make_node("Transpose", [home], [name], perm=[1, 0]))
+                kept = [item for item in model.graph.initializer if item.name != name]
+                del model.graph.initializer[:]
+                model.graph.initializer.extend(kept)
+                break
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
