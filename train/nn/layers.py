@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .attention import attend
 from .config import ModelConfig
 
 ROPE_THETA = 10000.0
@@ -86,8 +87,7 @@ class Attention(nn.Module):
         turned = rotate(heads[:, :, : 2 * self.num_heads], cosine, sine).transpose(1, 2)
         query, key = turned[:, : self.num_heads, :num_outputs], turned[:, self.num_heads :]
         value = heads[:, :, 2 * self.num_heads :].transpose(1, 2)
-        visible = None if mask is None else mask[:num_outputs]
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        seen = attend(query, key, value, mask)
         return self.out(seen.transpose(1, 2).reshape(batch, num_outputs, dim))
 
 
