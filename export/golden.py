@@ -35,6 +35,7 @@ def _case(
     engine: Engine, spec: GraphSpec, manifest: Manifest, ids: np.ndarray, seed: int
 ) -> dict[str, Any]:
     last = min(starts_of(spec, manifest.max_position)[-1], MAX_BLOCKS * spec.block)
+    has_cache = any(tensor.role == "kv" for tensor in spec.inputs)
     runs = []
     for start in range(0, last + 1, spec.block):
         clean = Canvas(start=start, ids=ids[None, start : start + spec.block], mask_ratio=0.0)
@@ -42,7 +43,7 @@ def _case(
             for canvas in canvases(spec, ids, start, manifest.mask_token_id, seed):
                 if canvas.mask_ratio in RATIOS:
                     runs.append(record_run(engine, _values(engine, canvas), commit=None))
-        if start < last:
+        if has_cache and start < last:
             runs.append(record_run(engine, _values(engine, clean), commit=start))
     return {"graph": spec.name, "block": spec.block, "context": spec.context, "runs": runs}
 

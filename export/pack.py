@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import torch
 
+from .. import __version__
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.check import GOLDEN_NAME
@@ -176,7 +177,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint_sha256": describe(checkpoint.path / "model.safetensors").sha256,
         "training": training,
         "versions": {
-            "dlm-edge": version("dlm-edge"),
+            "dlm-edge": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
         },
