@@ -20,17 +20,26 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
     """Adds all options of `dlm-run`, in the order of its help."""
     whole = click.IntRange(min=1)
     options = [
-        click.option("--rule", type=click.Choice(tuple(RULES)), help="What a step commits."),
-        click.option("--threshold", type=float, help="Rule threshold: commit from this on."),
-        click.option("--factor", type=float, help="Rule factor: larger commits more at once."),
-        click.option("--entropy-bound", type=float, help="Rule entropy_bound: nats per step."),
-        click.option("--steps", type=whole, help="Steps per block, for rules with a schedule."),
+        click.option(
+            "--rule",
+            type=click.Choice(tuple(RULES)),
+            metavar="RULE",
+            help=f"What a step commits: {', '.join(RULES)}.  [default: the bundle's]",
+        ),
+        click.option("--threshold", type=float, help="Commit every confidence from this on."),
+        click.option("--factor", type=float, help="Larger commits more at once."),
+        click.option("--entropy-bound", type=float, help="Commit up to so many nats per step."),
+        click.option("--steps", type=whole, help="Steps per block."),
         click.option("--temperature", type=float, help="0 takes the most likely token."),
         click.option("--top-k", type=whole, help="Draw among the k most likely tokens."),
         click.option("--top-p", type=float, help="Draw among the tokens that reach this share."),
         click.option("--repetition-penalty", type=float, help="Above 1: avoid what is there."),
-        click.option("--block", type=whole, help="Positions denoised together, if exported."),
-        click.option("--max-tokens", type=whole, help="New tokens at most.  [default: 256]"),
+        click.option("--block", type=whole, help="Positions denoised together (see --info)."),
+        click.option(
+            "--max-tokens",
+            type=whole,
+            help="New tokens at most.  [default: 256 or what fits]",
+        ),
         click.option("--stop", multiple=True, help="End before this text; may be repeated."),
         click.option("--seed", default=0, show_default=True, help="Equal seeds give equal texts."),
         click.option(
@@ -45,7 +54,9 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
         click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
         click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
-        click.option("--engine", default="auto", show_default=True, help="What runs the graphs."),
+        click.option(
+            "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
+        ),
         click.option("--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"),
         click.option("--check", is_flag=True, help="Compare with the bundle's golden vectors."),
         click.option("--info", is_flag=True, help="Say what the bundle holds."),
@@ -67,6 +78,10 @@ def main(arguments: tuple[str, ...], check: bool, info: bool, **given: Any) -> N
     that ships with the package runs. Without PROMPT the model writes what it likes. The text goes
     to stdout as it is committed, several texts with <|endoftext|> between them; with --json each
     text is one JSON object on a line of its own.
+
+    A decoding option without --rule chooses the rule that it belongs to: --threshold, --factor and
+    --entropy-bound the rule of that name, --steps low_confidence, unless the bundle's own rule
+    takes it.
     """
     options = read_options(arguments, check, info, given)
     from . import cli_run

@@ -13,7 +13,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -161,3 +162,30 @@ def refuse_together(given: Mapping[str, bool], *groups: tuple[str, str, str]) ->
     for first, second, reason in groups:
         if given[first] and given[second]:
             raise ConfigError(f"{first} contradicts {second}: {reason}; give only one of them")
+
+
+def note(command: str, message: str) -> None:
+    """Prints a line about the run on stderr, dim on a terminal."""
+    sys.stderr.write(styled(f"{command}: {message}\n", sys.stderr, dim=True))
+    sys.stderr.flush()
+
+
+def styled(text: str, out: TextIO, **style: bool) -> str:
+    """Returns `text` in a style if `out` is a terminal that wants colour, else as it is."""
+    colour = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, **style) if colour and text else text
+
+
+def peak_rss_mib() -> float:
+    """Returns this process's highest resident memory in MiB."""
+    try:
+        # Not getrusage, which on Linux also counts the process that started this one.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

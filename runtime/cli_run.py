@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from .bundle import default_bundle_path, open_bundle
-from .cli_common import EXIT_INTERRUPTED, print_json
+from .cli_common import EXIT_INTERRUPTED, note, peak_rss_mib, print_json, styled
 from .cli_options import RULE_OF_OPTION, RunOptions, read_prompts
 from .decoding import RULES
+from .errors import EngineError
 from .pipeline import Pipeline, TextGeneration, TextResult
 from .text import SEPARATOR
 
+_NAME = "dlm-run"
 _MIB = 1 << 20
 
 
@@ -50,9 +50,8 @@ def _load(options: RunOptions) -> Pipeline:
     )
     if options.verbose:
         engines = pipeline.engines
-        note(
-            f"{pipeline.bundle.path} on {engines.name}, {engines.threads} threads: {engines.reason}"
-        )
+        note(_NAME, f"{pipeline.bundle.path} on {engines.name}, threads {engines.threads}")
+        note(_NAME, f"engine {engines.name}: {engines.reason}")
     return pipeline
 
 
@@ -123,13 +122,13 @@ class _Writer:
         else:
             self._write(result.text[self._num_written or 0 :] + "\n")
         if result.approximate:
-            note("approximate: the text outgrew the largest context and went on in a window")
+            note(_NAME, "approximate: the text outgrew the largest context and went on in a window")
         if self._options.verbose or (sys.stderr.isatty() and not self._options.as_json):
-            note(summary(result))
+            note(_NAME, summary(result))
 
     def _write(self, text: str) -> None:
         if self._num_written is None:
-            sys.stdout.write(_styled(self._prompt, sys.stdout, bold=True))
+            sys.stdout.write(styled(self._prompt, sys.stdout, bold=True))
             self._num_written = 0
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -161,7 +160,7 @@ def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any
         "tokens_per_nfe": round(result.tokens_per_nfe, 4),
         "seconds": {stage: round(value, 6) for stage, value in result.seconds.items()},
         "tokens_per_s": round(result.tokens_per_s, 2),
-        "peak_rss_mib": round(peak_rss_bytes() / _MIB, 1),
+        "peak_rss_mib": round(peak_rss_mib(), 1),
         "engine": result.engine,
         "precision": result.precision,
         "rule": result.rule,
@@ -182,36 +181,10 @@ def summary(result: TextResult) -> str:
     return (
         f"{len(result.token_ids)} tokens, {result.tokens_per_s:.0f} tokens/s, "
         f"{result.nfe} graph runs, {result.tokens_per_nfe:.2f} tokens each; "
-        f"{result.seconds['total']:.2f} s, {peak_rss_bytes() / _MIB:.0f} MiB; "
+        f"{result.seconds['total']:.2f} s, {peak_rss_mib():.0f} MiB; "
         f"{result.engine} {result.precision}, rule {result.rule}, seed {result.seed}, "
         f"ended by {result.finish_reason}"
     )
-
-
-def peak_rss_bytes() -> int:
-    """Returns this process's highest resident memory."""
-    try:
-        # Not getrusage, which on Linux also counts the process that started this one.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def note(message: str) -> None:
-    """Prints a line about the run on stderr, dim on a terminal."""
-    sys.stderr.write(_styled(f"dlm-run: {message}\n", sys.stderr, dim=True))
-    sys.stderr.flush()
-
-
-def _styled(text: str, out: Any, **style: bool) -> str:
-    colour = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return click.style(text, **style) if colour and text else text
 
 
 def show_info(options: RunOptions) -> None:
@@ -252,5 +225,26 @@ def show_info(options: RunOptions) -> None:
 
 
 def check(options: RunOptions) -> None:
-    """Runs the bundle's golden vectors on this engine; exits 1 if they do not agree."""
-    raise NotImplementedError
+    """Replays the bundle's golden vectors on this engine.
+
+    Raises:
+        EngineError: they do not agree, so that the command ends with 1.
+    """
+    from .check import check_bundle
+
+    with _load(options) as pipeline:
+        report = check_bundle(pipeline.bundle, pipeline.engines)
+    if options.as_json:
+        print_json(report)
+    else:
+        click.echo(
+            f"{'agrees' if report['ok'] else 'DIFFERS'}: {report['rows']} rows of "
+            f"{report['cases']} cases on {report['engine']}, largest relative error "
+            f"{report['max_relative_error']:.1e} (tolerance {report['tolerance']:.1e}), "
+            f"top-1 agreement {report['top1_agreement']:.2%}"
+        )
+    if not report["ok"]:
+        raise EngineError(
+            f"{report['engine']} computes something else than the bundle's golden vectors; "
+            "try another --engine, or export the bundle again"
+        )

@@ -24,6 +24,7 @@ from .families.window import banned_ids, choose_block, contexts_by_block
 from .manifest import Manifest
 from .ops.base import Ops
 from .ops.numpy_ops import NumpyOps
+from .philox import check_key
 
 FIRST_SAMPLES = 4
 """Two pairs: the fewest that have a variance."""
@@ -114,6 +115,7 @@ def evaluate_ids(
             f"max_samples must be at least {FIRST_SAMPLES} and relative_half_width in (0, 1), "
             f"found {max_samples} and {relative_half_width}"
         )
+    check_key(seed, 0)
     family = find_family(manifest.family)
     shapes = contexts_by_block(engines.specs, manifest.graphs[0].name)
     block = choose_block(shapes, block_size)

@@ -123,8 +123,8 @@ class TextGeneration:
         else:
             text, gaps, token_ids = self._fill(self._template, inner.token_ids)
         text_seconds = self._text_seconds + time.perf_counter() - begin
-        seconds = {**inner.seconds, "text": text_seconds}
-        seconds["total"] = inner.seconds["total"] + text_seconds
+        seconds = {name: value for name, value in inner.seconds.items() if name != "total"}
+        seconds |= {"text": text_seconds, "total": inner.seconds["total"] + text_seconds}
         busy = seconds["total"] - seconds["prepare"]
         return TextResult(
             text=text,

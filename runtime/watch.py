@@ -183,9 +183,16 @@ def wrap(cells: Iterable[Cell], columns: int) -> list[list[Cell]]:
                 if used and used + display_width(piece) > columns:
                     lines.append([])
                     used = 0
-                lines[-1].append((piece, state))
+                _extend(lines[-1], piece, state)
                 used += display_width(piece)
     return lines
+
+
+def _extend(line: list[Cell], text: str, state: str) -> None:
+    if line and line[-1][1] == state:
+        line[-1] = (line[-1][0] + text, state)
+    else:
+        line.append((text, state))
 
 
 def _chop(word: str, columns: int) -> list[str]:

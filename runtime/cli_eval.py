@@ -1,0 +1,199 @@
+"""`dlm-eval`: how well a bundle predicts a text, on whatever engine runs it, without torch."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli_common import DlmCommand, common_options, note, peak_rss_mib, print_json
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+    from .tokenizer import Tokenizer
+
+_NAME = "dlm-eval"
+_OTHER_FORMATS = (".jsonl", ".json", ".parquet", ".gz", ".zst")
+
+
+@click.command(_NAME, cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.argument("model", metavar="MODEL.dlm")
+@click.option(
+    "--data", required=True, metavar="FILE", help="UTF-8 text, <|endoftext|> between documents."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N documents.")
+@click.option("--block", type=click.IntRange(min=1), help="Positions denoised together.")
+@click.option("--context", type=click.IntRange(min=2), help="Tokens per window.")
+@click.option("--seed", default=0, show_default=True, help="Equal seeds give equal masks.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Draw until perplexity is known this well (relative, 95 %) ...",
+)
+@click.option(
+    "--max-samples",
+    type=click.IntRange(min=4),
+    default=64,
+    show_default=True,
+    help="... or so many masks of each text are drawn.",
+)
+@click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime or tensorrt.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle.")
+@common_options
+def main(
+    model: str,
+    data: str,
+    limit: int | None,
+    engine: str,
+    threads: int | None,
+    expect_sha256: str | None,
+    as_json: bool,
+    verbose: int,
+    **measure: Any,
+) -> None:
+    """Measures the bound on a text's perplexity, with the interval of its random masks.
+
+    Every token of the text but the first is scored exactly once; equal seeds give equal masks, so
+    that two bundles of one model compare in pairs. The causal family is exact.
+    """
+    from .pipeline import Pipeline
+
+    with Pipeline.load(
+        model, engine=engine, threads=threads, expect_sha256=expect_sha256
+    ) as loaded:
+        if verbose:
+            note(_NAME, f"engine {loaded.engines.name}: {loaded.engines.reason}")
+        report = evaluate_file(loaded, data, limit, **measure)
+    if as_json:
+        print_json(report)
+        return
+    click.echo(
+        f"perplexity {report['perplexity']:.4g} ({report['perplexity_low']:.4g} to "
+        f"{report['perplexity_high']:.4g} with 95 %), {report['nats_per_token']:.4f} nats/token, "
+        f"{report['bits_per_char']:.4f} bits/char; {report['num_tokens']} tokens of "
+        f"{report['num_documents']} documents, {report['num_samples']} samples, block "
+        f"{report['block']}, {report['engine']} {report['precision']}, {report['seconds']:.1f} s"
+    )
+
+
+def evaluate_file(
+    pipeline: Pipeline,
+    data: str,
+    limit: int | None,
+    *,
+    block: int | None,
+    context: int | None,
+    seed: int,
+    margin: float,
+    max_samples: int,
+) -> dict[str, Any]:
+    """Returns what --json prints.
+
+    Raises:
+        DataError: a file that is no text, or too short.
+        ConfigError: a block or context that the bundle has not.
+    """
+    import numpy as np
+
+    from .evaluate import evaluate_ids
+    from .families.window import choose_block, contexts_by_block
+    from .text import file_sha256
+
+    manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
+    shapes = contexts_by_block(pipeline.engines.specs, manifest.graphs[0].name)
+    block_size = choose_block(shapes, block)
+    begin = time.perf_counter()
+    stream = list(_stream(data, limit, tokenizer, manifest.eos_token_id))
+    ids = np.array(stream, np.int64)
+    bar = ProgressBar()
+    try:
+        result = evaluate_ids(
+            manifest,
+            pipeline.engines,
+            ids,
+            context=context,
+            block_size=block_size,
+            seed=seed,
+            relative_half_width=margin,
+            max_samples=max_samples,
+            progress=bar.show,
+        )
+    finally:
+        bar.wipe()
+    # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
+    num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))
+    return {
+        "perplexity": result.perplexity,
+        "perplexity_low": result.perplexity_low,
+        "perplexity_high": result.perplexity_high,
+        "nats_per_token": result.nats_per_token,
+        "bits_per_char": result.total_nats / math.log(2) / num_chars,
+        "num_tokens": result.num_tokens,
+        "num_samples": result.num_samples,
+        "num_documents": stream.count(manifest.eos_token_id),
+        "num_chars": num_chars,
+        "engine": pipeline.engines.name,
+        "precision": manifest.precision,
+        "block": block_size,
+        "seed": seed,
+        "data_sha256": file_sha256(data),
+        "bundle_sha256": pipeline.bundle.sha256,
+        "seconds": time.perf_counter() - begin,
+        "peak_rss_mib": peak_rss_mib(),
+    }
+
+
+def _stream(data: str, limit: int | None, tokenizer: Tokenizer, eos: int) -> Iterator[int]:
+    """Yields end-of-text, document, end-of-text, document, …"""
+    from .text import read_documents
+
+    suffix = Path(data).suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise DataError(
+            f"data file {data} is {suffix}, wanted plain text; write its documents to a .txt file "
+            "with <|endoftext|> between them"
+        )
+    for document in islice(read_documents(data), limit):
+        yield eos
+        yield from tokenizer.encode(document)
+
+
+class ProgressBar:
+    """One line on stderr, redrawn in place; nothing where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._live = sys.stderr.isatty()
+        self._drawn = 0.0
+
+    def show(self, done: int, planned: int) -> None:
+        """Draws how much is done, ten times a second at most."""
+        now = time.monotonic()
+        if not self._live or now - self._drawn < 0.1:
+            return
+        self._drawn = now
+        share = done / max(planned, 1)
+        left = (now - self._begin) * (1 / share - 1) if share else 0.0
+        bar = "#" * round(30 * share)
+        sys.stderr.write(f"\r[{bar:<30}] {share:>4.0%}, {left:.0f} s left \x1b[K")
+        sys.stderr.flush()
+
+    def wipe(self) -> None:
+        """Clears the line."""
+        if self._live and self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()
