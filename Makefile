@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= Once upon a time, there was a little girl named Lily.
 PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist loadfile
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -29,7 +30,7 @@ test: $(VENV)/.dev  ## run every test that needs no GPU and no board
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev  ## measure tokens/s against the plain ways of decoding, as ratios in one run
-	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m dlm_edge.benchmarks.decode $(BENCH_ARGS)
 
 wheel: $(VENV)/.demo  ## build dist/*.whl, which installs on a board with any pip
 	@rm -rf build  # setuptools would ship what an earlier build left there
