@@ -89,7 +89,8 @@ class DecodingSettings:
     steps: int | None = None
     """Steps per block; None: as many as masked positions (`ancestral`: as the block has)."""
     temperature: float | None = None
-    """0: the most likely token; None: 1 for `first_hitting` and `ancestral`, else 0."""
+    """0 (the most likely token) or in [0.01, 100]; None: 1 for `first_hitting` and `ancestral`,
+    else 0."""
     top_k: int | None = None
     """Draw among the k most likely tokens; None: all."""
     top_p: float | None = None
@@ -121,7 +122,8 @@ class DecodingSettings:
         _number("threshold", self.threshold, above=0.0, at_most=1.0)
         _number("factor", self.factor, above=0.0)
         _number("entropy_bound", self.entropy_bound, at_least=0.0)
-        _number("temperature", self.temperature, at_least=0.0, at_most=100.0)
+        if self.temperature != 0:
+            _number("temperature (if not 0)", self.temperature, at_least=0.01, at_most=100.0)
         _number("top_p", self.top_p, above=0.0, at_most=1.0)
         _number("repetition_penalty", self.repetition_penalty, at_least=1.0, at_most=100.0)
         for name in ("steps", "top_k", "block_size"):

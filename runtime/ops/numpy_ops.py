@@ -14,7 +14,17 @@ from ..decoding import RULES, DecodingSettings
 from ..philox import DrawKind, uniforms
 from . import selection
 from .base import Canvas, Progress
-from .rows import RowScratch, chunk_sums, draw, exponentiate, highest, process, statistics, truncate
+from .rows import (
+    RowScratch,
+    draw,
+    entropy,
+    exponentiate,
+    highest,
+    margin,
+    process,
+    sum_chunks,
+    truncate,
+)
 
 STEPS_PER_DRAW = 8
 """Steps whose uniforms are made at once: Philox costs about 60 us per call, whatever its size."""
@@ -23,8 +33,8 @@ STEPS_PER_DRAW = 8
 class _Scratch:
     """A NumPy canvas's working memory."""
 
-    def __init__(self, vocab_size: int, banned: tuple[int, ...]) -> None:
-        self.row = RowScratch(vocab_size)
+    def __init__(self, block: int, vocab_size: int, banned: tuple[int, ...]) -> None:
+        self.row = RowScratch(block, vocab_size)
         self.banned = np.array(banned, dtype=np.int64)
         self.draws: dict[DrawKind, tuple[int, np.ndarray]] = {}
 
@@ -69,7 +79,7 @@ class NumpyOps:
             bias=bias,
             allowed=allowed,
             seen=np.zeros(vocab_size, bool) if settings.repetition_penalty != 1.0 else None,
-            scratch=_Scratch(vocab_size, banned),
+            scratch=_Scratch(block, vocab_size, banned),
         )
 
     def begin_block(
@@ -100,61 +110,59 @@ class NumpyOps:
             rows = np.flatnonzero(canvas.masked)
         if not len(rows):
             return
-        greedy = canvas.settings.greedy
-        tokens = None if greedy else self._draws(canvas, DrawKind.TOKEN)
+        scratch = canvas.scratch.row
         seen = None if canvas.seen is None else np.flatnonzero(canvas.seen)
-        for row in rows.tolist():
-            uniform = 0.0 if tokens is None else float(tokens[row])
-            self._sample_row(logits[row], canvas, row, uniform, seen)
+        for slot, row in enumerate(rows.tolist()):
+            process(
+                scratch,
+                logits[row],
+                banned=canvas.scratch.banned,
+                bias=canvas.bias,
+                allowed=None if canvas.allowed is None else canvas.allowed[row],
+                seen=seen,
+                penalty=canvas.settings.repetition_penalty,
+            )
+            self._weigh(canvas, slot, row)
+        self._draw(canvas, rows)
 
-    def _sample_row(
-        self, row_logits: np.ndarray, canvas: Canvas, row: int, uniform: float, seen: Any
-    ) -> None:
+    def _weigh(self, canvas: Canvas, slot: int, row: int) -> None:
+        """Makes a row's weights, its total, and its score where that needs no candidate."""
         settings, scratch = canvas.settings, canvas.scratch.row
-        score_kind = RULES[settings.rule].score
         temperature = settings.temperature or 0.0
-        process(
-            scratch,
-            row_logits,
-            banned=canvas.scratch.banned,
-            bias=canvas.bias,
-            allowed=None if canvas.allowed is None else canvas.allowed[row],
-            seen=seen,
-            penalty=settings.repetition_penalty,
-        )
         first, top = highest(scratch.logits)
-        weights = exponentiate(scratch, top, 1.0)
-        if temperature == 1.0:
-            total = chunk_sums(scratch)
-        else:
-            total = float(np.add.reduce(weights))
-        stats = None
-        if score_kind in ("entropy", "margin"):
-            stats = statistics(scratch, first, top, total)
-        candidate = first
-        if temperature != 0.0:
-            if temperature != 1.0:
-                exponentiate(scratch, top, temperature)
-            if settings.top_k is not None or settings.top_p is not None:
-                truncate(scratch, settings.top_k, settings.top_p)
-                chunk_sums(scratch)
-            elif temperature != 1.0:
-                chunk_sums(scratch)
-            candidate = draw(scratch, uniform)
-        log_prob = float(scratch.logits[candidate]) - top - float(np.log(total))
-        canvas.candidate[row] = candidate
-        canvas.log_prob[row] = log_prob
-        match score_kind:
-            case "confidence":
-                canvas.score[row] = np.exp(log_prob)
+        canvas.candidate[row] = first
+        # Greedy rows share one slot's memory, which then stays in the first-level cache.
+        weights = scratch.weights[0 if temperature == 0.0 else slot]
+        exponentiate(scratch.logits, top, 1.0, weights)
+        total = float(np.add.reduce(weights)) if temperature != 1.0 else sum_chunks(scratch, slot)
+        scratch.total[slot] = total
+        match RULES[settings.rule].score:
             case "entropy":
-                assert stats is not None
-                canvas.score[row] = -stats.entropy
+                canvas.score[row] = -entropy(scratch, weights, top, total)
             case "margin":
-                assert stats is not None
-                canvas.score[row] = stats.first_p - stats.second_p
+                canvas.score[row] = margin(weights, first, total)
             case _:
-                canvas.score[row] = 0.0
+                pass
+        if temperature in (0.0, 1.0) and settings.top_k is None and settings.top_p is None:
+            return
+        if temperature != 1.0:
+            exponentiate(scratch.logits, top, temperature, weights)
+        truncate(weights, settings.top_k, settings.top_p)
+        sum_chunks(scratch, slot)
+
+    def _draw(self, canvas: Canvas, rows: np.ndarray) -> None:
+        """Draws all rows' candidates, and fills what follows from them."""
+        settings, scratch = canvas.settings, canvas.scratch.row
+        log_prob = -np.log(scratch.total[: len(rows)])
+        if not settings.greedy:
+            candidate = draw(scratch, self._draws(canvas, DrawKind.TOKEN)[rows])
+            canvas.candidate[rows] = candidate
+            # The weight is exp((logit - top) / temperature); no drawn weight is 0.
+            weight = scratch.weights[np.arange(len(rows)), candidate].astype(np.float64)
+            log_prob += np.log(weight) * (settings.temperature or 0.0)
+        canvas.log_prob[rows] = log_prob
+        if RULES[settings.rule].score == "confidence":
+            canvas.score[rows] = np.exp(log_prob)
 
     def _choose(self, canvas: Canvas) -> None:
         """Fills `chosen` for the rules that look at no logits."""

@@ -1,51 +1,38 @@
-"""One row of logits as a distribution: processing, truncation, and drawing by inverse distribution.
+"""Rows of logits as distributions: processing, truncation, and drawing by inverse distribution.
 
-Works in one row's scratch, which stays in the first-level cache, so that a whole step over 32 rows
-of 8,192 logits costs less than a tenth of a small model's run. Knows no canvas.
+Row by row where a row's scratch stays in the first-level cache (processing, exponentials), all rows
+at once for what is small (chunk sums, distribution functions), so that a step over 32 rows of 8,192
+logits costs a small part of a small model's run. Knows no canvas and no rule.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import EngineError
 from .base import CHUNK
 
-
-class Statistics(NamedTuple):
-    """Of the model's own distribution in a row (temperature 1, before top-k and top-p)."""
-
-    log_sum_exp: float
-    first: int
-    """Most likely id, the lowest among equals."""
-    first_p: float
-    second: int
-    """Next likely id, the lowest among equals."""
-    second_p: float
-    entropy: float
-    """Nats."""
+NOTHING = np.float32(-200.0)
+"""exp of it is 0 in float32, and 0 times it is 0, which does not hold for -inf."""
 
 
 class RowScratch:
-    """Working memory for rows of one vocabulary."""
+    """Working memory for the rows of one block."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, block: int, vocab_size: int) -> None:
         padded = -(-vocab_size // CHUNK) * CHUNK
         self.vocab_size = vocab_size
-        self._logits = np.zeros(padded, np.float32)
-        self._weights = np.zeros(padded, np.float32)
-        self._other = np.zeros(padded, np.float32)
-        self.chunks = self._weights.reshape(-1, CHUNK)
-        self.sums = np.zeros(padded // CHUNK, np.float32)
-        self.cumulative = np.zeros(padded // CHUNK, np.float64)
-        self.within = np.zeros(CHUNK, np.float64)
-        self.logits = self._logits[:vocab_size]
-        """(vocab,) float32: processed logits."""
-        self.weights = self._weights[:vocab_size]
-        """(vocab,) float32: exp of them, the highest being 1. Behind the end stand zeros."""
-        self.other = self._other[:vocab_size]
+        self.logits = np.zeros(vocab_size, np.float32)
+        """(vocab,): processed logits of the row at hand."""
+        self.other = np.zeros(vocab_size, np.float32)
+        """(vocab,): anything about the row at hand."""
+        self.chunks = np.zeros((block, padded // CHUNK, CHUNK), np.float32)
+        """(block, chunks, 64): weights of every drawn row; zeros behind the vocabulary's end."""
+        self.weights = self.chunks.reshape(block, padded)[:, :vocab_size]
+        self.sums = np.zeros((block, padded // CHUNK), np.float32)
+        """(block, chunks): sums of the weights in chunks."""
+        self.total = np.zeros(block, np.float64)
+        """(block,): sum of exp(logit - highest), at temperature 1 and before top-k and top-p."""
 
 
 def process(
@@ -78,11 +65,11 @@ def process(
         logits += bias
     if seen is not None and len(seen):
         values = logits[seen]
-        logits[seen] = np.where(values > 0, values / penalty, values * np.float32(penalty))
+        strength = np.float32(penalty)
+        logits[seen] = np.where(values > 0, values / strength, values * strength)
     if allowed is not None:
-        bits = np.unpackbits(allowed.astype("<u4", copy=False).view(np.uint8), bitorder="little")[
-            : scratch.vocab_size
-        ]
+        bytes_ = allowed.astype("<u4", copy=False).view(np.uint8)
+        bits = np.unpackbits(bytes_, bitorder="little")[: scratch.vocab_size]
         logits[bits == 0] = -np.inf
     logits[banned] = -np.inf
     return logits
@@ -100,94 +87,99 @@ def highest(logits: np.ndarray) -> tuple[int, float]:
     return first, value
 
 
-def exponentiate(scratch: RowScratch, top: float, temperature: float) -> np.ndarray:
-    """Fills `scratch.weights` with exp((logits - top) / temperature), float32."""
-    weights = scratch.weights
-    np.subtract(scratch.logits, np.float32(top), out=weights)
+def exponentiate(logits: np.ndarray, top: float, temperature: float, out: np.ndarray) -> None:
+    """Writes exp((logits - top) / temperature), float32, into `out`."""
+    np.subtract(logits, np.float32(top), out=out)
     if temperature != 1.0:
-        weights *= np.float32(1.0 / temperature)
-    np.exp(weights, out=weights)
-    return weights
+        np.multiply(out, np.float32(1.0 / temperature), out=out)
+    np.exp(out, out=out)
 
 
-def chunk_sums(scratch: RowScratch) -> float:
-    """Sums `weights` in chunks of 64 and accumulates them in float64; returns the total.
+def entropy(scratch: RowScratch, weights: np.ndarray, top: float, total: float) -> float:
+    """Gives the entropy in nats of a row: log Z - sum w (l - top) / Z, from temperature 1."""
+    other = scratch.other
+    np.subtract(scratch.logits, np.float32(top), out=other)
+    np.maximum(other, NOTHING, out=other)
+    mean = float(np.dot(other, weights)) / total
+    return max(0.0, float(np.log(total)) - mean)
+
+
+def margin(weights: np.ndarray, first: int, total: float) -> float:
+    """Gives p(first) - p(second) of a row from its temperature-1 weights, which are restored."""
+    kept = weights[first]
+    weights[first] = 0.0
+    second = float(weights.max())
+    weights[first] = kept
+    return (float(kept) - second) / total
+
+
+def truncate(weights: np.ndarray, top_k: int | None, top_p: float | None) -> None:
+    """Sets all weights to 0 but the top k and, within them, the nucleus of share top_p.
+
+    Order is weight descending, id ascending. Only values are sorted, and only those above a
+    threshold that falls until enough are found.
+    """
+    size = len(weights)
+    wanted = size if top_k is None else min(top_k, size)
+    share = 1.0 if top_p is None else top_p
+    if wanted == size and share >= 1.0:
+        return
+    all_of_them = float(np.add.reduce(weights))
+    floor = 2.0**-6
+    while True:
+        values = np.sort(weights[weights >= np.float32(floor)])[::-1]
+        if floor < 1e-37:
+            break
+        if top_k is not None:
+            enough = len(values) >= wanted
+        else:
+            enough = float(np.add.reduce(values)) >= share * all_of_them * (1 + 1e-5)
+        if enough:
+            break
+        floor /= 64.0
+    values = values[:wanted]
+    if share < 1.0:
+        running = np.cumsum(values, dtype=np.float64)
+        reference = running[-1] if top_k is not None else all_of_them
+        values = values[: int(np.searchsorted(running, share * reference)) + 1]
+    last = values[-1]
+    surplus = int(np.count_nonzero(weights >= last)) - len(values)
+    if surplus:  # the highest ids among those equal to the last one
+        weights[np.flatnonzero(weights == last)[-surplus:]] = 0.0
+    np.multiply(weights, weights >= last, out=weights)
+
+
+def sum_chunks(scratch: RowScratch, slot: int) -> float:
+    """Sums a slot's weights in chunks of 64, and these in float64; returns the total.
 
     NumPy's contiguous float32 sum of 64 values is the documented order: eight interleaved partial
     sums, joined pairwise.
     """
-    np.add.reduce(scratch.chunks, axis=1, out=scratch.sums)
-    np.cumsum(scratch.sums, dtype=np.float64, out=scratch.cumulative)
-    return float(scratch.cumulative[-1])
+    sums = scratch.sums[slot]
+    np.add.reduce(scratch.chunks[slot], axis=1, out=sums)
+    return float(np.add.reduce(sums, dtype=np.float64))
 
 
-def draw(scratch: RowScratch, uniform: float) -> int:
-    """Draws an id from the last `chunk_sums` by inverse distribution function."""
-    target = uniform * scratch.cumulative[-1]
-    chunk = int(np.searchsorted(scratch.cumulative, target, side="right"))
-    chunk = min(chunk, len(scratch.sums) - 1)
-    np.copyto(scratch.within, scratch.chunks[chunk])
-    if chunk:
-        scratch.within[0] += scratch.cumulative[chunk - 1]
-    np.cumsum(scratch.within, out=scratch.within)
-    index = int(np.searchsorted(scratch.within, target, side="right"))
-    if index == CHUNK:  # the float32 chunk sum was above the float64 one by rounding
-        index = int(np.flatnonzero(scratch.chunks[chunk])[-1])
+def draw(scratch: RowScratch, uniforms: np.ndarray) -> np.ndarray:
+    """Draws one id from each of the first slots whose chunks were summed.
+
+    Args:
+        scratch: Its `chunks` and `sums`, rows [0, n).
+        uniforms: (n,) float64.
+
+    Returns:
+        (n,) int64 ids.
+    """
+    count = len(uniforms)
+    rows = np.arange(count)
+    cumulative = np.cumsum(scratch.sums[:count], axis=1, dtype=np.float64)
+    target = uniforms * cumulative[:, -1]
+    chunk = np.add.reduce(cumulative <= target[:, None], axis=1)
+    np.minimum(chunk, cumulative.shape[1] - 1, out=chunk)
+    within = scratch.chunks[rows, chunk].astype(np.float64)
+    within[:, 0] += np.where(chunk > 0, cumulative[rows, chunk - 1], 0.0)
+    index = np.add.reduce(np.cumsum(within, axis=1) <= target[:, None], axis=1)
+    for row in np.flatnonzero(index == CHUNK):
+        # The chunk's float32 sum was above the float64 one by rounding: its last weight.
+        index[row] = np.flatnonzero(scratch.chunks[row, chunk[row]])[-1]
     return chunk * CHUNK + index
-
-
-def statistics(scratch: RowScratch, first: int, top: float, total: float) -> Statistics:
-    """Gives a row's statistics from its temperature-1 weights and their total.
-
-    `logits[first]` is written over and restored.
-    """
-    logits, weights = scratch.logits, scratch.weights
-    # H = log Z - sum w (l - top) / Z; the product is 0 where w is, also for l = -inf.
-    other = scratch.other
-    np.subtract(logits, np.float32(top), out=other)
-    np.maximum(other, np.float32(-200.0), out=other)
-    np.multiply(other, weights, out=other)
-    mean = float(np.add.reduce(other, dtype=np.float64)) / total
-    kept = logits[first]
-    logits[first] = -np.inf
-    second = int(logits.argmax())
-    logits[first] = kept
-    return Statistics(
-        log_sum_exp=top + float(np.log(total)),
-        first=first,
-        first_p=1.0 / total,
-        second=second,
-        second_p=float(weights[second]) / total,
-        entropy=max(0.0, float(np.log(total)) - mean),
-    )
-
-
-def truncate(scratch: RowScratch, top_k: int | None, top_p: float | None) -> None:
-    """Sets all weights to 0 but the top k and, within them, the nucleus of share top_p.
-
-    Order is weight descending, id ascending. Candidates are found by falling thresholds, so that
-    only a short list is ever sorted.
-    """
-    weights = scratch.weights
-    wanted = scratch.vocab_size if top_k is None else min(top_k, scratch.vocab_size)
-    share = 1.0 if top_p is None else top_p
-    if wanted == scratch.vocab_size and share >= 1.0:
-        return
-    total = float(np.add.reduce(weights, dtype=np.float64))
-    floor = 2.0**-6
-    while True:
-        ids = np.flatnonzero(weights >= np.float32(floor))
-        mass = float(np.add.reduce(weights[ids], dtype=np.float64))
-        enough = len(ids) >= wanted if top_k is not None else mass >= share * total
-        if enough or floor < 1e-37:
-            break
-        floor /= 16.0
-    # A stable sort keeps ids ascending among equal weights.
-    order = ids[np.argsort(-weights[ids], kind="stable")][:wanted]
-    if share < 1.0:
-        running = np.cumsum(weights[order], dtype=np.float64)
-        reference = running[-1] if top_k is not None else total
-        order = order[: int(np.searchsorted(running, share * reference, side="left")) + 1]
-    kept = weights[order]
-    weights.fill(0.0)
-    weights[order] = kept

@@ -24,17 +24,16 @@ def random_joint(seed: int, length: int = 4, num_ids: int = 3) -> np.ndarray:
 
 
 def mdlm_bound(engines, window, samples, block, seed=0):
-    return next(
-        FAMILIES["mdlm"].bound(
-            make_manifest(engines),
-            engines,
-            NumpyOps(),
-            [np.array(window, np.int32)],
-            seed=seed,
-            samples=range(samples),
-            block_size=block,
-        )  # fmt: skip
+    bounds = FAMILIES["mdlm"].bound(
+        make_manifest(engines),
+        engines,
+        NumpyOps(),
+        [np.array(window, np.int32)],
+        seed=seed,
+        samples=range(samples),
+        block_size=block,
     )
+    return next(iter(bounds))
 
 
 def test_block_size_one_is_the_exact_causal_likelihood():

@@ -1,0 +1,303 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from dlm_edge.runtime.decoding import RULES, DecodingSettings
+from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.generate import Generation, generate
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from hypothesis import given
+from hypothesis import strategies as st
+from table_engines import TableEngines, hashed, make_manifest
+
+V = 40
+MASK, PAD = V - 1, V - 2
+BLOCK_RULES = [name for name in RULES if name != "next_token"]
+SHAPES = [(8, 16), (8, 64), (64, 8)]
+
+
+def request(**fields):
+    base = {
+        "prompt_ids": (0, 5, 6, 7, 8), "max_tokens": 30, "seed": 1, "sample_index": 0,
+        "settings": DecodingSettings(temperature=1.0),
+    }  # fmt: skip
+    return Request(**{**base, **fields})
+
+
+def never_ending(vocab_size=V, **options):
+    table = hashed(vocab_size, **options)
+
+    def denoiser(prefix, block):
+        logits = table(prefix, block).copy()
+        logits[:, 0] = -40
+        return logits
+
+    return denoiser
+
+
+def decode(rule_request, shapes=SHAPES, denoiser=None, **fields):
+    engines = TableEngines(denoiser or never_ending(), shapes, V)
+    manifest = make_manifest(engines, **fields)
+    generation = Generation(manifest, engines, NumpyOps(), rule_request)
+    spans = list(generation)
+    return generation.result, spans, engines
+
+
+@given(
+    st.sampled_from(BLOCK_RULES),
+    st.sampled_from([0.0, 1.0]),
+    st.integers(1, 20),
+    st.integers(0, 60),
+    st.integers(0, 2**64 - 1),
+)
+def test_every_decode_ends_with_text_only(rule, heat, num_prompt, max_tokens, seed):
+    prompt = (0, *(3 + i % 20 for i in range(num_prompt - 1)))
+    settings = DecodingSettings(rule=rule, temperature=heat)
+    result, spans, _ = decode(
+        request(prompt_ids=prompt, max_tokens=max_tokens, settings=settings, seed=seed),
+        denoiser=hashed(V),
+    )
+    assert result.token_ids[: len(prompt)] == prompt
+    assert not {MASK, PAD, 0} & set(result.new_token_ids)
+    assert len(result.new_token_ids) <= max_tokens
+    if result.finish_reason == "length":
+        assert len(result.new_token_ids) == max_tokens
+    text, position = [], len(prompt)
+    for span in spans:
+        assert span.committed
+        assert span.position == position + len(text)
+        text.extend(span.token_ids)
+    assert tuple(text) == result.new_token_ids
+
+
+@given(st.sampled_from(BLOCK_RULES), st.integers(0, 1000))
+def test_tokens_do_not_depend_on_the_context_buckets_or_what_ran_before(rule, seed):
+    asked = request(settings=DecodingSettings(rule=rule, temperature=1.0), seed=seed)
+    first, _, engines = decode(asked, [(8, 64)])
+    second, _, _ = decode(asked, [(8, 8), (8, 16), (8, 24), (8, 64)])
+    third = generate(make_manifest(engines), engines, NumpyOps(), asked)  # a used cache
+    assert first.token_ids == second.token_ids == third.token_ids
+
+
+@pytest.mark.parametrize("rule", BLOCK_RULES)
+def test_samples_differ_by_index_and_by_seed(rule):
+    settings = DecodingSettings(rule=rule, temperature=1.0)
+    texts = {
+        decode(request(settings=settings, seed=seed, sample_index=index))[0].token_ids
+        for seed in (0, 1, 2**40)
+        for index in (0, 1)
+    }
+    assert len(texts) == 6
+
+
+def test_a_run_uses_the_smallest_context_that_holds_the_committed():
+    _, _, engines = decode(request(max_tokens=40), [(8, 8), (8, 16), (8, 64)])
+    for block, context, start, ids in engines.runs:
+        rows = start if MASK in ids else start + block
+        assert context == min(c for c in (8, 16, 64) if c >= rows)
+
+
+def test_prompt_blocks_are_prefilled_and_its_tail_shares_the_first_block():
+    prompt = (0, *range(3, 21))  # 19 tokens: two blocks and three
+    _, _, engines = decode(request(prompt_ids=prompt, max_tokens=8))
+    assert [run[2:] for run in engines.runs[:2]] == [(0, prompt[:8]), (8, prompt[8:16])]
+    assert engines.runs[2][3] == (*prompt[16:], *[MASK] * 5)
+
+
+def test_finished_blocks_are_stored_by_one_clean_run_and_the_last_is_not():
+    result, _, engines = decode(request(prompt_ids=(0,), max_tokens=24))
+    clean = [run for run in engines.runs if MASK not in run[3]]
+    text = result.token_ids[:24]
+    assert [run[3] for run in clean] == [text[:8], text[8:16], text[16:24]]
+    assert len([run for run in engines.runs if run[2] == 24]) >= 1  # the last block, of one token
+    assert engines.runs[-1][3].count(MASK) == 8
+
+
+def test_positions_behind_the_limit_stay_masked_and_cost_nothing():
+    settings = DecodingSettings(rule="low_confidence")
+    result, _, engines = decode(request(prompt_ids=(0,), max_tokens=3, settings=settings))
+    assert len(result.new_token_ids) == 3
+    assert result.nfe == 3
+    assert all(run[3][4:] == (MASK,) * 4 for run in engines.runs)
+
+
+def test_an_end_token_ends_the_text_once_all_before_it_is_committed():
+    def ends_at_twelve(prefix, block):
+        logits = never_ending()(prefix, block)
+        position = len(prefix) + np.arange(len(block))
+        logits[position == 12, 0] = 60  # the surest of all: committed long before its left
+        return logits
+
+    result, spans, engines = decode(request(max_tokens=60), denoiser=ends_at_twelve)
+    assert result.finish_reason == "end"
+    assert len(result.token_ids) == 12
+    assert 0 not in result.new_token_ids
+    assert max(run[2] for run in engines.runs) == 8
+    assert sum(len(span.token_ids) for span in spans) == 7
+
+
+def test_first_hitting_takes_one_run_per_token():
+    settings = DecodingSettings(rule="first_hitting")
+    result, _, _ = decode(request(prompt_ids=(0,), max_tokens=31, settings=settings))
+    assert result.nfe == 31 + 3  # three commit runs
+    assert len(result.new_token_ids) == 31
+
+
+def test_steps_without_change_run_no_graph_and_change_no_token():
+    settings = DecodingSettings(rule="ancestral", steps=500)
+    _, _, engines = decode(request(prompt_ids=(0,), max_tokens=15, settings=settings))
+    denoised = [run for run in engines.runs if MASK in run[3]]
+    assert len(denoised) <= 15
+    assert len({run[2:] for run in denoised}) == len(denoised)  # no input twice
+
+
+def test_ancestral_with_the_cache_equals_ancestral_without():
+    settings = DecodingSettings(rule="ancestral", steps=100)
+    cached, _, _ = decode(request(settings=settings))
+    runs = []
+
+    class Uncached(NumpyOps):
+        """Runs the engine again before every sampling, as a loop without the cache would."""
+
+        def sample(self, logits, canvas):
+            engine = engines.engine("denoise", 8, 64)
+            engine.inputs["ids"][...] = canvas.ids
+            engine.run()
+            runs.append(1)
+            super().sample(engine.outputs["logits"], canvas)
+
+    engines = TableEngines(never_ending(), [(8, 64)], V)
+    start = engines.engine("denoise", 8, 64)
+    assert start is engines.engine("denoise", 8, 64)
+    plain = generate(make_manifest(engines), engines, Uncached(), request(settings=settings))
+    assert plain.token_ids == cached.token_ids
+    assert len(runs) > cached.nfe
+
+
+def test_a_text_beyond_the_context_slides_on_and_says_so():
+    short, _, _ = decode(request(max_tokens=19), [(8, 16)])
+    assert not short.approximate
+    long, _, engines = decode(request(max_tokens=100), [(8, 16)])
+    assert long.approximate
+    assert len(long.new_token_ids) == 100
+    assert long.token_ids[:24] == short.token_ids
+    assert max(run[2] for run in engines.runs) == 16
+
+
+def test_the_window_also_slides_at_the_last_position_the_model_knows():
+    result, _, engines = decode(request(max_tokens=50), [(8, 64)], max_position=32)
+    assert result.approximate
+    assert max(start + block for block, _, start, _ in engines.runs) == 32
+
+
+def test_a_prompt_longer_than_the_context_keeps_its_tail():
+    prompt = (0, *(3 + i % 30 for i in range(70)))
+    result, _, engines = decode(request(prompt_ids=prompt), [(8, 16)])
+    assert result.approximate
+    assert result.token_ids[:71] == prompt
+    assert engines.runs[0][3] == prompt[-8:]  # half the window of 24, in whole blocks
+
+
+def test_a_whole_canvas_continues_in_halves():
+    settings = DecodingSettings(temperature=1.0, block_size=64)
+    result, _, engines = decode(request(max_tokens=100, settings=settings))
+    assert {run[:3] for run in engines.runs} == {(64, 8, 0)}
+    assert len(result.new_token_ids) == 100
+    assert result.approximate
+
+
+def infill(template, **fields):
+    settings = DecodingSettings(temperature=1.0, block_size=8)
+    asked = request(prompt_ids=(), max_tokens=0, template_ids=template, settings=settings)
+    return decode(replace(asked, **fields), denoiser=hashed(V))
+
+
+def test_infilling_keeps_fixed_tokens_and_fills_every_gap():
+    template = (0, 4, 5, MASK, MASK, 6, 7, MASK, 8, 9, 10, 11)
+    result, spans, engines = infill(template)
+    assert len(result.token_ids) == len(template)
+    for token, given_token in zip(result.token_ids, template, strict=True):
+        assert token == given_token or given_token == MASK
+    filled = [t for t, g in zip(result.token_ids, template, strict=True) if g == MASK]
+    assert not {0, MASK, PAD} & set(filled)
+    assert result.new_token_ids == result.token_ids
+    assert engines.runs[0][3] == (*template, 0, *[MASK] * 51)
+    assert tuple(t for span in spans for t in span.token_ids) == result.token_ids
+
+
+def test_infilling_takes_the_smallest_canvas_and_sees_both_sides():
+    _, _, engines = infill((0, 4, MASK, 6))
+    assert engines.runs[0][:3] == (8, 16, 0)
+    texts = {infill((0, 4, MASK, MASK, right))[0].token_ids[2:4] for right in range(5, 15)}
+    assert len(texts) > 1
+
+
+def test_a_template_without_gaps_runs_nothing():
+    result, _, engines = infill((0, 4, 5))
+    assert result.token_ids == (0, 4, 5)
+    assert not engines.runs
+
+
+def test_provisional_spans_show_the_canvas_after_every_step():
+    asked = request(provisional=True, prompt_ids=(0, 5, 6), max_tokens=9)
+    _, spans, engines = decode(asked)
+    provisional = [span for span in spans if not span.committed]
+    assert len(provisional) == len([run for run in engines.runs if MASK in run[3]])
+    for span in provisional:
+        assert span.fixed == tuple(token != MASK for token in span.token_ids)
+        assert span.position in (0, 8)
+
+
+def test_leaving_early_keeps_what_was_committed():
+    engines = TableEngines(never_ending(), SHAPES, V)
+    generation = Generation(make_manifest(engines), engines, NumpyOps(), request(max_tokens=50))
+    text = []
+    for span in generation:
+        text.extend(span.token_ids)
+        if len(text) >= 10:
+            break
+    assert generation.result.finish_reason == "interrupted"
+    assert generation.result.new_token_ids == tuple(text)
+
+
+def test_stage_times_add_up_and_runs_are_counted():
+    result, _, engines = decode(request())
+    assert result.nfe == len(engines.runs)
+    stages = ("prepare", "engine", "update", "host")
+    assert sum(result.seconds[stage] for stage in stages) == pytest.approx(result.seconds["total"])
+    assert result.tokens_per_nfe == 30 / result.nfe
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt_ids": ()},
+        {"prompt_ids": (0, V)},
+        {"prompt_ids": (0, -1)},
+        {"prompt_ids": (0, MASK)},
+        {"prompt_ids": (0, PAD)},
+        {"max_tokens": -1},
+        {"seed": -1},
+        {"sample_index": 2**32},
+        {"template_ids": (0, *[MASK] * 64)},
+        {"template_ids": (0, PAD)},
+        {"template_ids": ()},
+        {"settings": DecodingSettings(rule="next_token")},
+        {"settings": DecodingSettings(block_size=16)},
+    ],
+)
+def test_requests_that_cannot_be_served_are_refused_in_one_line(fields):
+    with pytest.raises(ConfigError) as caught:
+        decode(request(**fields))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"family": "unheard of"}, {"mask_token_id": None}, {"logit_shift": 1}]
+)
+def test_models_that_cannot_be_decoded_are_refused(fields):
+    engines = TableEngines(hashed(V), SHAPES, V)
+    manifest = replace(make_manifest(engines), **fields)
+    with pytest.raises(ConfigError):
+        generate(manifest, engines, NumpyOps(), request())
