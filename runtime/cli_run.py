@@ -82,8 +82,8 @@ def _start(
 def settings_of(pipeline: Pipeline, options: RunOptions) -> dict[str, Any]:
     """Returns the overrides, with the rule that an option without --rule belongs to."""
     settings = dict(options.settings)
-    rule = RULES.get(pipeline.manifest.decoding.get("rule", ""))
-    if "rule" not in settings and rule is not None:
+    rule = RULES[pipeline.settings().rule]
+    if "rule" not in settings:
         for option, owner in RULE_OF_OPTION.items():
             if option in settings and option not in rule.options:
                 settings["rule"] = owner

@@ -136,6 +136,11 @@ def test_an_option_without_a_rule_chooses_its_rule(tiny_bundle):
         assert got["rule"] == rule
 
 
+def test_a_bundle_without_decoding_settings_takes_options_too(make_bundle):
+    got = json.loads(written(make_bundle(decoding={}), "--steps", 2, "--json", "--max-tokens", 8))
+    assert got["rule"] == "low_confidence"
+
+
 def test_verbose_says_engine_and_figures_on_stderr(tiny_bundle):
     result = run(tiny_bundle, "--max-tokens", 3, "-v")
     assert result.stdout == "The\n"
