@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ..runtime.errors import DataError, DlmError
+from ..runtime.errors import CheckpointError, DlmError
 from .batches import Batches
 from .config import TrainConfig
 from .families.base import Family
@@ -107,7 +107,8 @@ class Loop:
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
         )
-        self.optimizer = fabric.setup_optimizers(optimizer)
+        # One optimizer in, one out; its wrapper is an Optimizer by class, not by type annotation.
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.ema = Ema(module.parameters(), config.ema) if config.ema else None
 
     def run(self, hooks: Hooks, progress: Progress, curves: Curves) -> str:
@@ -273,12 +274,22 @@ class Loop:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state` was taken; raises DataError if it does not fit the settings."""
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        """Continues where `state` was taken; raises CheckpointError if it does not fit."""
+        peaks = [group["peak_lr"] for group in self.optimizer.param_groups]
         if (self.ema is None) != (state["ema"] is None):
-            raise DataError("the saved state and --ema do not match; resume with the same --ema")
+            raise CheckpointError("the saved state was made with another --ema; give the same")
+        try:
+            self.module.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the saved state is of another model or optimizer ({str(error)[:200]}); resume "
+                "with the settings the run was started with"
+            ) from error
+        # The settings rule, not the state: --lr may be changed when a run is continued.
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["peak_lr"] = peak
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
         if self.ema is not None:
             for mine, saved in zip(self.ema.shadow, state["ema"], strict=True):
                 mine.copy_(saved)

@@ -127,8 +127,8 @@ class Ema:
     def update(self, step: int) -> None:
         """Moves towards the present weights; the decay itself warms up over the first steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        present = [p.detach().float() for p in self._parameters]
-        torch._foreach_lerp_(self.shadow, present, 1 - decay)
+        for mean, value in zip(self.shadow, self._parameters, strict=True):
+            mean.lerp_(value.detach().float(), 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -43,14 +44,14 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     """
     if config.family not in FAMILIES:
         raise ConfigError(f"family {config.family!r}: choose one of {', '.join(FAMILIES)}")
-    fabric = _launch(config)
     out = Path(config.out)
-    with _rank_zero_first(fabric):
-        tokenizer, corpus = _prepare(config)
+    # Before any other process is started: they find everything in the cache.
+    tokenizer, corpus = _prepare(config)
     family = FAMILIES[config.family]
     ids = special_ids(tokenizer)
     options = {**config.options, **ids, "vocab_size": vocab_size_of(tokenizer)}
     model_config = family.make_config({**options, "context": config.context})
+    fabric = _launch(config)
     torch.manual_seed(config.seed)
     module = family.make_model(model_config["model"])
     if config.init is not None:
@@ -94,7 +95,7 @@ def _run(
         curves.close()
     standing = loop.standing
     return {
-        "checkpoint": str(out if standing.figures else out / "last"),
+        "checkpoint": str(out),
         "status": status,
         "steps": standing.step,
         "tokens_seen": standing.step * config.batch_size * config.context,
@@ -136,6 +137,7 @@ def _launch(config: TrainConfig) -> Fabric:
         strategy = "ddp" if config.devices > 1 else "auto"
     if accelerator == "auto" and not has_gpu:
         accelerator = "cpu"
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=accelerator,
         strategy=strategy,
@@ -169,6 +171,8 @@ def _hooks(
     ) -> None:
         if fabric.is_global_zero:
             write_checkpoint(out / "last", described(standing), weights, tokenizer_json)
+            if not standing.figures:  # nothing was evaluated yet: the last is the best there is
+                write_checkpoint(out, described(standing), weights, tokenizer_json)
             save_state(out, standing.step, state)
         fabric.barrier()
 
@@ -193,13 +197,3 @@ def _asked_to_stop() -> Iterator[list[bool]]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _rank_zero_first(fabric: Fabric) -> Iterator[None]:
-    """Lets rank 0 go through the block alone, then the others."""
-    if fabric.global_rank > 0:
-        fabric.barrier()
-    yield
-    if fabric.global_rank == 0:
-        fabric.barrier()

@@ -241,7 +241,7 @@ def _encoded(
     from tqdm import tqdm
 
     chunks = _chunks(documents(source))
-    with tqdm(desc="tokenise", unit="doc", file=sys.stderr, leave=False) as bar:
+    with tqdm(desc="tokenise", unit="doc", file=sys.stderr, leave=False, disable=None) as bar:
         if workers <= 1:
             tokenizer = Tokenizer.from_str(serialized)
             for texts in chunks:

@@ -1,0 +1,93 @@
+"""A tiny corpus, tiny settings, and the command as a real process."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dlm_edge.train.config import TrainConfig
+
+TESTS = Path(__file__).resolve().parents[1]
+
+WORDS = ["the", "a", "cat", "dog", "sun", "moon", "ran", "sat", "saw", "big", "red", "home", "and", "then", "they", "was", "happy", "in", "to", "day"]
+
+SHAPE = ["--dim", "16", "--layers", "1", "--heads", "2", "--vocab-size", "280", "--context", "16"]
+"""The smallest model, as options of the command."""
+
+COMMAND = (
+    "import sys; sys.path.insert(0, {tests!r}); sys.argv[0] = 'dlm-train'; "
+    "import conftest; import torch; torch.set_num_threads(1); "
+    "from dlm_edge.train.cli import main; main()"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 120 documents."""
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(5, 40))) + "." for _ in range(120)]
+    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def settings(stories: Path, cache: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Makes settings of a run of seconds; keyword arguments replace them."""
+
+    def make(**changes: Any) -> TrainConfig:
+        values: dict[str, Any] = {
+            "family": "mdlm",
+            "out": str(tmp_path / "run"),
+            "data": str(stories),
+            "vocab_size": 280,
+            "cache_dir": str(cache),
+            "context": 16,
+            "batch_size": 4,
+            "max_steps": 6,
+            "warmup_steps": 2,
+            "eval_every": 3,
+            "eval_rows": 4,
+            "save_every": 2,
+            "save_minutes": 0.0,
+            "log": "none",
+            "options": {"dim": 16, "num_layers": 1, "num_heads": 2, "block_sizes": "8,full"},
+        }
+        return TrainConfig(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def command(cache: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `dlm-train` as a process of its own, over this checkout."""
+
+    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        code = COMMAND.format(tests=str(TESTS))
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments, "--cache-dir", str(cache)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            **options,
+        )
+
+    return start

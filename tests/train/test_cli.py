@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from dlm_edge.train.checkpoint import read_checkpoint
+from dlm_edge.train.cli import main
+
+SHAPE = ["--dim", "16", "--layers", "1", "--heads", "2", "--vocab-size", "280", "--context", "16", "--batch-size", "4"]
+QUICK = [*SHAPE, *["--block-size", "8:1,full:2", "--eval-rows", "4", "--log", "none", "--warmup-steps", "2"]]
+
+
+def run(cache: Path, *arguments: str):
+    return CliRunner().invoke(main, [*arguments, "--cache-dir", str(cache)])
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def last_weights(out: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out / "last").weights
+
+
+def test_training_prints_the_bound_the_path_and_the_next_command(
+    stories: Path, cache: Path, tmp_path: Path
+):
+    out = tmp_path / "run"
+    result = run(cache, "--data", str(stories), "--out", str(out), *QUICK, "--max-steps", "3")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("finished after 3 steps, 192 tokens")
+    assert any(line.startswith("held out, block full: ") and "±" in line for line in lines)
+    assert f"checkpoint: {out}" in lines
+    assert lines[-1].startswith(f"next: dlm-export {out}")
+
+
+def test_json_is_one_object_and_nothing_else(stories: Path, cache: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    result = run(
+        cache, "--data", str(stories), "--out", str(out), *QUICK, "--max-steps", "2", "--json"
+    )
+    summary = json.loads(result.stdout)
+    assert summary["steps"] == 2
+    assert set(summary["held_out"]) == {"8", "full"}
+    assert result.stderr == ""
+
+
+def test_a_folder_with_a_run_is_continued_or_refused(stories: Path, cache: Path, tmp_path: Path):
+    out = str(tmp_path / "run")
+    given = ["--data", str(stories), "--out", out, *QUICK, "--max-steps"]
+    assert run(cache, *given, "2").exit_code == 0
+    again = run(cache, *given, "2")
+    assert again.exit_code == 2
+    assert "add --resume" in again.stderr
+    more = run(cache, "--resume", "--out", out, "--max-steps", "4")
+    assert more.exit_code == 0, more.output
+    assert more.stdout.startswith("finished after 4 steps")
+    assert read_checkpoint(out).config["model"]["dim"] == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--out", "x"], 2, "--data is missing"),
+        (["--data", "none.txt"], 2, "--out is missing"),
+        (["--data", "none.txt", "--out", "x"], 1, "none.txt: no such file"),
+        (["--data", "{empty}", "--out", "x"], 1, "empty"),
+        (["--data", "{latin}", "--out", "x"], 1, "not UTF-8"),
+        (["--data", "{short}", "--out", "x"], 1, "shorter than one sequence"),
+        (["--data", "{short}", "--out", "x", "--lr", "0"], 2, "lr must be above 0"),
+        (["--data", "{short}", "--out", "x", "--family", "gpt"], 2, "mdlm"),
+        (["--data", "{short}", "--out", "x", "--init", "none"], 1, "shorter than"),
+        (["--evaluate", "x"], 2, "needs --data"),
+        (["--evaluate", "x", "--resume"], 2, "--evaluate contradicts --resume"),
+        (["--data", "{stories}", "--out", "x", "--block-size", "7"], 2, "must divide"),
+        (["--data", "{stories}", "--out", "x", "--init", "none"], 1, "no checkpoint here"),
+        (["--data", "{stories}", "--out", "{short}/x"], 1, "Not a directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_its_exit_status(
+    stories: Path, cache: Path, tmp_path: Path, monkeypatch, arguments, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    files = {"empty": b"", "latin": b"caf\xe9", "short": b"Hi."}
+    for name, content in files.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    names = {name: str(tmp_path / f"{name}.txt") for name in files}
+    filled = [item.format(**names, stories=stories) for item in arguments]
+    if "--block-size" not in filled:
+        filled += ["--block-size", "8"]
+    shape = SHAPE if "--evaluate" not in filled else []
+    result = run(cache, *filled, *shape, "--max-steps", "1")
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("dlm-train: error: ")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_help_groups_the_options(cache: Path):
+    text = run(cache, "--help").output
+    for heading in ("What to train:", "Objective (mdlm):", "Data:", "Run:", "Machine:"):
+        assert heading in text
+
+
+def test_a_run_killed_at_any_moment_resumes_to_bit_identical_weights(
+    stories: Path, command, tmp_path: Path
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    given = ["--data", str(stories), *QUICK, "--max-steps", "400", "--save-every", "7"]
+    code, _, err = finish(command(*given, "--out", str(whole)))
+    assert code == 0, err
+    draw = random.Random()
+    kills = 0
+    for _ in range(3):
+        process = command(*given, "--out", str(parts), "--resume")
+        deadline = time.monotonic() + 60
+        while not list(parts.glob("state/step-*")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, _, err = finish(command(*given, "--out", str(parts), "--resume"))
+    assert code == 0, err
+    assert kills > 0
+    wanted = last_weights(whole)
+    for name, tensor in last_weights(parts).items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_an_interrupt_saves_and_exits_with_130(stories: Path, command, tmp_path: Path):
+    out = tmp_path / "run"
+    process = command("--data", str(stories), "--out", str(out), *QUICK,
+                      "--max-steps", "100000", "--save-every", "5")  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(out.glob("state/step-*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    code, stdout, err = finish(process)
+    assert code == 130, err
+    assert stdout.startswith("interrupted after ")
+    assert f"next: dlm-train --resume --out {out}" in stdout
+    read_checkpoint(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_give_the_loss_curve_of_one(
+    stories: Path, command, tmp_path: Path, strategy: str
+):
+    given = ["--data", str(stories), *QUICK, "--max-steps", "8", "--eval-every", "4",
+             "--optimizer", "adamw", "-v", "--json"]  # fmt: skip
+    curves = []
+    for devices in ([], ["--devices", "2", "--strategy", strategy]):
+        out = tmp_path / f"run{len(devices)}"
+        code, stdout, err = finish(command(*given, "--out", str(out), *devices))
+        assert code == 0, err
+        summary = json.loads(stdout.splitlines()[-1])
+        curves.append((summary["losses"], summary["held_out"]["full"]["nats_per_token"]))
+        weights = last_weights(out)
+    assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-4)
+    assert curves[0][1] == pytest.approx(curves[1][1], rel=1e-4)
+    assert weights
+
+
+def test_data_are_prepared_once_for_many_runs(stories: Path, tmp_path: Path):
+    cache = tmp_path / "cache"
+    for name in ("a", "b"):
+        given = ["--data", str(stories), "--out", str(tmp_path / name), *QUICK]
+        assert run(cache, *given, "--max-steps", "1").exit_code == 0
+    assert len(list((cache / "shards").iterdir())) == 1
+    assert len(list((cache / "tokenizers").iterdir())) == 1
+    shutil.rmtree(cache)

@@ -1,0 +1,81 @@
+"""The bound of a checkpoint."""
+
+import json
+import math
+
+import pytest
+import torch
+from dlm_edge.runtime.errors import CheckpointError, ConfigError
+from dlm_edge.train.checkpoint import write_checkpoint
+from dlm_edge.train.evaluate import engine_shapes, evaluate_checkpoint
+from dlm_edge.train.families import FAMILIES
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+LETTERS = [chr(code) for code in range(97, 123)]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("<|endoftext|>".join(["abcdefgh" * 5, "hgfedcba" * 6, "zyx" * 9]), "utf-8")
+    return path
+
+
+def checkpoint(folder, family, **options):
+    vocab = {"<|endoftext|>": 0, "<|mask|>": 1, **{c: i + 2 for i, c in enumerate(LETTERS)}}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|mask|>"])
+    torch.manual_seed(0)
+    config = FAMILIES[family].make_config(
+        {"dim": 16, "num_layers": 1, "num_heads": 1, "vocab_size": 28, "context": 16,
+         "eos_token_id": 0, **options}
+    )  # fmt: skip
+    model = FAMILIES[family].make_model(config["model"])
+    write_checkpoint(folder, config, model.state_dict(), tokenizer.to_str())
+    return folder
+
+
+def test_an_untrained_causal_model_scores_about_the_uniform_distribution(tmp_path, text):
+    folder = checkpoint(tmp_path / "ar", "ar")
+    found = evaluate_checkpoint(folder, text)
+    assert found["perplexity_low"] == found["perplexity"] == found["perplexity_high"]
+    assert found["nats_per_token"] == pytest.approx(math.log(28), abs=0.1)
+    assert found["num_samples"] == 1
+    # 8 * 5 + 8 * 6 + 3 * 9 letters and a separator before each of the three documents.
+    assert found["num_documents"] == 3
+    json.dumps(found)
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+def test_every_trained_block_size_can_be_measured(tmp_path, text, block_size):
+    folder = checkpoint(tmp_path / "m", "mdlm", mask_token_id=1, block_sizes="4,full")
+    found = evaluate_checkpoint(folder, text, block_size=block_size, max_samples=8)
+    assert found["block"] == block_size
+    assert found["nats_per_token"] == pytest.approx(math.log(27), abs=0.1)
+    assert found["perplexity_low"] < found["perplexity"] < found["perplexity_high"]
+
+
+def test_equal_seeds_give_equal_figures_and_a_limit_reads_less(tmp_path, text):
+    folder = checkpoint(tmp_path / "m", "mdlm", mask_token_id=1, block_sizes="4")
+    first, second = (
+        evaluate_checkpoint(folder, text, seed=3, limit=2, max_samples=4) for _ in range(2)
+    )
+    assert first["nats_per_token"] == second["nats_per_token"]
+    assert first["num_documents"] == 2
+
+
+def test_limits_below_one_and_unknown_families_are_refused(tmp_path, text):
+    folder = checkpoint(tmp_path / "m", "mdlm", mask_token_id=1)
+    with pytest.raises(ConfigError, match="limit"):
+        evaluate_checkpoint(folder, text, limit=0)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "family": "nonesuch"}))
+    with pytest.raises(CheckpointError, match="nonesuch"):
+        evaluate_checkpoint(folder, text)
+
+
+def test_the_whole_canvas_is_on_offer_unless_the_model_is_causal():
+    assert engine_shapes((4, 16), 16, causal=False) == ((4, 16), (16, 8))
+    assert engine_shapes((1,), 64, causal=True) == ((1, 64), (32, 64))
