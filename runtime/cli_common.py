@@ -58,6 +58,8 @@ class DlmCommand(click.Command):
             code, message = _explain(error)
             if ctx.meta.get(_DEBUG):
                 traceback.print_exception(error)
+            if isinstance(error, OSError):
+                _give_up_stdout()
         fail(ctx.command_path, message, code)
 
     def main(
@@ -71,6 +73,9 @@ class DlmCommand(click.Command):
         """As click's, but with one-line usage errors, 130 on Ctrl-C and a quiet broken pipe."""
         # Named after the installed command also under `python -m`.
         prog_name = prog_name or self.name
+        # Python has None where the shell closed a stream; nobody reads it, and that is no error.
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
         run: Callable[..., Any] = super().main
         if not standalone_mode:
             return run(args, prog_name, complete_var, standalone_mode=False, **extra)
@@ -86,10 +91,23 @@ class DlmCommand(click.Command):
             fail(prog_name or "", error.format_message(), error.exit_code)
         except click.Abort:
             sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            close_stdout()
-            sys.exit(EXIT_BROKEN_PIPE)
+        except OSError as error:
+            # Flushing, or printing the help; what the command itself meets is caught in `invoke`.
+            if isinstance(error, BrokenPipeError):
+                close_stdout()
+                sys.exit(EXIT_BROKEN_PIPE)
+            code, message = _explain(error)
+            _give_up_stdout()
+            fail(prog_name or "", message, code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _give_up_stdout() -> None:
+    """Forgets what stdout still holds if it cannot be written, so that the exit does not fail."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        close_stdout()
 
 
 def _explain(error: DlmError | ModuleNotFoundError | OSError) -> tuple[int, str]:

@@ -56,7 +56,7 @@ class Tokenizer:
         """Returns the ids of a text; no special token is added, none is recognised."""
         try:
             return self._backend.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError as error:
+        except (UnicodeEncodeError, TypeError) as error:  # which one depends on the version
             raise ConfigError(
                 "the text holds half a character (a lone surrogate): pass it as UTF-8"
             ) from error

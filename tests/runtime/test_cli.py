@@ -318,3 +318,18 @@ def test_watching_on_a_terminal_redraws_and_ctrl_c_gives_the_cursor_back(tiny_bu
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
     final = text[text.rindex("\x1b[?25h") :].removeprefix("\x1b[?25h").strip()
     assert STORY.startswith(final)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line(tiny_bundle):
+    for arguments in ([tiny_bundle], [tiny_bundle, "--json"], ["--help"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            )
+        assert done.returncode == 1
+        assert done.stderr == "dlm-run: error: No space left on device\n"
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(tiny_bundle):
+    assert "UTF-8" in refused(2, tiny_bundle, "a\udcffb")
