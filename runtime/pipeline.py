@@ -21,7 +21,7 @@ from .bundle import Bundle, default_bundle_path, open_bundle
 from .decoding import DecodingSettings
 from .engines import EngineSet, open_engines
 from .errors import ConfigError
-from .families import find_family
+from .families import decoding_settings, find_family
 from .families.base import Request
 from .generate import Generation
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
@@ -96,7 +96,7 @@ class Pipeline:
         Raises:
             ConfigError: an unknown setting, a value out of range, or a contradiction.
         """
-        return DecodingSettings.merge(self.manifest.decoding, overrides)
+        return decoding_settings(self.manifest, overrides)
 
     def generate(
         self,

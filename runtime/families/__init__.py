@@ -1,10 +1,13 @@
 """The device's table of families: the only place on this side that lists them."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from ..decoding import DecodingSettings
 from ..errors import ConfigError
+from ..manifest import Manifest
 from .ar import CausalFamily
-from .base import DeviceFamily
+from .base import DeviceFamily, resolve_settings
 from .mdlm import MaskedFamily
 
 FAMILIES: Mapping[str, DeviceFamily] = {
@@ -20,3 +23,12 @@ def find_family(name: str) -> DeviceFamily:
             "install a newer dlm-edge"
         )
     return FAMILIES[name]
+
+
+def decoding_settings(manifest: Manifest, overrides: Mapping[str, Any]) -> DecodingSettings:
+    """Gives a bundle's settings with overrides (None: not given) laid over them.
+
+    Raises:
+        ConfigError: An unknown family or setting, a value out of range, a contradiction.
+    """
+    return resolve_settings(manifest, find_family(manifest.family).default_rule, overrides)

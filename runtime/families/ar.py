@@ -23,7 +23,7 @@ from ..errors import ConfigError
 from ..manifest import Manifest
 from ..ops.base import Ops
 from ..philox import check_key
-from .base import Request, Span, UpdateRule
+from .base import Request, Span, UpdateRule, resolve_settings
 from .mdlm_bound import negative_log_likelihood
 from .window import Text, append, banned_ids, bucket, check_ids, contexts_by_block, feed, logits
 
@@ -34,7 +34,14 @@ _NO_MASK = -1
 class CausalRule:
     """One text being continued token by token."""
 
-    def __init__(self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        request: Request,
+        settings: DecodingSettings,
+    ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         self._ops, self._request = ops, request
         self._filler = manifest.eos_token_id
@@ -45,7 +52,7 @@ class CausalRule:
         self._canvas = ops.canvas(
             block=1,
             vocab_size=manifest.vocab_size,
-            settings=request.settings or DecodingSettings.from_json(manifest.decoding),
+            settings=settings,
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=_NO_MASK,
@@ -155,6 +162,7 @@ class CausalFamily:
     """What the table of families holds for `ar`."""
 
     name = "ar"
+    default_rule = "next_token"
     exact = True
 
     def start(
@@ -167,12 +175,12 @@ class CausalFamily:
         check_ids(manifest, request.prompt_ids, "prompt")
         if request.max_tokens < 0:
             raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        settings = request.settings or DecodingSettings.from_json(manifest.decoding)
+        settings = request.settings or resolve_settings(manifest, self.default_rule, {})
         if settings.rule != "next_token":
             raise ConfigError(f"a causal model has only rule next_token, not {settings.rule}")
         if settings.block_size is not None:
             raise ConfigError("block_size has no effect on a causal model; leave it out")
-        return CausalRule(manifest, engines, ops, request)
+        return CausalRule(manifest, engines, ops, request, settings)
 
     def bound(
         self,

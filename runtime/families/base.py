@@ -7,9 +7,9 @@ family. A family = one module with an `UpdateRule` factory and its bound, and on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,6 +31,17 @@ class Span:
     """Committed tokens never change again; provisional ones may."""
     fixed: tuple[bool, ...] | None = None
     """For provisional spans: which positions are already unmasked."""
+
+
+def resolve_settings(
+    manifest: Manifest, default_rule: str, overrides: Mapping[str, Any]
+) -> DecodingSettings:
+    """Lays overrides (None: not given) over a bundle's settings, and these over the family's rule.
+
+    Raises:
+        ConfigError: Unknown, out of range or contradicting each other.
+    """
+    return DecodingSettings.merge({"rule": default_rule, **manifest.decoding}, overrides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +115,8 @@ class DeviceFamily(Protocol):
     """What `families/__init__.py` lists: how to start a request, and how good the model is."""
 
     name: str
+    default_rule: str
+    """Decoding rule of bundles that name none."""
     exact: bool
     """True when the bound is the likelihood itself, so that one sample tells all."""
 

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..manifest import Manifest
 from ..ops.base import Ops
 from ..philox import check_key
-from .base import Request, UpdateRule
+from .base import Request, UpdateRule, resolve_settings
 from .mdlm_bound import masked_bound
 from .mdlm_rule import GRAPH, MaskedRule
 from .window import check_ids, choose_block, contexts_by_block
@@ -24,6 +24,7 @@ class MaskedFamily:
     """What the table of families holds for `mdlm`."""
 
     name = "mdlm"
+    default_rule = "threshold"
     exact = False
 
     def start(
@@ -38,9 +39,10 @@ class MaskedFamily:
             check_ids(manifest, request.prompt_ids, "prompt")
             if request.max_tokens < 0:
                 raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        if request.settings is not None and request.settings.rule == "next_token":
+        settings = request.settings or resolve_settings(manifest, self.default_rule, {})
+        if settings.rule == "next_token":
             raise ConfigError("rule next_token is the causal family's; choose another for mdlm")
-        return MaskedRule(manifest, engines, ops, request)
+        return MaskedRule(manifest, engines, ops, request, settings)
 
     def bound(
         self,

@@ -15,8 +15,9 @@ oldest half is dropped, the kept tail is prefilled at positions from 0 on, `appr
 Draws are keyed by absolute positions, so that they do not move.
 
 Infilling takes the smallest graph that holds the text as one block at start 0, so that a gap sees
-both sides. An end-of-text token stands fixed behind the text; what lies behind that stays MASK.
-Neither that token, MASK nor padding can fill a gap.
+both sides; the setting `block_size` is about continuing a text. An end-of-text token stands fixed
+behind the text, unless the text ends with one; what lies behind that stays MASK. Neither that
+token, MASK nor padding can fill a gap.
 
 Source: MDLM (arXiv 2406.07524), BD3-LM (arXiv 2503.09573) section 3.
 """
@@ -51,12 +52,18 @@ GRAPH = "denoise"
 class MaskedRule:
     """One text being denoised block by block; see the module's documentation."""
 
-    def __init__(self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        request: Request,
+        settings: DecodingSettings,
+    ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         assert manifest.mask_token_id is not None
         self._mask, self._eos = manifest.mask_token_id, manifest.eos_token_id
         self._ops, self._request = ops, request
-        settings = request.settings or DecodingSettings.from_json(manifest.decoding)
         shapes = contexts_by_block(engines.specs, GRAPH)
         template = request.template_ids
         if template is None:
@@ -180,7 +187,7 @@ class MaskedRule:
         ids[: len(template)] = template
         masked = ids == self._mask
         masked[len(template) :] = False
-        if len(template) < self._block:
+        if len(template) < self._block and template[-1] != self._eos:
             ids[len(template)] = self._eos
         left = self._ops.begin_block(self._canvas, ids, masked, position=0, first=0)
         self._phase = "denoise" if left else "done"

@@ -7,7 +7,7 @@ from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_engines import TableEngines, hashed, make_manifest
 
@@ -71,6 +71,7 @@ def test_every_decode_ends_with_text_only(rule, heat, num_prompt, max_tokens, se
     assert tuple(text) == result.new_token_ids
 
 
+@settings(max_examples=30)
 @given(st.sampled_from(BLOCK_RULES), st.integers(0, 1000))
 def test_tokens_do_not_depend_on_the_context_buckets_or_what_ran_before(rule, seed):
     asked = request(settings=DecodingSettings(rule=rule, temperature=1.0), seed=seed)
@@ -231,6 +232,11 @@ def test_infilling_takes_the_smallest_canvas_and_sees_both_sides():
     assert engines.runs[0][:3] == (8, 16, 0)
     texts = {infill((0, 4, MASK, MASK, right))[0].token_ids[2:4] for right in range(5, 15)}
     assert len(texts) > 1
+
+
+def test_a_template_that_ends_its_text_gets_no_second_end_token():
+    _, _, engines = infill((0, 4, MASK, 6, 0))
+    assert engines.runs[0][3] == (0, 4, MASK, 6, 0, MASK, MASK, MASK)
 
 
 def test_a_template_without_gaps_runs_nothing():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
@@ -41,6 +42,15 @@ def test_tokens_do_not_depend_on_block_or_context(heat):
         for shapes in ([(1, 64)], [(1, 8), (1, 64), (8, 8), (8, 64)], [(4, 64)], [(1, 64), (2, 64)])
     }
     assert len(texts) == 1
+
+
+def test_a_bundle_without_settings_is_decoded_by_the_familys_rule():
+    engines = TableEngines(TABLE, [(1, 64)], V)
+    manifest = make_manifest(engines, family="ar", decoding={})
+    request = Request(prompt_ids=(0, 4, 5, 6, 7), max_tokens=20, seed=2, sample_index=0)
+    result = generate(manifest, engines, NumpyOps(), request)
+    assert result.token_ids == run([(1, 64)])[0].token_ids
+    assert decoding_settings(manifest, {"temperature": 0.5}).rule == "next_token"
 
 
 def test_the_prompt_goes_through_the_largest_block_and_tokens_through_the_smallest():
