@@ -1,0 +1,152 @@
+"""The bound of a checkpoint on a text: `dlm-train --evaluate`.
+
+The measuring itself is the runtime's, over a TorchEngineSet, so that a checkpoint and its bundle
+see identical masks and agree to rounding. Knows no family.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import CheckpointError, ConfigError
+from ..runtime.evaluate import EvalResult, evaluate_ids
+from ..runtime.families.window import choose_block, contexts_by_block
+from ..runtime.manifest import Manifest
+from ..runtime.tokenizer import Tokenizer
+from .checkpoint import Checkpoint, load_weights, read_checkpoint
+from .data import documents, find_source
+from .families import FAMILIES
+from .torch_engine import TorchEngineSet
+
+CANVAS_CONTEXT = 8
+"""Context rows of the whole-canvas shape, none of them ever valid; as in a bundle."""
+CAUSAL_BLOCK = 32
+"""Tokens that a causal model scores per run."""
+
+
+def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
+    """Makes a checkpoint decodable without export: its manifest, and engines over PyTorch.
+
+    Raises:
+        CheckpointError: Its family is unknown, or the weights do not fit the model.
+    """
+    config = checkpoint.config
+    family = FAMILIES.get(config["family"])
+    if family is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: family {config['family']!r} is unknown to this version, which "
+            f"has {', '.join(FAMILIES)}"
+        )
+    model = family.make_model(config["model"]).eval()
+    load_weights(model, checkpoint)
+    fields = dict(family.manifest_fields(config))
+    shapes = engine_shapes(
+        fields["block_sizes"], fields["max_position"], causal=fields["mask_token_id"] is None
+    )
+    engines = TorchEngineSet(family.graphs(model, config), shapes)
+    manifest = Manifest(
+        family=config["family"],
+        model={key: value for key, value in config["model"].items() if value is not None},
+        vocab_size=config["vocab_size"],
+        precision="fp32",
+        target="host",
+        graphs=engines.specs,
+        decoding={},
+        provenance={"training": config.get("training") or {}},
+        **fields,
+    )
+    return manifest, engines
+
+
+def engine_shapes(
+    block_sizes: tuple[int, ...], max_position: int, *, causal: bool
+) -> tuple[tuple[int, int], ...]:
+    """Lists (block, context): one shape per trained block size, the whole canvas among them."""
+    if causal:
+        return tuple(
+            (block, max_position) for block in sorted({1, min(CAUSAL_BLOCK, max_position)})
+        )
+    shapes = [(block, max_position) for block in sorted(block_sizes) if block < max_position]
+    return (*shapes, (max_position, CANVAS_CONTEXT))
+
+
+def evaluate_checkpoint(
+    path: Path,
+    data: Path,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    block_size: int | None = None,
+    relative_half_width: float = 0.01,
+    max_samples: int = 64,
+) -> dict[str, Any]:
+    """Measures a checkpoint's bound on a text.
+
+    Args:
+        path: Checkpoint folder.
+        data: Text: whatever training reads.
+        seed: Determines the masks; equal seeds give those of `dlm-eval`.
+        limit: Only the first so many documents; None: all.
+        block_size: Positions denoised together; None: the largest below the canvas.
+        relative_half_width: Draw masks until perplexity is known this well (95 %) …
+        max_samples: … or so many masks of each text are drawn.
+
+    Returns:
+        `perplexity, perplexity_low, perplexity_high, nats_per_token, bits_per_char, num_tokens,
+        num_samples` and what they were measured with, as `dlm-eval --json` prints them.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        DataError: The data cannot be read, or is shorter than one block.
+        ConfigError: A setting is out of range.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1 document, not {limit}")
+    begin = time.perf_counter()
+    checkpoint = read_checkpoint(path)
+    tokenizer = Tokenizer(checkpoint.tokenizer_json)
+    manifest, engines = open_checkpoint(checkpoint)
+    block = choose_block(contexts_by_block(engines.specs, engines.specs[0].name), block_size)
+    stream: list[int] = []
+    for document in islice(documents(find_source(str(data))), limit):
+        stream += [manifest.eos_token_id, *tokenizer.encode(document)]
+    result = evaluate_ids(
+        manifest,
+        engines,
+        np.array(stream, np.int64),
+        block_size=block,
+        seed=seed,
+        relative_half_width=relative_half_width,
+        max_samples=max_samples,
+    )
+    return {
+        **figures(result, tokenizer, stream),
+        "num_documents": stream.count(manifest.eos_token_id),
+        "engine": engines.name,
+        "precision": manifest.precision,
+        "block": block,
+        "seed": seed,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def figures(result: EvalResult, tokenizer: Tokenizer, stream: list[int]) -> dict[str, Any]:
+    """Gives the figures of a measured stream, bits per character among them."""
+    # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
+    num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))
+    return {
+        "perplexity": result.perplexity,
+        "perplexity_low": result.perplexity_low,
+        "perplexity_high": result.perplexity_high,
+        "nats_per_token": result.nats_per_token,
+        "bits_per_char": result.total_nats / math.log(2) / max(num_chars, 1),
+        "num_tokens": result.num_tokens,
+        "num_samples": result.num_samples,
+        "num_chars": num_chars,
+    }
