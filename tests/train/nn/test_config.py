@@ -1,0 +1,61 @@
+"""Model shapes."""
+
+import pytest
+from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.train.nn.backbones import make_backbone
+from dlm_edge.train.nn.config import ModelConfig, resolve_model
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("tiny", 7.6), ("small", 17.3), ("medium", 34.3), ("large", 60.7)]
+)
+def test_presets_have_their_number_of_parameters_within_three_percent(size, millions):
+    import torch
+
+    config = resolve_model({"size": size, "vocab_size": 8192, "context": 256})
+    with torch.device("meta"):
+        model = make_backbone(config.to_json())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+def test_given_dimensions_override_the_preset():
+    options = {"size": "tiny", "num_layers": 3, "num_heads": 8, "vocab_size": 8, "context": 8}
+    config = resolve_model(options)
+    assert (config.dim, config.num_layers, config.head_dim) == (256, 3, 32)
+    assert config.hidden_dim == 704
+
+
+def test_json_round_trip_gives_the_same_config():
+    config = resolve_model({"size": "small", "vocab_size": 99, "context": 64, "causal": True})
+    assert ModelConfig.from_json(config.to_json()) == config
+
+
+SHAPE = {"vocab_size": 8, "context": 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "huge", **SHAPE}, "size 'huge' is unknown; choose one of tiny"),
+        ({"dim": 64, **SHAPE}, "both dim and num_layers"),
+        ({"dim": 100, "num_layers": 1, **SHAPE}, "no multiple of 64"),
+        ({"dim": 100, "num_layers": 1, "num_heads": 3, **SHAPE}, "must be num_heads"),
+        ({"dim": 64, "num_layers": 0, **SHAPE}, "num_layers must be a positive integer"),
+        ({"dim": 64, "num_layers": 1, "num_heads": 0, **SHAPE}, "positive integer"),
+        ({"dim": 6, "num_layers": 1, "num_heads": 2, **SHAPE}, "head_dim must be even"),
+        ({"size": "tiny", "dropout": 1.0, **SHAPE}, "dropout must be in"),
+        ({"size": "tiny", "num_kv_heads": 2, **SHAPE}, "num_kv_heads must equal"),
+        ({"size": "tiny", "heads": 2, **SHAPE}, "unknown key 'heads'"),
+        ({"size": "tiny", "context": 8}, "incomplete"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_model(options)
+
+
+def test_an_unknown_backbone_is_refused_by_name():
+    config = resolve_model({"size": "tiny", "backbone": "rnn", **SHAPE})
+    with pytest.raises(ConfigError, match="backbone 'rnn' is unknown; choose one of native"):
+        make_backbone(config.to_json())
