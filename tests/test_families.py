@@ -13,6 +13,7 @@ import pytest
 import torch
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime import families as device
+from dlm_edge.runtime.decoding import RULES
 from dlm_edge.runtime.evaluate import evaluate_ids
 from dlm_edge.runtime.families.base import DeviceFamily
 from dlm_edge.runtime.pipeline import Pipeline
@@ -74,6 +75,14 @@ def test_family_takes_the_arguments_of_its_protocol(name, side):
             assert inspect.signature(own).parameters.keys() == (
                 inspect.signature(wanted).parameters.keys()
             ), method
+
+
+@pytest.mark.parametrize("name", listed())
+def test_family_has_the_facts_its_protocol_lists(name):
+    for protocol, table in ((Family, desktop), (DeviceFamily, device)):
+        for fact in protocol.__annotations__:
+            assert hasattr(table.FAMILIES[name], fact), fact
+    assert device.FAMILIES[name].default_rule in RULES
 
 
 @pytest.mark.parametrize("name", listed())
@@ -181,7 +190,7 @@ def test_the_toy_goes_from_text_to_tokens_through_the_two_seams_alone(toy, tmp_p
     export_checkpoint(tmp_path / "checkpoint", bundle, settings)
     with Pipeline.load(bundle) as pipeline:
         assert pipeline.manifest.family == "toy"
-        assert [graph.name for graph in pipeline.manifest.graphs] == ["guess"]
+        assert {graph.name for graph in pipeline.manifest.graphs} == {"guess"}
         result = pipeline.generate("ab", max_tokens=7).result()
         assert result.text == "cabcabc"
         assert result.nfe == 7

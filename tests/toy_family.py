@@ -131,6 +131,7 @@ class ToyDevice:
 
     name = "toy"
     exact = True
+    default_rule = "next_token"
 
     def start(self, manifest, engines, ops, request) -> UpdateRule:
         return ToyRule(engines, ops, request)
