@@ -1,0 +1,96 @@
+"""From the rounds of `decode` to its table: medians, ratios within rounds, goals, quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import click
+
+from .contestants import CONTESTANTS
+from .judge import Judge
+from .quality import compare
+from .report import print_table
+
+GOALS = {"eager": 12.0, "compiled": None, "cached": 2.0, "causal": 1.0}
+"""tokens/s of `ours` over theirs."""
+OUTSIDE_GOAL = 0.10
+
+COLUMNS = (
+    ("threads", "threads"),
+    ("contestant", "label"),
+    ("tokens/s", "tokens_per_s"),
+    ("min..max", "tokens_per_s_range"),
+    ("NFE", "nfe"),
+    ("ms/NFE", "ms_per_nfe"),
+    ("ours/this", "ratio"),
+    ("min..max", "ratio_range"),
+    ("goal", "goal"),
+    ("outside engine", "outside"),
+    ("judge ppl", "judge_perplexity"),
+    ("95 %", "judge_interval"),
+    ("entropy", "unigram_entropy"),
+    ("distinct-4", "distinct_4"),
+    ("texts", "num_texts"),
+)
+
+
+def summarise(rounds: Sequence[Mapping[str, Any]], threads: int) -> list[dict[str, Any]]:
+    """Makes a row per contestant from rounds: [{threads, results: {contestant: result}}]."""
+    chosen = [item["results"] for item in rounds if item["threads"] == threads]
+    rows = []
+    for name in chosen[0] if chosen else ():
+        results = [results[name] for results in chosen]
+        speeds = [len(r["token_ids"]) / r["seconds"] for r in results]
+        row = {
+            "threads": threads,
+            "contestant": name,
+            "label": CONTESTANTS[name],
+            "tokens_per_s": median(speeds),
+            "tokens_per_s_range": (min(speeds), max(speeds)),
+            "nfe": median(r["nfe"] for r in results),
+            "ms_per_nfe": median(1e3 * r["seconds"] / r["nfe"] for r in results),
+            "goal": GOALS.get(name),
+        }
+        if "outside" in results[0]:
+            row["outside"] = median(r["outside"] for r in results)
+        if name != "ours" and "ours" in chosen[0]:
+            ratios = [
+                speed * own["ours"]["seconds"] / len(own["ours"]["token_ids"])
+                for speed, own in zip(speeds, chosen, strict=True)
+            ]
+            row["ratio"] = median(1 / ratio for ratio in ratios)
+            row["ratio_range"] = (1 / max(ratios), 1 / min(ratios))
+        rows.append(row)
+    return rows
+
+
+def agreement(rounds: Sequence[Mapping[str, Any]], first: str, second: str) -> float | None:
+    """Share of equal tokens at equal positions between two contestants; None if one is absent."""
+    same = total = 0
+    for item in rounds:
+        if first in item["results"] and second in item["results"]:
+            pair = [item["results"][name]["token_ids"] for name in (first, second)]
+            same += sum(a == b for a, b in zip(*pair, strict=True))
+            total += len(pair[0])
+    return same / total if total else None
+
+
+def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Prints the table and the goals; adds both to `content`."""
+    rows = [row for threads in given["threads"] for row in summarise(content["rounds"], threads)]
+    if given["judge"] and all(content["texts"].values()):
+        judge = Judge(given["judge"], given["judge_tokenizer"])
+        figures = compare(content["texts"], given["words"], judge)
+        for row in rows:
+            row.update(figures[row["contestant"]])
+    content["rows"] = rows
+    content["agreement_ours_cached"] = agreement(content["rounds"], "ours", "cached")
+    print_table(COLUMNS, rows)
+    outside = {key: median(shares) for key, shares in content["outside_engine"].items()}
+    content["outside_engine_median"] = outside
+    for key, share in outside.items():
+        click.echo(f"outside engine.run, {key}: {share:.1%} (goal {OUTSIDE_GOAL:.0%})")
+    if content["agreement_ours_cached"] is not None:
+        click.echo(f"tokens equal to those of (c): {content['agreement_ours_cached']:.1%}")

@@ -1,0 +1,95 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from dlm_edge.benchmarks.cold_start import measure_process
+from dlm_edge.benchmarks.decode_report import agreement, summarise
+from dlm_edge.benchmarks.frontier import costs, judge_cells, parse_cell
+from dlm_edge.benchmarks.report import record, table, write_json
+from dlm_edge.runtime.errors import ConfigError, DlmError
+
+
+def round_of(ours: float, eager: float, tokens: tuple[int, ...] = (5, 6)) -> dict:
+    own = {"seconds": ours, "token_ids": [5, 6], "nfe": 1, "outside": 0.1}
+    other = {"seconds": eager, "token_ids": list(tokens), "nfe": 4}
+    return {"threads": 1, "results": {"ours": own, "eager": other}}
+
+
+def test_ratios_are_medians_of_ratios_within_rounds() -> None:
+    rounds = [round_of(1.0, 10.0), round_of(2.0, 10.0), round_of(1.0, 12.0)]
+    ours, eager = summarise(rounds, 1)
+    assert ours["tokens_per_s"] == 2.0
+    assert eager["ratio"] == 10.0
+    assert eager["ratio_range"] == (5.0, pytest.approx(12.0))
+    assert eager["ms_per_nfe"] == 2500.0
+    assert summarise(rounds, 2) == []
+
+
+def test_agreement_counts_equal_tokens_at_equal_places() -> None:
+    rounds = [round_of(1, 1), round_of(1, 1, tokens=(5, 7))]
+    assert agreement(rounds, "ours", "eager") == 0.75
+    assert agreement(rounds, "ours", "cached") is None
+
+
+def test_cells_are_rules_with_the_value_of_their_option() -> None:
+    assert parse_cell("threshold:0.9") == {"rule": "threshold", "threshold": 0.9}
+    assert parse_cell("low_confidence:16") == {"rule": "low_confidence", "steps": 16}
+    assert parse_cell("first_hitting") == {"rule": "first_hitting"}
+    for wrong in ("nonsense", "first_hitting:3", "threshold:high"):
+        with pytest.raises(ConfigError, match="wanted"):
+            parse_cell(wrong)
+
+
+def test_a_cost_is_a_difference_beyond_both_intervals() -> None:
+    reference = {
+        "unigram_entropy": 4.0,
+        "entropy_interval": (3.97, 4.03),
+        "distinct_4": 0.9,
+        "distinct_4_interval": (0.87, 0.93),
+    }
+    close = reference | {"unigram_entropy": 3.96}
+    far = reference | {"unigram_entropy": 3.95, "judge_ratio": {"low": 1.01}}
+    assert costs(close, reference) == []
+    assert costs(far, reference) == ["judge", "entropy"]
+    assert costs(reference | {"distinct_4": 0.5}, reference) == ["distinct-4"]
+
+
+def test_repetitive_cells_cost_entropy_and_rows_come_fastest_first() -> None:
+    words = [f"w{i}" for i in range(40)]
+    varied = [{"text": " ".join(words[i : i + 20])} for i in range(20)]
+    dull = [{"text": " ".join(words[i : i + 4] * 5)} for i in range(20)]
+    cells = {
+        "slow": {"samples": varied, "speed": {"tokens_per_s": 1.0}},
+        "fast": {"samples": dull, "speed": {"tokens_per_s": 9.0}},
+        "same": {"samples": varied, "speed": {"tokens_per_s": 5.0}},
+    }
+    rows = judge_cells(cells, "slow", None, 20)
+    assert [row["cell"] for row in rows] == ["fast", "same", "slow"]
+    assert [row["costs"] for row in rows][1:] == ["nothing", "reference"]
+    assert "entropy" in rows[0]["costs"]
+
+
+def test_tables_format_figures_intervals_and_gaps() -> None:
+    lines = table([("a", "x"), ("b", "y")], [{"x": 1.23456, "y": (1.0, 2.0)}, {"x": None}])
+    assert lines.splitlines()[2:] == ["| 1.235 | 1..2 |", "| -     | -    |"]
+
+
+def test_records_hide_folders_and_results_replace_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/decode.py", "/home/me/m.dlm", "human=/home/me/h.txt"])
+    found = record()
+    assert found["command"] == ["decode", "m.dlm", "human=h.txt"]
+    write_json(tmp_path / "new" / "r.json", found)
+    assert json.loads((tmp_path / "new" / "r.json").read_text()) == found
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "r.json"]
+
+
+def test_a_process_is_timed_to_its_first_byte_and_to_its_end() -> None:
+    code = "import time; print('a', flush=True); time.sleep(0.3)"
+    found = measure_process([sys.executable, "-c", code])
+    assert found["total_s"] - found["first_s"] > 0.25
+    assert found["peak_mib"] > 1
+    with pytest.raises(DlmError, match="status 3"):
+        measure_process([sys.executable, "-c", "raise SystemExit(3)"])
