@@ -18,8 +18,9 @@ Denoiser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(prefix ids, block ids) → (block, vocab) float logits."""
 
 
-def make_spec(block: int, context: int, vocab_size: int) -> GraphSpec:
+def make_spec(block: int, context: int, vocab_size: int, timed: bool) -> GraphSpec:
     kv = (1, 1, 2, 1, 1)
+    time = TensorSpec(name="time", dtype="float32", shape=(1, block), role="time")
     return GraphSpec(
         name="denoise",
         file="graphs/denoise.onnx",
@@ -31,6 +32,7 @@ def make_spec(block: int, context: int, vocab_size: int) -> GraphSpec:
             TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
             TensorSpec(name="start", dtype="int32", shape=(1,), role="start"),
             TensorSpec(name="kv", dtype="float32", shape=(context, *kv), role="kv"),
+            *((time,) if timed else ()),
         ),
         outputs=(
             TensorSpec(name="logits", dtype="float32", shape=(1, block, vocab_size), role="logits"),
@@ -48,6 +50,8 @@ class TableEngine:
             "start": np.zeros(1, np.int32),
             "kv": owner.kv[: spec.context],
         }
+        if any(tensor.role == "time" for tensor in spec.inputs):
+            self.inputs["time"] = np.full((1, spec.block), np.nan, np.float32)
         self.outputs: dict[str, Any] = {t.name: np.zeros(t.shape, np.float32) for t in spec.outputs}
 
     def run(self) -> None:
@@ -57,6 +61,8 @@ class TableEngine:
         block = self.inputs["ids"][0].copy()
         self.outputs["logits"][0] = self._owner.denoiser(prefix, block)
         self.outputs["kv_new"][...] = block.reshape(-1, 1, 1, 1, 1, 1)
+        if "time" in self.inputs:
+            self._owner.times.append(self.inputs["time"][0].copy())
         self._owner.runs.append((self.spec.block, self.spec.context, start, tuple(block.tolist())))
 
 
@@ -64,10 +70,16 @@ class TableEngines:
     name = "table"
 
     def __init__(
-        self, denoiser: Denoiser, shapes: Sequence[tuple[int, int]], vocab_size: int
+        self,
+        denoiser: Denoiser,
+        shapes: Sequence[tuple[int, int]],
+        vocab_size: int,
+        *,
+        timed: bool = False,
     ) -> None:
         self.denoiser = denoiser
-        self.specs = tuple(make_spec(block, context, vocab_size) for block, context in shapes)
+        self.specs = tuple(make_spec(*shape, vocab_size, timed) for shape in shapes)
+        self.times: list[np.ndarray] = []
         largest = max(context for _, context in shapes)
         self.kv = np.full((largest, 1, 1, 2, 1, 1), 1e6, np.float32)  # rows nobody stored
         self.runs: list[tuple[int, int, int, tuple[int, ...]]] = []

@@ -5,12 +5,13 @@ k uniform on 1..M, the masked set uniform among those of size k, and M the posit
 that are scored (all but the text's first). This is MDLM's bound E_t[m'(t)/m(t) * CE], with t
 integrated out: given t the count of masks is binomial in m(t), and weight times that probability
 integrates to 1 / k for every k, whatever the schedule. Sampling k itself leaves out the variance of
-the count and of the weight, and no schedule's clipping can bias it. It holds for denoisers that see
-no time, which is what the graphs of `mdlm` are.
+the count and of the weight, and no schedule's clipping can bias it. A denoiser that sees time is
+told a mask chance drawn given k: Beta(k, M - k + 1), which is the k-th smallest of M uniforms.
 
 Low discrepancy: over all blocks of a text, k / M goes once through n strata of [0, 1), in an order
 drawn per pair of samples; the second sample of a pair takes the mirrored k. The set is that of the
-k smallest of one uniform per position. All draws are Philox's: (seed, sample, position, window).
+k smallest of one uniform per position, the mask chance the k-th smallest. All draws are Philox's:
+(seed, sample, position, window).
 
 Source: MDLM (arXiv 2406.07524) equation 10; AO-ARM equality: Ou et al., arXiv 2406.03736.
 """
@@ -69,9 +70,11 @@ def masked_bound(
             engine = engines.engine(GRAPH, block, bucket(contexts, start))
             for row, sample in enumerate(samples):
                 share = float(level[sample][first_block[number] + index])
-                masked, weight = _masked(draws[row][start : start + len(piece)], start, share)
+                draw = draws[row][start : start + len(piece)]
+                masked, weight = _masked(draw, start, share)
                 if len(masked):
-                    cost = _cross_entropy(manifest, ops, engine, ids, start, masked)
+                    chance = float(draw[masked].max())
+                    cost = _cross_entropy(manifest, ops, engine, ids, start, masked, chance)
                     nats[row, start + masked] = weight * cost
             if index + 1 < counts[number]:
                 _commit(
@@ -97,11 +100,12 @@ def _cross_entropy(
     ids: np.ndarray,
     start: int,
     masked: np.ndarray,
+    chance: float,
 ) -> np.ndarray:
     """Runs a block with some positions masked; gives -log p of their true ids, (k,) float64."""
     corrupted = ids.copy()
     corrupted[masked] = manifest.mask_token_id
-    feed(ops, engine, corrupted, start)
+    feed(ops, engine, corrupted, start, chance)
     engine.run()
     rows = ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)[masked]
     return negative_log_likelihood(rows, ids[masked], banned_ids(manifest))

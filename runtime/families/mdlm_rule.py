@@ -44,6 +44,7 @@ from .window import (
     contexts_by_block,
     feed,
     logits,
+    sees_time,
 )
 
 GRAPH = "denoise"
@@ -91,6 +92,8 @@ class MaskedRule:
             banned=_banned(manifest, infill=template is not None),
             unmask_chance=unmask_chances(manifest, steps) if settings.rule == "ancestral" else None,
         )
+        self._sees_time = sees_time(engines.specs, GRAPH)
+        self._chances = mask_chances(manifest, steps)
         self._phase = "prefill"
         self._cached = 0
         self._ended = False
@@ -146,7 +149,16 @@ class MaskedRule:
         ids = self._canvas.ids
         if self._phase == "prefill":
             ids = self._text.window[self._cached : self._cached + self._block]
-        feed(self._ops, engine, ids, self._cached)
+        feed(self._ops, engine, ids, self._cached, self._mask_chance())
+
+    def _mask_chance(self) -> float:
+        """What a graph that sees time is told: the schedule's chance of the step for `ancestral`,
+        else the share of the block that is masked."""
+        if not self._sees_time or self._phase != "denoise":
+            return 0.0
+        if self._canvas.settings.rule == "ancestral":
+            return float(self._chances[self._canvas.step])
+        return float(np.mean(self._ops.ids(self._canvas) == self._mask))
 
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""
@@ -195,13 +207,13 @@ class MaskedRule:
             self._text.extend(0, template)
 
     def _denoise(self, engine: Engine) -> Sequence[Span]:
-        """One step; more on the same outputs while nothing changes, as the graph sees no time."""
+        """One step; more on the same outputs while nothing changes, unless the graph sees time."""
         output = logits(engine)
         progress = Progress(0, 0, 0, False)
         while True:
             self._ops.sample(output, self._canvas)
             progress = self._ops.commit(self._canvas)
-            if progress.num_committed or not progress.num_masked:
+            if progress.num_committed or not progress.num_masked or self._sees_time:
                 break
         spans = []
         finished = progress.num_masked == 0
@@ -251,11 +263,15 @@ def canvas_block(shapes: dict[int, tuple[int, ...]], length: int) -> int:
     return min(fitting)
 
 
+def mask_chances(manifest: Manifest, steps: int) -> np.ndarray:
+    """Gives (steps + 1,) float64: the schedule's m_t at t = 1 - i / steps."""
+    times = 1.0 - np.arange(steps + 1) / steps
+    return np.asarray(schedule_from_json(manifest.noise_schedule).move_chance(times))
+
+
 def unmask_chances(manifest: Manifest, steps: int) -> np.ndarray:
     """Gives (steps,) float64: (m_t - m_s) / m_t from t = 1 - i / steps to s = t - 1 / steps."""
-    schedule = schedule_from_json(manifest.noise_schedule)
-    times = 1.0 - np.arange(steps + 1) / steps
-    moved = np.asarray(schedule.move_chance(times))
+    moved = mask_chances(manifest, steps)
     return (moved[:-1] - moved[1:]) / moved[:-1]
 
 

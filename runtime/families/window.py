@@ -115,8 +115,21 @@ class Text:
         self.offset = self.num_known - keep
 
 
-def feed(ops: Ops, engine: Engine, ids: object, start: int) -> None:
-    """Writes a canvas and its start into an engine's buffers."""
+def sees_time(specs: Sequence[GraphSpec], graph: str) -> bool:
+    """Tells whether a graph is conditioned on time: it then has an input of role `time`."""
+    return any(
+        tensor.role == "time" for spec in specs if spec.name == graph for tensor in spec.inputs
+    )
+
+
+def feed(ops: Ops, engine: Engine, ids: object, start: int, time: float = 0.0) -> None:
+    """Writes a canvas, its start and its share of masks into an engine's buffers.
+
+    `time`, the chance that a position is masked, goes to every position of graphs that see it.
+    """
+    for tensor in engine.spec.inputs:
+        if tensor.role == "time":
+            ops.assign(engine.inputs[tensor.name], np.full(tensor.shape, time, tensor.dtype))
     ops.assign(engine.inputs[engine.spec.tensor("canvas").name], ids)
     ops.assign(engine.inputs[engine.spec.tensor("start").name], np.array([start], np.int32))
 

@@ -86,6 +86,21 @@ def test_the_bound_is_the_time_integral_of_any_schedule(schedule):
     assert abs(pairs.mean() - exact) < 4 * pairs.std() / np.sqrt(len(pairs))
 
 
+def test_a_denoiser_that_sees_time_is_told_a_chance_that_fits_its_masks():
+    engines = TableEngines(hashed(V), [(8, 16)], V, timed=True)
+    mdlm_bound(engines, (0, *([1, 2, 3] * 5)), 400, 8)
+    clean, chances = [], {k: [] for k in range(1, 9)}
+    for time, (_, _, start, ids) in zip(engines.times, engines.runs, strict=True):
+        count = ids.count(V - 1)
+        if not count:
+            clean.append(time[0])
+        elif start == 8:
+            chances[count].append(time[0])
+    assert set(clean) == {0.0}
+    for count, values in chances.items():  # Beta(k, M - k + 1) has the mean k / (M + 1)
+        assert np.mean(values) == pytest.approx(count / 9, abs=0.09)
+
+
 def test_levels_visit_every_stratum_once_and_pairs_mirror():
     first, second = levels(64, 9, 6), levels(64, 9, 7)
     assert sorted((first * 64).astype(int)) == list(range(64))

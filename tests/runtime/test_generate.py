@@ -176,6 +176,25 @@ def test_ancestral_with_the_cache_equals_ancestral_without():
     assert len(runs) > cached.nfe
 
 
+@pytest.mark.parametrize("rule", ["ancestral", "threshold"])
+def test_a_graph_that_sees_time_is_told_the_mask_chance_of_every_run(rule):
+    engines = TableEngines(never_ending(), [(8, 64)], V, timed=True)
+    settings = DecodingSettings(rule=rule, steps=20 if rule == "ancestral" else None)
+    asked = request(prompt_ids=(0, *range(5, 12)), max_tokens=16, settings=settings)
+    generate(make_manifest(engines), engines, NumpyOps(), asked)
+    for time, (_, _, _, ids) in zip(engines.times, engines.runs, strict=True):
+        assert (time == time[0]).all()
+        if MASK not in ids:
+            assert time[0] == 0
+        elif rule == "threshold":
+            assert time[0] == ids.count(MASK) / 8
+    if rule == "ancestral":  # every step runs: what the graph sees has changed
+        starts = [run[2] for run in engines.runs if MASK in run[3]]
+        told = [time[0] for time in engines.times if time[0] > 0]
+        first_block = told[: starts.count(8)]
+        assert np.allclose(first_block, 0.999 * (1 - np.arange(len(first_block)) / 20))
+
+
 def test_a_text_beyond_the_context_slides_on_and_says_so():
     short, _, _ = decode(request(max_tokens=19), [(8, 16)])
     assert not short.approximate
