@@ -67,7 +67,7 @@ def _decoding(text: str | None) -> dict[str, Any]:
     "--context",
     "contexts",
     type=Sizes(),
-    help="Committed positions that a graph sees, one or more sizes. Default: all positions.",
+    help="Committed positions that a graph sees, one or more sizes. Default: half of all, and all.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle, MODEL.dlm."

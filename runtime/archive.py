@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import BinaryIO
 
 from .errors import BundleError
@@ -174,7 +175,7 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
     Raises:
         OSError: The file cannot be written; nothing is left behind, `path` is untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
     try:
         with partial.open("wb") as handle:
             with zipfile.ZipFile(handle, "w") as archive:

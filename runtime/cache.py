@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,9 +55,10 @@ def locked(path: Path) -> Iterator[None]:
 
 def write_beside(path: Path, data: bytes) -> None:
     """Writes a small file so that readers see the old bytes or the new ones, never half."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        with open(handle, "wb") as out:
+            out.write(data)
+        os.replace(name, path)
     finally:
-        partial.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
