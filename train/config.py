@@ -112,6 +112,8 @@ class TrainConfig:
             )
         if self.strategy != "auto" and self.devices == 1:
             raise ConfigError(f"--strategy {self.strategy} needs --devices 2 or more")
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise ConfigError("--precision fp16 is not possible with fsdp; use bf16")
         if self.strategy == "fsdp" and self.optimizer == "muon":
             raise ConfigError(
                 "--optimizer muon needs whole matrices, which fsdp splits; use adamw or ddp"

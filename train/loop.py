@@ -27,6 +27,7 @@ from .families.base import Family
 from .heldout import Estimate, mean_nats, measure
 from .optim import Ema, lr_factor, make_optimizer, set_lr
 from .progress import Curves, Progress
+from .sharding import part_like, parts_of_optimizer, whole
 
 _NOISE, _DROPOUT = 7, 8
 """Names of the random streams."""
@@ -194,7 +195,7 @@ class Loop:
             found = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
             )
-            norm = float(found) if found is not None else math.nan
+            norm = float(whole(found)) if found is not None else math.nan
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
@@ -261,15 +262,16 @@ class Loop:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Returns copies of the weights that the model holds now, whole, on the CPU."""
-        return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
+        parts = self.module.state_dict()
+        return {name: t.detach().cpu().clone() for name, t in whole(parts).items()}
 
     def state(self) -> dict[str, Any]:
         """Returns what `load` needs to continue exactly."""
         return {
             "standing": asdict(self.standing),
-            "model": self.module.state_dict(),
-            "ema": self.ema.shadow if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(dict(self.module.state_dict())),
+            "ema": whole(self.ema.shadow) if self.ema is not None else None,
+            "optimizer": whole(self.optimizer.state_dict()),
             "scaler": self.fabric.strategy.precision.state_dict(),
         }
 
@@ -279,8 +281,10 @@ class Loop:
         if (self.ema is None) != (state["ema"] is None):
             raise CheckpointError("the saved state was made with another --ema; give the same")
         try:
-            self.module.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            mine = self.module.state_dict()
+            split = {name: part_like(t, mine[name]) for name, t in state["model"].items()}
+            self.module.load_state_dict(split)
+            self.optimizer.load_state_dict(parts_of_optimizer(state["optimizer"], self.optimizer))
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the saved state is of another model or optimizer ({str(error)[:200]}); resume "
@@ -292,7 +296,7 @@ class Loop:
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         if self.ema is not None:
             for mine, saved in zip(self.ema.shadow, state["ema"], strict=True):
-                mine.copy_(saved)
+                mine.copy_(part_like(saved, mine))
         self.standing = Standing(**state["standing"])
 
     def _mean(self, value: torch.Tensor) -> float:

@@ -24,6 +24,7 @@ from .data import documents, find_source, fingerprint
 from .families import FAMILIES
 from .loop import Hooks, Loop, Standing
 from .progress import NoCurves, Progress, make_curves
+from .sharding import fsdp_strategy
 from .shards import Corpus, prepare
 from .tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
 
@@ -135,6 +136,8 @@ def _launch(config: TrainConfig) -> Fabric:
     strategy: Any = config.strategy
     if config.strategy == "auto":
         strategy = "ddp" if config.devices > 1 else "auto"
+    if config.strategy == "fsdp":
+        strategy = fsdp_strategy(config.devices)
     if accelerator == "auto" and not has_gpu:
         accelerator = "cpu"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)

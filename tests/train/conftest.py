@@ -16,16 +16,27 @@ from dlm_edge.train.config import TrainConfig
 
 TESTS = Path(__file__).resolve().parents[1]
 
-WORDS = ["the", "a", "cat", "dog", "sun", "moon", "ran", "sat", "saw", "big", "red", "home", "and", "then", "they", "was", "happy", "in", "to", "day"]
+WORDS = [
+    *("the", "a", "cat", "dog", "sun", "moon", "ran", "sat", "saw", "big", "red", "home"),
+    *("and", "then", "they", "was", "happy", "in", "to", "day"),
+]
 
-SHAPE = ["--dim", "16", "--layers", "1", "--heads", "2", "--vocab-size", "280", "--context", "16"]
-"""The smallest model, as options of the command."""
-
-COMMAND = (
-    "import sys; sys.path.insert(0, {tests!r}); sys.argv[0] = 'dlm-train'; "
-    "import conftest; import torch; torch.set_num_threads(1); "
-    "from dlm_edge.train.cli import main; main()"
-)
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import conftest, torch
+torch.set_num_threads(1)
+from dlm_edge.train.cli import main
+from dlm_edge.train.progress import Progress
+shown = Progress.update
+def update(self, step, loss, *rest, **named):
+    if not self._quiet:
+        print(f"loss: {{loss!r}}", file=sys.stderr)
+    shown(self, step, loss, *rest, **named)
+Progress.update = update
+main()
+"""
+"""A real file, since processes of a distributed run start it again."""
 
 
 @pytest.fixture(autouse=True)
@@ -76,18 +87,19 @@ def settings(stories: Path, cache: Path, tmp_path: Path) -> Callable[..., TrainC
 
 
 @pytest.fixture
-def command(cache: Path) -> Callable[..., subprocess.Popen[str]]:
+def command(cache: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts `dlm-train` as a process of its own, over this checkout."""
 
-    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-        code = COMMAND.format(tests=str(TESTS))
+    script = tmp_path / "dlm_train.py"
+    script.write_text(SCRIPT.format(tests=str(TESTS)))
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", code, *arguments, "--cache-dir", str(cache)],
+            [sys.executable, str(script), *arguments, "--cache-dir", str(cache)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            **options,
         )
 
     return start
