@@ -1,3 +1,3 @@
-"""dlm-edge: take a diffusion language model from a desktop to a Jetson Orin Nano and run it fast there."""
+"""dlm-edge: take a diffusion language model from a desktop to a Jetson Orin Nano."""
 
 __version__ = "0.1.0"
