@@ -40,6 +40,11 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
             type=whole,
             help="New tokens at most.  [default: 256 or what fits]",
         ),
+        click.option(
+            "--slide",
+            is_flag=True,
+            help="Accept prompts beyond the context: only the tail is seen.",
+        ),
         click.option("--stop", multiple=True, help="End before this text; may be repeated."),
         click.option("--seed", default=0, show_default=True, help="Equal seeds give equal texts."),
         click.option(

@@ -25,6 +25,7 @@ _CONTRADICTIONS = (
     ("--infill", "--prompt-file", "a template is its own prompt"),
     ("--infill", "--max-tokens", "--gap-tokens says how long the gaps are"),
     ("--infill", "--stop", "a gap ends where its tokens end"),
+    ("--infill", "--slide", "a template must fit the canvas"),
     ("--infill", "--block", "infilling uses the whole canvas"),
     ("--prompt-file", "PROMPT", "both name prompts"),
     ("--watch", "--json", "one is for eyes, the other for programs"),
@@ -48,6 +49,7 @@ class RunOptions:
     max_tokens: int | None
     seed: int
     num_samples: int
+    slide: bool
     stop: tuple[str, ...]
     settings: dict[str, Any]
     """Overrides of the bundle's decoding settings."""

@@ -76,7 +76,9 @@ def _start(
         if options.gap_tokens:
             common["gap_tokens"] = options.gap_tokens
         return pipeline.infill(options.infill, **common)
-    return pipeline.generate(prompt, max_tokens=options.max_tokens, stop=options.stop, **common)
+    return pipeline.generate(
+        prompt, max_tokens=options.max_tokens, stop=options.stop, slide=options.slide, **common
+    )
 
 
 def settings_of(pipeline: Pipeline, options: RunOptions) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class Pipeline:
         sample_index: int = 0,
         stop: Sequence[str] = (),
         provisional: bool = False,
+        slide: bool = False,
         **settings: Any,
     ) -> TextGeneration:
         """Continues a prompt; nothing is computed before the returned object is read.
@@ -121,10 +122,12 @@ class Pipeline:
                 above 0 or with a rule that draws.
             stop: the first of these strings to appear ends the text and is left out.
             provisional: also yield the canvas after every step, in spans that are not committed.
+            slide: accept a prompt longer than the model can see; only its tail is then seen.
             **settings: overrides of the decoding settings: rule, threshold, temperature, …
 
         Raises:
-            ConfigError: a setting that is out of range or contradicts another one.
+            ConfigError: a setting that is out of range or contradicts another one, or a prompt that
+                leaves no position to write at.
         """
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens must be 1 or more, found {max_tokens}")
@@ -132,6 +135,12 @@ class Pipeline:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
         begin = time.perf_counter()
         prompt_ids = (self.manifest.eos_token_id, *self.tokenizer.encode(prompt))
+        if len(prompt_ids) >= self._positions and not slide:
+            raise ConfigError(
+                f"the prompt has {len(prompt_ids)} tokens, start token included; this bundle sees "
+                f"{self._positions} positions: shorten it, or let it slide (--slide; slide=True), "
+                "then only its tail is seen"
+            )
         request = Request(
             prompt_ids=prompt_ids,
             max_tokens=max_tokens or self._room(len(prompt_ids)),
@@ -204,11 +213,15 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def _positions(self) -> int:
+        """Positions that a text may have before a window must slide."""
+        widest = max(spec.context + spec.block for spec in self.engines.specs)
+        return min(self.manifest.max_position, widest)
+
     def _room(self, num_given: int) -> int:
         """New tokens that fit without a sliding window, 256 at most; 256 if none fits."""
-        specs = self.engines.specs
-        positions = min(self.manifest.max_position, max(s.context + s.block for s in specs))
-        room = min(positions - num_given, DEFAULT_MAX_TOKENS)
+        room = min(self._positions - num_given, DEFAULT_MAX_TOKENS)
         return room if room > 0 else DEFAULT_MAX_TOKENS
 
     def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:

@@ -120,9 +120,16 @@ def test_infilling_prints_the_whole_text_and_json_names_the_gaps(tiny_bundle):
 
 
 def test_a_text_beyond_the_context_is_said_to_be_approximate(tiny_bundle):
-    result = run(tiny_bundle, "The " * 30, "--max-tokens", 3)
+    result = run(tiny_bundle, "The " * 30, "--max-tokens", 3, "--slide")
     assert result.exit_code == 0
     assert "approximate" in result.stderr
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_its_length_and_the_remedy(tiny_bundle):
+    result = run(tiny_bundle, "The " * 30, "--max-tokens", 3)
+    assert result.exit_code == 2
+    assert "positions: shorten it" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_an_option_without_a_rule_chooses_its_rule(tiny_bundle):

@@ -60,7 +60,12 @@ def test_by_default_a_text_fills_the_positions_without_a_sliding_window(pipeline
 
 def test_a_text_beyond_the_positions_is_marked_approximate(pipeline):
     assert pipeline.generate("The cat", max_tokens=80).result().approximate
-    assert pipeline.generate("The cat " * 20).result().approximate
+    assert pipeline.generate("The cat " * 20, slide=True).result().approximate
+
+
+def test_a_prompt_beyond_the_positions_is_refused_unless_it_may_slide(pipeline):
+    with pytest.raises(ConfigError, match="shorten it"):
+        pipeline.generate("The cat " * 20)
 
 
 def test_a_stop_string_ends_the_text_and_its_tokens(pipeline):
