@@ -30,6 +30,10 @@ def bundle_bytes(tmp_path_factory):
     return write_toy(tmp_path_factory.mktemp("bytes")).read_bytes()
 
 
+def require_one_line(error: BundleError) -> None:
+    assert "\n" not in str(error)
+
+
 def refused(path, **options) -> str:
     with pytest.raises(BundleError) as caught:
         open_bundle(path, **options)
@@ -360,7 +364,7 @@ def read_or_refuse(path: Path, data: bytes, intact: bytes) -> None:
     try:
         bundle = open_bundle(path)
     except BundleError as error:
-        assert "\n" not in str(error)
+        require_one_line(error)
         return
     for name, member in bundle.manifest.members.items():
         assert hashlib.sha256((bundle.folder / name).read_bytes()).hexdigest() == member.sha256

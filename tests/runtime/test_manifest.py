@@ -20,6 +20,10 @@ MEMBERS = {
 }
 
 
+def require_one_line(error: BundleError) -> None:
+    assert "\n" not in str(error)
+
+
 def valid() -> dict:
     return json.loads(manifest_to_json(toy_manifest(members=MEMBERS)))
 
@@ -153,7 +157,7 @@ def test_any_value_in_any_place_is_read_or_refused(path, value):
     try:
         manifest = manifest_from_dict(changed(path, value))
     except BundleError as error:
-        assert "\n" not in str(error)
+        require_one_line(error)
     else:
         assert manifest_from_json(manifest_to_json(manifest)) == manifest
 
@@ -172,4 +176,4 @@ def test_a_damaged_manifest_is_read_or_refused(data):
     try:
         manifest_from_json(bytes(text))
     except BundleError as error:
-        assert "\n" not in str(error)
+        require_one_line(error)

@@ -1,0 +1,151 @@
+import sys
+
+import numpy as np
+import pytest
+from dlm_edge.runtime.bundle import open_bundle
+from dlm_edge.runtime.engines import onnxruntime as backend
+from dlm_edge.runtime.engines import open_engines
+from dlm_edge.runtime.errors import ConfigError, EngineError
+from toy_bundle import BLOCK, CACHE, CONTEXTS, KEYS, RAMP, TABLE, VOCAB, toy_spec, write_toy
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return open_bundle(write_toy(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture
+def engines(bundle):
+    engines = open_engines(bundle, threads=1)
+    yield engines
+    engines.close()
+
+
+def run(engine, ids, start, kv=None):
+    engine.inputs["ids"][...] = ids
+    engine.inputs["start"][...] = start
+    if kv is not None:
+        engine.inputs["kv"][: len(kv)] = kv
+    engine.run()
+    return engine.outputs["logits"].copy(), engine.outputs["kv_new"].copy()
+
+
+def test_a_run_computes_the_graph_on_the_buffers(engines):
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[1])
+    ids = np.array([[3, 0, 7, 19]])
+    kv = np.random.default_rng(0).standard_normal((CONTEXTS[1], *CACHE)).astype(np.float32)
+    logits, new = run(engine, ids, 4, kv)
+    np.testing.assert_allclose(logits[0], TABLE[ids[0]] + RAMP * kv[:4].sum(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(new.reshape(BLOCK, 8), KEYS[ids[0]])
+
+
+def test_buffers_stay_where_they_are(engines):
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    addresses = [array.ctypes.data for array in (*engine.inputs.values(), *engine.outputs.values())]
+    run(engine, 1, 0)
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    again = [array.ctypes.data for array in (*engine.inputs.values(), *engine.outputs.values())]
+    assert addresses == again
+
+
+def test_a_smaller_context_is_a_prefix_of_the_larger_one(engines):
+    small, large = (engines.engine("denoise", BLOCK, context) for context in CONTEXTS)
+    assert np.shares_memory(small.inputs["kv"], large.inputs["kv"])
+    large.inputs["kv"][...] = np.arange(CONTEXTS[1]).reshape(-1, 1, 1, 1, 1, 1)
+    np.testing.assert_array_equal(small.inputs["kv"], large.inputs["kv"][: CONTEXTS[0]])
+    assert small.inputs["ids"].ctypes.data != large.inputs["ids"].ctypes.data
+    first, _ = run(small, 5, 3)
+    second, _ = run(large, 5, 3)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_each_kv_slot_is_a_cache_of_its_own(engines):
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    empty, _ = run(engine, 2, 4)
+    engine.inputs["kv"][...] = 1.0
+    filled, _ = run(engine, 2, 4)
+    engines.kv_slot(1)
+    assert not engine.inputs["kv"].any()
+    np.testing.assert_array_equal(run(engine, 2, 4)[0], empty)
+    engines.kv_slot(0)
+    np.testing.assert_array_equal(run(engine, 2, 4)[0], filled)
+    assert not np.array_equal(empty, filled)
+
+
+def test_all_shapes_of_a_file_share_one_session(engines):
+    first, second = (engines.engine("denoise", BLOCK, context) for context in CONTEXTS)
+    assert first._session is second._session
+
+
+def test_an_unknown_shape_names_the_shapes_there_are(engines):
+    with pytest.raises(EngineError, match=f"denoise {BLOCK}/{CONTEXTS[0]}"):
+        engines.engine("denoise", 5, 8)
+
+
+def test_a_failing_run_is_one_line_of_engine_error(engines):
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    engine.inputs["ids"][...] = VOCAB + 5
+    with pytest.raises(EngineError) as caught:
+        engine.run()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_names_other_tensors_is_refused(tmp_path):
+    spec = toy_spec()
+    renamed = tuple(
+        type(item)(name=f"x_{item.name}", dtype=item.dtype, shape=item.shape, role=item.role)
+        for item in spec.inputs
+    )
+    changed = type(spec)(
+        **{
+            name: renamed if name == "inputs" else getattr(spec, name)
+            for name in spec.__dataclass_fields__
+        }
+    )
+    engines = open_engines(open_bundle(write_toy(tmp_path, graphs=(changed,))))
+    with pytest.raises(EngineError, match="x_ids"):
+        engines.engine("denoise", BLOCK, CONTEXTS[0])
+
+
+def test_the_symbolic_session_takes_any_context_that_the_manifest_states(tmp_path):
+    engines = open_engines(open_bundle(write_toy(tmp_path, graphs=(toy_spec(context=6),))))
+    engine = engines.engine("denoise", BLOCK, 6)
+    engine.inputs["start"][...] = 6
+    engine.run()
+    assert engine.outputs["logits"].shape == (1, BLOCK, VOCAB)
+
+
+def test_a_graph_that_is_no_graph_is_one_line_of_engine_error(bundle, tmp_path):
+    copy = type(bundle)(
+        path=bundle.path, sha256=bundle.sha256, manifest=bundle.manifest, folder=tmp_path
+    )
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / "denoise.onnx").write_bytes(b"nonsense")
+    with pytest.raises(EngineError) as caught:
+        open_engines(copy).engine("denoise", BLOCK, CONTEXTS[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_says_what_it_took_and_why(bundle):
+    engines = open_engines(bundle)
+    assert engines.name == "onnxruntime-cpu"
+    assert "auto" in engines.reason
+    assert 1 <= engines.threads <= backend.MAX_DEFAULT_THREADS
+    assert engines.specs == bundle.manifest.graphs
+
+
+def test_tensorrt_is_one_clear_line(bundle):
+    with pytest.raises(EngineError, match="not available in this version"):
+        open_engines(bundle, "tensorrt")
+
+
+@pytest.mark.parametrize(("name", "threads"), [("cuda", None), ("auto", 0), ("auto", -1)])
+def test_impossible_options_are_config_errors(bundle, name, threads):
+    with pytest.raises(ConfigError):
+        open_engines(bundle, name, threads)
+
+
+def test_a_missing_onnxruntime_names_the_extra(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match=r"pip install 'dlm-edge\[cpu\]'"):
+        open_engines(bundle)
