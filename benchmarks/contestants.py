@@ -46,6 +46,14 @@ class EndlessOps(NumpyOps):
         return super().canvas(**arguments)
 
 
+def override(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays overrides over settings; temperature 0 drops what has no effect there."""
+    merged = {**settings, **overrides}
+    if merged.get("temperature") == 0:
+        merged = {k: v for k, v in merged.items() if k not in ("top_k", "top_p")}
+    return merged
+
+
 def _ours(spec: Mapping[str, Any]) -> Decode:
     pipeline = Pipeline.load(spec["bundle"], engine="onnxruntime", threads=spec["threads"])
     pipeline._ops = EndlessOps()
@@ -55,7 +63,7 @@ def _ours(spec: Mapping[str, Any]) -> Decode:
             max_tokens=spec["num_tokens"],
             seed=spec["seed"],
             sample_index=sample,
-            **{**spec["settings"], **overrides},
+            **override(spec["settings"], overrides),
         ).result()
         seconds = result.seconds["total"] - result.seconds["prepare"]
         return {
@@ -90,7 +98,7 @@ def _pytorch(spec: Mapping[str, Any]) -> Decode:
     tokenizer = Tokenizer.load(Path(spec["tokenizer"]))
 
     def decode(sample: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        settings = DecodingSettings.from_json({**spec["settings"], **overrides})
+        settings = DecodingSettings.from_json(override(spec["settings"], overrides))
         begin = time.perf_counter()
         decoded = decoder.decode(settings, spec["seed"] * 1_000_003 + sample)
         text = tokenizer.decode(decoded.token_ids)

@@ -22,7 +22,7 @@ from ..runtime.cli_common import DlmCommand
 from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import ConfigError, DlmError
 from .contestants import CONTESTANTS, PYTORCH, Contestant
-from .decode_report import report
+from .decode_report import agreement, report
 from .report import record, write_json
 
 OUTSIDE_TEMPERATURES = (0.0, 1.0)
@@ -120,7 +120,7 @@ def run_rounds(
                 results = {item.name: item.decode(1 + number) for item in order}
                 results = {name: results[name] for name in specs}
                 content["rounds"].append({"threads": threads, "results": results})
-                _measure_outside(contestants, threads, number, content)
+                _measure_aside(contestants, threads, number, content)
                 write_json(given["out"], content)
             for item in contestants:
                 for sample in wanted[item.name]:
@@ -132,19 +132,28 @@ def run_rounds(
                 item.close()
 
 
-def _measure_outside(
+def _measure_aside(
     contestants: Sequence[Contestant], threads: int, number: int, content: dict[str, Any]
 ) -> None:
-    """Notes the share of time outside `engine.run`, greedy and at temperature 1."""
-    for item in contestants:
-        if item.name == "ours":
-            for temperature in OUTSIDE_TEMPERATURES:
-                share = item.decode(1 + number, temperature=temperature)["outside"]
-                key = f"threads {threads}, temperature {temperature:g}"
-                content["outside_engine"].setdefault(key, []).append(share)
+    """Notes ours' share of time outside `engine.run`, greedy and at temperature 1.
+
+    In the first round it also notes how many greedy tokens are those of `cached`: the two decode
+    the same model by the same rule, so that anything but nearly all means a fault in one of them.
+    """
+    by_name = {item.name: item for item in contestants}
+    if "ours" not in by_name:
+        return
+    for temperature in OUTSIDE_TEMPERATURES:
+        result = by_name["ours"].decode(1 + number, temperature=temperature)
+        key = f"threads {threads}, temperature {temperature:g}"
+        content["outside_engine"].setdefault(key, []).append(result["outside"])
+        if number == 0 and temperature == 0 and "cached" in by_name:
+            peer = by_name["cached"].decode(1 + number, temperature=temperature)
+            share = agreement(result["token_ids"], peer["token_ids"])
+            content["greedy_agreement"][f"threads {threads}"] = share
 
 
-def _resume(out: Path, key: Mapping[str, Any]) -> dict[str, Any]:
+def resume(out: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of an interrupted run; an empty one if there is none."""
     if out.exists():
         try:
@@ -155,7 +164,13 @@ def _resume(out: Path, key: Mapping[str, Any]) -> dict[str, Any]:
             if found.get("key") == key:
                 return found
             raise ConfigError(f"{out} is of an interrupted run with other settings; remove it")
-    empty = {"rounds": [], "texts": {}, "outside_engine": {}, "warm_up_seconds": {}}
+    empty = {
+        "rounds": [],
+        "texts": {},
+        "outside_engine": {},
+        "greedy_agreement": {},
+        "warm_up_seconds": {},
+    }
     return record() | {"key": key} | empty
 
 
@@ -222,7 +237,7 @@ def main(**given: Any) -> None:
     key = {
         name: {k: v for k, v in spec.items() if k not in paths} for name, spec in specs.items()
     } | {"threads": list(given["threads"])}
-    content = _resume(given["out"], key)
+    content = resume(given["out"], key)
     try:
         run_rounds(specs, given, content)
     except ChildProcessError as error:

@@ -66,15 +66,9 @@ def summarise(rounds: Sequence[Mapping[str, Any]], threads: int) -> list[dict[st
     return rows
 
 
-def agreement(rounds: Sequence[Mapping[str, Any]], first: str, second: str) -> float | None:
-    """Share of equal tokens at equal positions between two contestants; None if one is absent."""
-    same = total = 0
-    for item in rounds:
-        if first in item["results"] and second in item["results"]:
-            pair = [item["results"][name]["token_ids"] for name in (first, second)]
-            same += sum(a == b for a, b in zip(*pair, strict=True))
-            total += len(pair[0])
-    return same / total if total else None
+def agreement(first: Sequence[int], second: Sequence[int]) -> float:
+    """Share of equal tokens at equal positions."""
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -86,11 +80,10 @@ def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
         for row in rows:
             row.update(figures[row["contestant"]])
     content["rows"] = rows
-    content["agreement_ours_cached"] = agreement(content["rounds"], "ours", "cached")
     print_table(COLUMNS, rows)
     outside = {key: median(shares) for key, shares in content["outside_engine"].items()}
     content["outside_engine_median"] = outside
     for key, share in outside.items():
         click.echo(f"outside engine.run, {key}: {share:.1%} (goal {OUTSIDE_GOAL:.0%})")
-    if content["agreement_ours_cached"] is not None:
-        click.echo(f"tokens equal to those of (c): {content['agreement_ours_cached']:.1%}")
+    for key, share in content["greedy_agreement"].items():
+        click.echo(f"greedy tokens equal to those of (c), {key}: {share:.1%}")

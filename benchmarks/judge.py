@@ -8,7 +8,10 @@ has seen none of our models. Perplexities are per token of *its* tokenizer, so t
 models with different tokenizers compare.
 
 Windowing: a text is cut into pieces of at most `seq_len` - 1 tokens; each piece is read from BOS
-anew, and every token but the BOS is scored once. Knows nothing of where texts come from.
+anew, and every token but the BOS is scored once. For orientation, stories260K in shorter windows
+of 255 tokens, line breaks turned into spaces: about 3.9 on held-out TinyStories, 24 to 25 on
+FairytaleQA, 106 on Tiny Shakespeare; in whole windows with line breaks 3.85, 27 to 31 and 122.
+Knows nothing of where texts come from.
 """
 
 from __future__ import annotations

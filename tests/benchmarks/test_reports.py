@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 from dlm_edge.benchmarks.cold_start import measure_process
+from dlm_edge.benchmarks.contestants import override
+from dlm_edge.benchmarks.decode import resume
 from dlm_edge.benchmarks.decode_report import agreement, summarise
 from dlm_edge.benchmarks.frontier import costs, judge_cells, parse_cell
 from dlm_edge.benchmarks.report import record, table, write_json
 from dlm_edge.runtime.errors import ConfigError, DlmError
 
 
-def round_of(ours: float, eager: float, tokens: tuple[int, ...] = (5, 6)) -> dict:
+def round_of(ours: float, eager: float) -> dict:
     own = {"seconds": ours, "token_ids": [5, 6], "nfe": 1, "outside": 0.1}
-    other = {"seconds": eager, "token_ids": list(tokens), "nfe": 4}
+    other = {"seconds": eager, "token_ids": [5, 6], "nfe": 4}
     return {"threads": 1, "results": {"ours": own, "eager": other}}
 
 
@@ -27,9 +29,13 @@ def test_ratios_are_medians_of_ratios_within_rounds() -> None:
 
 
 def test_agreement_counts_equal_tokens_at_equal_places() -> None:
-    rounds = [round_of(1, 1), round_of(1, 1, tokens=(5, 7))]
-    assert agreement(rounds, "ours", "eager") == 0.75
-    assert agreement(rounds, "ours", "cached") is None
+    assert agreement([5, 6, 7, 8], [5, 7, 6, 8]) == 0.5
+
+
+def test_temperature_0_drops_what_has_no_effect_there() -> None:
+    settings = {"rule": "threshold", "temperature": 1.0, "top_p": 0.9}
+    assert override(settings, {"temperature": 0.0}) == {"rule": "threshold", "temperature": 0.0}
+    assert override(settings, {}) == settings
 
 
 def test_cells_are_rules_with_the_value_of_their_option() -> None:
@@ -93,3 +99,14 @@ def test_a_process_is_timed_to_its_first_byte_and_to_its_end() -> None:
     assert found["peak_mib"] > 1
     with pytest.raises(DlmError, match="status 3"):
         measure_process([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_only_an_interrupted_run_with_equal_settings_goes_on(tmp_path: Path) -> None:
+    out, key = tmp_path / "d.json", {"ours": 1}
+    assert resume(out, key)["rounds"] == []
+    out.write_text(json.dumps({"key": key, "rounds": [1]}))
+    assert resume(out, key)["rounds"] == [1]
+    with pytest.raises(ConfigError, match="remove it"):
+        resume(out, {"ours": 2})
+    out.write_text(json.dumps({"key": key, "rounds": [1], "complete": True}))
+    assert resume(out, key)["rounds"] == []
