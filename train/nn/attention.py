@@ -125,7 +125,7 @@ def _everything(num_queries: int, num_keys: int) -> tuple[Segment, ...]:
     )
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
