@@ -4,194 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.cli_common import (
-    EXIT_INTERRUPTED,
-    DlmCommand,
-    common_options,
-    print_json,
-    refuse_together,
-)
+from ..runtime.cli_common import EXIT_INTERRUPTED, common_options, print_json, refuse_together
 from ..runtime.errors import ConfigError
+from .cli_options import FAMILY_OPTIONS, GroupedCommand, training_options
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-FAMILY_OPTIONS = (
-    "size",
-    "dim",
-    "num_layers",
-    "num_heads",
-    "tie_embeddings",
-    "dropout",
-    "block_sizes",
-    "noise_schedule",
-    "t_min",
-    "t_max",
-    "time_conditioning",
-)
-"""Parameters that go to the family as they are; the others are fields of TrainConfig."""
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 
-class GroupedCommand(DlmCommand):
-    """A command whose help lists the options under headings."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes one section per group, in the order of declaration."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                name = getattr(parameter, "group", "Other")
-                sections.setdefault(name, []).append(record)
-        for name, records in sections.items():
-            with formatter.section(name):
-                formatter.write_dl(records)
-
-
-class GroupedOption(click.Option):
-    """An option that knows its heading."""
-
-    def __init__(self, *args: Any, group: str = "Other", **kwargs: Any) -> None:
-        self.group = group
-        super().__init__(*args, **kwargs)
-
-
-def options(group: str, *declared: tuple[tuple[str, ...], dict[str, Any]]) -> Any:
-    """Adds several options under one heading."""
-
-    def decorate(function: _Function) -> _Function:
-        for names, settings in reversed(declared):
-            settings = {"show_default": True, **settings}
-            function = click.option(*names, cls=GroupedOption, group=group, **settings)(function)
-        return function
-
-    return decorate
-
-
-def _o(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    return names, settings
-
-
-@click.command("dlm-train", cls=GroupedCommand)
-@options(
-    "What to train",
-    _o("--family", default="mdlm", help="mdlm (masked and block diffusion) or ar (causal)."),
-    _o("--size", help="Preset: tiny, small, medium or large; small if no shape is given."),
-    _o("--dim", type=int, help="Width; with --layers it replaces --size."),
-    _o("--layers", "num_layers", type=int, help="Number of layers."),
-    _o("--heads", "num_heads", type=int, help="Attention heads; default: width / 64."),
-    _o("--tie-embeddings/--no-tie-embeddings", default=None, help="Head = embedding matrix."),
-    _o("--dropout", type=float, help="Share of each branch's values dropped."),
-    _o("--init", type=click.Path(), help="Checkpoint whose weights to start from."),
-)
-@options(
-    "Objective (mdlm)",
-    _o(
-        "--block-size",
-        "block_sizes",
-        help="Block sizes trained on, with weights if wanted: "
-        "16:1,32:2,full:1. full = the whole context (MDLM), the default.",
-    ),
-    _o("--noise-schedule", help="loglinear (default), linear, cosine or geometric."),
-    _o("--t-min", type=float, help="Smallest diffusion time in training, 0 to 1."),
-    _o("--t-max", type=float, help="Largest diffusion time in training, 0 to 1."),
-    _o("--time-conditioning", is_flag=True, default=None, help="Feed the time (adaLN-zero)."),
-)
-@options(
-    "Data",
-    _o("--data", help=".txt, .jsonl, .parquet, a folder of them, or a data set name (hf:NAME)."),
-    _o("--valid", help="Held-out text; default: a share of --data."),
-    _o("--valid-percent", type=float, default=2.0, help="Documents held out, in percent."),
-    _o("--text-field", default="text", help="Field or column that holds the text."),
-    _o("--tokenizer", default="bpe", help="bpe, char, or the path of a tokenizer.json."),
-    _o("--vocab-size", type=int, default=8192, help="Size of a trained BPE."),
-    _o("--context", type=int, default=256, help="Tokens of a training sequence."),
-    _o("--cache-dir", type=click.Path(), help="Folder of prepared data; default: user's cache."),
-)
-@options(
-    "Run",
-    _o("--out", type=click.Path(), help="Folder of the checkpoint."),
-    _o("--max-steps", type=int, help="Optimiser steps; 5000 if no limit is given."),
-    _o(
-        "--max-minutes",
-        type=float,
-        help="Wall-clock minutes; the learning rate anneals to meet "
-        "them, so resuming is then not bit-identical.",
-    ),
-    _o("--batch-size", type=int, default=32, help="Sequences of a step, over all devices."),
-    _o("--accumulate", type=int, default=1, help="Passes per step on each device."),
-    _o("--seed", type=int, default=0, help="Of weights, batches and noise."),
-    _o("--resume", is_flag=True, help="Continue the run in --out; settings not given are its."),
-    _o("--eval-every", type=int, default=500, help="Steps between evaluations; 0: at the end."),
-    _o("--eval-rows", type=int, default=128, help="Held-out sequences per evaluation."),
-    _o(
-        "--patience",
-        type=int,
-        default=0,
-        help="Stop after so many evaluations without a new best; 0: never.",
-    ),
-    _o("--save-every", type=int, default=1000, help="Steps between saves; 0: never."),
-    _o("--save-minutes", type=float, default=10.0, help="Minutes between saves; 0: never."),
-    _o(
-        "--log",
-        type=click.Choice(["tensorboard", "wandb", "none"]),
-        default="tensorboard",
-        help="Where curves go.",
-    ),
-)
-@options(
-    "Optimiser",
-    _o(
-        "--optimizer",
-        type=click.Choice(["muon", "adamw"]),
-        default="muon",
-        help="muon: hidden matrices by Muon, the rest by AdamW.",
-    ),
-    _o("--lr", type=float, default=2e-3, help="Peak learning rate."),
-    _o("--adamw-lr", type=float, help="Peak rate of embeddings, head, norms; default: --lr."),
-    _o("--beta1", type=float, default=0.9, help="AdamW."),
-    _o("--beta2", type=float, default=0.95, help="AdamW."),
-    _o("--weight-decay", type=float, default=0.1, help="On matrices."),
-    _o("--warmup-steps", type=int, default=100, help="Steps of linear rise."),
-    _o("--min-lr-ratio", type=float, default=0.1, help="Final over peak learning rate."),
-    _o("--clip-norm", type=float, default=1.0, help="Largest gradient norm; 0: no clipping."),
-    _o("--ema", type=float, default=0.9999, help="Decay of the weights' average; 0: none."),
-)
-@options(
-    "Machine",
-    _o(
-        "--precision",
-        type=click.Choice(["bf16", "fp16", "fp32"]),
-        default="fp32",
-        help="Of the computation; weights stay fp32.",
-    ),
-    _o(
-        "--accelerator",
-        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-        default="auto",
-        help="Kind of device.",
-    ),
-    _o("--devices", type=int, default=1, help="Number of devices or CPU processes."),
-    _o(
-        "--strategy",
-        type=click.Choice(["auto", "ddp", "fsdp"]),
-        default="auto",
-        help="How several devices share the work.",
-    ),
-    _o("--threads", type=int, help="CPU threads per process; default: torch's choice."),
-    _o("--compile", is_flag=True, help="Compile the layers (torch.compile)."),
-)
-@options(
-    "Measure instead of training",
-    _o("--evaluate", type=click.Path(), help="Checkpoint whose bound on --data to measure."),
-    _o("--limit", type=int, help="With --evaluate: at most so many documents."),
-)
+@click.command("dlm-train", cls=GroupedCommand, context_settings={"max_content_width": 100})
+@training_options
 @common_options
 @click.pass_context
 def main(
@@ -201,6 +29,7 @@ def main(
     resume: bool,
     evaluate: str | None,
     limit: int | None,
+    block: int | None,
     threads: int | None,
     **given: Any,
 ) -> int:
@@ -215,12 +44,19 @@ def main(
         {"--evaluate": evaluate is not None, "--resume": resume},
         ("--evaluate", "--resume", "one measures, the other trains"),
     )
+    if evaluate is None and (limit is not None or block is not None):
+        raise ConfigError("--limit and --block belong to --evaluate; training takes --block-size")
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
     if evaluate is not None:
-        return _evaluate(evaluate, given["data"], given["seed"], limit, as_json)
+        figures = _evaluate(evaluate, given["data"], given["seed"], limit, block)
+        if as_json:
+            print_json(figures)
+        else:
+            _print_figures(figures)
+        return 0
     config = _config(ctx, given, resume)
     from .run import train
 
@@ -233,7 +69,7 @@ def main(
     return EXIT_INTERRUPTED if summary["status"] == "interrupted" else 0
 
 
-def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> Any:
+def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainConfig:
     """Makes the settings of a run; a resumed one takes what was not given from its folder."""
     from .config import TrainConfig, load_settings
 
@@ -263,19 +99,26 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> Any:
 
 
 def _evaluate(
-    checkpoint: str, data: str | None, seed: int, limit: int | None, as_json: bool
-) -> int:
+    checkpoint: str, data: str | None, seed: int, limit: int | None, block: int | None
+) -> dict[str, Any]:
     if data is None:
         raise ConfigError("--evaluate needs --data: the text to measure on")
     from .evaluate import evaluate_checkpoint
 
-    figures = evaluate_checkpoint(Path(checkpoint), Path(data), seed=seed, limit=limit)
-    if as_json:
-        print_json(figures)
-    else:
-        for name, value in figures.items():
-            click.echo(f"{name}: {value}")
-    return 0
+    return evaluate_checkpoint(
+        Path(checkpoint), Path(data), seed=seed, limit=limit, block_size=block
+    )
+
+
+def _print_figures(figures: dict[str, Any]) -> None:
+    click.echo(
+        f"perplexity {figures['perplexity']:.4g} ({figures['perplexity_low']:.4g} to "
+        f"{figures['perplexity_high']:.4g} with 95 %), {figures['nats_per_token']:.4f} nats/token, "
+        f"{figures['bits_per_char']:.4f} bits/char; {figures['num_tokens']} tokens of "
+        f"{figures['num_documents']} documents, {figures['num_samples']} samples, block "
+        f"{figures['block']}, {figures['engine']} {figures['precision']}, "
+        f"{figures['seconds']:.1f} s"
+    )
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     beside = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}"
     try:
         write(beside)
+        beside.chmod(0o644)  # safetensors writes files that only their owner may read
         sync_file(beside)
         beside.replace(path)
     except BaseException:

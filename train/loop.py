@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ..runtime.errors import CheckpointError, DlmError
+from ..runtime.errors import CheckpointError
 from .batches import Batches
 from .config import TrainConfig
 from .families.base import Family
@@ -28,45 +28,13 @@ from .heldout import Estimate, mean_nats, measure
 from .optim import Ema, lr_factor, make_optimizer, set_lr
 from .progress import Curves, Progress
 from .sharding import part_like, parts_of_optimizer, whole
+from .standing import DivergedError, Hooks, Standing
 
 _NOISE, _DROPOUT = 7, 8
 """Names of the random streams."""
 
 EVAL_BATCH = 32
 """Sequences of a forward pass in evaluation."""
-
-
-class DivergedError(DlmError):
-    """The loss is not a number any more."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Standing:
-    """Where a run stands; saved with the state."""
-
-    step: int = 0
-    """Optimiser steps done."""
-    elapsed_s: float = 0.0
-    """Seconds trained, over all resumptions."""
-    best_nats: float = math.inf
-    """Smallest held-out mean over block sizes."""
-    best_step: int = 0
-    stale: int = 0
-    """Evaluations since the best one."""
-    figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Held-out figures of the best evaluation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """What the loop calls to put things on disk; each runs on every rank."""
-
-    on_best: Callable[[Standing, dict[str, torch.Tensor]], None]
-    """Gets the weights to use."""
-    on_save: Callable[[Standing, dict[str, torch.Tensor], dict[str, Any]], None]
-    """Gets the weights to use and the state."""
-    interrupted: Callable[[], bool]
-    """Whether the user asked to stop."""
 
 
 class Loop:

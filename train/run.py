@@ -22,10 +22,11 @@ from .checkpoint import load_state, load_weights, read_checkpoint, save_state, w
 from .config import PRECISIONS, TrainConfig, save_config
 from .data import documents, find_source, fingerprint
 from .families import FAMILIES
-from .loop import Hooks, Loop, Standing
+from .loop import Loop
 from .progress import NoCurves, Progress, make_curves
 from .sharding import fsdp_strategy
 from .shards import Corpus, prepare
+from .standing import Hooks, Standing
 from .tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
 
 

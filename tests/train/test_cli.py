@@ -191,3 +191,22 @@ def test_data_are_prepared_once_for_many_runs(stories: Path, tmp_path: Path):
         assert run(cache, *given, "--max-steps", "1").exit_code == 0
     assert len(list((cache / "shards").iterdir())) == 1
     assert len(list((cache / "tokenizers").iterdir())) == 1
+
+
+def test_evaluate_prints_the_bound_of_a_checkpoint(stories: Path, cache: Path, tmp_path: Path):
+    out = str(tmp_path / "run")
+    given = ["--data", str(stories)]
+    assert run(cache, *given, "--out", out, *QUICK, "--max-steps", "2").exit_code == 0
+    measured = run(cache, *given, "--evaluate", out, "--limit", "3", "--json")
+    assert measured.exit_code == 0, measured.output
+    figures = json.loads(measured.stdout)
+    assert figures["perplexity_low"] <= figures["perplexity"] <= figures["perplexity_high"]
+    assert figures["num_documents"] == 3
+    shown = run(cache, *given, "--evaluate", out, "--limit", "3", "--block", "8")
+    assert shown.stdout.startswith(f"perplexity {figures['perplexity']:.4g} ")
+
+
+def test_measuring_options_need_evaluate(stories: Path, cache: Path):
+    result = run(cache, "--data", str(stories), "--out", "x", "--limit", "3")
+    assert result.exit_code == 2
+    assert "belong to --evaluate" in result.stderr

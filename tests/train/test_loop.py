@@ -8,8 +8,8 @@ import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.train import loop as loop_module
 from dlm_edge.train.checkpoint import read_checkpoint
-from dlm_edge.train.loop import DivergedError
 from dlm_edge.train.run import train
+from dlm_edge.train.standing import DivergedError
 
 
 def weights(out: str) -> dict[str, torch.Tensor]:
@@ -73,8 +73,9 @@ def test_a_resumed_run_ends_with_bit_identical_weights(settings, tmp_path: Path,
 
 
 def test_accumulation_gives_the_weights_of_one_large_batch(settings, tmp_path: Path):
-    one = settings(out=str(tmp_path / "one"))
-    four = settings(out=str(tmp_path / "four"), accumulate=4)
+    # Muon orthogonalises in bfloat16, which magnifies rounding beyond a tight tolerance.
+    one = settings(out=str(tmp_path / "one"), optimizer="adamw")
+    four = settings(out=str(tmp_path / "four"), optimizer="adamw", accumulate=4)
     train(one, quiet=True)
     train(four, quiet=True)
     a, b = weights(one.out), weights(four.out)

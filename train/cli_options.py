@@ -1,0 +1,191 @@
+"""The options of `dlm-train`, under their headings. Knows neither torch nor any family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ..runtime.cli_common import DlmCommand
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+FAMILY_OPTIONS = (
+    "size",
+    "dim",
+    "num_layers",
+    "num_heads",
+    "tie_embeddings",
+    "dropout",
+    "block_sizes",
+    "noise_schedule",
+    "t_min",
+    "t_max",
+    "time_conditioning",
+)
+"""Parameters that go to the family as they are; the others are fields of TrainConfig."""
+
+
+class GroupedCommand(DlmCommand):
+    """A command whose help lists the options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes one section per group, in the order of declaration."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                name = getattr(parameter, "group", "Other")
+                sections.setdefault(name, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class GroupedOption(click.Option):
+    """An option that knows its heading."""
+
+    def __init__(self, *args: Any, group: str = "Other", **kwargs: Any) -> None:
+        self.group = group
+        super().__init__(*args, **kwargs)
+
+
+def _o(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, {"show_default": True, **settings}
+
+
+GROUPS = (
+    (
+        "What to train",
+        _o("--family", default="mdlm", help="mdlm (masked and block diffusion) or ar (causal)."),
+        _o("--size", help="Preset: tiny, small, medium or large; small if no shape is given."),
+        _o("--dim", type=int, help="Width; with --layers it replaces --size."),
+        _o("--layers", "num_layers", type=int, help="Number of layers."),
+        _o("--heads", "num_heads", type=int, help="Attention heads; default: width / 64."),
+        _o("--tie-embeddings/--no-tie-embeddings", default=None, help="Head = embedding matrix."),
+        _o("--dropout", type=float, help="Share of each branch's values dropped."),
+        _o("--init", type=click.Path(), help="Checkpoint whose weights to start from."),
+    ),
+    (
+        "Objective (mdlm)",
+        _o(
+            "--block-size",
+            "block_sizes",
+            help="Block sizes trained on, with weights if wanted: "
+            "16:1,32:2,full:1. full = the whole context (MDLM), the default.",
+        ),
+        _o("--noise-schedule", help="loglinear (default), linear, cosine or geometric."),
+        _o("--t-min", type=float, help="Smallest diffusion time in training, 0 to 1."),
+        _o("--t-max", type=float, help="Largest diffusion time in training, 0 to 1."),
+        _o("--time-conditioning", is_flag=True, default=None, help="Feed the time (adaLN-zero)."),
+    ),
+    (
+        "Data",
+        _o(
+            "--data", help=".txt, .jsonl, .parquet, a folder of them, or a data set name (hf:NAME)."
+        ),
+        _o("--valid", help="Held-out text; default: a share of --data."),
+        _o("--valid-percent", type=float, default=2.0, help="Documents held out, in percent."),
+        _o("--text-field", default="text", help="Field or column that holds the text."),
+        _o("--tokenizer", default="bpe", help="bpe, char, or the path of a tokenizer.json."),
+        _o("--vocab-size", type=int, default=8192, help="Size of a trained BPE."),
+        _o("--context", type=int, default=256, help="Tokens of a training sequence."),
+        _o(
+            "--cache-dir", type=click.Path(), help="Folder of prepared data; default: user's cache."
+        ),
+    ),
+    (
+        "Run",
+        _o("--out", type=click.Path(), help="Folder of the checkpoint."),
+        _o("--max-steps", type=int, help="Optimiser steps; 5000 if no limit is given."),
+        _o(
+            "--max-minutes",
+            type=float,
+            help="Wall-clock minutes; the learning rate anneals to meet "
+            "them, so resuming is then not bit-identical.",
+        ),
+        _o("--batch-size", type=int, default=32, help="Sequences of a step, over all devices."),
+        _o("--accumulate", type=int, default=1, help="Passes per step on each device."),
+        _o("--seed", type=int, default=0, help="Of weights, batches and noise."),
+        _o("--resume", is_flag=True, help="Continue the run in --out; settings not given are its."),
+        _o("--eval-every", type=int, default=500, help="Steps between evaluations; 0: at the end."),
+        _o("--eval-rows", type=int, default=128, help="Held-out sequences per evaluation."),
+        _o(
+            "--patience",
+            type=int,
+            default=0,
+            help="Stop after so many evaluations without a new best; 0: never.",
+        ),
+        _o("--save-every", type=int, default=1000, help="Steps between saves; 0: never."),
+        _o("--save-minutes", type=float, default=10.0, help="Minutes between saves; 0: never."),
+        _o(
+            "--log",
+            type=click.Choice(["tensorboard", "wandb", "none"]),
+            default="tensorboard",
+            help="Where curves go.",
+        ),
+    ),
+    (
+        "Optimiser",
+        _o(
+            "--optimizer",
+            type=click.Choice(["muon", "adamw"]),
+            default="muon",
+            help="muon: hidden matrices by Muon, the rest by AdamW.",
+        ),
+        _o("--lr", type=float, default=2e-3, help="Peak learning rate."),
+        _o("--adamw-lr", type=float, help="Peak rate of embeddings, head, norms; default: --lr."),
+        _o("--beta1", type=float, default=0.9, help="AdamW."),
+        _o("--beta2", type=float, default=0.95, help="AdamW."),
+        _o("--weight-decay", type=float, default=0.1, help="On matrices."),
+        _o("--warmup-steps", type=int, default=100, help="Steps of linear rise."),
+        _o("--min-lr-ratio", type=float, default=0.1, help="Final over peak learning rate."),
+        _o("--clip-norm", type=float, default=1.0, help="Largest gradient norm; 0: no clipping."),
+        _o("--ema", type=float, default=0.9999, help="Decay of the weights' average; 0: none."),
+    ),
+    (
+        "Machine",
+        _o(
+            "--precision",
+            type=click.Choice(["bf16", "fp16", "fp32"]),
+            default="fp32",
+            help="Of the computation; weights stay fp32.",
+        ),
+        _o(
+            "--accelerator",
+            type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+            default="auto",
+            help="Kind of device.",
+        ),
+        _o("--devices", type=int, default=1, help="Number of devices or CPU processes."),
+        _o(
+            "--strategy",
+            type=click.Choice(["auto", "ddp", "fsdp"]),
+            default="auto",
+            help="How several devices share the work.",
+        ),
+        _o("--threads", type=int, help="CPU threads per process; default: torch's choice."),
+        _o("--compile", is_flag=True, help="Compile the layers (torch.compile)."),
+    ),
+    (
+        "Measure instead of training",
+        _o("--evaluate", type=click.Path(), help="Checkpoint whose bound on --data to measure."),
+        _o("--limit", type=click.IntRange(min=1), help="At most so many documents."),
+        _o(
+            "--block",
+            type=click.IntRange(min=1),
+            help="Positions denoised together; default: "
+            "the largest block size trained on, below the whole canvas.",
+        ),
+    ),
+)
+"""Heading, then its options: names and click's settings."""
+
+
+def training_options(function: _Function) -> _Function:
+    """Adds all options, in the order of `GROUPS`."""
+    for group, *declared in reversed(GROUPS):
+        for names, settings in reversed(declared):
+            function = click.option(*names, cls=GroupedOption, group=group, **settings)(function)
+    return function
