@@ -16,9 +16,16 @@ from lightning_fabric import Fabric
 from tokenizers import Tokenizer
 
 from ..runtime.cache import cache_root
-from ..runtime.errors import ConfigError
+from ..runtime.errors import CheckpointError, ConfigError
 from .batches import Batches, held_out_rows
-from .checkpoint import load_state, load_weights, read_checkpoint, save_state, write_checkpoint
+from .checkpoint import (
+    load_state,
+    load_weights,
+    read_checkpoint,
+    read_config,
+    save_state,
+    write_checkpoint,
+)
 from .config import PRECISIONS, TrainConfig, save_config
 from .data import documents, find_source, fingerprint
 from .families import FAMILIES
@@ -66,6 +73,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     if resume:
         state = load_state(out)
         if state is not None:
+            _refuse_other_data(out, corpus)
             loop.load(state)
         elif fabric.is_global_zero:
             print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
@@ -105,6 +113,16 @@ def _run(
         "best_step": standing.best_step,
         "held_out": standing.figures,
     }
+
+
+def _refuse_other_data(out: Path, corpus: Corpus) -> None:
+    """Raises CheckpointError if the run in `out` was trained on another text."""
+    saved = read_config(out / "last").get("training", {}).get("data_sha256")
+    if saved != corpus.train.sha256:
+        raise CheckpointError(
+            f"{out}: the training text has changed since the run was started; restore it, or "
+            f"start a new run from these weights with --init {out}"
+        )
 
 
 def _prepare(config: TrainConfig) -> tuple[Tokenizer, Corpus]:

@@ -107,6 +107,14 @@ def test_a_state_of_another_shape_is_refused(settings):
         train(settings(ema=0.0), resume=True, quiet=True)
 
 
+def test_a_run_is_not_continued_on_another_text(settings, stories: Path, tmp_path: Path):
+    train(settings(), quiet=True)
+    other = tmp_path / "other.txt"
+    other.write_text(stories.read_text() + "<|endoftext|>One more.")
+    with pytest.raises(CheckpointError, match="text has changed"):
+        train(settings(data=str(other)), resume=True, quiet=True)
+
+
 def test_divergence_is_one_clear_line_and_keeps_the_last_checkpoint(settings):
     config = settings(lr=1e30, clip_norm=0.0, max_steps=50, warmup_steps=20)
     with pytest.raises((DivergedError, CheckpointError), match="diverged"):
