@@ -13,7 +13,8 @@ CARD_NAME = "card.md"
 MAX_OWN_BYTES = 1 << 18
 
 
-def _own_text(path: Path | None) -> str:
+def read_own_text(path: Path | None) -> str:
+    """Returns the author's part of the card, empty without a file; raises DataError."""
     if path is None:
         return ""
     try:
@@ -47,12 +48,8 @@ def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_card(manifest: Manifest, report: Mapping[str, Any], own: Path | None) -> str:
-    """Returns the card: the author's text if there is one, then facts and parity.
-
-    Raises:
-        DataError: The author's text cannot be read.
-    """
+def write_card(manifest: Manifest, report: Mapping[str, Any], own_text: str) -> str:
+    """Returns the card: the author's text, then facts and parity."""
     model = manifest.model
     facts = {
         "family": manifest.family,
@@ -76,7 +73,7 @@ def write_card(manifest: Manifest, report: Mapping[str, Any], own: Path | None) 
         for shape in graph["shapes"]
     )
     return (
-        f"{_own_text(own)}## Facts\n\n{_table(facts)}\n"
+        f"{own_text}## Facts\n\n{_table(facts)}\n"
         f"## Graph shapes\n\n| graph | block | context |\n|---|---|---|\n{shapes}\n\n"
         "## Parity with PyTorch in float32\n\n"
         "| graph | block | context | largest relative error | same top-1 | divergence, nats |\n"

@@ -34,7 +34,7 @@ from ..train.checkpoint import Checkpoint, load_weights, read_checkpoint
 from ..train.families import FAMILIES
 from ..train.families.base import ExportGraph
 from .canvases import text_ids
-from .card import CARD_NAME, write_card
+from .card import CARD_NAME, read_own_text, write_card
 from .fp16 import store_fp16
 from .golden import golden_vectors
 from .graph import Shape, choose_shapes, graph_specs
@@ -117,6 +117,7 @@ def export_checkpoint(
             "the checkpoint's files do not belong together"
         )
     graphs = family.graphs(model, config)
+    own_text = read_own_text(settings.card)
     ids = text_ids(tokenizer, manifest.eos_token_id, manifest.max_position, settings.data)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
         folder = Path(name)
@@ -127,7 +128,7 @@ def export_checkpoint(
         members[TOKENIZER_NAME] = checkpoint.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
-        members[CARD_NAME] = write_card(manifest, report, settings.card).encode()
+        members[CARD_NAME] = write_card(manifest, report, own_text).encode()
         progress(f"packing {output}")
         digest = write_bundle(output, manifest, members)
     return {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
