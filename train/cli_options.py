@@ -78,6 +78,11 @@ GROUPS = (
         _o("--noise-schedule", help="loglinear (default), linear, cosine or geometric."),
         _o("--t-min", type=float, help="Smallest diffusion time in training, 0 to 1."),
         _o("--t-max", type=float, help="Largest diffusion time in training, 0 to 1."),
+        _o(
+            "--masking",
+            help="independent (default: each position by itself) or count (so many of a block: "
+            "the same bound with less variance).",
+        ),
         _o("--time-conditioning", is_flag=True, default=None, help="Feed the time (adaLN-zero)."),
     ),
     (

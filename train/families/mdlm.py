@@ -19,14 +19,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...runtime.errors import ConfigError
-from ...runtime.schedule import NoiseSchedule, make_schedule, schedule_from_json, schedule_to_json
+from ...runtime.schedule import make_schedule, schedule_from_json, schedule_to_json
 from ..nn.backbones import make_backbone
 from ..nn.masks import block_diffusion_mask
+from ..noise import MASKINGS, Noise, draw_noise
 from .base import ExportGraph, LossOutput
 from .graphs import denoise_graph
 from .options import check_options, common_config
 
-OWN_OPTIONS = ("block_sizes", "noise_schedule", "t_min", "t_max", "time_conditioning")
+OWN_OPTIONS = (
+    "block_sizes",
+    "noise_schedule",
+    "t_min",
+    "t_max",
+    "masking",
+    "time_conditioning",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +45,8 @@ class Objective:
     """Smallest t in training; above 0 the loss is no bound any more, but varies less."""
     t_max: float = 1.0
     """Largest t in training."""
+    masking: str = "independent"
+    """How masks are drawn in training; `count` has less variance (see `noise`)."""
     block_weights: Sequence[float] = ()
     """How often each trained block size is drawn, relative to the others; empty = evenly."""
 
@@ -45,21 +55,10 @@ class Objective:
             raise ConfigError(
                 f"t_min {self.t_min} and t_max {self.t_max} must satisfy 0 <= t_min < t_max <= 1"
             )
+        if self.masking not in MASKINGS:
+            raise ConfigError(f"masking must be {' or '.join(MASKINGS)}, not {self.masking!r}")
         if any(not 0.0 < weight < float("inf") for weight in self.block_weights):
             raise ConfigError(f"weights of block sizes must be above 0: {self.block_weights}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """One draw of corruption for a batch."""
-
-    block_size: int
-    masked: torch.Tensor
-    """(B, L) bool: positions that x_t hides; column 0 is False."""
-    weight: torch.Tensor
-    """(B, L / block_size) float32: each block's weight in the bound."""
-    move_chance: torch.Tensor
-    """(B, L / block_size) float32."""
 
 
 def parse_block_sizes(text: str | Sequence[int | str], context: int) -> tuple[int, ...]:
@@ -99,39 +98,6 @@ def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[flo
         ) from None
 
 
-def draw_noise(
-    shape: tuple[int, int],
-    block_size: int,
-    schedule: NoiseSchedule,
-    objective: Objective,
-    generator: torch.Generator,
-) -> Noise:
-    """Draws t per block and masks per position, on the CPU.
-
-    The times are low-discrepancy: (u + i) / n mod 1 over all n blocks of the batch, dealt to the
-    blocks in random order, so that neighbours in a sequence are independent.
-    """
-    batch, length = shape
-    num_blocks = length // block_size
-    count = batch * num_blocks
-    offset = torch.rand((), generator=generator, dtype=torch.float64)
-    order = torch.randperm(count, generator=generator)
-    unit = ((offset + order) / count) % 1.0
-    # A t of exactly 0 has an infinite weight and masks nothing.
-    unit = unit.clamp(min=1e-9)
-    t = (objective.t_min + (objective.t_max - objective.t_min) * unit).view(batch, num_blocks)
-    chance = schedule.move_chance(t)
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    masked = uniform < chance.repeat_interleave(block_size, dim=1)
-    masked[:, 0] = False
-    return Noise(
-        block_size=block_size,
-        masked=masked,
-        weight=schedule.weight(t).float(),
-        move_chance=chance.float(),
-    )
-
-
 class Mdlm:
     """The family `mdlm`."""
 
@@ -147,12 +113,12 @@ class Mdlm:
         words, weights = split_weights(given.get("block_sizes", "full"))
         sizes = parse_block_sizes(words, given["context"])
         schedule = make_schedule(given.get("noise_schedule", "loglinear"))
-        limits = {name: given[name] for name in ("t_min", "t_max") if name in given}
+        chosen = {name: given[name] for name in ("t_min", "t_max", "masking") if name in given}
         return {
             **config,
             "noise_schedule": schedule_to_json(schedule),
             "block_sizes": list(sizes),
-            "objective": asdict(Objective(**limits, block_weights=weights)),
+            "objective": asdict(Objective(**chosen, block_weights=weights)),
         }
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
@@ -182,10 +148,11 @@ class Mdlm:
         self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
         """See Family; t covers its whole range, whatever training is clipped to."""
+        objective = Objective(masking="count")
         figures: dict[str, torch.Tensor] = {}
         for block_size in config["block_sizes"]:
             generator = torch.Generator().manual_seed(seed)
-            noise = self._noise(ids, block_size, Objective(), generator, config, (0, 1))
+            noise = self._noise(ids, block_size, objective, generator, config, (0, 1))
             nats, rows = self._masked_nats(model, ids, noise, config)
             sums = torch.zeros(ids.shape[0], dtype=torch.float64)
             sums.index_add_(0, (rows // ids.shape[1]).cpu(), nats.double().cpu())
@@ -224,14 +191,15 @@ class Mdlm:
         if length % block_size:
             raise ConfigError(f"sequences of {length} tokens are no multiple of block {block_size}")
         schedule = schedule_from_json(config["noise_schedule"])
-        noise = draw_noise((batch * count, length), block_size, schedule, objective, generator)
-        own = slice(index * batch, (index + 1) * batch)
-        return Noise(
-            block_size=block_size,
-            masked=noise.masked[own].to(ids.device),
-            weight=noise.weight[own].to(ids.device),
-            move_chance=noise.move_chance[own].to(ids.device),
+        noise = draw_noise(
+            (batch * count, length),
+            block_size,
+            schedule,
+            generator,
+            t_range=(objective.t_min, objective.t_max),
+            masking=objective.masking,
         )
+        return noise.rows(index * batch, (index + 1) * batch, ids.device)
 
     def _masked_nats(
         self, model: nn.Module, ids: torch.Tensor, noise: Noise, config: Mapping[str, Any]

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.schedule import SCHEDULES, make_schedule
+from dlm_edge.runtime.schedule import make_schedule
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.families.mdlm import (
-    Objective,
     cross_entropy,
-    draw_noise,
     forbidden_ids,
     parse_block_sizes,
 )
@@ -167,24 +165,6 @@ def test_blocks_of_one_give_a_left_to_right_likelihood():
     assert sums.mean().item() == pytest.approx(expected, abs=4 * error, rel=2e-3)
 
 
-def test_the_given_position_is_never_masked():
-    generator = torch.Generator().manual_seed(0)
-    noise = draw_noise((64, 8), 4, make_schedule("loglinear"), Objective(), generator)
-    assert not noise.masked[:, 0].any()
-    assert noise.masked[:, 1].any()
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_times_fill_their_range_evenly(name):
-    schedule = make_schedule(name)
-    objective = Objective(t_min=0.3, t_max=0.8)
-    generator = torch.Generator().manual_seed(0)
-    noise = draw_noise((16, 8), 2, schedule, objective, generator)
-    t = torch.sort((schedule.time(noise.move_chance.double()).flatten() - 0.3) / 0.5).values
-    gaps = torch.diff(t)
-    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 64), atol=1e-4, rtol=0)
-
-
 def test_shards_make_up_the_whole_batch():
     config = config_of(8, "4,full")
     model = model_of(config)
@@ -233,6 +213,7 @@ def test_block_sizes_are_read_from_text():
         ({"block_sizes": "big"}, "'big' must be a positive integer or 'full'"),
         ({"noise_schedule": "sigmoid"}, "unknown"),
         ({"t_min": 0.9, "t_max": 0.1}, "t_min"),
+        ({"masking": "all"}, "masking must be independent or count"),
         ({"mask_token_id": 99}, "outside the vocabulary"),
         ({"mask_token_id": None}, "needs the option mask_token_id"),
         ({"vocab_size": None}, "needs the option vocab_size"),
