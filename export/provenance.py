@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         }
     return {
         "checkpoint_sha256": describe(checkpoint.path / "model.safetensors").sha256,
-        "training": training,
+        "training": _finite(training),
         "versions": {
             "dlm-edge": __version__,
             "python": platform.python_version(),
@@ -38,3 +39,17 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _names_a_place(value: Any) -> bool:
     return isinstance(value, str) and os.path.isabs(value)
+
+
+def _finite(value: Any) -> Any:
+    """The value without infinities and NaN (a run that was never evaluated has some): no JSON."""
+    if isinstance(value, Mapping):
+        kept = {key: _finite(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if not _is_nothing(item)}
+    if isinstance(value, list):
+        return [None if _is_nothing(item) else _finite(item) for item in value]
+    return value
+
+
+def _is_nothing(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
