@@ -78,9 +78,18 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         elif fabric.is_global_zero:
             print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
     if fabric.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
+        _make_folder(out)
         save_config(config, out / "train.json")
     return _run(fabric, loop, corpus, tokenizer, out, quiet or not fabric.is_global_zero)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot make the folder {out}: {error.strerror}; choose another --out"
+        ) from error
 
 
 def _run(
