@@ -100,7 +100,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from error
     if not isinstance(config, dict) or not isinstance(config.get("family"), str):
         raise CheckpointError(f"{path}: not a config of this program (no family in it)")
     if config.get("format_version") != FORMAT_VERSION:
@@ -109,7 +109,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}; use the version that wrote it"
         )
     if not isinstance(config.get("model"), dict):
-        raise CheckpointError(f"{path}: the model's shape is missing")
+        raise CheckpointError(f"{path}: the model's shape is missing; copy it again")
     return config
 
 
@@ -118,7 +118,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise CheckpointError(f"{path.parent}: model.safetensors is missing")
+        raise CheckpointError(f"{path.parent}: model.safetensors is missing; copy the whole folder")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
