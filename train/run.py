@@ -161,6 +161,15 @@ def _launch(config: TrainConfig) -> Fabric:
     has_gpu = torch.cuda.is_available() and accelerator in ("auto", "cuda")
     if config.precision == "fp16" and not has_gpu:
         raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on this machine")
+    if accelerator == "cuda" and not has_gpu:
+        raise ConfigError("--accelerator cuda: torch finds no GPU here; leave it out, or use cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--accelerator mps: torch finds none here; leave it out, or use cpu")
+    if has_gpu and config.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"--devices {config.devices}: torch finds {torch.cuda.device_count()} GPUs; ask for "
+            "fewer, or give --accelerator cpu"
+        )
     strategy: Any = config.strategy
     if config.strategy == "auto":
         strategy = "ddp" if config.devices > 1 else "auto"
