@@ -90,6 +90,7 @@ def test_a_folder_with_a_run_is_continued_or_refused(stories: Path, cache: Path,
     [
         (["--out", "x"], 2, "--data is missing"),
         (["--data", "none.txt"], 2, "--out is missing"),
+        (["--out", "x", "--resume"], 2, "x holds no run"),
         (["--data", "none.txt", "--out", "x"], 1, "none.txt: no such file"),
         (["--data", "{empty}", "--out", "x"], 1, "empty"),
         (["--data", "{latin}", "--out", "x"], 1, "not UTF-8"),
