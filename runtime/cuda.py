@@ -26,12 +26,17 @@ _NON_BLOCKING = 1
 _REMEDY = "run jetson/setup.sh, or choose the engine onnxruntime"
 
 
+def _brief(error: Exception) -> str:
+    """Gives an error's first line."""
+    return str(error).split("\n")[0]
+
+
 def _driver() -> Any:
     try:
-        from cuda.bindings import driver
+        from cuda.bindings import driver  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
-            f"CUDA graphs need the package cuda-bindings: {error}; {_REMEDY}"
+            f"CUDA graphs need the package cuda-bindings: {_brief(error)}; {_REMEDY}"
         ) from error
     return driver
 
@@ -40,20 +45,22 @@ def _pycuda() -> Any:
     try:
         import pycuda.driver  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise DeviceError(f"the GPU needs pycuda and a driver: {error}; {_REMEDY}") from error
+        raise DeviceError(
+            f"the GPU needs pycuda and a driver: {_brief(error)}; {_REMEDY}"
+        ) from error
     return pycuda.driver
 
 
 def _nvrtc() -> tuple[Any, str]:
     """Gives NVRTC's binding and its version."""
     try:
-        from cuda.bindings import nvrtc
+        from cuda.bindings import nvrtc  # pyright: ignore[reportMissingImports]
 
         _, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
-            f"compiling kernels needs cuda-bindings and the CUDA toolkit's NVRTC: {error}; "
-            f"{_REMEDY}"
+            f"compiling kernels needs cuda-bindings and the CUDA toolkit's NVRTC: "
+            f"{_brief(error)}; {_REMEDY}"
         ) from error
     return nvrtc, f"{major}.{minor}"
 

@@ -21,6 +21,7 @@ __device__ Value block_sum(Value value) {
 template <typename Value>
 __device__ Value serial_prefix(Value value, Value* total) {
   Value before = 0, running = 0;
+#pragma unroll 4
   for (int lane = 0; lane < 32; ++lane) {
     if (lane == (int)threadIdx.x % 32) before = running;
     running += __shfl_sync(ALL_LANES, value, lane);

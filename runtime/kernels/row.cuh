@@ -9,7 +9,12 @@
 #include "half.cuh"
 
 constexpr int CHUNK = 64;
-constexpr float INFINITE = __builtin_huge_valf();
+__device__ inline float infinite() { return __uint_as_float(0x7f800000u); }
+
+// A call of its own: divisions inlined for every element made the kernels several times larger.
+__device__ __noinline__ inline float penalise(float logit, float penalty) {
+  return logit > 0 ? logit / penalty : logit * penalty;
+}
 
 template <typename Logit>
 struct Row {
@@ -20,14 +25,12 @@ struct Row {
   // Adds the bias and applies the repetition penalty.
   __device__ float process(float logit, int id) const {
     if (canvas->bias) logit += canvas->bias[id];
-    if (canvas->seen && canvas->seen[id]) {
-      logit = logit > 0 ? logit / canvas->penalty : logit * canvas->penalty;
-    }
+    if (canvas->seen && canvas->seen[id]) logit = penalise(logit, canvas->penalty);
     return logit;
   }
 
   __device__ float at(int id) const {
-    if (!(permitted[id / 32] >> (id % 32) & 1)) return -INFINITE;
+    if (!(permitted[id / 32] >> (id % 32) & 1)) return -infinite();
     return process(as_float(logits[id]), id);
   }
 
@@ -41,7 +44,7 @@ struct Row {
     for (int i = 0; i < 8; ++i) {
       const int id = chunk * CHUNK + lane + 8 * i;
       const bool valid = (i < 4 ? low >> (8 * i) : high >> (8 * i - 32)) & 1;
-      values[i] = valid ? as_float(logits[id]) : -INFINITE;
+      values[i] = valid ? as_float(logits[id]) : -infinite();
       if (valid && (canvas->bias || canvas->seen)) values[i] = process(values[i], id);
     }
   }
@@ -92,7 +95,7 @@ __device__ inline void reduce_highest(Statistics& own) {
 // One pass over a row. A NaN anywhere permitted makes `sum` NaN.
 template <typename Logit>
 __device__ Statistics statistics(const Row<Logit>& row) {
-  Statistics own = {-INFINITE, -INFINITE, 0x7fffffff, 0, 0};
+  Statistics own = {-infinite(), -infinite(), 0x7fffffff, 0, 0};
   float sum = 0, mean = 0;
   for (int chunk = threadIdx.x / 8; chunk < row.canvas->chunks; chunk += blockDim.x / 8) {
     float values[8];
@@ -106,8 +109,8 @@ __device__ Statistics statistics(const Row<Logit>& row) {
         own.id = chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i;
       }
     }
-    const float reference = own.top == -INFINITE ? 0 : own.top;
-    if (before != own.top && before != -INFINITE) {
+    const float reference = own.top == -infinite() ? 0 : own.top;
+    if (before != own.top && before != -infinite()) {
       const float scale = expf(before - own.top);
       mean = scale * (mean + sum * (before - own.top));
       sum *= scale;
@@ -121,7 +124,7 @@ __device__ Statistics statistics(const Row<Logit>& row) {
   }
   const float mine = own.top;
   reduce_highest(own);
-  const float shift = mine == -INFINITE ? 0 : mine - own.top;
+  const float shift = mine == -infinite() ? 0 : mine - own.top;
   const double scale = expf(shift);
   own.mean = block_sum(scale * ((double)mean + (double)sum * shift));
   own.sum = block_sum(scale * sum);
@@ -180,6 +183,7 @@ __device__ int locate(const Row<Logit>& row, const float* sums, const Weight& we
     __syncwarp();
     if (lane == 0) {
       double running = found_before;
+#pragma unroll 4
       for (int i = 0; i < CHUNK; ++i) {
         if (within[i] > 0) found_id = base + i;
         running += within[i];

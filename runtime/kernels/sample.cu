@@ -82,7 +82,7 @@ __device__ void sample(const Logit* logits, Canvas* canvas) {
   const Row<Logit> row = {logits + (long long)index * canvas->vocab, canvas,
                           canvas->permitted + (long long)index * canvas->permitted_stride};
   const Statistics found = statistics(row);
-  if (!(found.sum > 0) || found.top == INFINITE) {  // NaN, or nothing above -inf
+  if (!(found.sum > 0) || found.top == infinite()) {  // NaN, or nothing above -inf
     if (threadIdx.x == 0) atomicMax(&canvas->error, index + 1);
     return;
   }
@@ -97,13 +97,13 @@ __device__ void sample(const Logit* logits, Canvas* canvas) {
   if (threadIdx.x == 0) write(canvas, index, candidate, log_prob, found);
 }
 
-// One block per multiprocessor is enough: without the second bound, sm_90 spills registers.
-extern "C" __global__ void __launch_bounds__(512, 1)
+// Two blocks per multiprocessor: the 64 registers a thread then has are enough, nothing spills.
+extern "C" __global__ void __launch_bounds__(512, 2)
 sample_float32(const float* logits, Canvas* canvas) {
   sample(logits, canvas);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
+extern "C" __global__ void __launch_bounds__(512, 2)
 sample_float16(const unsigned short* logits, Canvas* canvas) {
   sample(logits, canvas);
 }

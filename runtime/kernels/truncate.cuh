@@ -97,6 +97,7 @@ __device__ inline void descend(const Bins& bins, Selection& at, bool by_mass, do
   const int high = NUM_BINS - 1 - 32 * (int)threadIdx.x;
   unsigned long long mass = 0, total_mass;
   unsigned count = 0, total_count;
+#pragma unroll 4
   for (int i = 0; i < 32; ++i) {
     count += bins.counts[high - i];
     mass += bins.masses[high - i];
@@ -135,13 +136,14 @@ __device__ inline void descend(const Bins& bins, Selection& at, bool by_mass, do
 // Cuts behind the `wanted` highest weights, or behind the highest ones that reach a mass: `wanted`,
 // or `share` of all where that is above 0. `mass` becomes the kept one's; untouched if all is kept.
 template <typename Logit>
-__device__ Cut cut_behind(const Row<Logit>& row, const Heated& heated, float* sums, bool by_mass,
+__device__ __noinline__ Cut cut_behind(const Row<Logit>& row, const Heated& heated, float* sums, bool by_mass,
                           unsigned long long wanted, double share, unsigned long long* mass) {
   __shared__ Bins bins;
   __shared__ Selection at;
   __syncthreads();  // whoever still reads an earlier selection
   if (threadIdx.x == 0) at = {0, 0, 0, 0, wanted, true};
   __syncthreads();
+#pragma unroll 1
   for (int level = 0; level < 3; ++level) {
     fill_bins(row, heated, bins, at.bits, level);
     if (threadIdx.x < 32) descend(bins, at, by_mass, level == 0 ? share : 0.0);

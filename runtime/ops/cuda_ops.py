@@ -15,6 +15,7 @@ to 1e-5, or two scores are equal to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..decoding import RULES, DecodingSettings
-from ..device import Device, DeviceArray, wait_until
+from ..device import Device, DeviceArray, Step, wait_until
 from ..errors import ConfigError, EngineError
 from .base import CHUNK, Canvas, Progress
 from .cuda_state import (
@@ -193,8 +194,31 @@ class CudaOps:
 
     def commit(self, canvas: Canvas) -> Progress:
         """See Ops; EngineError for a row of logits without a finite highest value."""
+        self._launch_commit(canvas)
+        return self._progress(canvas)
+
+    def capture_step(self, canvas: Canvas, logits: Any, run: Callable[[], None]) -> Step:
+        """Captures a step, executing nothing: `run` (feed and engine), `sample`, `commit`."""
+
+        def step() -> None:
+            run()
+            self.sample(logits, canvas)
+            self._launch_commit(canvas)
+
+        return self._device.capture(step)
+
+    def replay_step(self, canvas: Canvas, step: Step) -> Progress:
+        """Runs a captured step of this canvas; as `commit` otherwise."""
+        step.replay()
+        return self._progress(canvas)
+
+    def _launch_commit(self, canvas: Canvas) -> None:
         scratch: _Scratch = canvas.scratch
         self._launch("commit", 1, scratch.block_threads, scratch.state.pointer)
+
+    def _progress(self, canvas: Canvas) -> Progress:
+        """Counts an enqueued commit, and gives its progress or that of the one before."""
+        scratch: _Scratch = canvas.scratch
         scratch.launched += 1
         scratch.steps_in_block += 1
         canvas.step += 1 if canvas.num_masked else 0

@@ -23,6 +23,7 @@ using std::min;
 #define __device__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __noinline__ __attribute__((noinline))
 
 struct Index {
   unsigned x = 0, y = 0, z = 0;
@@ -52,7 +53,7 @@ struct Fiber {
 };
 
 struct Launch {
-  std::vector<Fiber> fibers;
+  std::vector<Fiber>& fibers;
   std::vector<Warp> warps;
   Meeting block;
   unsigned alive = 0;
@@ -152,12 +153,13 @@ inline bool run_block(bool downwards) {
 // wait for each other for ever.
 extern "C" int emulate(void* kernel, unsigned grid, unsigned block, const uint64_t* arguments,
                        int num_arguments, int downwards) {
-  emulation::Launch launch;
+  static std::vector<emulation::Fiber> fibers;  // their stacks serve every launch
+  if (fibers.size() < block) fibers.resize(block);
+  emulation::Launch launch{fibers};
   emulation::launch = &launch;
   launch.kernel = kernel;
   launch.arguments = arguments;
   launch.num_arguments = num_arguments;
-  launch.fibers = std::vector<emulation::Fiber>(block);
   emulation::grid_size.x = grid;
   emulation::block_size.x = block;
   for (unsigned index = 0; index < grid; ++index) {
