@@ -65,7 +65,7 @@ __device__ inline int count_within(const float* scores, int count, double bound)
   return count;
 }
 
-// How many of the highest ranks a rule commits. Every thread gets it.
+// How many of the highest ranks a rule commits. Every thread gets it; begins with a barrier.
 __device__ inline int count_accepted(Canvas* canvas) {
   __shared__ int accepted;
   const int block = canvas->block;
@@ -100,7 +100,6 @@ __device__ inline int scatter(Canvas* canvas) {
   int limit = 0, own = 0;
   if (ranked) {
     rank_positions(canvas);
-    __syncthreads();
     limit = count_accepted(canvas);
   }
   for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {

@@ -2,7 +2,8 @@
 //
 // A thread block is a set of fibers on one thread, switched only where threads meet: at barriers
 // and at warp operations. Blocks run one after another, so that `__shared__` is static storage.
-// Fibers run upwards or downwards by index, as told, so that a missing barrier changes results.
+// One warp runs as far as it can before the next one does, upwards or downwards by index as told, so
+// that a missing barrier changes results.
 // Threads that would wait for ever end the launch with an error instead of hanging it.
 #pragma once
 
@@ -128,15 +129,24 @@ inline void resume(unsigned index) {
   setcontext(&fiber.start);
 }
 
-// Runs the fibers of one block to their end; false if they wait for each other.
-inline bool run_block(bool downwards) {
-  const unsigned count = block_size.x;
-  while (launch->alive) {
-    const unsigned long before = launch->progress;
+// Runs the lanes of one warp until they can only wait for another warp.
+inline void run_warp(unsigned warp, bool downwards) {
+  const unsigned begin = 32 * warp, count = min(block_size.x - begin, 32u);
+  for (unsigned long before = launch->progress + 1; before != launch->progress;) {
+    before = launch->progress;
     for (unsigned i = 0; i < count; ++i) {
-      const unsigned index = downwards ? count - 1 - i : i;
+      const unsigned index = begin + (downwards ? count - 1 - i : i);
       if (!launch->fibers[index].done) resume(index);
     }
+  }
+}
+
+// Runs the fibers of one block to their end; false if they wait for each other.
+inline bool run_block(bool downwards) {
+  const unsigned count = launch->warps.size();
+  while (launch->alive) {
+    const unsigned long before = launch->progress;
+    for (unsigned i = 0; i < count; ++i) run_warp(downwards ? count - 1 - i : i, downwards);
     if (launch->progress == before) return false;
   }
   return true;

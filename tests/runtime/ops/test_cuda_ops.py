@@ -43,7 +43,7 @@ class Pair:
             ops.canvas(
                 block=block, vocab_size=vocab, settings=settings, seed=seed, sample_index=3,
                 mask_token_id=vocab - 1, eos_token_id=0, banned=(vocab - 2, vocab - 1),
-                unmask_chance=1 / np.arange(6, 0, -1), **fields,
+                **{"unmask_chance": 1 / np.arange(6, 0, -1), **fields},
             )
             for ops in (cuda, NumpyOps())
         )  # fmt: skip
@@ -175,11 +175,13 @@ def test_samples_are_those_of_numpy(cuda, heat, dtype):
     assert tied <= max(1, MAX_TIE_SHARE * drawn)
 
 
-@pytest.mark.parametrize("heat", [HEATS[1], HEATS[4]], ids=str)
-def test_samples_of_a_real_vocabulary_are_those_of_numpy(cuda, heat):
+@pytest.mark.parametrize(
+    ("rule", "heat"), [("entropy", HEATS[1]), ("margin", HEATS[4]), ("threshold", HEATS[0])]
+)
+def test_samples_of_a_real_vocabulary_are_those_of_numpy(cuda, rule, heat):
     drawn = tied = 0
     for seed, vocab in enumerate((8192, 12345)):
-        settings = DecodingSettings(rule="threshold", **heat)
+        settings = DecodingSettings(rule=rule, **heat)
         pair = Pair.make(settings, block=4, vocab=vocab, cuda=cuda)
         pair.begin()
         pair.sample(random_logits(seed, 4, vocab, np.float16))
@@ -206,6 +208,41 @@ def test_bias_penalty_bans_and_allowed_bits_are_those_of_numpy(cuda):
                 ops.commit(canvas)
             seen, expected = pair.both("seen")
             assert np.array_equal(seen.astype(bool), expected)
+
+
+@pytest.mark.parametrize("rule", ["entropy", "margin"])
+def test_statistics_do_not_depend_on_which_thread_reads_what(cuda, rule):
+    """First and second highest in one thread, in one warp, or far apart, in either order, and rows
+    that rise or fall, so that every batch, or none, has a new highest."""
+    vocab, pairs = 1300, [(70, 78), (78, 70), (70, 71), (70, 582), (582, 70), (1290, 3), (5, 1296)]
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(1, len(pairs) + 2, vocab)).astype(np.float32)
+    for row, (first, second) in enumerate(pairs):
+        logits[0, row, first], logits[0, row, second] = 8.0, 7.5
+    logits[0, -2] = np.linspace(-3, 9, vocab)
+    logits[0, -1] = np.linspace(9, -3, vocab)
+    pair = Pair.make(DecodingSettings(rule=rule), block=len(pairs) + 2, vocab=vocab, cuda=cuda)
+    pair.begin()
+    pair.sample(logits)
+    assert compare_samples(pair) == (len(pairs) + 2, 0)
+
+
+@pytest.mark.parametrize("rule", ["random", "first_hitting", "ancestral"])
+def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
+    steps = {"steps": 5} if rule != "first_hitting" else {}
+    settings = DecodingSettings(rule=rule, **steps)
+    for seed in range(5):
+        pair = Pair.make(
+            settings, block=33, vocab=66, cuda=cuda, seed=seed,
+            unmask_chance=np.array([0.1, 0.5, 0.0, 0.9, 0.2]),
+        )  # fmt: skip
+        pair.begin([(7, 2)])
+        while pair.canvases[1].num_masked:
+            pair.sample(random_logits(seed, 33, 66))
+            assert compare_samples(pair)[1] == 0
+            expected = NumpyOps().commit(pair.canvases[1])
+            assert cuda.commit(pair.canvases[0]) == expected
+            assert np.array_equal(cuda.ids(pair.canvases[0]), pair.canvases[1].ids[0])
 
 
 @pytest.mark.parametrize("rule", list(RULES))
