@@ -144,7 +144,6 @@ extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
       }
     }
   }
-  __syncthreads();
   if (threadIdx.x) return;
   if (open && !failed) {
     if (canvas->rule == RULE_FIRST_HITTING) {

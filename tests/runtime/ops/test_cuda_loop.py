@@ -6,7 +6,6 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
 from table_engines import TableEngines, hashed, make_manifest
 
@@ -14,11 +13,6 @@ V = 70
 MASK = V - 1
 BLOCK_RULES = [name for name in RULES if name != "next_token"]
 SHAPES = [(8, 16), (8, 64), (64, 8)]
-
-
-@pytest.fixture(scope="module")
-def device():
-    return EmulatedDevice()
 
 
 def never_ending(prefix, block):

@@ -1,248 +1,13 @@
-"""The kernels, run on the CPU by the emulation, against NumpyOps.
-
-Draws are bit-equal. Tokens are equal except where the uniform lies within 1e-5 of a boundary of the
-distribution function; those are counted, and their share is bounded.
-"""
-
-from dataclasses import dataclass
+"""Commits of the kernels against NumpyOps, failures, and what a step costs."""
 
 import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import RULES, DecodingSettings
 from dlm_edge.runtime.errors import ConfigError, EngineError
-from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
+from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.runtime.philox import DrawKind, uniforms
 from emulation.device import EmulatedDevice
-from emulation.probes import NAMES, copy_kernels, probe_source
-
-MAX_TIE_SHARE = 0.002
-BLOCK_RULES = [name for name in RULES if name != "next_token"]
-HEATS = [
-    {"temperature": 0.0},
-    {"temperature": 1.0},
-    {"temperature": 0.7, "top_k": 5},
-    {"temperature": 1.3, "top_p": 0.8},
-    {"temperature": 1.0, "top_k": 20, "top_p": 0.5},
-    {"temperature": 30.0, "top_k": 1000, "top_p": 0.999},
-    {"temperature": 0.01, "top_p": 0.3},
-]
-
-
-@dataclass
-class Pair:
-    """One canvas on each backend, in the same state."""
-
-    cuda: CudaOps
-    canvases: tuple
-
-    @classmethod
-    def make(cls, settings, *, block, vocab, cuda=None, seed=2**40 + 5, **fields):
-        cuda = cuda or CudaOps(EmulatedDevice(), run_ahead=False)
-        canvases = tuple(
-            ops.canvas(
-                block=block, vocab_size=vocab, settings=settings, seed=seed, sample_index=3,
-                mask_token_id=vocab - 1, eos_token_id=0, banned=(vocab - 2, vocab - 1),
-                **{"unmask_chance": 1 / np.arange(6, 0, -1), **fields},
-            )
-            for ops in (cuda, NumpyOps())
-        )  # fmt: skip
-        return cls(cuda, canvases)
-
-    def begin(self, fixed=(), *, position=17, first=0):
-        device, host = self.canvases
-        ids = np.full(host.ids.shape[1], host.mask_token_id, np.int32)
-        for index, token in fixed:
-            ids[index] = token
-        for ops, canvas in ((self.cuda, device), (NumpyOps(), host)):
-            ops.begin_block(canvas, ids, ids == host.mask_token_id, position=position, first=first)
-
-    def sample(self, logits):
-        device, host = self.canvases
-        self.cuda.sample(on_device(self.cuda, logits), device)
-        NumpyOps().sample(logits, host)
-
-    def both(self, name):
-        device, host = self.canvases
-        return self.cuda.to_host(getattr(device, name)), getattr(host, name)
-
-
-def on_device(ops, values):
-    array = ops._device.empty(values.shape, values.dtype)
-    ops._device.upload(array, values)
-    return array
-
-
-def random_logits(seed, block, vocab, dtype=np.float32, scale=3.0):
-    logits = np.random.default_rng(seed).normal(size=(1, block, vocab)) * scale
-    logits[..., 0] = -20
-    return logits.astype(dtype)
-
-
-def compare_samples(pair):
-    """Returns (rows drawn, rows whose tokens differ at a boundary); anything else fails."""
-    settings, host = pair.canvases[1].settings, pair.canvases[1]
-    chosen, expected = pair.both("chosen")
-    first = RULES[settings.rule].chooses_first
-    if first:
-        assert np.array_equal(chosen.astype(bool), expected)
-    rows = np.flatnonzero(expected if first else host.masked)
-    found, wanted = pair.both("candidate")
-    same = rows[found[rows] == wanted[rows]]
-    for slot, row in enumerate(rows):
-        if found[row] != wanted[row]:
-            assert not settings.greedy
-            assert boundary_distance(pair, slot, row, found[row]) < 1e-5
-    for name, error in (("log_prob", 2e-5), ("score", 2e-5)):
-        if name == "log_prob" or RULES[settings.rule].score != "none":
-            ours, theirs = pair.both(name)
-            assert np.allclose(ours[same], theirs[same], rtol=error, atol=error), name
-    return len(rows), len(rows) - len(same)
-
-
-def boundary_distance(pair, slot, row, token):
-    """How far a row's uniform lies from the share at which `token` begins or ends."""
-    host = pair.canvases[1]
-    weights = host.scratch.row.weights[slot].astype(np.float64)
-    shares = np.concatenate([[0], np.cumsum(weights)]) / weights.sum()
-    draw = uniforms(
-        host.seed, host.sample_index, host.position + row, host.step, DrawKind.TOKEN
-    ).item()
-    return np.abs(shares[[token, token + 1]] - draw).min()
-
-
-@pytest.fixture(scope="module")
-def cuda():
-    return CudaOps(EmulatedDevice(), run_ahead=False)
-
-
-def test_draws_are_bit_equal(cuda, tmp_path):
-    device = cuda._device
-    source = probe_source(KERNELS, tmp_path)
-    kernel = device.kernels(source, NAMES)["uniforms"]
-    settings = DecodingSettings(rule="low_confidence", steps=1)
-    for seed in (0, 5, 2**32 - 1, 2**64 - 1):
-        pair = Pair.make(settings, block=4, vocab=70, cuda=cuda, seed=seed)
-        pair.begin(position=2**20 + seed % 7)
-        canvas = pair.canvases[0]
-        for step in range(3):
-            out = device.empty((4, 100), np.float64)
-            device.launch(kernel, 1, 64, (out.pointer, canvas.scratch.state.pointer, 100))
-            for kind in (DrawKind.TOKEN, DrawKind.SELECT, DrawKind.TIME, DrawKind.CHOICE):
-                expected = uniforms(seed, 3, canvas.position + np.arange(100), step, kind)
-                assert np.array_equal(device.download(out)[kind], expected)
-            cuda.sample(on_device(cuda, random_logits(step, 4, 70)), canvas)
-            if step < 2:
-                state = device.download(canvas.scratch.state)
-                state["step"] = step + 1
-                device.upload(canvas.scratch.state, state)
-
-
-def test_one_changed_constant_of_philox_is_noticed(tmp_path):
-    source = copy_kernels(KERNELS, tmp_path) / "philox.cuh"
-    text = source.read_text("utf-8")
-    assert text.count("0xCD9E8D57") == 1
-    source.write_text(text.replace("0xCD9E8D57", "0xCD9E8D59"), "utf-8")
-    changed = CudaOps(EmulatedDevice(), run_ahead=False, kernels=source.parent)
-    pair = Pair.make(DecodingSettings(temperature=1.0), block=8, vocab=300, cuda=changed)
-    pair.begin()
-    pair.sample(random_logits(1, 8, 300))
-    with pytest.raises(AssertionError):
-        compare_samples(pair)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("heat", HEATS, ids=str)
-def test_samples_are_those_of_numpy(cuda, heat, dtype):
-    """Over ragged vocabularies, fixed positions, and logits that are flat, peaked or tied."""
-    drawn = tied = 0
-    rules = ("threshold", "entropy", "margin", "random", "first_hitting", "ancestral")
-    for case, rule in enumerate(rules):
-        rng = np.random.default_rng(case)
-        vocab = int(rng.choice([5, 63, 64, 65, 128, 200, 517, 1000]))
-        block = int(rng.integers(1, 20))
-        settings = DecodingSettings(rule=rule, **heat)
-        pair = Pair.make(settings, block=block, vocab=vocab, cuda=cuda)
-        fixed = np.flatnonzero(rng.random(block) < 0.3)
-        pair.begin([(index, 1) for index in fixed])
-        logits = random_logits(case, block, vocab, dtype, scale=(0.3, 3.0, 20.0)[case % 3])
-        if case % 2:
-            logits = np.round(logits)
-        pair.sample(logits)
-        rows, ties = compare_samples(pair)
-        drawn, tied = drawn + rows, tied + ties
-    assert drawn
-    assert tied <= max(1, MAX_TIE_SHARE * drawn)
-
-
-@pytest.mark.parametrize(
-    ("rule", "heat"), [("entropy", HEATS[1]), ("margin", HEATS[4]), ("threshold", HEATS[0])]
-)
-def test_samples_of_a_real_vocabulary_are_those_of_numpy(cuda, rule, heat):
-    drawn = tied = 0
-    for seed, vocab in enumerate((8192, 12345)):
-        settings = DecodingSettings(rule=rule, **heat)
-        pair = Pair.make(settings, block=4, vocab=vocab, cuda=cuda)
-        pair.begin()
-        pair.sample(random_logits(seed, 4, vocab, np.float16))
-        rows, ties = compare_samples(pair)
-        drawn, tied = drawn + rows, tied + ties
-    assert tied <= MAX_TIE_SHARE * drawn
-
-
-def test_bias_penalty_bans_and_allowed_bits_are_those_of_numpy(cuda):
-    block, vocab = 6, 145
-    rng = np.random.default_rng(4)
-    allowed = rng.integers(0, 2**32, size=(block, 5), dtype=np.uint32)
-    bias = rng.normal(size=vocab).astype(np.float32)
-    for heat in ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 9}):
-        settings = DecodingSettings(rule="threshold", repetition_penalty=1.7, **heat)
-        pair = Pair.make(settings, block=block, vocab=vocab, cuda=cuda, bias=bias, allowed=allowed)
-        for ops, canvas in zip((cuda, NumpyOps()), pair.canvases, strict=True):
-            ops.mark_seen(canvas, np.arange(3, 80, 3, dtype=np.int32))
-        pair.begin()
-        for seed in range(3):
-            pair.sample(random_logits(seed, block, vocab))
-            assert compare_samples(pair) == (pair.canvases[1].num_masked, 0)
-            for ops, canvas in zip((cuda, NumpyOps()), pair.canvases, strict=True):
-                ops.commit(canvas)
-            seen, expected = pair.both("seen")
-            assert np.array_equal(seen.astype(bool), expected)
-
-
-@pytest.mark.parametrize("rule", ["entropy", "margin"])
-def test_statistics_do_not_depend_on_which_thread_reads_what(cuda, rule):
-    """First and second highest in one thread, in one warp, or far apart, in either order, and rows
-    that rise or fall, so that every batch, or none, has a new highest."""
-    vocab, pairs = 1300, [(70, 78), (78, 70), (70, 71), (70, 582), (582, 70), (1290, 3), (5, 1296)]
-    rng = np.random.default_rng(1)
-    logits = rng.normal(size=(1, len(pairs) + 2, vocab)).astype(np.float32)
-    for row, (first, second) in enumerate(pairs):
-        logits[0, row, first], logits[0, row, second] = 8.0, 7.5
-    logits[0, -2] = np.linspace(-3, 9, vocab)
-    logits[0, -1] = np.linspace(9, -3, vocab)
-    pair = Pair.make(DecodingSettings(rule=rule), block=len(pairs) + 2, vocab=vocab, cuda=cuda)
-    pair.begin()
-    pair.sample(logits)
-    assert compare_samples(pair) == (len(pairs) + 2, 0)
-
-
-@pytest.mark.parametrize("rule", ["random", "first_hitting", "ancestral"])
-def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
-    steps = {"steps": 5} if rule != "first_hitting" else {}
-    settings = DecodingSettings(rule=rule, **steps)
-    for seed in range(5):
-        pair = Pair.make(
-            settings, block=33, vocab=66, cuda=cuda, seed=seed,
-            unmask_chance=np.array([0.1, 0.5, 0.0, 0.9, 0.2]),
-        )  # fmt: skip
-        pair.begin([(7, 2)])
-        while pair.canvases[1].num_masked:
-            pair.sample(random_logits(seed, 33, 66))
-            assert compare_samples(pair)[1] == 0
-            expected = NumpyOps().commit(pair.canvases[1])
-            assert cuda.commit(pair.canvases[0]) == expected
-            assert np.array_equal(cuda.ids(pair.canvases[0]), pair.canvases[1].ids[0])
+from emulation.pairs import HEATS, Pair, compare_samples, on_device, random_logits
 
 
 @pytest.mark.parametrize("rule", list(RULES))
@@ -327,27 +92,6 @@ def test_a_row_of_nothing_but_minus_infinity_fails_and_a_masked_one_is_all_it_ta
         cuda.commit(pair.canvases[0])
 
 
-def test_values_at_banned_ids_are_never_looked_at(cuda):
-    pair = Pair.make(DecodingSettings(temperature=1.0), block=5, vocab=202, cuda=cuda)
-    pair.begin()
-    logits = random_logits(1, 5, 202)
-    logits[..., 200] = np.nan
-    logits[..., 201] = np.inf
-    pair.sample(logits)
-    assert compare_samples(pair)[1] == 0
-
-
-def test_rows_with_one_finite_logit_take_it(cuda):
-    for heat in HEATS:
-        settings = DecodingSettings(rule="entropy", **heat)
-        pair = Pair.make(settings, block=5, vocab=202, cuda=cuda)
-        pair.begin()
-        logits = np.full((1, 5, 202), -np.inf, np.float32)
-        logits[0, np.arange(5), [0, 63, 64, 130, 199]] = 7.0
-        pair.sample(logits)
-        assert compare_samples(pair) == (5, 0)
-
-
 def test_a_step_over_a_finished_block_changes_nothing(cuda):
     pair = Pair.make(DecodingSettings(rule="threshold", threshold=0.001), block=6, vocab=90,
                      cuda=cuda)  # fmt: skip
@@ -364,12 +108,12 @@ def test_a_step_over_a_finished_block_changes_nothing(cuda):
     assert np.array_equal(cuda.ids(canvas), before)
 
 
-def test_no_result_depends_on_the_order_of_threads(cuda):
+def test_no_result_depends_on_the_order_of_threads():
     """A missing barrier would show: fibers run upwards here, downwards there."""
-    backwards = CudaOps(EmulatedDevice(downwards=True), run_ahead=False)
+    both = [CudaOps(EmulatedDevice(downwards=down), run_ahead=False) for down in (False, True)]
     for rule, heat in (("factor", HEATS[4]), ("entropy_bound", HEATS[1]), ("random", HEATS[3])):
         found = []
-        for ops in (cuda, backwards):
+        for ops in both:
             settings = DecodingSettings(rule=rule, repetition_penalty=1.2, **heat)
             pair = Pair.make(settings, block=40, vocab=700, cuda=ops)
             pair.begin([(3, 5)])
@@ -394,8 +138,9 @@ def test_appended_rows_lie_behind_the_cached_ones(cuda):
         assert np.array_equal(cuda.to_host(kv), expected)
 
 
-def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits(cuda):
-    device = cuda._device
+def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits():
+    device = EmulatedDevice()
+    cuda = CudaOps(device, run_ahead=False)
     pair = Pair.make(DecodingSettings(temperature=1.0), block=12, vocab=300, cuda=cuda)
     pair.begin()
     logits = on_device(cuda, random_logits(1, 12, 300))
