@@ -93,6 +93,11 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
         raise ConfigError(f"{out} already holds a run; add --resume, or give another --out")
     elif not {"size", "dim", "num_layers"} & set(family_options):
         family_options["size"] = "small"
+    if values["data"] is None and resume:
+        raise ConfigError(
+            f"--resume: {out} holds no run (train.json is missing); check --out, or start one with "
+            "--data"
+        )
     if values["data"] is None:
         raise ConfigError("--data is missing; give a text file, a folder or a data set name")
     return TrainConfig(**{**values, "options": family_options})
@@ -127,10 +132,12 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{summary['tokens_seen']:,} tokens, {summary['seconds']:.0f} s"
     )
     for name, item in summary["held_out"].items():
+        interval = "one sequence, so no interval"
+        if item["half_width"] is not None:
+            interval = f"{item['perplexity_low']:.2f} to {item['perplexity_high']:.2f} with 95 %"
         click.echo(
-            f"held out, block {name}: {item['nats_per_token']:.4f} ± {item['half_width']:.4f} "
-            f"nats/token, perplexity {item['perplexity']:.2f} "
-            f"({item['perplexity_low']:.2f} to {item['perplexity_high']:.2f})"
+            f"held out, block {name}: {item['nats_per_token']:.4f} nats/token, "
+            f"perplexity {item['perplexity']:.2f} ({interval})"
         )
     path = summary["checkpoint"]
     click.echo(f"checkpoint: {path}")

@@ -167,9 +167,18 @@ def test_watching_degrades_to_a_line_per_step_when_stdout_is_no_terminal(tiny_bu
 
 
 def test_info_says_what_the_bundle_holds(tiny_bundle):
-    assert "family  mdlm" in written(tiny_bundle, "--info")
+    text = written(tiny_bundle, "--info")
+    assert "family  mdlm" in text
+    assert "decoding  rule threshold, threshold 0.9, temperature 0.0" in text
     got = json.loads(written(tiny_bundle, "--info", "--json"))
     assert (got["family"], len(got["graphs"])) == ("mdlm", 3)
+
+
+def test_info_leaves_nested_facts_to_json(make_bundle):
+    provenance = {"seed": 1, "training": {"steps": 7, "tokens": 8}}
+    lines = written(make_bundle(provenance=provenance, decoding={}), "--info").splitlines()
+    assert lines[-1].split(maxsplit=1)[1] == "seed 1, training: see --json"
+    assert "rule threshold" in lines[-2]
 
 
 def test_a_bundle_without_golden_vectors_cannot_be_checked(tiny_bundle):
@@ -335,7 +344,7 @@ def test_a_full_disk_is_one_line(tiny_bundle):
                 command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
             )
         assert done.returncode == 1
-        assert done.stderr == "dlm-run: error: No space left on device\n"
+        assert done.stderr == "dlm-run: error: cannot write the output: No space left on device\n"
 
 
 def test_a_prompt_that_is_not_utf8_is_refused(tiny_bundle):
