@@ -169,8 +169,8 @@ def test_a_captured_step_gives_what_its_calls_give(cuda):
         assert np.array_equal(cuda.ids(one.canvases[0]), cuda.ids(other.canvases[0]))
 
 
-def test_running_ahead_reports_the_step_before(cuda):
-    ahead = CudaOps(cuda._device)
+def test_running_ahead_reports_the_step_before(cuda, device):
+    ahead = CudaOps(device)
     settings = DecodingSettings(rule="low_confidence")
     now, late = (Pair.make(settings, block=5, vocab=90, cuda=ops) for ops in (cuda, ahead))
     now.begin()
@@ -184,6 +184,23 @@ def test_running_ahead_reports_the_step_before(cuda):
             reports[-1].append(pair.cuda.commit(pair.canvases[0]))
     assert reports[1][0].num_masked == 5
     assert reports[1][1:] == reports[0][:-1]
+
+
+def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
+    ahead = CudaOps(device)
+    pair = Pair.make(DecodingSettings(), block=5, vocab=90, cuda=ahead)
+    pair.begin()
+    logits = on_device(ahead, np.full((1, 5, 90), np.nan, np.float32))
+    ahead.sample(logits, pair.canvases[0])
+    ahead.commit(pair.canvases[0])
+    ahead.sample(logits, pair.canvases[0])
+    with pytest.raises(EngineError, match="no finite highest value"):
+        ahead.commit(pair.canvases[0])
+    pair.begin()  # a new block starts clean
+    ahead.sample(on_device(ahead, random_logits(1, 5, 90)), pair.canvases[0])
+    ahead.commit(pair.canvases[0])
+    ahead.sample(on_device(ahead, random_logits(2, 5, 90)), pair.canvases[0])
+    assert ahead.commit(pair.canvases[0]).num_committed > 0
 
 
 def test_a_block_too_long_to_be_counted_is_refused(cuda):
