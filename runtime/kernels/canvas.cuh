@@ -1,0 +1,74 @@
+// The state of one canvas, in device memory: whatever changes from step to step stands here, so
+// that no launch argument does and a step can be captured once. runtime/ops/cuda_state.py writes
+// it; the members stand in the same order there, wide ones first, so that nothing is padded.
+#pragma once
+
+enum Rule {
+  RULE_HIGHEST = 0,        // a fixed number of highest scores (low_confidence, entropy, margin)
+  RULE_THRESHOLD = 1,
+  RULE_FACTOR = 2,
+  RULE_ENTROPY_BOUND = 3,
+  RULE_RANDOM = 4,         // from here on, positions are chosen before tokens are drawn
+  RULE_FIRST_HITTING = 5,
+  RULE_ANCESTRAL = 6,
+};
+
+enum Score { SCORE_NONE = 0, SCORE_CONFIDENCE = 1, SCORE_ENTROPY = 2, SCORE_MARGIN = 3 };
+
+struct Canvas {
+  int* ids;                        // (block,)
+  unsigned char* masked;           // (block,)
+  unsigned char* chosen;           // (block,)
+  int* candidate;                  // (block,)
+  float* score;                    // (block,)
+  float* log_prob;                 // (block,)
+  const double* unmask_chance;     // (num_chances,) or null
+  const float* bias;               // (vocab,) or null
+  const unsigned* permitted;       // (1 or block, 2 chunks): bit j of word w admits token 32 w + j
+  unsigned char* seen;             // (vocab,) or null
+  float* sums;                     // (block, chunks): working memory
+  int* rank;                       // (block,): working memory
+  const int* staged;               // mapped: position, first, ids (block), masked flags (block)
+  unsigned long long* published;   // mapped: the last 4 progress words
+  double time;
+  double top_p;                    // 1: everything
+  double factor;
+  double entropy_bound;
+  int block;
+  int vocab;
+  int chunks;                      // ceil(vocab / 64)
+  int permitted_stride;            // words from one row's bits to the next one's; 0: shared
+  int rule;
+  int score_kind;
+  int steps;                       // 0: as many as masked positions
+  int num_chances;
+  int top_k;                       // 0: everything
+  int mask_token_id;
+  int eos_token_id;
+  unsigned seed_low;
+  unsigned seed_high;
+  unsigned sample_index;
+  int greedy;
+  float inverse_temperature;
+  float penalty;
+  float threshold;
+  int position;
+  int first;
+  int step;
+  int num_masked;
+  int num_masked_at_start;
+  int error;                       // 1 + a row without a finite highest logit; 0: none
+  unsigned sequence;               // progress words published
+  int unused;
+};
+
+static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
+static_assert(sizeof(Canvas) == 18 * 8 + 26 * 4, "the host writes this layout");
+
+// How many positions a fixed schedule commits in this step: at least 1.
+__device__ inline int quota(const Canvas* canvas) {
+  if (canvas->steps == 0) return 1;
+  const int share = canvas->num_masked_at_start / canvas->steps;
+  const int rest = canvas->num_masked_at_start % canvas->steps;
+  return max(1, share + (canvas->step < rest ? 1 : 0));
+}

@@ -1,0 +1,157 @@
+// A block's begin, and the commit of a step: selection, scatter, end of text. One thread block.
+#include "block.cuh"
+#include "canvas.cuh"
+#include "philox.cuh"
+
+// Packs what a commit changed into one word, which the host reads whole: see cuda_state.py.
+__device__ inline void publish(Canvas* canvas, int num_committed, int num_final, bool ended) {
+  const unsigned sequence = ++canvas->sequence;
+  const unsigned long long word = (unsigned long long)canvas->num_masked |
+                                  (unsigned long long)num_committed << 15 |
+                                  (unsigned long long)num_final << 30 |
+                                  (unsigned long long)ended << 45 |
+                                  (unsigned long long)(canvas->error != 0) << 46 |
+                                  (unsigned long long)(sequence & 0x1ffff) << 47;
+  *(volatile unsigned long long*)&canvas->published[sequence % 4] = word;
+  __threadfence_system();
+}
+
+extern "C" __global__ void __launch_bounds__(512) begin_block(Canvas* canvas) {
+  const int block = canvas->block;
+  int own = 0;
+  for (int index = threadIdx.x; index < block; index += blockDim.x) {
+    const bool masked = canvas->staged[2 + block + index] != 0;
+    canvas->ids[index] = canvas->staged[2 + index];
+    canvas->masked[index] = masked;
+    canvas->chosen[index] = 0;
+    canvas->log_prob[index] = 0;
+    own += masked;
+  }
+  const int num_masked = block_sum(own);
+  if (threadIdx.x == 0) {
+    canvas->position = canvas->staged[0];
+    canvas->first = canvas->staged[1];
+    canvas->step = 0;
+    canvas->time = 1.0;
+    canvas->error = 0;
+    canvas->num_masked = canvas->num_masked_at_start = num_masked;
+    publish(canvas, 0, 0, false);
+  }
+}
+
+// Ranks the masked positions by score, highest first, equal ones by position.
+__device__ inline void rank_positions(Canvas* canvas) {
+  for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
+    if (!canvas->masked[index]) continue;
+    const float own = canvas->score[index];
+    int rank = 0;
+    for (int other = 0; other < canvas->block; ++other) {
+      if (!canvas->masked[other]) continue;
+      const float score = canvas->score[other];
+      rank += score > own || (score == own && other < index);
+    }
+    canvas->rank[index] = rank;
+  }
+}
+
+// Adds up entropies, ascending, while the sum before an item is within the bound.
+__device__ inline int count_within(const float* scores, int count, double bound) {
+  double running = 0;
+  for (int item = 0; item < count; ++item) {
+    const double entropy = -(double)scores[item];
+    running += entropy;
+    if (item && running - entropy > bound) return item;
+  }
+  return count;
+}
+
+// How many of the highest ranks a rule commits. Every thread gets it; begins with a barrier.
+__device__ inline int count_accepted(Canvas* canvas) {
+  __shared__ int accepted;
+  const int block = canvas->block;
+  if (threadIdx.x == 0) accepted = canvas->num_masked;
+  __syncthreads();
+  for (int index = threadIdx.x; index < block; index += blockDim.x) {
+    if (!canvas->masked[index]) continue;
+    const int rank = canvas->rank[index];
+    const float score = canvas->score[index];
+    if (canvas->rule == RULE_THRESHOLD && rank && !(score >= canvas->threshold)) {
+      atomicMin(&accepted, rank);
+    } else if (canvas->rule == RULE_FACTOR && rank &&
+               !((double)score >= 1.0 - canvas->factor / (rank + 2))) {
+      atomicMin(&accepted, rank);
+    } else if (canvas->rule == RULE_ENTROPY_BOUND) {
+      canvas->sums[rank] = score;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0 && canvas->rule == RULE_ENTROPY_BOUND) {
+    accepted = count_within(canvas->sums, canvas->num_masked, canvas->entropy_bound);
+  } else if (threadIdx.x == 0 && canvas->rule == RULE_HIGHEST) {
+    accepted = quota(canvas);
+  }
+  __syncthreads();
+  return accepted;
+}
+
+// Writes accepted candidates into the canvas; returns how many, to every thread.
+__device__ inline int scatter(Canvas* canvas) {
+  const bool ranked = canvas->rule < RULE_RANDOM;
+  int limit = 0, own = 0;
+  if (ranked) {
+    rank_positions(canvas);
+    limit = count_accepted(canvas);
+  }
+  for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
+    if (!canvas->masked[index]) continue;
+    if (ranked ? canvas->rank[index] >= limit : !canvas->chosen[index]) continue;
+    const int token = canvas->candidate[index];
+    canvas->ids[index] = token;
+    canvas->masked[index] = 0;
+    if (canvas->seen) canvas->seen[token] = 1;
+    ++own;
+  }
+  return block_sum(own);
+}
+
+// The lowest index in [begin, end) that holds an id; `end` if none does.
+__device__ inline int find(const Canvas* canvas, int begin, int end, int id) {
+  __shared__ int found;
+  if (threadIdx.x == 0) found = end;
+  __syncthreads();
+  for (int index = begin + (int)threadIdx.x; index < end; index += blockDim.x) {
+    if (canvas->ids[index] == id) atomicMin(&found, index);
+  }
+  __syncthreads();
+  const int result = found;
+  __syncthreads();
+  return result;
+}
+
+extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
+  const bool failed = canvas->error != 0, open = canvas->num_masked > 0;
+  int num_committed = 0, num_final = 0;
+  bool ended = false;
+  if (!failed) {
+    if (open) num_committed = scatter(canvas);
+    num_final = find(canvas, 0, canvas->block, canvas->mask_token_id);
+    const int stop = find(canvas, canvas->first, num_final, canvas->eos_token_id);
+    ended = stop < num_final;
+    num_final = stop;
+    if (ended) {
+      for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
+        canvas->masked[index] = 0;
+      }
+    }
+  }
+  if (threadIdx.x) return;
+  if (open && !failed) {
+    if (canvas->rule == RULE_FIRST_HITTING) {
+      const double draw = uniform(canvas, canvas->position, canvas->step, DRAW_TIME);
+      canvas->time *= pow(draw, 1.0 / canvas->num_masked);
+    }
+    ++canvas->step;
+    canvas->num_masked = ended ? 0 : canvas->num_masked - num_committed;
+  }
+  publish(canvas, num_committed, num_final, ended);
+}

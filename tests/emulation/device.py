@@ -1,0 +1,137 @@
+"""A `Device` whose kernels are the same sources, compiled as C++ and run on the CPU.
+
+Memory is host memory and every call ends before it returns, so only the order of the calls is
+tested here, not what overlaps on a GPU. A captured step records its calls and replays them.
+"""
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dlm_edge.runtime.cache import cache_root, write_beside
+from dlm_edge.runtime.device import DeviceArray
+from dlm_edge.runtime.errors import DeviceError
+from dlm_edge.runtime.kernel_cache import source_hash
+
+HEADER = Path(__file__).with_name("cuda.hpp")
+COMPILER = "g++"
+# Contraction off: nvcc fuses multiply and add where it likes, and no test may rest on that.
+OPTIONS = (
+    "-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique",
+    "-Wl,-Bsymbolic", "-Wall", "-Werror", "-Wno-unknown-pragmas",
+)  # fmt: skip
+
+
+def build(source: Path) -> Path:
+    """Compiles a `.cu` file as a shared library, once per content."""
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"no {COMPILER} here to compile the kernels with")
+    digest = hashlib.sha256(HEADER.read_bytes() + source_hash(source).encode()).hexdigest()
+    folder = cache_root() / "emulated"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{source.stem}-{digest}.so"
+    if not path.is_file():
+        partial = folder / f"{path.name}.{id(path)}"
+        subprocess.run(
+            [COMPILER, *OPTIONS, "-include", str(HEADER), "-x", "c++", str(source),
+             "-o", str(partial)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        write_beside(path, partial.read_bytes())
+        partial.unlink()
+    return path
+
+
+class RecordedStep:
+    def __init__(self, calls: list[Callable[[], None]]) -> None:
+        self._calls = calls
+
+    def replay(self) -> None:
+        for call in self._calls:
+            call()
+
+
+class EmulatedDevice:
+    """`Device` on the CPU."""
+
+    name = "emulation"
+    stream = 0
+
+    def __init__(self, *, downwards: bool = False) -> None:
+        self._downwards = downwards
+        self._recording: list[Callable[[], None]] | None = None
+        self.num_allocations = 0
+        self.num_launches = 0
+        self.bytes_downloaded = 0
+
+    def _do(self, call: Callable[[], None]) -> None:
+        if self._recording is None:
+            call()
+        else:
+            self._recording.append(call)
+
+    def _memory(self, array: DeviceArray) -> np.ndarray:
+        kind = ctypes.c_char * array.nbytes
+        return np.frombuffer(kind.from_address(array.pointer), array.dtype).reshape(array.shape)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
+        self.num_allocations += 1
+        kind = np.dtype(dtype)
+        # Not zeroed: what nobody writes is poison. Aligned as an allocator of a GPU aligns.
+        size = int(np.prod(shape)) * kind.itemsize
+        memory = np.full(size + 256, 0xA5, np.uint8)
+        pointer = -(-memory.ctypes.data // 256) * 256
+        return DeviceArray(pointer=pointer, shape=tuple(shape), dtype=kind, owner=memory)
+
+    def upload(self, target: DeviceArray, source: np.ndarray) -> None:
+        assert self._recording is None, "a copy from the host cannot be captured"
+        assert np.asarray(source).size == target.size
+        self._memory(target)[...] = np.asarray(source, target.dtype).reshape(target.shape)
+
+    def download(self, source: DeviceArray) -> np.ndarray:
+        assert self._recording is None, "the host cannot wait while a step is captured"
+        self.bytes_downloaded += source.nbytes
+        return self._memory(source).copy()
+
+    def copy(self, target: DeviceArray, source: DeviceArray) -> None:
+        assert target.nbytes == source.nbytes
+        self._do(lambda: ctypes.memmove(target.pointer, source.pointer, target.nbytes) and None)
+
+    def zero(self, target: DeviceArray) -> None:
+        self._do(lambda: ctypes.memset(target.pointer, 0, target.nbytes) and None)
+
+    def mapped(self, shape: Sequence[int], dtype: Any) -> tuple[np.ndarray, int]:
+        host = np.zeros(shape, dtype)
+        return host, host.ctypes.data
+
+    def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Any]:
+        library = ctypes.CDLL(str(build(source)))
+        return {name: (library, ctypes.cast(library[name], ctypes.c_void_p)) for name in names}
+
+    def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:
+        library, function = kernel
+        values = (ctypes.c_uint64 * len(arguments))(*arguments)
+
+        def run() -> None:
+            self.num_launches += 1
+            if library.emulate(function, grid, block, values, len(arguments), self._downwards):
+                raise DeviceError("threads of a kernel wait for each other for ever")
+
+        self._do(run)
+
+    def capture(self, run: Callable[[], None]) -> RecordedStep:
+        self._recording = []
+        try:
+            run()
+            return RecordedStep(self._recording)
+        finally:
+            self._recording = None
+
+    def synchronize(self) -> None:
+        pass

@@ -1,0 +1,19 @@
+"""Kernels of the tests' own, compiled beside a copy of the shipped headers."""
+
+import shutil
+from pathlib import Path
+
+NAMES = ("uniforms", "halves", "votes", "deadlock", "race")
+
+
+def copy_kernels(kernels: Path, folder: Path) -> Path:
+    """Copies the shipped sources, to be changed; returns the copy."""
+    copy = folder / "kernels"
+    shutil.copytree(kernels, copy)
+    return copy
+
+
+def probe_source(kernels: Path, folder: Path) -> Path:
+    """Puts the probes beside a copy of the sources; returns their path."""
+    target = copy_kernels(kernels, folder) / "probe.cu"
+    return Path(shutil.copy(Path(__file__).with_name("probe.cu"), target))

@@ -1,0 +1,110 @@
+"""The whole decoding loop with kernels for ops must give the tokens of the loop in NumPy."""
+
+import pytest
+from dlm_edge.runtime.decoding import RULES, DecodingSettings
+from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.generate import generate
+from dlm_edge.runtime.ops.cuda_ops import CudaOps
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from emulation.engines import DeviceEngines
+from table_engines import TableEngines, hashed, make_manifest
+
+V = 70
+MASK = V - 1
+BLOCK_RULES = [name for name in RULES if name != "next_token"]
+SHAPES = [(8, 16), (8, 64), (64, 8)]
+
+
+def never_ending(prefix, block):
+    logits = hashed(V)(prefix, block).copy()
+    logits[:, 0] = -40
+    return logits
+
+
+def results(device, asked, *, family="mdlm", denoiser=never_ending, run_ahead=True, timed=False):
+    """The result on NumPy, and on the device."""
+    found = []
+    for on_device in (False, True):
+        engines = TableEngines(denoiser, SHAPES, V, timed=timed)
+        manifest = make_manifest(engines, family=family)
+        ops = CudaOps(device, run_ahead=run_ahead) if on_device else NumpyOps()
+        used = DeviceEngines(engines, device) if on_device else engines
+        found.append(generate(manifest, used, ops, asked))
+    return found
+
+
+def request(**fields):
+    base = {"prompt_ids": (0, 5, 6, 7, 8), "max_tokens": 30, "seed": 2**33 + 1, "sample_index": 2}
+    return Request(**{**base, **fields})
+
+
+@pytest.mark.parametrize("rule", BLOCK_RULES)
+@pytest.mark.parametrize(
+    "heat", [{}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 9, "top_p": 0.9}], ids=str
+)
+def test_every_rule_gives_the_tokens_of_the_loop_in_numpy(device, rule, heat):
+    asked = request(settings=DecodingSettings(rule=rule, **heat))
+    for run_ahead in (False, True):
+        host, found = results(device, asked, run_ahead=run_ahead)
+        assert found.token_ids == host.token_ids
+        blocks = 5
+        extra = blocks if run_ahead else 0
+        assert host.nfe <= found.nfe <= host.nfe + extra
+
+
+@pytest.mark.parametrize("rule", BLOCK_RULES)
+def test_texts_that_end_and_penalised_texts_are_equal_too(device, rule):
+    settings = DecodingSettings(rule=rule, temperature=1.0, repetition_penalty=1.3)
+    for seed in range(3):
+        asked = request(settings=settings, seed=seed, max_tokens=60)
+        host, found = results(device, asked, denoiser=hashed(V))
+        assert (found.token_ids, found.finish_reason) == (host.token_ids, host.finish_reason)
+
+
+def test_gaps_are_filled_alike(device):
+    template = (0, 5, MASK, MASK, 9, MASK, 11, 12, MASK, MASK, MASK, 3)
+    for rule in ("threshold", "random"):
+        settings = DecodingSettings(rule=rule, temperature=1.0)
+        asked = request(prompt_ids=(), max_tokens=0, template_ids=template, settings=settings)
+        host, found = results(device, asked)
+        assert found.token_ids == host.token_ids
+        assert MASK not in found.token_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_causal_family_gives_the_same_text(device, temperature):
+    settings = DecodingSettings(rule="next_token", temperature=temperature)
+    for denoiser in (hashed(V, causal=True), never_ending):
+        asked = request(settings=settings, max_tokens=20)
+        host, found = results(device, asked, family="ar", denoiser=denoiser)
+        assert (found.token_ids, found.nfe) == (host.token_ids, host.nfe)
+        assert found.finish_reason == host.finish_reason
+
+
+@pytest.mark.parametrize("rule", ["ancestral", "threshold"])
+def test_graphs_that_see_time_are_told_the_same(device, rule):
+    settings = DecodingSettings(rule=rule, temperature=1.0)
+    host, found = results(device, request(settings=settings), run_ahead=False, timed=True)
+    assert (found.token_ids, found.nfe) == (host.token_ids, host.nfe)
+
+
+def test_a_bundle_on_onnx_runtime_gives_the_same_text_with_its_buffers_on_the_device(
+    device, tmp_path
+):
+    pytest.importorskip("onnxruntime")
+    toy = pytest.importorskip("toy_bundle")
+    from dlm_edge.runtime.bundle import open_bundle
+    from dlm_edge.runtime.engines import open_engines
+
+    path = toy.write_toy(tmp_path)
+    settings = DecodingSettings(rule="factor", temperature=1.0)
+    asked = Request(
+        prompt_ids=(0, 5, 6, 7, 8), max_tokens=7, seed=4, sample_index=0, settings=settings
+    )
+    bundle = open_bundle(path)
+    engines = open_engines(bundle, "onnxruntime", 1)
+    host = generate(bundle.manifest, engines, NumpyOps(), asked)
+    found = generate(bundle.manifest, DeviceEngines(engines, device), CudaOps(device), asked)
+    engines.close()
+    assert found.token_ids == host.token_ids
+    assert len(found.new_token_ids) > 0

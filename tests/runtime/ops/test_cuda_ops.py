@@ -1,0 +1,208 @@
+"""Commits of the kernels against NumpyOps, failures, and what a step costs."""
+
+import numpy as np
+import pytest
+from dlm_edge.runtime.decoding import RULES, DecodingSettings
+from dlm_edge.runtime.errors import ConfigError, EngineError
+from dlm_edge.runtime.ops.cuda_ops import CudaOps
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from emulation.device import EmulatedDevice
+from emulation.pairs import HEATS, Pair, compare_samples, on_device, random_logits
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("block", [1, 7, 40])
+def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
+    """Every rule over every step of a block, with equal scores among them, text ends included."""
+    if rule == "next_token":
+        block = 1
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        steps = {"steps": int(rng.integers(1, 9))} if "steps" in RULES[rule].options else {}
+        pair = Pair.make(DecodingSettings(rule=rule, **steps), block=block, vocab=90, cuda=cuda)
+        pair.begin(
+            [(index, 0) for index in range(1, block) if rng.random() < 0.1],
+            first=int(rng.integers(0, block)),
+        )
+        device, host = pair.canvases
+        for _ in range(2 * block + 10):
+            scores = np.round(rng.random(block), 1).astype(np.float32)
+            scores = -scores if RULES[rule].score == "entropy" else scores
+            tokens = rng.integers(0, 12, size=block).astype(np.int32)
+            host.score[:], host.candidate[:] = scores, tokens
+            for name in ("score", "candidate"):
+                cuda._device.upload(getattr(device, name), getattr(host, name))
+            if RULES[rule].chooses_first:
+                NumpyOps()._choose(host)
+                cuda._device.upload(device.chosen, host.chosen)
+            progress = NumpyOps().commit(host)
+            assert cuda.commit(device) == progress
+            assert np.array_equal(cuda.ids(device), host.ids[0])
+            assert np.array_equal(cuda.masked(device), host.masked)
+            state = cuda._device.download(device.scratch.state)[0]
+            assert (state["step"], state["num_masked"]) == (host.step, host.num_masked)
+            assert state["time"] == pytest.approx(host.time, rel=1e-12)
+        assert host.num_masked == 0
+
+
+def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
+    for rule, option, scores in (
+        ("threshold", {"threshold": 0.5}, [0.4, 0.5, 0.6, 0.5]),
+        ("factor", {"factor": 1.0}, [0.5, 2 / 3, 0.9, 0.75]),
+        ("entropy_bound", {"entropy_bound": 0.75}, [-0.25, -0.5, -0.25, -1.0]),
+    ):
+        pair = Pair.make(DecodingSettings(rule=rule, **option), block=4, vocab=70, cuda=cuda)
+        pair.begin()
+        device, host = pair.canvases
+        host.score[:] = scores
+        host.candidate[:] = 5
+        for name in ("score", "candidate"):
+            cuda._device.upload(getattr(device, name), getattr(host, name))
+        assert cuda.commit(device) == NumpyOps().commit(host)
+        assert np.array_equal(cuda.ids(device), host.ids[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [3, 70, 199])
+def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, place):
+    pair = Pair.make(DecodingSettings(), block=5, vocab=202, cuda=cuda)
+    pair.begin()
+    logits = random_logits(1, 5, 202)
+    logits[0, 2, place] = value
+    before = cuda.ids(pair.canvases[0])
+    cuda.sample(on_device(cuda, logits), pair.canvases[0])
+    with pytest.raises(EngineError, match="no finite highest value"):
+        cuda.commit(pair.canvases[0])
+    assert np.array_equal(cuda.ids(pair.canvases[0]), before)
+    with pytest.raises(EngineError):
+        NumpyOps().sample(logits, pair.canvases[1])
+
+
+def test_a_row_of_nothing_but_minus_infinity_fails_and_a_masked_one_is_all_it_takes(cuda):
+    pair = Pair.make(DecodingSettings(), block=5, vocab=202, cuda=cuda)
+    logits = random_logits(1, 5, 202)
+    logits[0, 2] = -np.inf
+    pair.begin([(2, 9)])
+    pair.sample(logits)  # row 2 is not read
+    assert compare_samples(pair) == (4, 0)
+    assert cuda.commit(pair.canvases[0]) == NumpyOps().commit(pair.canvases[1])
+    pair.begin()
+    cuda.sample(on_device(cuda, logits), pair.canvases[0])
+    with pytest.raises(EngineError):
+        cuda.commit(pair.canvases[0])
+
+
+def test_a_step_over_a_finished_block_changes_nothing(cuda):
+    pair = Pair.make(DecodingSettings(rule="threshold", threshold=0.001), block=6, vocab=90,
+                     cuda=cuda)  # fmt: skip
+    pair.begin()
+    canvas = pair.canvases[0]
+    logits = on_device(cuda, random_logits(1, 6, 90, scale=0.1))
+    while canvas.num_masked:
+        cuda.sample(logits, canvas)
+        last = cuda.commit(canvas)
+    before = cuda.ids(canvas)
+    cuda.sample(logits, canvas)
+    again = cuda.commit(canvas)
+    assert again == last._replace(num_committed=0)
+    assert np.array_equal(cuda.ids(canvas), before)
+
+
+def test_no_result_depends_on_the_order_of_threads():
+    """A missing barrier would show: fibers run upwards here, downwards there."""
+    both = [CudaOps(EmulatedDevice(downwards=down), run_ahead=False) for down in (False, True)]
+    for rule, heat in (("factor", HEATS[4]), ("entropy_bound", HEATS[1]), ("random", HEATS[3])):
+        found = []
+        for ops in both:
+            settings = DecodingSettings(rule=rule, repetition_penalty=1.2, **heat)
+            pair = Pair.make(settings, block=40, vocab=700, cuda=ops)
+            pair.begin([(3, 5)])
+            ops.sample(on_device(ops, np.round(random_logits(2, 40, 700))), pair.canvases[0])
+            progress = ops.commit(pair.canvases[0])
+            arrays = ("ids", "masked", "candidate", "log_prob", "score", "seen")
+            found.append((progress, [pair.both(name)[0] for name in arrays]))
+        assert found[0][0] == found[1][0]
+        written = np.flatnonzero(found[0][1][1] | (found[0][1][0][0] != 699))
+        for one, other in zip(found[0][1], found[1][1], strict=True):
+            assert np.array_equal(one, other)
+        assert len(written)
+
+
+def test_appended_rows_lie_behind_the_cached_ones(cuda):
+    for width, dtype in ((8, np.float32), (3, np.float16), (5, np.float32)):
+        kv = on_device(cuda, np.zeros((10, 1, width), dtype))
+        new = np.arange(4 * width).reshape(4, 1, width).astype(dtype)
+        cuda.append_kv(kv, on_device(cuda, new), 5, 3)
+        expected = np.zeros((10, 1, width), dtype)
+        expected[5:8] = new[:3]
+        assert np.array_equal(cuda.to_host(kv), expected)
+
+
+def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits():
+    device = EmulatedDevice()
+    cuda = CudaOps(device, run_ahead=False)
+    pair = Pair.make(DecodingSettings(temperature=1.0), block=12, vocab=300, cuda=cuda)
+    pair.begin()
+    logits = on_device(cuda, random_logits(1, 12, 300))
+    before = (device.num_allocations, device.num_launches, device.bytes_downloaded)
+    for _ in range(4):
+        cuda.sample(logits, pair.canvases[0])
+        cuda.commit(pair.canvases[0])
+    after = (device.num_allocations, device.num_launches, device.bytes_downloaded)
+    assert np.subtract(after, before).tolist() == [0, 8, 0]
+
+
+def test_a_captured_step_gives_what_its_calls_give(cuda):
+    device = cuda._device
+    settings = DecodingSettings(rule="low_confidence", temperature=1.0)
+    one, other = (Pair.make(settings, block=9, vocab=300, cuda=cuda) for _ in range(2))
+    source = on_device(cuda, random_logits(1, 9, 300))
+    target = device.empty((1, 9, 300), np.float32)
+    step = cuda.capture_step(one.canvases[0], target, lambda: cuda.assign(target, source))
+    for position in (17, 26):
+        for pair in (one, other):
+            pair.begin(position=position)
+        while other.canvases[0].num_masked:
+            cuda.sample(source, other.canvases[0])
+            expected = cuda.commit(other.canvases[0])
+            assert cuda.replay_step(one.canvases[0], step) == expected
+        assert np.array_equal(cuda.ids(one.canvases[0]), cuda.ids(other.canvases[0]))
+
+
+def test_running_ahead_reports_the_step_before(cuda, device):
+    ahead = CudaOps(device)
+    settings = DecodingSettings(rule="low_confidence")
+    now, late = (Pair.make(settings, block=5, vocab=90, cuda=ops) for ops in (cuda, ahead))
+    now.begin()
+    late.begin()
+    logits = on_device(cuda, random_logits(1, 5, 90))
+    reports = []
+    for pair in (now, late):
+        reports.append([])
+        for _ in range(6):
+            pair.cuda.sample(logits, pair.canvases[0])
+            reports[-1].append(pair.cuda.commit(pair.canvases[0]))
+    assert reports[1][0].num_masked == 5
+    assert reports[1][1:] == reports[0][:-1]
+
+
+def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
+    ahead = CudaOps(device)
+    pair = Pair.make(DecodingSettings(), block=5, vocab=90, cuda=ahead)
+    pair.begin()
+    logits = on_device(ahead, np.full((1, 5, 90), np.nan, np.float32))
+    ahead.sample(logits, pair.canvases[0])
+    ahead.commit(pair.canvases[0])
+    ahead.sample(logits, pair.canvases[0])
+    with pytest.raises(EngineError, match="no finite highest value"):
+        ahead.commit(pair.canvases[0])
+    pair.begin()  # a new block starts clean
+    ahead.sample(on_device(ahead, random_logits(1, 5, 90)), pair.canvases[0])
+    ahead.commit(pair.canvases[0])
+    ahead.sample(on_device(ahead, random_logits(2, 5, 90)), pair.canvases[0])
+    assert ahead.commit(pair.canvases[0]).num_committed > 0
+
+
+def test_a_block_too_long_to_be_counted_is_refused(cuda):
+    with pytest.raises(ConfigError, match="32767"):
+        Pair.make(DecodingSettings(), block=40000, vocab=8, cuda=cuda)

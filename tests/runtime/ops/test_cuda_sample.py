@@ -1,0 +1,173 @@
+"""Candidates and scores of the kernels against NumpyOps; draws are bit-equal."""
+
+import numpy as np
+import pytest
+from dlm_edge.runtime.decoding import DecodingSettings
+from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.philox import DrawKind, uniforms
+from emulation.device import EmulatedDevice
+from emulation.pairs import (
+    HEATS,
+    MAX_TIE_SHARE,
+    Pair,
+    compare_samples,
+    on_device,
+    random_logits,
+)
+from emulation.probes import NAMES, copy_kernels, probe_source
+
+
+def test_draws_are_bit_equal(cuda, tmp_path):
+    device = cuda._device
+    source = probe_source(KERNELS, tmp_path)
+    kernel = device.kernels(source, NAMES)["uniforms"]
+    settings = DecodingSettings(rule="low_confidence", steps=1)
+    for seed in (0, 5, 2**32 - 1, 2**64 - 1):
+        pair = Pair.make(settings, block=4, vocab=70, cuda=cuda, seed=seed)
+        pair.begin(position=2**20 + seed % 7)
+        canvas = pair.canvases[0]
+        for step in range(3):
+            out = device.empty((4, 100), np.float64)
+            device.launch(kernel, 1, 64, (out.pointer, canvas.scratch.state.pointer, 100))
+            for kind in (DrawKind.TOKEN, DrawKind.SELECT, DrawKind.TIME, DrawKind.CHOICE):
+                expected = uniforms(seed, 3, canvas.position + np.arange(100), step, kind)
+                assert np.array_equal(device.download(out)[kind], expected)
+            cuda.sample(on_device(cuda, random_logits(step, 4, 70)), canvas)
+            if step < 2:
+                state = device.download(canvas.scratch.state)
+                state["step"] = step + 1
+                device.upload(canvas.scratch.state, state)
+
+
+def test_one_changed_constant_of_philox_is_noticed(tmp_path):
+    source = copy_kernels(KERNELS, tmp_path) / "philox.cuh"
+    text = source.read_text("utf-8")
+    assert text.count("0xCD9E8D57") == 1
+    source.write_text(text.replace("0xCD9E8D57", "0xCD9E8D59"), "utf-8")
+
+    def compare(kernels):
+        ops = CudaOps(EmulatedDevice(), run_ahead=False, kernels=kernels)
+        pair = Pair.make(DecodingSettings(temperature=1.0), block=8, vocab=300, cuda=ops)
+        pair.begin()
+        pair.sample(random_logits(1, 8, 300))
+        return compare_samples(pair)
+
+    assert compare(KERNELS) == (8, 0)
+    with pytest.raises(AssertionError):
+        compare(source.parent)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("heat", HEATS, ids=str)
+def test_samples_are_those_of_numpy(cuda, heat, dtype):
+    """Over ragged vocabularies, fixed positions, and logits that are flat, peaked or tied."""
+    drawn = tied = 0
+    rules = ("threshold", "entropy", "margin", "random", "first_hitting", "ancestral")
+    for case, rule in enumerate(rules):
+        rng = np.random.default_rng(case)
+        vocab = int(rng.choice([5, 63, 64, 65, 128, 200, 517, 1000]))
+        block = int(rng.integers(1, 20))
+        settings = DecodingSettings(rule=rule, **heat)
+        pair = Pair.make(settings, block=block, vocab=vocab, cuda=cuda)
+        fixed = np.flatnonzero(rng.random(block) < 0.3)
+        pair.begin([(index, 1) for index in fixed])
+        logits = random_logits(case, block, vocab, dtype, scale=(0.3, 3.0, 20.0)[case % 3])
+        if case % 2:
+            logits = np.round(logits)
+        pair.sample(logits)
+        rows, ties = compare_samples(pair)
+        drawn, tied = drawn + rows, tied + ties
+    assert drawn
+    assert tied <= max(1, MAX_TIE_SHARE * drawn)
+
+
+@pytest.mark.parametrize(
+    ("rule", "heat"), [("entropy", HEATS[1]), ("margin", HEATS[4]), ("threshold", HEATS[0])]
+)
+def test_samples_of_a_real_vocabulary_are_those_of_numpy(cuda, rule, heat):
+    drawn = tied = 0
+    for seed, vocab in enumerate((8192, 12345)):
+        settings = DecodingSettings(rule=rule, **heat)
+        pair = Pair.make(settings, block=4, vocab=vocab, cuda=cuda)
+        pair.begin()
+        pair.sample(random_logits(seed, 4, vocab, np.float16))
+        rows, ties = compare_samples(pair)
+        drawn, tied = drawn + rows, tied + ties
+    assert tied <= MAX_TIE_SHARE * drawn
+
+
+def test_bias_penalty_bans_and_allowed_bits_are_those_of_numpy(cuda):
+    block, vocab = 6, 145
+    rng = np.random.default_rng(4)
+    allowed = rng.integers(0, 2**32, size=(block, 5), dtype=np.uint32)
+    bias = rng.normal(size=vocab).astype(np.float32)
+    for heat in ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 9}):
+        settings = DecodingSettings(rule="threshold", repetition_penalty=1.7, **heat)
+        pair = Pair.make(settings, block=block, vocab=vocab, cuda=cuda, bias=bias, allowed=allowed)
+        for ops, canvas in zip((cuda, NumpyOps()), pair.canvases, strict=True):
+            ops.mark_seen(canvas, np.arange(3, 80, 3, dtype=np.int32))
+        pair.begin()
+        for seed in range(3):
+            pair.sample(random_logits(seed, block, vocab))
+            assert compare_samples(pair) == (pair.canvases[1].num_masked, 0)
+            for ops, canvas in zip((cuda, NumpyOps()), pair.canvases, strict=True):
+                ops.commit(canvas)
+            seen, expected = pair.both("seen")
+            assert np.array_equal(seen.astype(bool), expected)
+
+
+@pytest.mark.parametrize("rule", ["entropy", "margin"])
+def test_statistics_do_not_depend_on_which_thread_reads_what(cuda, rule):
+    """First and second highest in one thread, in one warp, or far apart, in either order, and rows
+    that rise or fall, so that every batch, or none, has a new highest."""
+    vocab, pairs = 1300, [(70, 78), (78, 70), (70, 71), (70, 582), (582, 70), (1290, 3), (5, 1296)]
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(1, len(pairs) + 2, vocab)).astype(np.float32)
+    for row, (first, second) in enumerate(pairs):
+        logits[0, row, first], logits[0, row, second] = 8.0, 7.5
+    logits[0, -2] = np.linspace(-3, 9, vocab)
+    logits[0, -1] = np.linspace(9, -3, vocab)
+    pair = Pair.make(DecodingSettings(rule=rule), block=len(pairs) + 2, vocab=vocab, cuda=cuda)
+    pair.begin()
+    pair.sample(logits)
+    assert compare_samples(pair) == (len(pairs) + 2, 0)
+
+
+@pytest.mark.parametrize("rule", ["random", "first_hitting", "ancestral"])
+def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
+    steps = {"steps": 5} if rule != "first_hitting" else {}
+    settings = DecodingSettings(rule=rule, **steps)
+    for seed in range(5):
+        pair = Pair.make(
+            settings, block=33, vocab=66, cuda=cuda, seed=seed,
+            unmask_chance=np.array([0.1, 0.5, 0.0, 0.9, 0.2]),
+        )  # fmt: skip
+        pair.begin([(7, 2)])
+        while pair.canvases[1].num_masked:
+            pair.sample(random_logits(seed, 33, 66))
+            assert compare_samples(pair)[1] == 0
+            expected = NumpyOps().commit(pair.canvases[1])
+            assert cuda.commit(pair.canvases[0]) == expected
+            assert np.array_equal(cuda.ids(pair.canvases[0]), pair.canvases[1].ids[0])
+
+
+def test_values_at_banned_ids_are_never_looked_at(cuda):
+    pair = Pair.make(DecodingSettings(temperature=1.0), block=5, vocab=202, cuda=cuda)
+    pair.begin()
+    logits = random_logits(1, 5, 202)
+    logits[..., 200] = np.nan
+    logits[..., 201] = np.inf
+    pair.sample(logits)
+    assert compare_samples(pair)[1] == 0
+
+
+def test_rows_with_one_finite_logit_take_it(cuda):
+    for heat in HEATS:
+        settings = DecodingSettings(rule="entropy", **heat)
+        pair = Pair.make(settings, block=5, vocab=202, cuda=cuda)
+        pair.begin()
+        logits = np.full((1, 5, 202), -np.inf, np.float32)
+        logits[0, np.arange(5), [0, 63, 64, 130, 199]] = 7.0
+        pair.sample(logits)
+        assert compare_samples(pair) == (5, 0)
