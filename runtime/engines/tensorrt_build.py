@@ -161,9 +161,9 @@ def _build(
     _set_options(trt, config, specs, settings)
     _set_profiles(builder, config, specs)
     if timing_cache:
-        cache = config.create_timing_cache(timing_cache)
-        if cache is not None:  # one of another GPU or version counts as none
-            config.set_timing_cache(cache, False)
+        times = config.create_timing_cache(timing_cache)
+        if times is not None:  # one of another GPU or version counts as none
+            config.set_timing_cache(times, False)
     config.progress_monitor = monitor
     configure(config)
     plan = builder.build_serialized_network(network, config)
@@ -237,10 +237,10 @@ def _check_tensors(network: Any, specs: Sequence[GraphSpec]) -> None:
 
 
 def _timings(config: Any) -> bytes:
-    cache = config.get_timing_cache()
-    if cache is None:
+    times = config.get_timing_cache()
+    if times is None:
         return b""
-    return bytes(memoryview(cache.serialize()))
+    return bytes(memoryview(times.serialize()))
 
 
 def _no_builder(errors: Sequence[str]) -> str:
@@ -256,10 +256,11 @@ def _parser_message(parser: Any, file: str, errors: Sequence[str]) -> str:
     if not parser.num_errors:
         reason = errors[0][:200] if errors else "no reason given"
         return f"TensorRT cannot read {file}: {reason}; export the bundle again"
-    error = parser.get_error(0)
+    refusal = parser.get_error(0)
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
-    node = f"node {error.node_name()} ({error.node_operator()})" if error.node_name() else file
-    reason = " ".join(str(error.desc()).split())[:200]
+    name = refusal.node_name()
+    node = f"node {name} ({refusal.node_operator()})" if name else file
+    reason = " ".join(str(refusal.desc()).split())[:200]
     return (
         f"TensorRT's parser refuses {node} of {file}: {reason}{more}; export the bundle again with "
         "this version of dlm-export, or use --engine onnxruntime"
