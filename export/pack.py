@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import numpy as np
 import onnx
 import torch
 
-from .. import __version__
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.check import GOLDEN_NAME
@@ -40,6 +37,7 @@ from .golden import golden_vectors
 from .graph import Shape, choose_shapes, graph_specs
 from .lint import operator_counts, require_clean
 from .parity import compare
+from .provenance import provenance
 from .trace import trace
 from .weights import split_weights
 
@@ -111,7 +109,7 @@ def export_checkpoint(
     load_weights(model, checkpoint)
     manifest = _draft(checkpoint, model, settings)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
-    if tokenizer.vocab_size > manifest.vocab_size:
+    if tokenizer.vocab_size != manifest.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
             "the checkpoint's files do not belong together"
@@ -161,35 +159,9 @@ def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSetti
         target=settings.target,
         graphs=(),
         decoding=dict(settings.decoding),
-        provenance=_provenance(checkpoint),
+        provenance=provenance(checkpoint),
         **fields,
     )
-
-
-def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Versions, hashes and what training says about itself, without paths of this machine."""
-    training = dict(checkpoint.config.get("training") or {})
-    settings = training.get("settings")
-    if isinstance(settings, Mapping):
-        kept = {key: value for key, value in settings.items() if key not in ("out", "data")}
-        if settings.get("data") is not None:
-            kept["data"] = Path(str(settings["data"])).name
-        training["settings"] = {
-            key: value for key, value in kept.items() if not _names_a_place(value)
-        }
-    return {
-        "checkpoint_sha256": describe(checkpoint.path / "model.safetensors").sha256,
-        "training": training,
-        "versions": {
-            "dlm-edge": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
-        },
-    }
-
-
-def _names_a_place(value: Any) -> bool:
-    return isinstance(value, str) and os.path.isabs(value)
 
 
 def _shapes(manifest: Manifest, settings: ExportSettings) -> tuple[Shape, ...]:

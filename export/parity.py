@@ -34,8 +34,8 @@ class Tolerance:
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
-    "fp32": Tolerance(relative=1e-3, top1=0.999, divergence=1e-6),
-    "fp16": Tolerance(relative=2e-2, top1=0.97, divergence=1e-3),
+    "fp32": Tolerance(relative=1e-4, top1=0.999, divergence=1e-8),
+    "fp16": Tolerance(relative=1e-2, top1=0.98, divergence=1e-5),
 }
 
 

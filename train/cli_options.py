@@ -139,7 +139,7 @@ GROUPS = (
             default="muon",
             help="muon: hidden matrices by Muon, the rest by AdamW.",
         ),
-        _o("--lr", type=float, default=2e-3, help="Peak learning rate."),
+        _o("--lr", type=float, default=3e-3, help="Peak learning rate."),
         _o("--adamw-lr", type=float, help="Peak rate of embeddings, head, norms; default: --lr."),
         _o("--beta1", type=float, default=0.9, help="AdamW."),
         _o("--beta2", type=float, default=0.95, help="AdamW."),

@@ -57,7 +57,7 @@ class TrainConfig:
     seed: int = 0
     """Of weights, batches and noise."""
     optimizer: str = "muon"
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak learning rate."""
     adamw_lr: float | None = None
     """Peak learning rate of embeddings, head and norms; None takes `lr`."""

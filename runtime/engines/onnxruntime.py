@@ -211,7 +211,8 @@ class OnnxRuntimeEngines:
         options.log_severity_level = 4  # what fails is raised as EngineError, so not printed too
         # A saved allocation pattern per shape costs 6 MiB and no run is faster with it.
         options.enable_mem_pattern = False
-        # Spinning threads take the cores from whatever else runs: 33 ms a run instead of 19.
+        # Spinning threads take the cores from whatever else runs: on a busy machine a run of two
+        # threads takes 86 ms with them, 46 without.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = str(self._bundle.member(spec.file))
         try:

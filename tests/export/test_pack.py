@@ -17,6 +17,7 @@ from dlm_edge.runtime.errors import (
     DlmError,
     EngineError,
 )
+from tiny_checkpoint import make_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_checkpoint_becomes_a_bundle_that_runs(exported):
     assert shapes(bundle) == [(4, 8), (4, 16), (16, 8)]
     assert bundle.manifest.family == "mdlm"
     assert bundle.manifest.decoding == {"rule": "factor", "factor": 1.0}
-    assert bundle.manifest.model["num_parameters"] == 2 * 300 * 32 + num_layer_weights(bundle)
+    assert bundle.manifest.model["num_parameters"] == 2 * 258 * 32 + num_layer_weights(bundle)
     figures = check_bundle(bundle, open_engines(bundle, threads=1))
     assert figures["ok"]
     assert figures["max_relative_error"] < 1e-5
@@ -85,6 +86,7 @@ def test_the_bundle_says_where_it_comes_from_without_naming_this_machine(exporte
     training = bundle.manifest.provenance["training"]
     assert training["tokens_seen"] == 1792
     assert training["settings"] == {"data": "stories.txt", "lr": 1e-3}
+    assert training["standing"] == {"step": 7}
     assert "torch" in bundle.manifest.provenance["versions"]
     card = bundle.member("card.md").read_text()
     assert "stories.txt" in card
@@ -170,6 +172,11 @@ def test_an_unknown_family_is_one_line(checkpoint, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "family": "unheard"}))
     assert "unheard" in refused(DlmError, copy, tmp_path / "x.dlm")
+
+
+def test_a_tokenizer_of_another_size_is_one_line(checkpoint, tmp_path):
+    make_checkpoint(tmp_path / "other", vocab_size=300)
+    assert "258 tokens" in refused(ConfigError, tmp_path / "other", tmp_path / "x.dlm")
 
 
 def test_text_that_cannot_be_read_is_one_line(checkpoint, tmp_path):

@@ -2,12 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
-from dlm_edge.train.checkpoint import write_checkpoint
-from dlm_edge.train.evaluate import engine_shapes, evaluate_checkpoint
+from dlm_edge.runtime.families import find_family
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.train.checkpoint import read_checkpoint, write_checkpoint
+from dlm_edge.train.evaluate import engine_shapes, evaluate_checkpoint, open_checkpoint
 from dlm_edge.train.families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -64,6 +67,34 @@ def test_equal_seeds_give_equal_figures_and_a_limit_reads_less(tmp_path, text):
     )
     assert first["nats_per_token"] == second["nats_per_token"]
     assert first["num_documents"] == 2
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+def test_the_runtime_and_the_training_objective_measure_the_same_bound(tmp_path, block_size):
+    folder = checkpoint(tmp_path / "m", "mdlm", mask_token_id=1, block_sizes="4,full")
+    loaded = read_checkpoint(folder)
+    weights = {name: torch.randn_like(t) * 0.5 for name, t in loaded.weights.items()}
+    manifest, engines = open_checkpoint(replace(loaded, weights=weights))
+    family = FAMILIES["mdlm"]
+    model = family.make_model(loaded.config["model"]).eval()
+    model.load_state_dict(weights)
+    ids = torch.randint(2, 28, (1, 16))
+    bounds = find_family("mdlm").bound(
+        manifest, engines, NumpyOps(), [ids[0].numpy()], seed=0, samples=range(400),
+        block_size=block_size,
+    )  # fmt: skip
+    decoded = next(iter(bounds)).sum(axis=1)
+    name = "full" if block_size == 16 else "4"
+    trained = family.eval_loss(model, ids.repeat(2000, 1), loaded.config, seed=0)[name].numpy()
+    error = math.hypot(decoded.std() / 20, trained.std() / math.sqrt(2000))
+    assert decoded.mean() == pytest.approx(trained.mean(), abs=4 * error)
+    assert error < 0.05 * decoded.mean()
+
+
+def test_a_model_that_needs_the_time_is_refused(tmp_path, text):
+    folder = checkpoint(tmp_path / "m", "mdlm", mask_token_id=1, time_conditioning=True)
+    with pytest.raises(ConfigError, match="conditioned on time"):
+        evaluate_checkpoint(folder, text)
 
 
 def test_limits_below_one_and_unknown_families_are_refused(tmp_path, text):
