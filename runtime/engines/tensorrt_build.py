@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def build_plan(
     Raises:
         EngineError: TensorRT refuses the graph, runs out of memory, or gives no plan.
     """
-    cancelled = threading.Event()
+    cancelled, finished = threading.Event(), threading.Event()
     done: list[BuiltPlan] = []
     failed: list[BaseException] = []
 
@@ -120,16 +121,21 @@ def build_plan(
             monitor = progress_monitor(trt, report, cancelled)
             done.append(_build(trt, onnx_path, specs, settings, timing_cache, configure, monitor))
         except BaseException as error:  # handed to the thread that waits
+            # Its frames hold TensorRT's objects, which must be gone before the interpreter is.
+            traceback.clear_frames(error.__traceback__)
             failed.append(error)
+        finally:
+            finished.set()
 
-    worker = threading.Thread(target=work, name="tensorrt-build", daemon=True)
-    worker.start()
+    # No daemon: TensorRT must not call back into an interpreter that is gone.
+    threading.Thread(target=work, name="tensorrt-build").start()
     try:
-        while worker.is_alive():
-            worker.join(0.2)
+        # Not Thread.join: interrupted, Python 3.10's and 3.11's takes the thread for ended.
+        while not finished.wait(0.2):
+            pass
     except KeyboardInterrupt:
         cancelled.set()
-        worker.join()
+        finished.wait()
         raise
     if failed:
         raise failed[0]
@@ -156,7 +162,7 @@ def _build(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         raise EngineError(_parser_message(parser, onnx_path.name, logger.take()[0]))
-    _check_tensors(network, specs)
+    _check_tensors(network, onnx_path.name, specs)
     config = builder.create_builder_config()
     _set_options(trt, config, specs, settings)
     _set_profiles(builder, config, specs)
@@ -220,7 +226,7 @@ def _set_profiles(builder: Any, config: Any, specs: Sequence[GraphSpec]) -> None
             )
 
 
-def _check_tensors(network: Any, specs: Sequence[GraphSpec]) -> None:
+def _check_tensors(network: Any, file: str, specs: Sequence[GraphSpec]) -> None:
     inputs = sorted(network.get_input(index).name for index in range(network.num_inputs))
     outputs = sorted(network.get_output(index).name for index in range(network.num_outputs))
     for spec in specs:
@@ -231,7 +237,7 @@ def _check_tensors(network: Any, specs: Sequence[GraphSpec]) -> None:
             wanted = sorted(tensor.name for tensor in tensors)
             if found != wanted:
                 raise EngineError(
-                    f"{spec.file} has the {side} {', '.join(found)}, the manifest wants "
+                    f"{file} has the {side} {', '.join(found) or '(none)'}, the manifest wants "
                     f"{', '.join(wanted)}: export the bundle again"
                 )
 

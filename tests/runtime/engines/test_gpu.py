@@ -44,10 +44,10 @@ def test_a_machine_that_is_no_jetson_has_no_power_mode(tmp_path):
 
 
 def test_a_driver_without_a_gpu_is_one_line(tmp_path):
-    with pytest.raises(DeviceError, match="no usable GPU .*cuInit gave 100"):
+    with pytest.raises(DeviceError, match=r"no usable GPU .*cuInit gave 100"):
         read_gpu(driver(tmp_path, status=100))
 
 
 def test_a_machine_without_a_driver_is_one_line():
-    with pytest.raises(DeviceError, match="no NVIDIA driver here .*onnxruntime"):
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver here .*onnxruntime"):
         read_gpu("libno-such-driver.so.1")

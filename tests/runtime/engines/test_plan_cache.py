@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_gives_one_line(cache, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(plan_cache.os, "fsync", full)
-    with pytest.raises(EngineError, match="no space for a plan under .*XDG_CACHE_HOME"):
+    with pytest.raises(EngineError, match=r"no space for a plan under .*XDG_CACHE_HOME"):
         cache.obtain(KEY, new_plan)
     assert not list(cache.folder.glob(".*"))
 
@@ -163,7 +163,7 @@ def test_too_little_space_is_found_out_before_building(cache):
 def test_a_folder_that_cannot_be_written_gives_one_line(cache):
     cache.folder.chmod(0o500)
     try:
-        with pytest.raises(EngineError, match="cannot write plans to .*XDG_CACHE_HOME"):
+        with pytest.raises(EngineError, match=r"cannot write plans to .*XDG_CACHE_HOME"):
             cache.obtain(KEY, new_plan)
     finally:
         cache.folder.chmod(0o700)
