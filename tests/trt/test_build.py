@@ -1,5 +1,6 @@
 """Our builder code, executed by TensorRT-RTX on this CPU."""
 
+import json
 import os
 import signal
 import threading
@@ -10,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
+from dlm_edge.runtime import cli_plans
 from dlm_edge.runtime.bundle import open_bundle
+from dlm_edge.runtime.cli import main
 from dlm_edge.runtime.engines.gpu import Gpu
 from dlm_edge.runtime.engines.plan_cache import PlanCache
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
@@ -196,3 +200,20 @@ def test_settings_out_of_range_are_refused():
         BuildSettings(workspace_mib=0)
     with pytest.raises(ConfigError, match="optimization_level"):
         BuildSettings(optimization_level=6)
+
+
+def test_the_command_builds_lists_and_finds_its_plan(trt, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # Left to itself, TensorRT-RTX builds for every GPU it knows.
+    monkeypatch.setattr(cli_plans, "import_tensorrt", lambda: trt)
+    monkeypatch.setattr(cli_plans, "read_gpu", lambda: GPU)
+    toy = str(write_toy(tmp_path))
+    runner = CliRunner()
+    built = json.loads(runner.invoke(main, [toy, "--build", "--json"]).stdout)
+    assert built["built"]
+    assert built["seconds"] > 0
+    assert "in the cache" in runner.invoke(main, [toy, "--build"]).stdout
+    assert "built in" in runner.invoke(main, [toy, "--rebuild"]).stdout
+    (row,) = json.loads(runner.invoke(main, ["--plans", "--json"]).stdout)["plans"]
+    assert row["bundle"] == "toy.dlm"
+    assert row["gpu"] == "Orin"
