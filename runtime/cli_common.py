@@ -55,6 +55,8 @@ class DlmCommand(click.Command):
             close_stdout()
             sys.exit(EXIT_BROKEN_PIPE)
         except (DlmError, ModuleNotFoundError, OSError) as error:
+            if _was_interrupted(error):
+                raise KeyboardInterrupt from error
             code, message = _explain(error)
             if ctx.meta.get(_DEBUG):
                 traceback.print_exception(error)
@@ -110,6 +112,15 @@ def _give_up_stdout() -> None:
         close_stdout()
 
 
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Tells whether Ctrl-C is behind an error: an extension module's import makes its own of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _explain(error: DlmError | ModuleNotFoundError | OSError) -> tuple[int, str]:
     """Returns exit status and message of an expected failure; raises a bug again."""
     match error:
@@ -120,7 +131,7 @@ def _explain(error: DlmError | ModuleNotFoundError | OSError) -> tuple[int, str]
             if extra is not None:
                 return 1, f"{error.name} is not installed; run: pip install 'dlm-edge[{extra}]'"
         case OSError(strerror=str(reason), filename=None):
-            return 1, reason
+            return 1, f"cannot write the output: {reason}"
         case OSError(strerror=str(reason)):
             return 1, f"{os.fsdecode(error.filename)}: {reason}"
     raise error

@@ -111,7 +111,9 @@ def read_prompts(name: str) -> Iterator[str]:
                 number += 1
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except OSError as error:
-        raise DataError(f"cannot read prompt file {name}: {error.strerror}") from error
+        raise DataError(
+            f"cannot read prompt file {name}: {error.strerror}; check the path"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"prompt file {name} is not UTF-8 in line {number}; convert it first"

@@ -109,6 +109,6 @@ def uniforms(
 def check_key(seed: int, sample_index: int) -> None:
     """Raises ConfigError unless seed and sample index fit the key."""
     if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed must be in [0, 2^64), not {seed}; give a smaller one")
+        raise ConfigError(f"seed must be a whole number from 0 to 2^64 - 1, not {seed}")
     if not 0 <= sample_index < 2**32:
         raise ConfigError(f"sample index must be in [0, 2^32), not {sample_index}")

@@ -45,6 +45,7 @@ class Pipeline:
         self.load_seconds: Mapping[str, float] = {}
         """Wall time of opening bundle, tokenizer and engine."""
         self._ops = NumpyOps()
+        self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
 
     @classmethod
     def load(
@@ -147,6 +148,7 @@ class Pipeline:
             seed=seed,
             sample_index=sample_index,
             settings=self.settings(**settings),
+            banned_ids=self._missing_ids,
             provisional=provisional,
         )
         return self._start(request, begin, prompt_ids=prompt_ids, stop=stop)
@@ -199,6 +201,7 @@ class Pipeline:
             sample_index=sample_index,
             template_ids=canvas.ids,
             settings=self.settings(**settings),
+            banned_ids=self._missing_ids,
             provisional=provisional,
         )
         return self._start(request, begin, template=(form, canvas))

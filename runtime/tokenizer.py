@@ -52,6 +52,13 @@ class Tokenizer:
         """Returns the id of a token by its name in the vocabulary, or None."""
         return self._backend.token_to_id(token)
 
+    def missing_ids(self, vocab_size: int) -> tuple[int, ...]:
+        """Returns the ids below `vocab_size` that no token has: a model may have spare rows."""
+        if self._size == vocab_size:
+            return ()
+        known = self._backend.get_vocab(with_added_tokens=True).values()
+        return tuple(sorted(set(range(vocab_size)).difference(known)))
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text; no special token is added, none is recognised."""
         try:
@@ -65,7 +72,8 @@ class Tokenizer:
         """Returns the text of ids; special ids print nothing, broken UTF-8 prints U+FFFD."""
         listed = [int(token) for token in ids]
         for token in listed:
-            if not 0 <= token < self._size:
+            # Ids may have holes, so that the largest is not the number of tokens.
+            if token < 0 or self._backend.id_to_token(token) is None:
                 raise ConfigError(f"token {token} lies outside the vocabulary of {self._size}")
         return self._backend.decode(listed, skip_special_tokens=True)
 

@@ -127,10 +127,12 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{summary['tokens_seen']:,} tokens, {summary['seconds']:.0f} s"
     )
     for name, item in summary["held_out"].items():
+        interval = "one sequence, so no interval"
+        if item["half_width"] is not None:
+            interval = f"{item['perplexity_low']:.2f} to {item['perplexity_high']:.2f} with 95 %"
         click.echo(
-            f"held out, block {name}: {item['nats_per_token']:.4f} ± {item['half_width']:.4f} "
-            f"nats/token, perplexity {item['perplexity']:.2f} "
-            f"({item['perplexity_low']:.2f} to {item['perplexity_high']:.2f})"
+            f"held out, block {name}: {item['nats_per_token']:.4f} nats/token, "
+            f"perplexity {item['perplexity']:.2f} ({interval})"
         )
     path = summary["checkpoint"]
     click.echo(f"checkpoint: {path}")

@@ -25,20 +25,28 @@ class Estimate:
 
     nats: float
     """Bound in nats per scored token."""
-    half_width: float
-    """Half of the interval, over sequences and their noise, in nats."""
+    half_width: float | None
+    """Half of the interval, over sequences and their noise, in nats; None: of a single sequence."""
     num_tokens: int
     """Scored tokens."""
 
-    def to_json(self) -> dict[str, float]:
-        """Returns the bound, and as perplexity with its interval."""
-        low, high = self.nats - self.half_width, self.nats + self.half_width
+    def __str__(self) -> str:
+        """Returns the bound with its interval, in nats."""
+        interval = "" if self.half_width is None else f" ± {self.half_width:.4f}"
+        return f"{self.nats:.4f}{interval}"
+
+    def to_json(self) -> dict[str, float | None]:
+        """Returns the bound, and as perplexity with its interval (None without one)."""
+        low = high = None
+        if self.half_width is not None:
+            low = math.exp(min(self.nats - self.half_width, 700))
+            high = math.exp(min(self.nats + self.half_width, 700))
         return {
             "nats_per_token": self.nats,
             "half_width": self.half_width,
             "perplexity": math.exp(min(self.nats, 700)),
-            "perplexity_low": math.exp(min(low, 700)),
-            "perplexity_high": math.exp(min(high, 700)),
+            "perplexity_low": low,
+            "perplexity_high": high,
             "num_tokens": self.num_tokens,
         }
 
@@ -76,10 +84,10 @@ def measure(
 def _estimate(nats: torch.Tensor, scored: int) -> Estimate:
     """From nats per sequence, (R,) float64."""
     per_token = nats / scored
-    spread = float(per_token.std()) if len(nats) > 1 else math.inf
+    spread = float(per_token.std()) if len(nats) > 1 else None
     return Estimate(
         nats=float(per_token.mean()),
-        half_width=Z_95 * spread / math.sqrt(len(nats)),
+        half_width=None if spread is None else Z_95 * spread / math.sqrt(len(nats)),
         num_tokens=len(nats) * scored,
     )
 

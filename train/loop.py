@@ -204,7 +204,7 @@ class Loop:
                 standing.figures = {name: item.to_json() for name, item in figures.items()}
                 hooks.on_best(standing, self.weights())
         curves.write({f"valid/{name}": item.nats for name, item in figures.items()}, standing.step)
-        shown = "  ".join(f"{n}: {f.nats:.4f} ± {f.half_width:.4f}" for n, f in figures.items())
+        shown = "  ".join(f"{name}: {item}" for name, item in figures.items())
         best = " (best)" if standing.stale == 0 else ""
         progress.say(f"held out at step {standing.step}, nats/token: {shown}{best}")
 

@@ -29,7 +29,7 @@ class Standing:
     best_step: int = 0
     stale: int = 0
     """Evaluations since the best one."""
-    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    figures: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Held-out figures of the best evaluation."""
 
 

@@ -57,7 +57,7 @@ class CausalRule:
             sample_index=request.sample_index,
             mask_token_id=_NO_MASK,
             eos_token_id=manifest.eos_token_id,
-            banned=banned_ids(manifest),
+            banned=tuple(sorted({*banned_ids(manifest), *request.banned_ids})),
         )
         ops.mark_seen(self._canvas, self._text.ids)
         self._cached = 0

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
+from ..errors import BundleError, ConfigError
 from ..manifest import Manifest
 from ..ops.base import Ops
 
@@ -40,8 +41,17 @@ def resolve_settings(
 
     Raises:
         ConfigError: Unknown, out of range or contradicting each other.
+        BundleError: The bundle's own settings are.
     """
-    return DecodingSettings.merge({"rule": default_rule, **manifest.decoding}, overrides)
+    defaults = {"rule": default_rule, **manifest.decoding}
+    try:
+        DecodingSettings.from_json(defaults)
+    except ConfigError as error:
+        raise BundleError(
+            f"the bundle's own decoding settings cannot be used ({error}): export it again, or use "
+            "the version of dlm-edge that wrote it"
+        ) from error
+    return DecodingSettings.merge(defaults, overrides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +70,8 @@ class Request:
     `prompt_ids` and `max_tokens` are not used then."""
     settings: DecodingSettings | None = None
     """None: the manifest's defaults."""
+    banned_ids: tuple[int, ...] = ()
+    """Ids never to generate, beside mask and padding: those the tokenizer has no text for."""
     provisional: bool = False
     """Whether to report the canvas after every step too, which costs a copy of it."""
 

@@ -68,11 +68,6 @@ def check_manifest(manifest: Manifest) -> None:
     """Raises ConfigError for models that this rule cannot decode."""
     if manifest.mask_token_id is None:
         raise ConfigError("the bundle names no mask token, which mdlm needs; export it again")
-    if any(tensor.role == "time" for graph in manifest.graphs for tensor in graph.inputs):
-        raise ConfigError(
-            "the model is conditioned on time, which decoding does not feed; train it without "
-            "--time-conditioning"
-        )
     if manifest.logit_shift != 0:
         raise ConfigError(
             f"mdlm decodes logits of the same position, the bundle has logit_shift "

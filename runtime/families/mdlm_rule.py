@@ -89,7 +89,7 @@ class MaskedRule:
             sample_index=request.sample_index,
             mask_token_id=self._mask,
             eos_token_id=self._eos if template is None else -1,
-            banned=_banned(manifest, infill=template is not None),
+            banned=_banned(manifest, request),
             unmask_chance=unmask_chances(manifest, steps) if settings.rule == "ancestral" else None,
         )
         self._sees_time = sees_time(engines.specs, GRAPH)
@@ -275,6 +275,8 @@ def unmask_chances(manifest: Manifest, steps: int) -> np.ndarray:
     return (moved[:-1] - moved[1:]) / moved[:-1]
 
 
-def _banned(manifest: Manifest, *, infill: bool) -> tuple[int, ...]:
-    banned = banned_ids(manifest)
-    return tuple(sorted({*banned, manifest.eos_token_id})) if infill else banned
+def _banned(manifest: Manifest, request: Request) -> tuple[int, ...]:
+    banned = {*banned_ids(manifest), *request.banned_ids}
+    if request.template_ids is not None:
+        banned.add(manifest.eos_token_id)
+    return tuple(sorted(banned))

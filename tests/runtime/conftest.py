@@ -124,11 +124,11 @@ MANIFEST = Manifest(
 def make_bundle(tmp_path_factory):
     """Returns a function that packs a bundle with other manifest fields, and gives its path."""
 
-    def make(*, end_at=None, **fields):
+    def make(*, end_at=None, tokenizer=None, **fields):
         path = tmp_path_factory.mktemp("bundle") / "tiny.dlm"
         members = {
             "graphs/denoise.onnx": graph_bytes(end_at),
-            "tokenizer.json": tokenizer_json().encode(),
+            "tokenizer.json": (tokenizer or tokenizer_json()).encode(),
             "report.json": json.dumps({}).encode(),
             "card.md": b"# tiny\n",
         }

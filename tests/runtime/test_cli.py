@@ -335,7 +335,7 @@ def test_a_full_disk_is_one_line(tiny_bundle):
                 command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
             )
         assert done.returncode == 1
-        assert done.stderr == "dlm-run: error: No space left on device\n"
+        assert done.stderr == "dlm-run: error: cannot write the output: No space left on device\n"
 
 
 def test_a_prompt_that_is_not_utf8_is_refused(tiny_bundle):

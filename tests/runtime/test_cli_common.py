@@ -34,7 +34,11 @@ def failing_with(error, *arguments):
         (BundleError("is\n  bad"), 1, "dlm-toy: error: is bad\n"),
         (ConfigError("is odd"), 2, "dlm-toy: error: is odd\n"),
         (OSError(errno.ENOSPC, "No space left", "out"), 1, "dlm-toy: error: out: No space left\n"),
-        (OSError(errno.ENOSPC, "No space left"), 1, "dlm-toy: error: No space left\n"),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            1,
+            "dlm-toy: error: cannot write the output: No space left\n",
+        ),
         (
             ModuleNotFoundError(name="torch.nn"),
             1,
@@ -52,6 +56,14 @@ def test_an_expected_failure_is_one_line_and_its_status(error, code, line):
 )
 def test_a_bug_keeps_its_traceback(error):
     assert failing_with(error).exception is error
+
+
+def test_an_interrupt_that_a_backend_took_for_its_own_failure_ends_with_130():
+    error = BundleError("backend not loaded")
+    error.__cause__ = ImportError("initialization failed")
+    error.__cause__.__cause__ = KeyboardInterrupt()
+    result = failing_with(error)
+    assert (result.exit_code, result.output.strip()) == (130, "")
 
 
 def test_a_usage_error_is_one_line_and_status_2():

@@ -233,6 +233,25 @@ def infill(template, **fields):
     return decode(replace(asked, **fields), denoiser=hashed(V))
 
 
+@settings(max_examples=40)
+@given(
+    st.sampled_from(BLOCK_RULES),
+    st.sampled_from([0.0, 1.0]),
+    st.sets(st.integers(1, PAD - 1), max_size=PAD - 2),
+    st.booleans(),
+)
+def test_ids_that_the_tokenizer_lacks_are_never_generated(rule, heat, missing, gaps):
+    asked = request(
+        settings=DecodingSettings(rule=rule, temperature=heat),
+        banned_ids=tuple(missing),
+        template_ids=(0, *[MASK] * 20) if gaps else None,
+    )
+    result, _, _ = decode(asked)
+    generated = result.token_ids[1:] if gaps else result.new_token_ids
+    assert generated
+    assert not missing & set(generated)
+
+
 def test_infilling_keeps_fixed_tokens_and_fills_every_gap():
     template = (0, 4, 5, MASK, MASK, 6, 7, MASK, 8, 9, 10, 11)
     result, spans, engines = infill(template)

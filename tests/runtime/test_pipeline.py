@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from dlm_edge.runtime.errors import BundleError, ConfigError
 from dlm_edge.runtime.pipeline import Pipeline
@@ -164,6 +166,27 @@ def test_a_family_without_a_mask_refuses_to_infill(make_bundle):
 def test_settings_that_make_no_sense_are_refused(pipeline, keys):
     with pytest.raises(ConfigError):
         pipeline.generate(**keys)
+
+
+def test_a_vocabulary_larger_than_the_tokenizer_generates_known_tokens_only(make_bundle, pipeline):
+    lacking = json.loads(pipeline.bundle.tokenizer_path.read_text("utf-8"))
+    letter = pipeline.tokenizer.encode("c")[0]
+    lacking["model"]["vocab"] = {
+        token: number for token, number in lacking["model"]["vocab"].items() if number != letter
+    }
+    with Pipeline.load(make_bundle(tokenizer=json.dumps(lacking)), threads=1) as loaded:
+        for generation in (loaded.generate("The ", max_tokens=20), loaded.infill("The ___")):
+            result = generation.result()
+            assert letter not in result.token_ids
+            assert result.text
+
+
+def test_decoding_settings_that_a_bundle_gets_wrong_are_the_bundles_fault(make_bundle):
+    with (
+        Pipeline.load(make_bundle(decoding={"rule": "dice"}), threads=1) as loaded,
+        pytest.raises(BundleError, match="rule 'dice'"),
+    ):
+        loaded.generate("The ", rule="threshold")
 
 
 def test_another_bundle_than_the_expected_one_is_refused(tiny_bundle):

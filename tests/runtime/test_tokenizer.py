@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from dlm_edge.runtime.errors import BundleError, ConfigError
 from dlm_edge.runtime.tokenizer import Tokenizer, load_tokenizer
@@ -67,6 +69,19 @@ def test_ids_outside_the_vocabulary_are_refused():
         TOKENIZER.decode([TOKENIZER.vocab_size])
     with pytest.raises(ConfigError, match="vocabulary"):
         TOKENIZER.decode([-1])
+
+
+def test_ids_of_no_token_are_named_and_never_decoded():
+    size = TOKENIZER.vocab_size
+    assert TOKENIZER.missing_ids(size) == ()
+    assert TOKENIZER.missing_ids(size + 3) == (size, size + 1, size + 2)
+    holed = json.loads(byte_level())
+    holed["model"]["vocab"]["cat!"] = size + 1
+    tokenizer = Tokenizer(json.dumps(holed))
+    assert tokenizer.missing_ids(size + 3) == (size, size + 2)
+    assert tokenizer.decode([size + 1]) == "cat!"
+    with pytest.raises(ConfigError, match="outside the vocabulary"):
+        tokenizer.decode([size])
 
 
 def test_a_lone_surrogate_is_one_line_of_config_error():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -52,3 +53,10 @@ def test_the_interval_shrinks_with_the_number_of_sequences():
 def test_the_mean_counts_every_block_size_once():
     found = figures()
     assert mean_nats(found) == pytest.approx((found["8"].nats + found["full"].nats) / 2)
+
+
+def test_a_single_sequence_has_no_interval_and_says_so_in_valid_json():
+    found = figures(num_rows=1)["full"]
+    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert written["half_width"] is written["perplexity_high"] is None
+    assert str(found) == f"{found.nats:.4f}"

@@ -12,11 +12,11 @@ V = 30
 TABLE = hashed(V, causal=True)
 
 
-def run(shapes, *, prompt=(0, 4, 5, 6, 7), max_tokens=20, heat=0.0, **fields):
+def run(shapes, *, prompt=(0, 4, 5, 6, 7), max_tokens=20, heat=0.0, banned=(), **fields):
     engines = TableEngines(TABLE, shapes, V)
     request = Request(
         prompt_ids=prompt, max_tokens=max_tokens, seed=2, sample_index=0,
-        settings=DecodingSettings(rule="next_token", temperature=heat),
+        settings=DecodingSettings(rule="next_token", temperature=heat), banned_ids=banned,
     )  # fmt: skip
     manifest = make_manifest(engines, family="ar", **fields)
     return generate(manifest, engines, NumpyOps(), request), engines
@@ -33,6 +33,12 @@ def test_greedy_tokens_are_those_of_running_the_whole_text_again_and_again():
             break
         text.append(token)
     assert list(result.token_ids) == text
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_generated():
+    plain = run([(1, 64)])[0].new_token_ids
+    missing = (plain[0], plain[5])
+    assert not {*missing} & {*run([(1, 64)], banned=missing)[0].new_token_ids}
 
 
 @pytest.mark.parametrize("heat", [0.0, 1.0])
