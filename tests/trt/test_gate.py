@@ -12,6 +12,7 @@ import torch
 from dlm_edge.export.fp16 import store_fp16
 from dlm_edge.export.graph import Shape, graph_specs
 from dlm_edge.export.trace import trace
+from dlm_edge.export.typed import type_fp16
 from dlm_edge.export.weights import split_weights
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
 from dlm_edge.train.families import FAMILIES
@@ -35,7 +36,7 @@ SHAPES = {
     "mdlm": (Shape(block=BLOCK, context=CONTEXT), Shape(block=CONTEXT, context=8)),
     "ar": (Shape(block=1, context=CONTEXT), Shape(block=BLOCK, context=8)),
 }
-CONVERSIONS = {"fp32": lambda model: None, "fp16": store_fp16}
+CONVERSIONS = {"fp32": lambda model: None, "fp16 stored": store_fp16, "fp16 typed": type_fp16}
 
 
 @cache
@@ -56,7 +57,7 @@ def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision
     CONVERSIONS[precision](model)
     split_weights(model, tmp_path, graph.name)
     file = f"{graph.name}.onnx"
-    specs = graph_specs(graph, SHAPES[VARIANTS[variant][0]], file=file, precision=precision)
+    specs = graph_specs(graph, SHAPES[VARIANTS[variant][0]], file=file, precision=precision[:4])
     plan = build_plan(
         trt, tmp_path / file, specs, BuildSettings(optimization_level=0), configure=configure
     )
