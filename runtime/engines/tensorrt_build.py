@@ -68,21 +68,22 @@ def import_tensorrt() -> Any:
         EngineError: It is not installed or older than 10.3; says where it comes from.
     """
     try:
-        import tensorrt  # pyright: ignore[reportMissingImports]
+        import tensorrt
     except ImportError as error:
         raise EngineError(
             f"the tensorrt engine needs the Python package tensorrt ({error}): on a Jetson it is "
             "JetPack's own (apt install python3-libnvinfer; a virtual environment needs "
             "--system-site-packages); without it --engine onnxruntime runs on the CPU"
         ) from error
-    version = str(tensorrt.__version__)
+    trt: Any = tensorrt  # a type checker takes it for the module beside this one
+    version = str(trt.__version__)
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if found < MIN_VERSION:
         raise EngineError(
             f"TensorRT 10.3 or newer is needed, found {version}: update to JetPack 6.1 or newer, "
             "or use --engine onnxruntime"
         )
-    return tensorrt
+    return trt
 
 
 def build_plan(

@@ -36,7 +36,9 @@ class Walk:
         match node:
             case ast.Name(id=name):
                 return HOLDS.get(name)
-            case ast.Attribute(value=ast.Name(id="trt"), attr=name):
+            case ast.Attribute(value=ast.Name(id="self"), attr=name):
+                return HOLDS.get(name.removeprefix("_"))
+            case ast.Attribute(value=owner, attr=name) if self.type_of(owner) == "module":
                 return f"class {name}" if name in self.api else None
             case ast.Call(func=ast.Attribute(value=owner, attr=name)):
                 of = self.type_of(owner)
@@ -71,6 +73,6 @@ class Walk:
                 of = self.type_of(node.value)
                 for target in node.targets:
                     if of not in (None, "module") and not of.startswith("class "):
-                        name = ast.unparse(target)
+                        name = ast.unparse(target).removeprefix("self._")
                         if of in HOLDS.values() and HOLDS.get(name) != of:
                             yield f"{self.path.name}:{node.lineno} {name} holds {of}"
