@@ -70,6 +70,8 @@ def hash_file(handle: BinaryIO) -> Member:
 
 def _check_entry(info: zipfile.ZipInfo) -> None:
     kind = stat.S_IFMT(info.external_attr >> 16)
+    if not info.filename:  # `is_dir` of Python 3.11 and older takes it for an index
+        raise damaged("a member has no name")
     if info.is_dir() or kind not in (0, stat.S_IFREG) or info.orig_filename != info.filename:
         raise damaged(f"member {info.orig_filename[:60]!r} is not a plain file")
     if info.flag_bits & 0x1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -14,6 +14,7 @@ from .cli_common import EXIT_INTERRUPTED, note, peak_rss_mib, print_json, styled
 from .cli_options import RULE_OF_OPTION, RunOptions, read_prompts
 from .decoding import RULES
 from .errors import EngineError
+from .families import decoding_settings
 from .pipeline import Pipeline, TextGeneration, TextResult
 from .text import SEPARATOR
 
@@ -220,10 +221,19 @@ def show_info(options: RunOptions) -> None:
     facts["graphs"] = ", ".join(
         f"{s['name']} block {s['block']} context {s['context']} ({s['precision']})" for s in shapes
     )
+    facts["block_sizes"] = ", ".join(map(str, manifest.block_sizes))
+    facts["decoding"] = decoding_settings(manifest, {}).to_json()
     for name, value in facts.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {item}" for key, item in value.items())
+            value = _brief(value)
         click.echo(f"{name:>14}  {value}")
+
+
+def _brief(facts: Mapping[str, Any]) -> str:
+    """Returns the plain facts in a line, and the names of those that only --json shows."""
+    plain = [f"{k} {v}" for k, v in facts.items() if not isinstance(v, dict | list)]
+    nested = [key for key, value in facts.items() if isinstance(value, dict | list)]
+    return ", ".join(plain + ([f"{' and '.join(nested)}: see --json"] if nested else []))
 
 
 def check(options: RunOptions) -> None:

@@ -10,9 +10,10 @@ Files appear whole or not at all. No family is known here: config.json is the fa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def write_checkpoint(
     """Writes the three files of a checkpoint.
 
     Raises:
-        CheckpointError: if a weight is not finite: nothing is written then.
+        CheckpointError: if a weight is not finite (nothing is written then), or the disk is full.
     """
     from safetensors.torch import save_file
 
@@ -56,10 +57,26 @@ def write_checkpoint(
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
     tensors = _without_twins(tensors)
     metadata = {"format": "pt", "family": str(config["family"])}
-    write_file(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata))
-    write_text(folder / "tokenizer.json", tokenizer_json)
     full = {"format_version": FORMAT_VERSION, **config}
-    write_text(folder / "config.json", json.dumps(full, indent=2) + "\n")
+    with _writing(folder):
+        write_file(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata))
+        write_text(folder / "tokenizer.json", tokenizer_json)
+        write_text(folder / "config.json", json.dumps(full, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Makes one line of a disk that is full or gone, whichever class its writer raises."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last is torch.save's
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"cannot write the checkpoint {folder} ({reason}); what was saved before is whole: "
+            "free some space, then continue with --resume"
+        ) from error
 
 
 def read_checkpoint(folder: str | Path, family: str | None = None) -> Checkpoint:
@@ -100,7 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from error
     if not isinstance(config, dict) or not isinstance(config.get("family"), str):
         raise CheckpointError(f"{path}: not a config of this program (no family in it)")
     if config.get("format_version") != FORMAT_VERSION:
@@ -109,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}; use the version that wrote it"
         )
     if not isinstance(config.get("model"), dict):
-        raise CheckpointError(f"{path}: the model's shape is missing")
+        raise CheckpointError(f"{path}: the model's shape is missing; copy it again")
     return config
 
 
@@ -118,7 +135,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise CheckpointError(f"{path.parent}: model.safetensors is missing")
+        raise CheckpointError(f"{path.parent}: model.safetensors is missing; copy the whole folder")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -182,7 +199,7 @@ def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
 def save_state(out: Path, step: int, state: Mapping[str, Any]) -> None:
     """Writes a state whole or not at all, then drops all but the last few."""
     folder = out / "state"
-    with new_folder(folder / f"step-{step:08d}") as beside:
+    with _writing(out), new_folder(folder / f"step-{step:08d}") as beside:
         torch.save(dict(state), beside / "state.pt")
     for old in saved_states(out)[:-KEPT_STATES]:
         shutil.rmtree(old)

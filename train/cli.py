@@ -93,6 +93,11 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
         raise ConfigError(f"{out} already holds a run; add --resume, or give another --out")
     elif not {"size", "dim", "num_layers"} & set(family_options):
         family_options["size"] = "small"
+    if values["data"] is None and resume:
+        raise ConfigError(
+            f"--resume: {out} holds no run (train.json is missing); check --out, or start one with "
+            "--data"
+        )
     if values["data"] is None:
         raise ConfigError("--data is missing; give a text file, a folder or a data set name")
     return TrainConfig(**{**values, "options": family_options})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -141,9 +142,17 @@ def _field_of_line(path: Path, number: int, line: str, text_field: str) -> str:
     return value
 
 
-def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
-    from datasets import load_dataset
+def _datasets() -> Any:
+    """Returns the `datasets` module, its log silenced: what fails is raised, in one line."""
+    import datasets
 
+    for name in ("datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return datasets
+
+
+def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
+    load_dataset = _datasets().load_dataset
     try:
         table = load_dataset("parquet", data_files=[str(path)], split="train", streaming=True)
         columns = table.column_names
@@ -159,8 +168,7 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
 
 def _load_hub(source: Source) -> Any:
     """Loads a hub data set through `datasets`, which keeps its own cache."""
-    from datasets import load_dataset
-
+    load_dataset = _datasets().load_dataset
     if os.path.isdir(source.hub):
         name, config, split = source.hub, "", "train"
     else:
@@ -172,7 +180,7 @@ def _load_hub(source: Source) -> Any:
         # Network, name, configuration and split faults all arrive as different classes.
         raise DataError(
             f"{source.hub}: neither a local path nor a data set that could be loaded "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {_first_line(error)}); check its name and the network"
         ) from error
 
 

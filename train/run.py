@@ -78,9 +78,18 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         elif fabric.is_global_zero:
             print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
     if fabric.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
+        _make_folder(out)
         save_config(config, out / "train.json")
     return _run(fabric, loop, corpus, tokenizer, out, quiet or not fabric.is_global_zero)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot make the folder {out}: {error.strerror}; choose another --out"
+        ) from error
 
 
 def _run(
@@ -152,6 +161,15 @@ def _launch(config: TrainConfig) -> Fabric:
     has_gpu = torch.cuda.is_available() and accelerator in ("auto", "cuda")
     if config.precision == "fp16" and not has_gpu:
         raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on this machine")
+    if accelerator == "cuda" and not has_gpu:
+        raise ConfigError("--accelerator cuda: torch finds no GPU here; leave it out, or use cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--accelerator mps: torch finds none here; leave it out, or use cpu")
+    if has_gpu and config.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"--devices {config.devices}: torch finds {torch.cuda.device_count()} GPUs; ask for "
+            "fewer, or give --accelerator cpu"
+        )
     strategy: Any = config.strategy
     if config.strategy == "auto":
         strategy = "ddp" if config.devices > 1 else "auto"

@@ -401,6 +401,13 @@ def test_a_damaged_directory_of_the_zip_is_refused_or_whole(bundle_bytes, tmp_pa
     read_or_refuse(tmp_path / "x.dlm", bytes(damaged), bundle_bytes)
 
 
+def test_a_member_whose_name_begins_with_nul_is_refused(bundle_bytes, tmp_path):
+    at = bundle_bytes.rindex(b"tokenizer.json")  # in the directory; zipfile cuts names at NUL
+    path = tmp_path / "x.dlm"
+    path.write_bytes(bundle_bytes[:at] + b"\0" + bundle_bytes[at + 1 :])
+    assert "no name" in refused(path)
+
+
 @SLOW
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused(tmp_path, data):

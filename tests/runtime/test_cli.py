@@ -167,9 +167,18 @@ def test_watching_degrades_to_a_line_per_step_when_stdout_is_no_terminal(tiny_bu
 
 
 def test_info_says_what_the_bundle_holds(tiny_bundle):
-    assert "family  mdlm" in written(tiny_bundle, "--info")
+    text = written(tiny_bundle, "--info")
+    assert "family  mdlm" in text
+    assert "decoding  rule threshold, threshold 0.9, temperature 0.0" in text
     got = json.loads(written(tiny_bundle, "--info", "--json"))
     assert (got["family"], len(got["graphs"])) == ("mdlm", 3)
+
+
+def test_info_leaves_nested_facts_to_json(make_bundle):
+    provenance = {"seed": 1, "training": {"steps": 7, "tokens": 8}}
+    lines = written(make_bundle(provenance=provenance, decoding={}), "--info").splitlines()
+    assert lines[-1].split(maxsplit=1)[1] == "seed 1, training: see --json"
+    assert "rule threshold" in lines[-2]
 
 
 def test_a_bundle_without_golden_vectors_cannot_be_checked(tiny_bundle):

@@ -14,6 +14,7 @@ from dlm_edge.train.checkpoint import (
     saved_states,
     write_checkpoint,
 )
+from safetensors import SafetensorError
 from torch import nn
 
 CONFIG = {"family": "mdlm", "model": {"dim": 4}}
@@ -44,6 +45,26 @@ def test_what_was_written_is_read_and_tied_weights_are_stored_once(tmp_path: Pat
 def test_nothing_unfinished_is_left_beside(tmp_path: Path):
     names = {p.name for p in written(tmp_path).iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_a_full_disk_is_one_line_and_what_was_saved_stays(tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    before = read_checkpoint(written(tmp_path)).weights["embed.weight"]
+    save_state(tmp_path, 1, {"step": 1})
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*--resume"):
+        written(tmp_path)
+    with pytest.raises(CheckpointError, match=r"failed writing file.*--resume"):
+        save_state(tmp_path, 2, {"step": 2})
+    assert torch.equal(read_checkpoint(tmp_path).weights["embed.weight"], before)
+    assert load_state(tmp_path) == {"step": 1}
+    assert not list(tmp_path.rglob(".writing-*"))
 
 
 def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path):

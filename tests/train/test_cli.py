@@ -90,6 +90,7 @@ def test_a_folder_with_a_run_is_continued_or_refused(stories: Path, cache: Path,
     [
         (["--out", "x"], 2, "--data is missing"),
         (["--data", "none.txt"], 2, "--out is missing"),
+        (["--out", "x", "--resume"], 2, "x holds no run"),
         (["--data", "none.txt", "--out", "x"], 1, "none.txt: no such file"),
         (["--data", "{empty}", "--out", "x"], 1, "empty"),
         (["--data", "{latin}", "--out", "x"], 1, "not UTF-8"),
@@ -101,7 +102,7 @@ def test_a_folder_with_a_run_is_continued_or_refused(stories: Path, cache: Path,
         (["--evaluate", "x", "--resume"], 2, "--evaluate contradicts --resume"),
         (["--data", "{stories}", "--out", "x", "--block-size", "7"], 2, "must divide"),
         (["--data", "{stories}", "--out", "x", "--init", "none"], 1, "no checkpoint here"),
-        (["--data", "{stories}", "--out", "{short}/x"], 1, "Not a directory"),
+        (["--data", "{stories}", "--out", "{short}/x"], 1, "Not a directory; choose another --out"),
     ],
 )
 def test_bad_input_is_one_line_and_its_exit_status(

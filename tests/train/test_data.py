@@ -79,11 +79,14 @@ def test_the_fingerprint_follows_content_and_text_field(tmp_path: Path):
         ("a.parquet", b"no parquet", "not a readable parquet file"),
     ],
 )
-def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str, content: bytes, message: str):
+def test_a_bad_file_is_one_clear_line(
+    tmp_path: Path, caplog, name: str, content: bytes, message: str
+):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         list(documents(find_source(str(path))))
+    assert not caplog.records  # nor does `datasets` say it in its own way
 
 
 def test_a_path_that_leads_nowhere_is_no_data_set_name(tmp_path: Path):

@@ -159,6 +159,14 @@ def test_half_precision_without_a_gpu_is_refused(settings):
         train(settings(precision="fp16"), quiet=True)
 
 
+@pytest.mark.parametrize("accelerator", ["cuda", "mps"])
+def test_an_accelerator_that_is_not_here_is_refused(settings, monkeypatch, accelerator):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"--accelerator {accelerator}"):
+        train(settings(accelerator=accelerator), quiet=True)
+
+
 def test_bfloat16_trains_close_to_float32(settings, tmp_path: Path):
     narrow = settings(out=str(tmp_path / "bf16"), precision="bf16")
     wide = settings(out=str(tmp_path / "fp32"))

@@ -36,7 +36,7 @@ class Ar:
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
         """See Family."""
-        return make_backbone(config)
+        return make_backbone(config, causal=True)
 
     def loss(
         self,

@@ -123,7 +123,7 @@ class Mdlm:
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
         """See Family."""
-        return make_backbone(config)
+        return make_backbone(config, causal=False)
 
     def loss(
         self,

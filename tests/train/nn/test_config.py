@@ -2,6 +2,7 @@
 
 import pytest
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.backbones import make_backbone
 from dlm_edge.train.nn.config import ModelConfig, resolve_model
 
@@ -59,3 +60,11 @@ def test_an_unknown_backbone_is_refused_by_name():
     config = resolve_model({"size": "tiny", "backbone": "rnn", **SHAPE})
     with pytest.raises(ConfigError, match="backbone 'rnn' is unknown; choose one of native"):
         make_backbone(config.to_json())
+
+
+@pytest.mark.parametrize(("family", "other"), [("ar", "mdlm"), ("mdlm", "ar")])
+def test_a_model_of_another_family_is_refused(family, other):
+    special = {"eos_token_id": 0, "mask_token_id": 1 if other == "mdlm" else None}
+    config = FAMILIES[other].make_config({"dim": 64, "num_layers": 1, **special, **SHAPE})
+    with pytest.raises(ConfigError, match="is not this family's"):
+        FAMILIES[family].make_model(config["model"])
