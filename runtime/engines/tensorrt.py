@@ -251,9 +251,7 @@ class TensorRtEngines:
                 f"context {spec.context}: close other programs, or take a smaller block or context"
             )
         context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
-        return TensorRtEngine(
-            context, spec, specs.index(spec), self._buffers, self._device.stream
-        )
+        return TensorRtEngine(context, spec, specs.index(spec), self._buffers, self._device.stream)
 
     def kv_slot(self, index: int) -> None:
         """Selects the KV cache that engines bind; engines in hand change at once."""

@@ -8,6 +8,7 @@ from dlm_edge.export.lint import lint
 from dlm_edge.export.typed import FLOAT, HALF, WIDE_OPS, type_fp16
 from dlm_edge.runtime.errors import ConfigError
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from tiny_checkpoint import BLOCK, CONTEXT, VOCAB
 
 
@@ -23,12 +24,8 @@ def half(traced_bytes):
     return model
 
 
-def run(model, graph, *, garbage=0.0, optimised=True):
+def feeds(graph, garbage=0.0):
     """Half of the context is valid; what lies behind it is `garbage`."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     rng = np.random.default_rng(0)
     sizes = {"block": BLOCK, "context": CONTEXT}
     values = {}
@@ -38,10 +35,18 @@ def run(model, graph, *, garbage=0.0, optimised=True):
     values["ids"] = rng.integers(0, VOCAB, (1, BLOCK)).astype(np.int32)
     values["start"] = np.full(1, CONTEXT // 2, np.int32)
     values["kv"][CONTEXT // 2 :] = garbage
+    return values
+
+
+def run(model, graph, *, garbage=0.0, optimised=True):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session.run(None, values)
+    return session.run(None, feeds(graph, garbage))
 
 
 @pytest.mark.parametrize("optimised", [True, False])
@@ -128,3 +133,14 @@ def test_a_weight_beyond_float16_is_a_config_error(whole):
     item.CopyFrom(numpy_helper.from_array(array, item.name))
     with pytest.raises(ConfigError, match="--precision fp32"):
         type_fp16(whole)
+
+
+def test_rounding_after_every_operation_stays_close_to_float32(whole, half, tiny_graph):
+    """ONNX Runtime on a CPU skips roundings that a GPU makes; the reference makes them all."""
+    values = feeds(tiny_graph)
+    wanted = run(whole, tiny_graph)
+    found = ReferenceEvaluator(half).run(None, values)
+    for one, other in zip(wanted, found, strict=True):
+        assert other.dtype == np.float32
+        error = np.abs(one - other).max() / np.abs(one).max()
+        assert 0 < error < 5e-3

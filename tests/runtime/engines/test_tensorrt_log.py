@@ -1,4 +1,6 @@
+from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, _failure
 from dlm_edge.runtime.engines.tensorrt_log import Phases
+from toy_bundle import toy_spec
 
 
 def test_nested_phases_add_up_to_one_fraction():
@@ -37,4 +39,19 @@ def test_a_phase_nobody_announced_is_no_error():
     phases = Phases()
     phases.step("unknown", 3)
     phases.finish("unknown")
-    assert phases.fraction in (0.0, 1.0)
+    assert 0 <= phases.fraction <= 1
+
+
+def test_a_build_without_memory_says_what_would_fit():
+    errors = ["warming up", "Cuda Runtime (out of memory)"]
+    specs = [toy_spec(), toy_spec(block=8, context=8)]
+    line = _failure(errors, "denoise.onnx", specs, BuildSettings(workspace_mib=64))
+    assert "largest shape: block 8, context 8; workspace 64 MiB" in line
+    assert "out of memory" in line
+    assert "smaller --block or --context" in line
+
+
+def test_any_other_failure_gives_the_first_reason():
+    line = _failure(["no kernel"], "denoise.onnx", [toy_spec()], BuildSettings())
+    assert line == "TensorRT builds no plan from denoise.onnx: no kernel"
+    assert "no reason" in _failure([], "denoise.onnx", [toy_spec()], BuildSettings())
