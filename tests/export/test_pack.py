@@ -67,6 +67,28 @@ def test_a_checkpoint_becomes_a_bundle_that_runs(exported):
     assert figures["max_relative_error"] < 1e-5
 
 
+def test_the_whole_canvas_lets_a_gap_see_its_right_side_and_a_causal_graph_does_not(
+    exported, causal_checkpoint, tmp_path
+):
+    causal = tmp_path / "ar.dlm"
+    export_checkpoint(causal_checkpoint, causal, ExportSettings(blocks=(8,)))
+    changes = []
+    for path in (exported[0], causal):
+        bundle = open_bundle(path)
+        spec = max(bundle.manifest.graphs, key=lambda spec: spec.block)
+        engine = open_engines(bundle, "onnxruntime", 1).engine(spec.name, spec.block, spec.context)
+        engine.inputs["start"][:] = 0
+        seen = []
+        for last in (40, 90):
+            engine.inputs["ids"][:] = 1
+            engine.inputs["ids"][0, [0, spec.block - 1]] = 0, last
+            engine.run()
+            seen.append(engine.outputs["logits"][0, 2].copy())
+        changes.append(np.abs(seen[0] - seen[1]).max())
+    assert changes[0] > 1e-2
+    assert changes[1] == 0
+
+
 def test_parity_with_torch_is_in_the_report_for_every_shape(exported):
     path, report = exported
     assert open_bundle(path).report["parity"] == report["parity"]
