@@ -2,8 +2,8 @@
 
 Each large float32 matrix becomes a float16 initialiser and a Cast to float32. ONNX Runtime folds
 the Cast while it loads, so its CPU kernels compute in float32 on rounded weights: same speed and
-memory as fp32. Inputs, outputs, norm weights and biases stay float32. A graph typed float16
-throughout, which a GPU needs to be faster, is another transformation.
+memory as fp32. Inputs, outputs, norm weights and biases stay float32. `typed.py` is the
+other form, for GPUs: arithmetic in float16.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class Tolerance:
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(relative=1e-4, top1=0.999, divergence=1e-8),
     "fp16": Tolerance(relative=1e-2, top1=0.98, divergence=1e-5),
+    # Measured 2e-4 to 7e-4 on untrained models; every activation is rounded, too.
+    "fp16 typed": Tolerance(relative=1e-2, top1=0.98, divergence=1e-4),
 }
 
 

@@ -65,6 +65,17 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"),
         click.option("--check", is_flag=True, help="Compare with the bundle's golden vectors."),
         click.option("--info", is_flag=True, help="Say what the bundle holds."),
+        click.option("--build", is_flag=True, help="Build the bundle's TensorRT plans, if none."),
+        click.option("--rebuild", is_flag=True, help="Build them again."),
+        click.option(
+            "--weak-types",
+            is_flag=True,
+            help="Plans in which TensorRT 10 chooses precisions itself.",
+        ),
+        click.option("--plans", is_flag=True, help="List the plans in the cache."),
+        click.option(
+            "--clear-plans", is_flag=True, help="Remove the plans of MODEL.dlm; without it, all."
+        ),
         click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
     ]
     for option in reversed(options):
@@ -76,7 +87,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
 @click.argument("arguments", nargs=-1, metavar="[MODEL.dlm] [PROMPT]")
 @_options
 @common_options
-def main(arguments: tuple[str, ...], check: bool, info: bool, **given: Any) -> None:
+def main(arguments: tuple[str, ...], **given: Any) -> None:
     """Writes text with a diffusion language model.
 
     MODEL.dlm is a bundle (an argument that ends in .dlm always is); without one, the small model
@@ -88,15 +99,22 @@ def main(arguments: tuple[str, ...], check: bool, info: bool, **given: Any) -> N
     --entropy-bound the rule of that name, --steps low_confidence, unless the bundle's own rule
     takes it.
     """
-    options = read_options(arguments, check, info, given)
-    from . import cli_run
+    options = read_options(arguments, given)
+    from . import cli_plans, cli_run
 
-    if info:
-        cli_run.show_info(options)
-    elif check:
-        cli_run.check(options)
-    else:
-        cli_run.generate(options)
+    match options.task:
+        case "info":
+            cli_run.show_info(options)
+        case "check":
+            cli_run.check(options)
+        case "build" | "rebuild":
+            cli_plans.build(options)
+        case "plans":
+            cli_plans.show(options)
+        case "clear_plans":
+            cli_plans.clear(options)
+        case _:
+            cli_run.generate(options)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ _CONTRADICTIONS = (
     ("--infill", "--block", "infilling uses the whole canvas"),
     ("--prompt-file", "PROMPT", "both name prompts"),
     ("--watch", "--json", "one is for eyes, the other for programs"),
-    ("--check", "--info", "each is a run of its own"),
 )
+TASKS = ("check", "info", "build", "rebuild", "plans", "clear_plans")
+"""Flags that ask for something else than text; each is a run of its own."""
 _DECODING = ("--rule", "--threshold", "--factor", "--entropy-bound", "--steps", "--temperature")
 _DECODING += ("--top-k", "--top-p", "--repetition-penalty", "--block")
 
@@ -60,6 +61,10 @@ class RunOptions:
     watch_delay: float
     as_json: bool
     verbose: int
+    weak_types: bool = False
+    """Of a plan that is built."""
+    task: str = ""
+    """One of TASKS; empty: write text."""
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None]:
@@ -117,25 +122,19 @@ def read_prompts(name: str) -> Iterator[str]:
         raise DataError(f"prompt file {name} holds no line; write one prompt per line")
 
 
-def read_options(
-    arguments: tuple[str, ...], check: bool, info: bool, given: dict[str, Any]
-) -> RunOptions:
+def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOptions:
     """Refuses contradictions and fills in what was left out."""
     bundle, prompt = split_arguments(arguments)
-    present = {"PROMPT": prompt is not None, "--check": check, "--info": info}
+    present = {"PROMPT": prompt is not None}
     for name, value in given.items():
         # By identity: a temperature of 0 is given, too.
         absent = value is None or value is False or value == ()
         present["--" + name.removeprefix("as_").replace("_", "-")] = not absent
     refuse_together(present, *_CONTRADICTIONS)
-    for alone in ("--check", "--info"):
-        if present[alone]:
-            others = ("PROMPT", "--prompt-file", "--infill", "--watch", "--max-tokens", "--stop")
-            reason = "it generates no text"
-            refuse_together(present, *((alone, other, reason) for other in others + _DECODING))
-    for needed, option in (("--infill", "--gap-tokens"), ("--watch", "--watch-delay")):
-        if present[option] and not present[needed]:
-            raise ConfigError(f"{option} has no effect without {needed}; add it or leave both out")
+    task = _task(present)
+    for name in TASKS:
+        given.pop(name)
+    _refuse_idle(present)
     if "" in given["stop"]:
         raise ConfigError("--stop must not be empty: it would end every text before it begins")
     settings = {
@@ -151,5 +150,33 @@ def read_options(
         settings={name: value for name, value in settings.items() if value is not None},
         gap_tokens=parse_gap_tokens(gap_tokens) if gap_tokens else (),
         watch_delay=given.pop("watch_delay") or 0.0,
+        task=task,
         **given,
     )
+
+
+def _task(present: dict[str, bool]) -> str:
+    """Returns the one task asked for, or nothing; refuses options of text beside it."""
+    options = ["--" + name.replace("_", "-") for name in TASKS]
+    pairs = [(a, b) for index, a in enumerate(options) for b in options[index + 1 :]]
+    refuse_together(present, *((a, b, "each is a run of its own") for a, b in pairs))
+    asked = [name for name, option in zip(TASKS, options, strict=True) if present[option]]
+    for name in asked:
+        alone = "--" + name.replace("_", "-")
+        others = ("PROMPT", "--prompt-file", "--infill", "--watch", "--max-tokens", "--stop")
+        reason = "it generates no text"
+        refuse_together(present, *((alone, other, reason) for other in others + _DECODING))
+    return asked[0] if asked else ""
+
+
+def _refuse_idle(present: dict[str, bool]) -> None:
+    """Refuses options that mean something beside another one only."""
+    for needed, option in (
+        (("--infill",), "--gap-tokens"),
+        (("--watch",), "--watch-delay"),
+        (("--build", "--rebuild"), "--weak-types"),
+    ):
+        if present[option] and not any(present[name] for name in needed):
+            raise ConfigError(
+                f"{option} has no effect without {' or '.join(needed)}; add it or leave both out"
+            )

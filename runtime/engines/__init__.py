@@ -31,8 +31,12 @@ def open_engines(bundle: Bundle, engine: str = "auto", threads: int | None = Non
         case "onnxruntime":
             reason = "asked for"
         case "tensorrt":
+            from .tensorrt_build import import_tensorrt
+
+            version = import_tensorrt().__version__
             raise EngineError(
-                "the tensorrt engine is not available in this version: use --engine onnxruntime"
+                f"this version builds plans with TensorRT {version} (--build) but cannot run them "
+                "yet: use --engine onnxruntime"
             )
         case _:
             raise ConfigError(f"engine must be one of {', '.join(ENGINE_NAMES)}, found {engine!r}")

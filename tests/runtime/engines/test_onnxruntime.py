@@ -134,8 +134,9 @@ def test_auto_says_what_it_took_and_why(bundle):
     assert engines.specs == bundle.manifest.graphs
 
 
-def test_tensorrt_is_one_clear_line(bundle):
-    with pytest.raises(EngineError, match="not available in this version"):
+def test_tensorrt_is_one_clear_line(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match="needs the Python package tensorrt"):
         open_engines(bundle, "tensorrt")
 
 

@@ -1,0 +1,166 @@
+"""Float16 arithmetic written into the graph: what a GPU multiplies in half precision.
+
+TensorRT takes types as they stand in the ONNX (weak typing is gone in version 11), so the graph
+itself says what is float16: weights, matrix products, the residual stream, the cache once it is
+read. Float32 stay, each behind Casts: sums of squares (beyond 256 a square overflows), softmax and
+the mask before it, angles of positions, and all inputs and outputs, so that the runtime's buffers
+do not change.
+
+`fp16.py` is the other form, for CPUs: weights stored in half the bytes, arithmetic in float32.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ..runtime.errors import ConfigError
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+LIMIT = float(np.finfo(np.float16).max)
+WIDE_OPS = frozenset(
+    """
+    Acos Asin Cast ConstantOfShape Cos CumSum Div Exp Log LogSoftmax Pow Range Reciprocal ReduceMax
+    ReduceMean ReduceMin ReduceSum Sin Softmax Softplus Sqrt
+    """.split()  # noqa: SIM905
+)
+"""Computed in float32 whatever surrounds them."""
+PRODUCTS = frozenset(("MatMul", "Gemm", "Einsum", "Conv"))
+"""Never float32: these are what float16 is for."""
+
+
+def type_fp16(model: onnx.ModelProto) -> int:
+    """Rewrites a float32 graph with float16 arithmetic, in place.
+
+    Returns:
+        How many weights became float16.
+
+    Raises:
+        ConfigError: A weight is beyond float16's range.
+    """
+    graph = model.graph
+    floats = _float_values(model)
+    wide = _wide_nodes(graph, floats)
+    kinds = {item.name: FLOAT for item in (*graph.input, *graph.initializer)}
+    for index, node in enumerate(graph.node):
+        for name in node.output:
+            kinds[name] = FLOAT if index in wide else HALF
+    weights = {item.name: item for item in graph.initializer if item.name in floats}
+    inputs = {item.name for item in graph.input}
+    outputs = {item.name for item in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    made: dict[tuple[str, int], str] = {}
+    narrowed: set[str] = set()
+
+    def as_kind(name: str, kind: int) -> str:
+        """Returns the name of a value in a dtype, casting it on first use."""
+        if name not in floats or kinds[name] == kind:
+            return name
+        if (name, kind) not in made:
+            other = f"{name}.{'fp16' if kind == HALF else 'fp32'}"
+            made[name, kind] = other
+            if name in weights:
+                graph.initializer.append(_narrow(weights[name], other))
+                narrowed.add(other)
+            else:
+                source = name
+                if name in inputs:
+                    # Rows of a cache that nobody reads may hold anything finite; infinity times
+                    # the zero of a masked score would be NaN.
+                    source = f"{name}.clipped"
+                    limits = _limits(graph)
+                    nodes.append(helper.make_node("Clip", [name, *limits], [source], name=source))
+                nodes.append(
+                    helper.make_node("Cast", [source], [other], name=f"{other}.cast", to=kind)
+                )
+        return made[name, kind]
+
+    for index, node in enumerate(graph.node):
+        kind = FLOAT if index in wide else HALF
+        fixed = [as_kind(name, kind) for name in node.input]
+        del node.input[:]
+        node.input.extend(fixed)
+        nodes.append(node)
+        for position, name in enumerate(node.output):
+            if name in outputs and name in floats and kind == HALF:
+                # The output keeps name and dtype; the float16 value behind it gets another name.
+                node.output[position] = f"{name}.fp16"
+                made[name, HALF] = f"{name}.fp16"
+                kinds[name] = FLOAT
+                nodes.append(
+                    helper.make_node(
+                        "Cast", [f"{name}.fp16"], [name], name=f"{name}.cast", to=FLOAT
+                    )
+                )
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _drop_unused(graph)
+    return len(narrowed)
+
+
+def _float_values(model: onnx.ModelProto) -> set[str]:
+    """Names of all float32 values."""
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
+    items = (*inferred.input, *inferred.output, *inferred.value_info)
+    names = {item.name for item in items if item.type.tensor_type.elem_type == FLOAT}
+    return names | {item.name for item in inferred.initializer if item.data_type == FLOAT}
+
+
+def _wide_nodes(graph: onnx.GraphProto, floats: set[str]) -> set[int]:
+    """Indices of the nodes that compute in float32.
+
+    Besides WIDE_OPS these are all nodes that touch no float, and what only feeds float32 nodes: the
+    square under a mean, the mask under a softmax, the angle under a cosine.
+    """
+    users: dict[str, list[int]] = defaultdict(list)
+    for index, node in enumerate(graph.node):
+        for name in node.input:
+            users[name].append(index)
+    outputs = {item.name for item in graph.output}
+    wide: set[int] = set()
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        made = [name for name in node.output if name in floats]
+        feeds_wide_only = bool(made) and all(
+            name not in outputs and users[name] and all(user in wide for user in users[name])
+            for name in made
+        )
+        must_be_half = node.op_type in PRODUCTS or _reads_weights(graph, node)
+        if node.op_type in WIDE_OPS or not made or (feeds_wide_only and not must_be_half):
+            wide.add(index)
+    return wide
+
+
+def _reads_weights(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+    """True for an embedding, which is read in the dtype it is stored in."""
+    return node.op_type in ("Gather", "Transpose") and any(
+        item.name == node.input[0] for item in graph.initializer
+    )
+
+
+def _narrow(item: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    array = numpy_helper.to_array(item)
+    if array.size and float(np.abs(array).max()) > LIMIT:
+        raise ConfigError(
+            f"weight {item.name} is beyond float16's range of 65504: export with --precision fp32"
+        )
+    return numpy_helper.from_array(array.astype(np.float16), name)
+
+
+def _limits(graph: onnx.GraphProto) -> tuple[str, str]:
+    """Names of the scalars -65504 and 65504, made on first use."""
+    names = ("fp16.least", "fp16.most")
+    if not any(item.name == names[0] for item in graph.initializer):
+        for name, value in zip(names, (-LIMIT, LIMIT), strict=True):
+            graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    return names
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    kept = [item for item in graph.initializer if item.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

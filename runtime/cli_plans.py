@@ -1,0 +1,154 @@
+"""What `dlm-run` does with TensorRT plans: builds, lists and removes them. Torch-free."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+import click
+
+from .bundle import default_bundle_path, open_bundle
+from .cli_common import note, print_json
+from .cli_options import RunOptions
+from .engines.gpu import read_gpu
+from .engines.plan_cache import PlanCache
+from .engines.tensorrt_build import BuildSettings, import_tensorrt
+from .engines.tensorrt_plans import Plan, graph_files, plan_for
+
+_NAME = "dlm-run"
+_MIB = 1 << 20
+_WIDTH = 24
+
+
+class BuildLine:
+    """One line on a terminal that shows how far a build is; nothing elsewhere."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._shown = ""
+
+    def show(self, fraction: float, phase: str) -> None:
+        """Redraws the line if it would look different."""
+        filled = round(min(max(fraction, 0.0), 1.0) * _WIDTH)
+        bar = "#" * filled + "." * (_WIDTH - filled)
+        line = f"building [{bar}] {fraction:4.0%} {phase[:32]:<32}"
+        if self._out.isatty() and line != self._shown:
+            self._out.write(f"\r{line}")
+            self._out.flush()
+            self._shown = line
+
+    def end(self) -> None:
+        """Removes the line."""
+        if self._shown:
+            self._out.write("\r" + " " * len(self._shown) + "\r")
+            self._out.flush()
+            self._shown = ""
+
+
+def build(options: RunOptions) -> None:
+    """Builds the plans of every graph of a bundle, or says that they are there.
+
+    Raises:
+        EngineError: There is no TensorRT, or it refuses a graph.
+        DeviceError: There is no GPU.
+    """
+    trt = import_tensorrt()
+    gpu = read_gpu()
+    path = default_bundle_path() if options.bundle is None else options.bundle
+    bundle = open_bundle(path, expect_sha256=options.expect_sha256)
+    cache = PlanCache(lambda line: note(_NAME, line))
+    settings = BuildSettings(weakly_typed=options.weak_types)
+    for file in graph_files(bundle):
+        line = BuildLine(sys.stderr)
+        try:
+            plan = plan_for(
+                trt,
+                bundle,
+                file,
+                gpu,
+                cache,
+                settings,
+                rebuild=options.task == "rebuild",
+                report=line.show,
+            )
+        finally:
+            line.end()
+        _print_plan(plan, file, options)
+
+
+def _print_plan(plan: Plan, file: str, options: RunOptions) -> None:
+    facts: dict[str, Any] = {
+        "file": file,
+        "mib": round(plan.data.nbytes / _MIB, 2),
+        "built": plan.facts is not None,
+        "gpu": plan.key.gpu_name,
+        "backend": plan.key.backend_version,
+        **(plan.facts or {}),
+    }
+    warnings = facts.pop("warnings", [])
+    if options.verbose:
+        for warning in warnings:
+            note(_NAME, warning[:300])
+    if options.as_json:
+        print_json(facts)
+        return
+    how = "in the cache"
+    if plan.facts is not None:
+        how = (
+            f"built in {plan.facts['seconds']:.1f} s, memory up to "
+            f"{plan.facts['peak_rss_mib']:.0f} MiB"
+        )
+    click.echo(
+        f"{file}  {facts['mib']:.1f} MiB  {len(plan.specs)} shapes  {how}  "
+        f"({facts['backend']}, {facts['gpu']})"
+    )
+
+
+def show(options: RunOptions) -> None:
+    """Lists the cached plans of a bundle, or all."""
+    cache = PlanCache()
+    wanted = _bundle_sha256(options)
+    rows = []
+    for entry in cache.entries():
+        header = entry.header or {}
+        key = header.get("key", {})
+        if wanted is None or key.get("bundle_sha256") == wanted:
+            rows.append(
+                {
+                    "plan": entry.path.name,
+                    "mib": round(entry.bytes / _MIB, 2),
+                    "bundle": header.get("facts", {}).get("bundle"),
+                    "bundle_sha256": key.get("bundle_sha256"),
+                    "gpu": key.get("gpu_name"),
+                    "backend": key.get("backend_version"),
+                    "precision": key.get("precision"),
+                    "built": header.get("built"),
+                }
+            )
+    if options.as_json:
+        print_json({"folder": str(cache.folder), "plans": rows})
+        return
+    for row in rows:
+        if row["bundle_sha256"] is None:
+            click.echo(f"{row['plan']}  {row['mib']:.1f} MiB  damaged")
+            continue
+        click.echo(
+            f"{row['plan']}  {row['mib']:.1f} MiB  {row['bundle']} ({row['bundle_sha256'][:12]})  "
+            f"{row['precision']}  {row['backend']}, {row['gpu']}  {row['built']}"
+        )
+    click.echo(f"{len(rows)} plans in {cache.folder}", err=True)
+
+
+def clear(options: RunOptions) -> None:
+    """Removes the cached plans of a bundle, or all."""
+    number, size = PlanCache().clear(_bundle_sha256(options))
+    if options.as_json:
+        print_json({"removed": number, "bytes": size})
+    else:
+        click.echo(f"removed {number} plans, {size / _MIB:.1f} MiB", err=True)
+
+
+def _bundle_sha256(options: RunOptions) -> str | None:
+    if options.bundle is None:
+        return None
+    return open_bundle(options.bundle, expect_sha256=options.expect_sha256).sha256

@@ -1,0 +1,267 @@
+"""TensorRT on a GPU: deserialise a plan, bind device buffers once, enqueue on one stream.
+
+Kept to the calls themselves, since it cannot run where there is no GPU: what decides anything
+stands in `tensorrt_build.py` and `plan_cache.py`, which do run there. One execution context per
+(block, context) pair, its profile, shapes and addresses set once; all contexts share one piece of
+scratch memory, since only one runs at a time. A run enqueues and returns: the device's stream
+orders it with the kernels and copies around it.
+
+| what | lives |
+|---|---|
+| `kv` inputs | one allocation per slot, for the largest context; smaller ones see its prefix |
+| other inputs | one allocation per engine |
+| outputs | one allocation per role; any run of the set overwrites them |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, Protocol
+
+from ..bundle import Bundle
+from ..errors import EngineError
+from ..manifest import GraphSpec, TensorSpec
+from .gpu import Gpu
+from .plan_cache import PlanCache
+from .tensorrt_build import BuildSettings
+from .tensorrt_log import process_logger
+from .tensorrt_plans import Plan, graph_files, plan_for
+
+
+class Memory(Protocol):
+    """What this engine asks of a device."""
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream that everything is enqueued on."""
+        ...
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
+        """Allocates; the array is a frozen dataclass with `pointer`, `shape` and `dtype`."""
+        ...
+
+    def zero(self, target: Any) -> None:
+        """Sets all bytes to 0."""
+        ...
+
+
+class DeviceBuffers:
+    """The arrays of a set; see the module's table."""
+
+    def __init__(self, device: Memory, specs: Sequence[GraphSpec]) -> None:
+        self._device = device
+        self._sizes: dict[tuple[Any, ...], int] = {}
+        self._arenas: dict[tuple[Any, ...], Any] = {}
+        for spec in specs:
+            for tensor in (*spec.inputs, *spec.outputs):
+                key = self._key(tensor, spec)
+                self._sizes[key] = max(prod(tensor.shape), self._sizes.get(key, 0))
+
+    def _key(self, tensor: TensorSpec, spec: GraphSpec) -> tuple[Any, ...]:
+        if tensor.role == "kv":
+            return ("kv", tensor.dtype, tensor.shape[1:])
+        if tensor in spec.outputs:
+            return (tensor.role, tensor.dtype)
+        return (spec.name, spec.block, spec.context, tensor.name)
+
+    def view(self, tensor: TensorSpec, spec: GraphSpec, slot: int) -> Any:
+        """Returns the tensor's array: zeros at first, the same memory at every call."""
+        key = self._key(tensor, spec)
+        place = (*key, slot if tensor.role == "kv" else 0)
+        if place not in self._arenas:
+            self._arenas[place] = self._device.empty((self._sizes[key],), tensor.dtype)
+            self._device.zero(self._arenas[place])
+        return replace(self._arenas[place], shape=tensor.shape)
+
+    def clear(self) -> None:
+        """Drops every allocation."""
+        self._arenas.clear()
+
+
+class TensorRtEngine:
+    """One graph at one static shape: an execution context with everything bound."""
+
+    def __init__(
+        self, context: Any, spec: GraphSpec, profile_index: int, buffers: DeviceBuffers, stream: int
+    ) -> None:
+        self._context, self._spec, self._stream = context, spec, stream
+        self._buffers = buffers
+        self._slot: int | None = None
+        if not context.set_optimization_profile_async(profile_index, stream):
+            raise self._refused(f"its profile {profile_index}")
+        for tensor in spec.inputs:
+            if not context.set_input_shape(tensor.name, tensor.shape):
+                raise self._refused(f"the shape of {tensor.name}")
+        if context.infer_shapes():
+            raise self._refused("its shapes")
+        self.inputs: Mapping[str, Any] = {}
+        self.outputs: Mapping[str, Any] = {
+            tensor.name: buffers.view(tensor, spec, 0) for tensor in spec.outputs
+        }
+        for name, array in self.outputs.items():
+            self._bind(name, array)
+        self.select(0)
+
+    @property
+    def spec(self) -> GraphSpec:
+        """The graph's spec."""
+        return self._spec
+
+    def select(self, slot: int) -> None:
+        """Binds the KV cache of this slot; a captured step keeps the one it was captured with."""
+        if slot != self._slot:
+            self.inputs = {
+                tensor.name: self._buffers.view(tensor, self._spec, slot)
+                for tensor in self._spec.inputs
+            }
+            for name, array in self.inputs.items():
+                self._bind(name, array)
+            self._slot = slot
+
+    def run(self) -> None:
+        """Enqueues one run on the device's stream; EngineError if TensorRT refuses."""
+        if not self._context.execute_async_v3(self._stream):
+            raise self._refused("to run")
+
+    def _bind(self, name: str, array: Any) -> None:
+        if not self._context.set_tensor_address(name, array.pointer):
+            raise self._refused(f"the address of {name}")
+
+    def _refused(self, what: str) -> EngineError:
+        spec = self._spec
+        return EngineError(
+            f"TensorRT refuses {what} for {spec.name}, block {spec.block}, context {spec.context}: "
+            "build the plan again with --rebuild, or use --engine onnxruntime"
+        )
+
+
+class TensorRtEngines:
+    """All graphs of one bundle on TensorRT."""
+
+    name = "tensorrt"
+    threads = 1
+
+    def __init__(
+        self,
+        trt: Any,
+        bundle: Bundle,
+        device: Memory,
+        gpu: Gpu,
+        *,
+        settings: BuildSettings | None = None,
+        reason: str = "",
+        note: Callable[[str], None] = lambda line: None,
+        report: Callable[[float, str], None] = lambda fraction, phase: None,
+    ) -> None:
+        """Loads the bundle's plans, building those that the cache lacks.
+
+        Args:
+            trt: The module.
+            bundle: Opened.
+            device: Allocates, and has the stream.
+            gpu: What the plans are for.
+            settings: How to build.
+            reason: Why this backend was taken.
+            note: Gets a line when a plan is damaged or built again.
+            report: As in `build_plan`.
+
+        Raises:
+            EngineError: A plan can neither be loaded nor built.
+            DeviceError: There is no memory for the buffers.
+        """
+        self._trt, self._bundle, self._device = trt, bundle, device
+        self.reason = reason
+        self._buffers = DeviceBuffers(device, bundle.manifest.graphs)
+        self._engines: dict[tuple[str, int, int], TensorRtEngine] = {}
+        self._slot = 0
+        self._plans: dict[str, tuple[tuple[GraphSpec, ...], Any]] = {}
+        cache = PlanCache(note)
+        # Engines live no longer than the runtime that made them.
+        self._runtime = trt.Runtime(process_logger(trt))
+        for file in graph_files(bundle):
+            self._plans[file] = self._load(
+                lambda rebuild, file=file: plan_for(
+                    trt,
+                    bundle,
+                    file,
+                    gpu,
+                    cache,
+                    settings or BuildSettings(),
+                    rebuild=rebuild,
+                    report=report,
+                ),
+                note,
+            )
+        size = max(engine.device_memory_size_v2 for _, engine in self._plans.values())
+        self._scratch: Any = device.empty((max(size, 1),), "uint8")
+        self._scratch_bytes = size
+
+    def _load(
+        self, find: Callable[[bool], Plan], note: Callable[[str], None]
+    ) -> tuple[tuple[GraphSpec, ...], Any]:
+        """Returns a plan's shapes and its engine, which has no further need of the plan.
+
+        A plan that TensorRT cannot load is built again, once.
+        """
+        runtime = self._runtime
+        for rebuild in (False, True):
+            plan = find(rebuild)
+            engine = runtime.deserialize_cuda_engine(plan.data)
+            if engine is not None:
+                return plan.specs, engine
+            reasons = process_logger(self._trt).take()[0] or ["no reason given"]
+            if not rebuild:
+                note(f"TensorRT cannot load the plan ({reasons[0][:160]}) and builds it again")
+        raise EngineError(
+            f"TensorRT cannot load the plan that it just built: {reasons[0][:200]}; "
+            "use --engine onnxruntime"
+        )
+
+    @property
+    def specs(self) -> tuple[GraphSpec, ...]:
+        """Every graph shape on offer."""
+        return self._bundle.manifest.graphs
+
+    def engine(self, name: str, block: int, context: int) -> TensorRtEngine:
+        """Returns the engine of this shape, bound on first use; EngineError if there is none."""
+        key = (name, block, context)
+        if key not in self._engines:
+            found = [spec for spec in self.specs if (spec.name, spec.block, spec.context) == key]
+            if not found:
+                offered = ", ".join(f"{s.name} {s.block}/{s.context}" for s in self.specs)
+                raise EngineError(
+                    f"the bundle has no graph {name} for block {block} and context {context}; it "
+                    f"has {offered}: export it with the sizes you need"
+                )
+            self._engines[key] = self._make(found[0])
+        self._engines[key].select(self._slot)
+        return self._engines[key]
+
+    def _make(self, spec: GraphSpec) -> TensorRtEngine:
+        specs, engine = self._plans[spec.file]
+        trt = self._trt
+        context = engine.create_execution_context(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if context is None:
+            raise EngineError(
+                f"TensorRT gives no execution context for {spec.name}, block {spec.block}, "
+                f"context {spec.context}: close other programs, or take a smaller block or context"
+            )
+        context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
+        return TensorRtEngine(context, spec, specs.index(spec), self._buffers, self._device.stream)
+
+    def kv_slot(self, index: int) -> None:
+        """Selects the KV cache that engines bind; engines in hand change at once."""
+        self._slot = index
+        for bound in self._engines.values():
+            bound.select(index)
+
+    def close(self) -> None:
+        """Releases contexts, engines and buffers, in this order."""
+        self._engines.clear()
+        self._plans.clear()
+        self._buffers.clear()
+        self._scratch = None

@@ -1,0 +1,109 @@
+"""The plans of a bundle: from the cache, or built with what TensorRT is here.
+
+Joins three strangers: the bundle's graphs, the builder and the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..bundle import Bundle
+from ..manifest import GraphSpec
+from .gpu import Gpu
+from .plan_cache import NewPlan, PlanCache, PlanKey
+from .tensorrt_build import BuildSettings, build_plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One plan, ready to be deserialised."""
+
+    key: PlanKey
+    specs: tuple[GraphSpec, ...]
+    """Profile i is the shape of specs[i]."""
+    data: memoryview
+    facts: Mapping[str, Any] | None
+    """seconds, peak_rss_mib, warnings if it was built just now; None: it was in the cache."""
+
+
+def graph_files(bundle: Bundle) -> dict[str, tuple[GraphSpec, ...]]:
+    """Returns the shapes of each ONNX file of a bundle, in the manifest's order."""
+    files: dict[str, tuple[GraphSpec, ...]] = {}
+    for spec in bundle.manifest.graphs:
+        files[spec.file] = (*files.get(spec.file, ()), spec)
+    return files
+
+
+def plan_key(
+    trt: Any, bundle: Bundle, file: str, precision: str, gpu: Gpu, settings: BuildSettings
+) -> PlanKey:
+    """Returns what the plan of one ONNX file depends on."""
+    return PlanKey(
+        bundle_sha256=bundle.sha256,
+        file=file,
+        precision=precision,
+        backend_version=f"{trt.__name__} {trt.__version__}",
+        gpu_name=gpu.name,
+        compute_capability=gpu.compute_capability,
+        driver_version=gpu.driver_version,
+        power_mode=gpu.power_mode,
+        options=asdict(settings),
+    )
+
+
+def plan_for(
+    trt: Any,
+    bundle: Bundle,
+    file: str,
+    gpu: Gpu,
+    cache: PlanCache,
+    settings: BuildSettings,
+    *,
+    rebuild: bool = False,
+    configure: Callable[[Any], None] = lambda config: None,
+    report: Callable[[float, str], None] = lambda fraction, phase: None,
+) -> Plan:
+    """Returns the plan of one ONNX file of a bundle.
+
+    Args:
+        trt: The module `tensorrt` (or `tensorrt_rtx`).
+        bundle: Opened, so unpacked and verified.
+        file: Member name of the ONNX file.
+        gpu: Where it will run.
+        cache: Of plans.
+        settings: How to build.
+        rebuild: Build even if the cache has it.
+        configure: As in `build_plan`.
+        report: As in `build_plan`.
+
+    Raises:
+        EngineError: It cannot be built, or the cache cannot be written.
+    """
+    specs = graph_files(bundle)[file]
+    key = plan_key(trt, bundle, file, specs[0].precision, gpu, settings)
+    built: list[Mapping[str, Any]] = []
+
+    def build() -> NewPlan:
+        plan = build_plan(
+            trt,
+            bundle.member(file),
+            specs,
+            settings,
+            timing_cache=cache.timings(key),
+            configure=configure,
+            report=report,
+        )
+        cache.keep_timings(key, plan.timing_cache)
+        facts = {
+            "bundle": bundle.path.name[:200],
+            "profiles": [[spec.name, spec.block, spec.context] for spec in specs[:32]],
+            "seconds": round(plan.seconds, 2),
+            "peak_rss_mib": round(plan.peak_rss_mib),
+        }
+        built.append({**facts, "warnings": list(plan.warnings)})
+        return NewPlan(data=plan.data, facts=facts)
+
+    data = cache.obtain(key, build, rebuild=rebuild, need_bytes=bundle.weights_bytes)
+    return Plan(key=key, specs=specs, data=data, facts=built[0] if built else None)

@@ -1,0 +1,65 @@
+"""Every kind of graph that we export, through the parser and the builder of a real TensorRT.
+
+TensorRT-RTX's rules are a newer TensorRT's: what 10.3 refuses beyond them is `export/lint.py`'s
+business. What runs on the plan's GPU is not tried here.
+"""
+
+from functools import cache
+
+import onnx
+import pytest
+import torch
+from dlm_edge.export.fp16 import store_fp16
+from dlm_edge.export.graph import Shape, graph_specs
+from dlm_edge.export.trace import trace
+from dlm_edge.export.typed import type_fp16
+from dlm_edge.export.weights import split_weights
+from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
+from dlm_edge.train.families import FAMILIES
+
+pytestmark = [
+    pytest.mark.trt,
+    # Timing caches are a full TensorRT's.
+    pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX"),
+]
+
+BLOCK, CONTEXT = 4, 16
+MODEL = {"dim": 64, "num_layers": 1, "num_heads": 2, "vocab_size": 258, "context": CONTEXT}
+MASKED = {"mask_token_id": 1, "block_sizes": f"{BLOCK},full"}
+VARIANTS = {
+    "mdlm": ("mdlm", MASKED),
+    "mdlm tied": ("mdlm", {**MASKED, "tie_embeddings": True}),
+    "mdlm timed": ("mdlm", {**MASKED, "time_conditioning": True}),
+    "ar": ("ar", {}),
+}
+SHAPES = {
+    "mdlm": (Shape(block=BLOCK, context=CONTEXT), Shape(block=CONTEXT, context=8)),
+    "ar": (Shape(block=1, context=CONTEXT), Shape(block=BLOCK, context=8)),
+}
+CONVERSIONS = {"fp32": lambda model: None, "fp16 stored": store_fp16, "fp16 typed": type_fp16}
+
+
+@cache
+def traced(variant):
+    name, options = VARIANTS[variant]
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    config = family.make_config({**MODEL, "eos_token_id": 0, "pad_token_id": None, **options})
+    (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
+    return graph, trace(graph, Shape(block=BLOCK, context=CONTEXT)).SerializeToString()
+
+
+@pytest.mark.parametrize("precision", CONVERSIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision):
+    graph, text = traced(variant)
+    model = onnx.load_from_string(text)
+    CONVERSIONS[precision](model)
+    split_weights(model, tmp_path, graph.name)
+    file = f"{graph.name}.onnx"
+    specs = graph_specs(graph, SHAPES[VARIANTS[variant][0]], file=file, precision=precision[:4])
+    plan = build_plan(
+        trt, tmp_path / file, specs, BuildSettings(optimization_level=0), configure=configure
+    )
+    weights = (tmp_path / f"{graph.name}.weights").stat().st_size
+    assert plan.data.nbytes >= weights / 2
