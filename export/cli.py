@@ -13,20 +13,28 @@ from ..runtime.errors import ConfigError
 
 
 class Sizes(click.ParamType):
-    """Positive integers separated by commas."""
+    """Positive integers separated by commas, and words that stand for one."""
 
     name = "sizes"
 
+    def __init__(self, *words: str) -> None:
+        """Takes the words that are admitted beside integers."""
+        self.words = words
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Returns the integers; a usage error names what is not one."""
+    ) -> tuple[int | str, ...]:
+        """Returns integers and words; a usage error names what is neither."""
         if isinstance(value, tuple):
             return value
-        sizes = []
-        for part in str(value).split(","):
-            if not part.strip().isdecimal() or int(part) < 1:
-                self.fail(f"{part.strip()!r} is no positive integer", param, ctx)
+        sizes: list[int | str] = []
+        for part in map(str.strip, str(value).split(",")):
+            if part in self.words:
+                sizes.append(part)
+                continue
+            if not part.isdecimal() or int(part) < 1:
+                choice = "".join(f" nor {word!r}" for word in self.words)
+                self.fail(f"{part!r} is no positive integer{choice}", param, ctx)
             sizes.append(int(part))
         return tuple(sizes)
 
@@ -61,8 +69,9 @@ def _decoding(text: str | None) -> dict[str, Any]:
 @click.option(
     "--block",
     "blocks",
-    type=Sizes(),
-    help="Positions denoised at a time, one or more sizes. Default: those trained on.",
+    type=Sizes("full"),
+    help="Positions denoised at a time, one or more sizes; full is the whole canvas, which masked "
+    "models get anyway. Default: those trained on.",
 )
 @click.option(
     "--context",

@@ -16,6 +16,8 @@ from ..train.families.base import ExportGraph, GraphTensor
 WHOLE_CANVAS_CONTEXT = 8
 """Context rows of the whole-canvas shape: none is ever valid, but TensorRT takes no empty tensor,
 and eight rows keep its alignment."""
+WHOLE_CANVAS = "full"
+"""How options call the block size that is the whole canvas."""
 CAUSAL_BLOCK = 1
 """Causal models decode token by token."""
 

@@ -34,7 +34,7 @@ from .canvases import text_ids
 from .card import CARD_NAME, read_own_text, write_card
 from .fp16 import store_fp16
 from .golden import golden_vectors
-from .graph import Shape, choose_shapes, graph_specs
+from .graph import WHOLE_CANVAS, Shape, choose_shapes, graph_specs
 from .lint import operator_counts, require_clean
 from .parity import compare
 from .provenance import provenance
@@ -52,6 +52,7 @@ ARITHMETIC: Mapping[str, str] = {
     "fp16 typed": "float16 weights and arithmetic; norm statistics, softmax and angles in float32",
 }
 DEFAULT_BLOCK = 32
+"""Prefill of causal models, which are trained on no block size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,9 @@ class ExportSettings:
     """A name of TARGETS."""
     precision: str = "fp32"
     """A name of PRECISIONS."""
-    blocks: tuple[int, ...] = ()
-    """Block sizes in positions; empty: those the checkpoint was trained on."""
+    blocks: tuple[int | str, ...] = ()
+    """Block sizes in positions, or "full" for the whole canvas, which masked models have anyway;
+    empty: those the checkpoint was trained on."""
     contexts: tuple[int, ...] = ()
     """Context buckets in positions; empty: half of the checkpoint's positions, and all.
 
@@ -171,13 +173,23 @@ def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSetti
 def _shapes(manifest: Manifest, settings: ExportSettings) -> tuple[Shape, ...]:
     causal = bool(manifest.model.get("causal", False))
     most = manifest.max_position
-    trained = tuple(size for size in manifest.block_sizes if 1 < size < most)
+    canvas = manifest.mask_token_id is not None
+    if WHOLE_CANVAS in settings.blocks and not canvas:
+        raise ConfigError(
+            f"--block {WHOLE_CANVAS} is the whole canvas of a masked model; family "
+            f"{manifest.family} has none: leave it out"
+        )
+    blocks = tuple(size for size in settings.blocks if isinstance(size, int))
+    if not settings.blocks:
+        # Blocks that a masked model has not learnt would decode, but badly.
+        untrained = (min(DEFAULT_BLOCK, most),) if causal else ()
+        blocks = tuple(size for size in manifest.block_sizes if 1 < size < most) or untrained
     return choose_shapes(
-        blocks=settings.blocks or trained or (min(DEFAULT_BLOCK, most),),
+        blocks=blocks,
         contexts=settings.contexts or tuple({max(most // 2, 1), most}),
         max_position=most,
         causal=causal,
-        canvas=manifest.mask_token_id is not None,
+        canvas=canvas,
     )
 
 

@@ -269,3 +269,13 @@ def test_the_zip_holds_the_members_and_the_manifest_only(exported):
             "report.json",
             "tokenizer.json",
         ]
+
+
+def test_full_alone_gives_the_whole_canvas_alone(checkpoint, tmp_path, traced_before):
+    path = tmp_path / "canvas.dlm"
+    export_checkpoint(checkpoint, path, ExportSettings(blocks=("full",)))
+    assert shapes(open_bundle(path)) == [(16, 8)]
+
+
+def test_a_causal_model_has_no_whole_canvas(causal_checkpoint, tmp_path):
+    refused(ConfigError, causal_checkpoint, tmp_path / "x.dlm", blocks=("full",))
