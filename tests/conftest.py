@@ -32,6 +32,14 @@ settings.load_profile("machine-independent")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def ctrl_c_arrives():
+    """A shell starts background jobs with SIGINT ignored, and children would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_cache_folder(tmp_path_factory):
     """Bundles unpack here, never into the cache of the user who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:

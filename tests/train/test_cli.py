@@ -56,7 +56,7 @@ def test_training_prints_the_bound_the_path_and_the_next_command(
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("finished after 3 steps, 192 tokens")
-    assert any(line.startswith("held out, block full: ") and "±" in line for line in lines)
+    assert any(line.startswith("held out, block full: ") and "perplexity" in line for line in lines)
     assert f"checkpoint: {out}" in lines
     assert lines[-1].startswith(f"next: dlm-export {out}")
 
