@@ -5,6 +5,7 @@ Also keeps a test run to itself: one thread per worker, and a cache folder of it
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
