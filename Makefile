@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= Once upon a time, there was a little girl named Lily.
+# A temperature below the default: fewer slips, less variety.
+DEMO_ARGS ?= --temperature 0.7
 PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist loadfile
 BENCH_ARGS ?=
 
@@ -17,7 +19,7 @@ help:  ## list the targets
 	@echo "Another interpreter: make demo PYTHON=python3.12 (found: $(PYTHON))"
 
 demo: $(VENV)/.demo  ## set up .venv and let the shipped model write a story on this CPU
-	@$(BIN)/dlm-run "$(PROMPT)"
+	@$(BIN)/dlm-run "$(PROMPT)" $(DEMO_ARGS)
 
 install: $(VENV)/.dev  ## set up .venv with all that training, export, tests and linters need
 
