@@ -58,5 +58,5 @@ $(VENV)/.demo: $(PACKAGING) | $(BIN)/python
 
 $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2
-	@$(PIP) --editable '.[desktop,cpu,dev]'
+	@$(PIP) --editable '.[desktop,cpu,report,dev]'
 	@touch $@ $(VENV)/.demo

@@ -64,7 +64,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     torch.manual_seed(config.seed)
     module = family.make_model(model_config["model"])
     if config.init is not None:
-        load_weights(module, read_checkpoint(config.init, config.family))
+        load_weights(module, read_checkpoint(config.init))
     batches = Batches(
         corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
     )
