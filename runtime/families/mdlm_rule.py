@@ -6,7 +6,8 @@
 | denoise | fixed ids, MASK elsewhere | rows cached | a decoding rule commits positions |
 | commit | the finished block | rows cached | its kv_new is stored; skipped when no block follows |
 
-All three are the graph `denoise`. The prompt's tail (its length modulo the block size) shares the
+All three are the graph `denoise`. Where the ops report one step late, the run after the last step
+was one over the finished block already: its kv_new is stored, and no commit run is needed. The prompt's tail (its length modulo the block size) shares the
 first generated block as fixed positions. Positions beyond the last token asked for stay MASK and
 are neither committed nor read.
 
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..decoding import DecodingSettings
+from ..decoding import RULES, DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
 from ..manifest import Manifest
@@ -48,6 +49,10 @@ from .window import (
 )
 
 GRAPH = "denoise"
+MAX_WAITING = 32
+"""In the last block of a text no commit run follows that a late report could save, so with up to
+so many masked positions each step's own report is awaited: a wait is a launch's time, about 1/30
+of a step of a 100 M model on the boards meant."""
 
 
 class MaskedRule:
@@ -64,7 +69,7 @@ class MaskedRule:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         assert manifest.mask_token_id is not None
         self._mask, self._eos = manifest.mask_token_id, manifest.eos_token_id
-        self._ops, self._request = ops, request
+        self._engines, self._ops, self._request = engines, ops, request
         shapes = contexts_by_block(engines.specs, GRAPH)
         template = request.template_ids
         if template is None:
@@ -93,6 +98,8 @@ class MaskedRule:
             unmask_chance=unmask_chances(manifest, steps) if settings.rule == "ancestral" else None,
         )
         self._sees_time = sees_time(engines.specs, GRAPH)
+        # Outputs on which nothing was committed serve again, unless time went on for the graph.
+        self._repeats = RULES[settings.rule].scheduled and not self._sees_time
         self._chances = mask_chances(manifest, steps)
         self._phase = "prefill"
         self._cached = 0
@@ -207,13 +214,13 @@ class MaskedRule:
             self._text.extend(0, template)
 
     def _denoise(self, engine: Engine) -> Sequence[Span]:
-        """One step; more on the same outputs while nothing changes, unless the graph sees time."""
+        """One step; more on the same outputs while nothing changes, if those serve again."""
         output = logits(engine)
-        progress = Progress(0, 0, 0, False)
+        exact = self._repeats or self._waits()
         while True:
             self._ops.sample(output, self._canvas)
-            progress = self._ops.commit(self._canvas)
-            if progress.num_committed or not progress.num_masked or self._sees_time:
+            progress = self._ops.commit(self._canvas, exact=exact)
+            if progress.num_committed or not progress.num_masked or not self._repeats:
                 break
         spans = []
         finished = progress.num_masked == 0
@@ -222,8 +229,13 @@ class MaskedRule:
         if self._request.provisional:
             spans.append(self._provisional())
         if finished:
-            self._finish_block(progress)
+            self._finish_block(progress, engine)
         return spans
+
+    def _waits(self) -> bool:
+        """Whether each step's own report is worth waiting for; see MAX_WAITING."""
+        last = self._canvas.position + self._block >= self._text.limit
+        return last and self._canvas.num_masked_at_start <= MAX_WAITING
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
         position = self._canvas.position
@@ -242,12 +254,18 @@ class MaskedRule:
             fixed=tuple((ids != self._mask).tolist()),
         )
 
-    def _finish_block(self, progress: Progress) -> None:
+    def _finish_block(self, progress: Progress, engine: Engine) -> None:
         self._ended = progress.ended
         if progress.ended or self._text.num_known >= self._text.limit:
             self._phase = "done"
         elif self._cached + self._block >= self._capacity:
             self._slide()
+        elif progress.behind and not self._sees_time:
+            context = bucket(self._contexts, self._cached + self._block)
+            holder = self._engines.engine(GRAPH, self._block, context)
+            append(self._ops, engine, self._cached, self._block, into=holder)
+            self._cached += self._block
+            self._advance()
         else:
             self._phase = "commit"
 

@@ -200,7 +200,7 @@ class NumpyOps:
             canvas.scratch.draws[kind] = made
         return made[1][canvas.step - start]
 
-    def commit(self, canvas: Canvas) -> Progress:
+    def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """See Ops."""
         num_committed = 0
         if canvas.num_masked:
