@@ -135,6 +135,18 @@ class Device(Protocol):
         """Waits for everything enqueued; DeviceError if any of it failed."""
         ...
 
+    def memory(self) -> tuple[int, int]:
+        """Gives free and total bytes of device memory."""
+        ...
+
+    def forget(self) -> None:
+        """Lets go of whatever refers to memory that is about to be freed."""
+        ...
+
+    def close(self) -> None:
+        """Lets the GPU go; nothing is enqueued afterwards."""
+        ...
+
 
 class Immediate:
     """What a device need not do itself that hands everything on at once."""
@@ -149,6 +161,9 @@ class Immediate:
         call()
 
     def flush(self, *, repeats: bool = False) -> None:
+        """See Device."""
+
+    def forget(self) -> None:
         """See Device."""
 
 

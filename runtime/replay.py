@@ -166,8 +166,18 @@ class ReplayingDevice:
         self.flush()
         self._inner.synchronize()
 
+    def memory(self) -> tuple[int, int]:
+        """See Device."""
+        return self._inner.memory()
+
     def forget(self) -> None:
-        """Drops captured steps, and what was enqueued and not flushed; before memory goes."""
+        """See Device; drops captured steps, and what was enqueued and not flushed."""
         self._pending.clear()
         self._steps.clear()
         self._held.clear()
+        self._inner.forget()
+
+    def close(self) -> None:
+        """See Device."""
+        self.forget()
+        self._inner.close()

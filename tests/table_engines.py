@@ -68,6 +68,7 @@ class TableEngine:
 
 class TableEngines:
     name = "table"
+    device = None
 
     def __init__(
         self,

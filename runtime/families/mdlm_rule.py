@@ -7,9 +7,9 @@
 | commit | the finished block | rows cached | its kv_new is stored; skipped when no block follows |
 
 All three are the graph `denoise`. Where the ops report one step late, the run after the last step
-was one over the finished block already: its kv_new is stored, and no commit run is needed. The prompt's tail (its length modulo the block size) shares the
-first generated block as fixed positions. Positions beyond the last token asked for stay MASK and
-are neither committed nor read.
+was one over the finished block already: its kv_new is stored, and no commit run is needed. The
+prompt's tail (its length modulo the block size) shares the first generated block as fixed
+positions. Positions beyond the last token asked for stay MASK and are neither committed nor read.
 
 A text beyond the largest context (or the positions the model knows) goes on in a window: the
 oldest half is dropped, the kept tail is prefilled at positions from 0 on, `approximate` is set.

@@ -135,9 +135,7 @@ def feed(ops: Ops, engine: Engine, ids: object, start: int, time: float = 0.0) -
     ops.assign(engine.inputs[engine.spec.tensor("canvas").name], ids)
 
 
-def append(
-    ops: Ops, engine: Engine, start: int, count: int, *, into: Engine | None = None
-) -> None:
+def append(ops: Ops, engine: Engine, start: int, count: int, *, into: Engine | None = None) -> None:
     """Stores a run's first `count` keys and values behind `start` rows of the cache.
 
     `into` is an engine of the set whose context holds them, if the one that ran is too short.

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,20 @@ OPTIONS = (
 )  # fmt: skip
 
 
+@cache
+def build_folder() -> Path:
+    """Where this process finds what it compiled, whatever a test makes of the user's cache."""
+    folder = cache_root() / "emulated"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def build(source: Path) -> Path:
     """Compiles a `.cu` file as a shared library, once per content."""
     if shutil.which(COMPILER) is None:
         pytest.skip(f"no {COMPILER} here to compile the kernels with")
     digest = hashlib.sha256(HEADER.read_bytes() + source_hash(source).encode()).hexdigest()
-    folder = cache_root() / "emulated"
-    folder.mkdir(exist_ok=True)
+    folder = build_folder()
     path = folder / f"{source.stem}-{digest}.so"
     if not path.is_file():
         partial = folder / f"{path.name}.{id(path)}"
@@ -67,9 +75,12 @@ class EmulatedDevice(Immediate):
     """`Device` on the CPU."""
 
     name = "emulation"
-    stream = 0
+    stream = 77
 
-    def __init__(self, *, downwards: bool = False, asynchronous: bool = False) -> None:
+    def __init__(
+        self, *, downwards: bool = False, asynchronous: bool = False, capacity: int = 1 << 33
+    ) -> None:
+        self.capacity, self._allocated = capacity, 0
         self._downwards = downwards
         self._recording: list[Callable[[], None]] | None = None
         self._queue: queue.SimpleQueue | None = queue.SimpleQueue() if asynchronous else None
@@ -108,7 +119,7 @@ class EmulatedDevice(Immediate):
         if self._failure is not None:
             raise DeviceError(f"work on the GPU failed: {self._failure}")
 
-    def memory(self, array: DeviceArray) -> np.ndarray:
+    def view(self, array: DeviceArray) -> np.ndarray:
         kind = ctypes.c_char * array.nbytes
         return np.frombuffer(kind.from_address(array.pointer), array.dtype).reshape(array.shape)
 
@@ -117,6 +128,9 @@ class EmulatedDevice(Immediate):
         kind = np.dtype(dtype)
         # Not zeroed: what nobody writes is poison. Aligned as an allocator of a GPU aligns.
         size = int(np.prod(shape)) * kind.itemsize
+        if self._allocated + size > self.capacity:
+            raise DeviceError(f"the GPU has no {size / 2**20:.1f} MiB left in one piece")
+        self._allocated += size  # freed memory is not counted: enough for a test of the limit
         memory = np.full(size + 256, 0xA5, np.uint8)
         pointer = -(-memory.ctypes.data // 256) * 256
         return DeviceArray(pointer=pointer, shape=tuple(shape), dtype=kind, owner=memory)
@@ -126,14 +140,14 @@ class EmulatedDevice(Immediate):
         assert np.asarray(source).size == target.size
         self.counts["uploads"] += 1
         values = np.array(source, target.dtype).reshape(target.shape)
-        self.enqueue(lambda: self.memory(target).__setitem__(..., values))
+        self.enqueue(lambda: self.view(target).__setitem__(..., values))
 
     def download(self, source: DeviceArray) -> np.ndarray:
         assert self._recording is None, "the host cannot wait while a step is captured"
         self.counts["downloads"] += 1
         self.counts["bytes_downloaded"] += source.nbytes
         self._drain()
-        return self.memory(source).copy()
+        return self.view(source).copy()
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
         assert target.nbytes == source.nbytes
@@ -178,4 +192,10 @@ class EmulatedDevice(Immediate):
 
     def synchronize(self) -> None:
         self.counts["waits"] += 1
+        self._drain()
+
+    def memory(self) -> tuple[int, int]:
+        return self.capacity - self._allocated, self.capacity
+
+    def close(self) -> None:
         self._drain()
