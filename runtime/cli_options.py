@@ -171,8 +171,12 @@ def _task(present: dict[str, bool]) -> str:
 
 def _refuse_idle(present: dict[str, bool], engine: str) -> None:
     """Refuses options that mean something beside another one only."""
-    if present["--weak-types"] and engine == "onnxruntime":
-        raise ConfigError("--weak-types is about TensorRT's plans; leave it or --engine out")
+    builds = engine == "tensorrt" or present["--build"] or present["--rebuild"]
+    if present["--weak-types"] and not builds:
+        raise ConfigError(
+            "--weak-types has no effect without --build, --rebuild or --engine tensorrt; add one "
+            "or leave it out"
+        )
     for needed, option in (
         (("--infill",), "--gap-tokens"),
         (("--watch",), "--watch-delay"),

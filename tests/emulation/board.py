@@ -1,4 +1,4 @@
-"""A machine with TensorRT and a GPU, as far as our code can tell: stand-in runtime, emulated device.
+"""A machine with TensorRT and a GPU, as our code sees it: stand-in runtime, emulated device.
 
 Only where each comes from is replaced; everything from `open_engines` on is ours.
 """

@@ -172,9 +172,7 @@ def test_a_late_report_costs_no_run_but_behind_an_end_of_text(toy, board):
         assert 0 <= other.nfe - one.nfe <= (1 if one.finish_reason == "end" else 0)
 
 
-def test_steps_that_cannot_be_captured_go_out_call_by_call_and_that_is_said(
-    toy, monkeypatch
-):
+def test_steps_that_cannot_be_captured_go_out_call_by_call_and_that_is_said(toy, monkeypatch):
     board = make_board(monkeypatch)
 
     def refuse(run):
