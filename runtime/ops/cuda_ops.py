@@ -41,7 +41,7 @@ class CudaOps:
 
     def __init__(self, device: Device, *, run_ahead: bool = True, kernels: Path = KERNELS) -> None:
         """Compiles the kernels, or finds them compiled; DeviceError if that fails."""
-        self._device = device
+        self.device = device
         self._run_ahead = run_ahead
         self._pool = CanvasPool(device)
         self._kernels = {
@@ -90,7 +90,7 @@ class CudaOps:
         memory = self._pool.lend(first_values(canvas, block), chunks)
         for name, array in memory.arrays.items():
             setattr(canvas, name, array)
-        self._device.upload(memory.state, state_of(canvas, memory, chunks))
+        self.device.upload(memory.state, state_of(canvas, memory, chunks))
         canvas.scratch, memory.user = memory, weakref.ref(canvas)
         return canvas
 
@@ -106,7 +106,7 @@ class CudaOps:
         scratch.staged[2 : 2 + block] = ids
         scratch.staged[2 + block :] = masked
         self._launch("begin_block", 1, scratch.block_threads, scratch.state.pointer)
-        self._device.flush()
+        self.device.flush()
         scratch.launched += 1
         scratch.begun = scratch.launched
         scratch.steps_in_block = 0
@@ -118,9 +118,9 @@ class CudaOps:
     def mark_seen(self, canvas: Canvas, ids: np.ndarray) -> None:
         """See Ops."""
         if canvas.seen is not None:
-            seen = self._device.download(canvas.seen)
+            seen = self.device.download(canvas.seen)
             seen[ids] = 1
-            self._device.upload(canvas.seen, seen)
+            self.device.upload(canvas.seen, seen)
 
     def sample(self, logits: Any, canvas: Canvas) -> None:
         """See Ops; a row that cannot be sampled is reported by `commit`."""
@@ -135,7 +135,7 @@ class CudaOps:
         """See Ops; EngineError for a row of logits without a finite highest value."""
         scratch: CanvasMemory = canvas.scratch
         self._launch("commit", 1, scratch.block_threads, scratch.state.pointer)
-        self._device.flush(repeats=True)
+        self.device.flush(repeats=True)
         scratch.launched += 1
         scratch.steps_in_block += 1
         canvas.step += 1 if canvas.num_masked else 0
@@ -158,7 +158,7 @@ class CudaOps:
         def ready() -> bool:
             return self._word(scratch, sequence).sequence == sequence & SEQUENCE_MASK
 
-        wait_until(self._device, ready)
+        wait_until(self.device, ready)
         scratch.known = max(scratch.known, sequence)
         return self._word(scratch, sequence)
 
@@ -166,25 +166,25 @@ class CudaOps:
         return unpack(int(scratch.published[sequence % RING]))
 
     def _launch(self, kernel: str, grid: int, block: int, *arguments: int) -> None:
-        self._device.launch(self._kernels[kernel], grid, block, arguments)
+        self.device.launch(self._kernels[kernel], grid, block, arguments)
 
     def ids(self, canvas: Canvas) -> np.ndarray:
         """See Ops; a finished block's cost no synchronisation."""
         scratch: CanvasMemory = canvas.scratch
         if scratch.finished:
             return scratch.shown.copy()
-        return self._device.download(canvas.ids)[0]
+        return self.device.download(canvas.ids)[0]
 
     def masked(self, canvas: Canvas) -> np.ndarray:
         """See Ops."""
-        return self._device.download(canvas.masked).astype(bool)
+        return self.device.download(canvas.masked).astype(bool)
 
     def assign(self, target: DeviceArray, source: Any) -> None:
         """See Ops."""
         if isinstance(source, DeviceArray):
-            self._device.copy(target, source)
+            self.device.copy(target, source)
         else:
-            self._device.hold(target, np.asarray(source))
+            self.device.hold(target, np.asarray(source))
 
     def rows(self, logits: DeviceArray, start: int, count: int) -> DeviceArray:
         """See Ops."""
@@ -198,4 +198,4 @@ class CudaOps:
 
     def to_host(self, array: DeviceArray) -> np.ndarray:
         """See Ops."""
-        return self._device.download(array)
+        return self.device.download(array)

@@ -31,15 +31,15 @@ def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
             tokens = rng.integers(0, 12, size=block).astype(np.int32)
             host.score[:], host.candidate[:] = scores, tokens
             for name in ("score", "candidate"):
-                cuda._device.upload(getattr(device, name), getattr(host, name))
+                cuda.device.upload(getattr(device, name), getattr(host, name))
             if RULES[rule].chooses_first:
-                NumpyOps()._choose(host)
-                cuda._device.upload(device.chosen, host.chosen)
+                NumpyOps().choose(host)
+                cuda.device.upload(device.chosen, host.chosen)
             progress = NumpyOps().commit(host)
             assert cuda.commit(device) == progress
             assert np.array_equal(cuda.ids(device), host.ids[0])
             assert np.array_equal(cuda.masked(device), host.masked)
-            state = cuda._device.download(device.scratch.state)[0]
+            state = cuda.device.download(device.scratch.state)[0]
             assert (state["step"], state["num_masked"]) == (host.step, host.num_masked)
             assert state["time"] == pytest.approx(host.time, rel=1e-12)
         assert host.num_masked == 0
@@ -57,7 +57,7 @@ def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
         host.score[:] = scores
         host.candidate[:] = 5
         for name in ("score", "candidate"):
-            cuda._device.upload(getattr(device, name), getattr(host, name))
+            cuda.device.upload(getattr(device, name), getattr(host, name))
         assert cuda.commit(device) == NumpyOps().commit(host)
         assert np.array_equal(cuda.ids(device), host.ids[0])
 
