@@ -7,6 +7,7 @@ sense, so that `--help` and a mistyped option answer at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -64,6 +65,12 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"),
         click.option("--check", is_flag=True, help="Compare with the bundle's golden vectors."),
+        click.option(
+            "--board-report",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Prove this machine: golden vectors, every kernel, tokens/s, versions; JSON.",
+        ),
         click.option("--info", is_flag=True, help="Say what the bundle holds."),
         click.option("--build", is_flag=True, help="Build the bundle's TensorRT plans, if none."),
         click.option("--rebuild", is_flag=True, help="Build them again."),
@@ -107,6 +114,10 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
             cli_run.show_info(options)
         case "check":
             cli_run.check(options)
+        case "board_report":
+            from . import cli_board
+
+            cli_board.report(options)
         case "build" | "rebuild":
             cli_plans.build(options)
         case "plans":

@@ -30,8 +30,8 @@ _CONTRADICTIONS = (
     ("--prompt-file", "PROMPT", "both name prompts"),
     ("--watch", "--json", "one is for eyes, the other for programs"),
 )
-TASKS = ("check", "info", "build", "rebuild", "plans", "clear_plans")
-"""Flags that ask for something else than text; each is a run of its own."""
+TASKS = ("check", "info", "board_report", "build", "rebuild", "plans", "clear_plans")
+"""Options that ask for something else than text; each is a run of its own."""
 _DECODING = ("--rule", "--threshold", "--factor", "--entropy-bound", "--steps", "--temperature")
 _DECODING += ("--top-k", "--top-p", "--repetition-penalty", "--block")
 
@@ -63,6 +63,8 @@ class RunOptions:
     verbose: int
     weak_types: bool = False
     """Of a plan that is built."""
+    report_path: Path | None = None
+    """Where the board's report goes."""
     task: str = ""
     """One of TASKS; empty: write text."""
 
@@ -132,6 +134,7 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
         present["--" + name.removeprefix("as_").replace("_", "-")] = not absent
     refuse_together(present, *_CONTRADICTIONS)
     task = _task(present)
+    report_path = given["board_report"]
     for name in TASKS:
         given.pop(name)
     _refuse_idle(present, given["engine"])
@@ -151,6 +154,7 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
         gap_tokens=parse_gap_tokens(gap_tokens) if gap_tokens else (),
         watch_delay=given.pop("watch_delay") or 0.0,
         task=task,
+        report_path=report_path,
         **given,
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ MAX_HELD_BYTES = 64
 Call = tuple[Hashable, Callable[[], None]]
 
 
+class _Loan:
+    """Hands memory that nobody refers to any more back, but not before what may use it is out."""
+
+    def __init__(self, owner: Any, device: ReplayingDevice) -> None:
+        self._owner, self._device = owner, device
+
+    def __del__(self) -> None:
+        self._device.retire(self._owner)
+
+
 class ReplayingDevice:
     """`Device` that hands everything on to another, repeated steps as captured ones."""
 
@@ -37,6 +48,7 @@ class ReplayingDevice:
         self._steps: OrderedDict[tuple[Hashable, ...], tuple[Step | None, list[Call]]]
         self._steps = OrderedDict()
         self._held: dict[int, bytes] = {}
+        self._retired: list[Any] = []
         self.captures = True
         """False once a capture has failed."""
         self.num_captured = 0
@@ -61,7 +73,12 @@ class ReplayingDevice:
         """See Device."""
         array = self._inner.empty(shape, dtype)
         self._held.pop(array.pointer, None)
-        return array
+        return replace(array, owner=_Loan(array.owner, self))
+
+    def retire(self, owner: Any) -> None:
+        """Keeps freed memory until all that was enqueued before has gone out."""
+        if self._pending:
+            self._retired.append(owner)
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
         """See Device."""
@@ -118,6 +135,11 @@ class ReplayingDevice:
     def flush(self, *, repeats: bool = False) -> None:
         """See Device."""
         pending, self._pending = self._pending, []
+        retired, self._retired = self._retired, []
+        self._send(pending, repeats)
+        retired.clear()
+
+    def _send(self, pending: list[Call], repeats: bool) -> None:
         if repeats and self.captures and len(pending) > 1:
             step = self._step(pending)
             if step is not None:
@@ -175,6 +197,7 @@ class ReplayingDevice:
         self._pending.clear()
         self._steps.clear()
         self._held.clear()
+        self._retired.clear()
         self._inner.forget()
 
     def close(self) -> None:

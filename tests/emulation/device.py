@@ -81,6 +81,7 @@ class EmulatedDevice(Immediate):
         self, *, downwards: bool = False, asynchronous: bool = False, capacity: int = 1 << 33
     ) -> None:
         self.capacity, self._allocated = capacity, 0
+        self._kept: list[np.ndarray] = []
         self._downwards = downwards
         self._recording: list[Callable[[], None]] | None = None
         self._queue: queue.SimpleQueue | None = queue.SimpleQueue() if asynchronous else None
@@ -132,6 +133,8 @@ class EmulatedDevice(Immediate):
             raise DeviceError(f"the GPU has no {size / 2**20:.1f} MiB left in one piece")
         self._allocated += size  # freed memory is not counted: enough for a test of the limit
         memory = np.full(size + 256, 0xA5, np.uint8)
+        if self._queue is not None:
+            self._kept.append(memory)  # a GPU frees once all that was enqueued has run
         pointer = -(-memory.ctypes.data // 256) * 256
         return DeviceArray(pointer=pointer, shape=tuple(shape), dtype=kind, owner=memory)
 

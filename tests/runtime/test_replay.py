@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError, EngineError
+from dlm_edge.runtime.ops.cuda_ops import KERNELS
 from dlm_edge.runtime.replay import MAX_STEPS, ReplayingDevice
 from emulation.device import EmulatedDevice
 
@@ -133,3 +134,14 @@ def test_capturing_by_hand_takes_what_was_enqueued_within(device):
     assert device.download(one).tolist() == [1]
     step.replay()
     assert device.download(one).tolist() == [2]
+
+
+def test_memory_freed_while_a_call_that_uses_it_waits_is_still_there_for_it(device):
+    target = filled(device, [0] * 1000)
+    freed = filled(device, [7] * 1000)
+    kernel = device.kernels(KERNELS / "copy.cu", ("append_rows",))["append_rows"]
+    device.launch(kernel, 1, 64, (target.pointer, freed.pointer, freed.nbytes))
+    del freed
+    filled_again = [device.inner.empty((1000,), np.int32) for _ in range(50)]
+    assert device.download(target).tolist() == [7] * 1000
+    assert filled_again

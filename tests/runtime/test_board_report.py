@@ -1,0 +1,124 @@
+"""The report that proves a board: on the CPU, on a stand-in for a board, and on faulty ones."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from dlm_edge.export.golden import golden_vectors
+from dlm_edge.runtime import board_report
+from dlm_edge.runtime.bundle import open_bundle, write_bundle
+from dlm_edge.runtime.cli import main
+from dlm_edge.runtime.engines import open_engines
+from dlm_edge.runtime.machine import machine_facts
+from dlm_edge.runtime.ops.kernel_check import KernelCheck, check_kernels
+from emulation.board import make_board
+from emulation.probes import copy_kernels
+from toy_bundle import VOCAB, toy_manifest, toy_members, write_toy
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    """A toy with golden vectors."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(board_report, "SECONDS_PER_SHAPE", 0.0)
+    plain = open_bundle(write_toy(tmp_path, "plain.dlm"))
+    ids = np.random.default_rng(0).integers(2, VOCAB, 12).astype(np.int32)
+    golden = golden_vectors(plain.manifest, open_engines(plain, "onnxruntime", 1), ids, seed=0)
+    path = tmp_path / "toy.dlm"
+    write_bundle(path, toy_manifest(), {**toy_members(tmp_path / "more"), "golden.json": golden})
+    return path
+
+
+def report(bundle, *arguments, code=0):
+    target = bundle.parent / "report.json"
+    result = CliRunner().invoke(main, [str(bundle), "--board-report", str(target), *arguments])
+    assert result.exit_code == code, result.stderr
+    return json.loads(target.read_text()), result
+
+
+def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle):
+    found, result = report(bundle, "--engine", "onnxruntime")
+    assert found["ok"]
+    assert found["kernels"] == "not run: no GPU"
+    assert found["golden"]["ok"]
+    assert found["engine"]["name"] == "onnxruntime-cpu"
+    assert found["speed"]["tokens"] > 0
+    assert found["speed"]["tokens_per_s"] > 0
+    assert [(row["block"], row["context"]) for row in found["runs"]] == [(4, 4), (4, 8)]
+    assert all(row["run_ms"] > 0 and row["sample_ms"] > 0 for row in found["runs"])
+    assert found["memory"]["peak_rss_mib"] > 0
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["bundle"]["sha256"] == open_bundle(bundle).sha256
+    assert "not run: no GPU" in result.stdout
+
+
+def test_on_a_board_every_kernel_is_compared(bundle, monkeypatch):
+    board = make_board(monkeypatch)
+    found, result = report(bundle, "--engine", "tensorrt")
+    assert found["ok"], found
+    assert {item["kernel"] for item in found["kernels"]} == {
+        "sample_float32", "sample_float16", "begin_block", "commit", "append_rows",
+    }  # fmt: skip
+    assert all(item["ok"] and item["rows"] for item in found["kernels"])
+    assert found["golden"]["engine"] == "tensorrt"
+    assert found["speed"]["steps"]["replayed"] > 0
+    assert found["memory"]["gpu_total_mib"] == board.device.capacity / 2**20
+    assert "kernels  agree: 5" in result.stdout
+
+
+def test_a_kernel_that_computes_something_else_is_named(bundle, monkeypatch, tmp_path):
+    from dlm_edge.runtime.ops import choose
+    from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
+
+    source = copy_kernels(KERNELS, tmp_path) / "commit.cu"
+    text = source.read_text("utf-8")
+    wrong = text.replace("score > own ||", "score >= own ||")
+    assert wrong != text
+    source.write_text(wrong, "utf-8")
+    board = make_board(monkeypatch)
+    ops = CudaOps(board.device, kernels=source.parent)
+    found = {item["kernel"]: item for item in check_kernels(ops)}
+    assert not found["commit"]["ok"]
+    assert found["commit"]["faults"]
+    assert found["append_rows"]["ok"]
+    assert choose  # the report takes the package's own sources, which pass above
+
+
+def test_a_machine_that_cannot_open_the_engine_still_gets_a_report(bundle):
+    found, result = report(bundle, "--engine", "tensorrt", code=1)
+    assert not found["ok"]
+    assert "TensorRT" in found["engine"]["error"] or "tensorrt" in found["engine"]["error"]
+    assert found["machine"]["python"]
+    assert "report.json has the details" in result.stderr
+
+
+def test_a_bundle_without_golden_vectors_fails_in_that_part_only(tmp_path, bundle):
+    found, _ = report(tmp_path / "plain.dlm", "--engine", "onnxruntime", code=1)
+    assert "golden" in found["golden"]["error"]
+    assert found["speed"]["tokens"] > 0
+
+
+def test_a_report_that_cannot_be_written_is_one_line(bundle):
+    target = bundle.parent / "missing" / "report.json"
+    result = CliRunner().invoke(
+        main, [str(bundle), "--board-report", str(target), "--engine", "onnxruntime"]
+    )
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "choose another FILE" in result.stderr
+
+
+def test_a_check_of_nothing_is_not_ok():
+    assert not KernelCheck(kernel="x").ok
+    assert KernelCheck(kernel="x", cases=1, rows=1000, ties=3).ok
+    assert not KernelCheck(kernel="x", cases=1, rows=1000, ties=4).ok
+
+
+def test_a_boards_name_and_release_are_read_from_their_files(tmp_path):
+    (tmp_path / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3\nmore\n")
+    facts = machine_facts(tmp_path / "model", tmp_path / "release")
+    assert facts["board"] == "NVIDIA Jetson Orin Nano"
+    assert facts["l4t"] == "# R36 (release), REVISION: 4.3"
+    assert machine_facts(tmp_path / "no", tmp_path / "no")["board"] is None
