@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def main(
 ) -> None:
     """Turns a CHECKPOINT folder into a bundle: traced, checked against PyTorch, packed."""
     # torch takes seconds to import: usage errors should not wait for it.
+    from ..runtime.cli_load import BuildLine
     from .pack import ExportSettings, export_checkpoint
+    from .plans import build_if_at_hand
 
     settings = ExportSettings(
         decoding=_decoding(decoding),
@@ -108,8 +111,13 @@ def main(
     report = export_checkpoint(
         checkpoint, output, settings, progress=lambda line: click.echo(line, err=True)
     )
+    line = BuildLine(sys.stderr)
+    try:
+        built = build_if_at_hand(output, settings.target, line.show)
+    finally:
+        line.end()
     if as_json:
-        print_json(report)
+        print_json({**report, "tensorrt": built})
         return
     click.echo(f"{report['bundle']}  {report['bytes'] / 2**20:.1f} MiB  sha256 {report['sha256']}")
     for graph in report["parity"].values():
@@ -120,6 +128,14 @@ def main(
                 f"largest relative error {figures['max_relative_error']:.1e}  "
                 f"same top-1 {figures['top1_agreement']:.2%}"
             )
+    for plan in built["plans"]:
+        click.echo(f"{plan['file']}  TensorRT plan of {plan['bytes'] / 2**20:.1f} MiB in the cache")
+    if not built["plans"]:
+        click.echo(
+            f"no TensorRT plan built ({built['why']}); where TensorRT is to run it, "
+            f"dlm-run {output} --build does",
+            err=True,
+        )
     if verbose:
         for name, figures in report["graphs"].items():
             counts = ", ".join(f"{op} {number}" for op, number in figures["operators"].items())

@@ -14,7 +14,7 @@ from .cli_options import RunOptions
 from .engines.gpu import read_gpu
 from .engines.plan_cache import PlanCache
 from .engines.tensorrt_build import BuildSettings, import_tensorrt
-from .engines.tensorrt_plans import Plan, graph_files, plan_for
+from .engines.tensorrt_plans import Plan, build_plans
 
 _NAME = "dlm-run"
 _MIB = 1 << 20
@@ -33,22 +33,22 @@ def build(options: RunOptions) -> None:
     bundle = open_bundle(path, expect_sha256=options.expect_sha256)
     cache = PlanCache(lambda line: note(_NAME, line))
     settings = BuildSettings(weakly_typed=options.weak_types)
-    for file in graph_files(bundle):
-        line = BuildLine(sys.stderr)
-        try:
-            plan = plan_for(
-                trt,
-                bundle,
-                file,
-                gpu,
-                cache,
-                settings,
-                rebuild=options.task == "rebuild",
-                report=line.show,
-            )
-        finally:
+    line = BuildLine(sys.stderr)
+    plans = build_plans(
+        trt,
+        bundle,
+        gpu,
+        cache,
+        settings,
+        rebuild=options.task == "rebuild",
+        report=line.show,
+    )
+    try:
+        for plan in plans:
             line.end()
-        _print_plan(plan, file, options)
+            _print_plan(plan, plan.key.file, options)
+    finally:
+        line.end()
 
 
 def _print_plan(plan: Plan, file: str, options: RunOptions) -> None:

@@ -121,10 +121,16 @@ class CudaDevice(Immediate):
     def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Any]:
         """See Device."""
         image = compile_kernels(source, self.capability)
-        with self._told(f"the driver refuses {source.name}'s image"):
+        try:
             module = self._driver.load(image)
             self._modules.append(module)
             return {name: self._driver.function(module, name) for name in names}
+        except self._driver.Error as error:
+            major, minor = self.capability
+            raise DeviceError(
+                f"the driver refuses {source.name}'s image for sm_{major}{minor} ({error}): its "
+                "CUDA toolkit is newer than the driver; update JetPack or the driver"
+            ) from error
 
     def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:
         """See Device."""

@@ -8,6 +8,7 @@ compile at once both end with a whole one. Knows no compiler.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def compile_cached(
         compile_: Called when there is no image.
     """
     folder = cache_root() / "kernels"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(OSError):  # found out below, where it is a matter of speed only
+        folder.mkdir(mode=0o700, exist_ok=True)
     major, minor = capability
     name = f"{source.stem}-{source_hash(source)}-cuda{cuda_version}-sm_{major}{minor}.cubin"
     path = folder / name
@@ -54,5 +56,6 @@ def compile_cached(
         if sha256(image).digest() == digest:
             return image
     image = compile_(source.read_bytes(), headers_of(source))
-    write_beside(path, sha256(image).digest() + image)
+    with suppress(OSError):  # a full or closed cache: the next start compiles again
+        write_beside(path, sha256(image).digest() + image)
     return image

@@ -22,21 +22,26 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..device import Device
-from ..errors import EngineError
+from ..errors import DeviceError, EngineError
 from ..manifest import GraphSpec, TensorSpec
 from .base import find_spec
 from .gpu import Gpu
+from .memory_need import out_of_memory
 from .plan_cache import PlanCache
-from .tensorrt_build import BuildSettings
+from .tensorrt_build import OUT_OF_MEMORY, BuildSettings
 from .tensorrt_log import process_logger
 from .tensorrt_plans import Plan, graph_files, plan_for
+
+_MIB = 1 << 20
 
 
 class DeviceBuffers:
     """The arrays of a set; see the module's table."""
 
     def __init__(self, device: Device, specs: Sequence[GraphSpec]) -> None:
-        self._device = device
+        self._device, self._specs = device, specs
+        self.scratch_bytes = 0
+        """Of TensorRT, for messages."""
         self._sizes: dict[tuple[Any, ...], int] = {}
         self._arenas: dict[tuple[Any, ...], Any] = {}
         for spec in specs:
@@ -56,9 +61,25 @@ class DeviceBuffers:
         key = self._key(tensor, spec)
         place = (*key, slot if tensor.role == "kv" else 0)
         if place not in self._arenas:
-            self._arenas[place] = self._device.empty((self._sizes[key],), tensor.dtype)
+            self._arenas[place] = self.allocate(self._sizes[key], tensor.dtype)
             self._device.zero(self._arenas[place])
         return replace(self._arenas[place], shape=tensor.shape)
+
+    def reserve(self) -> None:
+        """Allocates what every shape needs, so that memory runs out now or never."""
+        for spec in self._specs:
+            for tensor in (*spec.inputs, *spec.outputs):
+                self.view(tensor, spec, 0)
+
+    def allocate(self, size: int, dtype: str) -> Any:
+        """Allocates; EngineError says what all buffers need and which shape would fit."""
+        try:
+            return self._device.empty((size,), dtype)
+        except DeviceError as error:
+            held = sum(array.nbytes for array in self._arenas.values())
+            free = self._device.memory()[0] + held
+            message = out_of_memory(self._specs, self.scratch_bytes, free)
+            raise EngineError(f"{message} ({error})") from error
 
     def clear(self) -> None:
         """Drops every allocation."""
@@ -189,8 +210,9 @@ class TensorRtEngines:
                 note,
             )
         size = max(engine.device_memory_size_v2 for _, engine in self._plans.values())
-        self._scratch: Any = device.empty((max(size, 1),), "uint8")
-        self._scratch_bytes = size
+        self._buffers.scratch_bytes = self._scratch_bytes = size
+        self._scratch: Any = self._buffers.allocate(max(size, 1), "uint8")
+        self._buffers.reserve()
 
     def _load(
         self, find: Callable[[bool], Plan], note: Callable[[str], None]
@@ -206,6 +228,13 @@ class TensorRtEngines:
             if engine is not None:
                 return plan.specs, engine
             reasons = process_logger(self._trt).take()[0] or ["no reason given"]
+            if any(OUT_OF_MEMORY.search(reason) for reason in reasons):
+                free = self.device.memory()[0] / _MIB
+                raise EngineError(
+                    f"out of device memory while loading a plan of {plan.data.nbytes / _MIB:.1f} "
+                    f"MiB, {free:.1f} MiB are free: close other programs, or export with fewer "
+                    "bits or a smaller model"
+                )
             if not rebuild:
                 note(f"TensorRT cannot load the plan ({reasons[0][:160]}) and builds it again")
         raise EngineError(

@@ -27,7 +27,8 @@ from .tensorrt_log import process_logger, progress_monitor
 
 MIN_VERSION = (10, 3)
 _MIB = 1 << 20
-_MEMORY = re.compile(r"out ?of ?memory|NvMapMemAlloc|insufficient memory", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory|NvMapMemAlloc|insufficient memory", re.IGNORECASE)
+"""What TensorRT and L4T's allocator say of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +279,7 @@ def _failure(
     errors: Sequence[str], file: str, specs: Sequence[GraphSpec], settings: BuildSettings
 ) -> str:
     """Says why there is no plan; out of memory is told apart, since the user can do something."""
-    memory = next((line for line in errors if _MEMORY.search(line)), None)
+    memory = next((line for line in errors if OUT_OF_MEMORY.search(line)), None)
     if memory is not None:
         largest = max(specs, key=lambda spec: spec.block * (spec.block + spec.context))
         return (

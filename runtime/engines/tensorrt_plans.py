@@ -5,7 +5,7 @@ Joins three strangers: the bundle's graphs, the builder and the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,3 +107,21 @@ def plan_for(
 
     data = cache.obtain(key, build, rebuild=rebuild, need_bytes=bundle.weights_bytes)
     return Plan(key=key, specs=specs, data=data, facts=built[0] if built else None)
+
+
+def build_plans(
+    trt: Any,
+    bundle: Bundle,
+    gpu: Gpu,
+    cache: PlanCache,
+    settings: BuildSettings,
+    *,
+    rebuild: bool = False,
+    report: Callable[[float, str], None] = lambda fraction, phase: None,
+) -> Iterator[Plan]:
+    """Yields the plan of every ONNX file of a bundle, built where the cache has none.
+
+    What `dlm-run --build` and `dlm-export` call; arguments and errors are `plan_for`'s.
+    """
+    for file in graph_files(bundle):
+        yield plan_for(trt, bundle, file, gpu, cache, settings, rebuild=rebuild, report=report)

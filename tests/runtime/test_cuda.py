@@ -1,11 +1,21 @@
-"""What can be said of the GPU without one: that its absence is told in one line."""
+"""The GPU through its bindings, on stand-ins for both; and that its absence is told in one line."""
 
 import builtins
+import sys
+from types import ModuleType
 
+import numpy as np
 import pytest
-from dlm_edge.runtime.cuda import CudaDevice, compile_kernels
+from dlm_edge.runtime import cuda, cuda_drivers
+from dlm_edge.runtime.cuda import CudaDevice
+from dlm_edge.runtime.cuda_compile import compile_kernels
+from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.ops.cuda_ops import KERNELS
+from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.replay import ReplayingDevice
+from emulation.libcuda import Bindings, Pycuda, images
+from emulation.pairs import Pair, compare_samples, on_device, random_logits
 
 
 @pytest.fixture
@@ -30,3 +40,111 @@ def test_a_missing_compiler_is_one_line_with_a_remedy(no_bindings):
     with pytest.raises(DeviceError, match=r"NVRTC.*onnxruntime$") as error:
         compile_kernels(KERNELS / "copy.cu", (8, 7))
     assert "\n" not in str(error.value)
+
+
+def install(monkeypatch, binding, failing=()):
+    bindings = Bindings(failing)
+    package = ModuleType("cuda.bindings")
+    package.driver = bindings  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    found = None
+    if binding == "pycuda":
+        found = ModuleType("pycuda")
+        found.driver = Pycuda(bindings)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "pycuda.driver", found.driver)
+    monkeypatch.setitem(sys.modules, "pycuda", found)
+    monkeypatch.setattr(cuda, "compile_kernels", images)
+    return bindings
+
+
+@pytest.fixture(params=["pycuda", "cuda-bindings"])
+def bindings(request, monkeypatch):
+    return install(monkeypatch, request.param)
+
+
+def test_memory_goes_both_ways_and_is_freed(bindings):
+    device = CudaDevice()
+    assert (device.name, device.capability, device.stream) == ("Orin", (8, 7), 77)
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    one, other = (device.empty(values.shape, np.float32) for _ in range(2))
+    device.upload(one, values)
+    device.copy(other, one)
+    device.zero(one)
+    assert np.array_equal(device.download(other), values)
+    assert not device.download(one).any()
+    assert device.memory() == (1 << 30, 1 << 33)
+    held = len(bindings.memory)
+    del one, other
+    assert len(bindings.memory) == held - 2
+    device.close()
+
+
+def test_mapped_memory_is_zeroed_and_outlives_the_call(bindings):
+    device = CudaDevice()
+    host, pointer = device.mapped((3, 2), np.int32)
+    assert host.shape == (3, 2)
+    assert not host.any()
+    assert pointer == host.ctypes.data
+    host[1] = 7
+    assert host.sum() == 14
+
+
+def test_kernels_run_and_steps_are_captured_and_replayed(bindings):
+    device = ReplayingDevice(CudaDevice())
+    ops = CudaOps(device, run_ahead=False)
+    settings = DecodingSettings(rule="low_confidence", temperature=1.0)
+    pair = Pair.make(settings, block=6, vocab=90, cuda=ops)
+    source = random_logits(1, 6, 90)
+    logits = on_device(ops, source)
+    for position in (0, 6, 12):
+        pair.begin(position=position)
+        while pair.canvases[1].num_masked:
+            ops.sample(logits, pair.canvases[0])
+            NumpyOps().sample(source, pair.canvases[1])
+            # Compared after the commit: comparing before it would part the step in two.
+            progress = NumpyOps().commit(pair.canvases[1])
+            assert ops.commit(pair.canvases[0]) == progress
+            compare_samples(pair)
+    assert device.num_captured == 1
+    assert device.num_replayed == 17
+    assert "cuGraphInstantiate" in bindings.calls
+    device.close()
+
+
+def test_the_first_choice_is_pycuda(monkeypatch):
+    install(monkeypatch, "pycuda")
+    assert isinstance(CudaDevice()._driver, cuda_drivers.PycudaDriver)
+    install(monkeypatch, "cuda-bindings")
+    assert isinstance(CudaDevice()._driver, cuda_drivers.BindingsDriver)
+
+
+@pytest.mark.parametrize("binding", ["pycuda", "cuda-bindings"])
+@pytest.mark.parametrize(
+    ("call", "use", "message"),
+    [
+        ("cuInit", lambda device: None, "GPU number 0 cannot be used"),
+        ("cuMemAlloc", lambda device: device.empty((1 << 20,), np.float32), "no 4.0 MiB left"),
+        (
+            "cuModuleLoadData",
+            lambda device: device.kernels(KERNELS / "copy.cu", ("append_rows",)),
+            r"refuses copy\.cu's image for sm_87.*update JetPack",
+        ),
+        ("cuStreamSynchronize", lambda device: device.synchronize(), "work on the GPU failed"),
+        ("cuStreamBeginCapture", lambda device: device.capture(lambda: None), "capture a step"),
+        ("cuGraphInstantiate", lambda device: device.capture(lambda: None), "instantiating"),
+    ],
+)
+def test_a_call_that_fails_is_one_line(monkeypatch, binding, call, use, message):
+    install(monkeypatch, binding, failing=[call])
+    with pytest.raises(DeviceError, match=message) as error:
+        use(CudaDevice())
+    assert "\n" not in str(error.value)
+
+
+def test_every_driver_function_we_call_is_in_cuda_bindings():
+    driver = pytest.importorskip("cuda.bindings.driver", exc_type=ImportError)
+    stand_in = {name for name in vars(Bindings) if name.startswith("cu")}
+    assert stand_in <= set(dir(driver))
+    modes = driver.CUstreamCaptureMode
+    assert int(modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) == 1
