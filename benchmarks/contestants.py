@@ -56,7 +56,7 @@ def override(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 
 def _ours(spec: Mapping[str, Any]) -> Decode:
     pipeline = Pipeline.load(spec["bundle"], engine="onnxruntime", threads=spec["threads"])
-    pipeline._ops = EndlessOps()
+    pipeline.ops = EndlessOps()
 
     def decode(sample: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
         result = pipeline.generate(

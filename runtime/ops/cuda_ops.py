@@ -105,7 +105,7 @@ class CudaOps:
         scratch.staged[0], scratch.staged[1] = position, first
         scratch.staged[2 : 2 + block] = ids
         scratch.staged[2 + block :] = masked
-        self._launch("begin_block", 1, scratch.block_threads, scratch.state.pointer)
+        self.launch_begin(canvas)
         self.device.flush()
         scratch.launched += 1
         scratch.begun = scratch.launched
@@ -134,7 +134,7 @@ class CudaOps:
     def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """See Ops; EngineError for a row of logits without a finite highest value."""
         scratch: CanvasMemory = canvas.scratch
-        self._launch("commit", 1, scratch.block_threads, scratch.state.pointer)
+        self.launch_commit(canvas)
         self.device.flush(repeats=True)
         scratch.launched += 1
         scratch.steps_in_block += 1
@@ -151,6 +151,16 @@ class CudaOps:
         canvas.num_masked = found.progress.num_masked
         scratch.finished = canvas.num_masked == 0
         return found.progress._replace(behind=behind)
+
+    def launch_begin(self, canvas: Canvas) -> None:
+        """Enqueues a block's begin and counts nothing: for those who time it."""
+        scratch: CanvasMemory = canvas.scratch
+        self._launch("begin_block", 1, scratch.block_threads, scratch.state.pointer)
+
+    def launch_commit(self, canvas: Canvas) -> None:
+        """Enqueues a commit and counts nothing: for those who time it."""
+        scratch: CanvasMemory = canvas.scratch
+        self._launch("commit", 1, scratch.block_threads, scratch.state.pointer)
 
     def _published(self, scratch: CanvasMemory, sequence: int) -> Published:
         """Waits for the progress word of a sequence number."""

@@ -1,0 +1,339 @@
+"""One step on a GPU, taken apart: engine, sampling, launch; ours against PyTorch's.
+
+    python -m dlm_edge.benchmarks.gpu_step --size large
+
+| figure | against | goal |
+|---|---|---|
+| sampling, commit, launch, host | captured torch.compile FP16 forward | at most 5 % of it |
+| a step captured | the same step call by call | reported |
+| each kernel | a device copy of its input | at most 1.25 times it |
+| our sampling and commit | the same rule in PyTorch eager | 5 times faster |
+| | the same under torch.compile | twice as fast |
+
+Weights are random and the forward is the exported module in float16, so the engine stands for what
+TensorRT would do, not for a model. Every GPU time is that of many repetitions inside one captured
+CUDA graph, divided, but for those called uncaptured or eager, which are timed as they are called.
+Rounds interleave; figures are medians.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from ..runtime.cli_common import DlmCommand
+from ..runtime.cuda import CudaDevice
+from ..runtime.decoding import DecodingSettings
+from ..runtime.engines.gpu import read_gpu
+from ..runtime.manifest import GraphSpec, TensorSpec
+from ..runtime.ops.base import Canvas
+from ..runtime.ops.cuda_ops import CudaOps
+from ..runtime.replay import ReplayingDevice
+from ..train.families import FAMILIES
+from ..train.nn.block_step import BlockStep
+from ..train.nn.transformer import Layer
+from .gpu_engine import TorchDeviceEngines
+from .report import print_table, record, write_json
+
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "tiny": {"dim": 64, "layers": 2, "vocab": 258, "block": 8, "context": 16},
+    "small": {"dim": 384, "layers": 6, "vocab": 8192, "block": 32, "context": 256},
+    "large": {"dim": 768, "layers": 12, "vocab": 32000, "block": 32, "context": 512},
+}
+HIDDEN = -6e4
+"""In float16, what no score reaches."""
+REPEATS = 20
+"""Calls inside one captured graph: one call alone would be timed with its launch."""
+COPY_BYTES = 256 << 20
+"""Input from which on bandwidth is compared."""
+
+Times = dict[str, list[float]]
+
+
+class HalfStep(BlockStep):
+    """The exported module with a mask and angles that leave float16 products in float16."""
+
+    def attend(
+        self, layer: Layer, x: torch.Tensor, past: torch.Tensor, angles: tuple, bias: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See BlockStep."""
+        return super().attend(layer, x, past, tuple(a.to(x.dtype) for a in angles), bias)
+
+    def visibility(self, start: torch.Tensor, block: torch.Tensor, context: int) -> torch.Tensor:
+        """See BlockStep."""
+        mask = super().visibility(start, block, context)
+        return mask.clamp(min=HIDDEN).to(self.model.embed.weight.dtype)
+
+
+def half_module(size: Mapping[str, int], device: str) -> HalfStep:
+    """Makes the module of a masked model with random float16 weights."""
+    torch.manual_seed(0)
+    family = FAMILIES["mdlm"]
+    config = family.make_config(
+        {
+            "dim": size["dim"],
+            "num_layers": size["layers"],
+            "num_heads": max(size["dim"] // 64, 1),
+            "vocab_size": size["vocab"],
+            "context": size["context"] + size["block"],
+            "eos_token_id": 0,
+            "mask_token_id": 1,
+            "block_sizes": str(size["block"]),
+        }
+    )
+    return HalfStep(family.make_model(config["model"])).half().to(device).eval()
+
+
+def half_spec(size: Mapping[str, int], module: HalfStep) -> GraphSpec:
+    """Describes its graph at one shape, float16 throughout."""
+    config = module.model.config
+    cache = (1, size["layers"], 2, config.num_heads, config.head_dim)
+    block, context, vocab = size["block"], size["context"], size["vocab"]
+    return GraphSpec(
+        name="denoise",
+        file="graphs/denoise.onnx",
+        batch=1,
+        block=block,
+        context=context,
+        precision="fp16",
+        inputs=(
+            TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
+            TensorSpec(name="start", dtype="int32", shape=(1,), role="start"),
+            TensorSpec(name="kv", dtype="float16", shape=(context, *cache), role="kv"),
+        ),
+        outputs=(
+            TensorSpec(name="logits", dtype="float16", shape=(1, block, vocab), role="logits"),
+            TensorSpec(name="kv_new", dtype="float16", shape=(block, *cache), role="kv_new"),
+        ),
+    )
+
+
+def eager_rule(
+    logits: torch.Tensor, ids: torch.Tensor, masked: torch.Tensor, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The threshold rule at temperature 1 in plain PyTorch: ids, masked flags and their number.
+
+    Args:
+        logits: (block, vocab) float16.
+        ids: (block,) int64.
+        masked: (block,) bool.
+        threshold: Confidence to commit from.
+    """
+    own = logits.float()
+    own = own.index_fill(1, torch.ones(1, dtype=torch.int64, device=own.device), -torch.inf)
+    probabilities = torch.softmax(own, dim=-1)
+    tokens = torch.multinomial(probabilities, 1)[:, 0]
+    confidence = probabilities.gather(1, tokens[:, None])[:, 0]
+    confidence = torch.where(masked, confidence, -1.0)
+    best = torch.arange(len(ids), device=ids.device) == confidence.argmax()
+    accepted = masked & ((confidence >= threshold) | best)
+    left = masked & ~accepted
+    return torch.where(accepted, tokens, ids), left, left.sum()
+
+
+def called_ms(call: Callable[[], Any], wait: Callable[[], None], number: int = 50) -> float:
+    """Times calls one after another, host included."""
+    begin = time.perf_counter()
+    for _ in range(number):
+        call()
+    wait()
+    return 1e3 * (time.perf_counter() - begin) / number
+
+
+class Bench:
+    """One size on one GPU."""
+
+    def __init__(self, size: Mapping[str, int]) -> None:
+        """Opens the GPU and makes module, engine, ops and a canvas."""
+        self.size = size
+        self.device = ReplayingDevice(CudaDevice())
+        torch.cuda.init()
+        self.module = half_module(size, "cuda")
+        self.compiled: Any = torch.compile(self.module, dynamic=False)
+        spec = half_spec(size, self.module)
+        engines = TorchDeviceEngines({"denoise": self.compiled}, [spec], self.device)
+        self.engine = engines.engine(spec.name, spec.block, spec.context)
+        self.ops = CudaOps(self.device)
+        self.canvas = self._canvas(size["block"])
+        self.logits = self.engine.outputs["logits"]
+        self.times: Times = {}
+
+    def _canvas(self, block: int, **settings: Any) -> Canvas:
+        canvas = self.ops.canvas(
+            block=block,
+            vocab_size=self.size["vocab"],
+            settings=DecodingSettings(**{"rule": "threshold", "temperature": 1.0, **settings}),
+            seed=0,
+            sample_index=0,
+            mask_token_id=1,
+            eos_token_id=0,
+            banned=(1,),
+        )
+        ids, masked = np.full(block, 1, np.int32), np.ones(block, bool)
+        self.ops.begin_block(canvas, ids, masked, position=0, first=0)
+        return canvas
+
+    def note(self, name: str, milliseconds: float) -> None:
+        """Keeps one round's figure."""
+        self.times.setdefault(name, []).append(milliseconds)
+
+    def captured_ms(self, enqueue: Callable[[], None], repeats: int = REPEATS) -> float:
+        """Times work as the GPU alone sees it."""
+        enqueue()
+        self.device.synchronize()
+
+        def many() -> None:
+            for _ in range(repeats):
+                enqueue()
+
+        step = self.device.capture(many)
+        step.replay()
+        self.device.synchronize()
+        return called_ms(step.replay, self.device.synchronize, 10) / repeats
+
+    def update(self, canvas: Canvas) -> None:
+        """Begin, sample and commit of a whole masked block: what a first step's update does."""
+        self.ops.launch_begin(canvas)
+        self.ops.sample(self.logits, canvas)
+        self.ops.launch_commit(canvas)
+
+    def step(self) -> None:
+        """Everything a step enqueues."""
+        self.ops.launch_begin(self.canvas)
+        self.ops.assign(self.engine.inputs["ids"], self.canvas.ids)
+        self.engine.run()
+        self.ops.sample(self.logits, self.canvas)
+        self.ops.launch_commit(self.canvas)
+
+    def round(self) -> None:
+        """Takes every figure once."""
+        self.note("engine", self.captured_ms(self.engine.run))
+        self.note("begin", self.captured_ms(lambda: self.ops.launch_begin(self.canvas)))
+        self.note("update", self.captured_ms(lambda: self.update(self.canvas)))
+        self.note("step captured", self.captured_ms(self.step))
+
+        def flushed() -> None:
+            self.step()
+            self.device.flush()
+
+        flushed()
+        self.note("step uncaptured", called_ms(flushed, self.device.synchronize))
+        one = self.device.capture(self.step)
+        self.note("step replayed alone", called_ms(one.replay, self.device.synchronize))
+        self.peers()
+
+    def peers(self) -> None:
+        """The same rule in PyTorch on the same logits."""
+        block, vocab = self.size["block"], self.size["vocab"]
+        logits = torch.randn(block, vocab, device="cuda", dtype=torch.float16)
+        ids = torch.ones(block, device="cuda", dtype=torch.int64)
+        masked = torch.ones(block, device="cuda", dtype=torch.bool)
+        rules: dict[str, Any] = {
+            "eager rule": eager_rule,
+            "compiled rule": torch.compile(eager_rule, dynamic=False),
+            "compiled rule, reduce-overhead": torch.compile(
+                eager_rule, dynamic=False, mode="reduce-overhead"
+            ),
+        }
+        with torch.inference_mode():
+            for name, rule in rules.items():
+                for _ in range(5):
+                    rule(logits, ids, masked, 0.9)
+                torch.cuda.synchronize()
+                self.note(
+                    name,
+                    called_ms(lambda: rule(logits, ids, masked, 0.9), torch.cuda.synchronize),  # noqa: B023
+                )
+
+    def bandwidth(self) -> list[dict[str, Any]]:
+        """Each kernel's time over a device copy of its input, small and large."""
+        found = []
+        for what, rows in (
+            ("step", self.size["block"]),
+            ("256 MiB", COPY_BYTES // (2 * self.size["vocab"])),
+        ):
+            shape = (1, rows, self.size["vocab"])
+            source, target = (self.device.empty(shape, np.float16) for _ in range(2))
+            values = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+            self.device.upload(source, values)
+            repeats = REPEATS if what == "step" else 3
+            copy = self.captured_ms(lambda: self.device.copy(target, source), repeats)  # noqa: B023
+            for name, settings in (
+                ("greedy", {"temperature": 0.0}),
+                ("drawn", {}),
+                ("top-p", {"top_p": 0.9}),
+                ("top-k and top-p", {"top_k": 50, "top_p": 0.9}),
+            ):
+                canvas = self._canvas(rows, **settings)
+                took = self.captured_ms(lambda: self.ops.sample(source, canvas), repeats)  # noqa: B023
+                found.append(
+                    {"input": what, "kernel": f"sample, {name}", "mib": source.nbytes / 2**20,
+                     "ms": took, "copy_ms": copy, "ratio": took / copy}
+                )  # fmt: skip
+            took = self.captured_ms(lambda: self.ops.append_kv(target, source, 0, 1), repeats)  # noqa: B023
+            found.append(
+                {"input": what, "kernel": "append_rows", "mib": source.nbytes / 2**20,
+                 "ms": took, "copy_ms": copy, "ratio": took / copy}
+            )  # fmt: skip
+        return found
+
+
+def summary(times: Times) -> dict[str, float]:
+    """Gives medians and the ratios that have goals."""
+    found = {name: median(values) for name, values in times.items()}
+    update = found["update"] - found["begin"]
+    found["update without begin"] = update
+    found["overhead share of the engine"] = (
+        found["step captured"] - found["begin"] - found["engine"]
+    ) / found["engine"]
+    found["overhead share, host included"] = (
+        found["step replayed alone"] - found["begin"] - found["engine"]
+    ) / found["engine"]
+    found["uncaptured over captured"] = found["step uncaptured"] / found["step replayed alone"]
+    for name in ("eager rule", "compiled rule", "compiled rule, reduce-overhead"):
+        found[f"{name} over ours"] = found[name] / update
+    return found
+
+
+@click.command("gpu-step", cls=DlmCommand)
+@click.option("--size", type=click.Choice(list(SIZES)), default="large", show_default=True)
+@click.option("--rounds", default=5, show_default=True, help="Figures are medians over these.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON of all figures.")
+def main(size: str, rounds: int, output: Path | None) -> None:
+    """Times one step on the first GPU."""
+    bench = Bench(SIZES[size])
+    for _ in range(rounds):
+        bench.round()
+    figures, bandwidth = summary(bench.times), bench.bandwidth()
+    gpu = read_gpu()
+    print_table(
+        [("figure", "name"), ("median", "value")],
+        [{"name": name, "value": value} for name, value in figures.items()],
+    )
+    print_table(
+        [("input", "input"), ("kernel", "kernel"), ("ms", "ms"), ("copy ms", "copy_ms"),
+         ("ratio", "ratio")],
+        bandwidth,
+    )  # fmt: skip
+    if output is not None:
+        facts = {"gpu": gpu.name, "driver": gpu.driver_version, "sm": gpu.compute_capability}
+        report = {
+            **record(),
+            **facts,
+            "size": {"name": size, **SIZES[size]},
+            "figures": figures,
+            "rounds": bench.times,
+            "bandwidth": bandwidth,
+        }
+        write_json(output, report)
+
+
+if __name__ == "__main__":
+    main()

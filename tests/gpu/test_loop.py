@@ -1,0 +1,53 @@
+"""The device loop on a real GPU, with PyTorch as its engine on the same buffers and stream."""
+
+import pytest
+import torch
+from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
+from dlm_edge.runtime.decoding import RULES, DecodingSettings
+from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.generate import generate
+from dlm_edge.runtime.ops.cuda_ops import CudaOps
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.train.torch_engine import TorchEngineSet
+from gpu.models import SHAPES, manifest_of, tiny_graphs
+
+pytestmark = pytest.mark.gpu
+
+
+def request(rule, seed, **heat):
+    settings = DecodingSettings(rule=rule, **heat)
+    return Request(
+        prompt_ids=(0, 5, 6), max_tokens=11, seed=seed, sample_index=0, settings=settings
+    )
+
+
+@pytest.fixture
+def exact_products():
+    """TF32 has 10 bits of mantissa, which is not the CPU's arithmetic."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("captures", [True, False], ids=["captured", "uncaptured"])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "next_token"])
+def test_the_device_loop_gives_the_tokens_of_the_loop_on_the_cpu(
+    gpu, exact_products, rule, captures
+):
+    reference = TorchEngineSet(tiny_graphs(), SHAPES)
+    manifest = manifest_of(reference.specs)
+    modules = {graph.name: graph.module for graph in tiny_graphs("cuda")}
+    engines = TorchDeviceEngines(modules, reference.specs, gpu)
+    gpu.captures = captures
+    ops = CudaOps(gpu)
+    for seed in range(4):
+        for heat in ({"temperature": 0.0}, {"temperature": 1.0}):
+            if rule in ("first_hitting", "ancestral") and not heat["temperature"]:
+                continue
+            asked = request(rule, seed, **heat)
+            wanted = generate(manifest, reference, NumpyOps(), asked)
+            found = generate(manifest, engines, ops, asked)
+            assert found.token_ids == wanted.token_ids
+    assert (gpu.num_replayed > 0) == captures
+    engines.close()
