@@ -31,7 +31,13 @@ class Shape:
 
 
 def choose_shapes(
-    *, blocks: Sequence[int], contexts: Sequence[int], max_position: int, causal: bool, canvas: bool
+    *,
+    blocks: Sequence[int],
+    contexts: Sequence[int],
+    max_position: int,
+    causal: bool = False,
+    canvas: bool = False,
+    splits: bool = False,
 ) -> tuple[Shape, ...]:
     """Lists the shapes that a bundle offers, smallest first.
 
@@ -41,6 +47,8 @@ def choose_shapes(
         max_position: Positions that the model was trained for.
         causal: Adds the shape for one token at a time.
         canvas: Adds the whole canvas (block = max_position), which sees no context.
+        splits: Adds twice each block size, at which a graph with an input `split` stores a finished
+            block and begins the next in one run.
 
     Raises:
         ConfigError: A size is not positive, or larger than the model was trained for.
@@ -52,7 +60,10 @@ def choose_shapes(
                     f"{option} {size} must be from 1 to {max_position}, the number of positions "
                     "that the checkpoint was trained for"
                 )
-    wanted = sorted({*blocks, CAUSAL_BLOCK} if causal else set(blocks))
+    extra = {CAUSAL_BLOCK} if causal else set()
+    if splits:
+        extra |= {2 * block for block in blocks if 2 * block <= max_position}
+    wanted = sorted({*blocks, *extra})
     shapes = [Shape(block=b, context=c) for c in sorted(set(contexts)) for b in wanted]
     if canvas:
         shapes.append(Shape(block=max_position, context=WHOLE_CANVAS_CONTEXT))

@@ -170,7 +170,9 @@ def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSetti
     )
 
 
-def _shapes(manifest: Manifest, settings: ExportSettings) -> tuple[Shape, ...]:
+def _shapes(
+    graphs: Sequence[ExportGraph], manifest: Manifest, settings: ExportSettings
+) -> tuple[Shape, ...]:
     causal = bool(manifest.model.get("causal", False))
     most = manifest.max_position
     canvas = manifest.mask_token_id is not None
@@ -190,6 +192,7 @@ def _shapes(manifest: Manifest, settings: ExportSettings) -> tuple[Shape, ...]:
         max_position=most,
         causal=causal,
         canvas=canvas,
+        splits=any(tensor.role == "split" for graph in graphs for tensor in graph.inputs),
     )
 
 
@@ -201,7 +204,7 @@ def _trace_all(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, bytes | Path], Manifest, dict[str, Any]]:
     """Writes every graph under `folder`; returns members, completed manifest and figures."""
-    shapes = _shapes(manifest, settings)
+    shapes = _shapes(graphs, manifest, settings)
     traced_at = max(shapes, key=lambda shape: shape.context)
     members: dict[str, bytes | Path] = {}
     specs: list[GraphSpec] = []

@@ -150,6 +150,7 @@ def canvas_inputs(canvas: Canvas) -> dict[str, Any]:
     return {
         "canvas": canvas.ids,
         "start": canvas.start,
+        "split": 0,
         "time": canvas.mask_ratio,
     }
 

@@ -118,7 +118,7 @@ def evaluate_ids(
     check_key(seed, 0)
     family = find_family(manifest.family)
     shapes = contexts_by_block(engines.specs, manifest.graphs[0].name)
-    block = choose_block(shapes, block_size)
+    block = choose_block(shapes, block_size, manifest.block_sizes)
     room = min(manifest.max_position, shapes[block][-1] // block * block + block)
     if context is not None and not 2 <= context <= room:
         raise ConfigError(f"context must be in [2, {room}] for block size {block}, not {context}")

@@ -117,12 +117,12 @@ def test_equal_tensors_share_their_bytes(tmp_path):
 
 
 def test_shapes_are_listed_smallest_first_with_what_the_family_needs():
-    plain = choose_shapes(
-        blocks=(8, 4), contexts=(16, 8), max_position=16, causal=False, canvas=True
-    )
+    plain = choose_shapes(blocks=(8, 4), contexts=(16, 8), max_position=16, canvas=True)
     assert [(s.block, s.context) for s in plain] == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
-    causal = choose_shapes(blocks=(8,), contexts=(16,), max_position=16, causal=True, canvas=False)
+    causal = choose_shapes(blocks=(8,), contexts=(16,), max_position=16, causal=True)
     assert [(s.block, s.context) for s in causal] == [(1, 16), (8, 16)]
+    double = choose_shapes(blocks=(4, 8, 12), contexts=(16,), max_position=16, splits=True)
+    assert [s.block for s in double] == [4, 8, 12, 16]
 
 
 class Unexportable(nn.Module):
