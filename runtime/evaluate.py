@@ -23,7 +23,7 @@ from .families import find_family
 from .families.window import banned_ids, choose_block, contexts_by_block
 from .manifest import Manifest
 from .ops.base import Ops
-from .ops.numpy_ops import NumpyOps
+from .ops.choose import ops_for
 from .philox import check_key
 
 FIRST_SAMPLES = 4
@@ -131,7 +131,7 @@ def evaluate_ids(
         samples = range(len(totals), planned)
         sums = np.zeros((len(samples), len(windows)))
         bounds = family.bound(
-            manifest, engines, ops or NumpyOps(), windows,
+            manifest, engines, ops or ops_for(engines), windows,
             seed=seed, samples=samples, block_size=block_size,
         )  # fmt: skip
         for number, nats in enumerate(bounds):

@@ -81,6 +81,7 @@ class TableEngine:
 
 class TableEngines:
     name = "table"
+    device = None
 
     def __init__(
         self,

@@ -8,9 +8,10 @@
 
 All are the graph `denoise`. A finished block that no other follows is not stored. `advance` saves
 a run per block with the same result; it needs the graph at twice the block size, with its input
-`split`: else `store` and `denoise` follow each other. The prompt's tail (its length modulo the
-block size) shares the first generated block as fixed positions. Positions beyond the last token
-asked for stay MASK and are neither committed nor read.
+`split`: else `store` and `denoise` follow each other. Where the ops report one step late, the run
+after the last step was one over the finished block already, and its kv_new is stored. The prompt's
+tail (its length modulo the block size) shares the first generated block as fixed positions.
+Positions beyond the last token asked for stay MASK and are neither committed nor read.
 
 A text beyond the largest context (or the positions the model knows) goes on in a window: the
 oldest half is dropped, the kept tail is prefilled at positions from 0 on, `approximate` is set.
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import DecodingSettings
+from ..decoding import RULES, DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..manifest import Manifest
 from ..ops.base import Ops, Progress
@@ -51,6 +52,10 @@ from .window import (
 )
 
 GRAPH = "denoise"
+MAX_WAITING = 32
+"""In the last block of a text no commit run follows that a late report could save, so with up to
+so many masked positions each step's own report is awaited: a wait is a launch's time, about 1/30
+of a step of a 100 M model on the boards meant."""
 
 
 class MaskedRule:
@@ -67,7 +72,7 @@ class MaskedRule:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         assert manifest.mask_token_id is not None
         self._mask, self._eos = manifest.mask_token_id, manifest.eos_token_id
-        self._ops, self._request = ops, request
+        self._engines, self._ops, self._request = engines, ops, request
         shapes = contexts_by_block(engines.specs, GRAPH)
         template = request.template_ids
         if template is None:
@@ -98,6 +103,8 @@ class MaskedRule:
             unmask_chance=unmask_chances(manifest, steps) if settings.rule == "ancestral" else None,
         )
         self._sees_time = has_input(engines.specs, GRAPH, "time")
+        # Outputs on which nothing was committed serve again, unless time went on for the graph.
+        self._repeats = RULES[settings.rule].scheduled and not self._sees_time
         self._chances = mask_chances(manifest, steps)
         self._phase = "store"
         self._cached = 0
@@ -186,12 +193,13 @@ class MaskedRule:
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""
         if self._phase == "denoise":
-            return self._denoise(logits(engine))
+            return self._denoise(engine, logits(engine))
         append(self._ops, engine, self._cached, self._block)
         self._cached += self._block
         if self._phase == "advance":
             self._begin_block()
-            return self._denoise(self._ops.rows(logits(engine), self._block, self._block))
+            output = self._ops.rows(logits(engine), self._block, self._block)
+            return self._denoise(engine, output)
         self._advance()
         return ()
 
@@ -236,14 +244,14 @@ class MaskedRule:
         if not left:
             self._text.extend(0, template)
 
-    def _denoise(self, output: Any) -> Sequence[Span]:
-        """One step on a block's logits; more on the same while nothing changes, unless the graph
-        sees time."""
-        progress = Progress(0, 0, 0, False)
+    def _denoise(self, engine: Engine, output: Any) -> Sequence[Span]:
+        """One step on a block's logits; more on the same while nothing changes, if they serve
+        again."""
+        exact = self._repeats or self._waits()
         while True:
             self._ops.sample(output, self._canvas)
-            progress = self._ops.commit(self._canvas)
-            if progress.num_committed or not progress.num_masked or self._sees_time:
+            progress = self._ops.commit(self._canvas, exact=exact)
+            if progress.num_committed or not progress.num_masked or not self._repeats:
                 break
         spans = []
         finished = progress.num_masked == 0
@@ -252,8 +260,13 @@ class MaskedRule:
         if self._request.provisional:
             spans.append(self._provisional())
         if finished:
-            self._finish_block(progress)
+            self._finish_block(progress, engine)
         return spans
+
+    def _waits(self) -> bool:
+        """Whether each step's own report is worth waiting for; see MAX_WAITING."""
+        last = self._canvas.position + self._block >= self._text.limit
+        return last and self._canvas.num_masked_at_start <= MAX_WAITING
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
         position = self._canvas.position
@@ -272,13 +285,18 @@ class MaskedRule:
             fixed=tuple((ids != self._mask).tolist()),
         )
 
-    def _finish_block(self, progress: Progress) -> None:
+    def _finish_block(self, progress: Progress, engine: Engine) -> None:
         self._ended = progress.ended
         if progress.ended or self._text.num_known >= self._text.limit:
             self._phase = "done"
         elif self._cached + self._block >= self._capacity:
             self._slide()
         else:
+            if progress.behind and not self._sees_time:
+                context = bucket(self._contexts, self._cached + self._block)
+                holder = self._engines.engine(GRAPH, self._block, context)
+                append(self._ops, engine, self._cached, self._block, into=holder)
+                self._cached += self._block
             self._advance()
 
 

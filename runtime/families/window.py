@@ -166,12 +166,17 @@ def feed(
             if not isinstance(value, np.ndarray):
                 value = np.full(tensor.shape, value, tensor.dtype)
             ops.assign(engine.inputs[tensor.name], value)
+    # Last, so that on a device it is part of what repeats from step to step.
     ops.assign(engine.inputs[engine.spec.tensor("canvas").name], ids)
 
 
-def append(ops: Ops, engine: Engine, start: int, count: int) -> None:
-    """Stores a run's first `count` keys and values behind `start` rows of the cache."""
-    kv = engine.inputs[engine.spec.tensor("kv").name]
+def append(ops: Ops, engine: Engine, start: int, count: int, *, into: Engine | None = None) -> None:
+    """Stores a run's first `count` keys and values behind `start` rows of the cache.
+
+    `into` is an engine of the set whose context holds them, if the one that ran is too short.
+    """
+    holder = into or engine
+    kv = holder.inputs[holder.spec.tensor("kv").name]
     ops.append_kv(kv, engine.outputs[engine.spec.tensor("kv_new").name], start, count)
 
 

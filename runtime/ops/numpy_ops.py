@@ -104,7 +104,7 @@ class NumpyOps:
         """See Ops."""
         logits = logits.reshape(-1, canvas.vocab_size)
         if RULES[canvas.settings.rule].chooses_first:
-            self._choose(canvas)
+            self.choose(canvas)
             rows = np.flatnonzero(canvas.chosen)
         else:
             rows = np.flatnonzero(canvas.masked)
@@ -164,7 +164,7 @@ class NumpyOps:
         if RULES[settings.rule].score == "confidence":
             canvas.score[rows] = np.exp(log_prob)
 
-    def _choose(self, canvas: Canvas) -> None:
+    def choose(self, canvas: Canvas) -> None:
         """Fills `chosen` for the rules that look at no logits."""
         masked = np.flatnonzero(canvas.masked)
         canvas.chosen.fill(False)
@@ -200,7 +200,7 @@ class NumpyOps:
             canvas.scratch.draws[kind] = made
         return made[1][canvas.step - start]
 
-    def commit(self, canvas: Canvas) -> Progress:
+    def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """See Ops."""
         num_committed = 0
         if canvas.num_masked:
