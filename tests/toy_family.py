@@ -132,6 +132,7 @@ class ToyDevice:
     name = "toy"
     exact = True
     default_rule = "next_token"
+    rules = ("next_token",)
 
     def start(self, manifest, engines, ops, request) -> UpdateRule:
         return ToyRule(engines, ops, request)

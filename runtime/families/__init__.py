@@ -31,4 +31,4 @@ def decoding_settings(manifest: Manifest, overrides: Mapping[str, Any]) -> Decod
     Raises:
         ConfigError: An unknown family or setting, a value out of range, a contradiction.
     """
-    return resolve_settings(manifest, find_family(manifest.family).default_rule, overrides)
+    return resolve_settings(manifest, find_family(manifest.family), overrides)
