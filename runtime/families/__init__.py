@@ -9,9 +9,10 @@ from ..manifest import Manifest
 from .ar import CausalFamily
 from .base import DeviceFamily, resolve_settings
 from .mdlm import MaskedFamily
+from .sedd import ScoreFamily
 
 FAMILIES: Mapping[str, DeviceFamily] = {
-    family.name: family for family in (MaskedFamily(), CausalFamily())
+    family.name: family for family in (MaskedFamily(), CausalFamily(), ScoreFamily())
 }
 
 

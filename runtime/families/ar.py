@@ -163,7 +163,7 @@ class CausalFamily:
 
     name = "ar"
     default_rule = "next_token"
-    rules = ("next_token",)
+    rules: tuple[str, ...] = ("next_token",)
     exact = True
 
     def start(

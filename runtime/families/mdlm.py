@@ -25,7 +25,7 @@ class MaskedFamily:
 
     name = "mdlm"
     default_rule = "threshold"
-    rules = (
+    rules: tuple[str, ...] = (
         "low_confidence",
         "threshold",
         "factor",

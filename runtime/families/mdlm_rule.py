@@ -30,7 +30,6 @@ import numpy as np
 
 from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
-from ..errors import ConfigError
 from ..manifest import Manifest
 from ..ops.base import Ops, Progress
 from ..schedule import schedule_from_json
@@ -40,6 +39,7 @@ from .window import (
     append,
     banned_ids,
     bucket,
+    canvas_block,
     choose_block,
     contexts_by_block,
     feed,
@@ -250,17 +250,6 @@ class MaskedRule:
             self._slide()
         else:
             self._phase = "commit"
-
-
-def canvas_block(shapes: dict[int, tuple[int, ...]], length: int) -> int:
-    """Gives the smallest block that holds a whole text; raises ConfigError if none does."""
-    fitting = [block for block in shapes if block >= length]
-    if not fitting:
-        raise ConfigError(
-            f"the text to fill has {length} tokens, the largest canvas {max(shapes)}; "
-            "shorten it, or export with a larger whole-canvas block"
-        )
-    return min(fitting)
 
 
 def mask_chances(manifest: Manifest, steps: int) -> np.ndarray:

@@ -41,6 +41,17 @@ def choose_block(shapes: dict[int, tuple[int, ...]], asked: int | None) -> int:
     return asked
 
 
+def canvas_block(shapes: dict[int, tuple[int, ...]], length: int) -> int:
+    """Gives the smallest block that holds a whole text; raises ConfigError if none does."""
+    fitting = [block for block in shapes if block >= length]
+    if not fitting:
+        raise ConfigError(
+            f"the text to fill has {length} tokens, the largest canvas {max(shapes)}; "
+            "shorten it, or export with a larger whole-canvas block"
+        )
+    return min(fitting)
+
+
 def bucket(contexts: Sequence[int], rows: int) -> int:
     """Gives the smallest context of at least `rows` rows; ConfigError if there is none."""
     for context in contexts:
