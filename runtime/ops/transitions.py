@@ -139,7 +139,7 @@ def transit(
         count = len(rows[part])
         scratch.ratios(log_score, rows[part], ids[part], bias=bias, allowed=allowed)
         total = mass = scratch.total(count)
-        if offset:
+        if offset and np.isfinite(total).all():
             scratch.lower(count, offset * (1.0 + total))
             mass = scratch.total(count)
         move = gain * mass
