@@ -269,17 +269,17 @@ def position_nats(
 ) -> torch.Tensor:
     """Weighted score entropy (B, L) of every position, 0 where there is none."""
     states = states_of(config).to(x0.device)
-    nats = torch.zeros(x0.shape, device=x0.device)
     if config["model"]["graph"] == "absorb":
         rows = (noisy.ids == config["mask_token_id"]).flatten().nonzero().flatten()
         log_score = model(noisy.ids, noisy.sigma, rows)
         row = rows // x0.shape[1]
         entropy = absorbed(log_score, x0.flatten()[rows], noisy.sigma[row], states)
-        return nats.flatten().index_put((rows,), entropy * noisy.weight[row]).view(x0.shape)
+        nats = entropy.new_zeros(x0.numel()).index_put((rows,), entropy * noisy.weight[row])
+        return nats.view(x0.shape)
     log_score = model(noisy.ids, noisy.sigma)
     entropy = replaced(log_score, noisy.ids, x0, noisy.sigma[:, None], states)
-    nats[:, 1:] = (entropy * noisy.weight[:, None])[:, 1:]
-    return nats
+    scored = torch.arange(x0.shape[1], device=x0.device) > 0
+    return entropy * noisy.weight[:, None] * scored
 
 
 def absorbed(
