@@ -65,7 +65,7 @@ GROUPS = (
         _family("--heads", "num_heads", type=int, help="Attention heads; default: width / 64."),
         _family("--tie-embeddings/--no-tie-embeddings", help="Head = embedding matrix."),
         _family("--dropout", type=float, help="Share of each branch's values dropped."),
-        _o("--init", type=click.Path(), help="Checkpoint whose weights to start from."),
+        _o("--init", type=click.Path(), help="Checkpoint (folder or hub name) to start from."),
     ),
     (
         "Objective (diffusion families)",
@@ -190,7 +190,11 @@ GROUPS = (
     ),
     (
         "Measure instead of training",
-        _o("--evaluate", type=click.Path(), help="Checkpoint whose bound on --data to measure."),
+        _o(
+            "--evaluate",
+            type=click.Path(),
+            help="Checkpoint (folder or hub name) whose bound on --data to measure.",
+        ),
         _o("--limit", type=click.IntRange(min=1), help="At most so many documents."),
         _o(
             "--block",
