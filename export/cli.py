@@ -97,7 +97,10 @@ def main(
     verbose: int,
     **given: Any,
 ) -> None:
-    """Turns a CHECKPOINT folder into a bundle: traced, checked against PyTorch, packed."""
+    """Turns a CHECKPOINT into a bundle: traced, checked against PyTorch, packed.
+
+    CHECKPOINT is a folder that dlm-train wrote, or owner/name on the Hugging Face hub.
+    """
     # torch takes seconds to import: usage errors should not wait for it.
     from .pack import ExportSettings, export_checkpoint
 

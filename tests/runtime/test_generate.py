@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import RULES, DecodingSettings
+from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families import FAMILIES
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
@@ -13,7 +14,7 @@ from table_engines import TableEngines, hashed, make_manifest
 
 V = 40
 MASK, PAD = V - 1, V - 2
-BLOCK_RULES = [name for name in RULES if name != "next_token"]
+BLOCK_RULES = FAMILIES["mdlm"].rules
 SHAPES = [(8, 16), (8, 64), (64, 8)]
 
 

@@ -10,12 +10,13 @@ import onnx
 import pytest
 import torch
 from dlm_edge.export.fp16 import store_fp16
-from dlm_edge.export.graph import Shape, graph_specs
+from dlm_edge.export.graph import graph_specs
 from dlm_edge.export.trace import trace
 from dlm_edge.export.typed import type_fp16
 from dlm_edge.export.weights import split_weights
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
 from dlm_edge.train.families import FAMILIES
+from dlm_edge.train.families.shapes import Shape
 
 pytestmark = [
     pytest.mark.trt,
@@ -31,10 +32,8 @@ VARIANTS = {
     "mdlm tied": ("mdlm", {**MASKED, "tie_embeddings": True}),
     "mdlm timed": ("mdlm", {**MASKED, "time_conditioning": True}),
     "ar": ("ar", {}),
-}
-SHAPES = {
-    "mdlm": (Shape(block=BLOCK, context=CONTEXT), Shape(block=CONTEXT, context=8)),
-    "ar": (Shape(block=1, context=CONTEXT), Shape(block=BLOCK, context=8)),
+    "sedd uniform": ("sedd", {**MASKED, "graph": "uniform"}),
+    "sedd absorb": ("sedd", {**MASKED, "graph": "absorb", "tie_embeddings": True}),
 }
 CONVERSIONS = {"fp32": lambda model: None, "fp16 stored": store_fp16, "fp16 typed": type_fp16}
 
@@ -57,7 +56,7 @@ def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision
     CONVERSIONS[precision](model)
     split_weights(model, tmp_path, graph.name)
     file = f"{graph.name}.onnx"
-    specs = graph_specs(graph, SHAPES[VARIANTS[variant][0]], file=file, precision=precision[:4])
+    specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision=precision[:4])
     plan = build_plan(
         trt, tmp_path / file, specs, BuildSettings(optimization_level=0), configure=configure
     )
