@@ -59,6 +59,15 @@ def fits(ratio: Ratio, max_loss: float) -> bool:
     return ratio.high - 1.0 <= max_loss
 
 
+def single_trial(plan: Plan, ratio: Ratio, max_loss: float) -> Outcome:
+    """Returns the outcome of a plan that is taken as it is, such as an edited one."""
+    num_float = sum(layer.precision == "float" for _, _, layer in plan.layers())
+    trial = Trial(num_float=num_float, ratio=ratio)
+    return Outcome(
+        plan=plan, ratio=ratio, met=fits(ratio, max_loss), num_float=num_float, trials=(trial,)
+    )
+
+
 def fit_budget(
     plan: Plan,
     costs: Sequence[LayerCost] | Callable[[], Sequence[LayerCost]],

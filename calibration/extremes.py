@@ -26,7 +26,7 @@ def largest_values(
     canvases: Sequence[Canvas],
     names: Iterable[str],
     progress: Progress = lambda done, total: None,
-) -> dict[str, float]:
+) -> dict[str, dict[int, float]]:
     """Measures values of a float32 graph.
 
     Args:
@@ -36,14 +36,14 @@ def largest_values(
         progress: Told after every canvas.
 
     Returns:
-        The largest magnitude of each value.
+        The largest magnitude of each value, by the mask ratio's decile.
 
     Raises:
         CalibrationError: A value is NaN or infinite on a canvas; names the first such.
     """
     wanted = list(names)
     session = _session(model, wanted)
-    found = dict.fromkeys(wanted, 0.0)
+    found: dict[str, dict[int, float]] = {name: {} for name in wanted}
     for number, canvas in enumerate(canvases):
         outputs = session.run(wanted, dict(canvas.inputs))
         for name, array in zip(wanted, outputs, strict=True):
@@ -54,14 +54,18 @@ def largest_values(
                     f"canvas ({canvas.source}, mask ratio {canvas.mask_ratio:.2f}): the "
                     "checkpoint's weights are unsound, train it again"
                 )
-            found[name] = max(found[name], largest)
+            found[name][canvas.decile] = max(found[name].get(canvas.decile, 0.0), largest)
         progress(number + 1, len(canvases))
     return found
 
 
-def beyond_float16(largest: Mapping[str, float]) -> tuple[str, ...]:
+def beyond_float16(largest: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
     """Returns the values that float16 cannot be trusted with, in the given order."""
-    return tuple(name for name, value in largest.items() if value * HEADROOM > FLOAT16_LIMIT)
+    return tuple(
+        name
+        for name, deciles in largest.items()
+        if max(deciles.values(), default=0.0) * HEADROOM > FLOAT16_LIMIT
+    )
 
 
 def _session(model: onnx.ModelProto, names: Sequence[str]):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,10 @@ def read_plan(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def apply_edits(
-    plan: Plan, edits: Mapping[str, Any], layers: Mapping[str, Iterable[Layer]]
+    plan: Plan,
+    edits: Mapping[str, Any],
+    layers: Mapping[str, Iterable[Layer]],
+    values: Mapping[str, Container[str]],
 ) -> Plan:
     """Lays an edited plan over a plan.
 
@@ -139,6 +142,7 @@ def apply_edits(
         plan: Holds every layer.
         edits: What `read_plan` gave.
         layers: The layers of each graph.
+        values: Names of each graph's computed values, which may be kept in float32.
 
     Raises:
         CalibrationError: The edits name a graph or layer that there is not, or a field or value
@@ -164,6 +168,12 @@ def apply_edits(
         extra = content.get("float32", [])
         if not isinstance(extra, list) or not all(isinstance(name, str) for name in extra):
             raise CalibrationError(f'"float32" of graph {graph} must be a list of value names')
+        unknown = [name for name in extra if name not in values[graph]]
+        if unknown:
+            raise CalibrationError(
+                f'the plan\'s "float32" names values that graph {graph} does not have: '
+                f"{', '.join(map(repr, unknown[:3]))}; take them out"
+            )
         merged = dict.fromkeys((*plan.graphs[graph].float32, *extra))
         changed = replace(plan.graphs[graph], float32=tuple(merged))
         plan = replace(plan, graphs={**plan.graphs, graph: changed})
