@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import onnx
 
@@ -26,12 +27,15 @@ def recipe_for(target: str) -> Recipe:
             build_fp16=_typed_fp16,
             half_values=half_values,
         )
-    from ..calibration.cpu import cpu_plan
+    from ..calibration.cpu import cpu_plan, weight_limit
 
+    limit = weight_limit(target)
     return Recipe(
         target=target,
         default_plan=cpu_plan,
-        build=_cpu_int8,
+        build=partial(_cpu_int8, limit=limit),
+        weight_limit=limit,
+        dynamic=True,
         build_fp16=_stored_fp16,
         half_values=lambda model: (),
     )
@@ -49,10 +53,12 @@ def _typed_fp16(model: onnx.ModelProto, float32: Sequence[str]) -> onnx.ModelPro
     return made
 
 
-def _cpu_int8(model: onnx.ModelProto, layers: Layers, plan: GraphPlan) -> onnx.ModelProto:
+def _cpu_int8(
+    model: onnx.ModelProto, layers: Layers, plan: GraphPlan, *, limit: int
+) -> onnx.ModelProto:
     from ..calibration.cpu import quantize_for_cpu
 
-    made = quantize_for_cpu(model, layers, plan)
+    made = quantize_for_cpu(model, layers, plan, limit=limit)
     store_fp16(made)  # what stays in floating point takes half the bytes, as without int8
     return made
 
