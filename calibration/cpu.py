@@ -171,8 +171,8 @@ class _Writer:
         if layer.out_axis == 0:
             matrix = f"{layer.weight}.columns"
             self._before.append(_node("Transpose", [stored], matrix, perm=[1, 0]))
+        wide = f"{layer.weight}.wide"
         if not integer:
-            wide = f"{layer.weight}.wide"
             self._before.append(_cast(matrix, f"{layer.weight}.float"))
             self._before.append(_node("Mul", [f"{layer.weight}.float", steps], wide))
         for output, value in zip(layer.products, layer.inputs, strict=True):
