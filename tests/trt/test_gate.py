@@ -110,6 +110,6 @@ def test_a_quantised_graph_that_breaks_the_rules_is_rejected(trt, configure, tmp
             item.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), ZERO))
     split_weights(model, tmp_path, graph.name)
     file = f"{graph.name}.onnx"
-    specs = graph_specs(graph, SHAPES["mdlm"], file=file, precision="int8")
+    specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision="int8")
     with pytest.raises(EngineError, match="zero point"):
         build_plan(trt, tmp_path / file, specs, BuildSettings(), configure=configure)
