@@ -114,7 +114,7 @@ def evaluate_file(
 
     manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
     shapes = contexts_by_block(pipeline.engines.specs, manifest.graphs[0].name)
-    block_size = choose_block(shapes, block)
+    block_size = choose_block(shapes, block, manifest.block_sizes)
     begin = time.perf_counter()
     stream = list(_stream(data, limit, tokenizer, manifest.eos_token_id))
     ids = np.array(stream, np.int64)

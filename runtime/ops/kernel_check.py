@@ -16,6 +16,7 @@ from ..decoding import RULES, DecodingSettings
 from ..errors import DlmError, EngineError
 from .compare import HEATS, MAX_TIE_SHARE, Pair, on_device, random_logits, sample_faults
 from .cuda_ops import CudaOps
+from .cuda_state import RULE_CODES
 from .numpy_ops import NumpyOps
 
 VOCABULARIES = (5, 65, 517, 4096)
@@ -65,7 +66,7 @@ def check_kernels(ops: CudaOps) -> list[dict[str, Any]]:
 
 def _sample(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
     """Every rule and heat over ragged vocabularies, some positions fixed."""
-    for case, rule in enumerate(name for name in RULES if name != "next_token"):
+    for case, rule in enumerate(name for name in RULE_CODES if name != "next_token"):
         for turn, heat in enumerate(HEATS):
             vocab = VOCABULARIES[(case + turn) % len(VOCABULARIES)]
             block = 9 if vocab < 1000 else 3
@@ -110,7 +111,7 @@ def _begin(found: KernelCheck, ops: CudaOps) -> None:
 
 def _commit(found: KernelCheck, ops: CudaOps) -> None:
     """Every rule to the end of a block, equal scores and ends of text among them."""
-    for rule in RULES:
+    for rule in RULE_CODES:
         for block in (1,) if rule == "next_token" else (1, 7, 33):
             rng = np.random.default_rng(block)
             pair = Pair.make(DecodingSettings(rule=rule), block=block, vocab=90, cuda=ops)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
-from dlm_edge.runtime.decoding import RULES, DecodingSettings
+from dlm_edge.runtime.decoding import DecodingSettings
+from dlm_edge.runtime.families import FAMILIES
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
@@ -31,7 +32,7 @@ def exact_products():
 
 
 @pytest.mark.parametrize("captures", [True, False], ids=["captured", "uncaptured"])
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "next_token"])
+@pytest.mark.parametrize("rule", FAMILIES["mdlm"].rules)
 def test_the_device_loop_gives_the_tokens_of_the_loop_on_the_cpu(
     gpu, exact_products, rule, captures
 ):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from dlm_edge.runtime.cli import main
-from dlm_edge.runtime.decoding import RULES
 from dlm_edge.runtime.errors import DeviceError
+from dlm_edge.runtime.families import FAMILIES
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
 from toy_bundle import write_toy
@@ -45,7 +45,7 @@ def texts(bundle, engine, **settings):
         return found
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "next_token"])
+@pytest.mark.parametrize("rule", FAMILIES["mdlm"].rules)
 def test_every_rule_gives_the_tokens_of_the_cpu(toy, board, rule):
     wanted = texts(toy, "onnxruntime", rule=rule, temperature=1.0)
     assert texts(toy, "tensorrt", rule=rule, temperature=1.0) == wanted

@@ -10,7 +10,7 @@ from emulation.device import EmulatedDevice
 from emulation.pairs import HEATS, Pair, compare_samples, on_device, random_logits
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", [name for name in RULES if not RULES[name].transition])
 @pytest.mark.parametrize("block", [1, 7, 40])
 def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
     """Every rule over every step of a block, with equal scores among them, text ends included."""
@@ -237,3 +237,9 @@ def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
 def test_a_block_too_long_to_be_counted_is_refused(cuda):
     with pytest.raises(ConfigError, match="32767"):
         Pair.make(DecodingSettings(), block=40000, vocab=8, cuda=cuda)
+
+
+def test_a_rule_without_kernels_is_refused_by_name(cuda):
+    settings = DecodingSettings(rule="tweedie", steps=4)
+    with pytest.raises(ConfigError, match="tweedie has no kernels.*onnxruntime"):
+        Pair.make(settings, block=4, vocab=90, cuda=cuda, transition=np.zeros((4, 5)))
