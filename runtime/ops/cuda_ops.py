@@ -75,6 +75,7 @@ class CudaOps:
         self._run_ahead = run_ahead
         self._kernels = {
             **device.kernels(kernels / "sample.cu", ("sample_float32", "sample_float16")),
+            **device.kernels(kernels / "transition.cu", ("transit_float32", "transit_float16")),
             **device.kernels(kernels / "commit.cu", ("begin_block", "commit")),
             **device.kernels(kernels / "copy.cu", ("append_rows",)),
         }
@@ -91,6 +92,7 @@ class CudaOps:
         eos_token_id: int,
         banned: tuple[int, ...],
         unmask_chance: np.ndarray | None = None,
+        transition: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> Canvas:
@@ -113,6 +115,8 @@ class CudaOps:
             score=self._filled(np.zeros(block, np.float32)),
             log_prob=self._filled(np.zeros(block, np.float32)),
             unmask_chance=self._optional(unmask_chance, np.float64),
+            transition=self._optional(transition, np.float64),
+            sigma=self._optional(None if transition is None else transition[0, :1], np.float32),
             bias=self._optional(bias, np.float32),
             allowed=self._filled(permitted_bits(vocab_size, banned, allowed)),
             seen=self._filled(np.zeros(vocab_size, np.uint8)) if penalised else None,
@@ -139,7 +143,7 @@ class CudaOps:
         settings_state(state, canvas.settings, canvas.seed, canvas.sample_index)
         for name in ("ids", "masked", "chosen", "candidate", "score", "log_prob"):
             state[name] = getattr(canvas, name).pointer
-        for name in ("unmask_chance", "bias", "seen"):
+        for name in ("unmask_chance", "transition", "sigma", "bias", "seen"):
             array = getattr(canvas, name)
             state[name] = 0 if array is None else array.pointer
         state["permitted"] = canvas.allowed.pointer
@@ -148,6 +152,7 @@ class CudaOps:
         state["staged"], state["published"] = staged_pointer, published_pointer
         state["block"], state["vocab"], state["chunks"] = block, canvas.vocab_size, chunks
         state["num_chances"] = 0 if canvas.unmask_chance is None else canvas.unmask_chance.size
+        state["num_steps"] = 0 if canvas.transition is None else canvas.transition.shape[0]
         state["mask_token_id"], state["eos_token_id"] = canvas.mask_token_id, canvas.eos_token_id
         return _Scratch(
             state=self._filled(state),
@@ -188,7 +193,8 @@ class CudaOps:
         scratch: _Scratch = canvas.scratch
         rows = logits.size // canvas.vocab_size
         assert rows == scratch.grid, f"{rows} rows of logits for {scratch.grid} positions"
-        kernel = f"sample_{logits.dtype.name}"
+        kernel = "sample" if canvas.transition is None else "transit"
+        kernel = f"{kernel}_{logits.dtype.name}"
         pointers = (logits.pointer, scratch.state.pointer)
         self._launch(kernel, scratch.grid, scratch.row_threads, *pointers)
 
@@ -235,6 +241,8 @@ class CudaOps:
         return found.progress
 
     def _may_run_ahead(self, canvas: Canvas) -> bool:
+        if canvas.transition is not None:
+            return canvas.step < canvas.transition.shape[0]  # never beyond the last step
         return canvas.num_masked_at_start > 1 and not RULES[canvas.settings.rule].scheduled
 
     def _published(self, scratch: _Scratch, sequence: int) -> Published:
