@@ -46,7 +46,7 @@ class Canvas:
     @property
     def inputs(self) -> dict[str, Any]:
         """The value of each input role that a canvas determines."""
-        return {"canvas": self.ids, "start": self.start, **self.extra}
+        return {"canvas": self.ids, "start": self.start, "split": 0, **self.extra}
 
 
 def text_ids(tokenizer: Tokenizer, eos_token_id: int, length: int, data: Path | None) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,25 @@ class Sizes(click.ParamType):
         return tuple(sizes)
 
 
+class Percent(click.ParamType):
+    """A number of per cent, with or without the sign."""
+
+    name = "percent"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number; a usage error shows what is none."""
+        text = str(value).strip().removesuffix("%").strip()
+        try:
+            number = float(text)
+        except ValueError:
+            self.fail(f"{value!r} is no number of per cent", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number of per cent", param, ctx)
+        return number
+
+
 def _decoding(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
@@ -63,8 +83,44 @@ def _decoding(text: str | None) -> dict[str, Any]:
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32 or fp16. fp16 stores weights in half the bytes; arithmetic stays float32 on cpu "
-    "and host, and is float16 on orin-nano.",
+    help="fp32, fp16 or int8. fp16 stores weights in half the bytes; arithmetic stays float32 on "
+    "cpu and host, and is float16 on orin-nano. int8 multiplies integers in the linear layers.",
+)
+@click.option(
+    "--calibration-data",
+    type=click.Path(path_type=Path),
+    help="Text (UTF-8, documents between <|endoftext|>) of the kind that the model will write, to "
+    "calibrate and measure fp16 and int8 on. Default: the text that training was validated on, if "
+    "it is still there.",
+)
+@click.option(
+    "--max-loss",
+    type=Percent(),
+    default="0.5",
+    show_default=True,
+    help="Per cent of perplexity that may be lost: layers go back to floating point until it "
+    "holds, and nothing is written if it cannot.",
+)
+@click.option(
+    "--plan", type=click.Path(path_type=Path), help="An edited plan.json of an earlier report."
+)
+@click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too.")
+@click.option(
+    "--loss-tokens",
+    default=8192,
+    show_default=True,
+    help="Held-out tokens to measure losses on, at most.",
+)
+@click.option(
+    "--judge",
+    type=click.Path(path_type=Path),
+    help="A llama2.c model (tok<vocabulary>.bin beside it) whose perplexity of samples the report "
+    "shows.",
+)
+@click.option(
+    "--report-dir",
+    type=click.Path(path_type=Path),
+    help="Folder for report.json, report.html and plan.json. Default: MODEL.report beside -o.",
 )
 @click.option(
     "--block",
@@ -82,12 +138,17 @@ def _decoding(text: str | None) -> dict[str, Any]:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle, MODEL.dlm."
 )
-@click.option("--data", type=click.Path(path_type=Path), help="Text (UTF-8) to check parity on.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Text (UTF-8) to check parity and measure losses on. Default: a paragraph, and every "
+    "other document of the calibration text.",
+)
 @click.option(
     "--card", type=click.Path(path_type=Path), help="Markdown that opens the bundle's card."
 )
 @click.option("--decoding", help="Default decoding settings of the bundle, a JSON object.")
-@click.option("--seed", default=0, show_default=True, help="Of the masks parity is measured under.")
+@click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration.")
 @common_options
 def main(
     checkpoint: Path,
@@ -100,6 +161,11 @@ def main(
     """Turns a CHECKPOINT into a bundle: traced, checked against PyTorch, packed.
 
     CHECKPOINT is a folder that dlm-train wrote, or owner/name on the Hugging Face hub.
+
+    With --precision int8 (and fp16, where there is text) the way goes through calibration: the
+    model decodes prompts, scales are fitted to what it meets, each layer is measured alone, and
+    the loss of the whole is held to --max-loss on text that calibration has not seen. A report with
+    drawings goes into the bundle and beside it.
     """
     # torch takes seconds to import: usage errors should not wait for it.
     from .pack import ExportSettings, export_checkpoint
@@ -123,6 +189,10 @@ def main(
                 f"largest relative error {figures['max_relative_error']:.1e}  "
                 f"same top-1 {figures['top1_agreement']:.2%}"
             )
+    if "quality" in report:
+        for line in (*report["quality"]["findings"], *report["quality"]["warnings"]):
+            click.echo(line)
+        click.echo(f"report: {report['report_dir']}/report.html")
     if verbose:
         for name, figures in report["graphs"].items():
             counts = ", ".join(f"{op} {number}" for op, number in figures["operators"].items())

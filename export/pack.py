@@ -1,4 +1,4 @@
-"""From a checkpoint folder to `model.dlm`: trace, check, record, pack, in that order.
+"""From a checkpoint folder to `model.dlm`: trace, quantise, check, record, pack, in that order.
 
 Nothing appears under the final name before every check has passed. Knows no family: what differs
 between them comes from the table of families.
@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import numpy as np
 import onnx
 import torch
 
+from ..calibration.judge import Judge
+from ..calibration.plan import read_plan
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.check import GOLDEN_NAME
-from ..runtime.decoding import DecodingSettings
 from ..runtime.engines import open_engines
-from ..runtime.errors import BundleError, ConfigError, EngineError
+from ..runtime.errors import BundleError, CalibrationError, ConfigError, EngineError
 from ..runtime.manifest import GraphSpec, Manifest
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..runtime.tokenizer import Tokenizer
@@ -32,58 +33,18 @@ from ..train.families import FAMILIES
 from ..train.families.base import ExportGraph
 from .canvases import text_ids
 from .card import CARD_NAME, read_own_text, write_card
-from .fp16 import store_fp16
 from .golden import golden_vectors
 from .graph import graph_specs
 from .lint import operator_counts, require_clean
 from .parity import compare
 from .provenance import provenance
+from .quality_report import quality_report, report_members, write_reports
+from .quantise import Quantiser, Wishes
+from .recipes import GPU_TARGETS, recipe_for
+from .settings import ARITHMETIC, ExportSettings
+from .texts import Texts, find_text, read_texts
 from .trace import trace
-from .typed import type_fp16
 from .weights import split_weights
-
-TARGETS = ("cpu", "host", "orin-nano")
-PRECISIONS = ("fp32", "fp16")
-GPU_TARGETS = ("orin-nano",)
-"""Targets whose graphs are typed: their float16 stands in the ONNX, as TensorRT wants it."""
-ARITHMETIC: Mapping[str, str] = {
-    "fp32": "float32 weights and arithmetic",
-    "fp16": "weights stored as float16 and widened while loading; arithmetic in float32",
-    "fp16 typed": "float16 weights and arithmetic; norm statistics, softmax and angles in float32",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSettings:
-    """What `dlm-export` was asked for."""
-
-    target: str = "cpu"
-    """A name of TARGETS."""
-    precision: str = "fp32"
-    """A name of PRECISIONS."""
-    blocks: tuple[int | str, ...] = ()
-    """Block sizes in positions, or "full" for the whole canvas; empty: the family's choice,
-    usually those the checkpoint was trained on."""
-    contexts: tuple[int, ...] = ()
-    """Context buckets in positions, of families with a cache; empty: the family's choice."""
-    data: Path | None = None
-    """Text to check with; None: a paragraph that ships with the exporter."""
-    card: Path | None = None
-    """Markdown that goes into the card as it is."""
-    decoding: Mapping[str, Any] = field(default_factory=dict)
-    """Default decoding settings of the bundle."""
-    seed: int = 0
-    """Of the masks that parity is measured under."""
-
-    def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ConfigError(f"--target must be one of {', '.join(TARGETS)}, not {self.target!r}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"--precision {self.precision} is not available in this version: choose "
-                f"{' or '.join(PRECISIONS)}"
-            )
-        DecodingSettings.from_json(self.decoding)
 
 
 def export_checkpoint(
@@ -118,19 +79,75 @@ def export_checkpoint(
     graphs = family.graphs(model, config)
     own_text = read_own_text(settings.card)
     ids = text_ids(tokenizer, manifest.eos_token_id, manifest.max_position, settings.data)
+    texts = _texts(config, tokenizer, manifest, settings)
+    edits = read_plan(settings.plan) if settings.plan else None
+    judge = Judge(settings.judge) if settings.judge and texts else None
+    models, manifest = _trace_all(graphs, manifest, settings, progress)
+    quality, extra = None, {}
+    if texts is not None:
+        wishes = _wishes(settings, edits, judge)
+        shipped = Quantiser(models, manifest, tokenizer, texts, wishes, progress).run()
+        models = shipped.models
+        quality = quality_report(shipped, wishes, texts, manifest.family)
+        extra = report_members(shipped, quality)
+    elif settings.precision == "fp16":
+        progress("no text to measure the loss on: give --calibration-data to have it measured")
+        models = {
+            name: recipe_for(settings.target).build_fp16(item, ()) for name, item in models.items()
+        }
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
         folder = Path(name)
         (folder / "graphs").mkdir()
-        members, manifest, report = _trace_all(graphs, manifest, settings, folder, progress)
-        report |= _check_all(graphs, manifest, members, settings, folder, ids, progress)
+        members, manifest, report = _write_all(models, manifest, settings, folder, progress)
+        report |= _check_all(graphs, manifest, settings, folder, ids, progress)
         golden = report.pop("golden")
+        if quality is not None:
+            report["quality"] = quality
+        members |= extra
         members[TOKENIZER_NAME] = checkpoint.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
         members[CARD_NAME] = write_card(manifest, report, own_text).encode()
         progress(f"packing {output}")
         digest = write_bundle(output, manifest, members)
-    return {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
+    found = {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
+    if quality is not None:
+        beside = settings.report_dir or output.with_suffix(".report")
+        write_reports(beside, quality, extra)
+        found["report_dir"] = str(beside)
+    return found
+
+
+def _texts(
+    config: Mapping[str, Any], tokenizer: Tokenizer, manifest: Manifest, settings: ExportSettings
+) -> Texts | None:
+    """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
+    if settings.precision == "fp32":
+        return None
+    found = find_text(settings.calibration_data, config)
+    if found is not None:
+        return read_texts(found, settings.data, tokenizer, manifest.eos_token_id)
+    if settings.precision == "int8" or settings.plan:
+        raise CalibrationError(
+            f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
+            "kind that the model will write: the text that training was validated on is not here"
+        )
+    return None
+
+
+def _wishes(
+    settings: ExportSettings, edits: Mapping[str, Any] | None, judge: Judge | None
+) -> Wishes:
+    return Wishes(
+        precision=settings.precision,
+        target=settings.target,
+        max_loss=settings.max_loss / 100,
+        num_tokens=settings.loss_tokens,
+        edits=edits,
+        force=settings.force,
+        judge=judge,
+        seed=settings.seed,
+    )
 
 
 def _check_output(output: Path) -> None:
@@ -169,76 +186,71 @@ def _trace_all(
     graphs: Sequence[ExportGraph],
     manifest: Manifest,
     settings: ExportSettings,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, onnx.ModelProto], Manifest]:
+    """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
+    models: dict[str, onnx.ModelProto] = {}
+    specs: list[GraphSpec] = []
+    for graph in graphs:
+        progress(f"tracing {graph.name}")
+        shapes = graph.shapes(settings.blocks, settings.contexts)
+        traced_at = max(shapes, key=lambda shape: shape.context)
+        # A dimension of 1 would be traced as a constant.
+        models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
+        file = f"graphs/{graph.name}.onnx"
+        specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
+    return models, replace(manifest, graphs=tuple(specs))
+
+
+def _write_all(
+    models: Mapping[str, onnx.ModelProto],
+    manifest: Manifest,
+    settings: ExportSettings,
     folder: Path,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, bytes | Path], Manifest, dict[str, Any]]:
     """Writes every graph under `folder`; returns members, completed manifest and figures."""
     members: dict[str, bytes | Path] = {}
-    specs: list[GraphSpec] = []
     figures: dict[str, Any] = {}
-    for graph in graphs:
-        shapes = graph.shapes(settings.blocks, settings.contexts)
-        traced_at = max(shapes, key=lambda shape: shape.context)
-        progress(f"tracing {graph.name}")
-        # A dimension of 1 would be traced as a constant.
-        model = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
-        num_fp16 = _convert(model, settings)
-        progress(f"checking {graph.name}: {len(model.graph.node)} nodes")
-        require_clean(model, graph.name)
+    board = settings.target in GPU_TARGETS or settings.precision != "int8"
+    for name, model in models.items():
+        progress(f"checking {name}: {len(model.graph.node)} nodes")
+        require_clean(model, name, board=board)
         try:
             onnx.checker.check_model(model, full_check=False)
         except onnx.checker.ValidationError as error:
             reason = " ".join(str(error).split())[:200]
-            raise EngineError(f"graph {graph.name} is no valid ONNX: {reason}") from error
-        figures[graph.name] = {
+            raise EngineError(f"graph {name} is no valid ONNX: {reason}") from error
+        figures[name] = {
             "nodes": len(model.graph.node),
             "operators": operator_counts(model),
             "opset": model.opset_import[0].version,
-            "fp16_tensors": num_fp16,
+            "fp16_tensors": _count(model, onnx.TensorProto.FLOAT16),
+            "int8_tensors": _count(model, onnx.TensorProto.INT8),
         }
-        members |= split_weights(model, folder / "graphs", graph.name)
-        file = f"graphs/{graph.name}.onnx"
-        specs += graph_specs(graph, shapes, file=file, precision=settings.precision)
+        members |= split_weights(model, folder / "graphs", name)
     manifest = replace(
-        manifest,
-        graphs=tuple(specs),
-        members={name: describe(content) for name, content in members.items()},
+        manifest, members={name: describe(content) for name, content in members.items()}
     )
     report = {"graphs": figures, "precision": settings.precision, "target": settings.target}
-    report["arithmetic"] = ARITHMETIC[_form(settings)]
+    report["arithmetic"] = ARITHMETIC[settings.form]
     return members, manifest, report
 
 
-def _form(settings: ExportSettings) -> str:
-    """Returns the key of ARITHMETIC and of parity's tolerances."""
-    typed = settings.precision == "fp16" and settings.target in GPU_TARGETS
-    return "fp16 typed" if typed else settings.precision
-
-
-def _convert(model: onnx.ModelProto, settings: ExportSettings) -> int:
-    """Gives a graph its precision, in place; returns how many weights became float16."""
-    match _form(settings):
-        case "fp32":
-            return 0
-        case "fp16":
-            return store_fp16(model)
-        case "fp16 typed":
-            return type_fp16(model)
-        case form:
-            raise AssertionError(form)
+def _count(model: onnx.ModelProto, kind: int) -> int:
+    """Counts the matrices of a dtype."""
+    return sum(item.data_type == kind and len(item.dims) > 1 for item in model.graph.initializer)
 
 
 def _check_all(
     graphs: Sequence[ExportGraph],
     manifest: Manifest,
-    members: Mapping[str, bytes | Path],
     settings: ExportSettings,
     folder: Path,
     ids: np.ndarray,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Parity of every graph, and the golden vectors (as `golden`)."""
-    del members
     draft = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
     engines = open_engines(draft, "onnxruntime")
     try:
@@ -246,7 +258,7 @@ def _check_all(
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
             parity[graph.name] = compare(
-                graph, manifest, engines, ids, precision=_form(settings), seed=settings.seed
+                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed
             )
         noises = {graph.name: graph.corrupt for graph in graphs}
         golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed)

@@ -18,13 +18,13 @@ Knows no family; what it joins is each other's stranger: bundle, tokenizer, engi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from .bundle import Bundle, default_bundle_path, find_bundle, open_bundle
 from .decoding import DecodingSettings, with_steps
-from .engines import EngineSet, open_engines
+from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
 from .families import decoding_settings, find_family
 from .families.base import Request
@@ -32,7 +32,7 @@ from .frames import Frame, frames
 from .generate import Generation
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
 from .manifest import Manifest
-from .ops.numpy_ops import NumpyOps
+from .ops.choose import ops_for
 from .text_generation import TextGeneration, TextResult, TextSpan
 from .tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ class Pipeline:
         self.bundle, self.engines, self.tokenizer = bundle, engines, tokenizer
         self.load_seconds: Mapping[str, float] = {}
         """Wall time of opening bundle, tokenizer and engine."""
-        self._ops = NumpyOps()
+        self.ops = ops_for(engines)
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
 
     @classmethod
@@ -61,6 +61,9 @@ class Pipeline:
         engine: str = "auto",
         threads: int | None = None,
         expect_sha256: str | None = None,
+        build: BuildSettings | None = None,
+        note: Callable[[str], None] = lambda line: None,
+        report: Callable[[float, str], None] = lambda fraction, phase: None,
     ) -> Pipeline:
         """Opens a bundle.
 
@@ -69,10 +72,14 @@ class Pipeline:
             engine: `auto`, `onnxruntime` or `tensorrt`; `engines.reason` says why it was taken.
             threads: CPU threads; None: every core this process may use, 8 at most.
             expect_sha256: refuse any other bundle than the one with this hash.
+            build: how TensorRT's plans are built where there are none yet.
+            note: gets what there is to say meanwhile, in lines.
+            report: gets the fraction of a plan's build done and its phase; it takes minutes.
 
         Raises:
             BundleError: missing, damaged, foreign, or not the expected one.
             EngineError: no backend here runs it.
+            DeviceError: the GPU asked for is not there, or has not the memory.
             ConfigError: an unknown engine, or a family that this version does not know.
         """
         clock = time.perf_counter
@@ -84,7 +91,8 @@ class Pipeline:
         opened = clock()
         tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
         tokenized = clock()
-        pipeline = cls(bundle, open_engines(bundle, engine, threads), tokenizer)
+        engines = open_engines(bundle, engine, threads, build=build, note=note, report=report)
+        pipeline = cls(bundle, engines, tokenizer)
         pipeline.load_seconds = {
             "bundle": opened - begin,
             "tokenizer": tokenized - opened,
@@ -94,11 +102,7 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
-        """Opens a bundle by its file or by the folder that holds it; options as for `load`.
-
-        Raises:
-            BundleError: no bundle there, or a checkpoint only (the line says how to export it).
-        """
+        """Opens a bundle by its file or the folder that holds it; options and errors of `load`."""
         return cls.load(find_bundle(path), **options)
 
     @property
@@ -242,15 +246,9 @@ class Pipeline:
             )
         begin = time.perf_counter()
         form = parse_template(template)
-        lengths = [gap_tokens] if isinstance(gap_tokens, int) else gap_tokens
-        canvas = lay_out(
-            form,
-            gap_lengths(form, lengths),
-            self.tokenizer.encode,
-            self.tokenizer.decode,
-            eos_token_id=self.manifest.eos_token_id,
-            mask_token_id=mask_token_id,
-        )
+        coder = (self.tokenizer.encode, self.tokenizer.decode)
+        special = {"eos_token_id": self.manifest.eos_token_id, "mask_token_id": mask_token_id}
+        canvas = lay_out(form, gap_lengths(form, gap_tokens), *coder, **special)
         request = Request(
             prompt_ids=(),
             max_tokens=0,
@@ -290,7 +288,7 @@ class Pipeline:
         settings = request.settings
         assert settings is not None
         return TextGeneration(
-            Generation(self.manifest, self.engines, self._ops, request),
+            Generation(self.manifest, self.engines, self.ops, request),
             self.tokenizer,
             {
                 "engine": self.engines.name,

@@ -54,6 +54,8 @@ class ScoreEngines:
     name = "table"
     reason = "a test"
     threads = 1
+    device = None
+    device = None
 
     def __init__(self, score: Score, lengths: Sequence[int], vocab_size: int) -> None:
         self.score = score

@@ -92,7 +92,8 @@ def evaluate_checkpoint(
     checkpoint = read_checkpoint(path)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
     manifest, engines = open_checkpoint(checkpoint)
-    block = choose_block(contexts_by_block(engines.specs, engines.specs[0].name), block_size)
+    shapes = contexts_by_block(engines.specs, engines.specs[0].name)
+    block = choose_block(shapes, block_size, manifest.block_sizes)
     stream: list[int] = []
     for document in islice(documents(find_source(str(data))), limit):
         stream += [manifest.eos_token_id, *tokenizer.encode(document)]

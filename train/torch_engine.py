@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from ..runtime.engines.base import find_spec
 from ..runtime.errors import EngineError
 from ..runtime.manifest import GraphSpec, TensorSpec
 from .families.base import ExportGraph, GraphTensor
@@ -103,6 +104,7 @@ class TorchEngineSet:
     """All graphs of one checkpoint on PyTorch's CPU."""
 
     name = "torch-cpu"
+    device = None
     reason = "a checkpoint is run as it is, without export"
 
     def __init__(self, graphs: Sequence[ExportGraph]) -> None:
@@ -124,13 +126,8 @@ class TorchEngineSet:
         """Returns the engine of this shape, made on first use; EngineError if unknown."""
         key = (name, block, context)
         if key not in self._engines:
-            found = [spec for spec in self._specs if (spec.name, spec.block, spec.context) == key]
-            if not found:
-                offered = ", ".join(f"{s.name} {s.block}/{s.context}" for s in self._specs)
-                raise EngineError(
-                    f"no graph {name} for block {block} and context {context}; there is {offered}"
-                )
-            self._engines[key] = TorchEngine(self._modules[name], found[0], self._slots)
+            spec = find_spec(self._specs, *key)
+            self._engines[key] = TorchEngine(self._modules[name], spec, self._slots)
         engine = self._engines[key]
         engine.select(self._slot)
         return engine

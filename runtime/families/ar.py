@@ -137,7 +137,7 @@ class CausalRule:
             first=0,
         )
         self._ops.sample(row, self._canvas)
-        progress = self._ops.commit(self._canvas)
+        progress = self._ops.commit(self._canvas, exact=True)  # the next run needs the token
         self._ended = progress.ended
         if progress.ended:
             self._done = True

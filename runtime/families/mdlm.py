@@ -67,7 +67,7 @@ class MaskedFamily:
         """See DeviceFamily."""
         check_manifest(manifest)
         shapes = contexts_by_block(engines.specs, GRAPH)
-        block = choose_block(shapes, block_size)
+        block = choose_block(shapes, block_size, manifest.block_sizes)
         return masked_bound(
             manifest, engines, ops, windows, seed=seed, samples=samples, block=block
         )

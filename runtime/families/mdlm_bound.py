@@ -105,7 +105,7 @@ def _cross_entropy(
     """Runs a block with some positions masked; gives -log p of their true ids, (k,) float64."""
     corrupted = ids.copy()
     corrupted[masked] = manifest.mask_token_id
-    feed(ops, engine, corrupted, start, chance)
+    feed(ops, engine, corrupted, start, time=chance)
     engine.run()
     rows = ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)[masked]
     return negative_log_likelihood(rows, ids[masked], banned_ids(manifest))

@@ -33,6 +33,7 @@ struct Canvas {
   int* rank;                       // (block,): working memory
   const int* staged;               // mapped: position, first, ids (block), masked flags (block)
   unsigned long long* published;   // mapped: the last 4 progress words
+  int* shown;                      // mapped (block,): the ids, once a block is finished
   double time;
   double top_p;                    // 1: everything
   double factor;
@@ -66,7 +67,7 @@ struct Canvas {
 };
 
 static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
-static_assert(sizeof(Canvas) == 20 * 8 + 26 * 4, "the host writes this layout");
+static_assert(sizeof(Canvas) == 21 * 8 + 26 * 4, "the host writes this layout");
 
 // Whether no position is final before the last step: a transition without a mask.
 __device__ inline bool floats(const Canvas* canvas) {

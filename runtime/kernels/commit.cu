@@ -130,10 +130,11 @@ __device__ inline int find(const Canvas* canvas, int begin, int end, int id) {
 }
 
 extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
-  const bool failed = canvas->error != 0, open = canvas->num_masked > 0;
+  const int before = canvas->num_masked;
+  const bool failed = canvas->error != 0, open = before > 0;
   if (canvas->rule == RULE_FIRST_HITTING && open && !failed && threadIdx.x == 0) {
     const double draw = uniform(canvas, canvas->position, canvas->step, DRAW_TIME);
-    canvas->time *= pow(draw, 1.0 / canvas->num_masked);
+    canvas->time *= pow(draw, 1.0 / before);
   }
   const bool moves = canvas->rule == RULE_TRANSITION;
   const bool last = moves && open && canvas->step + 1 >= canvas->num_steps;
@@ -151,11 +152,18 @@ extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
       }
     }
   }
+  const int left = ended || last ? 0 : before - (floats(canvas) ? 0 : num_committed);
+  if (open && !failed && left == 0) {  // the host reads these once it has read the word below
+    for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
+      canvas->shown[index] = canvas->ids[index];
+    }
+    __threadfence_system();
+    __syncthreads();
+  }
   if (threadIdx.x) return;
   if (open && !failed) {
     ++canvas->step;
-    if (!floats(canvas)) canvas->num_masked -= num_committed;
-    if (ended || last) canvas->num_masked = 0;
+    canvas->num_masked = left;
     if (moves && !last) *canvas->sigma = (float)canvas->transition[5 * canvas->step];
   }
   publish(canvas, num_committed, num_final, ended);

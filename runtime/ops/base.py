@@ -28,8 +28,11 @@ CHUNK = 64
 
 
 class Progress(NamedTuple):
-    """What a commit changed. Device ops may report the step before; a step over a finished block
-    changes nothing, so running one step ahead is harmless."""
+    """What a commit changed, or the one before it (`behind`).
+
+    A step over a finished block changes nothing. So if `behind` and nothing is masked any more,
+    the run just made was one over the finished block, and its outputs are those of a commit run.
+    """
 
     num_masked: int
     """Masked positions left; 0 also when the text ended within the block."""
@@ -39,10 +42,18 @@ class Progress(NamedTuple):
     """Leading positions of the block without a mask: their text can be shown."""
     ended: bool
     """True when an end-of-text token stands at index `num_final`, all before it committed."""
+    behind: bool = False
+    """True when these are the figures of the step before; of the block's begin, in its first."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Canvas:
+class _Referable:
+    """Lets ops notice when a canvas is no longer used."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Canvas(_Referable):
     """One block being denoised. Arrays are the ops' own: NumPy here, device arrays elsewhere."""
 
     settings: DecodingSettings
@@ -170,7 +181,7 @@ class Ops(Protocol):
         """
         ...
 
-    def commit(self, canvas: Canvas) -> Progress:
+    def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """Commits positions by the rule of the canvas's settings (see `decoding`).
 
         Scatters candidates into `ids`, clears them in `masked`, counts the step, and ends the
@@ -179,6 +190,11 @@ class Ops(Protocol):
         Under a transition rule the chosen positions move, and `sigma` becomes the next step's. In
         a canvas with a mask they are free no more; in one without, all stay free up to the last
         step, and nothing is final before it.
+
+        Args:
+            canvas: One block.
+            exact: Wait for this commit's own progress. Otherwise ops of a device may report the
+                one before, so that the device has work while the host thinks.
         """
         ...
 

@@ -117,7 +117,7 @@ class NumpyOps:
             draw_transition(canvas, logits, self._draws(canvas, DrawKind.TOKEN))
             return
         if RULES[canvas.settings.rule].chooses_first:
-            self._choose(canvas)
+            self.choose(canvas)
             rows = np.flatnonzero(canvas.chosen)
         else:
             rows = np.flatnonzero(canvas.masked)
@@ -177,7 +177,7 @@ class NumpyOps:
         if RULES[settings.rule].score == "confidence":
             canvas.score[rows] = np.exp(log_prob)
 
-    def _choose(self, canvas: Canvas) -> None:
+    def choose(self, canvas: Canvas) -> None:
         """Fills `chosen` for the rules that look at no logits."""
         masked = np.flatnonzero(canvas.masked)
         canvas.chosen.fill(False)
@@ -213,7 +213,7 @@ class NumpyOps:
             canvas.scratch.draws[kind] = made
         return made[1][canvas.step - start]
 
-    def commit(self, canvas: Canvas) -> Progress:
+    def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """See Ops."""
         num_committed = 0
         if canvas.transition is not None:

@@ -29,6 +29,8 @@ def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
         GraphTensor(name="start", dtype="int32", shape=(1,), role="start"),
         GraphTensor(name="kv", dtype="float32", shape=("context", *cache), role="kv"),
     ]
+    if not shape.causal:
+        inputs.append(GraphTensor(name="split", dtype="int32", shape=(1,), role="split"))
     if shape.time_conditioning:
         inputs.append(GraphTensor(name="time", dtype="float32", shape=(1, "block"), role="time"))
     logits = (1, "block", shape.vocab_size)

@@ -152,7 +152,7 @@ def test_the_text_ends_at_the_first_end_token_with_nothing_masked_before_it():
         progress = ops.commit(canvas)
         assert (progress.num_final, progress.ended) == (expected, False)
     progress = ops.commit(canvas)
-    assert progress == (0, 1, 5, True)
+    assert progress[:4] == (0, 1, 5, True)
     assert not canvas.masked.any()
 
 

@@ -11,12 +11,14 @@ def cached(blocks=(), contexts=(), *, trained=(4, 16), causal=False):
 
 
 def test_cached_shapes_are_listed_smallest_first_with_what_the_model_needs():
-    assert cached((8, 4), (16, 8)) == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
+    small, large = [(4, 8), (8, 8), (16, 8)], [(4, 16), (8, 16), (16, 16)]
+    assert cached((8, 4), (16, 8)) == small + large
+    assert cached((5,), (16,)) == [(5, 16), (10, 16), (16, 8)]
     assert cached((8,), (16,), causal=True) == [(1, 16), (8, 16)]
 
 
 def test_nothing_asked_for_gives_the_blocks_trained_on_at_half_and_all_of_the_context():
-    assert cached() == [(4, 8), (4, 16), (16, 8)]
+    assert cached() == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
     assert cached(trained=(1,), causal=True) == [(1, 8), (16, 8), (1, 16), (16, 16)]
 
 
