@@ -35,6 +35,8 @@ from .unpack import known_entry, make_entry
 
 MAX_MANIFEST_BYTES = 4 << 20
 REPORT_NAME = "report.json"
+DEFAULT_NAME = "model.dlm"
+"""What a bundle beside other files of a model is called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,36 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes | P
         raise BundleError(
             f"cannot write {path}: {error.strerror}; free some space or choose another place"
         ) from error
+
+
+def find_bundle(path: str | Path) -> Path:
+    """Gives the bundle that a path means: the file itself, or the one bundle of a folder.
+
+    Raises:
+        BundleError: Neither; or a folder with several bundles, or with a checkpoint only.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        if path.suffix != ".dlm" and not path.exists():
+            raise BundleError(
+                f"{path} is no file or folder here; if it is the name of a model elsewhere, make a "
+                f"bundle of it first: dlm-export {path} -o model.dlm"
+            )
+        return path
+    found = sorted(path.glob("*.dlm"))
+    if path / DEFAULT_NAME in found:
+        return path / DEFAULT_NAME
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(item.name for item in found[:5])
+        raise BundleError(f"{path} holds {len(found)} bundles ({names}): name one of these files")
+    if (path / "model.safetensors").is_file():
+        raise BundleError(
+            f"{path} holds a checkpoint, which needs torch: make a bundle of it with dlm-export "
+            f"{path} -o {path / DEFAULT_NAME}"
+        )
+    raise BundleError(f"{path} holds no bundle (a .dlm file); choose another folder")
 
 
 def open_bundle(path: str | Path, *, expect_sha256: str | None = None) -> Bundle:

@@ -137,20 +137,15 @@ class _Writer:
         self._num_written += len(text)
 
     def _watch(self) -> None:
-        from .watch import Canvas, Watch
+        from .frames import canvases
+        from .watch import Watch
 
-        pipeline, generation = self._pipeline, self._generation
-        canvas = Canvas(generation.given_ids, pipeline.manifest.mask_token_id)
-        delay = self._options.watch_delay
+        pipeline, delay = self._pipeline, self._options.watch_delay
+        mask_token_id = pipeline.manifest.mask_token_id
         with Watch(sys.stdout, pipeline.tokenizer.decode, delay=delay) as watch:
-            nfe = 0
-            for span in generation:
-                # All spans of one step are drawn together, when the first of the next is here.
-                if nfe and generation.nfe != nfe:
-                    watch.show(canvas, f"{nfe} graph runs")
-                nfe = generation.nfe
-                canvas.apply(span)
-            watch.show(canvas, f"{nfe} graph runs")
+            for nfe, canvas in canvases(self._generation, mask_token_id):
+                revised = f", {canvas.num_revised} tokens revised" if canvas.num_revised else ""
+                watch.show(canvas, f"{nfe} graph runs{revised}")
 
 
 def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any]:

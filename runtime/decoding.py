@@ -194,6 +194,15 @@ class DecodingSettings:
         return cls.from_json({**base, **asked})
 
 
+def with_steps(settings: dict[str, Any], num_steps: int | None) -> dict[str, Any]:
+    """Gives settings with `num_steps` under its setting's name."""
+    if num_steps is None:
+        return settings
+    if settings.get("steps") is not None:
+        raise ConfigError("num_steps and steps are one setting: give one of the two")
+    return {**settings, "steps": num_steps}
+
+
 def _number(
     name: str,
     value: Any,

@@ -245,15 +245,20 @@ def _num_scored(windows: Sequence[np.ndarray]) -> int:
     return sum(len(window) - 1 for window in windows)
 
 
+def _exp(nats: float) -> float:
+    """Gives e^nats, at most e^700: the bound of a score far off would not fit a float."""
+    return math.exp(min(nats, 700.0))
+
+
 def _result(totals: np.ndarray, windows: Sequence[np.ndarray]) -> EvalResult:
     num_tokens = _num_scored(windows)
     total_nats = float(totals.mean(axis=0).sum())
     nats = total_nats / num_tokens
     margin = half_width(totals, num_tokens)
     return EvalResult(
-        perplexity=math.exp(nats),
-        perplexity_low=math.exp(nats - margin),
-        perplexity_high=math.exp(nats + margin),
+        perplexity=_exp(nats),
+        perplexity_low=_exp(nats - margin),
+        perplexity_high=_exp(nats + margin),
         nats_per_token=nats,
         num_tokens=num_tokens,
         num_samples=len(totals),

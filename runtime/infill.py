@@ -76,12 +76,13 @@ def parse_template(text: str) -> Template:
     return Template(pieces=tuple(pieces))
 
 
-def gap_lengths(template: Template, gap_tokens: Sequence[int]) -> tuple[int, ...]:
+def gap_lengths(template: Template, gap_tokens: int | Sequence[int]) -> tuple[int, ...]:
     """Returns the tokens of each gap: one number counts for all gaps, else one for each.
 
     Raises:
         ConfigError: the number of lengths fits neither, or a length is below 1.
     """
+    gap_tokens = [gap_tokens] if isinstance(gap_tokens, int) else gap_tokens
     if min(gap_tokens, default=0) < 1:
         raise ConfigError(f"gap tokens must be 1 or more for each gap, found {list(gap_tokens)}")
     if len(gap_tokens) == 1:

@@ -7,22 +7,28 @@
     print(pipeline.generate("Once upon a time", seed=1, temperature=0.8).result().text)
     print(pipeline.infill("Once upon a time ___ and they were happy.").result().text)
 
+    for result in pipeline.generate(num_samples=4, num_steps=128):
+        print(result.text)
+    for frame in pipeline.frames("Once upon a time", num_steps=32):
+        print(frame.text)
+
 Knows no family; what it joins is each other's stranger: bundle, tokenizer, engines, loop.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from .bundle import Bundle, default_bundle_path, open_bundle
-from .decoding import DecodingSettings
+from .bundle import Bundle, default_bundle_path, find_bundle, open_bundle
+from .decoding import DecodingSettings, with_steps
 from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
 from .families import decoding_settings, find_family
 from .families.base import Request
+from .frames import Frame, frames
 from .generate import Generation
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
 from .manifest import Manifest
@@ -33,7 +39,7 @@ from .tokenizer import Tokenizer
 DEFAULT_MAX_TOKENS = 256
 """New tokens when the caller does not say; fewer if the model's positions end before."""
 
-__all__ = ["Pipeline", "TextGeneration", "TextResult", "TextSpan"]
+__all__ = ["Frame", "Pipeline", "TextGeneration", "TextResult", "TextSpan"]
 
 
 class Pipeline:
@@ -94,6 +100,11 @@ class Pipeline:
         }
         return pipeline
 
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
+        """Opens a bundle by its file or the folder that holds it; options and errors of `load`."""
+        return cls.load(find_bundle(path), **options)
+
     @property
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
@@ -107,10 +118,22 @@ class Pipeline:
         """
         return decoding_settings(self.manifest, overrides)
 
+    @overload
+    def generate(
+        self, prompt: str = "", *, num_samples: None = None, **options: Any
+    ) -> TextGeneration: ...
+
+    @overload
+    def generate(
+        self, prompt: str = "", *, num_samples: int, **options: Any
+    ) -> list[TextResult]: ...
+
     def generate(
         self,
         prompt: str = "",
         *,
+        num_samples: int | None = None,
+        num_steps: int | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
         sample_index: int = 0,
@@ -118,11 +141,13 @@ class Pipeline:
         provisional: bool = False,
         slide: bool = False,
         **settings: Any,
-    ) -> TextGeneration:
+    ) -> TextGeneration | list[TextResult]:
         """Continues a prompt; nothing is computed before the returned object is read.
 
         Args:
             prompt: what to continue; empty: the model writes what it likes.
+            num_samples: give so many finished texts instead, of sample indices from `sample_index`.
+            num_steps: another name of the setting `steps`.
             max_tokens: new tokens at most; None: 256, or fewer if the positions that the model
                 knows end before. More than fits goes on in a sliding window, and the result says
                 `approximate`.
@@ -138,6 +163,13 @@ class Pipeline:
             ConfigError: a setting that is out of range or contradicts another one, or a prompt that
                 leaves no position to write at.
         """
+        settings = with_steps(settings, num_steps)
+        if num_samples is not None:
+            if num_samples < 1:
+                raise ConfigError(f"num_samples must be 1 or more, found {num_samples}")
+            settings |= {"max_tokens": max_tokens, "seed": seed, "stop": stop, "slide": slide}
+            indices = range(sample_index, sample_index + num_samples)
+            return [self.generate(prompt, sample_index=i, **settings).result() for i in indices]
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens must be 1 or more, found {max_tokens}")
         if "" in stop:
@@ -161,11 +193,31 @@ class Pipeline:
         )
         return self._start(request, begin, prompt_ids=prompt_ids, stop=stop)
 
+    def frames(
+        self, prompt: str = "", *, template: str | None = None, **options: Any
+    ) -> Iterator[Frame]:
+        """Generates one text to be looked at: yields the canvas after every step.
+
+        Raises what `generate` does or, given a template with gaps instead of a prompt, `infill`;
+        takes the same options, and yields its frames as they are computed.
+        """
+        if template is not None and prompt:
+            raise ConfigError("a template is its own prompt: give one of the two")
+        if options.pop("num_samples", None) is not None:
+            raise ConfigError("frames show one text: leave num_samples out")
+        options["provisional"] = True
+        if template is None:
+            generation = self.generate(prompt, **options)
+        else:
+            generation = self.infill(template, **options)
+        return frames(generation, self.manifest.mask_token_id, self.tokenizer.decode)
+
     def infill(
         self,
         template: str,
         *,
         gap_tokens: int | Sequence[int] = DEFAULT_GAP_TOKENS,
+        num_steps: int | None = None,
         seed: int = 0,
         sample_index: int = 0,
         provisional: bool = False,
@@ -176,6 +228,7 @@ class Pipeline:
         Args:
             template: fixed text, kept byte for byte, with `___` for each gap (`\\___` is text).
             gap_tokens: tokens of every gap, or of each; they are filled to the last one.
+            num_steps: another name of the setting `steps`.
             seed: equal seeds give equal texts.
             sample_index: different ones give different texts under one seed.
             provisional: also yield the canvas after every step.
@@ -193,22 +246,16 @@ class Pipeline:
             )
         begin = time.perf_counter()
         form = parse_template(template)
-        lengths = [gap_tokens] if isinstance(gap_tokens, int) else gap_tokens
-        canvas = lay_out(
-            form,
-            gap_lengths(form, lengths),
-            self.tokenizer.encode,
-            self.tokenizer.decode,
-            eos_token_id=self.manifest.eos_token_id,
-            mask_token_id=mask_token_id,
-        )
+        coder = (self.tokenizer.encode, self.tokenizer.decode)
+        special = {"eos_token_id": self.manifest.eos_token_id, "mask_token_id": mask_token_id}
+        canvas = lay_out(form, gap_lengths(form, gap_tokens), *coder, **special)
         request = Request(
             prompt_ids=(),
             max_tokens=0,
             seed=seed,
             sample_index=sample_index,
             template_ids=canvas.ids,
-            settings=self.settings(**settings),
+            settings=self.settings(**with_steps(settings, num_steps)),
             banned_ids=self._missing_ids,
             provisional=provisional,
         )

@@ -2,7 +2,8 @@
 
 Three states are told apart by glyph, and by colour where colour is welcome:
 committed text stands as it is, provisional text stands between « and », and each masked position
-is one ░. Knows no model and no tokenizer: it is handed a function from ids to text.
+is one ░. Provisional tokens that the last step corrected have a colour of their own. Knows no
+model and no tokenizer: it is handed a function from ids to text.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from typing import TextIO
 from .families.base import Span
 
 GIVEN, COMMITTED, PROVISIONAL, MASKED = "given", "committed", "provisional", "masked"
+REVISED = "revised"
+"""Provisional, and another token than one step before."""
 
-_SGR = {GIVEN: "1", COMMITTED: "", PROVISIONAL: "33", MASKED: "90", "status": "2"}
-"""ANSI styles: bold, none, yellow, grey, dim."""
+_SGR = {
+    GIVEN: "1", COMMITTED: "", PROVISIONAL: "33", REVISED: "35", MASKED: "90", "status": "2"
+}  # fmt: skip
+"""ANSI styles: bold, none, yellow, magenta, grey, dim."""
 _GLYPHS = {"open": "«", "close": "»", "mask": "░", "newline": "↵", "dot": "·"}
 _ASCII_GLYPHS = {"open": "<", "close": ">", "mask": "_", "newline": "|", "dot": "-"}
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -38,6 +43,8 @@ class Canvas:
         self._mask = mask_token_id
         self._ids = list(given_ids)
         self._states = [MASKED if i == mask_token_id else GIVEN for i in given_ids]
+        self.num_revised = 0
+        """Provisional tokens that gave way to another one so far."""
 
     def apply(self, span: Span) -> None:
         """Takes over one update; tokens that were given stay given."""
@@ -48,11 +55,14 @@ class Canvas:
             at = span.position + offset
             if self._states[at] in (GIVEN, COMMITTED):
                 continue
+            before, shown = self._ids[at], self._states[at] in (PROVISIONAL, REVISED)
             self._ids[at] = token_id
             if span.committed:
                 self._states[at] = COMMITTED
             elif span.fixed[offset] if span.fixed else token_id != self._mask:
-                self._states[at] = PROVISIONAL
+                revised = shown and before != token_id
+                self.num_revised += revised
+                self._states[at] = REVISED if revised else PROVISIONAL
             else:
                 self._states[at] = MASKED
 
@@ -118,7 +128,7 @@ class Watch:
         """Turns the canvas into styled text, each stretch of unfinished positions in brackets."""
         glyphs, cells, is_open = self._glyphs, [], False
         for state, ids in canvas.runs():
-            if (state in (PROVISIONAL, MASKED)) != is_open:
+            if (state in (PROVISIONAL, REVISED, MASKED)) != is_open:
                 cells.append((glyphs["close" if is_open else "open"], MASKED))
                 is_open = not is_open
             if state == MASKED:
@@ -126,7 +136,7 @@ class Watch:
             else:
                 # Control characters out of a model must not reach the terminal.
                 text = _CONTROL.sub(" ", self._decode(ids))
-                if state == PROVISIONAL:
+                if state in (PROVISIONAL, REVISED):
                     text = text.replace("\n", glyphs["newline"])
                 cells.append((text, state))
         if is_open:

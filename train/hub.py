@@ -40,7 +40,6 @@ def checkpoint_folder(where: str | Path) -> Path:
 def _download(name: str, revision: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HTTPError
     except ImportError as error:
         raise CheckpointError(
             f"{name} is no folder here, and the hub needs the package huggingface_hub ({error}): "
@@ -50,7 +49,7 @@ def _download(name: str, revision: str) -> Path:
     try:
         for file in FILES:
             path = Path(hf_hub_download(name, file, revision=revision or None))
-    except (HTTPError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # the client's own errors are both
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
             f"{name} is no folder here and could not be had from the Hugging Face hub "

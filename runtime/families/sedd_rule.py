@@ -69,6 +69,7 @@ class ScoreRule:
         states = np.ones(manifest.vocab_size, bool)
         states[list(banned)] = False
         self._states = np.flatnonzero(states).astype(np.int32)
+        self._num_steps = settings.steps or self._block
         self._canvas = ops.canvas(
             block=self._block,
             vocab_size=manifest.vocab_size,
@@ -82,7 +83,7 @@ class ScoreRule:
                 schedule_from_json(manifest.noise_schedule),
                 manifest.model["graph"],
                 settings.rule,
-                settings.steps or self._block,
+                self._num_steps,
                 num_states(manifest),
             ),
         )
@@ -132,7 +133,9 @@ class ScoreRule:
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""
         self._ops.sample(logits(engine), self._canvas)
-        progress = self._ops.commit(self._canvas, exact=True)
+        # Of the last step nothing but its own report tells that all is done.
+        last = self._canvas.step + 1 >= self._num_steps
+        progress = self._ops.commit(self._canvas, exact=last)
         finished = progress.num_masked == 0
         spans = []
         if finished or (self._absorbs and self._ops.synchronous):

@@ -11,6 +11,7 @@ enum Rule {
   RULE_RANDOM = 4,         // from here on, positions are chosen before tokens are drawn
   RULE_FIRST_HITTING = 5,
   RULE_ANCESTRAL = 6,
+  RULE_TRANSITION = 7,     // every free position may move (tweedie, euler)
 };
 
 enum Score { SCORE_NONE = 0, SCORE_CONFIDENCE = 1, SCORE_ENTROPY = 2, SCORE_MARGIN = 3 };
@@ -23,6 +24,8 @@ struct Canvas {
   float* score;                    // (block,)
   float* log_prob;                 // (block,)
   const double* unmask_chance;     // (num_chances,) or null
+  const double* transition;        // (num_steps, 5) or null: sigma, gain, offset, stay, slope
+  float* sigma;                    // (1,) or null: the noise that the next run is told
   const float* bias;               // (vocab,) or null
   const unsigned* permitted;       // (1 or block, 2 chunks): bit j of word w admits token 32 w + j
   unsigned char* seen;             // (vocab,) or null
@@ -60,11 +63,16 @@ struct Canvas {
   int num_masked_at_start;
   int error;                       // 1 + a row without a finite highest logit; 0: none
   unsigned sequence;               // progress words published
-  int unused;
+  int num_steps;                   // rows of `transition`
 };
 
 static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
-static_assert(sizeof(Canvas) == 19 * 8 + 26 * 4, "the host writes this layout");
+static_assert(sizeof(Canvas) == 21 * 8 + 26 * 4, "the host writes this layout");
+
+// Whether no position is final before the last step: a transition without a mask.
+__device__ inline bool floats(const Canvas* canvas) {
+  return canvas->rule == RULE_TRANSITION && canvas->mask_token_id < 0;
+}
 
 // How many positions a fixed schedule commits in this step: at least 1.
 __device__ inline int quota(const Canvas* canvas) {

@@ -35,6 +35,7 @@ extern "C" __global__ void __launch_bounds__(512) begin_block(Canvas* canvas) {
     canvas->time = 1.0;
     canvas->error = 0;
     canvas->num_masked = canvas->num_masked_at_start = num_masked;
+    if (canvas->transition) *canvas->sigma = (float)canvas->transition[0];
     publish(canvas, 0, 0, false);
   }
 }
@@ -107,7 +108,7 @@ __device__ inline int scatter(Canvas* canvas) {
     if (ranked ? canvas->rank[index] >= limit : !canvas->chosen[index]) continue;
     const int token = canvas->candidate[index];
     canvas->ids[index] = token;
-    canvas->masked[index] = 0;
+    if (!floats(canvas)) canvas->masked[index] = 0;
     if (canvas->seen) canvas->seen[token] = 1;
     ++own;
   }
@@ -131,21 +132,27 @@ __device__ inline int find(const Canvas* canvas, int begin, int end, int id) {
 extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
   const int before = canvas->num_masked;
   const bool failed = canvas->error != 0, open = before > 0;
+  if (canvas->rule == RULE_FIRST_HITTING && open && !failed && threadIdx.x == 0) {
+    const double draw = uniform(canvas, canvas->position, canvas->step, DRAW_TIME);
+    canvas->time *= pow(draw, 1.0 / before);
+  }
+  const bool moves = canvas->rule == RULE_TRANSITION;
+  const bool last = moves && open && canvas->step + 1 >= canvas->num_steps;
   int num_committed = 0, num_final = 0;
   bool ended = false;
-  if (!failed) {
-    if (open) num_committed = scatter(canvas);
+  if (!failed && open) num_committed = scatter(canvas);
+  if (!failed && !(floats(canvas) && open && !last)) {
     num_final = find(canvas, 0, canvas->block, canvas->mask_token_id);
     const int stop = find(canvas, canvas->first, num_final, canvas->eos_token_id);
     ended = stop < num_final;
     num_final = stop;
-    if (ended) {
+    if (ended || last) {
       for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
         canvas->masked[index] = 0;
       }
     }
   }
-  const int left = ended ? 0 : before - num_committed;
+  const int left = ended || last ? 0 : before - (floats(canvas) ? 0 : num_committed);
   if (open && !failed && left == 0) {  // the host reads these once it has read the word below
     for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
       canvas->shown[index] = canvas->ids[index];
@@ -155,12 +162,9 @@ extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
   }
   if (threadIdx.x) return;
   if (open && !failed) {
-    if (canvas->rule == RULE_FIRST_HITTING) {
-      const double draw = uniform(canvas, canvas->position, canvas->step, DRAW_TIME);
-      canvas->time *= pow(draw, 1.0 / before);
-    }
     ++canvas->step;
     canvas->num_masked = left;
+    if (moves && !last) *canvas->sigma = (float)canvas->transition[5 * canvas->step];
   }
   publish(canvas, num_committed, num_final, ended);
 }

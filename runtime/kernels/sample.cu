@@ -40,18 +40,6 @@ __device__ inline bool chooses(const Canvas* canvas, int row) {
   }
 }
 
-template <typename Logit>
-__device__ int draw(const Row<Logit>& row, const Heated& heated, float* sums, double share) {
-  const Canvas* canvas = row.canvas;
-  if ((canvas->top_k > 0 && canvas->top_k < canvas->vocab) || canvas->top_p < 1.0) {
-    const Kept kept = {heated, truncate(row, heated, sums)};
-    sum_chunks(row, sums, kept);
-    return locate(row, sums, kept, share, 0.0);
-  }
-  sum_chunks(row, sums, heated);
-  return locate(row, sums, heated, share, 0.0);
-}
-
 __device__ inline void write(Canvas* canvas, int index, int candidate, double log_prob,
                              const Statistics& found) {
   canvas->candidate[index] = candidate;

@@ -28,8 +28,9 @@ struct Cut {
   }
 };
 
+template <typename Heat>
 struct Kept {
-  Heated heated;
+  Heat heated;
   Cut cut;
 
   __device__ float operator()(float logit, int id) const {
@@ -39,8 +40,9 @@ struct Kept {
 };
 
 // 1 for the weights that equal the lowest kept one.
+template <typename Heat>
 struct Equal {
-  Heated heated;
+  Heat heated;
   unsigned bits;
 
   __device__ float operator()(float logit, int id) const {
@@ -68,8 +70,8 @@ struct Selection {
 };
 
 // Sorts the weights whose leading digits are `bits` into bins by their next digit.
-template <typename Logit>
-__device__ void fill_bins(const Row<Logit>& row, const Heated& heated, Bins& bins, unsigned bits,
+template <typename Logit, typename Heat>
+__device__ void fill_bins(const Row<Logit>& row, const Heat& heated, Bins& bins, unsigned bits,
                           int level) {
   for (int bin = threadIdx.x; bin < NUM_BINS; bin += blockDim.x) {
     bins.counts[bin] = 0;
@@ -81,7 +83,7 @@ __device__ void fill_bins(const Row<Logit>& row, const Heated& heated, Bins& bin
     float values[8];
     row.read(chunk, values);
     for (int i = 0; i < 8; ++i) {
-      const float weight = heated(values[i], 0);
+      const float weight = heated(values[i], chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i);
       const unsigned own = __float_as_uint(weight);
       if (own == 0 || own >> (shift + 10) != bits) continue;
       atomicAdd(&bins.counts[own >> shift & (NUM_BINS - 1)], 1u);
@@ -135,9 +137,10 @@ __device__ inline void descend(const Bins& bins, Selection& at, bool by_mass, do
 
 // Cuts behind the `wanted` highest weights, or behind the highest ones that reach a mass: `wanted`,
 // or `share` of all where that is above 0. `mass` becomes the kept one's; untouched if all is kept.
-template <typename Logit>
-__device__ __noinline__ Cut cut_behind(const Row<Logit>& row, const Heated& heated, float* sums, bool by_mass,
-                          unsigned long long wanted, double share, unsigned long long* mass) {
+template <typename Logit, typename Heat>
+__device__ __noinline__ Cut cut_behind(const Row<Logit>& row, const Heat& heated, float* sums,
+                                       bool by_mass, unsigned long long wanted, double share,
+                                       unsigned long long* mass) {
   __shared__ Bins bins;
   __shared__ Selection at;
   __syncthreads();  // whoever still reads an earlier selection
@@ -159,7 +162,7 @@ __device__ __noinline__ Cut cut_behind(const Row<Logit>& row, const Heated& heat
   const bool all = needed == at.equal;
   __syncthreads();
   if (!all) {
-    const Equal equal = {heated, cut.bits};
+    const Equal<Heat> equal = {heated, cut.bits};
     sum_chunks(row, sums, equal);
     cut.last_id = locate(row, sums, equal, 0.0, (double)needed - 0.5);
   }
@@ -167,8 +170,8 @@ __device__ __noinline__ Cut cut_behind(const Row<Logit>& row, const Heated& heat
 }
 
 // The top k weights and, within them, the nucleus of share top_p.
-template <typename Logit>
-__device__ Cut truncate(const Row<Logit>& row, const Heated& heated, float* sums) {
+template <typename Logit, typename Heat>
+__device__ Cut truncate(const Row<Logit>& row, const Heat& heated, float* sums) {
   const Canvas* canvas = row.canvas;
   Cut cut = {0, 0x7fffffff};
   unsigned long long mass = 0;
@@ -181,4 +184,17 @@ __device__ Cut truncate(const Row<Logit>& row, const Heated& heated, float* sums
     cut = cut_behind(row, heated, sums, true, wanted, mass ? 0.0 : canvas->top_p, &mass);
   }
   return cut;
+}
+
+// Draws an id by its weight, restricted to top-k and top-p if the canvas has them.
+template <typename Logit, typename Heat>
+__device__ int draw(const Row<Logit>& row, const Heat& heated, float* sums, double share) {
+  const Canvas* canvas = row.canvas;
+  if ((canvas->top_k > 0 && canvas->top_k < canvas->vocab) || canvas->top_p < 1.0) {
+    const Kept<Heat> kept = {heated, truncate(row, heated, sums)};
+    sum_chunks(row, sums, kept);
+    return locate(row, sums, kept, share, 0.0);
+  }
+  sum_chunks(row, sums, heated);
+  return locate(row, sums, heated, share, 0.0);
 }

@@ -46,6 +46,7 @@ class CudaOps:
         self._pool = CanvasPool(device)
         self._kernels = {
             **device.kernels(kernels / "sample.cu", ("sample_float32", "sample_float16")),
+            **device.kernels(kernels / "transition.cu", ("transit_float32", "transit_float16")),
             **device.kernels(kernels / "commit.cu", ("begin_block", "commit")),
             **device.kernels(kernels / "copy.cu", ("append_rows",)),
         }
@@ -62,6 +63,7 @@ class CudaOps:
         eos_token_id: int,
         banned: tuple[int, ...],
         unmask_chance: np.ndarray | None = None,
+        transition: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
         transition: np.ndarray | None = None,
@@ -88,6 +90,7 @@ class CudaOps:
             score=None,
             log_prob=None,
             unmask_chance=unmask_chance,
+            transition=transition,
             bias=bias,
             allowed=allowed,
         )
@@ -132,7 +135,8 @@ class CudaOps:
         scratch: CanvasMemory = canvas.scratch
         rows = logits.size // canvas.vocab_size
         assert rows == scratch.grid, f"{rows} rows of logits for {scratch.grid} positions"
-        kernel = f"sample_{logits.dtype.name}"
+        kernel = "sample" if canvas.transition is None else "transit"
+        kernel = f"{kernel}_{logits.dtype.name}"
         pointers = (logits.pointer, scratch.state.pointer)
         self._launch(kernel, scratch.grid, scratch.row_threads, *pointers)
 

@@ -13,8 +13,8 @@ from ..decoding import RULES, DecodingSettings
 from .base import Progress
 
 POINTERS = (
-    "ids", "masked", "chosen", "candidate", "score", "log_prob", "unmask_chance", "bias",
-    "permitted", "seen", "sums", "rank", "staged", "published",
+    "ids", "masked", "chosen", "candidate", "score", "log_prob", "unmask_chance",
+    "transition", "sigma", "bias", "permitted", "seen", "sums", "rank", "staged", "published",
     "shown",
 )  # fmt: skip
 DOUBLES = ("time", "top_p", "factor", "entropy_bound")
@@ -22,7 +22,7 @@ WORDS = (
     "block", "vocab", "chunks", "permitted_stride", "rule", "score_kind", "steps", "num_chances",
     "top_k", "mask_token_id", "eos_token_id", "seed_low", "seed_high", "sample_index", "greedy",
     "inverse_temperature", "penalty", "threshold", "position", "first", "step", "num_masked",
-    "num_masked_at_start", "error", "sequence", "unused",
+    "num_masked_at_start", "error", "sequence", "num_steps",
 )  # fmt: skip
 _UNSIGNED = ("seed_low", "seed_high", "sample_index", "sequence")
 _FLOATS = ("inverse_temperature", "penalty", "threshold")
@@ -41,6 +41,7 @@ STATE = np.dtype(
 RULE_CODES = {
     "low_confidence": 0, "entropy": 0, "margin": 0, "next_token": 0, "threshold": 1, "factor": 2,
     "entropy_bound": 3, "random": 4, "first_hitting": 5, "ancestral": 6,
+    "tweedie": 7, "euler": 7,
 }  # fmt: skip
 """Enum Rule of canvas.cuh; `next_token` is one position of a fixed number."""
 SCORE_CODES = {"none": 0, "confidence": 1, "entropy": 2, "margin": 3}

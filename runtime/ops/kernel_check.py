@@ -15,12 +15,14 @@ import numpy as np
 from ..decoding import RULES, DecodingSettings
 from ..errors import DlmError, EngineError
 from .compare import HEATS, MAX_TIE_SHARE, Pair, on_device, random_logits, sample_faults
+from .compare_transitions import TRANSITION_HEATS, TransitionPair, random_scores
 from .cuda_ops import CudaOps
 from .cuda_state import RULE_CODES
 from .numpy_ops import NumpyOps
 
 VOCABULARIES = (5, 65, 517, 4096)
 """Ragged and real: a chunk of the kernels is 64 tokens."""
+UNMASKING = tuple(name for name, rule in RULES.items() if not rule.transition)
 MAX_FAULTS = 5
 """Told per kernel."""
 
@@ -48,6 +50,8 @@ def check_kernels(ops: CudaOps) -> list[dict[str, Any]]:
     checks: dict[str, Callable[[KernelCheck, CudaOps], None]] = {
         "sample_float32": lambda found, ops: _sample(found, ops, np.float32),
         "sample_float16": lambda found, ops: _sample(found, ops, np.float16),
+        "transit_float32": lambda found, ops: _transit(found, ops, np.float32),
+        "transit_float16": lambda found, ops: _transit(found, ops, np.float16),
         "begin_block": _begin,
         "commit": _commit,
         "append_rows": _append,
@@ -66,7 +70,8 @@ def check_kernels(ops: CudaOps) -> list[dict[str, Any]]:
 
 def _sample(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
     """Every rule and heat over ragged vocabularies, some positions fixed."""
-    for case, rule in enumerate(name for name in RULE_CODES if name != "next_token"):
+    rules = (name for name in UNMASKING if name != "next_token")
+    for case, rule in enumerate(rules):
         for turn, heat in enumerate(HEATS):
             vocab = VOCABULARIES[(case + turn) % len(VOCABULARIES)]
             block = 9 if vocab < 1000 else 3
@@ -98,6 +103,20 @@ def _reports_a_bad_row(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
     found.faults.append("a row that holds NaN is not reported")
 
 
+def _transit(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
+    """Both graphs and every heat, step by step to the end, some positions fixed."""
+    for case, graph in enumerate(("uniform", "absorb")):
+        for turn, heat in enumerate(TRANSITION_HEATS):
+            vocab = VOCABULARIES[(case + turn) % len(VOCABULARIES)]
+            settings = DecodingSettings(rule=("tweedie", "euler")[turn % 2], steps=3, **heat)
+            pair = TransitionPair.make(ops, graph, settings, block=9, vocab=vocab, fixed=(2,))
+            for step in range(3):
+                rows, ties, faults = pair.step(random_scores(3 * turn + step, 9, vocab, dtype))
+                found.cases, found.rows = found.cases + 1, found.rows + rows
+                found.ties += ties
+                found.faults += [f"{graph}, {heat}, V = {vocab}: {fault}" for fault in faults]
+
+
 def _begin(found: KernelCheck, ops: CudaOps) -> None:
     for block in (1, 7, 600):
         pair = Pair.make(DecodingSettings(), block=block, vocab=90, cuda=ops)
@@ -111,7 +130,7 @@ def _begin(found: KernelCheck, ops: CudaOps) -> None:
 
 def _commit(found: KernelCheck, ops: CudaOps) -> None:
     """Every rule to the end of a block, equal scores and ends of text among them."""
-    for rule in RULE_CODES:
+    for rule in UNMASKING:
         for block in (1,) if rule == "next_token" else (1, 7, 33):
             rng = np.random.default_rng(block)
             pair = Pair.make(DecodingSettings(rule=rule), block=block, vocab=90, cuda=ops)

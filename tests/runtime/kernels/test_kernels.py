@@ -17,6 +17,8 @@ ENUM_OF_RULE = {
     "entropy": "HIGHEST",
     "margin": "HIGHEST",
     "next_token": "HIGHEST",
+    "tweedie": "TRANSITION",
+    "euler": "TRANSITION",
 }
 
 
@@ -70,7 +72,7 @@ def test_the_host_writes_the_state_as_the_kernels_read_it():
             assert kind.strip().endswith("*")
         else:
             assert STATE[name].name == kinds[kind.strip()], name
-    assert STATE.itemsize == 19 * 8 + 26 * 4
+    assert STATE.itemsize == 21 * 8 + 26 * 4
 
 
 def test_rules_and_scores_have_one_number_on_both_sides():

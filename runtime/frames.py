@@ -1,0 +1,69 @@
+"""Every canvas on the way from noise to text, one after each graph run.
+
+What `dlm-run --watch` draws and `Pipeline.frames` gives to programs. Knows no family and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .text_generation import TextGeneration
+from .watch import MASKED, Canvas
+
+MASK_GLYPH = "░"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """A canvas as it stands after some graph run."""
+
+    nfe: int
+    """Graph runs so far."""
+    pieces: tuple[tuple[str, str], ...]
+    """(state, text) from left to right; states are `given`, `committed`, `provisional`, `revised`
+    (provisional, and another token than one step before) and `masked`, one ░ per position."""
+    token_ids: tuple[int, ...]
+    """Start token included; masked positions hold the mask id."""
+    num_revised: int
+    """Provisional tokens that gave way to another one so far."""
+
+    @property
+    def text(self) -> str:
+        """The whole canvas as text."""
+        return "".join(text for _, text in self.pieces)
+
+
+def canvases(generation: TextGeneration, mask_token_id: int | None) -> Iterator[tuple[int, Canvas]]:
+    """Decodes on, and yields (graph runs so far, the canvas) after each step that changed it.
+
+    The canvas is one object, which goes on changing.
+    """
+    canvas = Canvas(generation.given_ids, mask_token_id)
+    nfe = 0
+    for span in generation:
+        # All spans of one step belong together: they are whole when the first of the next is here.
+        if nfe and generation.nfe != nfe:
+            yield nfe, canvas
+        nfe = generation.nfe
+        canvas.apply(span)
+    yield nfe, canvas
+
+
+def frames(
+    generation: TextGeneration,
+    mask_token_id: int | None,
+    decode: Callable[[Sequence[int]], str],
+) -> Iterator[Frame]:
+    """Decodes a text that reports provisional spans, and yields every canvas on the way."""
+    for nfe, canvas in canvases(generation, mask_token_id):
+        runs = canvas.runs()
+        yield Frame(
+            nfe=nfe,
+            pieces=tuple(
+                (state, MASK_GLYPH * len(ids) if state == MASKED else decode(ids))
+                for state, ids in runs
+            ),
+            token_ids=tuple(token for _, ids in runs for token in ids),
+            num_revised=canvas.num_revised,
+        )

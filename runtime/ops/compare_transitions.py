@@ -1,0 +1,139 @@
+"""One canvas of a transition rule on the device and in NumPy, and what may differ between the two.
+
+As `compare`: a row may differ where its uniform lies within 1e-5 of a boundary of its distribution;
+that is found by drawing it on the host once more, a little to either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..decoding import DecodingSettings
+from ..philox import DrawKind, uniforms
+from ..schedule import make_schedule
+from ..transition import transition_table
+from .base import Canvas
+from .compare import BOUNDARY, on_device
+from .cuda_ops import CudaOps
+from .numpy_ops import NumpyOps
+from .transitions import transit
+
+TRANSITION_HEATS: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.7, "top_k": 5},
+    {"temperature": 1.3, "top_p": 0.8},
+    {"top_k": 9, "top_p": 0.5},
+)
+"""Settings that take every way through the transition kernel."""
+_KEY = {"seed": 2**40 + 5, "sample_index": 3}
+_POSITION = 17
+
+
+@dataclass
+class TransitionPair:
+    """One canvas on each backend, in the same state. V - 1 is MASK, or no state at all."""
+
+    cuda: CudaOps
+    device: Canvas
+    host: Canvas
+
+    @classmethod
+    def make(
+        cls,
+        cuda: CudaOps,
+        graph: str,
+        settings: DecodingSettings,
+        *,
+        block: int,
+        vocab: int,
+        fixed: Sequence[int] = (),
+        **fields: Any,
+    ) -> TransitionPair:
+        """Starts both on random ids, or on MASK, at all but some fixed positions."""
+        table = transition_table(
+            make_schedule("loglinear"), graph, settings.rule, settings.steps or 4, vocab - 1
+        )
+        device, host = (
+            ops.canvas(
+                block=block,
+                vocab_size=vocab,
+                settings=settings,
+                mask_token_id=vocab - 1 if graph == "absorb" else -1,
+                eos_token_id=0,
+                banned=(vocab - 1,),
+                transition=table,
+                **_KEY,
+                **fields,
+            )
+            for ops in (cuda, NumpyOps())
+        )
+        ids = np.random.default_rng(block).integers(1, vocab - 1, size=block).astype(np.int32)
+        free = ~np.isin(np.arange(block), fixed)
+        if graph == "absorb":
+            ids[free] = vocab - 1
+        for ops, canvas in ((cuda, device), (NumpyOps(), host)):
+            ops.begin_block(canvas, ids, free, position=_POSITION, first=0)
+        return cls(cuda, device, host)
+
+    def both(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Gives an array of the canvases, the device's first."""
+        return self.cuda.to_host(getattr(self.device, name)), getattr(self.host, name)
+
+    def step(self, log_score: np.ndarray) -> tuple[int, int, list[str]]:
+        """Samples and commits on both: rows drawn, those that differ at a boundary, and faults."""
+        host, cuda = self.host, self.cuda
+        rows, before = np.flatnonzero(host.masked), host.ids[0].copy()
+        cuda.sample(on_device(cuda, log_score), self.device)
+        NumpyOps().sample(log_score, host)
+        goes, expected = self.both("chosen")
+        tokens, wanted = self.both("candidate")
+        found = np.where(goes.astype(bool), tokens, before)
+        right = np.where(expected, wanted, before)
+        differing = rows[found[rows] != right[rows]].tolist()
+        faults = [
+            f"row {row} goes to {found[row]}, not {right[row]}"
+            for row in differing
+            if not self._at_a_boundary(log_score.reshape(len(before), -1), row, before)
+        ]
+        # From here on both are the same again, whatever a boundary did.
+        for name in ("chosen", "candidate"):
+            cuda.device.upload(getattr(self.device, name), getattr(host, name))
+        if cuda.commit(self.device, exact=True) != NumpyOps().commit(host):
+            faults.append("the commits' reports differ")
+        if not np.array_equal(cuda.ids(self.device), host.ids[0]):
+            faults.append("the committed ids differ")
+        if not np.array_equal(cuda.masked(self.device), host.masked):
+            faults.append("other positions are free")
+        if self.both("sigma")[0] != host.sigma:
+            faults.append("the next run is told another noise")
+        return len(rows), len(differing), faults
+
+    def _at_a_boundary(self, log_score: np.ndarray, row: int, before: np.ndarray) -> bool:
+        host = self.host
+        draw = uniforms(**_KEY, position=_POSITION + row, step=host.step, kind=DrawKind.TOKEN)
+        found = set()
+        for aside in (-BOUNDARY, 0.0, BOUNDARY):
+            goes, token = transit(
+                host.scratch.rows,
+                log_score,
+                np.array([row]),
+                before[[row]],
+                host.transition[host.step],
+                np.clip(draw.reshape(1) + aside, 0.0, 1.0),
+                host.settings,
+                bias=host.bias,
+                allowed=host.allowed,
+            )
+            found.add((bool(goes[0]), *token.tolist()))
+        return len(found) > 1
+
+
+def random_scores(seed: int, block: int, vocab: int, dtype: Any = np.float32) -> np.ndarray:
+    """Gives (1, block, vocab) log-scores of about 1 in all."""
+    rows = np.random.default_rng(seed).normal(size=(1, block, vocab)) * 1.5
+    return (rows - np.log(vocab)).astype(dtype)
