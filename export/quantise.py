@@ -51,6 +51,7 @@ SENSITIVITY_SHARE = 0.25
 """Of the held-out text: each layer is measured on it."""
 NUM_DECODES = 12
 PROMPT_TOKENS = 8
+CALIBRATION = CanvasSettings()
 HELD_OUT = CanvasSettings(per_stratum=2, num_decodes=4, num_windows=4)
 SETS = {"decode": "the decoding loop", "clean": "clean text", "noise": "random noise"}
 """What scales can be calibrated on; the first is what the others are compared with."""
@@ -286,8 +287,9 @@ class Quantiser:
             self._say(f"recording canvases of {SETS[name]}")
             with bar() as show:
                 sets[name] = make(
-                    draft, texts.calibration, seed=seed, engines=whole, progress=show, **extra
-                )
+                    draft, texts.calibration, CALIBRATION, seed=seed, engines=whole,
+                    progress=show, **extra,
+                )  # fmt: skip
         self._say("recording held-out canvases")
         with bar() as show:
             sets["held out"] = record_canvases(
