@@ -158,7 +158,9 @@ def _canvases(shipped: Shipped) -> dict[str, Any]:
         }
         for (graph, block, context, decile), sources in chosen.coverage().items()
     ]
-    words = f"{len(chosen)} canvases of {SETS[name]}, by graph shape and tenth of the mask ratio."
+    words = (
+        f"{len(chosen)} graph inputs from {SETS[name]}, by graph shape and tenth of the mask ratio."
+    )
     return {"words": words, "recipe": dict(chosen.recipe), "coverage": rows}
 
 

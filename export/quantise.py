@@ -142,14 +142,14 @@ class Quantiser:
         outcome.require(wishes.max_loss, len(list(best.plan.layers())), force=wishes.force)
         models = self._calibrator.build(best, outcome.plan)
         variants["int8"] = (
-            replace(comparison[chosen], name="int8", title="int8")
+            replace(comparison[chosen], name="int8", title="int8, as shipped")
             if outcome.plan == best.plan
-            else self._examine(examiner, "int8", "int8", models)
+            else self._examine(examiner, "int8", "int8, as shipped", models)
         )
         return Shipped(
             models=models, plan=outcome.plan, outcome=outcome, variants=variants,
             comparison=comparison, failures=failures, calibrated_on=chosen, costs=costs,
-            largest=best.largest, **common,
+            largest=self._largest(best, common["sets"]["decode"]), **common,
         )  # fmt: skip
 
     def _compare(
@@ -173,9 +173,15 @@ class Quantiser:
                 with bar() as show:
                     totals[name] = examiner.measure(engines, show)
                 comparison[name] = examiner.examine(
-                    name, f"int8 from {SETS[name]}", models, engines, totals[name]
+                    name, f"int8, calibrated on {SETS[name]}", models, engines, totals[name]
                 )
         return fitted, comparison, totals, failures
+
+    def _largest(self, best: Fitted, canvases: CanvasSet) -> dict[str, dict[str, dict[int, float]]]:
+        """What decoding really sends into each layer, whatever its scales were chosen on."""
+        self._say("measuring ranges by mask ratio")
+        with bar() as show:
+            return self._calibrator.largest(best, canvases, show)
 
     def _sensitivity(self, whole: EngineSet, best: Fitted, text: LossText) -> tuple[LayerCost, ...]:
         self._say("measuring each layer alone")
@@ -244,7 +250,7 @@ class Quantiser:
         sets = {}
         for name, make in makers.items():
             extra: dict[str, Any] = {"banned": banned} if name == "decode" else {}
-            self._say(f"recording canvases of {SETS[name]}")
+            self._say(f"recording {SETS[name]}")
             with bar() as show:
                 sets[name] = make(
                     draft, texts.calibration, CALIBRATION, seed=seed, engines=whole,

@@ -18,7 +18,7 @@ from ..calibration.sensitivity import LayerCost
 
 Models = Mapping[str, onnx.ModelProto]
 """By graph name."""
-SETS = {"decode": "the decoding loop", "clean": "clean text", "noise": "random noise"}
+SETS = {"decode": "canvases of decoding", "clean": "clean text", "noise": "random noise"}
 """What scales can be calibrated on; the first is what the others are compared with."""
 
 
@@ -59,7 +59,7 @@ class Shipped:
     costs: tuple[LayerCost, ...]
     sets: Mapping[str, CanvasSet]
     largest: Mapping[str, Mapping[str, Mapping[int, float]]]
-    """What enters each layer, by tenth of the mask ratio."""
+    """What enters each layer of what ships, by tenth of the mask ratio."""
     text: LossText
     num_samples: int
     """Masks per window of the text."""
