@@ -158,7 +158,9 @@ def main(
     verbose: int,
     **given: Any,
 ) -> None:
-    """Turns a CHECKPOINT folder into a bundle: traced, checked against PyTorch, packed.
+    """Turns a CHECKPOINT into a bundle: traced, checked against PyTorch, packed.
+
+    CHECKPOINT is a folder that dlm-train wrote, or owner/name on the Hugging Face hub.
 
     With --precision int8 (and fp16, where there is text) the way goes through calibration: the
     model decodes prompts, scales are fitted to what it meets, each layer is measured alone, and

@@ -34,7 +34,7 @@ from ..train.families.base import ExportGraph
 from .canvases import text_ids
 from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
-from .graph import WHOLE_CANVAS, Shape, choose_shapes, graph_specs
+from .graph import graph_specs
 from .lint import operator_counts, require_clean
 from .parity import compare
 from .provenance import provenance
@@ -46,9 +46,6 @@ from .texts import Texts, find_text, read_texts
 from .trace import trace
 from .weights import split_weights
 from .wishes import Wishes
-
-DEFAULT_BLOCK = 32
-"""Prefill of causal models, which are trained on no block size."""
 
 
 def export_checkpoint(
@@ -86,8 +83,7 @@ def export_checkpoint(
     texts = _texts(config, tokenizer, manifest, settings)
     edits = read_plan(settings.plan) if settings.plan else None
     judge = Judge(settings.judge) if settings.judge and texts else None
-    shapes = _shapes(manifest, settings)
-    models, manifest = _trace_all(graphs, manifest, shapes, progress)
+    models, manifest = _trace_all(graphs, manifest, settings, progress)
     quality, extra = None, {}
     if texts is not None:
         wishes = _wishes(settings, edits, judge)
@@ -187,41 +183,19 @@ def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSetti
     )
 
 
-def _shapes(manifest: Manifest, settings: ExportSettings) -> tuple[Shape, ...]:
-    causal = bool(manifest.model.get("causal", False))
-    most = manifest.max_position
-    canvas = manifest.mask_token_id is not None
-    if WHOLE_CANVAS in settings.blocks and not canvas:
-        raise ConfigError(
-            f"--block {WHOLE_CANVAS} is the whole canvas of a masked model; family "
-            f"{manifest.family} has none: leave it out"
-        )
-    blocks = tuple(size for size in settings.blocks if isinstance(size, int))
-    if not settings.blocks:
-        # Blocks that a masked model has not learnt would decode, but badly.
-        untrained = (min(DEFAULT_BLOCK, most),) if causal else ()
-        blocks = tuple(size for size in manifest.block_sizes if 1 < size < most) or untrained
-    return choose_shapes(
-        blocks=blocks,
-        contexts=settings.contexts or tuple({max(most // 2, 1), most}),
-        max_position=most,
-        causal=causal,
-        canvas=canvas,
-    )
-
-
 def _trace_all(
     graphs: Sequence[ExportGraph],
     manifest: Manifest,
-    shapes: Sequence[Shape],
+    settings: ExportSettings,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, onnx.ModelProto], Manifest]:
     """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
-    traced_at = max(shapes, key=lambda shape: shape.context)
     models: dict[str, onnx.ModelProto] = {}
     specs: list[GraphSpec] = []
     for graph in graphs:
         progress(f"tracing {graph.name}")
+        shapes = graph.shapes(settings.blocks, settings.contexts)
+        traced_at = max(shapes, key=lambda shape: shape.context)
         # A dimension of 1 would be traced as a constant.
         models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
         file = f"graphs/{graph.name}.onnx"
@@ -287,7 +261,8 @@ def _check_all(
             parity[graph.name] = compare(
                 graph, manifest, engines, ids, precision=settings.form, seed=settings.seed
             )
-        golden = golden_vectors(manifest, engines, ids, seed=settings.seed)
+        noises = {graph.name: graph.corrupt for graph in graphs}
+        golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed)
     finally:
         engines.close()
     return {"parity": parity, "golden": golden}

@@ -34,13 +34,10 @@ class ExportSettings:
     precision: str = "fp32"
     """A name of PRECISIONS."""
     blocks: tuple[int | str, ...] = ()
-    """Block sizes in positions, or "full" for the whole canvas, which masked models have anyway;
-    empty: those the checkpoint was trained on."""
+    """Block sizes in positions, or "full" for the whole canvas; empty: the family's choice,
+    usually those the checkpoint was trained on."""
     contexts: tuple[int, ...] = ()
-    """Context buckets in positions; empty: half of the checkpoint's positions, and all.
-
-    The smaller bucket costs nothing on disk and saves 13 % of a run at dim 384 x 6 layers.
-    """
+    """Context buckets in positions, of families with a cache; empty: the family's choice."""
     data: Path | None = None
     """Text to check and measure with; None: a paragraph that ships with the exporter to check
     parity, and a part of the calibration text to measure losses."""

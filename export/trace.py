@@ -19,7 +19,8 @@ from onnx import numpy_helper
 
 from ..runtime.errors import EngineError
 from ..train.families.base import ExportGraph
-from .graph import Shape, symbols
+from ..train.families.shapes import Shape
+from .graph import symbols
 from .names import name_weights
 
 OPSET = 20

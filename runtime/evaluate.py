@@ -23,7 +23,7 @@ from .families import find_family
 from .families.window import banned_ids, choose_block, contexts_by_block
 from .manifest import Manifest
 from .ops.base import Ops
-from .ops.numpy_ops import NumpyOps
+from .ops.choose import ops_for
 from .philox import check_key
 
 FIRST_SAMPLES = 4
@@ -146,7 +146,7 @@ def windows_of(
 ) -> list[np.ndarray]:
     """Cuts a stream into the windows that `evaluate_ids` scores; its arguments and errors."""
     shapes = contexts_by_block(engines.specs, manifest.graphs[0].name)
-    block = choose_block(shapes, block_size)
+    block = choose_block(shapes, block_size, manifest.block_sizes)
     room = min(manifest.max_position, shapes[block][-1] // block * block + block)
     if context is not None and not 2 <= context <= room:
         raise ConfigError(f"context must be in [2, {room}] for block size {block}, not {context}")
@@ -173,7 +173,7 @@ def bound_totals(
     """
     sums = np.zeros((len(samples), len(windows)))
     bounds = find_family(manifest.family).bound(
-        manifest, engines, ops or NumpyOps(), windows,
+        manifest, engines, ops or ops_for(engines), windows,
         seed=seed, samples=samples, block_size=block_size,
     )  # fmt: skip
     for number, nats in enumerate(bounds):

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer as Backend
 
 from .errors import BundleError, ConfigError
 
-MAX_PENDING = 4
-"""Tokens that one UTF-8 character can be spread over; more are bytes of no character."""
+MAX_SPLIT = 3
+"""Tokens that the begin of an unfinished UTF-8 character can lie in."""
 
 
 class Tokenizer:
@@ -33,6 +33,9 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         self._size = self._backend.get_vocab_size(with_added_tokens=True)
+        added = self._backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(number for number, token in added.items() if token.special)
+        """Ids that print nothing."""
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -104,8 +107,10 @@ class TextStream:
         """Adds ids; returns the text that is now certain."""
         text = ""
         for token in ids:
-            self._ids.append(int(token))
-            text += self._advance(final=False)
+            # Special ones may stand inside a split character, and must not count as held back.
+            if int(token) not in self._tokenizer.special_ids:
+                self._ids.append(int(token))
+                text += self._advance(final=False)
         return text
 
     def flush(self) -> str:
@@ -113,12 +118,25 @@ class TextStream:
         return self._advance(final=True)
 
     def _advance(self, *, final: bool) -> str:
+        end = len(self._ids)
         old = self._tokenizer.decode(self._ids[self._before : self._printed])
         new = self._tokenizer.decode(self._ids[self._before :])
-        held = len(self._ids) - self._printed
-        if new.endswith("\ufffd") and not final and held < MAX_PENDING:
+        if new.endswith("\ufffd") and not final:
+            end, new = self._certain(new)
+        if end == self._printed or (len(new) <= len(old) and not final):
             return ""
-        if len(new) <= len(old) and not final:
-            return ""
-        self._before, self._printed = self._printed, len(self._ids)
+        self._before, self._printed = self._printed, end
         return new[len(old) :]
+
+    def _certain(self, text: str) -> tuple[int, str]:
+        """Cuts the ids that may be the begin of a character off a text that ends in U+FFFD.
+
+        Returns:
+            The number of ids before the cut, and their text from `_before` on.
+        """
+        count = len(self._ids)
+        for cut in range(count - 1, max(self._printed, count - MAX_SPLIT - 1), -1):
+            kept = self._tokenizer.decode(self._ids[self._before : cut])
+            if kept + self._tokenizer.decode(self._ids[cut:]) == text:
+                return cut, kept
+        return self._printed, ""

@@ -7,9 +7,11 @@ are device arrays that only `Ops` touch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from ..device import Device
+from ..errors import EngineError
 from ..manifest import GraphSpec
 
 
@@ -59,6 +61,11 @@ class EngineSet(Protocol):
         ...
 
     @property
+    def device(self) -> Device | None:
+        """Where the buffers live; None: they are NumPy arrays."""
+        ...
+
+    @property
     def specs(self) -> tuple[GraphSpec, ...]:
         """Every graph shape on offer."""
         ...
@@ -74,3 +81,15 @@ class EngineSet(Protocol):
     def close(self) -> None:
         """Releases sessions and buffers."""
         ...
+
+
+def find_spec(specs: Sequence[GraphSpec], name: str, block: int, context: int) -> GraphSpec:
+    """Gives the spec of a shape; EngineError names those on offer if there is none."""
+    for spec in specs:
+        if (spec.name, spec.block, spec.context) == (name, block, context):
+            return spec
+    offered = ", ".join(f"{spec.name} {spec.block}/{spec.context}" for spec in specs)
+    raise EngineError(
+        f"the bundle has no graph {name} for block {block} and context {context}; it has "
+        f"{offered}: export it with the sizes you need"
+    )

@@ -20,6 +20,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import EngineError
 from ..manifest import GraphSpec, TensorSpec
+from .base import find_spec
 
 MAX_DEFAULT_THREADS = 8
 """Blocks of 32 rows do not feed more cores than about this."""
@@ -154,6 +155,7 @@ class OnnxRuntimeEngines:
     """All graphs of one bundle on ONNX Runtime."""
 
     name = "onnxruntime-cpu"
+    device = None
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, reason: str = "") -> None:
         self._backend = import_backend()
@@ -181,14 +183,7 @@ class OnnxRuntimeEngines:
         """Returns the engine of this shape, its session made on first use; EngineError if none."""
         key = (name, block, context)
         if key not in self._engines:
-            found = [spec for spec in self.specs if (spec.name, spec.block, spec.context) == key]
-            if not found:
-                offered = ", ".join(f"{s.name} {s.block}/{s.context}" for s in self.specs)
-                raise EngineError(
-                    f"the bundle has no graph {name} for block {block} and context {context}; it "
-                    f"has {offered}: export it with the sizes you need"
-                )
-            self._engines[key] = self._make(found[0])
+            self._engines[key] = self._make(find_spec(self.specs, *key))
         engine = self._engines[key]
         engine.select(self._slot)
         return engine

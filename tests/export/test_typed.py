@@ -34,9 +34,10 @@ def feeds(graph, garbage=0.0):
     values = {}
     for tensor in graph.inputs:
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
-        values[tensor.name] = rng.standard_normal(shape).astype(np.float32)
+        values[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
     values["ids"] = rng.integers(0, VOCAB, (1, BLOCK)).astype(np.int32)
     values["start"] = np.full(1, CONTEXT // 2, np.int32)
+    values["split"] = np.zeros(1, np.int32)
     values["kv"][CONTEXT // 2 :] = garbage
     return values
 

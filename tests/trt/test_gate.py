@@ -14,7 +14,7 @@ from dlm_edge.calibration.linears import find_layers
 from dlm_edge.calibration.plan import default_plan
 from dlm_edge.calibration.qdq import ZERO, quantize
 from dlm_edge.export.fp16 import store_fp16
-from dlm_edge.export.graph import Shape, graph_specs
+from dlm_edge.export.graph import graph_specs
 from dlm_edge.export.lint import require_clean
 from dlm_edge.export.trace import trace
 from dlm_edge.export.typed import type_fp16
@@ -22,6 +22,7 @@ from dlm_edge.export.weights import split_weights
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.train.families import FAMILIES
+from dlm_edge.train.families.shapes import Shape
 
 pytestmark = [
     pytest.mark.trt,
@@ -37,10 +38,8 @@ VARIANTS = {
     "mdlm tied": ("mdlm", {**MASKED, "tie_embeddings": True}),
     "mdlm timed": ("mdlm", {**MASKED, "time_conditioning": True}),
     "ar": ("ar", {}),
-}
-SHAPES = {
-    "mdlm": (Shape(block=BLOCK, context=CONTEXT), Shape(block=CONTEXT, context=8)),
-    "ar": (Shape(block=1, context=CONTEXT), Shape(block=BLOCK, context=8)),
+    "sedd uniform": ("sedd", {**MASKED, "graph": "uniform"}),
+    "sedd absorb": ("sedd", {**MASKED, "graph": "absorb", "tie_embeddings": True}),
 }
 
 
@@ -93,7 +92,7 @@ def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision
     CONVERSIONS[precision](model)
     split_weights(model, tmp_path, graph.name)
     file = f"{graph.name}.onnx"
-    specs = graph_specs(graph, SHAPES[VARIANTS[variant][0]], file=file, precision=precision[:4])
+    specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision=precision[:4])
     plan = build_plan(
         trt, tmp_path / file, specs, BuildSettings(optimization_level=0), configure=configure
     )
@@ -111,6 +110,6 @@ def test_a_quantised_graph_that_breaks_the_rules_is_rejected(trt, configure, tmp
             item.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), ZERO))
     split_weights(model, tmp_path, graph.name)
     file = f"{graph.name}.onnx"
-    specs = graph_specs(graph, SHAPES["mdlm"], file=file, precision="int8")
+    specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision="int8")
     with pytest.raises(EngineError, match="zero point"):
         build_plan(trt, tmp_path / file, specs, BuildSettings(), configure=configure)
