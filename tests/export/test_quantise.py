@@ -192,14 +192,21 @@ def test_fp16_with_a_text_has_its_loss_measured(traced_before, small, text, tmp_
     assert quality["comparison"] == {}
 
 
-def test_a_causal_model_goes_the_same_way(causal_checkpoint, text, tmp_path):
-    path = tmp_path / "ar.dlm"
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("ar", {}), ("sedd", {"graph": "uniform"}), ("sedd", {"graph": "absorb"})],
+)
+def test_other_families_go_the_same_way(text, tmp_path, family, options):
+    make_checkpoint(tmp_path / "checkpoint", family, scale=1.0, **options)
+    path = tmp_path / "model.dlm"
     settings = ExportSettings(
         precision="int8", target="orin-nano", calibration_data=text, loss_tokens=100,
         max_loss=90.0, blocks=(4,), contexts=(16,),
     )  # fmt: skip
-    report = export_checkpoint(causal_checkpoint, path, settings)
-    assert report["quality"]["variants"]["int8"]["agreement"]["all"]["rows"] > 0
+    report = export_checkpoint(tmp_path / "checkpoint", path, settings)
+    variants = report["quality"]["variants"]
+    assert variants["int8"]["agreement"]["all"]["rows"] > 0
+    assert abs(variants["int8"]["ratio"]["value"] - 1) < 0.5
     bundle = open_bundle(path)
     assert check_bundle(bundle, open_engines(bundle, threads=1))["ok"]
 
