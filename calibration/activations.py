@@ -125,7 +125,7 @@ def collect(
 
     Raises:
         CalibrationError: No canvas of this graph; NaN or infinity on one, with the first layer
-            (in the order of `names`) that meets it.
+            of the graph that meets it.
     """
     graph = graph or model.graph.name
     own = [item for item in canvases if item.graph == graph]
@@ -135,7 +135,7 @@ def collect(
             "block and context sizes"
         )
     session = _expose(model, names, threads)
-    wanted = list(names)
+    wanted = _in_order(model, names)
     collectors = {name: _Collector(name, len(own), seed) for name in wanted}
     for number, canvas in enumerate(own):
         for name, array in zip(wanted, session.run(wanted, dict(canvas.inputs)), strict=True):
@@ -150,6 +150,13 @@ def collect(
         if progress is not None:
             progress(number + 1, len(own))
     return {name: collector.finish() for name, collector in collectors.items()}
+
+
+def _in_order(model: onnx.ModelProto, names: Iterable[str]) -> list[str]:
+    """Sorts values by when the graph computes them; its inputs come first."""
+    made = (name for node in model.graph.node for name in node.output)
+    place = {name: number for number, name in enumerate(made)}
+    return sorted(names, key=lambda name: place.get(name, -1))
 
 
 def _expose(model: onnx.ModelProto, names: Iterable[str], threads: int) -> Any:

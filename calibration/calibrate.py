@@ -54,8 +54,6 @@ class Fitted:
     """With alphas and scales."""
     models: Models
     """Float32, smoothed as the plan says."""
-    largest: Mapping[str, Mapping[str, Mapping[int, float]]]
-    """Graph → layer → tenth of the mask ratio → largest magnitude that enters it."""
 
 
 class Calibrator:
@@ -104,12 +102,12 @@ class Calibrator:
             done += 1
             progress(done, total)
 
-        models, largest = {}, {}
+        models = {}
         for graph, model in self.models.items():
             layers = self.layers[graph]
             names = layer_inputs(layer for layer in layers if layer.quantizable)
             if not names:
-                models[graph], largest[graph] = model, {}
+                models[graph] = model
                 continue
             seen = collect(model, canvases.items, names, graph=graph, progress=step)
             plan = self._with_alphas(plan, graph, seen)
@@ -118,12 +116,31 @@ class Calibrator:
             if not self.recipe.dynamic:
                 seen = collect(models[graph], canvases.items, names, graph=graph, progress=step)
                 plan = self._with_scales(plan, graph, models[graph], seen)
-            largest[graph] = {
-                layer.name: dict(seen[layer.inputs[0]].max_by_decile)
-                for layer in layers
-                if layer.inputs and layer.quantizable
+        return Fitted(plan=plan, models=models)
+
+    def largest(
+        self,
+        fitted: Fitted,
+        canvases: CanvasSet,
+        progress: Progress = lambda done, total: None,
+    ) -> dict[str, dict[str, dict[int, float]]]:
+        """Measures the largest magnitude that enters each layer.
+
+        Returns:
+            Graph → layer → tenth of the mask ratio → magnitude, after folding.
+        """
+        found: dict[str, dict[str, dict[int, float]]] = {}
+        for graph, model in fitted.models.items():
+            layers = [layer for layer in self.layers[graph] if layer.quantizable and layer.inputs]
+            names = layer_inputs(layers)
+            if not names:
+                found[graph] = {}
+                continue
+            seen = collect(model, canvases.items, names, graph=graph, progress=progress)
+            found[graph] = {
+                layer.name: dict(seen[layer.inputs[0]].max_by_decile) for layer in layers
             }
-        return Fitted(plan=plan, models=models, largest=largest)
+        return found
 
     def _with_alphas(self, plan: Plan, graph: str, seen: Mapping[str, Activation]) -> Plan:
         """Fills in how strongly each layer's input is folded; what the plan says stays."""

@@ -29,8 +29,9 @@ class Fold:
     value: str
     layers: tuple[Layer, ...]
     """Every layer that it enters."""
-    vectors: tuple[str, ...]
-    """Initialisers (channels,) to divide."""
+    vectors: tuple[tuple[str, str], ...]
+    """What to divide: the first output of a node and an initialiser (channels,) that it reads.
+    Other nodes may read the same one, since equal constants are stored once."""
     producer: str | None = None
     """Initialiser (K, N) of which columns are to be divided, for a part of a product."""
     first_column: int = 0
@@ -82,9 +83,9 @@ class _Graph:
         return self.users(name) == [node] and name not in self._outputs
 
     def vector(self, name: str) -> bool:
-        """Whether a name is a float vector that a single node reads."""
+        """Whether a name is a constant vector."""
         item = self.items.get(name)
-        return item is not None and len(item.dims) == 1 and len(self.users(name)) == 1
+        return item is not None and len(item.dims) == 1
 
 
 def _fold(
@@ -95,20 +96,22 @@ def _fold(
     if node is None:
         return None
     if node.op_type == "LayerNormalization" and all(map(graph.vector, node.input[1:])):
-        return Fold(value=value, layers=readers, vectors=tuple(node.input[1:]))
-    vectors: list[str] = []
+        parts = tuple((node.output[0], name) for name in node.input[1:])
+        return Fold(value=value, layers=readers, vectors=parts)
+    vectors: list[tuple[str, str]] = []
     if node.op_type == "Add":
         bias = [name for name in node.input if graph.vector(name)]
         rest = [name for name in node.input if name not in bias]
         if len(bias) != 1 or not graph.only_reader(rest[0], node):
             return None
-        vectors += bias
+        vectors.append((node.output[0], bias[0]))
         node = graph.makers.get(rest[0])
     if node is None or node.op_type != "Mul":
         return None
     gains = [name for name in node.input if graph.vector(name)]
     if len(gains) == 1:
-        return Fold(value=value, layers=readers, vectors=(*vectors, *gains))
+        vectors.append((node.output[0], gains[0]))
+        return Fold(value=value, layers=readers, vectors=tuple(vectors))
     return None if vectors else _fold_into_product(graph, node, value, readers, layers)
 
 

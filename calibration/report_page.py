@@ -25,7 +25,13 @@ def make_page(report: Mapping[str, Any]) -> Page:
             "the report page needs the package matplotlib: pip install 'dlm-edge[report]'"
         ) from error
     page = Page(f"What {report['precision']} costs: {report['family']} for {report['target']}")
-    figures = [*report["variants"].values(), *report["comparison"].values()]
+    figures = list(report["variants"].values())
+    # Without layers given up, one of the compared is what ships: once is enough.
+    figures += [
+        item
+        for name, item in report["comparison"].items()
+        if report["budget"]["num_float"] or name != report["calibrated_on"]
+    ]
     _summary(page, report, figures)
     _agreement(page, figures, Figure)
     _trajectories(page, figures, Figure)
@@ -43,25 +49,34 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
     page.heading("Size and quality")
     whole = figures[0]["num_bytes"]
     page.table(
-        (
-            "variant", "MiB", "of fp32", "perplexity", "95 %", "lost, %", "95 %",
-            "top-1 about to be committed, %", "top-5, %", "same tokens, %", "judge", "entropy",
-        ),
+        ("variant", "MiB", "of fp32", "perplexity", "95 %", "lost, %", "95 %"),
         [
             (
                 item["title"],
                 f"{item['num_bytes'] / 2**20:.2f}",
-                f"{item['num_bytes'] / whole:.2f}",
+                f"{item['num_bytes'] / whole:.3f}",
                 f"{item['perplexity']['perplexity']:.3f}",
                 _interval(item["perplexity"], "{:.2f}"),
-                f"{100 * (item['ratio']['value'] - 1):+.3f}",
-                f"{100 * (item['ratio']['low'] - 1):+.3f} to "
-                f"{100 * (item['ratio']['high'] - 1):+.3f}",
+                _lost(item["ratio"]["value"]),
+                f"{_lost(item['ratio']['low'])} to {_lost(item['ratio']['high'])}",
+            )
+            for item in figures
+        ],
+    )
+    page.table(
+        (
+            "variant", "top-1 about to be committed, %", "top-1, %", "top-5, %", "same tokens, %",
+            "judge", "entropy",
+        ),
+        [
+            (
+                item["title"],
                 _share(item["agreement"]["about_to_be_committed"], "top1"),
+                _share(item["agreement"]["all"], "top1"),
                 _share(item["agreement"]["all"], "top5"),
                 f"{100 * item['trajectory']['same_tokens']:.1f}",
-                _number(item["samples"].get("judge_perplexity")),
-                _number(item["samples"].get("unigram_entropy")),
+                _with_interval(item["samples"], "judge_perplexity", "judge_interval"),
+                _with_interval(item["samples"], "unigram_entropy", "entropy_interval"),
             )
             for item in figures
         ],
@@ -88,8 +103,15 @@ def _share(counts: Mapping[str, Any], name: str) -> str:
     return f"{100 * counts[name]:.2f}" if counts["rows"] else "none"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _lost(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.3f}"
+
+
+def _with_interval(values: Mapping[str, Any], name: str, interval: str) -> str:
+    if values.get(name) is None:
+        return "-"
+    low, high = values[interval]
+    return f"{values[name]:.3f} ({low:.2f} to {high:.2f})"
 
 
 def _drawing(figure: Callable[..., Any], title: str, across: str, up: str, height: float = 3.2):
@@ -181,9 +203,8 @@ def _sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[..., An
         [
             (
                 trial["num_float"],
-                f"{100 * (trial['ratio']['value'] - 1):+.3f}",
-                f"{100 * (trial['ratio']['low'] - 1):+.3f} to "
-                f"{100 * (trial['ratio']['high'] - 1):+.3f}",
+                _lost(trial["ratio"]["value"]),
+                f"{_lost(trial['ratio']['low'])} to {_lost(trial['ratio']['high'])}",
             )
             for trial in budget["trials"]
         ],
@@ -210,8 +231,9 @@ def _ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any]) -
         drawing.colorbar(image, ax=axes, label="of the layer's largest")
         page.figure(
             drawing,
-            f"Largest input of each layer of {graph}, relative to that layer's largest: a layer "
-            "whose row is not even was seen at its largest only in some mask ratios.",
+            f"Largest input of each layer of {graph} while decoding, relative to that layer's "
+            "largest: a row that is not even belongs to a layer whose range depends on how much is "
+            "masked.",
         )
         page.table(
             ("layer", "precision", "largest", "step x 127", "observer", "alpha", "why not int8"),

@@ -110,8 +110,8 @@ def smooth(
             channel_max = activations[fold.value].channel_max
             work.append((fold, smoothing(channel_max, weights, alpha)))
     for fold, scales in work:
-        for name in fold.vectors:
-            _scale(items[name], 1.0 / scales)
+        for output, name in fold.vectors:
+            _scale(_own(made.graph, items, output, name), 1.0 / scales)
         for layer in fold.layers:
             _scale(items[layer.weight], np.expand_dims(scales, layer.out_axis))
         if fold.producer is not None:
@@ -183,6 +183,22 @@ def _agreed(fold: Fold, alphas: Mapping[str, float | None]) -> float | None:
             "one value in the plan"
         )
     return given.pop()
+
+
+def _own(
+    graph: onnx.GraphProto, items: dict[str, onnx.TensorProto], output: str, name: str
+) -> onnx.TensorProto:
+    """Gives the initialiser that one node reads, copied first if other nodes read it too."""
+    readers = [node for node in graph.node if name in node.input]
+    if len(readers) == 1:
+        return items[name]
+    (node,) = (item for item in readers if item.output[0] == output)
+    copy = graph.initializer.add()
+    copy.CopyFrom(items[name])
+    copy.name = f"{output}.{name}"
+    node.input[list(node.input).index(name)] = copy.name
+    items[copy.name] = copy
+    return copy
 
 
 def _scale(item: onnx.TensorProto, factors: np.ndarray) -> None:

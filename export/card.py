@@ -72,10 +72,19 @@ def write_card(manifest: Manifest, report: Mapping[str, Any], own_text: str) -> 
         for graph in report["parity"].values()
         for shape in graph["shapes"]
     )
+    quality = report.get("quality")
+    lost = "" if quality is None else _lost(quality)
     return (
         f"{own_text}## Facts\n\n{_table(facts)}\n"
         f"## Graph shapes\n\n| graph | block | context |\n|---|---|---|\n{shapes}\n\n"
         "## Parity with PyTorch in float32\n\n"
         "| graph | block | context | largest relative error | same top-1 | divergence, nats |\n"
         f"|---|---|---|---|---|---|\n{parity}\n"
+        f"{lost}"
     )
+
+
+def _lost(quality: Mapping[str, Any]) -> str:
+    """What the bundle's precision costs, in the words of its report."""
+    lines = [*quality["findings"], *quality["warnings"]]
+    return "\n## What the precision costs\n\n" + "".join(f"- {line}\n" for line in lines)

@@ -39,12 +39,13 @@ from .lint import operator_counts, require_clean
 from .parity import compare
 from .provenance import provenance
 from .quality_report import quality_report, report_members, write_reports
-from .quantise import Quantiser, Wishes
+from .quantise import Quantiser
 from .recipes import GPU_TARGETS, recipe_for
 from .settings import ARITHMETIC, ExportSettings
 from .texts import Texts, find_text, read_texts
 from .trace import trace
 from .weights import split_weights
+from .wishes import Wishes
 
 
 def export_checkpoint(

@@ -18,8 +18,8 @@ from ..calibration.report_page import make_page
 from ..runtime.bundle import REPORT_NAME
 from ..runtime.errors import DlmError
 from ..train.files import write_file
-from .quantise import SETS, Shipped, Wishes
 from .texts import Texts
+from .wishes import SETS, Shipped, Wishes
 
 PAGE_NAME = "report.html"
 PLAN_NAME = "plan.json"
@@ -41,7 +41,7 @@ def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) 
             "source": texts.source,
             "num_tokens": shipped.text.num_tokens,
             "num_samples": shipped.num_samples,
-            "num_decodes": min(len(texts.held_out), 12),
+            "num_decodes": shipped.num_decodes,
             "seed": wishes.seed,
         },
         "variants": {name: item.to_json() for name, item in shipped.variants.items()},
@@ -158,7 +158,9 @@ def _canvases(shipped: Shipped) -> dict[str, Any]:
         }
         for (graph, block, context, decile), sources in chosen.coverage().items()
     ]
-    words = f"{len(chosen)} canvases of {SETS[name]}, by graph shape and tenth of the mask ratio."
+    words = (
+        f"{len(chosen)} graph inputs from {SETS[name]}, by graph shape and tenth of the mask ratio."
+    )
     return {"words": words, "recipe": dict(chosen.recipe), "coverage": rows}
 
 

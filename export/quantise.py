@@ -9,9 +9,9 @@ measured. Knows no family and no file format: graphs come in and go out as model
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ import numpy as np
 import onnx
 
 from ..calibration.bench import Workbench
-from ..calibration.budget import Outcome, fit_budget, single_trial
+from ..calibration.budget import fit_budget, single_trial
 from ..calibration.calibrate import Calibrator, Fitted
 from ..calibration.canvases import CanvasSet
 from ..calibration.extremes import beyond_float16, largest_values
-from ..calibration.judge import Judge
 from ..calibration.loss import LossText, Ratio
 from ..calibration.plan import Plan, apply_edits
 from ..calibration.quality import Examiner, Figures
@@ -35,67 +34,24 @@ from ..calibration.record import (
 )
 from ..calibration.sensitivity import LayerCost, all_float, layer_costs
 from ..runtime.bundle import Bundle
-from ..runtime.cli_eval import ProgressBar
 from ..runtime.engines.base import EngineSet
 from ..runtime.errors import CalibrationError
 from ..runtime.evaluate import windows_of
 from ..runtime.manifest import Manifest, Member
 from ..runtime.tokenizer import Tokenizer
+from .bars import bar
 from .recipes import recipe_for
 from .texts import Texts
+from .wishes import SETS, Models, Shipped, Wishes
 
-Models = Mapping[str, onnx.ModelProto]
 NUM_SAMPLES = 8
 """Masks per window of held-out text: four antithetic pairs."""
 SENSITIVITY_SHARE = 0.25
 """Of the held-out text: each layer is measured on it."""
 NUM_DECODES = 12
 PROMPT_TOKENS = 8
+CALIBRATION = CanvasSettings()
 HELD_OUT = CanvasSettings(per_stratum=2, num_decodes=4, num_windows=4)
-SETS = {"decode": "the decoding loop", "clean": "clean text", "noise": "random noise"}
-"""What scales can be calibrated on; the first is what the others are compared with."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What the caller wants of a quantised bundle."""
-
-    precision: str
-    """fp16 or int8."""
-    target: str
-    max_loss: float
-    """Share of perplexity that may be lost."""
-    num_tokens: int
-    """Held-out tokens to measure on, at most."""
-    edits: Mapping[str, Any] | None
-    """An edited plan; None: all is decided here."""
-    force: bool
-    """Whether to go on when the budget cannot be met."""
-    judge: Judge | None
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shipped:
-    """What came out, with all that was measured on the way."""
-
-    models: Models
-    plan: Plan
-    outcome: Outcome
-    variants: Mapping[str, Figures]
-    """fp32, fp16, and int8 if that is what ships."""
-    comparison: Mapping[str, Figures]
-    """The int8 recipe before the budget, calibrated on each set."""
-    failures: Mapping[str, str]
-    """Sets that gave no scales, and why."""
-    calibrated_on: str
-    """A name of SETS; empty for fp16."""
-    costs: tuple[LayerCost, ...]
-    sets: Mapping[str, CanvasSet]
-    largest: Mapping[str, Mapping[str, Mapping[int, float]]]
-    """What enters each layer, by tenth of the mask ratio."""
-    text: LossText
-    num_samples: int
 
 
 class Quantiser:
@@ -141,7 +97,12 @@ class Quantiser:
             }
             fp16 = self._calibrator.build_fp16(plan)
             variants["fp16"] = self._examine(examiner, "fp16", "fp16", fp16)
-            common = {"sets": sets, "text": text, "num_samples": len(examiner.totals)}
+            common = {
+                "sets": sets,
+                "text": text,
+                "num_samples": len(examiner.totals),
+                "num_decodes": len(self._texts.held_out[:NUM_DECODES]),
+            }
             if wishes.precision == "fp16":
                 plan = all_float(plan)
                 outcome = single_trial(plan, variants["fp16"].ratio, wishes.max_loss)
@@ -181,14 +142,14 @@ class Quantiser:
         outcome.require(wishes.max_loss, len(list(best.plan.layers())), force=wishes.force)
         models = self._calibrator.build(best, outcome.plan)
         variants["int8"] = (
-            replace(comparison[chosen], name="int8", title="int8")
+            replace(comparison[chosen], name="int8", title="int8, as shipped")
             if outcome.plan == best.plan
-            else self._examine(examiner, "int8", "int8", models)
+            else self._examine(examiner, "int8", "int8, as shipped", models)
         )
         return Shipped(
             models=models, plan=outcome.plan, outcome=outcome, variants=variants,
             comparison=comparison, failures=failures, calibrated_on=chosen, costs=costs,
-            largest=best.largest, **common,
+            largest=self._largest(best, common["sets"]["decode"]), **common,
         )  # fmt: skip
 
     def _compare(
@@ -212,9 +173,15 @@ class Quantiser:
                 with bar() as show:
                     totals[name] = examiner.measure(engines, show)
                 comparison[name] = examiner.examine(
-                    name, f"int8 from {SETS[name]}", models, engines, totals[name]
+                    name, f"int8, calibrated on {SETS[name]}", models, engines, totals[name]
                 )
         return fitted, comparison, totals, failures
+
+    def _largest(self, best: Fitted, canvases: CanvasSet) -> dict[str, dict[str, dict[int, float]]]:
+        """What decoding really sends into each layer, whatever its scales were chosen on."""
+        self._say("measuring ranges by mask ratio")
+        with bar() as show:
+            return self._calibrator.largest(best, canvases, show)
 
     def _sensitivity(self, whole: EngineSet, best: Fitted, text: LossText) -> tuple[LayerCost, ...]:
         self._say("measuring each layer alone")
@@ -283,11 +250,12 @@ class Quantiser:
         sets = {}
         for name, make in makers.items():
             extra: dict[str, Any] = {"banned": banned} if name == "decode" else {}
-            self._say(f"recording canvases of {SETS[name]}")
+            self._say(f"recording {SETS[name]}")
             with bar() as show:
                 sets[name] = make(
-                    draft, texts.calibration, seed=seed, engines=whole, progress=show, **extra
-                )
+                    draft, texts.calibration, CALIBRATION, seed=seed, engines=whole,
+                    progress=show, **extra,
+                )  # fmt: skip
         self._say("recording held-out canvases")
         with bar() as show:
             sets["held out"] = record_canvases(
@@ -319,22 +287,9 @@ def choose(
     return "clean" if as_likely and as_faithful else "decode"
 
 
-@contextmanager
-def bar(*, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Gives a callback (done, total) that draws a bar on a terminal, wiped at the end."""
-    if quiet:
-        yield lambda done, total: None
-        return
-    drawn = ProgressBar()
-    try:
-        yield drawn.show
-    finally:
-        drawn.wipe()
-
-
 def _member(model: onnx.ModelProto) -> Member:
     data = model.SerializeToString(deterministic=True)
     return Member(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
-__all__: Sequence[str] = ["SETS", "Quantiser", "Shipped", "Wishes", "choose"]
+__all__: Sequence[str] = ["Quantiser", "choose"]

@@ -20,7 +20,8 @@ ARITHMETIC: Mapping[str, str] = {
     "int8": "int8 weights and integer products, each run with its own scales of activations; the "
     "rest in float32",
     "int8 typed": "int8 weights and activations in the linear layers; the rest in float16, norm "
-    "statistics, softmax and angles in float32",
+    "statistics, softmax and angles in float32; ONNX Runtime's CPU provider computes in floating "
+    "point on the rounded values",
 }
 """By form: a precision, and whether its graphs are typed for a GPU."""
 

@@ -30,8 +30,8 @@ def open_engines(
         engine: One of ENGINE_NAMES; what `auto` chose and why stands in the set's `reason`.
         threads: CPU threads that compute; None = every core this process may use, 8 at most.
         build: How TensorRT's plans are built, if they have to be.
-        note: Gets a line when `auto` does without a TensorRT that is there, and what TensorRT's
-            backend has to say.
+        note: Gets a line when `auto` does without a TensorRT that is there or when int8 graphs run
+            on another backend than they were made for, and what TensorRT's backend has to say.
         report: Gets the fraction of a plan's build done and its phase.
 
     Raises:
@@ -57,8 +57,15 @@ def open_engines(
             )
         case _:
             raise ConfigError(f"engine must be one of {', '.join(ENGINE_NAMES)}, found {engine!r}")
-    from .onnxruntime import OnnxRuntimeEngines
+    from .onnxruntime import OnnxRuntimeEngines, is_foreign_int8
 
+    if is_foreign_int8(bundle.manifest):
+        line = (
+            f"the int8 graphs were made for {bundle.manifest.target}: ONNX Runtime computes them "
+            "in floating point on the rounded values"
+        )
+        note(line)
+        reason += f"; {line}"
     return OnnxRuntimeEngines(bundle, threads=threads, reason=reason)
 
 

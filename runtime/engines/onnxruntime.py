@@ -19,13 +19,18 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import EngineError
-from ..manifest import GraphSpec, TensorSpec
+from ..manifest import GraphSpec, Manifest, TensorSpec
 from .base import find_spec
 
 MAX_DEFAULT_THREADS = 8
 """Blocks of 32 rows do not feed more cores than about this."""
 OWN_TARGETS = ("cpu", "host")
 """Targets whose quantised graphs were made for this backend's kernels."""
+
+
+def is_foreign_int8(manifest: Manifest) -> bool:
+    """True for quantised graphs that were made for other kernels than this backend's."""
+    return manifest.precision == "int8" and manifest.target not in OWN_TARGETS
 
 
 def import_backend() -> Any:
@@ -160,13 +165,7 @@ class OnnxRuntimeEngines:
     def __init__(self, bundle: Bundle, *, threads: int | None = None, reason: str = "") -> None:
         self._backend = import_backend()
         self._bundle = bundle
-        manifest = bundle.manifest
-        self._foreign_int8 = manifest.precision == "int8" and manifest.target not in OWN_TARGETS
-        if self._foreign_int8:
-            reason += (
-                f"; its int8 graphs were made for {manifest.target}, so they run here in floating "
-                "point on the rounded values"
-            )
+        self._foreign_int8 = is_foreign_int8(bundle.manifest)
         self.reason = reason
         self.threads = default_threads() if threads is None else threads
         self._buffers = Buffers(bundle.manifest.graphs)

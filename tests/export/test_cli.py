@@ -53,6 +53,7 @@ def test_options_reach_the_exporter(asked, tmp_path):
     assert (settings.blocks, settings.contexts) == ((4, 8), (8,))
     assert (settings.precision, settings.target, settings.seed) == ("fp16", "orin-nano", 3)
     assert settings.decoding == {"rule": "margin"}
+    assert settings.max_loss == 0.5
     assert "tracing" in result.stderr
     assert "MatMul 3" in result.stderr
     assert "same top-1 100.00%" in result.stdout
@@ -69,7 +70,7 @@ def test_json_is_one_object_on_stdout(asked, tmp_path):
     [
         (("--block", "0"), "'0' is no positive integer"),
         (("--block", "a,4"), "'a'"),
-        (("--precision", "int8"), "fp32 or fp16"),
+        (("--precision", "int4"), "fp32, fp16 or int8"),
         (("--target", "moon"), "orin-nano"),
         (("--decoding", "[1]"), "JSON object"),
         (("--decoding", "{"), "JSON object"),
@@ -88,3 +89,34 @@ def test_a_missing_checkpoint_is_one_line_and_exit_1(tmp_path):
     result = invoke(tmp_path / "missing", "-o", tmp_path / "x.dlm")
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
+
+
+def test_options_of_calibration_reach_the_exporter(asked, tmp_path):
+    result = invoke(
+        tmp_path, "-o", "x.dlm", "--precision", "int8", "--calibration-data", "t.txt",
+        "--max-loss", "0.3 %", "--plan", "p.json", "--force", "--loss-tokens", "512",
+        "--judge", "j.bin", "--report-dir", "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    ((_, _, settings),) = asked
+    assert (settings.max_loss, settings.loss_tokens, settings.force) == (0.3, 512, True)
+    paths = (settings.calibration_data, settings.plan, settings.judge, settings.report_dir)
+    assert [str(path) for path in paths] == ["t.txt", "p.json", "j.bin", "out"]
+
+
+@pytest.mark.parametrize("text", ["much", "nan", "inf", ""])
+def test_a_loss_that_is_no_number_is_a_usage_error(asked, tmp_path, text):
+    result = invoke(tmp_path, "-o", "x.dlm", "--max-loss", text)
+    assert result.exit_code == 2
+    assert "no number of per cent" in result.stderr
+    assert asked == []
+
+
+def test_what_was_lost_is_printed(monkeypatch, tmp_path):
+    quality = {"findings": ["int8 changes perplexity by +0.1 %."], "warnings": ["Beyond."]}
+    report = {**REPORT, "quality": quality, "report_dir": "x.report"}
+    monkeypatch.setattr(pack, "export_checkpoint", lambda *args, **more: report)
+    result = invoke(tmp_path, "-o", "x.dlm", "--precision", "int8")
+    assert "+0.1 %" in result.stdout
+    assert "Beyond." in result.stdout
+    assert "x.report/report.html" in result.stdout

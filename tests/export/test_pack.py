@@ -161,8 +161,9 @@ def refused(error, checkpoint, path, **settings) -> str:
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"precision": "int8"}, "fp32 or fp16"),
-        ({"precision": "fp64"}, "fp32 or fp16"),
+        ({"precision": "fp64"}, "fp32, fp16 or int8"),
+        ({"force": True}, "--force has no meaning with --precision fp32"),
+        ({"max_loss": 0.0}, "--max-loss must be more than 0"),
         ({"target": "toaster"}, "orin-nano"),
         ({"blocks": (32,)}, "--block 32"),
         ({"contexts": (17,)}, "--context 17"),

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,3 +151,23 @@ def test_a_missing_onnxruntime_names_the_extra(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError, match=r"pip install 'dlm-edge\[cpu\]'"):
         open_engines(bundle)
+
+
+@pytest.mark.parametrize(("target", "foreign"), [("orin-nano", True), ("cpu", False)])
+def test_int8_graphs_of_another_target_are_not_fused_and_it_says_so(bundle, target, foreign):
+    """Fused, weights of all 8 bits saturate on x86 without VNNI."""
+    manifest = replace(bundle.manifest, precision="int8", target=target)
+    notes = []
+    engines = open_engines(replace(bundle, manifest=manifest), "onnxruntime", 1, note=notes.append)
+    engines.engine("denoise", BLOCK, CONTEXTS[0])
+    (session,) = engines._sessions.values()
+    options = session.get_session_options()
+    if foreign:
+        assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
+        assert "made for orin-nano" in notes[0]
+        assert "made for orin-nano" in engines.reason
+    else:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.disable_quant_qdq")
+        assert notes == []
+    engines.close()

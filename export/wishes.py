@@ -1,0 +1,66 @@
+"""What the caller wants of a quantised bundle, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from ..calibration.budget import Outcome
+from ..calibration.canvases import CanvasSet
+from ..calibration.judge import Judge
+from ..calibration.loss import LossText
+from ..calibration.plan import Plan
+from ..calibration.quality import Figures
+from ..calibration.sensitivity import LayerCost
+
+Models = Mapping[str, onnx.ModelProto]
+"""By graph name."""
+SETS = {"decode": "canvases of decoding", "clean": "clean text", "noise": "random noise"}
+"""What scales can be calibrated on; the first is what the others are compared with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the caller wants of a quantised bundle."""
+
+    precision: str
+    """fp16 or int8."""
+    target: str
+    max_loss: float
+    """Share of perplexity that may be lost."""
+    num_tokens: int
+    """Held-out tokens to measure on, at most."""
+    edits: Mapping[str, Any] | None
+    """An edited plan; None: all is decided here."""
+    force: bool
+    """Whether to go on when the budget cannot be met."""
+    judge: Judge | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """What came out, with all that was measured on the way."""
+
+    models: Models
+    plan: Plan
+    outcome: Outcome
+    variants: Mapping[str, Figures]
+    """fp32, fp16, and int8 if that is what ships."""
+    comparison: Mapping[str, Figures]
+    """The int8 recipe before the budget, calibrated on each set."""
+    failures: Mapping[str, str]
+    """Sets that gave no scales, and why."""
+    calibrated_on: str
+    """A name of SETS; empty for fp16."""
+    costs: tuple[LayerCost, ...]
+    sets: Mapping[str, CanvasSet]
+    largest: Mapping[str, Mapping[str, Mapping[int, float]]]
+    """What enters each layer of what ships, by tenth of the mask ratio."""
+    text: LossText
+    num_samples: int
+    """Masks per window of the text."""
+    num_decodes: int

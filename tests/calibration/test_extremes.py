@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from dlm_edge.calibration.canvases import Canvas
+from dlm_edge.calibration.extremes import beyond_float16, largest_values
+from dlm_edge.runtime.errors import CalibrationError
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from small_graphs import ids, small_graph
+
+NAMES = ["x", "up", "down", "logits"]
+
+
+def canvas(seed, mask_ratio=0.0):
+    return Canvas(
+        graph="small",
+        block=6,
+        context=8,
+        inputs={"ids": ids(seed=seed)},
+        mask_ratio=mask_ratio,
+        progress=1.0,
+        frontier=np.ones(6, bool),
+        weight=1.0,
+        source="decode",
+    )
+
+
+def with_weight(name, change):
+    model = small_graph()
+    for item in model.graph.initializer:
+        if item.name == name:
+            array = change(numpy_helper.to_array(item).copy())
+            item.CopyFrom(numpy_helper.from_array(array.astype(np.float32), name))
+    return model
+
+
+def test_the_largest_magnitude_of_each_value_is_found_by_mask_ratio():
+    model = small_graph()
+    canvases = [canvas(0), canvas(1), canvas(2, 0.5)]
+    found = largest_values(model, canvases, NAMES)
+    shown = small_graph()
+    for name in NAMES[:-1]:
+        shown.graph.output.add().name = name
+    evaluator = ReferenceEvaluator(shown)
+    runs = [
+        dict(zip(NAMES, evaluator.run(NAMES, dict(item.inputs)), strict=True)) for item in canvases
+    ]
+    for name in NAMES:
+        plain = max(np.abs(run[name]).max() for run in runs[:2])
+        assert found[name] == pytest.approx({0: plain, 5: np.abs(runs[2][name]).max()}, rel=1e-5)
+    assert [output.name for output in model.graph.output] == ["logits"]
+    assert beyond_float16(found) == ()
+
+
+def test_values_near_the_end_of_float16_count_as_beyond_it():
+    assert beyond_float16({"a": {0: 1.0, 3: 4e4}, "b": {0: 3e4}, "c": {}}) == ("a",)
+
+
+def test_a_large_product_is_named():
+    model = with_weight("model.mlp.up.weight", lambda array: array * 1e6)
+    found = largest_values(model, [canvas(0)], NAMES)
+    assert beyond_float16(found) == ("up",)
+
+
+def test_nan_names_the_first_layer_that_computes_it():
+    def broken(array):
+        array[0, 0] = np.nan
+        return array
+
+    model = with_weight("model.mlp.down.weight", broken)
+    with pytest.raises(CalibrationError, match=r"MatMul of model\.mlp\.down\.weight"):
+        largest_values(model, [canvas(0)], NAMES)

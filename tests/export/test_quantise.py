@@ -1,0 +1,278 @@
+"""Whole exports of an untrained model: every figure of the report is there, every budget holds."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from dlm_edge.export import pack, quantise
+from dlm_edge.export.pack import ExportSettings, export_checkpoint
+from dlm_edge.runtime.bundle import open_bundle
+from dlm_edge.runtime.check import check_bundle
+from dlm_edge.runtime.engines import open_engines
+from dlm_edge.runtime.errors import CalibrationError, ConfigError
+from tiny_checkpoint import make_checkpoint
+
+TEXT = "<|endoftext|>".join(
+    f"The {word} boat sailed over the {other} sea and came home."
+    for word in ("red", "blue", "old", "new")
+    for other in ("calm", "wild", "grey", "wide", "cold")
+)
+COMMON = {"loss_tokens": 200, "max_loss": 20.0, "blocks": (4,), "contexts": (16,)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_measurements():
+    """A tiny model is measured in seconds, but not by as many canvases as a real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantise, "NUM_SAMPLES", 4)
+        patch.setattr(quantise, "NUM_DECODES", 2)
+        few = quantise.CanvasSettings(per_stratum=1, num_decodes=1, num_windows=1)
+        patch.setattr(quantise, "HELD_OUT", few)
+        patch.setattr(quantise, "CALIBRATION", few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "boats.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Weights that are not scaled up: an untrained model's logits are nearly flat."""
+    folder = tmp_path_factory.mktemp("small") / "checkpoint"
+    make_checkpoint(folder, scale=1.0, tie_embeddings=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(small, text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundles") / "model.dlm"
+    settings = ExportSettings(precision="int8", target="orin-nano", calibration_data=text, **COMMON)
+    return path, export_checkpoint(small, path, settings)
+
+
+@pytest.fixture
+def traced_before(exported, small, monkeypatch):
+    """Saves the seconds that tracing takes where something else is tested."""
+    made = {}
+
+    def trace(graph, shape, once=pack.trace):
+        if "model" not in made:
+            made["model"] = once(graph, shape)
+        return made["model"]
+
+    monkeypatch.setattr(pack, "trace", trace)
+
+
+def test_a_bundle_for_a_board_holds_int8_weights_and_runs_here(exported):
+    path, report = exported
+    bundle = open_bundle(path)
+    assert bundle.manifest.precision == "int8"
+    assert {spec.precision for spec in bundle.manifest.graphs} == {"int8"}
+    model = onnx.load(str(bundle.member("graphs/denoise.onnx")))
+    matrices = [item for item in model.graph.initializer if len(item.dims) == 2]
+    assert {item.data_type for item in matrices} == {onnx.TensorProto.INT8}
+    assert report["graphs"]["denoise"]["operators"]["QuantizeLinear"] == 2 * 4
+    engines = open_engines(bundle, threads=1)
+    assert "made for orin-nano" in engines.reason
+    assert check_bundle(bundle, engines)["ok"]
+
+
+def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
+    path, report = exported
+    quality = report["quality"]
+    bundle = open_bundle(path)
+    assert bundle.report["quality"] == json.loads(json.dumps(quality))
+    assert set(quality["variants"]) == {"fp32", "fp16", "int8"}
+    assert set(quality["comparison"]) == {"decode", "clean", "noise"}
+    for item in (*quality["variants"].values(), *quality["comparison"].values()):
+        assert item["num_bytes"] > 0
+        assert item["perplexity"]["low"] <= item["perplexity"]["perplexity"]
+        assert item["agreement"]["all"]["rows"] > 0
+        assert item["trajectory"]["by_step"]
+        assert item["samples"]["unigram_entropy"] > 0
+    whole, half, small = (quality["variants"][name] for name in ("fp32", "fp16", "int8"))
+    assert whole["ratio"]["value"] == 1.0
+    assert whole["agreement"]["all"]["top1"] == 1.0
+    assert whole["trajectory"]["same_texts"] == 1.0
+    assert small["num_bytes"] < half["num_bytes"] < whole["num_bytes"]
+    assert len(quality["sensitivity"]) == 2 * 4 + 1
+    costs = [cost["ratio"]["value"] for cost in quality["sensitivity"]]
+    assert costs == sorted(costs, reverse=True)
+    assert len(quality["ranges"]["denoise"]) == 2 * 4 + 1
+    assert quality["budget"]["met"]
+    assert quality["calibrated_on"] in ("decode", "clean")
+    assert "boats.txt" in quality["text"]["source"]
+    assert str(path.parent) not in json.dumps(quality)
+
+
+def test_page_and_plan_are_in_the_bundle_and_beside_it(exported):
+    path, report = exported
+    folder = path.with_suffix(".report")
+    assert report["report_dir"] == str(folder)
+    assert sorted(item.name for item in folder.iterdir()) == [
+        "plan.json",
+        "report.html",
+        "report.json",
+    ]
+    bundle = open_bundle(path)
+    for name in ("plan.json", "report.html"):
+        assert bundle.member(name).read_bytes() == (folder / name).read_bytes()
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") >= 5
+    assert "src=" not in page
+    assert json.loads((folder / "plan.json").read_text()) == report["quality"]["plan"]
+
+
+def test_an_edited_plan_is_obeyed(exported, traced_before, small, text, tmp_path):
+    path, _ = exported
+    plan = json.loads((path.with_suffix(".report") / "plan.json").read_text())
+    layers = plan["graphs"]["denoise"]["layers"]
+    name = "trunk.layers.1.mlp.down"
+    layers[name] = {"precision": "float"}
+    layers["embed"] = {"precision": "int8", "scale": 0.05}
+    (tmp_path / "edited.json").write_text(json.dumps(plan))
+    settings = ExportSettings(
+        precision="int8", target="orin-nano", calibration_data=text,
+        plan=tmp_path / "edited.json", report_dir=tmp_path / "out", **COMMON,
+    )  # fmt: skip
+    report = export_checkpoint(small, tmp_path / "edited.dlm", settings)
+    made = report["quality"]["plan"]["graphs"]["denoise"]["layers"]
+    assert made[name]["precision"] == "float"
+    assert (made["embed"]["precision"], made["embed"]["scale"]) == ("int8", 0.05)
+    bundle = open_bundle(tmp_path / "edited.dlm")
+    model = onnx.load(str(bundle.member("graphs/denoise.onnx")))
+    kinds = {item.name: item.data_type for item in model.graph.initializer}
+    assert kinds[f"model.{name}.weight.fp16"] == onnx.TensorProto.FLOAT16
+    assert report["graphs"]["denoise"]["operators"]["QuantizeLinear"] == 2 * 4
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_nothing_is_written_beyond_the_budget_unless_forced(
+    traced_before, small, text, tmp_path, monkeypatch
+):
+    """Every quantised graph is made to lose a tenth by what measures it."""
+    honest = quantise.Examiner.ratio
+
+    def worse(self, totals, other=None):
+        found = honest(self, totals, other)
+        return type(found)(value=1.1, low=1.09, high=1.11) if other is None else found
+
+    monkeypatch.setattr(quantise.Examiner, "ratio", worse)
+    original = quantise.Examiner.examine
+
+    def examine(self, name, title, models, engines, totals):
+        found = original(self, name, title, models, engines, totals)
+        return found if name == "fp32" else quantise.replace(found, ratio=worse(self, totals))
+
+    monkeypatch.setattr(quantise.Examiner, "examine", examine)
+    settings = {
+        "precision": "int8", "target": "orin-nano", "calibration_data": text, **COMMON,
+        "max_loss": 0.5,
+    }  # fmt: skip
+    path = tmp_path / "model.dlm"
+    with pytest.raises(CalibrationError, match=r"--max-loss 0\.5 cannot be met.*loses 10\.00 %"):
+        export_checkpoint(small, path, ExportSettings(**settings))
+    assert list(tmp_path.iterdir()) == []
+    report = export_checkpoint(small, path, ExportSettings(**settings, force=True))
+    assert path.is_file()
+    assert any("--force" in line for line in report["quality"]["warnings"])
+
+
+def test_fp16_with_a_text_has_its_loss_measured(traced_before, small, text, tmp_path):
+    path = tmp_path / "half.dlm"
+    settings = ExportSettings(precision="fp16", target="orin-nano", calibration_data=text, **COMMON)
+    quality = export_checkpoint(small, path, settings)["quality"]
+    assert set(quality["variants"]) == {"fp32", "fp16"}
+    assert abs(quality["variants"]["fp16"]["ratio"]["value"] - 1) < 1e-3
+    assert quality["comparison"] == {}
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("ar", {}), ("sedd", {"graph": "uniform"}), ("sedd", {"graph": "absorb"})],
+)
+def test_other_families_go_the_same_way(text, tmp_path, family, options):
+    make_checkpoint(tmp_path / "checkpoint", family, scale=1.0, **options)
+    path = tmp_path / "model.dlm"
+    settings = ExportSettings(
+        precision="int8", target="orin-nano", calibration_data=text, loss_tokens=100,
+        max_loss=90.0, blocks=(4,), contexts=(16,),
+    )  # fmt: skip
+    report = export_checkpoint(tmp_path / "checkpoint", path, settings)
+    variants = report["quality"]["variants"]
+    assert variants["int8"]["agreement"]["all"]["rows"] > 0
+    assert abs(variants["int8"]["ratio"]["value"] - 1) < 0.5
+    bundle = open_bundle(path)
+    assert check_bundle(bundle, open_engines(bundle, threads=1))["ok"]
+
+
+def test_int8_for_the_cpu_loses_little_and_multiplies_integers(
+    traced_before, small, text, tmp_path
+):
+    path = tmp_path / "cpu.dlm"
+    settings = ExportSettings(precision="int8", target="cpu", calibration_data=text, **COMMON)
+    report = export_checkpoint(small, path, settings)
+    assert report["graphs"]["denoise"]["operators"]["MatMulInteger"] == 2 * 4 + 1
+    quality = report["quality"]["variants"]
+    assert quality["int8"]["num_bytes"] < quality["fp16"]["num_bytes"]
+    bundle = open_bundle(path)
+    engines = open_engines(bundle, threads=1)
+    assert "made for" not in engines.reason
+    assert check_bundle(bundle, engines)["ok"]
+
+
+@pytest.mark.parametrize("precision", ["int8"])
+def test_int8_without_any_text_says_what_to_give(small, tmp_path, precision):
+    with pytest.raises(CalibrationError, match="--calibration-data FILE"):
+        export_checkpoint(small, tmp_path / "x.dlm", ExportSettings(precision=precision))
+
+
+def test_a_text_of_one_document_cannot_be_split(small, tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("Only one.")
+    with pytest.raises(CalibrationError, match=r"one\.txt has 1 documents"):
+        export_checkpoint(
+            small, tmp_path / "x.dlm", ExportSettings(precision="int8", calibration_data=path)
+        )
+
+
+def test_documents_shorter_than_a_block_are_refused(traced_before, small, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("<|endoftext|>".join("ab" for _ in range(80)))
+    settings = ExportSettings(precision="int8", calibration_data=path, blocks=(4,), contexts=(8,))
+    with pytest.raises(CalibrationError, match="fewer than a block of 4"):
+        export_checkpoint(small, tmp_path / "x.dlm", settings)
+
+
+def test_a_plan_with_unknown_tensors_is_refused_by_name(traced_before, small, text, tmp_path):
+    plan = {"version": 1, "graphs": {"denoise": {"layers": {"trunk.layers.9.mlp.down": {}}}}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    settings = ExportSettings(
+        precision="int8", target="orin-nano", calibration_data=text,
+        plan=tmp_path / "plan.json", **COMMON,
+    )  # fmt: skip
+    with pytest.raises(CalibrationError, match=r"'trunk\.layers\.9\.mlp\.down'"):
+        export_checkpoint(small, tmp_path / "x.dlm", settings)
+    assert not (tmp_path / "x.dlm").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_loss": 0.0}, {"max_loss": float("nan")}, {"loss_tokens": 0}, {"force": True}],
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ConfigError):
+        ExportSettings(**settings)
+
+
+def test_every_other_document_is_held_out(small):
+    from dlm_edge.export.texts import Texts
+
+    ids = tuple(np.arange(3, dtype=np.int32) for _ in range(2))
+    texts = Texts(calibration=ids, held_out=ids, source="")
+    assert texts.stream(4).tolist() == [0, 1, 2, 0]
