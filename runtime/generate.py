@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .engines.base import EngineSet
 from .families import find_family
-from .families.base import Request, Span
+from .families.base import Phased, Request, Span
 from .manifest import Manifest
 from .ops.base import Ops
 
@@ -37,16 +37,49 @@ class GenerationResult:
         return len(self.new_token_ids) / self.nfe if self.nfe else 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphRun:
+    """One graph run with what stood around it, for those who measure. Seconds are wall time."""
+
+    phase: str
+    """What the rule ran the graph for (see `Phased`); `step` where it does not say."""
+    graph: str
+    block: int
+    context: int
+    begin: float
+    """`time.perf_counter()` when the loop turned to it."""
+    prepare: float
+    """Making the engine ready."""
+    feed: float
+    engine: float
+    update: float
+    """Sampling, selection and cache."""
+    num_committed: int
+    """Tokens that became certain."""
+
+
 class Generation:
     """One request being decoded: iterate over its spans, then read its `result`.
 
     May be left early (Ctrl-C): `result` then holds what was committed until there.
     """
 
-    def __init__(self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request) -> None:
-        """Starts the request; raises ConfigError if it cannot be served."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        request: Request,
+        observer: Callable[[GraphRun], None] | None = None,
+    ) -> None:
+        """Starts the request; raises ConfigError if it cannot be served.
+
+        `observer` is told of every graph run after it; its own time is not counted.
+        """
+        self._observer = observer
         begin = time.perf_counter()
         self._rule = find_family(manifest.family).start(manifest, engines, ops, request)
+        self._phased = self._rule if isinstance(self._rule, Phased) else None
         self._engines = engines
         self._nfe = 0
         self._seconds = {"prepare": 0.0, "engine": 0.0, "update": 0.0}
@@ -57,6 +90,7 @@ class Generation:
         clock = time.perf_counter
         while not self._rule.done:
             begin = clock()
+            phase = self._phased.phase if self._phased else "step"
             engine = self._engines.engine(*self._rule.next_run())
             prepared = clock()
             self._rule.feed(engine)
@@ -70,6 +104,22 @@ class Generation:
             self._seconds["engine"] += ran - fed
             self._seconds["update"] += (end - ran) + (fed - prepared)
             self._total += clock() - begin
+            if self._observer is not None:
+                spans = tuple(spans)
+                self._observer(
+                    GraphRun(
+                        phase=phase,
+                        graph=engine.spec.name,
+                        block=engine.spec.block,
+                        context=engine.spec.context,
+                        begin=begin,
+                        prepare=prepared - begin,
+                        feed=fed - prepared,
+                        engine=ran - fed,
+                        update=end - ran,
+                        num_committed=sum(len(s.token_ids) for s in spans if s.committed),
+                    )
+                )
             yield from spans
 
     @property

@@ -13,7 +13,7 @@ Knows no family; what it joins is each other's stranger: bundle, tokenizer, engi
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .engines import EngineSet, open_engines
 from .errors import ConfigError
 from .families import decoding_settings, find_family
 from .families.base import Request
-from .generate import Generation
+from .generate import Generation, GraphRun
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
 from .manifest import Manifest
 from .ops.numpy_ops import NumpyOps
@@ -44,6 +44,8 @@ class Pipeline:
         self.bundle, self.engines, self.tokenizer = bundle, engines, tokenizer
         self.load_seconds: Mapping[str, float] = {}
         """Wall time of opening bundle, tokenizer and engine."""
+        self.observer: Callable[[GraphRun], None] | None = None
+        """Told of every graph run of the requests started from now on."""
         self._ops = NumpyOps()
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
 
@@ -233,7 +235,7 @@ class Pipeline:
         settings = request.settings
         assert settings is not None
         return TextGeneration(
-            Generation(self.manifest, self.engines, self._ops, request),
+            Generation(self.manifest, self.engines, self._ops, request, self.observer),
             self.tokenizer,
             {
                 "engine": self.engines.name,
