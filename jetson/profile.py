@@ -14,19 +14,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import Bundle, default_bundle_path, open_bundle
-from ..runtime.engines import open_engines
 from ..runtime.engines.base import Accountable, LayerClocks
-from ..runtime.generate import GraphRun
 from ..runtime.pipeline import Pipeline
-from ..runtime.tokenizer import Tokenizer
 from .board import read_machine
+from .loading import MemoryNotes, bundle_facts, load_by_parts
 from .measured import layer_record, run_energy
 from .memory import process_memory, reset_peak
-from .run_record import TextRun, summarise, text_run
+from .run_record import TextRun, summarise
 from .sampler import DEFAULT_RATE, Sampler
 from .sysfs import ROOT
 from .throttling import crowding, throttling, waited_seconds
+from .timed_text import timed_text
 
 SCHEMA = 1
 DEFAULT_PROMPTS = (
@@ -89,8 +87,11 @@ class Profiler:
         self.sampler = Sampler(options.sensors, options.rate, root=root)
         self.zero = time.perf_counter()
         self.runs: list[TextRun] = []
+        self.settled_runs: list[TextRun] = []
+        """Texts whose stages were waited for one by one; none where runs are synchronous."""
+        self._settle: Callable[[], None] | None = None
         self._spans: list[dict[str, Any]] = []
-        self._memory: list[dict[str, Any]] = []
+        self._notes = MemoryNotes(root)
         self.pipeline: Pipeline | None = None
         self.record: dict[str, Any] = {
             "kind": "dlm-profile",
@@ -122,7 +123,7 @@ class Profiler:
         series = self.sampler.series
         self.record["complete"] = complete
         self.record["spans"] = self._spans
-        self.record["memory"] = self.record.get("memory", {}) | {"parts": self._memory}
+        self.record["memory"] = self.record.get("memory", {}) | {"parts": self._notes.parts}
         self.record["sensors"] = self.sampler.to_json(self.zero)
         self._summarise()
         window = self._window("runs")
@@ -140,6 +141,13 @@ class Profiler:
         if self.runs:
             self.record["runs"] = [run.to_json() for run in self.runs]
             self.record["summary"] = summarise(self.runs)
+            self.record["stages_settled"] = bool(self.settled_runs)
+            if self.settled_runs:
+                settled = summarise(self.settled_runs)
+                for name in ("stages_ms", "stage_share", "phases"):
+                    self.record["summary"][name] = settled[name]
+                engine_ms = settled["figures"]["engine_ms_per_step"]
+                self.record["summary"]["figures"]["engine_ms_per_step"] = engine_ms
         self.record["energy"] = run_energy(
             self.sampler.series, self.runs, self._window("runs"), self._window("idle")
         )
@@ -161,31 +169,23 @@ class Profiler:
         return None
 
     def _load(self) -> Pipeline:
-        """Opens part by part, and notes what each adds to memory and time."""
-        options, clock = self._options, time.perf_counter
-        self._note_memory("interpreter and packages", None)
-        begin = clock()
-        bundle = open_bundle(
-            options.bundle or default_bundle_path(), expect_sha256=options.expect_sha256
+        options = self._options
+        pipeline = load_by_parts(
+            options.bundle,
+            self._notes,
+            engine=options.engine,
+            threads=options.threads,
+            expect_sha256=options.expect_sha256,
         )
-        tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
-        self._note_memory("bundle and tokenizer", clock() - begin)
-        begin = clock()
-        engines = open_engines(bundle, options.engine, options.threads)
-        self._note_memory("engine's library", clock() - begin)
-        begin = clock()
-        for spec in {spec.file: spec for spec in reversed(engines.specs)}.values():
-            engines.engine(spec.name, spec.block, spec.context)
-        self._note_memory("weights and session", clock() - begin)
-        pipeline = Pipeline(bundle, engines, tokenizer)
-        self.record["bundle"] = bundle_facts(bundle)
+        engines = pipeline.engines
+        self.record["bundle"] = bundle_facts(pipeline.bundle)
         self.record["engine"] = {
             "name": engines.name,
             "reason": engines.reason,
             "threads": engines.threads,
         }
         self.record["settings"] = {
-            "decoding": pipeline.settings(**self._options.settings).to_json(),
+            "decoding": pipeline.settings(**options.settings).to_json(),
             "seed": options.seed,
             "runs": options.runs,
             "warm_up": options.warm_up,
@@ -194,21 +194,25 @@ class Profiler:
         }
         return pipeline
 
-    def _note_memory(self, name: str, seconds: float | None) -> None:
-        """Notes what is resident now; the first part is all that was there before."""
-        now = process_memory(self._root)
-        if now is None:
-            return
-        before = self._memory[-1]["resident_mib"] if self._memory else 0.0
-        self._memory.append(
-            {
-                "name": name,
-                "mib": round(now.resident - before, 2),
-                "resident_mib": round(now.resident, 2),
-                "anonymous_mib": round(now.anonymous, 2),
-                "file_mib": round(now.file, 2),
-                "seconds": None if seconds is None else round(seconds, 4),
-            }
+    def generate(
+        self,
+        pipeline: Pipeline,
+        prompt: str,
+        number: int,
+        sample_index: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> TextRun:
+        """Generates one text as the options say, but for these settings."""
+        options = self._options
+        return timed_text(
+            pipeline,
+            prompt,
+            number=number,
+            seed=options.seed,
+            sample_index=sample_index,
+            max_tokens=options.max_tokens,
+            settings=options.settings if settings is None else settings,
+            settle=self._settle,
         )
 
     def _warm_up(self, pipeline: Pipeline) -> None:
@@ -220,7 +224,7 @@ class Profiler:
             self._progress("warm-up", number, options.warm_up)
             self.generate(pipeline, options.prompts[-1], len(options.prompts) - 1, number)
         if options.warm_up:
-            self._note_memory("buffers and activations", time.perf_counter() - begin)
+            self._notes.add("buffers and activations", time.perf_counter() - begin)
         now = process_memory(self._root)
         if now is not None:
             self.record["memory"] = {"peak_mib": round(now.peak, 2), "peak_since_load": reset}
@@ -233,6 +237,7 @@ class Profiler:
             for number, prompt in enumerate(options.prompts):
                 self._progress("texts", len(self.runs), planned)
                 self.runs.append(self.generate(pipeline, prompt, number, index))
+        self._generate_settled(pipeline)
         if waited is not None:
             self.record["waited_for_cpu_s"] = round((waited_seconds(self._root) or 0) - waited, 4)
         now = process_memory(self._root)
@@ -245,37 +250,23 @@ class Profiler:
                 name: round(size / (1 << 20), 3) for name, size in held.items()
             }
 
-    def generate(
-        self,
-        pipeline: Pipeline,
-        prompt: str,
-        number: int,
-        sample_index: int,
-        settings: Mapping[str, Any] | None = None,
-    ) -> TextRun:
-        """Generates one text with every run of it observed."""
-        steps: list[GraphRun] = []
-        pipeline.observer = steps.append
-        begin = time.perf_counter()
-        generation = pipeline.generate(
-            prompt,
-            max_tokens=self._options.max_tokens,
-            seed=self._options.seed,
-            sample_index=sample_index,
-            **(self._options.settings if settings is None else settings),
-        )
-        first = 0.0
-        for span in generation:
-            if span.committed and span.token_ids and not first:
-                first = time.perf_counter() - begin
-        return text_run(
-            generation.so_far(),
-            steps,
-            prompt=number,
-            num_prompt_tokens=len(generation.given_ids),
-            tokenise_s=generation.tokenise_seconds,
-            first_s=first,
-        )
+    def _generate_settled(self, pipeline: Pipeline) -> None:
+        """On an engine that only enqueues, times the stages in a pass that waits for each."""
+        device = getattr(pipeline.engines, "device", None)
+        if device is None:
+            return
+
+        def settle() -> None:
+            device.flush()
+            device.synchronize()
+
+        self._settle = settle
+        try:
+            for number, prompt in enumerate(self._options.prompts):
+                self._progress("stages", number, len(self._options.prompts))
+                self.settled_runs.append(self.generate(pipeline, prompt, number, 0))
+        finally:
+            self._settle = None
 
     def _time_layers(self, pipeline: Pipeline, clocks: LayerClocks) -> None:
         """Generates with the engine's own clocks on, in a pass that counts for nothing else."""
@@ -287,19 +278,3 @@ class Profiler:
             for number in range(1, 1 + LAYER_TEXTS)
         ]
         self.record["layers"] = layer_record(clocks.take_layers(), runs)
-
-
-def bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    """Returns what a report says of a bundle."""
-    manifest = bundle.manifest
-    return {
-        "name": bundle.path.name,
-        "sha256": bundle.sha256,
-        "size_mib": round(bundle.path.stat().st_size / (1 << 20), 2),
-        "family": manifest.family,
-        "precision": manifest.precision,
-        "target": manifest.target,
-        "num_parameters": manifest.model.get("num_parameters"),
-        "vocab_size": manifest.vocab_size,
-        "block_sizes": list(manifest.block_sizes),
-    }

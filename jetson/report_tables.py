@@ -15,7 +15,7 @@ _NUM_LAYERS = 40
 def add_tables(page: Page, record: Mapping[str, Any]) -> None:
     """Adds every table that the record has numbers for."""
     if record.get("summary"):
-        _figures(page, record["summary"])
+        _figures(page, record)
     if record.get("comparison"):
         _comparison(page, record)
     if record.get("sweep", {}).get("cells"):
@@ -30,7 +30,8 @@ def add_tables(page: Page, record: Mapping[str, Any]) -> None:
     _conditions(page, record)
 
 
-def _figures(page: Page, summary: Mapping[str, Any]) -> None:
+def _figures(page: Page, record: Mapping[str, Any]) -> None:
+    summary = record["summary"]
     page.heading("Figures")
     columns = ["", "median", "first quartile", "third quartile", "of"]
     rows = []
@@ -41,6 +42,12 @@ def _figures(page: Page, summary: Mapping[str, Any]) -> None:
                 [label, *(f"{figure[k]:.4g}" for k in ("median", "low", "high")), figure["count"]]
             )
     page.table(columns, rows)
+    if record.get("stages_settled"):
+        page.paragraph(
+            "Stages were timed in a pass of its own that waits for the GPU after each of them; the "
+            "other figures are of runs that do not wait.",
+            kind="note",
+        )
     page.table(
         ["stage", "median ms per text", "first quartile", "third quartile", "share of all texts"],
         [

@@ -71,12 +71,20 @@ class Generation:
         ops: Ops,
         request: Request,
         observer: Callable[[GraphRun], None] | None = None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         """Starts the request; raises ConfigError if it cannot be served.
 
-        `observer` is told of every graph run after it; its own time is not counted.
+        Args:
+            manifest: The bundle's.
+            engines: Runs its graphs.
+            ops: Read their outputs.
+            request: What to generate.
+            observer: Told of every graph run after it; its own time is not counted.
+            settle: Waits for what was enqueued. An engine that only enqueues is timed with it
+                called after every part of a step, which slows it down.
         """
-        self._observer = observer
+        self._observer, self._settle = observer, settle
         begin = time.perf_counter()
         self._rule = find_family(manifest.family).start(manifest, engines, ops, request)
         self._phased = self._rule if isinstance(self._rule, Phased) else None
@@ -94,10 +102,16 @@ class Generation:
             engine = self._engines.engine(*self._rule.next_run())
             prepared = clock()
             self._rule.feed(engine)
+            if self._settle:
+                self._settle()
             fed = clock()
             engine.run()
+            if self._settle:
+                self._settle()
             ran = clock()
             spans = self._rule.update(engine)
+            if self._settle:
+                self._settle()
             end = clock()
             self._nfe += 1
             self._seconds["prepare"] += prepared - begin

@@ -46,6 +46,8 @@ class Pipeline:
         """Wall time of opening bundle, tokenizer and engine."""
         self.observer: Callable[[GraphRun], None] | None = None
         """Told of every graph run of the requests started from now on."""
+        self.settle: Callable[[], None] | None = None
+        """See `Generation`; for measuring only."""
         self._ops = NumpyOps()
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
 
@@ -235,7 +237,7 @@ class Pipeline:
         settings = request.settings
         assert settings is not None
         return TextGeneration(
-            Generation(self.manifest, self.engines, self._ops, request, self.observer),
+            Generation(self.manifest, self.engines, self._ops, request, self.observer, self.settle),
             self.tokenizer,
             {
                 "engine": self.engines.name,

@@ -23,9 +23,11 @@ from typing import Any, Protocol
 from ..bundle import Bundle
 from ..errors import EngineError
 from ..manifest import GraphSpec, TensorSpec
+from .base import LayerTimes
 from .gpu import Gpu
 from .plan_cache import PlanCache
 from .tensorrt_build import BuildSettings
+from .tensorrt_layers import layer_profiler, layer_times
 from .tensorrt_log import process_logger
 from .tensorrt_plans import Plan, graph_files, plan_for
 
@@ -53,7 +55,7 @@ class DeviceBuffers:
     def __init__(self, device: Memory, specs: Sequence[GraphSpec]) -> None:
         self._device = device
         self._sizes: dict[tuple[Any, ...], int] = {}
-        self._arenas: dict[tuple[Any, ...], Any] = {}
+        self._arenas: dict[Sequence[Any], Any] = {}
         for spec in specs:
             for tensor in (*spec.inputs, *spec.outputs):
                 key = self._key(tensor, spec)
@@ -74,6 +76,15 @@ class DeviceBuffers:
             self._arenas[place] = self._device.empty((self._sizes[key],), tensor.dtype)
             self._device.zero(self._arenas[place])
         return replace(self._arenas[place], shape=tensor.shape)
+
+    def account(self) -> dict[str, int]:
+        """Returns bytes allocated by role; inputs of engines' own count as `inputs`."""
+        held: dict[str, int] = {}
+        for place, arena in self._arenas.items():
+            own = len(place) > 4  # an input of one engine: graph, block, context, name, slot
+            role = "inputs" if own else str(place[0])
+            held[role] = held.get(role, 0) + arena.nbytes
+        return held
 
     def clear(self) -> None:
         """Drops every allocation."""
@@ -177,6 +188,8 @@ class TensorRtEngines:
         self._engines: dict[tuple[str, int, int], TensorRtEngine] = {}
         self._slot = 0
         self._plans: dict[str, tuple[tuple[GraphSpec, ...], Any]] = {}
+        self._plan_bytes = 0
+        self._clocks: Any = None
         cache = PlanCache(note)
         # Engines live no longer than the runtime that made them.
         self._runtime = trt.Runtime(process_logger(trt))
@@ -210,6 +223,7 @@ class TensorRtEngines:
             plan = find(rebuild)
             engine = runtime.deserialize_cuda_engine(plan.data)
             if engine is not None:
+                self._plan_bytes += len(plan.data)
                 return plan.specs, engine
             reasons = process_logger(self._trt).take()[0] or ["no reason given"]
             if not rebuild:
@@ -251,7 +265,28 @@ class TensorRtEngines:
                 f"context {spec.context}: close other programs, or take a smaller block or context"
             )
         context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
+        if self._clocks is not None:
+            context.profiler = self._clocks
         return TensorRtEngine(context, spec, specs.index(spec), self._buffers, self._device.stream)
+
+    def account(self) -> dict[str, int]:
+        """See Accountable; weights are the plans, which hold little else."""
+        return {
+            "weights": self._plan_bytes,
+            "scratch": self._scratch_bytes,
+            **self._buffers.account(),
+        }
+
+    def start_layers(self) -> None:
+        """See LayerClocks; nothing may be captured until `take_layers`."""
+        self._engines.clear()
+        self._clocks = layer_profiler(self._trt)
+
+    def take_layers(self) -> LayerTimes:
+        """See LayerClocks; contexts are made anew, without a profiler."""
+        clocks, self._clocks = self._clocks, None
+        self._engines.clear()
+        return layer_times(clocks.heard, self._scratch_bytes)
 
     def kv_slot(self, index: int) -> None:
         """Selects the KV cache that engines bind; engines in hand change at once."""
