@@ -30,7 +30,7 @@ def _values(board: Any) -> Iterator[tuple[str, Value]]:
     for gpu in board.gpu.values():
         load = gpu.get("status", {}).get("load")
         if load is not None:
-            yield "gpu", Value(kind="load", unit="%", value=float(load))
+            yield "gpu load", Value(kind="load", unit="%", value=float(load))
         clock = gpu.get("freq", {}).get("cur")
         if clock is not None:
             yield "gpu clock", Value(kind="clock", unit="MHz", value=clock / 1000)

@@ -53,7 +53,7 @@ def missing_kinds(sensors: list[Sensor]) -> list[str]:
     lines = []
     if "power" not in kinds:
         lines.append("power: no INA3221 rail can be read, so no watts and no tokens per joule")
-    if "gpu" not in names:
+    if "gpu load" not in names:
         lines.append("GPU load and clock: no Tegra GPU in sysfs")
     if "temperature" not in kinds:
         lines.append("temperature: no thermal zone can be read")
@@ -72,7 +72,7 @@ def _gpu(root: Path) -> Iterator[Sensor]:
     load = first_existing(root, _GPU_LOADS)
     file = number_file(load) if load else None
     if file:
-        yield _scaled("gpu", "load", "%", file, 0.1)
+        yield _scaled("gpu load", "load", "%", file, 0.1)
     folder = first_existing(root, _GPU_CLOCKS)
     clock = number_file(folder / "cur_freq") if folder else None
     if clock:

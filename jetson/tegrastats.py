@@ -61,7 +61,7 @@ def parse_line(line: str) -> dict[str, Value]:
         found["emc clock"] = Value(kind="clock", unit="MHz", value=float(memory[2]))
     gpu = _GPU.search(line)
     if gpu and gpu[1]:
-        found["gpu"] = Value(kind="load", unit="%", value=float(gpu[1]))
+        found["gpu load"] = Value(kind="load", unit="%", value=float(gpu[1]))
     if gpu and gpu[2]:
         found["gpu clock"] = Value(kind="clock", unit="MHz", value=float(gpu[2]))
     for name, degrees in _TEMPERATURE.findall(line):

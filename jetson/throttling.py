@@ -44,7 +44,7 @@ def throttling(series: Series, begin: float, end: float, *, root: Path) -> list[
 
 def _low_clock(series: Series, begin: float, end: float, root: Path) -> str | None:
     limit = gpu_clock_limit(root)
-    loads, clocks = series.columns.get("gpu"), series.columns.get("gpu clock")
+    loads, clocks = series.columns.get("gpu load"), series.columns.get("gpu clock")
     if not limit or loads is None or clocks is None:
         return None
     busy = [
