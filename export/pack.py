@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 
+from ..jetson.targets import target as find_target
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.check import GOLDEN_NAME
@@ -26,26 +26,20 @@ from ..runtime.engines import open_engines
 from ..runtime.errors import BundleError, ConfigError, EngineError
 from ..runtime.manifest import GraphSpec, Manifest
 from ..runtime.manifest_check import TOKENIZER_NAME
-from ..runtime.tokenizer import Tokenizer
-from ..train.checkpoint import Checkpoint, load_weights, read_checkpoint
-from ..train.families import FAMILIES
 from ..train.families.base import ExportGraph
-from .canvases import text_ids
+from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .fp16 import store_fp16
 from .golden import golden_vectors
 from .graph import WHOLE_CANVAS, Shape, choose_shapes, graph_specs
 from .lint import operator_counts, require_clean
 from .parity import compare
-from .provenance import provenance
+from .source import Source, load_source
 from .trace import trace
 from .typed import type_fp16
 from .weights import split_weights
 
-TARGETS = ("cpu", "host", "orin-nano")
 PRECISIONS = ("fp32", "fp16")
-GPU_TARGETS = ("orin-nano",)
-"""Targets whose graphs are typed: their float16 stands in the ONNX, as TensorRT wants it."""
 ARITHMETIC: Mapping[str, str] = {
     "fp32": "float32 weights and arithmetic",
     "fp16": "weights stored as float16 and widened while loading; arithmetic in float32",
@@ -60,7 +54,11 @@ class ExportSettings:
     """What `dlm-export` was asked for."""
 
     target: str = "cpu"
-    """A name of TARGETS."""
+    """A name of `jetson.targets.TARGETS`."""
+    mode: str | None = None
+    """Power mode that the plan is made for; None: the one the target boots in."""
+    max_memory_mib: float | None = None
+    """Memory that the bundle may take on its target; None: what the target has free."""
     precision: str = "fp32"
     """A name of PRECISIONS."""
     blocks: tuple[int | str, ...] = ()
@@ -81,8 +79,7 @@ class ExportSettings:
     """Of the masks that parity is measured under."""
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ConfigError(f"--target must be one of {', '.join(TARGETS)}, not {self.target!r}")
+        find_target(self.target).mode(self.mode)
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"--precision {self.precision} is not available in this version: choose "
@@ -96,49 +93,66 @@ def export_checkpoint(
     output: Path,
     settings: ExportSettings,
     progress: Callable[[str], None] = lambda line: None,
+    *,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Exports a checkpoint folder and returns the figures that went into the report.
+
+    Args:
+        checkpoint_path: The folder that dlm-train wrote.
+        output: The bundle.
+        settings: What it is made for.
+        progress: Told what is being done.
+        notes: Goes into the report as it is.
 
     Raises:
         DlmError: The checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
-    _check_output(output)
-    checkpoint = read_checkpoint(checkpoint_path)
-    config = checkpoint.config
-    family = FAMILIES.get(config["family"])
-    if family is None:
-        raise ConfigError(
-            f"family {config['family']!r} is unknown to this version: it exports "
-            f"{', '.join(FAMILIES)}"
-        )
-    model = family.make_model(config["model"]).eval()
-    load_weights(model, checkpoint)
-    manifest = _draft(checkpoint, model, settings)
-    tokenizer = Tokenizer(checkpoint.tokenizer_json)
-    if tokenizer.vocab_size != manifest.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
-            "the checkpoint's files do not belong together"
-        )
-    graphs = family.graphs(model, config)
+    check_output(output)
+    source = load_source(
+        checkpoint_path,
+        precision=settings.precision,
+        target=settings.target,
+        decoding=settings.decoding,
+    )
     own_text = read_own_text(settings.card)
-    ids = text_ids(tokenizer, manifest.eos_token_id, manifest.max_position, settings.data)
+    ids = source.text(settings.data)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
-        folder = Path(name)
-        (folder / "graphs").mkdir()
-        members, manifest, report = _trace_all(graphs, manifest, settings, folder, progress)
-        report |= _check_all(graphs, manifest, members, settings, folder, ids, progress)
+        draft, members, report = draft_bundle(source, settings, Path(name), progress)
+        report |= notes or {}
+        report["plan"] = check_budget(
+            draft,
+            find_target(settings.target),
+            settings.mode,
+            progress,
+            max_memory_mib=settings.max_memory_mib,
+        )
+        report |= _check_all(source.graphs, draft, settings, ids, progress)
         golden = report.pop("golden")
-        members[TOKENIZER_NAME] = checkpoint.tokenizer_json.encode()
+        members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
-        members[CARD_NAME] = write_card(manifest, report, own_text).encode()
+        members[CARD_NAME] = write_card(draft.manifest, report, own_text).encode()
         progress(f"packing {output}")
-        digest = write_bundle(output, manifest, members)
+        digest = write_bundle(output, draft.manifest, members)
     return {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
 
 
-def _check_output(output: Path) -> None:
+def draft_bundle(
+    source: Source,
+    settings: ExportSettings,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> tuple[Bundle, dict[str, bytes | Path], dict[str, Any]]:
+    """Traces a checkpoint into an empty folder; returns the bundle to be, members and figures."""
+    (folder / "graphs").mkdir()
+    members, manifest, report = _trace_all(
+        source.graphs, source.manifest, settings, folder, progress
+    )
+    return Bundle(path=folder, sha256="", manifest=manifest, folder=folder), members, report
+
+
+def check_output(output: Path) -> None:
     """Finds out before minutes of work that the bundle could not be written."""
     folder = output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
@@ -148,26 +162,6 @@ def _check_output(output: Path) -> None:
         )
     if output.suffix != ".dlm":
         raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
-
-
-def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSettings) -> Manifest:
-    """The manifest without graphs and members."""
-    config = checkpoint.config
-    fields = dict(FAMILIES[config["family"]].manifest_fields(config))
-    shape = {key: value for key, value in config["model"].items() if value is not None}
-    # Tied weights count once: parameters() does not repeat them.
-    shape["num_parameters"] = sum(item.numel() for item in model.parameters())
-    return Manifest(
-        family=config["family"],
-        model=shape,
-        vocab_size=config["vocab_size"],
-        precision=settings.precision,
-        target=settings.target,
-        graphs=(),
-        decoding=dict(settings.decoding),
-        provenance=provenance(checkpoint),
-        **fields,
-    )
 
 
 def _shapes(manifest: Manifest, settings: ExportSettings) -> tuple[Shape, ...]:
@@ -239,7 +233,8 @@ def _trace_all(
 
 def _form(settings: ExportSettings) -> str:
     """Returns the key of ARITHMETIC and of parity's tolerances."""
-    typed = settings.precision == "fp16" and settings.target in GPU_TARGETS
+    # On a board float16 stands in the ONNX itself, as TensorRT wants it.
+    typed = settings.precision == "fp16" and find_target(settings.target).is_gpu
     return "fp16 typed" if typed else settings.precision
 
 
@@ -258,16 +253,13 @@ def _convert(model: onnx.ModelProto, settings: ExportSettings) -> int:
 
 def _check_all(
     graphs: Sequence[ExportGraph],
-    manifest: Manifest,
-    members: Mapping[str, bytes | Path],
+    draft: Bundle,
     settings: ExportSettings,
-    folder: Path,
     ids: np.ndarray,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Parity of every graph, and the golden vectors (as `golden`)."""
-    del members
-    draft = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
+    manifest = draft.manifest
     engines = open_engines(draft, "onnxruntime")
     try:
         parity: dict[str, Any] = {}

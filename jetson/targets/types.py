@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from ...runtime.errors import ConfigError
 
@@ -87,6 +88,19 @@ class Target:
     """Of the module, as device trees name it."""
     sources: Mapping[str, str]
     """Fact -> where it comes from; one that begins with `estimated` was not found."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the rates of each mode included."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        modes = {
+            mode.name: {
+                **asdict(mode),
+                "fp16_tflops": mode.fp16_tflops,
+                "int8_tops": mode.int8_tops,
+            }
+            for mode in self.modes.values()
+        }
+        return {**own, "modes": modes, "sources": dict(self.sources)}
 
     @property
     def is_gpu(self) -> bool:
