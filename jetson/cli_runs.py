@@ -119,10 +119,17 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names if names[0] != names[1] else ["first", "second"]
 
 
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
 def show(record: Mapping[str, Any], *, as_json: bool) -> None:
     """Prints a run: its table, or its JSON without what only plots need."""
     if as_json:
-        print_json({key: value for key, value in record.items() if key != "spans"})
+        plain = {key: value for key, value in record.items() if key != "spans"}
+        plain["sensors"] = _without(record.get("sensors", {}), "columns")
+        plain["runs"] = [_without(run, "steps") for run in record.get("runs", ())]
+        print_json(plain)
         return
     for line in lines(record):
         click.echo(line)

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..runtime.cli_options import with_rule
 from ..runtime.engines.base import Accountable, LayerClocks
 from ..runtime.pipeline import Pipeline
 from .board import read_machine
@@ -89,6 +90,7 @@ class Profiler:
         self.runs: list[TextRun] = []
         self.settled_runs: list[TextRun] = []
         """Texts whose stages were waited for one by one; none where runs are synchronous."""
+        self._settings: Mapping[str, Any] = {}
         self._settle: Callable[[], None] | None = None
         self._spans: list[dict[str, Any]] = []
         self._notes = MemoryNotes(root)
@@ -177,6 +179,7 @@ class Profiler:
             threads=options.threads,
             expect_sha256=options.expect_sha256,
         )
+        self._settings = with_rule(options.settings, pipeline.settings().rule)
         engines = pipeline.engines
         self.record["bundle"] = bundle_facts(pipeline.bundle)
         self.record["engine"] = {
@@ -185,7 +188,7 @@ class Profiler:
             "threads": engines.threads,
         }
         self.record["settings"] = {
-            "decoding": pipeline.settings(**options.settings).to_json(),
+            "decoding": pipeline.settings(**self._settings).to_json(),
             "seed": options.seed,
             "runs": options.runs,
             "warm_up": options.warm_up,
@@ -211,7 +214,7 @@ class Profiler:
             seed=options.seed,
             sample_index=sample_index,
             max_tokens=options.max_tokens,
-            settings=options.settings if settings is None else settings,
+            settings=self._settings if settings is None else settings,
             settle=self._settle,
         )
 
