@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from ..calibration.judge import Judge
 from .contestants import CONTESTANTS
-from .judge import Judge
 from .quality import compare
 from .report import print_table
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import click
 
+from ..calibration.judge import Judge
 from ..runtime.cli_common import DlmCommand
 from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.pipeline import Pipeline
-from .judge import Judge
 from .quality import compare, read_texts
 from .report import print_table, record, write_json
 from .samples import draw, read_prompts, show_progress, speed

@@ -1,12 +1,7 @@
-"""How good a set of texts is: judge perplexity, unigram entropy, distinct-4 and repetition.
+"""Compares sets of texts by the figures of `calibration/text_quality.py`, cut to equal length.
 
-Each figure can be gamed alone (repetition lowers perplexity and entropy, noise raises entropy and
-distinct-4), so they stand side by side. All depend on the length of the texts and on how many
-there are: sets are compared after `match_lengths` has cut them to the same words per text and the
-same number of texts. A word is a run of characters without white space, case and punctuation
-kept, the same for every set. Sources: the entropy per sample is the one that MDLM, ReMDM and
-arXiv 2409.02908 report beside generative perplexity (there over model tokens; here over words, so
-that models with different tokenizers compare); distinct-n is Li et al. 2016, arXiv 1510.03055.
+Sets are compared after `match_lengths` has cut them to the same words per text and the same number
+of texts, for every figure depends on both.
 
 Run it on text files:
     python -m dlm_edge.benchmarks.quality human=valid.txt ours=samples.json --judge stories260K.bin
@@ -15,132 +10,18 @@ Run it on text files:
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
+from ..calibration.judge import Judge, TextScore, perplexity
+from ..calibration.text_quality import cut_words, measure, perplexity_draws, quantiles
 from ..runtime.cli_common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.text import read_documents
-from .judge import Judge, TextScore, perplexity
 from .report import print_table, record, write_json
-
-NUM_BOOTSTRAP = 1000
-NGRAM = 4
-
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """The figures of one set of texts; intervals are 95 %."""
-
-    num_texts: int
-    words_per_text: float
-    """Mean."""
-    judge_perplexity: float | None
-    """Per token of the judge, over all texts together; None without a judge."""
-    judge_interval: Interval | None
-    """Bootstrap over texts."""
-    unigram_entropy: float
-    """Nats: the entropy of the words of one text, averaged over texts."""
-    entropy_interval: Interval
-    """Bootstrap over texts."""
-    pooled_entropy: float
-    """Nats: the entropy of the words of all texts together."""
-    distinct_4: float
-    """Share of different word 4-grams among the 4-grams of all texts together."""
-    distinct_4_interval: Interval
-    """Jackknife over texts (a bootstrap would repeat texts and so invent repetition)."""
-    repetition: float
-    """Share of a text's word 4-grams that stood in it before, averaged over texts."""
-
-
-def _ngrams(words: Sequence[str]) -> list[tuple[str, ...]]:
-    return [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
-
-
-def _entropy(words: Sequence[str]) -> float:
-    """Entropy in nats of the words' empirical distribution; 0 for none."""
-    counts = np.array(list(Counter(words).values()), dtype=np.float64)
-    share = counts / max(counts.sum(), 1.0)
-    return float(-(share * np.log(share)).sum())
-
-
-def _distinct(texts: Sequence[Sequence[str]]) -> tuple[float, Interval]:
-    """Distinct-4 of tokenized texts and its delete-one jackknife interval."""
-    grams = [_ngrams(words) for words in texts]
-    total = Counter(gram for text in grams for gram in text)
-    num_grams, num_kinds = total.total(), len(total)
-    if not num_grams:
-        return float("nan"), (float("nan"), float("nan"))
-    value = num_kinds / num_grams
-    without = []
-    for text in grams:
-        own = Counter(text)
-        lost = sum(total[gram] == count for gram, count in own.items())
-        without.append((num_kinds - lost) / max(num_grams - len(text), 1))
-    n = len(without)
-    error = float(np.sqrt((n - 1) / n * np.square(np.subtract(without, np.mean(without))).sum()))
-    return value, (value - 1.96 * error, value + 1.96 * error)
-
-
-def _bootstrap(rows: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
-    """Resamples texts: rows (N, K) to bootstrap sums (NUM_BOOTSTRAP, K)."""
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=NUM_BOOTSTRAP)
-    return weights @ rows
-
-
-def _quantiles(values: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def _perplexity_draws(scores: Sequence[TextScore], seed: int = 0) -> NDArray[np.float64]:
-    sums = _bootstrap(np.array([(s.nats, s.num_tokens) for s in scores], np.float64), seed)
-    return np.exp(sums[:, 0] / np.maximum(sums[:, 1], 1))
-
-
-def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> Quality:
-    """Measures a set of texts; `scores` are the judge's, one per text. DataError if empty."""
-    words = [text.split() for text in texts]
-    if not any(words):
-        raise DataError("wanted texts to measure, found not one word; give a set with text in it")
-    entropies = np.array([_entropy(w) for w in words])
-    distinct, distinct_interval = _distinct(words)
-    grams = [g for g in map(_ngrams, words) if g]
-    repeated = [1 - len(set(g)) / len(g) for g in grams]
-    return Quality(
-        num_texts=len(texts),
-        words_per_text=float(np.mean([len(w) for w in words])),
-        judge_perplexity=perplexity(scores) if scores else None,
-        judge_interval=_quantiles(_perplexity_draws(scores)) if scores else None,
-        unigram_entropy=float(entropies.mean()),
-        entropy_interval=_quantiles(_bootstrap(entropies[:, None])[:, 0] / len(entropies)),
-        pooled_entropy=_entropy([word for text in words for word in text]),
-        distinct_4=distinct,
-        distinct_4_interval=distinct_interval,
-        repetition=float(np.mean(repeated)) if repeated else 0.0,
-    )
-
-
-def cut_words(text: str, num_words: int) -> str:
-    """Keeps the first `num_words` words and the white space between them."""
-    end, seen = 0, 0
-    stripped = text.strip()
-    while seen < num_words and end < len(stripped):
-        while end < len(stripped) and stripped[end].isspace():
-            end += 1
-        while end < len(stripped) and not stripped[end].isspace():
-            end += 1
-        seen += 1
-    return stripped[:end]
 
 
 def match_lengths(
@@ -170,8 +51,8 @@ def match_lengths(
 
 def judge_ratio(scores: Sequence[TextScore], reference: Sequence[TextScore]) -> dict[str, float]:
     """Perplexity of one set over another's, with a 95 % bootstrap interval over both."""
-    draws = _perplexity_draws(scores, 1) / _perplexity_draws(reference, 2)
-    low, high = _quantiles(draws)
+    draws = perplexity_draws(scores, 1) / perplexity_draws(reference, 2)
+    low, high = quantiles(draws)
     return {"ratio": perplexity(scores) / perplexity(reference), "low": low, "high": high}
 
 

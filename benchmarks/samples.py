@@ -16,12 +16,13 @@ from typing import Any
 
 import click
 
+from ..calibration.judge import Judge
+from ..calibration.text_quality import cut_words, measure
 from ..runtime.cli_common import DlmCommand
 from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.pipeline import Pipeline
-from .judge import Judge
-from .quality import QUALITY_COLUMNS, cut_words, measure, read_texts
+from .quality import QUALITY_COLUMNS, read_texts
 from .report import print_table, record, write_json
 
 

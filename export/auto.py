@@ -20,27 +20,26 @@ from typing import Any
 import numpy as np
 
 from ..jetson.plan import Plan, plan_bundle
-from ..jetson.targets import target as find_target
 from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
-from ..runtime.errors import ConfigError
+from ..runtime.errors import CalibrationError, ConfigError, EngineError
 from ..runtime.evaluate import evaluate_ids
 from ..runtime.families import decoding_settings
 from ..runtime.families.base import Request
 from ..runtime.generate import generate
 from ..runtime.ops.numpy_ops import NumpyOps
-from .pack import PRECISIONS, ExportSettings, draft_bundle
+from .buckets import best_buckets
+from .pack import draft_bundle, make_models
+from .settings import PRECISIONS, ExportSettings
 from .source import Source, load_source
+from .texts import find_text, read_texts
 
-MAX_LOSS_PERCENT = 1.0
-"""Default quality budget: how much worse than the best candidate the bound may be."""
 SAMPLES, SAMPLE_TOKENS = 2, 128
 """Texts decoded per block size, and their length at most."""
+SCORED_TOKENS = 2048
+"""Held-out tokens that a candidate is scored on, where there is a text."""
 BOUND_SAMPLES = 8
 """Monte-Carlo draws per window; equal seeds give all candidates equal masks where blocks agree."""
-WORTH = 0.02
-"""A further context bucket must make decoding this much faster: each is one more profile to
-build."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +49,7 @@ class Candidate:
     precision: str
     block: int
     contexts: tuple[int, ...]
-    nats_per_token: float
+    perplexity: float
     """Bound on real text."""
     loss_percent: float
     """How much worse than the best candidate's."""
@@ -69,39 +68,36 @@ def choose(
     progress: Callable[[str], None],
     *,
     precisions: Sequence[str] = (),
-    max_loss_percent: float = MAX_LOSS_PERCENT,
 ) -> tuple[ExportSettings, dict[str, Any]]:
     """Returns the settings to export with, and the candidates for the report.
 
     Args:
         checkpoint_path: The checkpoint folder.
-        settings: What the user fixed: given blocks or contexts are the only candidates.
+        settings: What the user fixed: given blocks or contexts are the only candidates. Its
+            `max_loss` and `max_memory_mib` are the budgets.
         progress: Told each candidate.
-        precisions: Candidates; empty: all that the exporter has.
-        max_loss_percent: Quality budget, percent of the bound in nats.
+        precisions: Candidates; empty: all that the exporter has. One that cannot be made here is
+            left out, with a line that says why.
 
     Raises:
         ConfigError: No candidate fits the budgets.
-        DlmError: The checkpoint cannot be used.
+        DlmError: The checkpoint cannot be used, or the only precision cannot be made.
     """
+    wanted = precisions or PRECISIONS
     candidates: list[Candidate] = []
-    for precision in precisions or PRECISIONS:
-        given = replace(settings, precision=precision)
-        source = load_source(
-            checkpoint_path,
-            precision=precision,
-            target=settings.target,
-            decoding=settings.decoding,
-        )
-        if not given.contexts:
-            given = replace(given, contexts=_buckets(source))
-        with tempfile.TemporaryDirectory(prefix="dlm-auto-") as name:
-            draft, _, _ = draft_bundle(source, given, Path(name), progress)
-            candidates += _candidates(draft, given, source.text(settings.data), progress)
-    judged = _judge(candidates, settings, max_loss_percent)
+    for precision in wanted:
+        try:
+            candidates += _candidates(
+                checkpoint_path, replace(settings, precision=precision), progress
+            )
+        except (CalibrationError, EngineError) as error:
+            if len(wanted) == 1:
+                raise
+            progress(f"auto: {precision} is left out: {error}")
+    judged = _judge(candidates, settings)
     best = max((item for item in judged if item.fits), key=_rate, default=None)
     if best is None:
-        raise _nothing_fits(judged, settings, max_loss_percent)
+        raise _nothing_fits(judged, settings)
     progress(
         f"auto: {best.precision}, block {best.block}, contexts "
         f"{', '.join(map(str, best.contexts))}: {best.tokens_per_s:,.0f} tokens/s predicted on "
@@ -111,7 +107,7 @@ def choose(
         settings,
         precision=best.precision,
         blocks=(best.block,) if best.block > 1 else settings.blocks,
-        contexts=best.contexts,
+        contexts=best.contexts or settings.contexts,
     )
     return chosen, {"chosen": asdict(best), "candidates": [asdict(item) for item in judged]}
 
@@ -129,53 +125,82 @@ def _buckets(source: Source) -> tuple[int, ...]:
 
 
 def _candidates(
-    draft: Bundle, settings: ExportSettings, ids: np.ndarray, progress: Callable[[str], None]
+    checkpoint_path: Path, settings: ExportSettings, progress: Callable[[str], None]
 ) -> list[Candidate]:
-    """Measures and predicts every block size of a draft."""
-    plan = plan_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
-    engines = open_engines(draft, "onnxruntime")
+    """Makes one precision; measures and predicts every block size of it."""
+    source = load_source(checkpoint_path, settings)
+    if not settings.contexts and _has_cache(source):
+        settings = replace(settings, contexts=_buckets(source))
+    made = make_models(source, settings, progress)
+    ids = _held_out(source, settings)
     found = []
-    try:
-        for block in _blocks(draft):
-            nats = evaluate_ids(
-                draft.manifest,
-                engines,
-                ids,
-                block_size=_asked(block),
-                relative_half_width=0.001,
-                max_samples=BOUND_SAMPLES,
-            ).nats_per_token
-            tokens = _tokens_per_nfe(draft, engines, block)
-            contexts, rate = _best_buckets(draft, plan, block, tokens)
-            progress(
-                f"auto: {settings.precision}, block {block}: {nats:.3f} nats per token, "
-                f"{tokens:.2f} tokens per run, {rate:,.0f} tokens/s predicted"
-            )
-            found.append(
-                Candidate(
-                    precision=settings.precision,
-                    block=block,
-                    contexts=contexts,
-                    nats_per_token=nats,
-                    loss_percent=0.0,
-                    tokens_per_nfe=tokens,
-                    tokens_per_s=rate,
-                    memory_mib=plan.memory.total,
-                    fits=plan.memory.fits,
+    with tempfile.TemporaryDirectory(prefix="dlm-auto-") as name:
+        draft, _, _ = draft_bundle(made, settings, Path(name), progress)
+        plan = plan_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
+        engines = open_engines(draft, "onnxruntime")
+        try:
+            for block in _blocks(draft, settings):
+                found.append(_candidate(draft, plan, engines, ids, block))
+                item = found[-1]
+                progress(
+                    f"auto: {item.precision}, block {block}: perplexity {item.perplexity:.2f}, "
+                    f"{item.tokens_per_nfe:.2f} tokens per run, {item.tokens_per_s:,.0f} tokens/s "
+                    "predicted"
                 )
-            )
-    finally:
-        engines.close()
+        finally:
+            engines.close()
     return found
 
 
-def _blocks(draft: Bundle) -> list[int]:
-    """Block sizes that decode a text with a cache: the whole canvas is for infilling."""
-    specs = draft.manifest.graphs
-    if draft.manifest.model.get("causal"):
-        return [min(spec.block for spec in specs)]
-    cached = {spec.block for spec in specs if spec.context >= spec.block}
-    return sorted(cached or {spec.block for spec in specs})
+def _held_out(source: Source, settings: ExportSettings) -> np.ndarray:
+    """Text to score on: what calibration holds out where there is any, else the parity text."""
+    found = find_text(settings.calibration_data, source.config)
+    if found is None:
+        return source.text(settings.data)
+    texts = read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
+    return texts.stream(SCORED_TOKENS)
+
+
+def _has_cache(source: Source) -> bool:
+    """Whether a graph reads a context, so that there are buckets to choose."""
+    return any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
+
+
+def _candidate(
+    draft: Bundle, plan: Plan, engines: EngineSet, ids: np.ndarray, block: int
+) -> Candidate:
+    result = evaluate_ids(
+        draft.manifest,
+        engines,
+        ids,
+        block_size=_asked(block),
+        relative_half_width=0.001,
+        max_samples=BOUND_SAMPLES,
+    )
+    tokens = _tokens_per_nfe(draft, engines, block)
+    contexts, rate = best_buckets(plan, block, tokens, draft.manifest.max_position)
+    return Candidate(
+        precision=draft.manifest.precision,
+        block=block,
+        contexts=contexts,
+        perplexity=result.perplexity,
+        loss_percent=0.0,
+        tokens_per_nfe=tokens,
+        tokens_per_s=rate,
+        memory_mib=plan.memory.total,
+        fits=plan.memory.fits,
+    )
+
+
+def _blocks(draft: Bundle, settings: ExportSettings) -> list[int]:
+    """Block sizes to choose from: those asked for, else those learnt, as far as text goes on
+    behind them. The whole canvas is for infilling; shapes of twice a block serve that block."""
+    manifest = draft.manifest
+    if manifest.model.get("causal"):
+        return [min(spec.block for spec in manifest.graphs)]
+    going_on = {spec.block for spec in manifest.graphs if spec.context >= spec.block}
+    asked = {size for size in settings.blocks if isinstance(size, int)} or manifest.block_sizes
+    return sorted(going_on.intersection(asked) or {spec.block for spec in manifest.graphs})
 
 
 def _asked(block: int) -> int | None:
@@ -208,69 +233,24 @@ def _tokens_per_nfe(draft: Bundle, engines: EngineSet, block: int) -> float:
     return tokens / runs
 
 
-def _best_buckets(
-    draft: Bundle, plan: Plan, block: int, tokens_per_nfe: float
-) -> tuple[tuple[int, ...], float]:
-    """The fewest context buckets that decode about as fast as all, and their tokens/s.
-
-    The largest stays; smaller ones are added while one makes a text of the model's full length
-    faster by WORTH.
-    """
-    times = {
-        context: part.step_ms + part.outside_ms
-        for (_, size, context), part in plan.graphs.items()
-        if size == block
-    }
-    kept = [max(times)]
-    rate = _text_rate(draft, kept, times, block, tokens_per_nfe)
-    while True:
-        trials = [
-            (_text_rate(draft, [*kept, size], times, block, tokens_per_nfe), size)
-            for size in times
-            if size not in kept
-        ]
-        faster = max(trials, default=(0.0, 0))
-        if faster[0] < rate * (1 + WORTH):
-            return tuple(sorted(kept)), rate
-        rate, size = faster
-        kept.append(size)
-
-
-def _text_rate(
-    draft: Bundle, kept: Sequence[int], times: dict[int, float], block: int, tokens_per_nfe: float
-) -> float:
-    """Tokens/s over a text as long as the model's positions, with these context buckets."""
-    total = 0.0
-    starts = range(0, max(1, draft.manifest.max_position - block + 1), block)
-    for start in starts:
-        holding = [size for size in kept if size >= start]
-        total += times[min(holding, default=max(kept))]
-    return 1e3 * tokens_per_nfe * len(starts) / total
-
-
-def _judge(
-    candidates: list[Candidate], settings: ExportSettings, max_loss_percent: float
-) -> list[Candidate]:
+def _judge(candidates: list[Candidate], settings: ExportSettings) -> list[Candidate]:
     """Holds every candidate to the budgets."""
-    best = min(item.nats_per_token for item in candidates)
+    best = min(item.perplexity for item in candidates)
     limit = settings.max_memory_mib
     judged = []
     for item in candidates:
-        loss = 100 * (item.nats_per_token / best - 1)
-        fits = item.fits and loss <= max_loss_percent
+        loss = 100 * (item.perplexity / best - 1)
+        fits = item.fits and loss <= settings.max_loss
         fits = fits and (limit is None or item.memory_mib <= limit)
         judged.append(replace(item, loss_percent=loss, fits=fits))
     return judged
 
 
-def _nothing_fits(
-    judged: list[Candidate], settings: ExportSettings, max_loss_percent: float
-) -> ConfigError:
-    place = find_target(settings.target)
+def _nothing_fits(judged: list[Candidate], settings: ExportSettings) -> ConfigError:
     smallest = min(item.memory_mib for item in judged)
     least = min(item.loss_percent for item in judged)
     return ConfigError(
-        f"--auto found nothing that fits {place.name} within its budgets: the smallest candidate "
-        f"needs {smallest:,.0f} MiB, the best loses {least:.2f} % of the allowed "
-        f"{max_loss_percent:g} %; raise --max-memory or --max-loss, or give more --block sizes"
+        f"--auto found nothing that fits {settings.target} within its budgets: the smallest "
+        f"candidate needs {smallest:,.0f} MiB, the best loses {least:.2f} % of the allowed "
+        f"{settings.max_loss:g} %; raise --max-memory or --max-loss, or give more --block sizes"
     )

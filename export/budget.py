@@ -6,18 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ..jetson.plan import MemoryPlan, Plan, plan_bundle, plan_memory, require_fit
-from ..jetson.targets import Target
+from ..jetson.targets import target as find_target
 from ..runtime.bundle import Bundle
 from ..runtime.errors import ConfigError
+from .settings import ExportSettings
 
 
 def check_budget(
-    bundle: Bundle,
-    place: Target,
-    mode: str | None,
-    progress: Callable[[str], None],
-    *,
-    max_memory_mib: float | None = None,
+    bundle: Bundle, settings: ExportSettings, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Plans a draft on its target and returns what goes into the report.
 
@@ -26,24 +22,23 @@ def check_budget(
 
     Args:
         bundle: Traced and unpacked, not yet checked.
-        place: Where it will run.
-        mode: Power mode; None: the one the board boots in.
+        settings: Where it will run, and what it may take.
         progress: Told warnings.
-        max_memory_mib: Memory that it may take at most; None: what the target has free.
 
     Raises:
         ConfigError: It cannot fit; the message names the largest part and the setting that helps.
     """
+    place = find_target(settings.target)
     plan: Plan | None = None
     if place.is_gpu:
-        plan = plan_bundle(bundle, place, mode, tokens_per_nfe=1.0)
+        plan = plan_bundle(bundle, place, settings.mode, tokens_per_nfe=1.0)
         memory = plan.memory
         for warning in plan.warnings:
             progress(f"warning: {warning}")
     else:
         memory = plan_memory(bundle, place)
     require_fit(memory, place)
-    require_budget(memory, max_memory_mib)
+    require_budget(memory, settings.max_memory_mib)
     return plan.to_json() if plan else {"target": place.name, "memory": memory.to_json()}
 
 

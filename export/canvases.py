@@ -1,14 +1,15 @@
-"""Canvases to check a graph on: real text, masked at every ratio from none to all.
+"""Canvases to check a graph on: real text, noisy at every level from none to all.
 
 Text comes from a file, or from the paragraph below, which any subword vocabulary can spell. Knows
-no family: a model without a mask token gets clean canvases only.
+no family: what noise looks like is each graph's `corrupt`; without one, canvases are clean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ..runtime.errors import DataError
 from ..runtime.manifest import GraphSpec
 from ..runtime.text import read_documents
 from ..runtime.tokenizer import Tokenizer
+from ..train.families.base import Corrupt
 
 MASK_RATIOS = tuple(tenth / 10 for tenth in range(11))
 MAX_STARTS = 4
@@ -37,6 +39,14 @@ class Canvas:
     ids: np.ndarray
     """(1, block) int32."""
     mask_ratio: float
+    """Level of its noise."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the graph's further inputs, by role."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The value of each input role that a canvas determines."""
+        return {"canvas": self.ids, "start": self.start, "split": 0, **self.extra}
 
 
 def text_ids(tokenizer: Tokenizer, eos_token_id: int, length: int, data: Path | None) -> np.ndarray:
@@ -67,26 +77,30 @@ def starts_of(spec: GraphSpec, max_position: int) -> tuple[int, ...]:
 
 
 def canvases(
-    spec: GraphSpec, ids: np.ndarray, start: int, mask_token_id: int | None, seed: int
+    spec: GraphSpec, ids: np.ndarray, start: int, corrupt: Corrupt | None, seed: int
 ) -> Iterator[Canvas]:
-    """Yields the block at `start` under each mask ratio; position 0 is never masked.
+    """Yields the block at `start` at each noise level; position 0 is always clean.
 
     Args:
         spec: Says the block size.
         ids: Clean text (L,) int32 with L >= start + block.
         start: Multiple of the block size.
-        mask_token_id: None: only the clean block.
-        seed: Of the masks.
+        corrupt: The graph's noise; None: only the clean block.
+        seed: Of the noise.
     """
-    clean = ids[None, start : start + spec.block]
-    if mask_token_id is None:
-        yield Canvas(start=start, ids=clean, mask_ratio=0.0)
-        return
+    for level in MASK_RATIOS if corrupt is not None else (0.0,):
+        yield noisy_canvas(spec, ids, start, corrupt, level, seed)
+
+
+def noisy_canvas(
+    spec: GraphSpec, ids: np.ndarray, start: int, corrupt: Corrupt | None, level: float, seed: int
+) -> Canvas:
+    """Gives the block at `start` at one noise level; see `canvases`."""
+    clean = ids[start : start + spec.block]
+    if corrupt is None:
+        return Canvas(start=start, ids=clean[None], mask_ratio=level)
     rng = np.random.default_rng((seed, start, spec.block, spec.context))
-    order = rng.permutation(spec.block)
-    for ratio in MASK_RATIOS:
-        noisy = clean.copy()
-        noisy[0, order[: round(ratio * spec.block)]] = mask_token_id
-        if start == 0:
-            noisy[0, 0] = clean[0, 0]
-        yield Canvas(start=start, ids=noisy, mask_ratio=ratio)
+    noisy, extra = corrupt(clean, level, rng)
+    if start == 0:
+        noisy[0] = clean[0]
+    return Canvas(start=start, ids=noisy[None], mask_ratio=level, extra=extra)

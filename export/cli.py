@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..runtime.cli_common import DlmCommand, common_options, print_json
 from ..runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from .pack import ExportSettings
+    from .settings import ExportSettings
 
 
 class Sizes(click.ParamType):
@@ -44,6 +45,25 @@ class Sizes(click.ParamType):
         return tuple(sizes)
 
 
+class Percent(click.ParamType):
+    """A number of per cent, with or without the sign."""
+
+    name = "percent"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number; a usage error shows what is none."""
+        text = str(value).strip().removesuffix("%").strip()
+        try:
+            number = float(text)
+        except ValueError:
+            self.fail(f"{value!r} is no number of per cent", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number of per cent", param, ctx)
+        return number
+
+
 def _decoding(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
@@ -66,11 +86,7 @@ def _list_targets(as_json: bool) -> None:
 
 
 def _export_chosen(
-    checkpoint: Path,
-    output: Path,
-    settings: ExportSettings,
-    max_loss_percent: float,
-    progress: Callable[[str], None],
+    checkpoint: Path, output: Path, settings: ExportSettings, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Lets `--auto` choose, and exports what it chose."""
     from .auto import choose
@@ -79,13 +95,8 @@ def _export_chosen(
     check_output(output)
     context = click.get_current_context()
     fixed = context.get_parameter_source("precision") is click.core.ParameterSource.COMMANDLINE
-    settings, choice = choose(
-        checkpoint,
-        settings,
-        progress,
-        precisions=(settings.precision,) if fixed else (),
-        max_loss_percent=max_loss_percent,
-    )
+    precisions = (settings.precision,) if fixed else ()
+    settings, choice = choose(checkpoint, settings, progress, precisions=precisions)
     return export_checkpoint(checkpoint, output, settings, progress, notes={"auto": choice})
 
 
@@ -108,8 +119,58 @@ def _export_chosen(
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32 or fp16. fp16 stores weights in half the bytes; arithmetic stays float32 on cpu "
-    "and host, and is float16 on a board. With --auto: the only candidate, if given.",
+    help="fp32, fp16 or int8. fp16 stores weights in half the bytes; arithmetic stays float32 on "
+    "cpu and host, and is float16 on a board. int8 multiplies integers in the linear layers.",
+)
+@click.option(
+    "--calibration-data",
+    type=click.Path(path_type=Path),
+    help="Text (UTF-8, documents between <|endoftext|>) of the kind that the model will write, to "
+    "calibrate and measure fp16 and int8 on. Default: the text that training was validated on, if "
+    "it is still there.",
+)
+@click.option(
+    "--max-loss",
+    type=Percent(),
+    default="0.5",
+    show_default=True,
+    help="Per cent of perplexity that may be lost: layers go back to floating point until it "
+    "holds, and nothing is written if it cannot. With --auto, against its best candidate.",
+)
+@click.option(
+    "--auto",
+    "automatic",
+    is_flag=True,
+    help="Choose block size, contexts and precision: the best predicted tokens/s on the target "
+    "within --max-memory and --max-loss. Makes, decodes and scores each candidate, so it takes "
+    "several times as long. Given --block, --context or --precision are the only candidates.",
+)
+@click.option(
+    "--max-memory",
+    "max_memory_mib",
+    type=click.FloatRange(min=1),
+    help="MiB that the bundle may take on its target. Default: what the target has free.",
+)
+@click.option(
+    "--plan", type=click.Path(path_type=Path), help="An edited plan.json of an earlier report."
+)
+@click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too.")
+@click.option(
+    "--loss-tokens",
+    default=8192,
+    show_default=True,
+    help="Held-out tokens to measure losses on, at most.",
+)
+@click.option(
+    "--judge",
+    type=click.Path(path_type=Path),
+    help="A llama2.c model (tok<vocabulary>.bin beside it) whose perplexity of samples the report "
+    "shows.",
+)
+@click.option(
+    "--report-dir",
+    type=click.Path(path_type=Path),
+    help="Folder for report.json, report.html and plan.json. Default: MODEL.report beside -o.",
 )
 @click.option(
     "--block",
@@ -126,45 +187,35 @@ def _export_chosen(
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle, MODEL.dlm.")
 @click.option(
-    "--auto",
-    "automatic",
-    is_flag=True,
-    help="Choose block, contexts and precision: the best predicted tokens/s on the target within "
-    "--max-memory and --max-loss. Decodes and scores with each candidate, which takes a minute. "
-    "Given --block, --context or --precision are the only candidates.",
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Text (UTF-8) to check parity and measure losses on. Default: a paragraph, and every "
+    "other document of the calibration text.",
 )
-@click.option(
-    "--max-memory",
-    "max_memory_mib",
-    type=click.FloatRange(min=1),
-    help="MiB that the bundle may take on its target. Default: what the target has free.",
-)
-@click.option(
-    "--max-loss",
-    "max_loss_percent",
-    default=1.0,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="With --auto: percent by which the bound may be worse than the best candidate's.",
-)
-@click.option("--data", type=click.Path(path_type=Path), help="Text (UTF-8) to check parity on.")
 @click.option(
     "--card", type=click.Path(path_type=Path), help="Markdown that opens the bundle's card."
 )
 @click.option("--decoding", help="Default decoding settings of the bundle, a JSON object.")
-@click.option("--seed", default=0, show_default=True, help="Of the masks parity is measured under.")
+@click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration.")
 @common_options
 def main(
     checkpoint: Path | None,
     output: Path | None,
     decoding: str | None,
     automatic: bool,
-    max_loss_percent: float,
     as_json: bool,
     verbose: int,
     **given: Any,
 ) -> None:
-    """Turns a CHECKPOINT folder into a bundle: traced, checked against PyTorch, packed."""
+    """Turns a CHECKPOINT into a bundle: traced, checked against PyTorch, packed.
+
+    CHECKPOINT is a folder that dlm-train wrote, or owner/name on the Hugging Face hub.
+
+    With --precision int8 (and fp16, where there is text) the way goes through calibration: the
+    model decodes prompts, scales are fitted to what it meets, each layer is measured alone, and
+    the loss of the whole is held to --max-loss on text that calibration has not seen. A report with
+    drawings goes into the bundle and beside it.
+    """
     if given["target"] == "list":
         _list_targets(as_json)
         return
@@ -184,7 +235,7 @@ def main(
         click.echo(line, err=True)
 
     if automatic:
-        report = _export_chosen(checkpoint, output, settings, max_loss_percent, progress)
+        report = _export_chosen(checkpoint, output, settings, progress)
     else:
         report = export_checkpoint(checkpoint, output, settings, progress)
     if as_json:
@@ -199,6 +250,10 @@ def main(
                 f"largest relative error {figures['max_relative_error']:.1e}  "
                 f"same top-1 {figures['top1_agreement']:.2%}"
             )
+    if "quality" in report:
+        for line in (*report["quality"]["findings"], *report["quality"]["warnings"]):
+            click.echo(line)
+        click.echo(f"report: {report['report_dir']}/report.html")
     if verbose:
         for name, figures in report["graphs"].items():
             counts = ", ".join(f"{op} {number}" for op, number in figures["operators"].items())

@@ -7,6 +7,7 @@ is the device's.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ import numpy as np
 from ..runtime.check import GOLDEN_VERSION, record_run
 from ..runtime.engines.base import Engine, EngineSet
 from ..runtime.manifest import GraphSpec, Manifest
-from .canvases import Canvas, canvases, starts_of
-from .parity import canvas_inputs
+from ..train.families.base import Corrupt
+from .canvases import Canvas, canvases, noisy_canvas, starts_of
 
 MAX_BLOCKS = 3
 """Committed blocks in front of the last canvases of a case."""
@@ -23,24 +24,30 @@ RATIOS = (0.0, 0.5, 1.0)
 
 
 def _values(engine: Engine, canvas: Canvas) -> dict[str, Any]:
-    given = canvas_inputs(canvas)
     return {
-        tensor.name: np.broadcast_to(np.asarray(given[tensor.role], tensor.dtype), tensor.shape)
+        tensor.name: np.broadcast_to(
+            np.asarray(canvas.inputs[tensor.role], tensor.dtype), tensor.shape
+        )
         for tensor in engine.spec.inputs
         if tensor.role != "kv"
     }
 
 
 def _case(
-    engine: Engine, spec: GraphSpec, manifest: Manifest, ids: np.ndarray, seed: int
+    engine: Engine,
+    spec: GraphSpec,
+    manifest: Manifest,
+    ids: np.ndarray,
+    corrupt: Corrupt | None,
+    seed: int,
 ) -> dict[str, Any]:
     last = min(starts_of(spec, manifest.max_position)[-1], MAX_BLOCKS * spec.block)
     has_cache = any(tensor.role == "kv" for tensor in spec.inputs)
     runs = []
     for start in range(0, last + 1, spec.block):
-        clean = Canvas(start=start, ids=ids[None, start : start + spec.block], mask_ratio=0.0)
+        clean = noisy_canvas(spec, ids, start, corrupt, 0.0, seed)
         if start in (0, last):
-            for canvas in canvases(spec, ids, start, manifest.mask_token_id, seed):
+            for canvas in canvases(spec, ids, start, corrupt, seed):
                 if canvas.mask_ratio in RATIOS:
                     runs.append(record_run(engine, _values(engine, canvas), commit=None))
         if has_cache and start < last:
@@ -48,20 +55,35 @@ def _case(
     return {"graph": spec.name, "block": spec.block, "context": spec.context, "runs": runs}
 
 
-def golden_vectors(manifest: Manifest, engines: EngineSet, ids: np.ndarray, *, seed: int) -> bytes:
+def golden_vectors(
+    manifest: Manifest,
+    engines: EngineSet,
+    ids: np.ndarray,
+    noises: Mapping[str, Corrupt | None],
+    *,
+    seed: int,
+) -> bytes:
     """Records every graph shape of a bundle.
 
     Args:
         manifest: Describes the graphs.
         engines: The exported graphs on ONNX Runtime.
         ids: Text (max_position,) int32.
+        noises: By graph name, what its canvases go through.
         seed: Of the masks.
 
     Returns:
         The JSON of member `golden.json`.
     """
     cases = [
-        _case(engines.engine(spec.name, spec.block, spec.context), spec, manifest, ids, seed)
+        _case(
+            engines.engine(spec.name, spec.block, spec.context),
+            spec,
+            manifest,
+            ids,
+            noises[spec.name],
+            seed,
+        )
         for spec in manifest.graphs
     ]
     return (json.dumps({"version": GOLDEN_VERSION, "cases": cases}) + "\n").encode()

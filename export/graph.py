@@ -5,58 +5,12 @@ Knows no family: shapes come as integers and the symbols "block" and "context".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-from ..runtime.errors import ConfigError
 from ..runtime.manifest import GraphSpec, TensorSpec
 from ..train.families.base import ExportGraph, GraphTensor
-
-WHOLE_CANVAS_CONTEXT = 8
-"""Context rows of the whole-canvas shape: none is ever valid, but TensorRT takes no empty tensor,
-and eight rows keep its alignment."""
-WHOLE_CANVAS = "full"
-"""How options call the block size that is the whole canvas."""
-CAUSAL_BLOCK = 1
-"""Causal models decode token by token."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """One static shape of a graph."""
-
-    block: int
-    context: int
-
-
-def choose_shapes(
-    *, blocks: Sequence[int], contexts: Sequence[int], max_position: int, causal: bool, canvas: bool
-) -> tuple[Shape, ...]:
-    """Lists the shapes that a bundle offers, smallest first.
-
-    Args:
-        blocks: Block sizes asked for.
-        contexts: Context buckets asked for, in positions.
-        max_position: Positions that the model was trained for.
-        causal: Adds the shape for one token at a time.
-        canvas: Adds the whole canvas (block = max_position), which sees no context.
-
-    Raises:
-        ConfigError: A size is not positive, or larger than the model was trained for.
-    """
-    for option, sizes in (("--block", blocks), ("--context", contexts)):
-        for size in sizes:
-            if not 1 <= size <= max_position:
-                raise ConfigError(
-                    f"{option} {size} must be from 1 to {max_position}, the number of positions "
-                    "that the checkpoint was trained for"
-                )
-    wanted = sorted({*blocks, CAUSAL_BLOCK} if causal else set(blocks))
-    shapes = [Shape(block=b, context=c) for c in sorted(set(contexts)) for b in wanted]
-    if canvas:
-        shapes.append(Shape(block=max_position, context=WHOLE_CANVAS_CONTEXT))
-    return tuple(shapes)
+from ..train.families.shapes import Shape
 
 
 def _numbers(tensor: GraphTensor, shape: Shape) -> TensorSpec:

@@ -39,6 +39,8 @@ ALLOWED_TYPES = {
     TensorProto.INT64,
     TensorProto.BOOL,
 }
+CPU_OPS = ALLOWED_OPS | {"DynamicQuantizeLinear", "MatMulInteger"}
+"""What graphs may hold besides that never leave ONNX Runtime's CPU provider."""
 _SCALES = ("Mul", "Div")
 _PASSES = ("Add", "Where", "Cast", "Reshape", "Identity")
 
@@ -62,11 +64,13 @@ class _Graph:
         self.types |= {name: item.data_type for name, item in self.constants.items()}
 
 
-def lint(model: onnx.ModelProto) -> list[str]:
+def lint(model: onnx.ModelProto, *, board: bool = True) -> list[str]:
     """Returns what TensorRT 10.3 or ONNX Runtime would refuse, one line each; empty if nothing.
 
     Args:
         model: With its weights inside (not external).
+        board: False for a graph that only ONNX Runtime's CPU provider will run: TensorRT's rules
+            for types and quantisation do not bind it.
     """
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
@@ -75,16 +79,16 @@ def lint(model: onnx.ModelProto) -> list[str]:
     graph = _Graph(inferred)
     return [
         *_check_model(model),
-        *_check_tensors(graph),
-        *_check_nodes(graph),
-        *_check_quantisation(graph),
+        *_check_tensors(graph, board),
+        *_check_nodes(graph, ALLOWED_OPS if board else CPU_OPS),
+        *(_check_quantisation(graph) if board else ()),
         *_check_attention(graph),
     ]
 
 
-def require_clean(model: onnx.ModelProto, name: str) -> None:
-    """Raises EngineError with the first finding and the number of them."""
-    findings = lint(model)
+def require_clean(model: onnx.ModelProto, name: str, *, board: bool = True) -> None:
+    """Raises EngineError with the first finding and the number of them; see `lint`."""
+    findings = lint(model, board=board)
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         raise EngineError(
@@ -103,7 +107,7 @@ def _check_model(model: onnx.ModelProto) -> Iterator[str]:
         yield "functions are not inlined"
 
 
-def _check_tensors(graph: _Graph) -> Iterator[str]:
+def _check_tensors(graph: _Graph, board: bool) -> Iterator[str]:
     for item in graph.body.initializer:
         if 0 in item.dims:
             yield f"initialiser {item.name} is empty"
@@ -119,13 +123,13 @@ def _check_tensors(graph: _Graph) -> Iterator[str]:
             if not fixed and dim.dim_param not in SYMBOLS:
                 yield f"{item.name} has a dimension that is neither a number nor block or context"
     for name, kind in graph.types.items():
-        if kind not in ALLOWED_TYPES:
+        if kind not in ALLOWED_TYPES and (board or kind != TensorProto.UINT8):
             yield f"{name} is {TensorProto.DataType.Name(kind)}, which TensorRT has not"
 
 
-def _check_nodes(graph: _Graph) -> Iterator[str]:
+def _check_nodes(graph: _Graph, allowed: frozenset[str]) -> Iterator[str]:
     for node in graph.body.node:
-        if node.op_type not in ALLOWED_OPS or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in allowed or node.domain not in ("", "ai.onnx"):
             yield f"op {node.op_type} is not on the list of both backends"
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
@@ -158,6 +162,8 @@ def _check_quantisation(graph: _Graph) -> Iterator[str]:
         is_weight = source in graph.constants or _from_constant(graph, source)
         if scales.size > 1 and (scales.ndim != 1 or not is_weight):
             yield f"{where}: only weights may have a scale per channel"
+        elif scales.size > 1 and _scaled_by_summed_axis(graph, node):
+            yield f"{where}: the scale runs along the axis that the product sums over"
 
 
 def _from_constant(graph: _Graph, name: str) -> bool:
@@ -166,6 +172,19 @@ def _from_constant(graph: _Graph, name: str) -> bool:
         maker is not None
         and maker.op_type in ("QuantizeLinear", "Transpose", "Cast")
         and (maker.input[0] in graph.constants or _from_constant(graph, maker.input[0]))
+    )
+
+
+def _scaled_by_summed_axis(graph: _Graph, node: onnx.NodeProto) -> bool:
+    """True if a weight's scales count what a MatMul sums over, directly or through a Transpose."""
+    axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
+    values = {node.output[0]: axis}
+    for user in graph.body.node:
+        if user.op_type == "Transpose" and user.input[0] in values:
+            values[user.output[0]] = 1 - values[user.input[0]]
+    return any(
+        user.op_type == "MatMul" and user.input[1] in values and values[user.input[1]] % 2 == 0
+        for user in graph.body.node
     )
 
 

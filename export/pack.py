@@ -1,4 +1,4 @@
-"""From a checkpoint folder to `model.dlm`: trace, check, record, pack, in that order.
+"""From a checkpoint folder to `model.dlm`: trace, quantise, check, record, pack, in that order.
 
 Nothing appears under the final name before every check has passed. Knows no family: what differs
 between them comes from the table of families.
@@ -17,75 +17,30 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..jetson.targets import target as find_target
+from ..calibration.judge import Judge
+from ..calibration.plan import read_plan
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.check import GOLDEN_NAME
-from ..runtime.decoding import DecodingSettings
 from ..runtime.engines import open_engines
-from ..runtime.errors import BundleError, ConfigError, EngineError
+from ..runtime.errors import BundleError, CalibrationError, ConfigError, EngineError
 from ..runtime.manifest import GraphSpec, Manifest
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
 from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
-from .fp16 import store_fp16
 from .golden import golden_vectors
-from .graph import WHOLE_CANVAS, Shape, choose_shapes, graph_specs
+from .graph import graph_specs
 from .lint import operator_counts, require_clean
 from .parity import compare
+from .quality_report import quality_report, report_members, write_reports
+from .quantise import Quantiser, Wishes
+from .recipes import GPU_TARGETS, recipe_for
+from .settings import ARITHMETIC, ExportSettings
 from .source import Source, load_source
+from .texts import Texts, find_text, read_texts
 from .trace import trace
-from .typed import type_fp16
 from .weights import split_weights
-
-PRECISIONS = ("fp32", "fp16")
-ARITHMETIC: Mapping[str, str] = {
-    "fp32": "float32 weights and arithmetic",
-    "fp16": "weights stored as float16 and widened while loading; arithmetic in float32",
-    "fp16 typed": "float16 weights and arithmetic; norm statistics, softmax and angles in float32",
-}
-DEFAULT_BLOCK = 32
-"""Prefill of causal models, which are trained on no block size."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSettings:
-    """What `dlm-export` was asked for."""
-
-    target: str = "cpu"
-    """A name of `jetson.targets.TARGETS`."""
-    mode: str | None = None
-    """Power mode that the plan is made for; None: the one the target boots in."""
-    max_memory_mib: float | None = None
-    """Memory that the bundle may take on its target; None: what the target has free."""
-    precision: str = "fp32"
-    """A name of PRECISIONS."""
-    blocks: tuple[int | str, ...] = ()
-    """Block sizes in positions, or "full" for the whole canvas, which masked models have anyway;
-    empty: those the checkpoint was trained on."""
-    contexts: tuple[int, ...] = ()
-    """Context buckets in positions; empty: half of the checkpoint's positions, and all.
-
-    The smaller bucket costs nothing on disk and saves 13 % of a run at dim 384 x 6 layers.
-    """
-    data: Path | None = None
-    """Text to check with; None: a paragraph that ships with the exporter."""
-    card: Path | None = None
-    """Markdown that goes into the card as it is."""
-    decoding: Mapping[str, Any] = field(default_factory=dict)
-    """Default decoding settings of the bundle."""
-    seed: int = 0
-    """Of the masks that parity is measured under."""
-
-    def __post_init__(self) -> None:
-        find_target(self.target).mode(self.mode)
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"--precision {self.precision} is not available in this version: choose "
-                f"{' or '.join(PRECISIONS)}"
-            )
-        DecodingSettings.from_json(self.decoding)
 
 
 def export_checkpoint(
@@ -99,7 +54,7 @@ def export_checkpoint(
     """Exports a checkpoint folder and returns the figures that went into the report.
 
     Args:
-        checkpoint_path: The folder that dlm-train wrote.
+        checkpoint_path: The folder that dlm-train wrote, or a name on the hub.
         output: The bundle.
         settings: What it is made for.
         progress: Told what is being done.
@@ -109,47 +64,107 @@ def export_checkpoint(
         DlmError: The checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
     check_output(output)
-    source = load_source(
-        checkpoint_path,
-        precision=settings.precision,
-        target=settings.target,
-        decoding=settings.decoding,
-    )
+    source = load_source(checkpoint_path, settings)
     own_text = read_own_text(settings.card)
     ids = source.text(settings.data)
+    made = make_models(source, settings, progress)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
-        draft, members, report = draft_bundle(source, settings, Path(name), progress)
+        draft, members, report = draft_bundle(made, settings, Path(name), progress)
         report |= notes or {}
-        report["plan"] = check_budget(
-            draft,
-            find_target(settings.target),
-            settings.mode,
-            progress,
-            max_memory_mib=settings.max_memory_mib,
-        )
+        report["plan"] = check_budget(draft, settings, progress)
         report |= _check_all(source.graphs, draft, settings, ids, progress)
         golden = report.pop("golden")
+        if made.quality is not None:
+            report["quality"] = made.quality
+        members |= made.extra
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
         members[CARD_NAME] = write_card(draft.manifest, report, own_text).encode()
         progress(f"packing {output}")
         digest = write_bundle(output, draft.manifest, members)
-    return {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
+    found = {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
+    if made.quality is not None:
+        beside = settings.report_dir or output.with_suffix(".report")
+        write_reports(beside, made.quality, made.extra)
+        found["report_dir"] = str(beside)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A checkpoint's graphs at the precision asked for."""
+
+    models: Mapping[str, onnx.ModelProto]
+    """By name, weights inside."""
+    manifest: Manifest
+    """With every shape, without members."""
+    quality: Mapping[str, Any] | None = None
+    """What calibration measured; None where nothing was."""
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+    """Members that calibration adds."""
+
+
+def make_models(source: Source, settings: ExportSettings, progress: Callable[[str], None]) -> Made:
+    """Traces a checkpoint and gives it its precision, by calibration where that is due.
+
+    Raises:
+        DlmError: Nothing to calibrate with, or a budget that cannot be held.
+    """
+    texts = _texts(source, settings)
+    edits = read_plan(settings.plan) if settings.plan else None
+    judge = Judge(settings.judge) if settings.judge and texts else None
+    models, manifest = _trace_all(source.graphs, source.manifest, settings, progress)
+    if texts is not None:
+        wishes = _wishes(settings, edits, judge)
+        shipped = Quantiser(models, manifest, source.tokenizer, texts, wishes, progress).run()
+        quality = quality_report(shipped, wishes, texts, manifest.family)
+        extra = report_members(shipped, quality)
+        return Made(models=shipped.models, manifest=manifest, quality=quality, extra=extra)
+    if settings.precision == "fp16":
+        progress("no text to measure the loss on: give --calibration-data to have it measured")
+        recipe = recipe_for(settings.target)
+        models = {name: recipe.build_fp16(item, ()) for name, item in models.items()}
+    return Made(models=models, manifest=manifest)
 
 
 def draft_bundle(
-    source: Source,
-    settings: ExportSettings,
-    folder: Path,
-    progress: Callable[[str], None],
+    made: Made, settings: ExportSettings, folder: Path, progress: Callable[[str], None]
 ) -> tuple[Bundle, dict[str, bytes | Path], dict[str, Any]]:
-    """Traces a checkpoint into an empty folder; returns the bundle to be, members and figures."""
+    """Writes graphs into an empty folder; returns the bundle to be, its members and figures."""
     (folder / "graphs").mkdir()
-    members, manifest, report = _trace_all(
-        source.graphs, source.manifest, settings, folder, progress
-    )
+    members, manifest, report = _write_all(made.models, made.manifest, settings, folder, progress)
     return Bundle(path=folder, sha256="", manifest=manifest, folder=folder), members, report
+
+
+def _texts(source: Source, settings: ExportSettings) -> Texts | None:
+    """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
+    if settings.precision == "fp32":
+        return None
+    found = find_text(settings.calibration_data, source.config)
+    if found is not None:
+        return read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
+    if settings.precision == "int8" or settings.plan:
+        raise CalibrationError(
+            f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
+            "kind that the model will write: the text that training was validated on is not here"
+        )
+    return None
+
+
+def _wishes(
+    settings: ExportSettings, edits: Mapping[str, Any] | None, judge: Judge | None
+) -> Wishes:
+    return Wishes(
+        precision=settings.precision,
+        target=settings.target,
+        max_loss=settings.max_loss / 100,
+        num_tokens=settings.loss_tokens,
+        edits=edits,
+        force=settings.force,
+        judge=judge,
+        seed=settings.seed,
+    )
 
 
 def check_output(output: Path) -> None:
@@ -164,91 +179,64 @@ def check_output(output: Path) -> None:
         raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
 
 
-def _shapes(manifest: Manifest, settings: ExportSettings) -> tuple[Shape, ...]:
-    causal = bool(manifest.model.get("causal", False))
-    most = manifest.max_position
-    canvas = manifest.mask_token_id is not None
-    if WHOLE_CANVAS in settings.blocks and not canvas:
-        raise ConfigError(
-            f"--block {WHOLE_CANVAS} is the whole canvas of a masked model; family "
-            f"{manifest.family} has none: leave it out"
-        )
-    blocks = tuple(size for size in settings.blocks if isinstance(size, int))
-    if not settings.blocks:
-        # Blocks that a masked model has not learnt would decode, but badly.
-        untrained = (min(DEFAULT_BLOCK, most),) if causal else ()
-        blocks = tuple(size for size in manifest.block_sizes if 1 < size < most) or untrained
-    return choose_shapes(
-        blocks=blocks,
-        contexts=settings.contexts or tuple({max(most // 2, 1), most}),
-        max_position=most,
-        causal=causal,
-        canvas=canvas,
-    )
-
-
 def _trace_all(
     graphs: Sequence[ExportGraph],
+    manifest: Manifest,
+    settings: ExportSettings,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, onnx.ModelProto], Manifest]:
+    """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
+    models: dict[str, onnx.ModelProto] = {}
+    specs: list[GraphSpec] = []
+    for graph in graphs:
+        progress(f"tracing {graph.name}")
+        shapes = graph.shapes(settings.blocks, settings.contexts)
+        traced_at = max(shapes, key=lambda shape: shape.context)
+        # A dimension of 1 would be traced as a constant.
+        models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
+        file = f"graphs/{graph.name}.onnx"
+        specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
+    return models, replace(manifest, graphs=tuple(specs))
+
+
+def _write_all(
+    models: Mapping[str, onnx.ModelProto],
     manifest: Manifest,
     settings: ExportSettings,
     folder: Path,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, bytes | Path], Manifest, dict[str, Any]]:
     """Writes every graph under `folder`; returns members, completed manifest and figures."""
-    shapes = _shapes(manifest, settings)
-    traced_at = max(shapes, key=lambda shape: shape.context)
     members: dict[str, bytes | Path] = {}
-    specs: list[GraphSpec] = []
     figures: dict[str, Any] = {}
-    for graph in graphs:
-        progress(f"tracing {graph.name}")
-        # A dimension of 1 would be traced as a constant.
-        model = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
-        num_fp16 = _convert(model, settings)
-        progress(f"checking {graph.name}: {len(model.graph.node)} nodes")
-        require_clean(model, graph.name)
+    board = settings.target in GPU_TARGETS or settings.precision != "int8"
+    for name, model in models.items():
+        progress(f"checking {name}: {len(model.graph.node)} nodes")
+        require_clean(model, name, board=board)
         try:
             onnx.checker.check_model(model, full_check=False)
         except onnx.checker.ValidationError as error:
             reason = " ".join(str(error).split())[:200]
-            raise EngineError(f"graph {graph.name} is no valid ONNX: {reason}") from error
-        figures[graph.name] = {
+            raise EngineError(f"graph {name} is no valid ONNX: {reason}") from error
+        figures[name] = {
             "nodes": len(model.graph.node),
             "operators": operator_counts(model),
             "opset": model.opset_import[0].version,
-            "fp16_tensors": num_fp16,
+            "fp16_tensors": _count(model, onnx.TensorProto.FLOAT16),
+            "int8_tensors": _count(model, onnx.TensorProto.INT8),
         }
-        members |= split_weights(model, folder / "graphs", graph.name)
-        file = f"graphs/{graph.name}.onnx"
-        specs += graph_specs(graph, shapes, file=file, precision=settings.precision)
+        members |= split_weights(model, folder / "graphs", name)
     manifest = replace(
-        manifest,
-        graphs=tuple(specs),
-        members={name: describe(content) for name, content in members.items()},
+        manifest, members={name: describe(content) for name, content in members.items()}
     )
     report = {"graphs": figures, "precision": settings.precision, "target": settings.target}
-    report["arithmetic"] = ARITHMETIC[_form(settings)]
+    report["arithmetic"] = ARITHMETIC[settings.form]
     return members, manifest, report
 
 
-def _form(settings: ExportSettings) -> str:
-    """Returns the key of ARITHMETIC and of parity's tolerances."""
-    # On a board float16 stands in the ONNX itself, as TensorRT wants it.
-    typed = settings.precision == "fp16" and find_target(settings.target).is_gpu
-    return "fp16 typed" if typed else settings.precision
-
-
-def _convert(model: onnx.ModelProto, settings: ExportSettings) -> int:
-    """Gives a graph its precision, in place; returns how many weights became float16."""
-    match _form(settings):
-        case "fp32":
-            return 0
-        case "fp16":
-            return store_fp16(model)
-        case "fp16 typed":
-            return type_fp16(model)
-        case form:
-            raise AssertionError(form)
+def _count(model: onnx.ModelProto, kind: int) -> int:
+    """Counts the matrices of a dtype."""
+    return sum(item.data_type == kind and len(item.dims) > 1 for item in model.graph.initializer)
 
 
 def _check_all(
@@ -266,9 +254,10 @@ def _check_all(
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
             parity[graph.name] = compare(
-                graph, manifest, engines, ids, precision=_form(settings), seed=settings.seed
+                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed
             )
-        golden = golden_vectors(manifest, engines, ids, seed=settings.seed)
+        noises = {graph.name: graph.corrupt for graph in graphs}
+        golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed)
     finally:
         engines.close()
     return {"parity": parity, "golden": golden}

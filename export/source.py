@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..train.families import FAMILIES
 from ..train.families.base import ExportGraph
 from .canvases import text_ids
 from .provenance import provenance
+from .settings import ExportSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +30,21 @@ class Source:
     manifest: Manifest
     """Without graphs and members."""
     tokenizer_json: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's config.json."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return Tokenizer(self.tokenizer_json)
 
     def text(self, data: Path | None) -> np.ndarray:
         """Real text (max_position,) int32 to measure on."""
         manifest = self.manifest
-        return text_ids(
-            Tokenizer(self.tokenizer_json), manifest.eos_token_id, manifest.max_position, data
-        )
+        return text_ids(self.tokenizer, manifest.eos_token_id, manifest.max_position, data)
 
 
-def load_source(
-    checkpoint_path: Path, *, precision: str, target: str, decoding: Mapping[str, Any]
-) -> Source:
+def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
     """Reads a checkpoint folder; raises DlmError if it cannot be used."""
     checkpoint = read_checkpoint(checkpoint_path)
     config = checkpoint.config
@@ -52,9 +56,7 @@ def load_source(
         )
     model = family.make_model(config["model"]).eval()
     load_weights(model, checkpoint)
-    manifest = _draft(
-        checkpoint, model, precision=precision, target=target, decoding=dict(decoding)
-    )
+    manifest = _draft(checkpoint, model, settings)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
     if tokenizer.vocab_size != manifest.vocab_size:
         raise ConfigError(
@@ -62,10 +64,15 @@ def load_source(
             "the checkpoint's files do not belong together"
         )
     graphs = tuple(family.graphs(model, config))
-    return Source(graphs=graphs, manifest=manifest, tokenizer_json=checkpoint.tokenizer_json)
+    return Source(
+        graphs=graphs,
+        manifest=manifest,
+        tokenizer_json=checkpoint.tokenizer_json,
+        config=config,
+    )
 
 
-def _draft(checkpoint: Checkpoint, model: torch.nn.Module, **settings: Any) -> Manifest:
+def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSettings) -> Manifest:
     """The manifest without graphs and members."""
     config = checkpoint.config
     fields = dict(FAMILIES[config["family"]].manifest_fields(config))
@@ -76,8 +83,10 @@ def _draft(checkpoint: Checkpoint, model: torch.nn.Module, **settings: Any) -> M
         family=config["family"],
         model=shape,
         vocab_size=config["vocab_size"],
+        precision=settings.precision,
+        target=settings.target,
         graphs=(),
+        decoding=dict(settings.decoding),
         provenance=provenance(checkpoint),
-        **settings,
         **fields,
     )

@@ -19,7 +19,9 @@ from onnx import numpy_helper
 
 from ..runtime.errors import EngineError
 from ..train.families.base import ExportGraph
-from .graph import Shape, symbols
+from ..train.families.shapes import Shape
+from .graph import symbols
+from .names import name_weights
 
 OPSET = 20
 """Highest that TensorRT 10.3's parser reads."""
@@ -106,6 +108,7 @@ def _tidy(model: onnx.ModelProto, graph: ExportGraph) -> onnx.ModelProto:
                     dim.dim_value = size
     _divide(model)
     _share_transposed(model)
+    name_weights(model, graph.module)
     return model
 
 

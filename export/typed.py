@@ -4,7 +4,9 @@ TensorRT takes types as they stand in the ONNX (weak typing is gone in version 1
 itself says what is float16: weights, matrix products, the residual stream, the cache once it is
 read. Float32 stay, each behind Casts: sums of squares (beyond 256 a square overflows), softmax and
 the mask before it, angles of positions, and all inputs and outputs, so that the runtime's buffers
-do not change.
+do not change. Values that were found beyond float16's range stay float32, too, and so does all
+that touches them. Quantised layers take the dtype of what enters and leaves them: their scales are
+float16 then, as TensorRT 10.3 demands.
 
 `fp16.py` is the other form, for CPUs: weights stored in half the bytes, arithmetic in float32.
 """
@@ -12,6 +14,7 @@ do not change.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 import numpy as np
 import onnx
@@ -29,11 +32,16 @@ WIDE_OPS = frozenset(
 )
 """Computed in float32 whatever surrounds them."""
 PRODUCTS = frozenset(("MatMul", "Gemm", "Einsum", "Conv"))
-"""Never float32: these are what float16 is for."""
+"""Never float32 unless their values leave float16's range: these are what float16 is for."""
+_MOVES = ("Gather", "Transpose")
 
 
-def type_fp16(model: onnx.ModelProto) -> int:
-    """Rewrites a float32 graph with float16 arithmetic, in place.
+def type_fp16(model: onnx.ModelProto, float32: Collection[str] = ()) -> int:
+    """Rewrites a float32 graph, quantised or not, with float16 arithmetic, in place.
+
+    Args:
+        model: The graph.
+        float32: Values that stay float32; see `half_values` for those that would not.
 
     Returns:
         How many weights became float16.
@@ -43,7 +51,7 @@ def type_fp16(model: onnx.ModelProto) -> int:
     """
     graph = model.graph
     floats = _float_values(model)
-    wide = _wide_nodes(graph, floats)
+    wide = _wide_nodes(graph, floats, float32)
     kinds = {item.name: FLOAT for item in (*graph.input, *graph.initializer)}
     for index, node in enumerate(graph.node):
         for name in node.output:
@@ -109,12 +117,31 @@ def _float_values(model: onnx.ModelProto) -> set[str]:
     return names | {item.name for item in inferred.initializer if item.data_type == FLOAT}
 
 
-def _wide_nodes(graph: onnx.GraphProto, floats: set[str]) -> set[int]:
+def half_values(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the computed values that typing makes float16, in the graph's order."""
+    floats = _float_values(model)
+    wide = _wide_nodes(model.graph, floats, ())
+    return tuple(
+        name
+        for index, node in enumerate(model.graph.node)
+        if index not in wide
+        for name in node.output
+        if name in floats
+    )
+
+
+def _wide_nodes(graph: onnx.GraphProto, floats: set[str], float32: Collection[str]) -> set[int]:
     """Indices of the nodes that compute in float32.
 
-    Besides WIDE_OPS these are all nodes that touch no float, and what only feeds float32 nodes: the
-    square under a mean, the mask under a softmax, the angle under a cosine.
+    Besides WIDE_OPS these are all nodes that touch no float, what only feeds float32 nodes (the
+    square under a mean, the mask under a softmax, the angle under a cosine), and all that reads or
+    makes a value of `float32`.
     """
+    kept = set(float32)
+    for node in graph.node:
+        # Quantised and back, a large value is as large as before.
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in kept:
+            kept.update(node.output)
     users: dict[str, list[int]] = defaultdict(list)
     for index, node in enumerate(graph.node):
         for name in node.input:
@@ -129,16 +156,24 @@ def _wide_nodes(graph: onnx.GraphProto, floats: set[str]) -> set[int]:
             for name in made
         )
         must_be_half = node.op_type in PRODUCTS or _reads_weights(graph, node)
-        if node.op_type in WIDE_OPS or not made or (feeds_wide_only and not must_be_half):
+        if node.op_type == "QuantizeLinear":
+            chosen = False  # its output is no float, its input and scale are
+        else:
+            chosen = node.op_type in WIDE_OPS or not made or (feeds_wide_only and not must_be_half)
+        if chosen or kept.intersection((*node.input, *node.output)):
             wide.add(index)
     return wide
 
 
 def _reads_weights(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
-    """True for an embedding, which is read in the dtype it is stored in."""
-    return node.op_type in ("Gather", "Transpose") and any(
-        item.name == node.input[0] for item in graph.initializer
-    )
+    """True for an embedding, which is read in the dtype it is stored in or dequantised to."""
+    if node.op_type not in _MOVES:
+        return False
+    stored = {item.name for item in graph.initializer}
+    for other in graph.node:
+        if other.op_type == "DequantizeLinear" and other.input[0] in stored:
+            stored.update(other.output)
+    return node.input[0] in stored
 
 
 def _narrow(item: onnx.TensorProto, name: str) -> onnx.TensorProto:

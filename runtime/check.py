@@ -18,6 +18,9 @@ from .bundle import Bundle
 from .engines.base import Engine, EngineSet
 from .errors import BundleError, EngineError
 from .manifest import GraphSpec
+from .ops.base import Ops
+from .ops.choose import ops_for
+from .ops.numpy_ops import NumpyOps
 
 GOLDEN_NAME = "golden.json"
 GOLDEN_VERSION = 1
@@ -31,20 +34,24 @@ NUM_ROWS = 8
 """Rows recorded per run at most."""
 
 
-def record_run(engine: Engine, values: Mapping[str, Any], *, commit: int | None) -> dict[str, Any]:
+def record_run(
+    engine: Engine, values: Mapping[str, Any], *, commit: int | None, ops: Ops | None = None
+) -> dict[str, Any]:
     """Runs an engine and describes the run as JSON: inputs, and a sample of the logits.
 
     Args:
         engine: Its KV cache holds what earlier runs of the case committed.
         values: By tensor name, for every input but the KV cache.
         commit: Row of the KV cache that `kv_new` goes to afterwards; None: nowhere.
+        ops: Those of the engine's buffers; None: NumPy's.
     """
-    _execute(engine, values, commit)
+    ops = ops or NumpyOps()
+    _execute(engine, values, commit, ops)
     run: dict[str, Any] = {
         "inputs": {name: np.asarray(value).ravel().tolist() for name, value in values.items()},
         "commit": commit,
     }
-    logits = _logits(engine)
+    logits = _logits(engine, ops)
     rows = np.unique(np.linspace(0, len(logits) - 1, NUM_ROWS).astype(int))
     top = np.argsort(-logits[rows], axis=1, kind="stable")[:, :NUM_TOP]
     run["rows"] = rows.tolist()
@@ -58,21 +65,23 @@ def _rounded(values: np.ndarray) -> list[Any]:
     return np.round(values.astype(np.float64), 6).tolist()
 
 
-def _execute(engine: Engine, values: Mapping[str, Any], commit: int | None) -> None:
+def _execute(engine: Engine, values: Mapping[str, Any], commit: int | None, ops: Ops) -> None:
     spec = engine.spec
     for tensor in spec.inputs:
         if tensor.role != "kv":
             value = np.asarray(values[tensor.name], dtype=tensor.dtype)
-            engine.inputs[tensor.name][...] = value.reshape(tensor.shape)
+            ops.assign(engine.inputs[tensor.name], value.reshape(tensor.shape))
     engine.run()
     if commit is not None:
-        new = engine.outputs[spec.tensor("kv_new").name]
-        engine.inputs[spec.tensor("kv").name][commit : commit + len(new)] = new
+        kv, new = spec.tensor("kv"), spec.tensor("kv_new")
+        if not 0 <= commit <= kv.shape[0] - new.shape[0]:
+            raise ValueError(f"row {commit} is not in a context of {kv.shape[0]}")
+        ops.append_kv(engine.inputs[kv.name], engine.outputs[new.name], commit, new.shape[0])
 
 
-def _logits(engine: Engine) -> np.ndarray:
+def _logits(engine: Engine, ops: Ops) -> np.ndarray:
     """The run's logits as (rows, V) float32."""
-    logits = np.asarray(engine.outputs[engine.spec.tensor("logits").name])
+    logits = ops.to_host(engine.outputs[engine.spec.tensor("logits").name])
     return logits.reshape(-1, logits.shape[-1]).astype(np.float32)
 
 
@@ -81,14 +90,20 @@ def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
     return top + np.log(np.exp((logits - top[:, None]).astype(np.float64)).sum(axis=1))
 
 
-def check_bundle(bundle: Bundle, engines: EngineSet) -> dict[str, Any]:
+def check_bundle(bundle: Bundle, engines: EngineSet, ops: Ops | None = None) -> dict[str, Any]:
     """Replays the bundle's golden vectors; returns figures, with `ok` as the verdict.
+
+    Args:
+        bundle: Opened.
+        engines: Its graphs.
+        ops: Those of the engines' buffers; None: made here.
 
     Raises:
         BundleError: The bundle has no golden vectors, or they do not fit its graphs.
         EngineError: A run failed.
     """
     cases = _read(bundle)
+    ops = ops or ops_for(engines)
     error = largest = 0.0
     rows = agreeing = 0
     try:
@@ -96,8 +111,8 @@ def check_bundle(bundle: Bundle, engines: EngineSet) -> dict[str, Any]:
             engine = engines.engine(case["graph"], case["block"], case["context"])
             _check_spec(engine.spec, case)
             for run in case["runs"]:
-                _execute(engine, run["inputs"], run["commit"])
-                logits = _logits(engine)[run["rows"]]
+                _execute(engine, run["inputs"], run["commit"], ops)
+                logits = _logits(engine, ops)[run["rows"]]
                 top = np.asarray(run["top_ids"], dtype=np.int64)
                 wanted = np.asarray(run["top_logits"], dtype=np.float64)
                 found = np.take_along_axis(logits, top, axis=1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_common import DlmCommand, common_options, note, peak_rss_mib, print_json
+from .cli_common import DlmCommand, common_options, peak_rss_mib, print_json
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -66,13 +66,16 @@ def main(
     Every token of the text but the first is scored exactly once; equal seeds give equal masks, so
     that two bundles of one model compare in pairs. The causal family is exact.
     """
-    from .pipeline import Pipeline
+    from .cli_load import load_pipeline
 
-    with Pipeline.load(
-        model, engine=engine, threads=threads, expect_sha256=expect_sha256
+    with load_pipeline(
+        _NAME,
+        model,
+        engine=engine,
+        threads=threads,
+        expect_sha256=expect_sha256,
+        verbose=verbose,
     ) as loaded:
-        if verbose:
-            note(_NAME, f"engine {loaded.engines.name}: {loaded.engines.reason}")
         report = evaluate_file(loaded, data, limit, **measure)
     if as_json:
         print_json(report)
@@ -111,7 +114,7 @@ def evaluate_file(
 
     manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
     shapes = contexts_by_block(pipeline.engines.specs, manifest.graphs[0].name)
-    block_size = choose_block(shapes, block)
+    block_size = choose_block(shapes, block, manifest.block_sizes)
     begin = time.perf_counter()
     stream = list(_stream(data, limit, tokenizer, manifest.eos_token_id))
     ids = np.array(stream, np.int64)

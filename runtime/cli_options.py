@@ -146,7 +146,7 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
     task = _task(present)
     for name in TASKS:
         given.pop(name)
-    _refuse_idle(present)
+    _refuse_idle(present, given["engine"])
     if "" in given["stop"]:
         raise ConfigError("--stop must not be empty: it would end every text before it begins")
     settings = {
@@ -181,12 +181,17 @@ def _task(present: dict[str, bool]) -> str:
     return asked[0] if asked else ""
 
 
-def _refuse_idle(present: dict[str, bool]) -> None:
+def _refuse_idle(present: dict[str, bool], engine: str) -> None:
     """Refuses options that mean something beside another one only."""
+    builds = engine == "tensorrt" or present["--build"] or present["--rebuild"]
+    if present["--weak-types"] and not builds:
+        raise ConfigError(
+            "--weak-types has no effect without --build, --rebuild or --engine tensorrt; add one "
+            "or leave it out"
+        )
     for needed, option in (
         (("--infill",), "--gap-tokens"),
         (("--watch",), "--watch-delay"),
-        (("--build", "--rebuild"), "--weak-types"),
     ):
         if present[option] and not any(present[name] for name in needed):
             raise ConfigError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from .bundle import default_bundle_path, open_bundle
 from .cli_common import note, print_json
+from .cli_load import BuildLine
 from .cli_options import RunOptions
 from .engines.gpu import read_gpu
 from .engines.plan_cache import PlanCache
@@ -17,32 +18,6 @@ from .engines.tensorrt_plans import Plan, graph_files, plan_for
 
 _NAME = "dlm-run"
 _MIB = 1 << 20
-_WIDTH = 24
-
-
-class BuildLine:
-    """One line on a terminal that shows how far a build is; nothing elsewhere."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._shown = ""
-
-    def show(self, fraction: float, phase: str) -> None:
-        """Redraws the line if it would look different."""
-        filled = round(min(max(fraction, 0.0), 1.0) * _WIDTH)
-        bar = "#" * filled + "." * (_WIDTH - filled)
-        line = f"building [{bar}] {fraction:4.0%} {phase[:32]:<32}"
-        if self._out.isatty() and line != self._shown:
-            self._out.write(f"\r{line}")
-            self._out.flush()
-            self._shown = line
-
-    def end(self) -> None:
-        """Removes the line."""
-        if self._shown:
-            self._out.write("\r" + " " * len(self._shown) + "\r")
-            self._out.flush()
-            self._shown = ""
 
 
 def build(options: RunOptions) -> None:

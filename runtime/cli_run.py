@@ -11,6 +11,7 @@ import click
 
 from .bundle import default_bundle_path, open_bundle
 from .cli_common import EXIT_INTERRUPTED, note, peak_rss_mib, print_json, styled
+from .cli_load import load_pipeline
 from .cli_options import RunOptions, read_prompts, with_rule
 from .errors import EngineError
 from .families import decoding_settings
@@ -42,17 +43,15 @@ def generate(options: RunOptions) -> None:
 
 
 def _load(options: RunOptions) -> Pipeline:
-    pipeline = Pipeline.load(
+    return load_pipeline(
+        _NAME,
         options.bundle,
         engine=options.engine,
         threads=options.threads,
         expect_sha256=options.expect_sha256,
+        verbose=options.verbose,
+        weak_types=options.weak_types,
     )
-    if options.verbose:
-        engines = pipeline.engines
-        note(_NAME, f"{pipeline.bundle.path} on {engines.name}, threads {engines.threads}")
-        note(_NAME, f"engine {engines.name}: {engines.reason}")
-    return pipeline
 
 
 def _jobs(options: RunOptions) -> Iterator[tuple[str, int]]:
@@ -157,6 +156,7 @@ def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any
         "tokens_per_s": round(result.tokens_per_s, 2),
         "peak_rss_mib": round(peak_rss_mib(), 1),
         "engine": result.engine,
+        "engine_reason": pipeline.engines.reason,
         "precision": result.precision,
         "rule": result.rule,
         "seed": result.seed,
@@ -237,7 +237,7 @@ def check(options: RunOptions) -> None:
     from .check import check_bundle
 
     with _load(options) as pipeline:
-        report = check_bundle(pipeline.bundle, pipeline.engines)
+        report = check_bundle(pipeline.bundle, pipeline.engines, pipeline.ops)
     if options.as_json:
         print_json(report)
     else:

@@ -15,15 +15,21 @@ masked position a candidate token and a score, then commits some of them:
 | `first_hitting` | - | one masked position, uniformly; t <- t u^(1/k) with k masked |
 | `ancestral` | - | each masked position with chance (m_t - m_s) / m_t; all at the last step |
 | `next_token` | - | the one masked position (the causal family) |
+| `tweedie` | - | a transition: every free position may move, by the analytic posterior |
+| `euler` | - | a transition by the rates of the reverse process, for small steps |
 
 M is the number of masked positions at the block's start. p, c and H belong to the model's own
 distribution: banned and disallowed tokens removed, bias and repetition penalty applied, at
 temperature 1 and before top-k and top-p, so that they mean the same at every temperature. Equal
-scores go to the lowest position. All rules but `ancestral` commit at least one position per step;
-`ancestral` ends at its last scheduled step; so every decode ends.
+scores go to the lowest position. All rules but the last two and `ancestral` commit at least one
+position per step; these three end at their last scheduled step; so every decode ends.
+
+The transitions belong to models that give ratios of probabilities (`transition` has the formulas).
+There temperature, top-k and top-p act on where a position moves, not on whether it does, so that
+they mean the same at any number of steps.
 
 Sources: LLaDA (low_confidence), Fast-dLLM (threshold, factor), Dream (entropy, margin, random),
-DiffusionGemma (entropy_bound), BD3-LM (first_hitting), MDLM (ancestral).
+DiffusionGemma (entropy_bound), BD3-LM (first_hitting), MDLM (ancestral), SEDD (tweedie, euler).
 """
 
 from __future__ import annotations
@@ -47,6 +53,8 @@ class Rule:
     """True when positions are chosen before tokens are drawn, so that only those rows are read."""
     scheduled: bool = False
     """True when time decides, so that a step may commit nothing."""
+    transition: bool = False
+    """True when the graph gives log-ratios, and a step moves positions by `Canvas.transition`."""
     temperature: float = 0.0
     """Default; 1 for the rules that sample the model's distribution exactly."""
 
@@ -64,6 +72,12 @@ RULES: Mapping[str, Rule] = {
         score="none", options=("steps",), chooses_first=True, scheduled=True, temperature=1.0
     ),
     "next_token": Rule(score="none"),
+    "tweedie": Rule(
+        score="none", options=("steps",), scheduled=True, transition=True, temperature=1.0
+    ),
+    "euler": Rule(
+        score="none", options=("steps",), scheduled=True, transition=True, temperature=1.0
+    ),
 }
 
 RULE_OPTIONS: Mapping[str, float] = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.1}
@@ -87,10 +101,11 @@ class DecodingSettings:
     entropy_bound: float | None = None
     """Rule `entropy_bound`: nats, at least 0; None: 0.1."""
     steps: int | None = None
-    """Steps per block; None: as many as masked positions (`ancestral`: as the block has)."""
+    """Steps per block; None: as many as masked positions (`ancestral` and the transitions: as the
+    block has)."""
     temperature: float | None = None
-    """0 (the most likely token) or in [0.01, 100]; None: 1 for `first_hitting` and `ancestral`,
-    else 0."""
+    """0 (the most likely token) or in [0.01, 100]; None: 1 for `first_hitting`, `ancestral` and
+    the transitions, else 0."""
     top_k: int | None = None
     """Draw among the k most likely tokens; None: all."""
     top_p: float | None = None
@@ -107,6 +122,8 @@ class DecodingSettings:
         for name in ("threshold", "factor", "entropy_bound", "steps"):
             if getattr(self, name) is not None and name not in rule.options:
                 raise ConfigError(f"{name} has no effect on rule {self.rule}; leave it out")
+        if rule.transition and self.repetition_penalty != 1.0:
+            raise ConfigError(f"repetition_penalty has no effect on rule {self.rule}; leave it out")
         for name, default in RULE_OPTIONS.items():
             if name in rule.options and getattr(self, name) is None:
                 object.__setattr__(self, name, default)

@@ -7,7 +7,7 @@ Knows no binding, no kernel and no canvas.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -112,9 +112,59 @@ class Device(Protocol):
         """Records what `run` enqueues, without executing it."""
         ...
 
+    def hold(self, target: DeviceArray, source: np.ndarray) -> None:
+        """Uploads small values that nothing but `hold`, `upload` and `copy` writes there.
+
+        A device that knows that the target holds them already leaves it at that.
+        """
+        ...
+
+    def submit(self, key: Hashable, call: Callable[[], None]) -> None:
+        """Enqueues what an engine enqueues: `call` does it; equal keys mean equal work."""
+        ...
+
+    def flush(self, *, repeats: bool = False) -> None:
+        """Makes sure that the GPU has all that was enqueued.
+
+        `repeats` says that what was enqueued since the last flush will come again alike, so that
+        it is worth being captured.
+        """
+        ...
+
     def synchronize(self) -> None:
         """Waits for everything enqueued; DeviceError if any of it failed."""
         ...
+
+    def memory(self) -> tuple[int, int]:
+        """Gives free and total bytes of device memory."""
+        ...
+
+    def forget(self) -> None:
+        """Lets go of whatever refers to memory that is about to be freed."""
+        ...
+
+    def close(self) -> None:
+        """Lets the GPU go; nothing is enqueued afterwards."""
+        ...
+
+
+class Immediate:
+    """What a device need not do itself that hands everything on at once."""
+
+    def hold(self: Device, target: DeviceArray, source: np.ndarray) -> None:
+        """See Device."""
+        self.upload(target, source)
+
+    def submit(self, key: Hashable, call: Callable[[], None]) -> None:
+        """See Device."""
+        del key
+        call()
+
+    def flush(self, *, repeats: bool = False) -> None:
+        """See Device."""
+
+    def forget(self) -> None:
+        """See Device."""
 
 
 def wait_until(device: Device, ready: Callable[[], bool]) -> None:

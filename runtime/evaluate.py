@@ -23,7 +23,7 @@ from .families import find_family
 from .families.window import banned_ids, choose_block, contexts_by_block
 from .manifest import Manifest
 from .ops.base import Ops
-from .ops.numpy_ops import NumpyOps
+from .ops.choose import ops_for
 from .philox import check_key
 
 FIRST_SAMPLES = 4
@@ -117,32 +117,70 @@ def evaluate_ids(
         )
     check_key(seed, 0)
     family = find_family(manifest.family)
+    windows = windows_of(
+        manifest, engines, ids, context=context, block_size=block_size, limit=limit
+    )
+    totals: list[np.ndarray] = []
+    planned = 1 if family.exact else FIRST_SAMPLES
+    while len(totals) < planned:
+        samples = range(len(totals), planned)
+        done, in_all = len(totals) * len(windows), planned * len(windows)
+        sums = bound_totals(
+            manifest, engines, windows, ops=ops, samples=samples, seed=seed, block_size=block_size,
+            progress=progress and (lambda now, _, d=done, n=in_all, p=progress: p(d + now, n)),
+        )  # fmt: skip
+        totals.extend(sums)
+        if not family.exact:
+            planned = _samples_needed(np.array(totals), windows, relative_half_width, max_samples)
+    return _result(np.array(totals), windows)
+
+
+def windows_of(
+    manifest: Manifest,
+    engines: EngineSet,
+    ids: np.ndarray,
+    *,
+    context: int | None = None,
+    block_size: int | None = None,
+    limit: int | None = None,
+) -> list[np.ndarray]:
+    """Cuts a stream into the windows that `evaluate_ids` scores; its arguments and errors."""
     shapes = contexts_by_block(engines.specs, manifest.graphs[0].name)
-    block = choose_block(shapes, block_size)
+    block = choose_block(shapes, block_size, manifest.block_sizes)
     room = min(manifest.max_position, shapes[block][-1] // block * block + block)
     if context is not None and not 2 <= context <= room:
         raise ConfigError(f"context must be in [2, {room}] for block size {block}, not {context}")
     windows = cut_windows(np.asarray(ids)[:limit], context or room, block)
     _check_windows(manifest, windows)
+    return windows
 
-    totals: list[np.ndarray] = []
-    planned = 1 if family.exact else FIRST_SAMPLES
-    while len(totals) < planned:
-        samples = range(len(totals), planned)
-        sums = np.zeros((len(samples), len(windows)))
-        bounds = family.bound(
-            manifest, engines, ops or NumpyOps(), windows,
-            seed=seed, samples=samples, block_size=block_size,
-        )  # fmt: skip
-        for number, nats in enumerate(bounds):
-            sums[:, number] = nats.sum(axis=1)
-            if progress is not None:
-                done = len(totals) * len(windows) + (number + 1) * len(samples)
-                progress(done, planned * len(windows))
-        totals.extend(sums)
-        if not family.exact:
-            planned = _samples_needed(np.array(totals), windows, relative_half_width, max_samples)
-    return _result(np.array(totals), windows)
+
+def bound_totals(
+    manifest: Manifest,
+    engines: EngineSet,
+    windows: Sequence[np.ndarray],
+    *,
+    samples: range,
+    seed: int,
+    ops: Ops | None = None,
+    block_size: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Measures the bound of each window under numbered draws: what compares engines in pairs.
+
+    Returns:
+        (samples, windows) float64 nats. Equal seeds, samples and windows mean equal masks.
+    """
+    sums = np.zeros((len(samples), len(windows)))
+    bounds = find_family(manifest.family).bound(
+        manifest, engines, ops or ops_for(engines), windows,
+        seed=seed, samples=samples, block_size=block_size,
+    )  # fmt: skip
+    for number, nats in enumerate(bounds):
+        sums[:, number] = nats.sum(axis=1)
+        if progress is not None:
+            progress((number + 1) * len(samples), len(samples) * len(windows))
+    return sums
 
 
 def _check_windows(manifest: Manifest, windows: Sequence[np.ndarray]) -> None:

@@ -53,6 +53,8 @@ class DrawKind(IntEnum):
     """Which positions the bound masks."""
     LEVEL = 5
     """How many positions the bound masks."""
+    NOISE = 6
+    """Which token a position starts from, or is replaced by in the bound."""
 
 
 def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -19,14 +19,14 @@ from typing import Any
 
 from .bundle import Bundle, default_bundle_path, open_bundle
 from .decoding import DecodingSettings
-from .engines import EngineSet, open_engines
+from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
 from .families import decoding_settings, find_family
 from .families.base import Request
 from .generate import Generation, GraphRun
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
 from .manifest import Manifest
-from .ops.numpy_ops import NumpyOps
+from .ops.choose import ops_for
 from .text_generation import TextGeneration, TextResult, TextSpan
 from .tokenizer import Tokenizer
 
@@ -48,7 +48,7 @@ class Pipeline:
         """Told of every graph run of the requests started from now on."""
         self.settle: Callable[[], None] | None = None
         """See `Generation`; for measuring only."""
-        self._ops = NumpyOps()
+        self.ops = ops_for(engines)
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
 
     @classmethod
@@ -59,6 +59,9 @@ class Pipeline:
         engine: str = "auto",
         threads: int | None = None,
         expect_sha256: str | None = None,
+        build: BuildSettings | None = None,
+        note: Callable[[str], None] = lambda line: None,
+        report: Callable[[float, str], None] = lambda fraction, phase: None,
     ) -> Pipeline:
         """Opens a bundle.
 
@@ -67,10 +70,14 @@ class Pipeline:
             engine: `auto`, `onnxruntime` or `tensorrt`; `engines.reason` says why it was taken.
             threads: CPU threads; None: every core this process may use, 8 at most.
             expect_sha256: refuse any other bundle than the one with this hash.
+            build: how TensorRT's plans are built where there are none yet.
+            note: gets what there is to say meanwhile, in lines.
+            report: gets the fraction of a plan's build done and its phase; it takes minutes.
 
         Raises:
             BundleError: missing, damaged, foreign, or not the expected one.
             EngineError: no backend here runs it.
+            DeviceError: the GPU asked for is not there, or has not the memory.
             ConfigError: an unknown engine, or a family that this version does not know.
         """
         clock = time.perf_counter
@@ -82,7 +89,8 @@ class Pipeline:
         opened = clock()
         tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
         tokenized = clock()
-        pipeline = cls(bundle, open_engines(bundle, engine, threads), tokenizer)
+        engines = open_engines(bundle, engine, threads, build=build, note=note, report=report)
+        pipeline = cls(bundle, engines, tokenizer)
         pipeline.load_seconds = {
             "bundle": opened - begin,
             "tokenizer": tokenized - opened,
@@ -237,7 +245,7 @@ class Pipeline:
         settings = request.settings
         assert settings is not None
         return TextGeneration(
-            Generation(self.manifest, self.engines, self._ops, request, self.observer, self.settle),
+            Generation(self.manifest, self.engines, self.ops, request, self.observer, self.settle),
             self.tokenizer,
             {
                 "engine": self.engines.name,

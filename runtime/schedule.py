@@ -24,7 +24,7 @@ T = TypeVar("T")
 """float, NumPy array or torch tensor; what goes in comes out."""
 
 
-def _apply(function: str, x: T) -> T:
+def apply(function: str, x: T) -> T:
     """Applies an elementwise function by name: x's own method (torch), else NumPy's."""
     method = getattr(x, function, None)
     if callable(method):
@@ -42,6 +42,10 @@ class NoiseSchedule(Protocol):
 
     def sigma(self, t: T) -> T:
         """Total noise: -log(1 - m(t))."""
+        ...
+
+    def rate(self, t: T) -> T:
+        """sigma'(t): noise per time, what a score entropy weighs in the bound."""
         ...
 
     def weight(self, t: T) -> T:
@@ -69,7 +73,12 @@ class Loglinear:
 
     def sigma(self, t: T) -> T:
         """See NoiseSchedule."""
-        return cast("T", -cast("Any", _apply("log1p", -cast("Any", self.move_chance(t)))))
+        return cast("T", -cast("Any", apply("log1p", -cast("Any", self.move_chance(t)))))
+
+    def rate(self, t: T) -> T:
+        """See NoiseSchedule."""
+        kept = 1.0 - cast("Any", self.move_chance(t))
+        return cast("T", (1.0 - self.eps) / kept)
 
     def weight(self, t: T) -> T:
         """See NoiseSchedule."""
@@ -92,19 +101,23 @@ class Linear:
 
     def move_chance(self, t: T) -> T:
         """See NoiseSchedule."""
-        return cast("T", -cast("Any", _apply("expm1", -cast("Any", self.sigma(t)))))
+        return cast("T", -cast("Any", apply("expm1", -cast("Any", self.sigma(t)))))
 
     def sigma(self, t: T) -> T:
         """See NoiseSchedule."""
         return cast("T", self.sigma_max * cast("Any", t))
 
+    def rate(self, t: T) -> T:
+        """See NoiseSchedule."""
+        return cast("T", self.sigma_max + 0.0 * cast("Any", t))
+
     def weight(self, t: T) -> T:
         """See NoiseSchedule."""
-        return cast("T", self.sigma_max / cast("Any", _apply("expm1", self.sigma(t))))
+        return cast("T", self.sigma_max / cast("Any", apply("expm1", self.sigma(t))))
 
     def time(self, move_chance: T) -> T:
         """See NoiseSchedule."""
-        sigma = -cast("Any", _apply("log1p", -cast("Any", move_chance)))
+        sigma = -cast("Any", apply("log1p", -cast("Any", move_chance)))
         return cast("T", sigma / self.sigma_max)
 
 
@@ -120,22 +133,28 @@ class Cosine:
 
     def move_chance(self, t: T) -> T:
         """See NoiseSchedule; 1 - cos x is written 2 sin^2(x / 2)."""
-        sine = cast("Any", _apply("sin", cast("Any", t) * (math.pi / 4)))
+        sine = cast("Any", apply("sin", cast("Any", t) * (math.pi / 4)))
         return cast("T", (2.0 * (1.0 - self.eps)) * (sine * sine))
 
     def sigma(self, t: T) -> T:
         """See NoiseSchedule."""
-        return cast("T", -cast("Any", _apply("log1p", -cast("Any", self.move_chance(t)))))
+        return cast("T", -cast("Any", apply("log1p", -cast("Any", self.move_chance(t)))))
+
+    def rate(self, t: T) -> T:
+        """See NoiseSchedule."""
+        kept = 1.0 - cast("Any", self.move_chance(t))
+        sine = cast("Any", apply("sin", cast("Any", t) * (math.pi / 2)))
+        return cast("T", (math.pi / 2) * (1.0 - self.eps) * sine / kept)
 
     def weight(self, t: T) -> T:
         """See NoiseSchedule."""
-        return cast("T", (math.pi / 2) / cast("Any", _apply("tan", cast("Any", t) * (math.pi / 4))))
+        return cast("T", (math.pi / 2) / cast("Any", apply("tan", cast("Any", t) * (math.pi / 4))))
 
     def time(self, move_chance: T) -> T:
         """See NoiseSchedule."""
         share = cast("Any", move_chance) / (2.0 * (1.0 - self.eps))
         name = "asin" if callable(getattr(share, "asin", None)) else "arcsin"
-        return cast("T", cast("Any", _apply(name, _apply("sqrt", share))) * (4 / math.pi))
+        return cast("T", cast("Any", apply(name, apply("sqrt", share))) * (4 / math.pi))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,22 +179,26 @@ class Geometric:
 
     def move_chance(self, t: T) -> T:
         """See NoiseSchedule."""
-        return cast("T", -cast("Any", _apply("expm1", -cast("Any", self.sigma(t)))))
+        return cast("T", -cast("Any", apply("expm1", -cast("Any", self.sigma(t)))))
 
     def sigma(self, t: T) -> T:
         """See NoiseSchedule."""
-        growth = cast("Any", _apply("exp", cast("Any", t) * self._log_ratio))
+        growth = cast("Any", apply("exp", cast("Any", t) * self._log_ratio))
         return cast("T", self.sigma_min * growth)
+
+    def rate(self, t: T) -> T:
+        """See NoiseSchedule."""
+        return cast("T", self._log_ratio * cast("Any", self.sigma(t)))
 
     def weight(self, t: T) -> T:
         """See NoiseSchedule."""
         sigma = cast("Any", self.sigma(t))
-        return cast("T", self._log_ratio * sigma / _apply("expm1", sigma))
+        return cast("T", self._log_ratio * sigma / apply("expm1", sigma))
 
     def time(self, move_chance: T) -> T:
         """See NoiseSchedule."""
-        sigma = -cast("Any", _apply("log1p", -cast("Any", move_chance)))
-        return cast("T", _apply("log", sigma / self.sigma_min) / self._log_ratio)
+        sigma = -cast("Any", apply("log1p", -cast("Any", move_chance)))
+        return cast("T", apply("log", sigma / self.sigma_min) / self._log_ratio)
 
 
 SCHEDULES: Mapping[str, type[Loglinear] | type[Linear] | type[Cosine] | type[Geometric]] = {

@@ -33,6 +33,9 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         self._size = self._backend.get_vocab_size(with_added_tokens=True)
+        added = self._backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(number for number, token in added.items() if token.special)
+        """Ids that print nothing."""
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -104,8 +107,10 @@ class TextStream:
         """Adds ids; returns the text that is now certain."""
         text = ""
         for token in ids:
-            self._ids.append(int(token))
-            text += self._advance(final=False)
+            # Special ones may stand inside a split character, and must not count as held back.
+            if int(token) not in self._tokenizer.special_ids:
+                self._ids.append(int(token))
+                text += self._advance(final=False)
         return text
 
     def flush(self) -> str:

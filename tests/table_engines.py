@@ -18,9 +18,12 @@ Denoiser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(prefix ids, block ids) → (block, vocab) float logits."""
 
 
-def make_spec(block: int, context: int, vocab_size: int, timed: bool) -> GraphSpec:
+def make_spec(
+    block: int, context: int, vocab_size: int, timed: bool, splits: bool = False
+) -> GraphSpec:
     kv = (1, 1, 2, 1, 1)
     time = TensorSpec(name="time", dtype="float32", shape=(1, block), role="time")
+    split = TensorSpec(name="split", dtype="int32", shape=(1,), role="split")
     return GraphSpec(
         name="denoise",
         file="graphs/denoise.onnx",
@@ -32,6 +35,7 @@ def make_spec(block: int, context: int, vocab_size: int, timed: bool) -> GraphSp
             TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
             TensorSpec(name="start", dtype="int32", shape=(1,), role="start"),
             TensorSpec(name="kv", dtype="float32", shape=(context, *kv), role="kv"),
+            *((split,) if splits else ()),
             *((time,) if timed else ()),
         ),
         outputs=(
@@ -52,6 +56,8 @@ class TableEngine:
         }
         if any(tensor.role == "time" for tensor in spec.inputs):
             self.inputs["time"] = np.full((1, spec.block), np.nan, np.float32)
+        if any(tensor.role == "split" for tensor in spec.inputs):
+            self.inputs["split"] = np.full(1, -1, np.int32)
         self.outputs: dict[str, Any] = {t.name: np.zeros(t.shape, np.float32) for t in spec.outputs}
 
     def run(self) -> None:
@@ -59,7 +65,14 @@ class TableEngine:
         assert start <= self.spec.context
         prefix = self.inputs["kv"][:start].reshape(start, 2)[:, 0].astype(np.int32)
         block = self.inputs["ids"][0].copy()
-        self.outputs["logits"][0] = self._owner.denoiser(prefix, block)
+        split = int(self.inputs["split"][0]) if "split" in self.inputs else 0
+        assert 0 <= split < self.spec.block
+        logits = self.outputs["logits"][0]
+        if split:
+            logits[:split] = self._owner.denoiser(prefix, block[:split])
+        logits[split:] = self._owner.denoiser(
+            np.concatenate([prefix, block[:split]]), block[split:]
+        )
         self.outputs["kv_new"][...] = block.reshape(-1, 1, 1, 1, 1, 1)
         if "time" in self.inputs:
             self._owner.times.append(self.inputs["time"][0].copy())
@@ -68,6 +81,7 @@ class TableEngine:
 
 class TableEngines:
     name = "table"
+    device = None
 
     def __init__(
         self,
@@ -76,9 +90,10 @@ class TableEngines:
         vocab_size: int,
         *,
         timed: bool = False,
+        splits: bool = False,
     ) -> None:
         self.denoiser = denoiser
-        self.specs = tuple(make_spec(*shape, vocab_size, timed) for shape in shapes)
+        self.specs = tuple(make_spec(*shape, vocab_size, timed, splits) for shape in shapes)
         self.times: list[np.ndarray] = []
         largest = max(context for _, context in shapes)
         self.kv = np.full((largest, 1, 1, 2, 1, 1), 1e6, np.float32)  # rows nobody stored

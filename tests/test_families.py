@@ -82,7 +82,8 @@ def test_family_has_the_facts_its_protocol_lists(name):
     for protocol, table in ((Family, desktop), (DeviceFamily, device)):
         for fact in protocol.__annotations__:
             assert hasattr(table.FAMILIES[name], fact), fact
-    assert device.FAMILIES[name].default_rule in RULES
+    assert set(device.FAMILIES[name].rules) <= set(RULES)
+    assert device.FAMILIES[name].default_rule in device.FAMILIES[name].rules
 
 
 @pytest.mark.parametrize("name", listed())

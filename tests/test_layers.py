@@ -31,8 +31,8 @@ NEVER_ON_DEVICE = {"torch", "onnx", "onnxscript", "safetensors", "lightning", "d
 BACKEND_OWNERS = {
     "onnxruntime": ("runtime.engines.",),
     "tensorrt": ("runtime.engines.",),
-    "pycuda": ("runtime.cuda",),
-    "cuda": ("runtime.cuda",),
+    "pycuda": ("runtime.cuda_drivers",),
+    "cuda": ("runtime.cuda_drivers", "runtime.cuda_compile"),
     "jtop": ("jetson.jtop_client",),
     "matplotlib": ("jetson.report",),
 }

@@ -8,11 +8,14 @@ A bigram model: one table, one graph without a cache, decoded by taking the most
 | logits | (1, block, vocab) | float32 | row i predicts the token behind token i |
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from dlm_edge.runtime.engines.base import Engine, EngineSet
 from dlm_edge.runtime.families.base import Request, Span, UpdateRule
 from dlm_edge.train.families.base import ExportGraph, GraphTensor, LossOutput
+from dlm_edge.train.families.shapes import canvas_shapes
 from torch import nn
 
 
@@ -73,7 +76,14 @@ class Toy:
         shape = (1, "block", config["vocab_size"])
         logits = GraphTensor(name="logits", dtype="float32", shape=shape, role="logits")
         graph = ToyGraph(model).eval()
-        return (ExportGraph(name="guess", module=graph, inputs=(ids,), outputs=(logits,)),)
+        shapes = partial(
+            canvas_shapes, trained=config["block_sizes"], max_position=config["model"]["context"]
+        )
+        return (
+            ExportGraph(
+                name="guess", module=graph, inputs=(ids,), outputs=(logits,), shapes=shapes
+            ),
+        )
 
     def manifest_fields(self, config):
         return {
@@ -132,6 +142,7 @@ class ToyDevice:
     name = "toy"
     exact = True
     default_rule = "next_token"
+    rules = ("next_token",)
 
     def start(self, manifest, engines, ops, request) -> UpdateRule:
         return ToyRule(engines, ops, request)

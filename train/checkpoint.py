@@ -22,6 +22,7 @@ import torch
 
 from ..runtime.errors import CheckpointError
 from .files import new_folder, remove_unfinished, write_file, write_text
+from .hub import checkpoint_folder
 
 FORMAT_VERSION = 1
 KEPT_STATES = 2
@@ -83,13 +84,14 @@ def read_checkpoint(folder: str | Path, family: str | None = None) -> Checkpoint
     """Reads a checkpoint folder.
 
     Args:
-        folder: where config.json, model.safetensors and tokenizer.json are.
+        folder: where config.json, model.safetensors and tokenizer.json are; or a name of the
+            Hugging Face hub (see `hub`).
         family: the only family that is accepted; None accepts any.
 
     Raises:
         CheckpointError: if something is missing, damaged, of another family or not finite.
     """
-    folder = Path(folder)
+    folder = checkpoint_folder(folder)
     config = read_config(folder)
     if family is not None and config["family"] != family:
         raise CheckpointError(

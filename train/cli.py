@@ -12,7 +12,7 @@ import click
 
 from ..runtime.cli_common import EXIT_INTERRUPTED, common_options, print_json, refuse_together
 from ..runtime.errors import ConfigError
-from .cli_options import FAMILY_OPTIONS, GroupedCommand, training_options
+from .cli_options import GroupedCommand, GroupedOption, training_options
 
 if TYPE_CHECKING:
     from .config import TrainConfig
@@ -82,7 +82,12 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
         for name in given
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    family_options = {name: given[name] for name in FAMILY_OPTIONS if given[name] is not None}
+    names = [
+        item.name
+        for item in ctx.command.params
+        if isinstance(item, GroupedOption) and item.to_family and item.name is not None
+    ]
+    family_options = {name: given[name] for name in names if given[name] is not None}
     known = {item.name for item in fields(TrainConfig)}
     values = {name: value for name, value in given.items() if name in known}
     if resume and saved.is_file():

@@ -11,21 +11,6 @@ from ..runtime.cli_common import DlmCommand
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-FAMILY_OPTIONS = (
-    "size",
-    "dim",
-    "num_layers",
-    "num_heads",
-    "tie_embeddings",
-    "dropout",
-    "block_sizes",
-    "noise_schedule",
-    "t_min",
-    "t_max",
-    "time_conditioning",
-)
-"""Parameters that go to the family as they are; the others are fields of TrainConfig."""
-
 
 class GroupedCommand(DlmCommand):
     """A command whose help lists the options under headings."""
@@ -44,10 +29,12 @@ class GroupedCommand(DlmCommand):
 
 
 class GroupedOption(click.Option):
-    """An option that knows its heading."""
+    """An option that knows its heading, and whether it is the family's."""
 
-    def __init__(self, *args: Any, group: str = "Other", **kwargs: Any) -> None:
-        self.group = group
+    def __init__(
+        self, *args: Any, group: str = "Other", to_family: bool = False, **kwargs: Any
+    ) -> None:
+        self.group, self.to_family = group, to_family
         super().__init__(*args, **kwargs)
 
 
@@ -55,35 +42,63 @@ def _o(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, {"show_default": True, **settings}
 
 
+def _family(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Declares an option that goes to the family as it is; None counts as not given."""
+    return names, {"show_default": False, "default": None, "to_family": True, **settings}
+
+
 GROUPS = (
     (
         "What to train",
-        _o("--family", default="mdlm", help="mdlm (masked and block diffusion) or ar (causal)."),
-        _o("--size", help="Preset: tiny, small, medium or large; small if no shape is given."),
-        _o("--dim", type=int, help="Width; with --layers it replaces --size."),
-        _o("--layers", "num_layers", type=int, help="Number of layers."),
-        _o("--heads", "num_heads", type=int, help="Attention heads; default: width / 64."),
-        _o("--tie-embeddings/--no-tie-embeddings", default=None, help="Head = embedding matrix."),
-        _o("--dropout", type=float, help="Share of each branch's values dropped."),
-        _o("--init", type=click.Path(), help="Checkpoint whose weights to start from."),
+        _o(
+            "--family",
+            default="mdlm",
+            help="mdlm (masked and block diffusion), ar (causal) or sedd (score entropy).",
+        ),
+        _family(
+            "--size",
+            help="Preset: tiny, small, medium or large; small if no shape is given. sedd also has "
+            "char: 640 x 10, for characters.",
+        ),
+        _family("--dim", type=int, help="Width; with --layers it replaces --size."),
+        _family("--layers", "num_layers", type=int, help="Number of layers."),
+        _family("--heads", "num_heads", type=int, help="Attention heads; default: width / 64."),
+        _family("--tie-embeddings/--no-tie-embeddings", help="Head = embedding matrix."),
+        _family("--dropout", type=float, help="Share of each branch's values dropped."),
+        _o("--init", type=click.Path(), help="Checkpoint (folder or hub name) to start from."),
     ),
     (
-        "Objective (mdlm)",
-        _o(
+        "Objective (diffusion families)",
+        _family(
             "--block-size",
             "block_sizes",
             help="Block sizes trained on, with weights if wanted: "
-            "16:1,32:2,full:1. full = the whole context (MDLM), the default.",
+            "16:1,32:2,full:1. full = the whole context (MDLM), the default. sedd: the lengths of "
+            "its canvas.",
         ),
-        _o("--noise-schedule", help="loglinear (default), linear, cosine or geometric."),
-        _o("--t-min", type=float, help="Smallest diffusion time in training, 0 to 1."),
-        _o("--t-max", type=float, help="Largest diffusion time in training, 0 to 1."),
-        _o(
+        _family(
+            "--noise-schedule",
+            "--noise",
+            "noise_schedule",
+            help="loglinear, linear, cosine or geometric. Default: loglinear; geometric for the "
+            "uniform graph of sedd.",
+        ),
+        _family(
             "--masking",
             help="independent (default: each position by itself) or count (so many of a block: "
             "the same bound with less variance).",
         ),
-        _o("--time-conditioning", is_flag=True, default=None, help="Feed the time (adaLN-zero)."),
+        _family("--t-min", type=float, help="mdlm: smallest diffusion time in training, 0 to 1."),
+        _family("--t-max", type=float, help="mdlm: largest diffusion time in training, 0 to 1."),
+        _family("--time-conditioning", is_flag=True, help="mdlm: feed the time (adaLN-zero)."),
+        _family(
+            "--graph",
+            help="sedd: absorb (noise masks tokens; default) or uniform (noise replaces them, so "
+            "that early tokens are corrected later).",
+        ),
+        _family("--sigma-min", type=float, help="sedd, geometric: least noise; default 1e-4."),
+        _family("--sigma-max", type=float, help="sedd, geometric: most noise; default 20."),
+        _family("--condition-dim", type=int, help="sedd: width of the noise's condition vector."),
     ),
     (
         "Data",
@@ -175,7 +190,11 @@ GROUPS = (
     ),
     (
         "Measure instead of training",
-        _o("--evaluate", type=click.Path(), help="Checkpoint whose bound on --data to measure."),
+        _o(
+            "--evaluate",
+            type=click.Path(),
+            help="Checkpoint (folder or hub name) whose bound on --data to measure.",
+        ),
         _o("--limit", type=click.IntRange(min=1), help="At most so many documents."),
         _o(
             "--block",

@@ -24,11 +24,6 @@ from .data import documents, find_source
 from .families import FAMILIES
 from .torch_engine import TorchEngineSet
 
-CANVAS_CONTEXT = 8
-"""Context rows of the whole-canvas shape, none of them ever valid; as in a bundle."""
-CAUSAL_BLOCK = 32
-"""Tokens that a causal model scores per run."""
-
 
 def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
     """Makes a checkpoint decodable without export: its manifest, and engines over PyTorch.
@@ -46,10 +41,7 @@ def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
     model = family.make_model(config["model"]).eval()
     load_weights(model, checkpoint)
     fields = dict(family.manifest_fields(config))
-    shapes = engine_shapes(
-        fields["block_sizes"], fields["max_position"], causal=fields["mask_token_id"] is None
-    )
-    engines = TorchEngineSet(family.graphs(model, config), shapes)
+    engines = TorchEngineSet(family.graphs(model, config))
     manifest = Manifest(
         family=config["family"],
         model={key: value for key, value in config["model"].items() if value is not None},
@@ -62,18 +54,6 @@ def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
         **fields,
     )
     return manifest, engines
-
-
-def engine_shapes(
-    block_sizes: tuple[int, ...], max_position: int, *, causal: bool
-) -> tuple[tuple[int, int], ...]:
-    """Lists (block, context): one shape per trained block size, the whole canvas among them."""
-    if causal:
-        return tuple(
-            (block, max_position) for block in sorted({1, min(CAUSAL_BLOCK, max_position)})
-        )
-    shapes = [(block, max_position) for block in sorted(block_sizes) if block < max_position]
-    return (*shapes, (max_position, CANVAS_CONTEXT))
 
 
 def evaluate_checkpoint(
@@ -112,7 +92,8 @@ def evaluate_checkpoint(
     checkpoint = read_checkpoint(path)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
     manifest, engines = open_checkpoint(checkpoint)
-    block = choose_block(contexts_by_block(engines.specs, engines.specs[0].name), block_size)
+    shapes = contexts_by_block(engines.specs, engines.specs[0].name)
+    block = choose_block(shapes, block_size, manifest.block_sizes)
     stream: list[int] = []
     for document in islice(documents(find_source(str(data))), limit):
         stream += [manifest.eos_token_id, *tokenizer.encode(document)]

@@ -36,6 +36,8 @@ class Noise:
     """(B, L / block_size) float32: each block's weight in the bound."""
     move_chance: torch.Tensor
     """(B, L / block_size) float32."""
+    time: torch.Tensor
+    """(B, L / block_size) float64 on the CPU: each block's t."""
 
     def rows(self, first: int, last: int, device: torch.device) -> Noise:
         """Returns the noise of sequences first to last - 1, on a device."""
@@ -44,6 +46,7 @@ class Noise:
             masked=self.masked[first:last].to(device),
             weight=self.weight[first:last].to(device),
             move_chance=self.move_chance[first:last].to(device),
+            time=self.time[first:last],
         )
 
 
@@ -105,6 +108,7 @@ def draw_noise(
         masked=masked,
         weight=weight.float(),
         move_chance=chance.float(),
+        time=t,
     )
 
 

@@ -12,34 +12,34 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from ..runtime.engines.base import find_spec
 from ..runtime.errors import EngineError
 from ..runtime.manifest import GraphSpec, TensorSpec
 from .families.base import ExportGraph, GraphTensor
+from .families.shapes import Shape
 
 
-def _numbers(tensor: GraphTensor, block: int, context: int) -> TensorSpec:
-    sizes = {"block": block, "context": context}
+def _numbers(tensor: GraphTensor, at: Shape) -> TensorSpec:
+    sizes = {"block": at.block, "context": at.context}
     shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
     return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape, role=tensor.role)
 
 
-def torch_specs(
-    graphs: Sequence[ExportGraph], shapes: Sequence[tuple[int, int]]
-) -> tuple[GraphSpec, ...]:
-    """Describes each graph at each (block, context); there is no file behind them."""
+def torch_specs(graphs: Sequence[ExportGraph]) -> tuple[GraphSpec, ...]:
+    """Describes each graph at each shape it offers of itself; there is no file behind them."""
     return tuple(
         GraphSpec(
             name=graph.name,
             file=f"graphs/{graph.name}.onnx",
             batch=1,
-            block=block,
-            context=context,
+            block=shape.block,
+            context=shape.context,
             precision="fp32",
-            inputs=tuple(_numbers(tensor, block, context) for tensor in graph.inputs),
-            outputs=tuple(_numbers(tensor, block, context) for tensor in graph.outputs),
+            inputs=tuple(_numbers(tensor, shape) for tensor in graph.inputs),
+            outputs=tuple(_numbers(tensor, shape) for tensor in graph.outputs),
         )
         for graph in graphs
-        for block, context in shapes
+        for shape in graph.shapes((), ())
     )
 
 
@@ -104,13 +104,14 @@ class TorchEngineSet:
     """All graphs of one checkpoint on PyTorch's CPU."""
 
     name = "torch-cpu"
+    device = None
     reason = "a checkpoint is run as it is, without export"
 
-    def __init__(self, graphs: Sequence[ExportGraph], shapes: Sequence[tuple[int, int]]) -> None:
-        """Takes the family's graphs, in evaluation mode, and the (block, context) on offer."""
+    def __init__(self, graphs: Sequence[ExportGraph]) -> None:
+        """Takes the family's graphs, in evaluation mode, at the shapes they offer."""
         self.threads = torch.get_num_threads()
         self._modules = {graph.name: graph.module for graph in graphs}
-        self._specs = torch_specs(graphs, shapes)
+        self._specs = torch_specs(graphs)
         self._engines: dict[tuple[str, int, int], TorchEngine] = {}
         self._slots: dict[int, dict[str, np.ndarray]] = {}
         self._slot = 0
@@ -125,13 +126,8 @@ class TorchEngineSet:
         """Returns the engine of this shape, made on first use; EngineError if unknown."""
         key = (name, block, context)
         if key not in self._engines:
-            found = [spec for spec in self._specs if (spec.name, spec.block, spec.context) == key]
-            if not found:
-                offered = ", ".join(f"{s.name} {s.block}/{s.context}" for s in self._specs)
-                raise EngineError(
-                    f"no graph {name} for block {block} and context {context}; there is {offered}"
-                )
-            self._engines[key] = TorchEngine(self._modules[name], found[0], self._slots)
+            spec = find_spec(self._specs, *key)
+            self._engines[key] = TorchEngine(self._modules[name], spec, self._slots)
         engine = self._engines[key]
         engine.select(self._slot)
         return engine

@@ -2,44 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..bundle import Bundle
-from ..errors import ConfigError, EngineError
+from ..errors import ConfigError, DeviceError, EngineError
 from .base import Engine, EngineSet
+from .tensorrt_build import BuildSettings
 
 ENGINE_NAMES = ("auto", "onnxruntime", "tensorrt")
 
-__all__ = ["ENGINE_NAMES", "Engine", "EngineSet", "open_engines"]
+__all__ = ["ENGINE_NAMES", "BuildSettings", "Engine", "EngineSet", "open_engines"]
 
 
-def open_engines(bundle: Bundle, engine: str = "auto", threads: int | None = None) -> EngineSet:
+def open_engines(
+    bundle: Bundle,
+    engine: str = "auto",
+    threads: int | None = None,
+    *,
+    build: BuildSettings | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    report: Callable[[float, str], None] = lambda fraction, phase: None,
+) -> EngineSet:
     """Makes a bundle's graphs executable.
 
     Args:
         bundle: From `open_bundle`.
         engine: One of ENGINE_NAMES; what `auto` chose and why stands in the set's `reason`.
         threads: CPU threads that compute; None = every core this process may use, 8 at most.
+        build: How TensorRT's plans are built, if they have to be.
+        note: Gets a line when `auto` does without a TensorRT that is there, and what TensorRT's
+            backend has to say.
+        report: Gets the fraction of a plan's build done and its phase.
 
     Raises:
         ConfigError: Unknown engine or impossible number of threads.
-        EngineError: The backend is not installed, or not available in this version.
+        EngineError: The backend is not installed, or cannot run the bundle.
+        DeviceError: The GPU asked for is not there, or has not the memory.
     """
     if threads is not None and not 1 <= threads <= 1024:
         raise ConfigError(f"threads must be from 1 to 1024, found {threads}")
     match engine:
         case "auto":
-            reason = "auto: this version runs graphs on ONNX Runtime's CPU provider only"
+            found = _tensorrt_if_there(bundle, build, note, report)
+            if not isinstance(found, str):
+                return found
+            reason = found
         case "onnxruntime":
             reason = "asked for"
         case "tensorrt":
-            from .tensorrt_build import import_tensorrt
+            from .tensorrt_open import open_tensorrt
 
-            version = import_tensorrt().__version__
-            raise EngineError(
-                f"this version builds plans with TensorRT {version} (--build) but cannot run them "
-                "yet: use --engine onnxruntime"
+            return open_tensorrt(
+                bundle, reason="asked for", settings=build, note=note, report=report
             )
         case _:
             raise ConfigError(f"engine must be one of {', '.join(ENGINE_NAMES)}, found {engine!r}")
     from .onnxruntime import OnnxRuntimeEngines
 
     return OnnxRuntimeEngines(bundle, threads=threads, reason=reason)
+
+
+def _tensorrt_if_there(
+    bundle: Bundle,
+    build: BuildSettings | None,
+    note: Callable[[str], None],
+    report: Callable[[float, str], None],
+) -> EngineSet | str:
+    """Returns the TensorRT backend, or why it is not taken."""
+    from .tensorrt_open import at_hand, open_tensorrt
+
+    try:
+        trt, gpu = at_hand()
+    except (EngineError, DeviceError) as error:
+        return f"auto: ONNX Runtime, since {error}"
+    try:
+        reason = f"auto: TensorRT {trt.__version__} and {gpu.name} are here"
+        return open_tensorrt(bundle, reason=reason, settings=build, note=note, report=report)
+    except (EngineError, DeviceError) as error:
+        note(f"--engine auto takes ONNX Runtime, since TensorRT is here but fails: {error}")
+        return f"auto: ONNX Runtime, since TensorRT fails: {error}"

@@ -7,10 +7,12 @@ are device arrays that only `Ops` touch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from ..device import Device
+from ..errors import EngineError
 from ..manifest import GraphSpec
 
 
@@ -83,6 +85,11 @@ class EngineSet(Protocol):
         ...
 
     @property
+    def device(self) -> Device | None:
+        """Where the buffers live; None: they are NumPy arrays."""
+        ...
+
+    @property
     def specs(self) -> tuple[GraphSpec, ...]:
         """Every graph shape on offer."""
         ...
@@ -120,3 +127,15 @@ class LayerClocks(Protocol):
     def take_layers(self) -> LayerTimes:
         """Stops the clocks and returns what they say; engines in hand are void again."""
         ...
+
+
+def find_spec(specs: Sequence[GraphSpec], name: str, block: int, context: int) -> GraphSpec:
+    """Gives the spec of a shape; EngineError names those on offer if there is none."""
+    for spec in specs:
+        if (spec.name, spec.block, spec.context) == (name, block, context):
+            return spec
+    offered = ", ".join(f"{spec.name} {spec.block}/{spec.context}" for spec in specs)
+    raise EngineError(
+        f"the bundle has no graph {name} for block {block} and context {context}; it has "
+        f"{offered}: export it with the sizes you need"
+    )

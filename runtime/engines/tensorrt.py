@@ -18,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 from ..bundle import Bundle
+from ..device import Device
 from ..errors import EngineError
 from ..manifest import GraphSpec, TensorSpec
-from .base import LayerTimes
+from ..replay import ReplayingDevice
+from .base import LayerTimes, find_spec
 from .gpu import Gpu
 from .plan_cache import PlanCache
 from .tensorrt_build import BuildSettings
@@ -32,27 +34,10 @@ from .tensorrt_log import process_logger
 from .tensorrt_plans import Plan, graph_files, plan_for
 
 
-class Memory(Protocol):
-    """What this engine asks of a device."""
-
-    @property
-    def stream(self) -> int:
-        """Handle of the stream that everything is enqueued on."""
-        ...
-
-    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
-        """Allocates; the array is a frozen dataclass with `pointer`, `shape` and `dtype`."""
-        ...
-
-    def zero(self, target: Any) -> None:
-        """Sets all bytes to 0."""
-        ...
-
-
 class DeviceBuffers:
     """The arrays of a set; see the module's table."""
 
-    def __init__(self, device: Memory, specs: Sequence[GraphSpec]) -> None:
+    def __init__(self, device: Device, specs: Sequence[GraphSpec]) -> None:
         self._device = device
         self._sizes: dict[tuple[Any, ...], int] = {}
         self._arenas: dict[Sequence[Any], Any] = {}
@@ -95,9 +80,15 @@ class TensorRtEngine:
     """One graph at one static shape: an execution context with everything bound."""
 
     def __init__(
-        self, context: Any, spec: GraphSpec, profile_index: int, buffers: DeviceBuffers, stream: int
+        self,
+        context: Any,
+        spec: GraphSpec,
+        profile_index: int,
+        buffers: DeviceBuffers,
+        device: Device,
     ) -> None:
-        self._context, self._spec, self._stream = context, spec, stream
+        stream = device.stream
+        self._context, self._spec, self._device, self._stream = context, spec, device, stream
         self._buffers = buffers
         self._slot: int | None = None
         if not context.set_optimization_profile_async(profile_index, stream):
@@ -132,7 +123,10 @@ class TensorRtEngine:
             self._slot = slot
 
     def run(self) -> None:
-        """Enqueues one run on the device's stream; EngineError if TensorRT refuses."""
+        """Enqueues one run on the device's stream; EngineError, then or later, if refused."""
+        self._device.submit((id(self._context), self._slot), self._enqueue)
+
+    def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream):
             raise self._refused("to run")
 
@@ -158,7 +152,7 @@ class TensorRtEngines:
         self,
         trt: Any,
         bundle: Bundle,
-        device: Memory,
+        device: Device,
         gpu: Gpu,
         *,
         settings: BuildSettings | None = None,
@@ -182,7 +176,7 @@ class TensorRtEngines:
             EngineError: A plan can neither be loaded nor built.
             DeviceError: There is no memory for the buffers.
         """
-        self._trt, self._bundle, self._device = trt, bundle, device
+        self._trt, self._bundle, self.device = trt, bundle, device
         self.reason = reason
         self._buffers = DeviceBuffers(device, bundle.manifest.graphs)
         self._engines: dict[tuple[str, int, int], TensorRtEngine] = {}
@@ -190,6 +184,7 @@ class TensorRtEngines:
         self._plans: dict[str, tuple[tuple[GraphSpec, ...], Any]] = {}
         self._plan_bytes = 0
         self._clocks: Any = None
+        self._captures = False
         cache = PlanCache(note)
         # Engines live no longer than the runtime that made them.
         self._runtime = trt.Runtime(process_logger(trt))
@@ -242,14 +237,7 @@ class TensorRtEngines:
         """Returns the engine of this shape, bound on first use; EngineError if there is none."""
         key = (name, block, context)
         if key not in self._engines:
-            found = [spec for spec in self.specs if (spec.name, spec.block, spec.context) == key]
-            if not found:
-                offered = ", ".join(f"{s.name} {s.block}/{s.context}" for s in self.specs)
-                raise EngineError(
-                    f"the bundle has no graph {name} for block {block} and context {context}; it "
-                    f"has {offered}: export it with the sizes you need"
-                )
-            self._engines[key] = self._make(found[0])
+            self._engines[key] = self._make(find_spec(self.specs, *key))
         self._engines[key].select(self._slot)
         return self._engines[key]
 
@@ -267,7 +255,7 @@ class TensorRtEngines:
         context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
         if self._clocks is not None:
             context.profiler = self._clocks
-        return TensorRtEngine(context, spec, specs.index(spec), self._buffers, self._device.stream)
+        return TensorRtEngine(context, spec, specs.index(spec), self._buffers, self.device)
 
     def account(self) -> dict[str, int]:
         """See Accountable; weights are the plans, which hold little else."""
@@ -278,15 +266,25 @@ class TensorRtEngines:
         }
 
     def start_layers(self) -> None:
-        """See LayerClocks; nothing may be captured until `take_layers`."""
-        self._engines.clear()
+        """See LayerClocks; nothing is captured meanwhile, which no profiler stands."""
+        self._drop_contexts()
         self._clocks = layer_profiler(self._trt)
+        if isinstance(self.device, ReplayingDevice):
+            self._captures, self.device.captures = self.device.captures, False
 
     def take_layers(self) -> LayerTimes:
         """See LayerClocks; contexts are made anew, without a profiler."""
+        self._drop_contexts()
         clocks, self._clocks = self._clocks, None
-        self._engines.clear()
+        if isinstance(self.device, ReplayingDevice):
+            self.device.captures = self._captures
         return layer_times(clocks.heard, self._scratch_bytes)
+
+    def _drop_contexts(self) -> None:
+        self.device.flush()
+        self.device.synchronize()
+        self.device.forget()  # captured steps run contexts that go now
+        self._engines.clear()
 
     def kv_slot(self, index: int) -> None:
         """Selects the KV cache that engines bind; engines in hand change at once."""
@@ -295,8 +293,13 @@ class TensorRtEngines:
             bound.select(index)
 
     def close(self) -> None:
-        """Releases contexts, engines and buffers, in this order."""
+        """Releases contexts, engines, buffers and the device, in this order."""
+        if not self._plans:
+            return
+        self.device.synchronize()
+        self.device.forget()  # captured steps run in memory that goes now
         self._engines.clear()
         self._plans.clear()
         self._buffers.clear()
         self._scratch = None
+        self.device.close()

@@ -9,9 +9,10 @@ from ..manifest import Manifest
 from .ar import CausalFamily
 from .base import DeviceFamily, resolve_settings
 from .mdlm import MaskedFamily
+from .sedd import ScoreFamily
 
 FAMILIES: Mapping[str, DeviceFamily] = {
-    family.name: family for family in (MaskedFamily(), CausalFamily())
+    family.name: family for family in (MaskedFamily(), CausalFamily(), ScoreFamily())
 }
 
 
@@ -31,4 +32,4 @@ def decoding_settings(manifest: Manifest, overrides: Mapping[str, Any]) -> Decod
     Raises:
         ConfigError: An unknown family or setting, a value out of range, a contradiction.
     """
-    return resolve_settings(manifest, find_family(manifest.family).default_rule, overrides)
+    return resolve_settings(manifest, find_family(manifest.family), overrides)

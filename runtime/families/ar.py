@@ -23,7 +23,7 @@ from ..errors import ConfigError
 from ..manifest import Manifest
 from ..ops.base import Ops
 from ..philox import check_key
-from .base import Request, Span, UpdateRule, resolve_settings
+from .base import Request, Span, UpdateRule, check_rule, resolve_settings
 from .mdlm_bound import negative_log_likelihood
 from .window import Text, append, banned_ids, bucket, check_ids, contexts_by_block, feed, logits
 
@@ -142,7 +142,7 @@ class CausalRule:
             first=0,
         )
         self._ops.sample(row, self._canvas)
-        progress = self._ops.commit(self._canvas)
+        progress = self._ops.commit(self._canvas, exact=True)  # the next run needs the token
         self._ended = progress.ended
         if progress.ended:
             self._done = True
@@ -168,6 +168,7 @@ class CausalFamily:
 
     name = "ar"
     default_rule = "next_token"
+    rules: tuple[str, ...] = ("next_token",)
     exact = True
 
     def start(
@@ -180,9 +181,7 @@ class CausalFamily:
         check_ids(manifest, request.prompt_ids, "prompt")
         if request.max_tokens < 0:
             raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        settings = request.settings or resolve_settings(manifest, self.default_rule, {})
-        if settings.rule != "next_token":
-            raise ConfigError(f"a causal model has only rule next_token, not {settings.rule}")
+        settings = check_rule(self, request.settings or resolve_settings(manifest, self, {}))
         if settings.block_size is not None:
             raise ConfigError("block_size has no effect on a causal model; leave it out")
         return CausalRule(manifest, engines, ops, request, settings)

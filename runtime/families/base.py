@@ -34,24 +34,34 @@ class Span:
     """For provisional spans: which positions are already unmasked."""
 
 
+def check_rule(family: DeviceFamily, settings: DecodingSettings) -> DecodingSettings:
+    """Returns settings whose rule the family decodes by; raises ConfigError for another's."""
+    if settings.rule not in family.rules:
+        raise ConfigError(
+            f"rule {settings.rule} cannot decode a model of family {family.name}, which has "
+            f"{', '.join(family.rules)}; leave out --rule and its options, or choose one of these"
+        )
+    return settings
+
+
 def resolve_settings(
-    manifest: Manifest, default_rule: str, overrides: Mapping[str, Any]
+    manifest: Manifest, family: DeviceFamily, overrides: Mapping[str, Any]
 ) -> DecodingSettings:
     """Lays overrides (None: not given) over a bundle's settings, and these over the family's rule.
 
     Raises:
-        ConfigError: Unknown, out of range or contradicting each other.
+        ConfigError: Unknown, out of range, contradicting each other, or another family's.
         BundleError: The bundle's own settings are.
     """
-    defaults = {"rule": default_rule, **manifest.decoding}
+    defaults = {"rule": family.default_rule, **manifest.decoding}
     try:
-        DecodingSettings.from_json(defaults)
+        check_rule(family, DecodingSettings.from_json(defaults))
     except ConfigError as error:
         raise BundleError(
             f"the bundle's own decoding settings cannot be used ({error}): export it again, or use "
             "the version of dlm-edge that wrote it"
         ) from error
-    return DecodingSettings.merge(defaults, overrides)
+    return check_rule(family, DecodingSettings.merge(defaults, overrides))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +150,8 @@ class DeviceFamily(Protocol):
     name: str
     default_rule: str
     """Decoding rule of bundles that name none."""
+    rules: tuple[str, ...]
+    """All decoding rules that it can carry out; others are refused by name."""
     exact: bool
     """True when the bound is the likelihood itself, so that one sample tells all."""
 

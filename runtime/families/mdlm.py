@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..manifest import Manifest
 from ..ops.base import Ops
 from ..philox import check_key
-from .base import Request, UpdateRule, resolve_settings
+from .base import Request, UpdateRule, check_rule, resolve_settings
 from .mdlm_bound import masked_bound
 from .mdlm_rule import GRAPH, MaskedRule
 from .window import check_ids, choose_block, contexts_by_block
@@ -25,6 +25,17 @@ class MaskedFamily:
 
     name = "mdlm"
     default_rule = "threshold"
+    rules: tuple[str, ...] = (
+        "low_confidence",
+        "threshold",
+        "factor",
+        "entropy",
+        "margin",
+        "random",
+        "entropy_bound",
+        "first_hitting",
+        "ancestral",
+    )
     exact = False
 
     def start(
@@ -39,10 +50,8 @@ class MaskedFamily:
             check_ids(manifest, request.prompt_ids, "prompt")
             if request.max_tokens < 0:
                 raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        settings = request.settings or resolve_settings(manifest, self.default_rule, {})
-        if settings.rule == "next_token":
-            raise ConfigError("rule next_token is the causal family's; choose another for mdlm")
-        return MaskedRule(manifest, engines, ops, request, settings)
+        settings = request.settings or resolve_settings(manifest, self, {})
+        return MaskedRule(manifest, engines, ops, request, check_rule(self, settings))
 
     def bound(
         self,
@@ -58,7 +67,7 @@ class MaskedFamily:
         """See DeviceFamily."""
         check_manifest(manifest)
         shapes = contexts_by_block(engines.specs, GRAPH)
-        block = choose_block(shapes, block_size)
+        block = choose_block(shapes, block_size, manifest.block_sizes)
         return masked_bound(
             manifest, engines, ops, windows, seed=seed, samples=samples, block=block
         )

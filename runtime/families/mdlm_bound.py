@@ -71,7 +71,7 @@ def masked_bound(
             for row, sample in enumerate(samples):
                 share = float(level[sample][first_block[number] + index])
                 draw = draws[row][start : start + len(piece)]
-                masked, weight = _masked(draw, start, share)
+                masked, weight = masked_set(draw, start, share)
                 if len(masked):
                     chance = float(draw[masked].max())
                     cost = _cross_entropy(manifest, ops, engine, ids, start, masked, chance)
@@ -83,7 +83,7 @@ def masked_bound(
         yield nats
 
 
-def _masked(draws: np.ndarray, start: int, level: float) -> tuple[np.ndarray, float]:
+def masked_set(draws: np.ndarray, start: int, level: float) -> tuple[np.ndarray, float]:
     """Gives the masked indices of a block, ascending, and their weight M / k."""
     scored = np.arange(1 if start == 0 else 0, len(draws))
     if not len(scored):
@@ -105,7 +105,7 @@ def _cross_entropy(
     """Runs a block with some positions masked; gives -log p of their true ids, (k,) float64."""
     corrupted = ids.copy()
     corrupted[masked] = manifest.mask_token_id
-    feed(ops, engine, corrupted, start, chance)
+    feed(ops, engine, corrupted, start, time=chance)
     engine.run()
     rows = ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)[masked]
     return negative_log_likelihood(rows, ids[masked], banned_ids(manifest))

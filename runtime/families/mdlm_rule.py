@@ -2,13 +2,16 @@
 
 | run | canvas | start | afterwards |
 |---|---|---|---|
-| prefill | a full block of the prompt | rows cached | its kv_new is stored |
+| store | a full block of the prompt, or a finished one | rows cached | its kv_new is stored |
 | denoise | fixed ids, MASK elsewhere | rows cached | a decoding rule commits positions |
-| commit | the finished block | rows cached | its kv_new is stored; skipped when no block follows |
+| advance | a full block, then the next to denoise | rows cached | as store, then as denoise |
 
-All three are the graph `denoise`. The prompt's tail (its length modulo the block size) shares the
-first generated block as fixed positions. Positions beyond the last token asked for stay MASK and
-are neither committed nor read.
+All are the graph `denoise`. A finished block that no other follows is not stored. `advance` saves
+a run per block with the same result; it needs the graph at twice the block size, with its input
+`split`: else `store` and `denoise` follow each other. Where the ops report one step late, the run
+after the last step was one over the finished block already, and its kv_new is stored. The prompt's
+tail (its length modulo the block size) shares the first generated block as fixed positions.
+Positions beyond the last token asked for stay MASK and are neither committed nor read.
 
 A text beyond the largest context (or the positions the model knows) goes on in a window: the
 oldest half is dropped, the kept tail is prefilled at positions from 0 on, `approximate` is set.
@@ -25,12 +28,12 @@ Source: MDLM (arXiv 2406.07524), BD3-LM (arXiv 2503.09573) section 3.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from ..decoding import DecodingSettings
+from ..decoding import RULES, DecodingSettings
 from ..engines.base import Engine, EngineSet
-from ..errors import ConfigError
 from ..manifest import Manifest
 from ..ops.base import Ops, Progress
 from ..schedule import schedule_from_json
@@ -40,14 +43,19 @@ from .window import (
     append,
     banned_ids,
     bucket,
+    canvas_block,
     choose_block,
     contexts_by_block,
     feed,
+    has_input,
     logits,
-    sees_time,
 )
 
 GRAPH = "denoise"
+MAX_WAITING = 32
+"""In the last block of a text no commit run follows that a late report could save, so with up to
+so many masked positions each step's own report is awaited: a wait is a launch's time, about 1/30
+of a step of a 100 M model on the boards meant."""
 
 
 class MaskedRule:
@@ -64,18 +72,20 @@ class MaskedRule:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         assert manifest.mask_token_id is not None
         self._mask, self._eos = manifest.mask_token_id, manifest.eos_token_id
-        self._ops, self._request = ops, request
+        self._engines, self._ops, self._request = engines, ops, request
         shapes = contexts_by_block(engines.specs, GRAPH)
         template = request.template_ids
         if template is None:
-            self._block = choose_block(shapes, settings.block_size)
+            self._block = choose_block(shapes, settings.block_size, manifest.block_sizes)
             text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         else:
-            self._block = canvas_block(shapes, len(template))
+            self._block = canvas_block(shapes, len(template), manifest.block_sizes)
             text = Text((), len(template))
         self._text = text
         self._num_given = len(request.prompt_ids) if template is None else 0
         self._contexts = shapes[self._block]
+        splits = has_input(engines.specs, GRAPH, "split")
+        self._double_contexts = shapes.get(2 * self._block, ()) if splits else ()
         blocks_cached = min(
             self._contexts[-1] // self._block, max(0, manifest.max_position // self._block - 1)
         )
@@ -92,9 +102,11 @@ class MaskedRule:
             banned=_banned(manifest, request),
             unmask_chance=unmask_chances(manifest, steps) if settings.rule == "ancestral" else None,
         )
-        self._sees_time = sees_time(engines.specs, GRAPH)
+        self._sees_time = has_input(engines.specs, GRAPH, "time")
+        # Outputs on which nothing was committed serve again, unless time went on for the graph.
+        self._repeats = RULES[settings.rule].scheduled and not self._sees_time
         self._chances = mask_chances(manifest, steps)
-        self._phase = "prefill"
+        self._phase = "store"
         self._cached = 0
         self._ended = False
         self._approximate = False
@@ -146,40 +158,66 @@ class MaskedRule:
 
     def next_run(self) -> tuple[str, int, int]:
         """See UpdateRule."""
-        rows = self._cached if self._phase == "denoise" else self._cached + self._block
-        return GRAPH, self._block, bucket(self._contexts, rows)
+        match self._phase:
+            case "denoise":
+                return GRAPH, self._block, bucket(self._contexts, self._cached)
+            case "store":
+                return GRAPH, self._block, bucket(self._contexts, self._cached + self._block)
+            case _:
+                rows = self._cached + self._block
+                return GRAPH, 2 * self._block, bucket(self._double_contexts, rows)
 
     def feed(self, engine: Engine) -> None:
         """See UpdateRule."""
-        ids = self._canvas.ids
-        if self._phase == "prefill":
-            ids = self._text.window[self._cached : self._cached + self._block]
-        feed(self._ops, engine, ids, self._cached, self._mask_chance())
+        block, known = self._block, self._text.window[self._cached :]
+        match self._phase:
+            case "denoise":
+                ids = self._canvas.ids
+                feed(self._ops, engine, ids, self._cached, time=self._mask_chance(None))
+            case "store":
+                feed(self._ops, engine, known[:block], self._cached)
+            case _:
+                ids = np.full(2 * block, self._mask, np.int32)
+                ids[: len(known)] = known
+                time = np.zeros(2 * block, np.float32)
+                time[block:] = self._mask_chance(ids[block:])
+                feed(self._ops, engine, ids, self._cached, split=block, time=time)
 
-    def _mask_chance(self) -> float:
-        """What a graph that sees time is told: the schedule's chance of the step for `ancestral`,
-        else the share of the block that is masked."""
-        if not self._sees_time or self._phase != "denoise":
+    def _mask_chance(self, ids: np.ndarray | None) -> float:
+        """What a graph that sees time is told of a block: the schedule's chance of the step for
+        `ancestral`, else the share of the block that is masked.
+
+        `ids` is a block that is about to begin, None the one at hand.
+        """
+        if not self._sees_time:
             return 0.0
         if self._canvas.settings.rule == "ancestral":
-            return float(self._chances[self._canvas.step])
-        return float(np.mean(self._ops.ids(self._canvas) == self._mask))
+            return float(self._chances[self._canvas.step if ids is None else 0])
+        return float(np.mean((self._ops.ids(self._canvas) if ids is None else ids) == self._mask))
 
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""
         if self._phase == "denoise":
-            return self._denoise(engine)
+            return self._denoise(engine, logits(engine))
         append(self._ops, engine, self._cached, self._block)
         self._cached += self._block
+        if self._phase == "advance":
+            self._begin_block()
+            output = self._ops.rows(logits(engine), self._block, self._block)
+            return self._denoise(engine, output)
         self._advance()
         return ()
 
     def _advance(self) -> None:
-        """Goes on behind the cached rows: prefills another known block, or denoises the next."""
-        if self._text.num_known - self._text.offset >= self._cached + self._block:
-            self._phase = "prefill"
-        else:
+        """Goes on behind the cached rows: stores another known block, or denoises the next."""
+        num_known = self._text.num_known - self._text.offset - self._cached
+        if num_known < self._block:
             self._begin_block()
+        elif num_known < 2 * self._block and self._double_contexts:
+            fits = self._double_contexts[-1] >= self._cached + self._block
+            self._phase = "advance" if fits else "store"
+        else:
+            self._phase = "store"
 
     def _slide(self) -> None:
         """Drops the older half of a full window."""
@@ -211,14 +249,14 @@ class MaskedRule:
         if not left:
             self._text.extend(0, template)
 
-    def _denoise(self, engine: Engine) -> Sequence[Span]:
-        """One step; more on the same outputs while nothing changes, unless the graph sees time."""
-        output = logits(engine)
-        progress = Progress(0, 0, 0, False)
+    def _denoise(self, engine: Engine, output: Any) -> Sequence[Span]:
+        """One step on a block's logits; more on the same while nothing changes, if they serve
+        again."""
+        exact = self._repeats or self._waits()
         while True:
             self._ops.sample(output, self._canvas)
-            progress = self._ops.commit(self._canvas)
-            if progress.num_committed or not progress.num_masked or self._sees_time:
+            progress = self._ops.commit(self._canvas, exact=exact)
+            if progress.num_committed or not progress.num_masked or not self._repeats:
                 break
         spans = []
         finished = progress.num_masked == 0
@@ -227,8 +265,13 @@ class MaskedRule:
         if self._request.provisional:
             spans.append(self._provisional())
         if finished:
-            self._finish_block(progress)
+            self._finish_block(progress, engine)
         return spans
+
+    def _waits(self) -> bool:
+        """Whether each step's own report is worth waiting for; see MAX_WAITING."""
+        last = self._canvas.position + self._block >= self._text.limit
+        return last and self._canvas.num_masked_at_start <= MAX_WAITING
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
         position = self._canvas.position
@@ -247,25 +290,19 @@ class MaskedRule:
             fixed=tuple((ids != self._mask).tolist()),
         )
 
-    def _finish_block(self, progress: Progress) -> None:
+    def _finish_block(self, progress: Progress, engine: Engine) -> None:
         self._ended = progress.ended
         if progress.ended or self._text.num_known >= self._text.limit:
             self._phase = "done"
         elif self._cached + self._block >= self._capacity:
             self._slide()
         else:
-            self._phase = "commit"
-
-
-def canvas_block(shapes: dict[int, tuple[int, ...]], length: int) -> int:
-    """Gives the smallest block that holds a whole text; raises ConfigError if none does."""
-    fitting = [block for block in shapes if block >= length]
-    if not fitting:
-        raise ConfigError(
-            f"the text to fill has {length} tokens, the largest canvas {max(shapes)}; "
-            "shorten it, or export with a larger whole-canvas block"
-        )
-    return min(fitting)
+            if progress.behind and not self._sees_time:
+                context = bucket(self._contexts, self._cached + self._block)
+                holder = self._engines.engine(GRAPH, self._block, context)
+                append(self._ops, engine, self._cached, self._block, into=holder)
+                self._cached += self._block
+            self._advance()
 
 
 def mask_chances(manifest: Manifest, steps: int) -> np.ndarray:

@@ -26,19 +26,37 @@ def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple
     return {block: tuple(sorted(found[block])) for block in sorted(found)}
 
 
-def choose_block(shapes: dict[int, tuple[int, ...]], asked: int | None) -> int:
+def choose_block(
+    shapes: dict[int, tuple[int, ...]], asked: int | None, learnt: Sequence[int] = ()
+) -> int:
     """Gives the block size to decode with: the one asked for, else the default.
 
     The default is the largest that a text can be continued with (its largest context holds at
-    least one block); without any, the largest, which is the whole canvas.
+    least one block), among the sizes that the model has learnt if any of them can; without any,
+    the largest, which is the whole canvas.
     """
     if asked is None:
         fitting = [block for block, contexts in shapes.items() if contexts[-1] >= block]
-        return max(fitting, default=max(shapes))
+        return max(set(fitting).intersection(learnt) or fitting, default=max(shapes))
     if asked not in shapes:
         sizes = ", ".join(map(str, shapes))
         raise ConfigError(f"the bundle has no graph of block size {asked}; choose from {sizes}")
     return asked
+
+
+def canvas_block(
+    shapes: dict[int, tuple[int, ...]], length: int, learnt: Sequence[int] = ()
+) -> int:
+    """Gives the smallest block that holds a whole text, if possible one that the model has learnt;
+    raises ConfigError if none does."""
+    fitting = [block for block in shapes if block >= length]
+    fitting = [block for block in fitting if block in learnt] or fitting
+    if not fitting:
+        raise ConfigError(
+            f"the text to fill has {length} tokens, the largest canvas {max(shapes)}; "
+            "shorten it, or export with a larger whole-canvas block"
+        )
+    return min(fitting)
 
 
 def bucket(contexts: Sequence[int], rows: int) -> int:
@@ -115,28 +133,50 @@ class Text:
         self.offset = self.num_known - keep
 
 
-def sees_time(specs: Sequence[GraphSpec], graph: str) -> bool:
-    """Tells whether a graph is conditioned on time: it then has an input of role `time`."""
+def has_input(specs: Sequence[GraphSpec], graph: str, role: str) -> bool:
+    """Tells whether a graph has an input of a role that not all have, such as `time`."""
     return any(
-        tensor.role == "time" for spec in specs if spec.name == graph for tensor in spec.inputs
+        tensor.role == role for spec in specs if spec.name == graph for tensor in spec.inputs
     )
 
 
-def feed(ops: Ops, engine: Engine, ids: object, start: int, time: float = 0.0) -> None:
-    """Writes a canvas, its start and its share of masks into an engine's buffers.
+def feed(
+    ops: Ops,
+    engine: Engine,
+    ids: object,
+    start: int,
+    *,
+    split: int = 0,
+    time: float | np.ndarray = 0.0,
+) -> None:
+    """Writes a canvas and where it stands into an engine's buffers.
 
-    `time`, the chance that a position is masked, goes to every position of graphs that see it.
+    Args:
+        ops: Copies to where the engine runs.
+        engine: Whose inputs are written.
+        ids: (block,) canvas.
+        start: Position of its first token.
+        split: Positions before it see none from it on; for graphs that have this input.
+        time: The chance that a position is masked, (block,) or one for all; for graphs that see it.
     """
+    values = {"split": split, "start": start, "time": time}
     for tensor in engine.spec.inputs:
-        if tensor.role == "time":
-            ops.assign(engine.inputs[tensor.name], np.full(tensor.shape, time, tensor.dtype))
+        if tensor.role in values:
+            value = values[tensor.role]
+            if not isinstance(value, np.ndarray):
+                value = np.full(tensor.shape, value, tensor.dtype)
+            ops.assign(engine.inputs[tensor.name], value)
+    # Last, so that on a device it is part of what repeats from step to step.
     ops.assign(engine.inputs[engine.spec.tensor("canvas").name], ids)
-    ops.assign(engine.inputs[engine.spec.tensor("start").name], np.array([start], np.int32))
 
 
-def append(ops: Ops, engine: Engine, start: int, count: int) -> None:
-    """Stores a run's first `count` keys and values behind `start` rows of the cache."""
-    kv = engine.inputs[engine.spec.tensor("kv").name]
+def append(ops: Ops, engine: Engine, start: int, count: int, *, into: Engine | None = None) -> None:
+    """Stores a run's first `count` keys and values behind `start` rows of the cache.
+
+    `into` is an engine of the set whose context holds them, if the one that ran is too short.
+    """
+    holder = into or engine
+    kv = holder.inputs[holder.spec.tensor("kv").name]
     ops.append_kv(kv, engine.outputs[engine.spec.tensor("kv_new").name], start, count)
 
 

@@ -30,6 +30,7 @@ struct Canvas {
   int* rank;                       // (block,): working memory
   const int* staged;               // mapped: position, first, ids (block), masked flags (block)
   unsigned long long* published;   // mapped: the last 4 progress words
+  int* shown;                      // mapped (block,): the ids, once a block is finished
   double time;
   double top_p;                    // 1: everything
   double factor;
@@ -63,7 +64,7 @@ struct Canvas {
 };
 
 static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
-static_assert(sizeof(Canvas) == 18 * 8 + 26 * 4, "the host writes this layout");
+static_assert(sizeof(Canvas) == 19 * 8 + 26 * 4, "the host writes this layout");
 
 // How many positions a fixed schedule commits in this step: at least 1.
 __device__ inline int quota(const Canvas* canvas) {

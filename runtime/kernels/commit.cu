@@ -129,7 +129,8 @@ __device__ inline int find(const Canvas* canvas, int begin, int end, int id) {
 }
 
 extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
-  const bool failed = canvas->error != 0, open = canvas->num_masked > 0;
+  const int before = canvas->num_masked;
+  const bool failed = canvas->error != 0, open = before > 0;
   int num_committed = 0, num_final = 0;
   bool ended = false;
   if (!failed) {
@@ -144,14 +145,22 @@ extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
       }
     }
   }
+  const int left = ended ? 0 : before - num_committed;
+  if (open && !failed && left == 0) {  // the host reads these once it has read the word below
+    for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
+      canvas->shown[index] = canvas->ids[index];
+    }
+    __threadfence_system();
+    __syncthreads();
+  }
   if (threadIdx.x) return;
   if (open && !failed) {
     if (canvas->rule == RULE_FIRST_HITTING) {
       const double draw = uniform(canvas, canvas->position, canvas->step, DRAW_TIME);
-      canvas->time *= pow(draw, 1.0 / canvas->num_masked);
+      canvas->time *= pow(draw, 1.0 / before);
     }
     ++canvas->step;
-    canvas->num_masked = ended ? 0 : canvas->num_masked - num_committed;
+    canvas->num_masked = left;
   }
   publish(canvas, num_committed, num_final, ended);
 }

@@ -28,8 +28,11 @@ CHUNK = 64
 
 
 class Progress(NamedTuple):
-    """What a commit changed. Device ops may report the step before; a step over a finished block
-    changes nothing, so running one step ahead is harmless."""
+    """What a commit changed, or the one before it (`behind`).
+
+    A step over a finished block changes nothing. So if `behind` and nothing is masked any more,
+    the run just made was one over the finished block, and its outputs are those of a commit run.
+    """
 
     num_masked: int
     """Masked positions left; 0 also when the text ended within the block."""
@@ -39,10 +42,18 @@ class Progress(NamedTuple):
     """Leading positions of the block without a mask: their text can be shown."""
     ended: bool
     """True when an end-of-text token stands at index `num_final`, all before it committed."""
+    behind: bool = False
+    """True when these are the figures of the step before; of the block's begin, in its first."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Canvas:
+class _Referable:
+    """Lets ops notice when a canvas is no longer used."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Canvas(_Referable):
     """One block being denoised. Arrays are the ops' own: NumPy here, device arrays elsewhere."""
 
     settings: DecodingSettings
@@ -72,6 +83,11 @@ class Canvas:
     (temperature 1, before top-k and top-p); kept for committed positions."""
     unmask_chance: Any
     """(steps,) float64: per step, the chance that a masked position is unmasked (`ancestral`)."""
+    transition: Any = None
+    """(steps, 5) float64, rows of `transition.transition_table`: what a step of the transition
+    rules does. Their `masked` positions are those free to move."""
+    sigma: Any = None
+    """(1,) float32: the noise that the next run is told (transition rules)."""
     bias: Any = None
     """(vocab,) float32 added to every row's logits, or None."""
     allowed: Any = None
@@ -113,6 +129,7 @@ class Ops(Protocol):
         eos_token_id: int,
         banned: tuple[int, ...],
         unmask_chance: np.ndarray | None = None,
+        transition: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> Canvas:
@@ -149,17 +166,35 @@ class Ops(Protocol):
         accumulated in float64 in order, it lies in the first chunk whose cumulative sum exceeds
         u times the total, and is the first id there at which the running float64 sum does.
 
+        Under a transition rule every free row draws its next token instead. Logits are log-ratios
+        to the token x that stands there: s_y = exp(l_y), float32, and 0 at x, at banned and at
+        disallowed ids. Their sum S gives s_y the weight max(s_y - offset (1 + S), 0), and with M
+        the sum of weights (both sums in chunks, as above) the position moves if u times
+        gain M + max(stay - slope S, 0) is less than gain M: `chosen`. The share of u below that,
+        a uniform again, then draws `candidate` from the weights as above, which are first divided
+        by the highest, raised to 1 / T and restricted to top-k and top-p (at temperature 0: the
+        highest weight, the lowest id among equals).
+
         Raises:
-            EngineError: A row holds NaN, or no finite logit that is allowed. Device ops raise it at
-                the next `commit`.
+            EngineError: A row holds NaN, or no finite logit that is allowed, or ratios that
+                overflow. Device ops raise it at the next `commit`.
         """
         ...
 
-    def commit(self, canvas: Canvas) -> Progress:
+    def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """Commits positions by the rule of the canvas's settings (see `decoding`).
 
         Scatters candidates into `ids`, clears them in `masked`, counts the step, and ends the
         text at the first end-of-text token that has no mask before it.
+
+        Under a transition rule the chosen positions move, and `sigma` becomes the next step's. In
+        a canvas with a mask they are free no more; in one without, all stay free up to the last
+        step, and nothing is final before it.
+
+        Args:
+            canvas: One block.
+            exact: Wait for this commit's own progress. Otherwise ops of a device may report the
+                one before, so that the device has work while the host thinks.
         """
         ...
 

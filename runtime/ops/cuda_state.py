@@ -15,6 +15,7 @@ from .base import Progress
 POINTERS = (
     "ids", "masked", "chosen", "candidate", "score", "log_prob", "unmask_chance", "bias",
     "permitted", "seen", "sums", "rank", "staged", "published",
+    "shown",
 )  # fmt: skip
 DOUBLES = ("time", "top_p", "factor", "entropy_bound")
 WORDS = (

@@ -25,6 +25,7 @@ from .rows import (
     sum_chunks,
     truncate,
 )
+from .transitions import TransitionScratch, commit_transition, draw_transition
 
 STEPS_PER_DRAW = 8
 """Steps whose uniforms are made at once: Philox costs about 60 us per call, whatever its size."""
@@ -33,8 +34,11 @@ STEPS_PER_DRAW = 8
 class _Scratch:
     """A NumPy canvas's working memory."""
 
-    def __init__(self, block: int, vocab_size: int, banned: tuple[int, ...]) -> None:
-        self.row = RowScratch(block, vocab_size)
+    def __init__(
+        self, block: int, vocab_size: int, banned: tuple[int, ...], *, transition: bool
+    ) -> None:
+        self.row = RowScratch(0 if transition else block, vocab_size)
+        self.rows = TransitionScratch(block, vocab_size, banned) if transition else None
         self.banned = np.array(banned, dtype=np.int64)
         self.draws: dict[DrawKind, tuple[int, np.ndarray]] = {}
 
@@ -57,10 +61,12 @@ class NumpyOps:
         eos_token_id: int,
         banned: tuple[int, ...],
         unmask_chance: np.ndarray | None = None,
+        transition: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> Canvas:
         """See Ops."""
+        moves = transition is not None
         return Canvas(
             settings=settings,
             vocab_size=vocab_size,
@@ -76,10 +82,12 @@ class NumpyOps:
             score=np.zeros(block, np.float32),
             log_prob=np.zeros(block, np.float32),
             unmask_chance=unmask_chance,
+            transition=transition,
+            sigma=np.zeros(1, np.float32) if moves else None,
             bias=bias,
             allowed=allowed,
             seen=np.zeros(vocab_size, bool) if settings.repetition_penalty != 1.0 else None,
-            scratch=_Scratch(block, vocab_size, banned),
+            scratch=_Scratch(block, vocab_size, banned, transition=moves),
         )
 
     def begin_block(
@@ -93,6 +101,8 @@ class NumpyOps:
         canvas.step, canvas.time = 0, 1.0
         canvas.num_masked = canvas.num_masked_at_start = int(np.count_nonzero(masked))
         canvas.scratch.draws.clear()
+        if canvas.transition is not None:
+            canvas.sigma[0] = canvas.transition[0, 0]
         return canvas.num_masked
 
     def mark_seen(self, canvas: Canvas, ids: np.ndarray) -> None:
@@ -103,8 +113,11 @@ class NumpyOps:
     def sample(self, logits: Any, canvas: Canvas) -> None:
         """See Ops."""
         logits = logits.reshape(-1, canvas.vocab_size)
+        if canvas.transition is not None:
+            draw_transition(canvas, logits, self._draws(canvas, DrawKind.TOKEN))
+            return
         if RULES[canvas.settings.rule].chooses_first:
-            self._choose(canvas)
+            self.choose(canvas)
             rows = np.flatnonzero(canvas.chosen)
         else:
             rows = np.flatnonzero(canvas.masked)
@@ -164,7 +177,7 @@ class NumpyOps:
         if RULES[settings.rule].score == "confidence":
             canvas.score[rows] = np.exp(log_prob)
 
-    def _choose(self, canvas: Canvas) -> None:
+    def choose(self, canvas: Canvas) -> None:
         """Fills `chosen` for the rules that look at no logits."""
         masked = np.flatnonzero(canvas.masked)
         canvas.chosen.fill(False)
@@ -200,11 +213,13 @@ class NumpyOps:
             canvas.scratch.draws[kind] = made
         return made[1][canvas.step - start]
 
-    def commit(self, canvas: Canvas) -> Progress:
+    def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """See Ops."""
         num_committed = 0
-        if canvas.num_masked:
-            accepted = self._accepted(canvas)
+        if canvas.transition is not None:
+            num_committed = commit_transition(canvas)
+        elif canvas.num_masked:
+            accepted = selection.accepted(canvas)
             num_committed = len(accepted)
             canvas.ids[0, accepted] = canvas.candidate[accepted]
             canvas.masked[accepted] = False
@@ -212,34 +227,13 @@ class NumpyOps:
             canvas.step += 1
             if canvas.seen is not None:
                 canvas.seen[canvas.candidate[accepted]] = True
+        if canvas.transition is not None and canvas.num_masked and canvas.mask_token_id < 0:
+            return Progress(canvas.num_masked, num_committed, 0, False)  # all may still change
         num_final, ended = self._end_of_text(canvas)
         if ended:
             canvas.masked.fill(False)
             canvas.num_masked = 0
         return Progress(canvas.num_masked, num_committed, num_final, ended)
-
-    def _accepted(self, canvas: Canvas) -> np.ndarray:
-        """Gives the indices that the rule commits now."""
-        settings = canvas.settings
-        if RULES[settings.rule].chooses_first:
-            return np.flatnonzero(canvas.chosen)
-        masked = np.flatnonzero(canvas.masked)
-        scores = canvas.score[masked]
-        match settings.rule:
-            case "threshold":
-                accept = selection.threshold(scores, settings.threshold or 0.0)
-            case "factor":
-                accept = selection.factor(scores, settings.factor or 0.0)
-            case "entropy_bound":
-                accept = selection.entropy_bound(scores, settings.entropy_bound or 0.0)
-            case "low_confidence" | "entropy" | "margin":
-                count = selection.quota(canvas.num_masked_at_start, settings.steps, canvas.step)
-                accept = selection.highest(scores, count)
-            case "next_token":
-                accept = selection.highest(scores, 1)
-            case _:
-                raise AssertionError(f"rule {settings.rule} chooses first")
-        return masked[accept]
 
     def _end_of_text(self, canvas: Canvas) -> tuple[int, bool]:
         """Gives the number of leading final positions, and whether the text ends behind them."""

@@ -170,16 +170,32 @@ def draw(scratch: RowScratch, uniforms: np.ndarray) -> np.ndarray:
     Returns:
         (n,) int64 ids.
     """
-    count = len(uniforms)
-    rows = np.arange(count)
-    cumulative = np.cumsum(scratch.sums[:count], axis=1, dtype=np.float64)
+    return locate(scratch.chunks, scratch.sums, np.arange(len(uniforms)), uniforms)
+
+
+def locate(
+    chunks: np.ndarray, sums: np.ndarray, rows: np.ndarray, uniforms: np.ndarray
+) -> np.ndarray:
+    """Draws one id from each of some rows of weights.
+
+    Args:
+        chunks: (slots, chunks, 64) float32 weights.
+        sums: (slots, chunks) float32 sums of them.
+        rows: (n,) slots to draw from.
+        uniforms: (n,) float64.
+
+    Returns:
+        (n,) int64 ids.
+    """
+    own = np.arange(len(rows))
+    cumulative = np.cumsum(sums[rows], axis=1, dtype=np.float64)
     target = uniforms * cumulative[:, -1]
     chunk = np.add.reduce(cumulative <= target[:, None], axis=1)
     np.minimum(chunk, cumulative.shape[1] - 1, out=chunk)
-    within = scratch.chunks[rows, chunk].astype(np.float64)
-    within[:, 0] += np.where(chunk > 0, cumulative[rows, chunk - 1], 0.0)
+    within = chunks[rows, chunk].astype(np.float64)
+    within[:, 0] += np.where(chunk > 0, cumulative[own, chunk - 1], 0.0)
     index = np.add.reduce(np.cumsum(within, axis=1) <= target[:, None], axis=1)
-    for row in np.flatnonzero(index == CHUNK):
+    for one in np.flatnonzero(index == CHUNK):
         # The chunk's float32 sum was above the float64 one by rounding: its last weight.
-        index[row] = np.flatnonzero(scratch.chunks[row, chunk[row]])[-1]
+        index[one] = np.flatnonzero(chunks[rows[one], chunk[one]])[-1]
     return chunk * CHUNK + index

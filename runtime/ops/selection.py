@@ -9,6 +9,33 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..decoding import RULES
+from .base import Canvas
+
+
+def accepted(canvas: Canvas) -> np.ndarray:
+    """Gives the indices that the rule of a NumPy canvas commits now."""
+    settings = canvas.settings
+    if RULES[settings.rule].chooses_first:
+        return np.flatnonzero(canvas.chosen)
+    masked = np.flatnonzero(canvas.masked)
+    scores = canvas.score[masked]
+    match settings.rule:
+        case "threshold":
+            accept = threshold(scores, settings.threshold or 0.0)
+        case "factor":
+            accept = factor(scores, settings.factor or 0.0)
+        case "entropy_bound":
+            accept = entropy_bound(scores, settings.entropy_bound or 0.0)
+        case "low_confidence" | "entropy" | "margin":
+            count = quota(canvas.num_masked_at_start, settings.steps, canvas.step)
+            accept = highest(scores, count)
+        case "next_token":
+            accept = highest(scores, 1)
+        case _:
+            raise AssertionError(f"rule {settings.rule} chooses first")
+    return masked[accept]
+
 
 def quota(num_masked_at_start: int, steps: int | None, step: int) -> int:
     """Gives how many positions a fixed schedule commits in a step: at least 1."""

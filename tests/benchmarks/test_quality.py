@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from dlm_edge.benchmarks.judge import TextScore
 from dlm_edge.benchmarks.quality import (
     compare,
-    cut_words,
     judge_ratio,
     main,
     match_lengths,
-    measure,
     read_texts,
 )
+from dlm_edge.calibration.judge import TextScore
+from dlm_edge.calibration.text_quality import cut_words, measure
 from dlm_edge.runtime.errors import DataError
 
 

@@ -32,6 +32,7 @@ class DeviceEngines:
         self.name = f"{inner.name} on {device.name}"
         self.specs = inner.specs
         self._inner, self._device = inner, device
+        self.device = device
         self._engines = {}
         (kv,) = (
             tensor

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from dlm_edge.export.graph import Shape
 from dlm_edge.export.trace import trace
 from dlm_edge.train.families import FAMILIES
+from dlm_edge.train.families.shapes import Shape
 from tiny_checkpoint import BLOCK, CONTEXT, SHAPE, make_checkpoint
 
 

@@ -161,6 +161,43 @@ def test_quantisation_that_tensorrt_10_3_refuses_is_named(model, word):
     assert word in found(model)
 
 
+def stored(axis, *, turned=False):
+    """A product with an int8 matrix that has one scale per row (axis 0) or column."""
+    matrix = np.ones((4, 8) if turned else (8, 4), np.int8)
+    count = matrix.shape[axis]
+    constants = {
+        "w": matrix,
+        "scale": np.full(count, 0.1, np.float32),
+        "zero": np.zeros(count, np.int8),
+    }
+    nodes = [node("DequantizeLinear", ["w", "scale", "zero"], ["d"], axis=axis)]
+    if turned:
+        nodes.append(node("Transpose", ["d"], ["t"], perm=[1, 0]))
+    nodes.append(node("MatMul", ["x", "t" if turned else "d"], ["y"]))
+    return build(nodes, constants, outputs=[("y", FLOAT, [4, 4])])
+
+
+def test_a_weights_scales_count_the_outputs_of_its_product():
+    assert lint(stored(1)) == []
+    assert lint(stored(0, turned=True)) == []
+    assert "sums over" in found(stored(0))
+    assert "sums over" in found(stored(1, turned=True))
+
+
+def test_a_graph_for_the_cpu_may_use_its_integer_products():
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node("MatMulInteger", ["q", "w", "z"], ["i"]),
+        node("Cast", ["i"], ["f"], to=FLOAT),
+        node("Mul", ["f", "s"], ["y"]),
+    ]
+    model = build(nodes, {"w": np.ones((8, 4), np.int8)}, outputs=[("y", FLOAT, [4, 4])])
+    assert lint(model, board=False) == []
+    require_clean(model, "g", board=False)
+    assert "MatMulInteger" in found(model)
+    assert "UINT8" in found(model)
+
+
 def test_a_scale_of_another_dtype_than_its_input_is_named():
     model = build(
         [

@@ -58,7 +58,7 @@ def shapes(bundle):
 def test_a_checkpoint_becomes_a_bundle_that_runs(exported):
     path, report = exported
     bundle = open_bundle(path, expect_sha256=report["sha256"])
-    assert shapes(bundle) == [(4, 8), (4, 16), (16, 8)]
+    assert shapes(bundle) == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
     assert bundle.manifest.family == "mdlm"
     assert bundle.manifest.decoding == {"rule": "factor", "factor": 1.0}
     assert bundle.manifest.model["num_parameters"] == 2 * 258 * 32 + num_layer_weights(bundle)
@@ -93,7 +93,7 @@ def test_parity_with_torch_is_in_the_report_for_every_shape(exported):
     path, report = exported
     assert open_bundle(path).report["parity"] == report["parity"]
     rows = report["parity"]["denoise"]["shapes"]
-    assert len(rows) == 3
+    assert len(rows) == 5
     for row in rows:
         assert row["against_torch"]["max_relative_error"] < 1e-5
         assert row["against_torch"]["top1_agreement"] > 0.99

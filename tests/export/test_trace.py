@@ -4,11 +4,11 @@ import onnxruntime
 import pytest
 import torch
 from dlm_edge.export.fp16 import store_fp16
-from dlm_edge.export.graph import Shape, choose_shapes
 from dlm_edge.export.trace import OPSET, example_inputs, trace
 from dlm_edge.export.weights import split_weights
 from dlm_edge.runtime.errors import ConfigError, EngineError
 from dlm_edge.train.families.base import ExportGraph, GraphTensor
+from dlm_edge.train.families.shapes import Shape
 from onnx import numpy_helper
 from torch import nn
 
@@ -116,15 +116,6 @@ def test_equal_tensors_share_their_bytes(tmp_path):
     assert members["graphs/g.weights"].stat().st_size == value.nbytes
 
 
-def test_shapes_are_listed_smallest_first_with_what_the_family_needs():
-    plain = choose_shapes(
-        blocks=(8, 4), contexts=(16, 8), max_position=16, causal=False, canvas=True
-    )
-    assert [(s.block, s.context) for s in plain] == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
-    causal = choose_shapes(blocks=(8,), contexts=(16,), max_position=16, causal=True, canvas=False)
-    assert [(s.block, s.context) for s in causal] == [(1, 16), (8, 16)]
-
-
 class Unexportable(nn.Module):
     def forward(self, ids):
         return (torch.as_tensor(ids.tolist()).float(),)
@@ -136,6 +127,7 @@ def test_a_module_that_cannot_be_exported_is_one_line_of_engine_error():
         module=Unexportable(),
         inputs=(GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas"),),
         outputs=(GraphTensor(name="y", dtype="float32", shape=(1, "block"), role="logits"),),
+        shapes=lambda blocks, contexts: (),
     )
     with pytest.raises(EngineError) as caught:
         trace(graph, Shape(block=4, context=4))

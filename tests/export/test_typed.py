@@ -4,8 +4,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from dlm_edge.calibration.linears import find_layers
+from dlm_edge.calibration.plan import default_plan
+from dlm_edge.calibration.qdq import quantize
 from dlm_edge.export.lint import lint
-from dlm_edge.export.typed import FLOAT, HALF, WIDE_OPS, type_fp16
+from dlm_edge.export.typed import FLOAT, HALF, WIDE_OPS, half_values, type_fp16
 from dlm_edge.runtime.errors import ConfigError
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -31,9 +34,10 @@ def feeds(graph, garbage=0.0):
     values = {}
     for tensor in graph.inputs:
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
-        values[tensor.name] = rng.standard_normal(shape).astype(np.float32)
+        values[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
     values["ids"] = rng.integers(0, VOCAB, (1, BLOCK)).astype(np.int32)
     values["start"] = np.full(1, CONTEXT // 2, np.int32)
+    values["split"] = np.zeros(1, np.int32)
     values["kv"][CONTEXT // 2 :] = garbage
     return values
 
@@ -144,3 +148,82 @@ def test_rounding_after_every_operation_stays_close_to_float32(whole, half, tiny
         assert other.dtype == np.float32
         error = np.abs(one - other).max() / np.abs(one).max()
         assert 0 < error < 5e-3
+
+
+def test_values_beyond_float16_stay_float32_with_all_that_touches_them(whole, tiny_graph):
+    """Weights scaled so that one product leaves float16's range and what follows brings it back."""
+    before, product = [node for node in whole.graph.node if node.op_type == "MatMul"][-3:-1]
+    items = {item.name: item for item in whole.graph.initializer}
+    for node, most in ((before, 100.0), (product, 6e4)):
+        weight = items[node.input[1]]
+        array = numpy_helper.to_array(weight)
+        scaled = array * np.float32(most / np.abs(array).max())
+        weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
+    large = product.output[0]
+    typed = onnx.ModelProto()
+    typed.CopyFrom(whole)
+    users = [node.output[0] for node in whole.graph.node if large in node.input]
+    type_fp16(typed, float32=(large, *users))
+    kinds = types(typed)
+    assert kinds[large] == FLOAT
+    assert all(kinds[name] == FLOAT for name in users)
+    assert lint(typed) == []
+    wanted, found = run(whole, tiny_graph), run(typed, tiny_graph)
+    error = np.abs(wanted[0] - found[0]).max() / np.abs(wanted[0]).max()
+    assert error < 5e-3
+    clipped = onnx.ModelProto()
+    clipped.CopyFrom(whole)
+    type_fp16(clipped)
+    lost = ReferenceEvaluator(clipped).run(None, feeds(tiny_graph))
+    assert not np.isfinite(lost[0]).all()
+
+
+def test_the_values_that_become_float16_are_named(whole, half):
+    names = half_values(whole)
+    kinds = types(half)
+    outputs = {item.name for item in whole.graph.output}
+    assert names
+    assert all(kinds[name] == HALF for name in names if name not in outputs)
+    half_typed = {n for node in whole.graph.node for n in node.output if kinds.get(n) == HALF}
+    assert half_typed <= set(names)
+
+
+@pytest.fixture
+def int8(whole, tiny_graph):
+    layers = find_layers(whole, {tensor.name: tensor.role for tensor in tiny_graph.inputs})
+    plan = default_plan(layers)
+    for layer in layers:
+        plan = plan.with_layer(layer.name, scale=0.03)
+    model = quantize(whole, layers, plan)
+    type_fp16(model)
+    return model
+
+
+def test_quantised_layers_take_the_dtype_around_them(int8, half):
+    """TensorRT 10.3 wants a scale of the dtype that enters Q and leaves DQ."""
+    kinds = types(int8)
+    seen = Counter()
+    for node in int8.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert [kinds[name] for name in node.input[:2]] == [HALF, HALF]
+            seen["q"] += 1
+        if node.op_type == "DequantizeLinear":
+            assert kinds[node.input[1]] == kinds[node.output[0]] == HALF
+            seen["dq"] += 1
+    assert seen == {"q": 2 * 4, "dq": 2 * 4 + 2 * 4 + 1}
+    assert lint(int8) == []
+    onnx.checker.check_model(int8, full_check=True)
+    # Nothing else changed its dtype.
+    before = types(half)
+    same = [name for name in before if name in kinds and not name.endswith(".dequantized")]
+    assert all(before[name] == kinds[name] for name in same)
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+def test_the_typed_int8_graph_stays_close_to_float32(whole, int8, tiny_graph, optimised):
+    wanted = run(whole, tiny_graph)
+    found = run(int8, tiny_graph, optimised=optimised)
+    for one, other in zip(wanted, found, strict=True):
+        assert other.dtype == np.float32
+        error = np.abs(one - other).max() / np.abs(one).max()
+        assert 1e-4 < error < 0.1

@@ -7,8 +7,10 @@ from dlm_edge.runtime.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.check import GOLDEN_NAME, check_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import BundleError, EngineError
+from dlm_edge.train.families.graphs import mask_noise
 from toy_bundle import VOCAB, toy_manifest, toy_members, write_toy
 
+NOISES = {"denoise": mask_noise(1)}
 IDS = np.random.default_rng(0).integers(2, VOCAB, 12).astype(np.int32)
 
 
@@ -16,7 +18,7 @@ IDS = np.random.default_rng(0).integers(2, VOCAB, 12).astype(np.int32)
 def golden(tmp_path_factory):
     bundle = open_bundle(write_toy(tmp_path_factory.mktemp("plain")))
     engines = open_engines(bundle, threads=1)
-    return golden_vectors(bundle.manifest, engines, IDS, seed=0)
+    return golden_vectors(bundle.manifest, engines, IDS, NOISES, seed=0)
 
 
 def with_golden(folder, text: bytes):
@@ -37,7 +39,7 @@ def test_the_recording_engine_passes(tmp_path, golden):
 
 def test_recording_twice_gives_equal_bytes(tmp_path, golden):
     bundle, engines = with_golden(tmp_path, golden)
-    assert golden_vectors(bundle.manifest, engines, IDS, seed=0) == golden
+    assert golden_vectors(bundle.manifest, engines, IDS, NOISES, seed=0) == golden
 
 
 def test_cases_commit_to_the_cache(golden):

@@ -29,6 +29,8 @@ from hypothesis import strategies as st
         {"temperature": 1.0, "top_k": 0},
         {"temperature": 1.0, "top_p": 0.0},
         {"repetition_penalty": 0.5},
+        {"rule": "tweedie", "repetition_penalty": 1.2},
+        {"rule": "euler", "threshold": 0.9},
         {"block_size": 0},
     ],
 )
@@ -47,7 +49,8 @@ def test_unknown_settings_are_refused():
 def test_every_rule_has_defaults_and_survives_json(rule):
     settings = DecodingSettings(rule=rule)
     assert DecodingSettings.from_json(settings.to_json()) == settings
-    assert settings.temperature == (1.0 if rule in ("first_hitting", "ancestral") else 0.0)
+    exact = ("first_hitting", "ancestral", "tweedie", "euler")
+    assert settings.temperature == (1.0 if rule in exact else 0.0)
     for option in RULES[rule].options:
         assert option == "steps" or getattr(settings, option) is not None
 

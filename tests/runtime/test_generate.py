@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import RULES, DecodingSettings
+from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families import FAMILIES
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
@@ -13,7 +14,7 @@ from table_engines import TableEngines, hashed, make_manifest
 
 V = 40
 MASK, PAD = V - 1, V - 2
-BLOCK_RULES = [name for name in RULES if name != "next_token"]
+BLOCK_RULES = FAMILIES["mdlm"].rules
 SHAPES = [(8, 16), (8, 64), (64, 8)]
 
 
@@ -193,6 +194,49 @@ def test_a_graph_that_sees_time_is_told_the_mask_chance_of_every_run(rule):
         told = [time[0] for time in engines.times if time[0] > 0]
         first_block = told[: starts.count(8)]
         assert np.allclose(first_block, 0.999 * (1 - np.arange(len(first_block)) / 20))
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(BLOCK_RULES),
+    st.integers(1, 30),
+    st.integers(0, 60),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_storing_a_block_and_beginning_the_next_in_one_run_changes_no_token(
+    rule, num_prompt, max_tokens, timed, seed
+):
+    steps = 5 if rule == "ancestral" else None
+    asked = request(
+        prompt_ids=(0, *(3 + i % 20 for i in range(num_prompt - 1))),
+        max_tokens=max_tokens,
+        settings=DecodingSettings(rule=rule, temperature=1.0, steps=steps),
+        seed=seed,
+    )
+    results, told = [], []
+    for shapes in ([(8, 64)], [(8, 64), (16, 64)], [(8, 16), (8, 64), (16, 16), (16, 64)]):
+        engines = TableEngines(never_ending(), shapes, V, timed=timed, splits=True)
+        manifest = make_manifest(engines, block_sizes=(8,))
+        results.append(generate(manifest, engines, NumpyOps(), asked))
+        told.append([time[-1] for time, run in zip(engines.times, engines.runs, strict=False)
+                     if MASK in run[3]])  # fmt: skip
+    assert len({(result.token_ids, result.approximate) for result in results}) == 1
+    assert told[0] == told[1] == told[2]
+    assert results[1].nfe <= results[0].nfe
+    if num_prompt + max_tokens > 16 and not results[0].approximate and max_tokens:
+        assert results[1].nfe < results[0].nfe
+
+
+def test_the_double_shape_is_chosen_neither_for_decoding_nor_for_infilling():
+    engines = TableEngines(never_ending(), [(8, 64), (16, 64), (64, 8)], V, splits=True)
+    manifest = make_manifest(engines, block_sizes=(8, 64))
+    generate(manifest, engines, NumpyOps(), request(max_tokens=30))
+    assert {run[0] for run in engines.runs if MASK in run[3][:8]} == {8}
+    engines.runs.clear()
+    template = (0, 5, MASK, MASK, 6, 7, 8, 9, 10, 11)
+    generate(manifest, engines, NumpyOps(), request(template_ids=template))
+    assert {run[0] for run in engines.runs} == {64}
 
 
 def test_a_text_beyond_the_context_slides_on_and_says_so():

@@ -30,6 +30,8 @@ def test_move_chance_is_one_minus_the_exponential_of_minus_sigma(schedule):
 def test_weight_is_the_rate_over_expm1_of_sigma(schedule):
     step = 1e-6
     rate = (schedule.sigma(TIMES + step) - schedule.sigma(TIMES - step)) / (2 * step)
+    np.testing.assert_allclose(schedule.rate(TIMES), rate, rtol=1e-6)
+    assert schedule.rate(TIMES).shape == TIMES.shape
     expected = rate / np.expm1(schedule.sigma(TIMES))
     np.testing.assert_allclose(schedule.weight(TIMES), expected, rtol=1e-6)
 

@@ -56,6 +56,13 @@ def test_streamed_pieces_add_up_to_the_whole_text(ids, data):
     assert "".join(pieces) == TOKENIZER.decode(ids)
 
 
+def test_special_tokens_before_a_split_character_do_not_break_it():
+    stream, split = TOKENIZER.stream(), TOKENIZER.encode("\u0861")
+    assert len(split) == 3
+    ids = [0, 0, *split]
+    assert "".join([*(stream.push([token]) for token in ids), stream.flush()]) == "\u0861"
+
+
 @given(st.text(st.characters(exclude_characters="\ufffd"), max_size=20))
 def test_a_stream_never_prints_half_a_character(text):
     stream = TOKENIZER.stream()

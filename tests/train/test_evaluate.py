@@ -10,7 +10,7 @@ from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.runtime.families import find_family
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.train.checkpoint import read_checkpoint, write_checkpoint
-from dlm_edge.train.evaluate import engine_shapes, evaluate_checkpoint, open_checkpoint
+from dlm_edge.train.evaluate import evaluate_checkpoint, open_checkpoint
 from dlm_edge.train.families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -102,8 +102,3 @@ def test_limits_below_one_and_unknown_families_are_refused(tmp_path, text):
     (folder / "config.json").write_text(json.dumps({**config, "family": "nonesuch"}))
     with pytest.raises(CheckpointError, match="nonesuch"):
         evaluate_checkpoint(folder, text)
-
-
-def test_the_whole_canvas_is_on_offer_unless_the_model_is_causal():
-    assert engine_shapes((4, 16), 16, causal=False) == ((4, 16), (16, 8))
-    assert engine_shapes((1,), 64, causal=True) == ((1, 64), (32, 64))

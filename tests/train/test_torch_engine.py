@@ -17,7 +17,7 @@ def engines():
          "eos_token_id": 0, "mask_token_id": 1, "block_sizes": "4,full"}
     )  # fmt: skip
     model = family.make_model(config["model"]).eval()
-    return TorchEngineSet(family.graphs(model, config), [(4, 8), (4, 16), (16, 8)])
+    return TorchEngineSet(family.graphs(model, config))
 
 
 def run(engine, ids, start):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from emulation import tensorrt as stand_in
 from trt.api_walk import HOLDS, Walk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,14 @@ def test_the_table_lists_nothing_that_we_do_not_touch():
     listed = {(owner, member) for owner, members in API.items() for member in members}
     assert listed <= touched
     assert {name for name in API if not API[name]} <= {m for o, m in touched if o == "module"}
+
+
+@pytest.mark.parametrize(
+    "fake", [stand_in.Runtime, stand_in.ICudaEngine, stand_in.IExecutionContext]
+)
+def test_the_stand_in_for_the_runtime_has_the_members_we_touch_and_no_others(fake):
+    own = {name for name in vars(fake) if not name.startswith("_")}
+    assert own == {member for _, owner, member, _ in TOUCHED if owner == fake.__name__}
 
 
 @pytest.mark.parametrize(

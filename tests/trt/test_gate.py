@@ -4,18 +4,25 @@ TensorRT-RTX's rules are a newer TensorRT's: what 10.3 refuses beyond them is `e
 business. What runs on the plan's GPU is not tried here.
 """
 
-from functools import cache
+from functools import cache, partial
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from dlm_edge.calibration.linears import find_layers
+from dlm_edge.calibration.plan import default_plan
+from dlm_edge.calibration.qdq import ZERO, quantize
 from dlm_edge.export.fp16 import store_fp16
-from dlm_edge.export.graph import Shape, graph_specs
+from dlm_edge.export.graph import graph_specs
+from dlm_edge.export.lint import require_clean
 from dlm_edge.export.trace import trace
 from dlm_edge.export.typed import type_fp16
 from dlm_edge.export.weights import split_weights
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
+from dlm_edge.runtime.errors import EngineError
 from dlm_edge.train.families import FAMILIES
+from dlm_edge.train.families.shapes import Shape
 
 pytestmark = [
     pytest.mark.trt,
@@ -31,12 +38,40 @@ VARIANTS = {
     "mdlm tied": ("mdlm", {**MASKED, "tie_embeddings": True}),
     "mdlm timed": ("mdlm", {**MASKED, "time_conditioning": True}),
     "ar": ("ar", {}),
+    "sedd uniform": ("sedd", {**MASKED, "graph": "uniform"}),
+    "sedd absorb": ("sedd", {**MASKED, "graph": "absorb", "tie_embeddings": True}),
 }
-SHAPES = {
-    "mdlm": (Shape(block=BLOCK, context=CONTEXT), Shape(block=CONTEXT, context=8)),
-    "ar": (Shape(block=1, context=CONTEXT), Shape(block=BLOCK, context=8)),
+
+
+def quantised(model, precision=None):
+    """Q/DQ as planned, then float16; `precision` is given to every layer that can have it."""
+    layers = find_layers(model, {"ids": "canvas", "time": "time"})
+    plan = default_plan(layers)
+    for layer in layers:
+        if precision in layer.precisions:
+            plan = plan.with_layer(layer.name, precision=precision)
+        plan = plan.with_layer(layer.name, scale=0.03)
+    made = quantize(model, layers, plan)
+    type_fp16(made)
+    require_clean(made, "denoise")
+    model.CopyFrom(made)
+
+
+def with_large_values(model):
+    """A product and what follows it, kept in float32 as if they left float16's range."""
+    products = [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]
+    type_fp16(model, float32=products[-2:-1])
+
+
+CONVERSIONS = {
+    "fp32": lambda model: None,
+    "fp16 stored": store_fp16,
+    "fp16 typed": type_fp16,
+    "fp16 typed with large values": with_large_values,
+    "int8": quantised,
+    "int8 head": partial(quantised, precision="int8"),
+    "int8 weights": partial(quantised, precision="int8-weight"),
 }
-CONVERSIONS = {"fp32": lambda model: None, "fp16 stored": store_fp16, "fp16 typed": type_fp16}
 
 
 @cache
@@ -57,9 +92,24 @@ def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision
     CONVERSIONS[precision](model)
     split_weights(model, tmp_path, graph.name)
     file = f"{graph.name}.onnx"
-    specs = graph_specs(graph, SHAPES[VARIANTS[variant][0]], file=file, precision=precision[:4])
+    specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision=precision[:4])
     plan = build_plan(
         trt, tmp_path / file, specs, BuildSettings(optimization_level=0), configure=configure
     )
     weights = (tmp_path / f"{graph.name}.weights").stat().st_size
     assert plan.data.nbytes >= weights / 2
+
+
+def test_a_quantised_graph_that_breaks_the_rules_is_rejected(trt, configure, tmp_path):
+    """The gate can fail: zero points other than 0 are refused by the parser."""
+    graph, text = traced("mdlm")
+    model = onnx.load_from_string(text)
+    quantised(model)
+    for item in model.graph.initializer:
+        if item.name == ZERO:
+            item.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), ZERO))
+    split_weights(model, tmp_path, graph.name)
+    file = f"{graph.name}.onnx"
+    specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision="int8")
+    with pytest.raises(EngineError, match="zero point"):
+        build_plan(trt, tmp_path / file, specs, BuildSettings(), configure=configure)

@@ -7,5 +7,6 @@ from collections.abc import Mapping
 from .ar import Ar
 from .base import Family
 from .mdlm import Mdlm
+from .sedd import Sedd
 
-FAMILIES: Mapping[str, Family] = {"mdlm": Mdlm(), "ar": Ar()}
+FAMILIES: Mapping[str, Family] = {"mdlm": Mdlm(), "ar": Ar(), "sedd": Sedd()}

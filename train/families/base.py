@@ -18,8 +18,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
+
+from .shapes import Shape
+
+Corrupt = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, Mapping[str, Any]]]
+"""Noise on clean ids (block,) int32 at a level from 0 (none) to 1 (all): the noisy ids, and the
+values of the graph's further inputs by role. Equal generators give noise that grows with the
+level."""
+Shapes = Callable[[Sequence[int | str], Sequence[int]], tuple[Shape, ...]]
+"""From block sizes ("full" is one) and contexts asked for, either may be empty, to the shapes on
+offer; raises ConfigError for sizes that the graph cannot have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +54,9 @@ class ExportGraph:
     """Its forward takes the inputs positionally and returns the outputs as a tuple."""
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
+    shapes: Shapes
+    corrupt: Corrupt | None = None
+    """What canvases look like on the way, to check and calibrate on; None: always clean."""
     uncached: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     """For graphs with a KV cache: the same logits from the training-time forward, which has none.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +14,8 @@ from ...runtime.errors import ConfigError
 from ..nn.block_step import BlockStep
 from ..nn.masks import causal_mask
 from ..nn.transformer import Transformer
-from .base import ExportGraph, GraphTensor
+from .base import Corrupt, ExportGraph, GraphTensor
+from .shapes import cached_shapes
 
 
 def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
@@ -27,6 +29,8 @@ def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
         GraphTensor(name="start", dtype="int32", shape=(1,), role="start"),
         GraphTensor(name="kv", dtype="float32", shape=("context", *cache), role="kv"),
     ]
+    if not shape.causal:
+        inputs.append(GraphTensor(name="split", dtype="int32", shape=(1,), role="split"))
     if shape.time_conditioning:
         inputs.append(GraphTensor(name="time", dtype="float32", shape=(1, "block"), role="time"))
     logits = (1, "block", shape.vocab_size)
@@ -38,8 +42,28 @@ def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
             GraphTensor(name="logits", dtype="float32", shape=logits, role="logits"),
             GraphTensor(name="kv_new", dtype="float32", shape=("block", *cache), role="kv_new"),
         ),
+        shapes=partial(
+            cached_shapes,
+            trained=config["block_sizes"],
+            max_position=shape.context,
+            causal=shape.causal,
+        ),
+        corrupt=None if shape.causal else mask_noise(config["mask_token_id"]),
         uncached=partial(uncached_logits, model),
     )
+
+
+def mask_noise(mask_token_id: int) -> Corrupt:
+    """Gives the noise of masked diffusion: a share of the positions, told as the input `time`."""
+
+    def corrupt(
+        clean: np.ndarray, level: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        noisy = clean.copy()
+        noisy[rng.permutation(len(clean))[: round(level * len(clean))]] = mask_token_id
+        return noisy, {"time": level}
+
+    return corrupt
 
 
 def uncached_logits(model: Transformer, context: torch.Tensor, block: torch.Tensor) -> torch.Tensor:

@@ -5,12 +5,15 @@
 | ids | (batch, block) | int32 | canvas |
 | start | (batch,) | int32 | absolute position of the block's first token |
 | kv | (context, batch, layers, 2, kv_heads, head_dim) | float32 | rows >= start are ignored |
+| split | (batch,) | int32 | positions before it see none from it on; 0: all see each other |
 | logits | (batch, block, vocab) | float32 | raw: no token is forbidden here |
 | kv_new | (block, batch, layers, 2, kv_heads, head_dim) | float32 | keys rotated, then values |
 
-Prefill, denoise and commit are this one graph. It is traced with block and context symbolic, so
-there is no control flow on data and nothing in place. Parameters are those of the Transformer it
-wraps; time-conditioned models take a fourth input, `time` (batch, block) float32.
+Prefill, denoise and commit are this one graph. With `split` half of the block, one run commits a
+finished block and takes the first step of the next: block-causal models compute the same as in two
+runs. Causal models have no `split`. It is traced with block and context symbolic, so there is no
+control flow on data and nothing in place. Parameters are those of the Transformer it wraps;
+time-conditioned models take one more input, `time` (batch, block) float32.
 """
 
 from __future__ import annotations
@@ -33,20 +36,22 @@ class BlockStep(nn.Module):
     def __init__(self, model: Transformer) -> None:
         super().__init__()
         self.model = model
-        self.causal = model.config.causal
 
-    def visibility(self, start: torch.Tensor, block: torch.Tensor, context: int) -> torch.Tensor:
+    def visibility(
+        self, start: torch.Tensor, split: torch.Tensor | None, block: torch.Tensor, context: int
+    ) -> torch.Tensor:
         """Additive mask (batch, 1, block, context + block), 0 where visible."""
         rows = torch.arange(context, device=start.device)
         hidden = (rows[None, :] >= start[:, None])[:, None, None, :]
         past = hidden.to(torch.float32).expand(-1, 1, block.shape[0], -1)
-        if self.causal:
-            future = (block[None, :] > block[:, None]).to(torch.float32)[None, None]
+        if self.model.config.causal:
+            future = (block[None, :] > block[:, None])[None, None]
         else:
-            future = torch.zeros_like(block[None, :] + block[:, None], dtype=torch.float32)[
-                None, None
-            ]
-        own = future.expand(past.shape[0], -1, -1, -1)
+            if split is None:
+                split = torch.zeros_like(start)
+            later = block[None, :] >= split[:, None]
+            future = (later[:, None, :] & ~later[:, :, None])[:, None]
+        own = future.to(torch.float32).expand(past.shape[0], -1, -1, -1)
         return torch.cat([past, own], dim=-1) * HIDDEN_SCORE
 
     def attend(
@@ -81,6 +86,7 @@ class BlockStep(nn.Module):
         ids: torch.Tensor,
         start: torch.Tensor,
         kv: torch.Tensor,
+        split: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (logits, kv_new); the module's docstring has the table."""
@@ -88,7 +94,7 @@ class BlockStep(nn.Module):
         offsets = torch.arange(ids.shape[1], device=ids.device)
         positions = start.to(torch.int64)[:, None] + offsets[None, :]
         cosine, sine = rotation(positions, model.inv_freq)
-        bias = self.visibility(start, offsets, kv.shape[0])
+        bias = self.visibility(start, split, offsets, kv.shape[0])
         condition = None
         if model.time is not None:
             assert time is not None, "a time-conditioned model needs `time`"

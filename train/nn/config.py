@@ -107,6 +107,8 @@ def resolve_model(options: Mapping[str, Any]) -> ModelConfig:
     if size is not None:
         if size not in PRESETS:
             raise ConfigError(f"size {size!r} is unknown; choose one of {', '.join(PRESETS)}")
+        if {"dim", "num_layers"} <= set(values):
+            raise ConfigError(f"size {size} has no effect beside both dim and num_layers: drop it")
         values = {**PRESETS[size], **values}
     if "dim" not in values or "num_layers" not in values:
         raise ConfigError(f"give a size ({', '.join(PRESETS)}), or both dim and num_layers")

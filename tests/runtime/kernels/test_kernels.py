@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from dlm_edge.runtime.cuda import compile_kernels
+from dlm_edge.runtime.cuda_compile import compile_kernels
 from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.ops.cuda_ops import KERNELS
 from dlm_edge.runtime.ops.cuda_state import POINTERS, RULE_CODES, SCORE_CODES, STATE
@@ -70,7 +70,7 @@ def test_the_host_writes_the_state_as_the_kernels_read_it():
             assert kind.strip().endswith("*")
         else:
             assert STATE[name].name == kinds[kind.strip()], name
-    assert STATE.itemsize == 18 * 8 + 26 * 4
+    assert STATE.itemsize == 19 * 8 + 26 * 4
 
 
 def test_rules_and_scores_have_one_number_on_both_sides():

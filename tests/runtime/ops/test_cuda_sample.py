@@ -19,7 +19,7 @@ from emulation.probes import NAMES, copy_kernels, probe_source
 
 
 def test_draws_are_bit_equal(cuda, tmp_path):
-    device = cuda._device
+    device = cuda.device
     source = probe_source(KERNELS, tmp_path)
     kernel = device.kernels(source, NAMES)["uniforms"]
     settings = DecodingSettings(rule="low_confidence", steps=1)

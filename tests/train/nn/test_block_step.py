@@ -38,9 +38,9 @@ def decode(model, noisy, clean, size, context):
         at = torch.tensor([start], dtype=torch.int32)
         times = [torch.full((1, size), t) for t in (0.7, 0.0)] if conditioned else [None, None]
         block = noisy[:, start : start + size].int()
-        parts.append(step(block, at, cache, times[0])[0])
+        parts.append(step(block, at, cache, time=times[0])[0])
         cache[start : start + size] = step(
-            clean[:, start : start + size].int(), at, cache, times[1]
+            clean[:, start : start + size].int(), at, cache, time=times[1]
         )[1]
     return torch.cat(parts, dim=1)
 
@@ -94,3 +94,26 @@ def test_shapes_and_dtypes_are_those_of_the_table():
     logits, kv_new = BlockStep(model)(ids, start, empty_cache(model, 7))
     assert (logits.shape, logits.dtype) == ((1, 4, VOCAB), torch.float32)
     assert (kv_new.shape, kv_new.dtype) == ((4, 1, 3, 2, 2, 16), torch.float32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("time_conditioning", [False, True])
+def test_a_split_run_stores_one_block_and_denoises_the_next_as_two_runs_do(ids, time_conditioning):
+    noisy, clean = ids
+    model, size = make(time_conditioning=time_conditioning), 4
+    step, cache = BlockStep(model).eval(), empty_cache(model, 12)
+    zero, four = torch.tensor([0]).int(), torch.tensor([size]).int()
+    cache[:size] = step(clean[:, :size].int(), zero, cache, time=torch.zeros(1, size))[1]
+    _, stored = step(clean[:, size : 2 * size].int(), four, cache, time=torch.zeros(1, size))
+    after = cache.clone()
+    after[size : 2 * size] = stored
+    following = noisy[:, 2 * size : 3 * size].int()
+    time = torch.full((1, size), 0.7)
+    expected, _ = step(following, four + size, after, time=time)
+    both = torch.cat([clean[:, size : 2 * size].int(), following], dim=1)
+    times = torch.cat([torch.zeros(1, size), time], dim=1)
+    logits, kv_new = step(both, four, cache, four, times)
+    torch.testing.assert_close(logits[:, size:], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kv_new[:size], stored, rtol=1e-5, atol=1e-5)
+    whole, _ = step(both, four, cache, zero, times)
+    assert not torch.allclose(whole[:, :size], logits[:, :size], atol=1e-3)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dlm_edge.benchmarks.judge import Judge, JudgeModel, perplexity
-from dlm_edge.benchmarks.judge_tokenizer import JudgeTokenizer
+from dlm_edge.calibration.judge import Judge, JudgeModel, perplexity
+from dlm_edge.calibration.judge_tokenizer import JudgeTokenizer
 from dlm_edge.runtime.errors import DataError
 
 LAYERS, DIM, HIDDEN, HEADS, KV_HEADS, SEQ = 2, 16, 24, 4, 2, 24

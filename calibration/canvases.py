@@ -1,0 +1,201 @@
+"""Canvases: the inputs that a graph really meets while a text is decoded, kept for calibration.
+
+A set is a sample over strata (graph, block, context, mask-ratio decile), so that rare states count
+as much as frequent ones; late steps and positions that are about to be committed weigh more,
+because an error there becomes text. Made by `record.py`, read by whatever measures a graph: ranges,
+sensitivity, quality. Independent of precision, so that one set serves all of them.
+
+On disk: one `.npz` without pickles. Equal arrays are stored once (the steps of a block share their
+cache) and without the zero rows behind their last used one. Knows no family and no ONNX.
+
+Source of the idea: calibration by sampled time steps and mask ratios (DLLMQuant, arXiv 2508.14090)
+and by weight on the tokens about to be unmasked (FAIR-Calib, arXiv 2606.06547); here both come out
+of the decoding loop itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import CalibrationError
+from ..runtime.manifest import GraphSpec
+from ..train.files import write_file
+
+FORMAT_VERSION = 1
+NUM_DECILES = 10
+SOURCES = ("decode", "random", "clean", "noise")
+LATE_WEIGHT = 1.0
+"""The last step of a block counts this much more than the first."""
+FRONTIER_WEIGHT = 1.0
+"""A position about to be committed counts this much more than the others."""
+Stratum = tuple[str, int, int, int]
+"""Graph, block, context, decile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """The inputs of one graph run, and where in a decode it stood."""
+
+    graph: str
+    block: int
+    context: int
+    inputs: Mapping[str, np.ndarray]
+    """Every input of the graph by name, in its full shape; cache rows that nothing reads are 0."""
+    mask_ratio: float
+    """Share of the canvas that is masked; 0 for families without a mask."""
+    progress: float
+    """How far the decode of this block is: 0 at its first step, 1 at its last."""
+    frontier: np.ndarray
+    """(block,) bool: positions that the next step sees changed, that is, about to be committed."""
+    weight: float
+    """Of the whole canvas in statistics."""
+    source: str
+    """One of SOURCES: a decoding step, training-style masks, unmasked text, random tokens."""
+
+    @property
+    def decile(self) -> int:
+        """0 for a canvas without masks, else 1 to 10: the mask ratio in tenths, rounded up."""
+        return min(int(np.ceil(round(self.mask_ratio * NUM_DECILES, 9))), NUM_DECILES)
+
+    @property
+    def stratum(self) -> Stratum:
+        """What coverage is counted by."""
+        return (self.graph, self.block, self.context, self.decile)
+
+    @property
+    def row_weights(self) -> np.ndarray:
+        """(block,) float64: what each position counts in statistics."""
+        return self.weight * (1.0 + FRONTIER_WEIGHT * self.frontier)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanvasSet:
+    """Canvases of one model, and how they were made."""
+
+    items: tuple[Canvas, ...]
+    model_sha256: str
+    """Of the graphs' members: a set belongs to one model, in any precision made from it."""
+    recipe: Mapping[str, Any]
+    """Seed, settings and data they were recorded with, for reports."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def coverage(self) -> dict[Stratum, dict[str, int]]:
+        """Counts canvases per stratum and source."""
+        counts = Counter((item.stratum, item.source) for item in self.items)
+        found: dict[Stratum, dict[str, int]] = {}
+        for (stratum, source), number in sorted(counts.items()):
+            found.setdefault(stratum, {})[source] = number
+        return found
+
+    def missing(self, specs: tuple[GraphSpec, ...], *, masked: bool) -> list[Stratum]:
+        """Lists strata that should be there and are not.
+
+        Args:
+            specs: Every graph shape of the bundle.
+            masked: Whether the family has masks; if not, only canvases without any are wanted.
+
+        A block of n positions can have only the mask ratios k / n, so small blocks have fewer
+        deciles. The clean decile is wanted only where a cache is filled by clean runs.
+        """
+        have = set(self.coverage())
+        wanted: set[Stratum] = set()
+        for spec in specs:
+            counts = range(1, spec.block + 1) if masked else range(1)
+            for count in counts:
+                decile = int(np.ceil(round(count / spec.block * NUM_DECILES, 9)))
+                wanted.add((spec.name, spec.block, spec.context, decile))
+        return sorted(wanted - have)
+
+    def save(self, path: Path) -> None:
+        """Writes the set; complete or not at all."""
+        arrays: dict[str, np.ndarray] = {}
+        entries = []
+        for item in self.items:
+            entry = {name: getattr(item, name) for name in _PLAIN}
+            entry["frontier"] = np.flatnonzero(item.frontier).tolist()
+            entry["inputs"] = {
+                name: _stored(array, arrays) for name, array in sorted(item.inputs.items())
+            }
+            entries.append(entry)
+        index = {
+            "format_version": FORMAT_VERSION,
+            "model_sha256": self.model_sha256,
+            "recipe": dict(self.recipe),
+            "items": entries,
+        }
+        arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+
+        def write(beside: Path) -> None:
+            with beside.open("wb") as out:
+                np.savez(out, **arrays)  # type: ignore[arg-type]
+
+        write_file(path, write)
+
+    @classmethod
+    def load(cls, path: Path) -> CanvasSet:
+        """Reads a set; raises CalibrationError if it is missing, damaged or of another version."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                index = json.loads(bytes(file["index"]))
+                if index["format_version"] != FORMAT_VERSION:
+                    raise ValueError(f"format {index['format_version']}")
+                arrays = {name: file[name] for name in file.files if name != "index"}
+            known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+            items = tuple(_read(entry, arrays, known) for entry in index["items"])
+            return cls(items=items, model_sha256=index["model_sha256"], recipe=index["recipe"])
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise CalibrationError(
+                f"the canvases {path} cannot be read ({' '.join(str(error).split())[:80]}): name a "
+                "file that this version recorded, or record them again"
+            ) from error
+
+
+_PLAIN = ("graph", "block", "context", "mask_ratio", "progress", "weight", "source")
+
+
+def _stored(array: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Puts an array among those to write, unless an equal one is there; says where and its shape.
+
+    Zero rows at its end are not written.
+    """
+    flat = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
+    used = np.flatnonzero(flat.any(axis=1))
+    kept = array[: used[-1] + 1 if len(used) else 0] if array.ndim else array
+    kept = np.ascontiguousarray(kept)
+    key = hashlib.sha256(f"{kept.dtype}{kept.shape}".encode() + kept.tobytes()).hexdigest()[:32]
+    arrays.setdefault(key, kept)
+    return {"array": key, "shape": list(array.shape)}
+
+
+def _read(
+    entry: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    known: dict[tuple[str, tuple[int, ...]], np.ndarray],
+) -> Canvas:
+    """Rebuilds one canvas; equal inputs become one array in memory, too."""
+    inputs = {}
+    for name, place in entry["inputs"].items():
+        key = (place["array"], tuple(place["shape"]))
+        if key not in known:
+            kept = arrays[place["array"]]
+            full = np.zeros(key[1], kept.dtype)
+            if full.ndim:
+                full[: len(kept)] = kept
+            else:
+                full[...] = kept
+            known[key] = full
+        inputs[name] = known[key]
+    frontier = np.zeros(int(entry["block"]), bool)
+    frontier[entry["frontier"]] = True
+    return Canvas(inputs=inputs, frontier=frontier, **{name: entry[name] for name in _PLAIN})

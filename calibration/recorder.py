@@ -1,0 +1,212 @@
+"""An engine set that writes down what every run is given: a bounded sample, the same for a seed.
+
+It wraps any backend; update rules and bounds cannot tell it from what it wraps. Goes by the roles
+of a graph's inputs (canvas, start, kv) and knows no family. Of each stratum a fixed number of
+canvases is kept (Vitter's algorithm R), so that memory does not grow with what is decoded.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..runtime.engines.base import Engine, EngineSet
+from ..runtime.manifest import GraphSpec
+from .canvases import LATE_WEIGHT, Canvas, Stratum
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One run, until it is known what the next one at the same place looks like."""
+
+    spec: GraphSpec
+    inputs: dict[str, np.ndarray]
+    canvas: np.ndarray
+
+
+class Recorder:
+    """Samples the runs of an engine set. Tell it the `source` before each decode, `flush` after."""
+
+    def __init__(self, mask_token_id: int | None, *, per_stratum: int, seed: int) -> None:
+        self._mask = mask_token_id
+        self._per_stratum = per_stratum
+        self._seed = seed
+        self._pending: list[_Run] = []
+        self._place: tuple[Any, ...] = ()
+        self._kept: dict[tuple[str, Stratum], list[Canvas]] = {}
+        self._draws: dict[tuple[str, Stratum], tuple[np.random.Generator, int]] = {}
+        self.source = "decode"
+        """Written on what is recorded from now on."""
+        self.clean: np.ndarray | None = None
+        """(L,) the text that is being run: if given, its ids are recorded in place of masks."""
+        self.num_seen = 0
+        """Runs so far."""
+
+    def see(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray], slot: int) -> None:
+        """Takes a copy of one run's inputs, sharing what has not changed since the last run."""
+        self.num_seen += 1
+        given = {tensor.role: inputs[tensor.name] for tensor in spec.inputs}
+        start = int(np.max(given["start"])) if "start" in given else 0
+        place = (spec.name, spec.block, spec.context, start, slot)
+        if place != self._place:
+            self.flush()
+            self._place = place
+        last = self._pending[-1].inputs if self._pending else {}
+        copies = {}
+        for tensor in spec.inputs:
+            array = np.array(inputs[tensor.name])
+            if tensor.role == "kv":
+                array[start:] = 0  # what lies there is an older text's, and nothing reads it
+            if tensor.role == "canvas" and self.clean is not None:
+                self._unmask(array, start)
+            known = last.get(tensor.name)
+            same = known is not None and np.array_equal(known, array)
+            copies[tensor.name] = known if same else array
+        canvas = copies[spec.tensor("canvas").name]
+        self._pending.append(_Run(spec=spec, inputs=copies, canvas=canvas))
+
+    def flush(self) -> None:
+        """Ends a place: its runs follow each other, and the last one has no successor."""
+        masks = [self._masked(run) for run in self._pending]
+        steps = sum(bool(masked.any()) for masked in masks) or len(masks)
+        for number, (run, masked) in enumerate(zip(self._pending, masks, strict=True)):
+            after = self._pending[number + 1].canvas if number + 1 < len(self._pending) else None
+            # A commit run comes behind the last step: it is no step of its own.
+            progress = min(number / (steps - 1), 1.0) if steps > 1 else 1.0
+            self._offer(self._canvas(run, masked, after, progress))
+        self._pending.clear()
+
+    def canvases(self) -> tuple[Canvas, ...]:
+        """What was kept, in a stable order."""
+        self.flush()
+        return tuple(item for key in sorted(self._kept) for item in self._kept[key])
+
+    def _unmask(self, array: np.ndarray, start: int) -> None:
+        """Writes the text's ids over a canvas's masks, in place."""
+        assert self.clean is not None
+        text = np.resize(self.clean[start : start + array.shape[1]], array.shape)
+        np.copyto(array, text, where=array == self._mask)
+
+    def _masked(self, run: _Run) -> np.ndarray:
+        """Gives (block,) bool; nothing is masked on a canvas of floats."""
+        if self._mask is None or not np.issubdtype(run.canvas.dtype, np.integer):
+            return np.zeros(run.spec.block, bool)
+        return (_by_position(run.canvas, run.spec.block) == self._mask).any(axis=1)
+
+    def _canvas(
+        self, run: _Run, masked: np.ndarray, after: np.ndarray | None, progress: float
+    ) -> Canvas:
+        rows = _by_position(run.canvas, run.spec.block)
+        if self.source != "decode":
+            # Independent draws do not follow each other; what they mask is what training scores.
+            frontier, progress = masked, 1.0 - float(masked.mean())
+        elif after is None:
+            frontier = masked
+        else:
+            frontier = (rows != _by_position(after, run.spec.block)).any(axis=1)
+        return Canvas(
+            graph=run.spec.name,
+            block=run.spec.block,
+            context=run.spec.context,
+            inputs=run.inputs,
+            mask_ratio=float(masked.mean()),
+            progress=progress,
+            frontier=frontier,
+            weight=1.0 + LATE_WEIGHT * progress,
+            source=self.source,
+        )
+
+    def _offer(self, canvas: Canvas) -> None:
+        """Keeps a canvas with the chance that makes every one of its stratum equally likely."""
+        key = (canvas.source, canvas.stratum)
+        kept = self._kept.setdefault(key, [])
+        name = zlib.crc32(repr(key).encode())
+        rng, seen = self._draws.get(key) or (np.random.default_rng((self._seed, name)), 0)
+        self._draws[key] = (rng, seen + 1)
+        if len(kept) < self._per_stratum:
+            kept.append(canvas)
+            return
+        place = int(rng.integers(seen + 1))
+        if place < self._per_stratum:
+            kept[place] = canvas
+
+
+def _by_position(canvas: np.ndarray, block: int) -> np.ndarray:
+    """Gives (block, …) of a canvas (batch, block, …): everything that stands at one position.
+
+    Canvases of another length (drafts with their proposals) are cut or cycled to the block.
+    """
+    rows = np.moveaxis(canvas, 1, 0).reshape(canvas.shape[1], -1)
+    return rows if len(rows) == block else np.resize(rows, (block, rows.shape[1]))
+
+
+class _RecordingEngine:
+    """One engine whose runs are seen."""
+
+    def __init__(self, engine: Engine, owner: RecordingEngines) -> None:
+        self._engine, self._owner = engine, owner
+
+    @property
+    def spec(self) -> GraphSpec:
+        """See Engine."""
+        return self._engine.spec
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """See Engine."""
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Any]:
+        """See Engine."""
+        return self._engine.outputs
+
+    def run(self) -> None:
+        """See Engine; the inputs are taken first."""
+        self._owner.recorder.see(self.spec, self.inputs, self._owner.slot)
+        self._engine.run()
+
+
+class RecordingEngines:
+    """An engine set that hands every run to a recorder; `close` is the wrapped set's owner's."""
+
+    def __init__(self, engines: EngineSet, recorder: Recorder) -> None:
+        self._engines = engines
+        self.recorder = recorder
+        self.slot = 0
+
+    @property
+    def name(self) -> str:
+        """See EngineSet."""
+        return self._engines.name
+
+    @property
+    def reason(self) -> str:
+        """See EngineSet."""
+        return self._engines.reason
+
+    @property
+    def threads(self) -> int:
+        """See EngineSet."""
+        return self._engines.threads
+
+    @property
+    def specs(self) -> tuple[GraphSpec, ...]:
+        """See EngineSet."""
+        return self._engines.specs
+
+    def engine(self, name: str, block: int, context: int) -> Engine:
+        """See EngineSet."""
+        return _RecordingEngine(self._engines.engine(name, block, context), self)
+
+    def kv_slot(self, index: int) -> None:
+        """See EngineSet."""
+        self.slot = index
+        self._engines.kv_slot(index)
+
+    def close(self) -> None:
+        """Leaves the wrapped set open: whoever opened it closes it."""

@@ -1,0 +1,248 @@
+"""The report as one HTML page: tables and drawings of the figures that `quality.py` measured.
+
+The only file here that draws, and so the only one that imports the plotting library, when asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..runtime.errors import ConfigError
+from ..runtime.page import Page
+
+_COLORS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#6e7781")
+_WIDTH = 8.0
+"""Inches."""
+
+
+def make_page(report: Mapping[str, Any]) -> Page:
+    """Lays out a report; ConfigError if the plotting library is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "the report page needs the package matplotlib: pip install 'dlm-edge[report]'"
+        ) from error
+    page = Page(f"What {report['precision']} costs: {report['family']} for {report['target']}")
+    figures = [*report["variants"].values(), *report["comparison"].values()]
+    _summary(page, report, figures)
+    _agreement(page, figures, Figure)
+    _trajectories(page, figures, Figure)
+    _sensitivity(page, report, Figure)
+    _ranges(page, report, Figure)
+    _canvases(page, report)
+    return page
+
+
+def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) -> None:
+    for line in report["findings"]:
+        page.paragraph(line)
+    for line in report["warnings"]:
+        page.paragraph(line, kind="warning")
+    page.heading("Size and quality")
+    whole = figures[0]["num_bytes"]
+    page.table(
+        (
+            "variant", "MiB", "of fp32", "perplexity", "95 %", "lost, %", "95 %",
+            "top-1 about to be committed, %", "top-5, %", "same tokens, %", "judge", "entropy",
+        ),
+        [
+            (
+                item["title"],
+                f"{item['num_bytes'] / 2**20:.2f}",
+                f"{item['num_bytes'] / whole:.2f}",
+                f"{item['perplexity']['perplexity']:.3f}",
+                _interval(item["perplexity"], "{:.2f}"),
+                f"{100 * (item['ratio']['value'] - 1):+.3f}",
+                f"{100 * (item['ratio']['low'] - 1):+.3f} to "
+                f"{100 * (item['ratio']['high'] - 1):+.3f}",
+                _share(item["agreement"]["about_to_be_committed"], "top1"),
+                _share(item["agreement"]["all"], "top5"),
+                f"{100 * item['trajectory']['same_tokens']:.1f}",
+                _number(item["samples"].get("judge_perplexity")),
+                _number(item["samples"].get("unigram_entropy")),
+            )
+            for item in figures
+        ],
+    )  # fmt: skip
+    text = report["text"]
+    page.paragraph(
+        f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens, "
+        f"{text['num_samples']} masks per window; what is lost is measured in pairs under equal "
+        "masks, which is why its interval is so much narrower. Top-1 and top-5 compare each "
+        "model's most likely tokens with fp32's on equal canvases (top-5: mean share of the five "
+        f"that both have). Same tokens: finished texts of {text['num_decodes']} equal prompts, "
+        "seeds and random numbers, each model following its own tokens. Judge: perplexity of "
+        "those texts under an external model, lower is more predictable; entropy: of a text's "
+        "words, nats. MiB: graphs and weights.",
+        kind="note",
+    )
+
+
+def _interval(values: Mapping[str, float], form: str) -> str:
+    return f"{form.format(values['low'])} to {form.format(values['high'])}"
+
+
+def _share(counts: Mapping[str, Any], name: str) -> str:
+    return f"{100 * counts[name]:.2f}" if counts["rows"] else "none"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _drawing(figure: Callable[..., Any], title: str, across: str, up: str, height: float = 3.2):
+    drawing = figure(figsize=(_WIDTH, height))
+    axes = drawing.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
+    return drawing, axes
+
+
+def _agreement(
+    page: Page, figures: Sequence[Mapping[str, Any]], figure: Callable[..., Any]
+) -> None:
+    page.heading("Token agreement by mask ratio")
+    for key, words in (("top1", "most likely token"), ("top5", "five most likely tokens")):
+        drawing, axes = _drawing(figure, f"Same {words} as fp32", "mask ratio", "%")
+        for item, color in zip(figures[1:], _COLORS, strict=False):
+            rows = item["agreement"]["by_mask_ratio"]
+            axes.plot(
+                [float(ratio) for ratio in rows],
+                [100 * counts[key] for counts in rows.values()],
+                marker="o", markersize=3, color=color, label=item["title"],
+            )  # fmt: skip
+        axes.legend(fontsize=8, frameon=False)
+        worst = min(
+            (100 * counts[key], item["title"], ratio)
+            for item in figures[1:]
+            for ratio, counts in item["agreement"]["by_mask_ratio"].items()
+        )
+        page.figure(
+            drawing,
+            f"Rows of held-out canvases. The lowest point is {worst[0]:.1f} %: {worst[1]} at mask "
+            f"ratio {worst[2]}.",
+        )
+
+
+def _trajectories(
+    page: Page, figures: Sequence[Mapping[str, Any]], figure: Callable[..., Any]
+) -> None:
+    page.heading("Agreement along a decode")
+    drawing, axes = _drawing(
+        figure, "Same canvas as fp32's own decode at this step", "step", "% of positions"
+    )
+    for item, color in zip(figures[1:], _COLORS, strict=False):
+        steps = item["trajectory"]["by_step"]
+        axes.plot(
+            range(1, len(steps) + 1), [100 * share for share in steps],
+            color=color, label=item["title"],
+        )  # fmt: skip
+    axes.legend(fontsize=8, frameon=False)
+    page.figure(
+        drawing,
+        "Equal prompts, seeds and random numbers; nothing is corrected, so that one token that "
+        "differs changes what follows.",
+    )
+
+
+def _sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[..., Any]) -> None:
+    costs = report["sensitivity"]
+    if not costs:
+        return
+    page.heading("What each layer costs alone")
+    drawing, axes = _drawing(figure, "", "% of perplexity lost", "", 0.6 + 0.22 * len(costs))
+    places = range(len(costs))
+    values = [100 * (cost["ratio"]["value"] - 1) for cost in costs]
+    spread = [
+        [100 * (cost["ratio"]["value"] - cost["ratio"]["low"]) for cost in costs],
+        [100 * (cost["ratio"]["high"] - cost["ratio"]["value"]) for cost in costs],
+    ]
+    axes.barh(places, values, xerr=spread, color=_COLORS[0], ecolor="#8c959f", height=0.7)
+    axes.set_yticks(
+        places, [f"{cost['layer']} ({cost['precision']})" for cost in costs], fontsize=8
+    )
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#d8dee4", linewidth=0.6)
+    first = costs[0]
+    page.figure(
+        drawing,
+        f"Each layer quantised while all others are in floating point, with 95 % intervals. The "
+        f"most expensive is {first['layer']}: {values[0]:+.3f} %.",
+    )
+    budget = report["budget"]
+    page.table(
+        ("layers kept in floating point", "lost, %", "95 %"),
+        [
+            (
+                trial["num_float"],
+                f"{100 * (trial['ratio']['value'] - 1):+.3f}",
+                f"{100 * (trial['ratio']['low'] - 1):+.3f} to "
+                f"{100 * (trial['ratio']['high'] - 1):+.3f}",
+            )
+            for trial in budget["trials"]
+        ],
+    )
+
+
+def _ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any]) -> None:
+    if not report["ranges"]:
+        return
+    page.heading("Ranges by layer and mask ratio")
+    for graph, layers in report["ranges"].items():
+        ratios = sorted({ratio for item in layers.values() for ratio in item["largest"]}, key=float)
+        drawing = figure(figsize=(_WIDTH, 0.9 + 0.24 * len(layers)))
+        axes = drawing.add_subplot()
+        tops = {name: max(item["largest"].values()) or 1.0 for name, item in layers.items()}
+        grid = [
+            [item["largest"].get(ratio, float("nan")) / tops[name] for ratio in ratios]
+            for name, item in layers.items()
+        ]
+        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        axes.set_xticks(range(len(ratios)), ratios, fontsize=8)
+        axes.set_yticks(range(len(layers)), list(layers), fontsize=8)
+        axes.set_xlabel("mask ratio")
+        drawing.colorbar(image, ax=axes, label="of the layer's largest")
+        page.figure(
+            drawing,
+            f"Largest input of each layer of {graph}, relative to that layer's largest: a layer "
+            "whose row is not even was seen at its largest only in some mask ratios.",
+        )
+        page.table(
+            ("layer", "precision", "largest", "step x 127", "observer", "alpha", "why not int8"),
+            [
+                (
+                    name,
+                    item["precision"],
+                    f"{tops[name]:.3g}",
+                    "-" if item["scale"] is None else f"{127 * item['scale']:.3g}",
+                    item["observer"] or "-",
+                    "-" if item["alpha"] is None else f"{item['alpha']:g}",
+                    item["reason"] or "-",
+                )
+                for name, item in layers.items()
+            ],
+        )
+
+
+def _canvases(page: Page, report: Mapping[str, Any]) -> None:
+    rows = report["canvases"]["coverage"]
+    if not rows:
+        return
+    page.heading("What it was calibrated on")
+    page.paragraph(report["canvases"]["words"], kind="note")
+    page.table(
+        ("graph", "block", "context", "mask ratio up to", "canvases"),
+        [
+            (r["graph"], r["block"], r["context"], f"{r['decile'] / 10:.1f}", r["count"])
+            for r in rows
+        ],
+    )
+
+
+__all__: Sequence[str] = ["make_page"]

@@ -1,0 +1,77 @@
+"""How each kind of target's graphs get their precision: the table that calibration works from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import onnx
+
+from ..calibration.calibrate import Layers, Recipe
+from ..calibration.plan import GraphPlan, default_plan
+from ..calibration.qdq import quantize
+from ..jetson.targets import TARGETS
+from .fp16 import store_fp16
+from .typed import half_values, type_fp16
+
+GPU_TARGETS = tuple(name for name, item in TARGETS.items() if item.is_gpu)
+"""Targets whose graphs are typed: float16 and int8 stand in the ONNX, as TensorRT wants it."""
+
+
+def recipe_for(target: str) -> Recipe:
+    """Returns a target's recipe: typed graphs for GPUs, the CPU's own for all others."""
+    if target in GPU_TARGETS:
+        return Recipe(
+            target=target,
+            default_plan=default_plan,
+            build=_typed_int8,
+            build_fp16=_typed_fp16,
+            half_values=half_values,
+        )
+    from ..calibration.cpu import cpu_plan, weight_limit
+
+    limit = weight_limit(target)
+    return Recipe(
+        target=target,
+        default_plan=cpu_plan,
+        build=partial(_cpu_int8, limit=limit),
+        weight_limit=limit,
+        dynamic=True,
+        build_fp16=_stored_fp16,
+        half_values=lambda model: (),
+    )
+
+
+def _typed_int8(model: onnx.ModelProto, layers: Layers, plan: GraphPlan) -> onnx.ModelProto:
+    made = quantize(model, layers, plan)
+    type_fp16(made, plan.float32)
+    return made
+
+
+def _typed_fp16(model: onnx.ModelProto, float32: Sequence[str]) -> onnx.ModelProto:
+    made = _copied(model)
+    type_fp16(made, float32)
+    return made
+
+
+def _cpu_int8(
+    model: onnx.ModelProto, layers: Layers, plan: GraphPlan, *, limit: int
+) -> onnx.ModelProto:
+    from ..calibration.cpu import quantize_for_cpu
+
+    made = quantize_for_cpu(model, layers, plan, limit=limit)
+    store_fp16(made)  # what stays in floating point takes half the bytes, as without int8
+    return made
+
+
+def _stored_fp16(model: onnx.ModelProto, float32: Sequence[str]) -> onnx.ModelProto:
+    del float32  # arithmetic stays in float32, where everything fits
+    made = _copied(model)
+    store_fp16(made)
+    return made
+
+
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made

@@ -1,0 +1,92 @@
+"""What `dlm-export` can be asked for, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..jetson.targets import target as find_target
+from ..runtime.decoding import DecodingSettings
+from ..runtime.errors import ConfigError
+
+PRECISIONS = ("fp32", "fp16", "int8")
+ARITHMETIC: Mapping[str, str] = {
+    "fp32": "float32 weights and arithmetic",
+    "fp16": "weights stored as float16 and widened while loading; arithmetic in float32",
+    "fp16 typed": "float16 weights and arithmetic; norm statistics, softmax and angles in float32",
+    "int8": "int8 weights and integer products, each run with its own scales of activations; the "
+    "rest in float32",
+    "int8 typed": "int8 weights and activations in the linear layers; the rest in float16, norm "
+    "statistics, softmax and angles in float32",
+}
+"""By form: a precision, and whether its graphs are typed for a GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSettings:
+    """What `dlm-export` was asked for."""
+
+    target: str = "cpu"
+    """A name of `jetson.targets.TARGETS`."""
+    mode: str | None = None
+    """Power mode that the plan is made for; None: the one the target boots in."""
+    max_memory_mib: float | None = None
+    """MiB that the bundle may take on its target; None: what the target has free."""
+    precision: str = "fp32"
+    """A name of PRECISIONS."""
+    blocks: tuple[int | str, ...] = ()
+    """Block sizes in positions, or "full" for the whole canvas; empty: the family's choice,
+    usually those the checkpoint was trained on."""
+    contexts: tuple[int, ...] = ()
+    """Context buckets in positions, of families with a cache; empty: the family's choice."""
+    data: Path | None = None
+    """Text to check and measure with; None: a paragraph that ships with the exporter to check
+    parity, and a part of the calibration text to measure losses."""
+    card: Path | None = None
+    """Markdown that goes into the card as it is."""
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    """Default decoding settings of the bundle."""
+    calibration_data: Path | None = None
+    """Text of the kind that the model will write; None: what training was validated on, if it is
+    still there."""
+    max_loss: float = 0.5
+    """Per cent of perplexity that fp16 or int8 may cost."""
+    loss_tokens: int = 8192
+    """Held-out tokens to measure losses on, at most."""
+    plan: Path | None = None
+    """An edited plan.json; None: all is decided from measurements."""
+    force: bool = False
+    """Writes a bundle that is beyond its budget, too."""
+    judge: Path | None = None
+    """A llama2.c model, with its tok<vocabulary>.bin beside it, that reads samples."""
+    report_dir: Path | None = None
+    """Folder for report.json, report.html and plan.json; None: beside the bundle, named after
+    it."""
+    seed: int = 0
+    """Of the masks that parity and losses are measured under, and of calibration."""
+
+    def __post_init__(self) -> None:
+        find_target(self.target).mode(self.mode)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"--precision {self.precision} is not available in this version: choose "
+                f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+            )
+        if not 0 < self.max_loss <= 100:
+            raise ConfigError(
+                f"--max-loss must be more than 0 and at most 100 per cent, not {self.max_loss:g}"
+            )
+        if self.loss_tokens < 1:
+            raise ConfigError(f"--loss-tokens must be at least 1, not {self.loss_tokens}")
+        for option, value in (("--plan", self.plan), ("--force", self.force)):
+            if value and self.precision == "fp32":
+                raise ConfigError(f"{option} has no meaning with --precision fp32: leave it out")
+        DecodingSettings.from_json(self.decoding)
+
+    @property
+    def form(self) -> str:
+        """Key of ARITHMETIC and of parity's tolerances."""
+        typed = self.precision != "fp32" and find_target(self.target).is_gpu
+        return f"{self.precision} typed" if typed else self.precision

@@ -1,0 +1,71 @@
+"""Opens the TensorRT backend: module, GPU, kernels, then plans, the quickest to fail first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..bundle import Bundle
+from ..cuda import CudaDevice
+from ..device import Device
+from ..errors import DeviceError, EngineError
+from ..ops.cuda_ops import CudaOps
+from ..replay import ReplayingDevice
+from .gpu import Gpu, read_gpu
+from .tensorrt import TensorRtEngines
+from .tensorrt_build import BuildSettings, import_tensorrt
+
+
+def at_hand() -> tuple[Any, Gpu]:
+    """Returns TensorRT and the GPU.
+
+    Raises:
+        EngineError: No TensorRT, or one that is too old.
+        DeviceError: No driver or no GPU.
+    """
+    return import_tensorrt(), read_gpu()
+
+
+def make_device() -> Device:
+    """Opens the first GPU; DeviceError without one, or without a binding."""
+    return CudaDevice()
+
+
+def open_tensorrt(
+    bundle: Bundle,
+    *,
+    reason: str,
+    settings: BuildSettings | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    report: Callable[[float, str], None] = lambda fraction, phase: None,
+) -> TensorRtEngines:
+    """Makes a bundle's graphs executable with TensorRT, building plans that the cache lacks.
+
+    Args:
+        bundle: Opened.
+        reason: Why this backend was taken.
+        settings: How plans are built.
+        note: Gets a line when a plan is damaged or waited for, or steps cannot be captured.
+        report: Gets the fraction of a build done and its phase.
+
+    Raises:
+        EngineError: TensorRT is missing, or cannot build or load a plan.
+        DeviceError: The GPU, a binding or NVRTC is missing, or memory does not suffice.
+    """
+    trt, gpu = at_hand()
+    device = ReplayingDevice(make_device(), note)
+    try:
+        CudaOps(device)  # kernels that do not compile are told before minutes of building
+        return TensorRtEngines(
+            trt,
+            bundle,
+            device,
+            gpu,
+            settings=settings,
+            reason=reason,
+            note=note,
+            report=report,
+        )
+    except (EngineError, DeviceError):
+        device.close()
+        raise

@@ -1,0 +1,197 @@
+"""Transition steps in NumPy: the contract stands in `base.Ops.sample`.
+
+Rows go through in groups that fit the second-level cache, so that log-scores are read from memory
+once, while the number of calls stays small for small vocabularies. Only rows that move are looked
+at again. Knows no graph of noise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..decoding import DecodingSettings
+from ..errors import EngineError
+from .base import CHUNK, Canvas
+from .rows import locate, truncate
+
+GROUP_ELEMENTS = 1 << 15
+"""Weights worked on at a time: 128 KiB."""
+
+
+class TransitionScratch:
+    """Working memory for one group of rows."""
+
+    def __init__(self, block: int, vocab_size: int, banned: tuple[int, ...]) -> None:
+        padded = -(-vocab_size // CHUNK) * CHUNK
+        self.group = min(block, max(1, GROUP_ELEMENTS // padded))
+        """Rows per group."""
+        self.banned = np.array(banned, np.int64)
+        self.logits = np.zeros((self.group, vocab_size), np.float32)
+        """Log-scores of rows that do not follow each other, or that something is added to."""
+        self.chunks = np.zeros((self.group, padded // CHUNK, CHUNK), np.float32)
+        """Weights; zeros behind the vocabulary's end."""
+        self.flat = self.chunks.reshape(self.group, padded)
+        self.weights = self.flat[:, :vocab_size]
+        self.sums = np.zeros((self.group, padded // CHUNK), np.float32)
+
+    def ratios(
+        self,
+        log_score: np.ndarray,
+        rows: np.ndarray,
+        ids: np.ndarray,
+        *,
+        bias: np.ndarray | None,
+        allowed: np.ndarray | None,
+    ) -> None:
+        """Writes s_y of some rows into the first slots.
+
+        Args:
+            log_score: (block, V) float32 or float16.
+            rows: (n,) ascending, n at most `group`.
+            ids: (n,) the tokens there.
+            bias: (V,) float32 added to the log-scores, or None.
+            allowed: (block, ceil(V / 32)) uint32, or None.
+        """
+        count, first = len(rows), rows[0]
+        weights = self.weights[:count]
+        if rows[-1] - first == count - 1:
+            source = log_score[first : first + count]
+        else:
+            source = np.take(log_score, rows, axis=0)
+        if bias is not None:
+            source = np.add(source, bias, out=self.logits[:count])
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.exp(source, out=weights, dtype=np.float32)
+        weights[np.arange(count), ids] = 0.0
+        weights[:, self.banned] = 0.0
+        if allowed is not None:
+            words = allowed[rows].astype("<u4", copy=False).view(np.uint8)
+            bits = np.unpackbits(words, axis=1, bitorder="little")[:, : weights.shape[1]]
+            weights[bits == 0] = 0.0
+
+    def total(self, count: int) -> np.ndarray:
+        """Sums the first slots in chunks of 64, and these in float64: (count,)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.add.reduce(self.chunks[:count], axis=2, out=self.sums[:count])
+            return np.add.reduce(self.sums[:count], axis=1, dtype=np.float64)
+
+    def lower(self, count: int, floor: np.ndarray) -> None:
+        """Subtracts (count,) from the first slots, not below 0."""
+        flat = self.flat[:count]
+        np.subtract(flat, floor.astype(np.float32)[:, None], out=flat)
+        np.maximum(flat, np.float32(0.0), out=flat)
+
+    def draw(self, slots: np.ndarray, shares: np.ndarray, settings: DecodingSettings) -> np.ndarray:
+        """Draws an id from each of some slots: (n,) int64."""
+        temperature = settings.temperature or 0.0
+        if temperature == 0.0:
+            return self.weights[slots].argmax(axis=1)
+        if temperature != 1.0 or settings.top_k is not None or settings.top_p is not None:
+            for slot in slots.tolist():
+                self._sharpen(slot, temperature, settings)
+        return locate(self.chunks, self.sums, slots, shares)
+
+    def _sharpen(self, slot: int, temperature: float, settings: DecodingSettings) -> None:
+        weights = self.weights[slot]
+        np.multiply(weights, np.float32(1.0) / weights.max(), out=weights)
+        if temperature != 1.0:
+            np.power(weights, np.float32(1.0 / temperature), out=weights)
+        truncate(weights, settings.top_k, settings.top_p)
+        np.add.reduce(self.chunks[slot], axis=1, out=self.sums[slot])
+
+
+def transit(
+    scratch: TransitionScratch,
+    log_score: np.ndarray,
+    rows: np.ndarray,
+    ids: np.ndarray,
+    step: np.ndarray,
+    uniforms: np.ndarray,
+    settings: DecodingSettings,
+    *,
+    bias: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the next token of some rows.
+
+    Args:
+        scratch: Of this block and vocabulary.
+        log_score: (block, V) float32 or float16, read only.
+        rows: (n,) int64 ascending: the rows to draw.
+        ids: (n,) the tokens there.
+        step: (5,) row of `transition.transition_table`.
+        uniforms: (n,) float64.
+        settings: Temperature, top-k and top-p.
+        bias: (V,) float32, or None.
+        allowed: (block, ceil(V / 32)) uint32, or None.
+
+    Returns:
+        (n,) bool: which rows move; (m,) int64: the ids that those move to.
+
+    Raises:
+        EngineError: NaN or overflow in a row, or nothing that it could do.
+    """
+    _, gain, offset, stay, slope = step.tolist()
+    moved = np.zeros(len(rows), bool)
+    tokens = []
+    for begin in range(0, len(rows), scratch.group):
+        part = slice(begin, begin + scratch.group)
+        count = len(rows[part])
+        scratch.ratios(log_score, rows[part], ids[part], bias=bias, allowed=allowed)
+        total = mass = scratch.total(count)
+        if offset and np.isfinite(total).all():
+            scratch.lower(count, offset * (1.0 + total))
+            mass = scratch.total(count)
+        move = gain * mass
+        everything = move + np.maximum(stay - slope * total, 0.0)
+        if not (np.isfinite(everything) & (everything > 0.0)).all():
+            raise EngineError(
+                "a row of log-scores has ratios that are not finite, or all 0; the graph "
+                "overflows: try another precision, or allow more tokens"
+            )
+        target = uniforms[part] * everything
+        goes = target < move
+        moved[part] = goes
+        slots = np.flatnonzero(goes)
+        if len(slots):
+            tokens.append(scratch.draw(slots, target[slots] / move[slots], settings))
+    return moved, np.concatenate(tokens) if tokens else np.zeros(0, np.int64)
+
+
+def draw_transition(canvas: Canvas, log_score: np.ndarray, uniforms: np.ndarray) -> None:
+    """Draws where every free position of a NumPy canvas goes; uniforms are (block,) float64."""
+    rows = np.flatnonzero(canvas.masked)
+    canvas.chosen.fill(False)
+    if not len(rows):
+        return
+    moved, tokens = transit(
+        canvas.scratch.rows,
+        log_score,
+        rows,
+        canvas.ids[0, rows],
+        canvas.transition[canvas.step],
+        uniforms[rows],
+        canvas.settings,
+        bias=canvas.bias,
+        allowed=canvas.allowed,
+    )
+    canvas.chosen[rows] = moved
+    canvas.candidate[rows[moved]] = tokens
+
+
+def commit_transition(canvas: Canvas) -> int:
+    """Moves what was chosen, and goes on to the next step; returns how many moved."""
+    if not canvas.num_masked:
+        return 0
+    moved = np.flatnonzero(canvas.chosen)
+    canvas.ids[0, moved] = canvas.candidate[moved]
+    canvas.step += 1
+    if canvas.mask_token_id >= 0:
+        canvas.masked[moved] = False
+        canvas.num_masked -= len(moved)
+    if canvas.step < len(canvas.transition):
+        canvas.sigma[0] = canvas.transition[canvas.step, 0]
+    else:
+        canvas.masked.fill(False)
+        canvas.num_masked = 0
+    return len(moved)

@@ -1,0 +1,196 @@
+"""The recorder on a bundle made by hand, whose graph is simple enough to know what it was given."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from dlm_edge.calibration.record import (
+    CanvasSettings,
+    clean_canvases,
+    noise_canvases,
+    prompt_ids,
+    record_canvases,
+)
+from dlm_edge.calibration.recorder import Recorder, RecordingEngines
+from dlm_edge.runtime.bundle import open_bundle
+from dlm_edge.runtime.engines import open_engines
+from dlm_edge.runtime.errors import CalibrationError, ConfigError
+from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.generate import generate
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.tokenizer import Tokenizer
+from toy_bundle import BLOCK, CACHE, KEYS, toy_manifest, toy_tokenizer, write_toy
+
+MASK = 1
+SMALL = CanvasSettings(per_stratum=2, num_decodes=4, num_windows=3, num_samples=4)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return open_bundle(write_toy(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    texts = ["abc def ghi jkl", "mno pqa bcd efg", "hij klm nop qab"]
+    return prompt_ids(texts, Tokenizer(toy_tokenizer()), 0)
+
+
+@pytest.fixture(scope="module")
+def recorded(bundle, prompts):
+    return record_canvases(bundle, prompts, SMALL, seed=0)
+
+
+def make_request(prompts, given, new):
+    ids = tuple(prompts[0][:given].tolist())
+    return Request(prompt_ids=ids, max_tokens=new, seed=3, sample_index=0)
+
+
+def same(one, two):
+    return len(one) == len(two) and all(
+        a.stratum == b.stratum
+        and a.source == b.source
+        and all(np.array_equal(a.inputs[name], b.inputs[name]) for name in a.inputs)
+        for a, b in zip(one.items, two.items, strict=True)
+    )
+
+
+def test_every_decile_of_every_shape_is_covered(bundle, recorded):
+    assert recorded.missing(bundle.manifest.graphs, masked=True) == []
+    assert {item.source for item in recorded.items} == {"decode", "random"}
+
+
+def test_equal_seeds_give_equal_sets_and_other_seeds_others(bundle, prompts, recorded):
+    assert same(recorded, record_canvases(bundle, prompts, SMALL, seed=0))
+    assert not same(recorded, record_canvases(bundle, prompts, SMALL, seed=1))
+
+
+def test_no_stratum_holds_more_than_asked_for(recorded):
+    counts = [number for sources in recorded.coverage().values() for number in sources.values()]
+    assert max(counts) == SMALL.per_stratum
+
+
+def test_recorded_caches_are_those_of_the_tokens_before(recorded):
+    """The toy's keys are a table by token: so every used row must be one of the table's."""
+    for item in recorded.items:
+        start = int(item.inputs["start"][0])
+        rows = item.inputs["kv"].reshape(-1, *CACHE)
+        assert not rows[start:].any()
+        table = KEYS.reshape(-1, *CACHE)
+        for row in rows[:start]:
+            assert any(np.array_equal(row, entry) for entry in table)
+
+
+def test_mask_ratio_is_the_share_of_masks(recorded):
+    for item in recorded.items:
+        assert item.mask_ratio == float(np.mean(item.inputs["ids"] == MASK))
+
+
+def test_recording_does_not_change_what_is_generated(bundle, prompts):
+    engines = open_engines(bundle)
+    request = Request(
+        prompt_ids=tuple(prompts[0][:3].tolist()), max_tokens=9, seed=3, sample_index=0
+    )
+    plain = generate(bundle.manifest, engines, NumpyOps(), request)
+    recorder = Recorder(MASK, per_stratum=100, seed=0)
+    seen = generate(bundle.manifest, RecordingEngines(engines, recorder), NumpyOps(), request)
+    engines.close()
+    assert seen.token_ids == plain.token_ids
+    assert recorder.num_seen == plain.nfe
+
+
+def test_frontier_is_what_the_next_step_commits(bundle, prompts):
+    engines = open_engines(bundle)
+    recorder = Recorder(MASK, per_stratum=100, seed=0)
+    request = Request(
+        prompt_ids=tuple(prompts[0][:4].tolist()), max_tokens=8, seed=3, sample_index=0
+    )
+    made = generate(bundle.manifest, RecordingEngines(engines, recorder), NumpyOps(), request)
+    engines.close()
+    text = np.array(made.token_ids)
+    masked = [item for item in recorder.canvases() if item.mask_ratio > 0]
+    assert masked
+    by_start: dict[int, list] = {}
+    for item in masked:
+        by_start.setdefault(int(item.inputs["start"][0]), []).append(item)
+    for start, items in by_start.items():
+        items.sort(key=lambda item: -item.mask_ratio)
+        frontiers = np.array([item.frontier for item in items])
+        # Each position of a block is committed exactly once, when it is still masked.
+        assert (frontiers.sum(axis=0) == (items[0].inputs["ids"][0] == MASK)).all()
+        for item, after in zip(items, [*items[1:], None], strict=True):
+            ids = item.inputs["ids"][0]
+            assert (ids[item.frontier] == MASK).all()
+            left = ids == MASK
+            left &= ~item.frontier
+            if after is not None:
+                assert np.array_equal(after.inputs["ids"][0] == MASK, left)
+            else:
+                assert not left.any()
+            assert (ids[ids != MASK] == text[start : start + BLOCK][ids != MASK]).all()
+
+
+def test_late_steps_weigh_more_than_early_ones(recorded):
+    decoded = [item for item in recorded.items if item.source == "decode" and item.mask_ratio > 0]
+    early = [item.weight for item in decoded if item.progress == 0.0]
+    late = [item.weight for item in decoded if item.progress == 1.0]
+    assert set(early) == {1.0}
+    assert set(late) == {2.0}
+
+
+def test_clean_canvases_hold_no_mask_and_the_texts_own_tokens(bundle, prompts):
+    clean = clean_canvases(bundle, prompts, SMALL, seed=0)
+    stream = " ".join(map(str, np.concatenate(prompts).tolist()))
+    for item in clean.items:
+        assert item.mask_ratio == 0.0
+        assert " ".join(map(str, item.inputs["ids"][0].tolist())) in stream
+
+
+def test_noise_canvases_hold_random_tokens_but_never_the_mask(bundle, prompts):
+    noise = noise_canvases(bundle, prompts, SMALL, seed=0)
+    tokens = np.concatenate([item.inputs["ids"][0] for item in noise.items])
+    assert MASK not in tokens
+    assert len(set(tokens.tolist())) > 10
+
+
+def test_all_three_kinds_are_about_as_many(bundle, prompts, recorded):
+    for make in (clean_canvases, noise_canvases):
+        number = len(make(bundle, prompts, replace(SMALL, num_windows=12), seed=0))
+        assert 0.4 * len(recorded) <= number <= 2 * len(recorded)
+
+
+def test_memory_is_bounded_by_keeping_fewer(bundle, prompts, monkeypatch):
+    from dlm_edge.calibration import record
+
+    manifest = toy_manifest()
+    each = 4 * (4 + 1 + 4 * np.prod(CACHE)) + 4 * (4 + 1 + 8 * np.prod(CACHE))
+    assert record._per_stratum(manifest, SMALL, 2) == SMALL.per_stratum
+    wide = replace(SMALL, per_stratum=10**6, max_mib=1)
+    assert record._per_stratum(manifest, wide, 2) == (1 << 20) // (2 * 11 * each)
+    monkeypatch.setattr(record, "NUM_DECILES", 10**6)
+    with pytest.raises(CalibrationError, match="more than the 1 allowed"):
+        record_canvases(bundle, prompts, wide, seed=0)
+
+
+def test_progress_is_told_after_every_text(bundle, prompts):
+    told = []
+    record_canvases(bundle, prompts, SMALL, seed=0, progress=lambda *at: told.append(at))
+    assert len(told) > 3
+    assert [done for done, _ in told] == list(range(1, len(told) + 1))
+    assert {total for _, total in told} == {len(told)}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [([], "no calibration prompts"), ([np.array([0, 3])], "fewer than a block of 4")],
+)
+def test_prompts_that_cannot_be_used_are_refused_in_one_line(bundle, given, message):
+    with pytest.raises(CalibrationError, match=message) as caught:
+        record_canvases(bundle, given, SMALL, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"per_stratum": 0}, {"num_samples": 3}, {"max_mib": 0}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        CanvasSettings(**wrong)

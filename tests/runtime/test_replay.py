@@ -1,0 +1,135 @@
+"""What is replayed, and when: every sequence must do exactly what its calls would have done."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from dlm_edge.runtime.errors import DeviceError, EngineError
+from dlm_edge.runtime.replay import MAX_STEPS, ReplayingDevice
+from emulation.device import EmulatedDevice
+
+
+@pytest.fixture
+def device():
+    return ReplayingDevice(EmulatedDevice())
+
+
+def filled(device, values):
+    array = device.empty((len(values),), np.int32)
+    device.upload(array, np.array(values))
+    return array
+
+
+def rotate(device, arrays):
+    for target, source in pairwise(arrays):
+        device.copy(target, source)
+
+
+def test_a_step_is_captured_at_its_second_time_and_replayed_from_then_on(device):
+    arrays = [filled(device, [n, n]) for n in range(4)]
+    for turn in range(4):
+        rotate(device, arrays)
+        device.flush(repeats=True)
+        assert (device.num_captured, device.num_replayed) == (int(turn > 0), max(0, turn))
+        assert [device.download(a)[0] for a in arrays] == [min(n + turn + 1, 3) for n in range(4)]
+
+
+def test_what_does_not_say_that_it_repeats_is_never_captured(device):
+    arrays = [filled(device, [n]) for n in range(3)]
+    for _ in range(5):
+        rotate(device, arrays)
+        device.flush()
+    assert device.num_captured == 0
+
+
+def test_another_address_is_another_step(device):
+    one, two, three = (filled(device, [n]) for n in range(3))
+    for _ in range(3):
+        device.copy(two, one)
+        device.copy(three, one)
+        device.flush(repeats=True)
+    device.copy(one, two)
+    device.copy(three, one)
+    device.flush(repeats=True)
+    assert device.num_captured == 1
+
+
+def test_the_host_sees_everything_enqueued_before_it_reads_or_writes(device):
+    one, two = filled(device, [1]), filled(device, [2])
+    device.copy(two, one)
+    device.upload(one, np.array([7]))
+    assert device.download(two).tolist() == [1]
+    device.zero(two)
+    assert device.download(two).tolist() == [0]
+    device.copy(two, one)
+    device.synchronize()
+    assert device.inner.view(two).tolist() == [7]
+
+
+def test_values_held_are_uploaded_once_until_something_else_writes_there(device):
+    target, other = filled(device, [0]), filled(device, [5])
+    counts = device.inner.counts
+    before = counts["uploads"]
+    for _ in range(3):
+        device.hold(target, np.array([3]))
+    assert counts["uploads"] == before + 1
+    device.copy(target, other)
+    device.hold(target, np.array([3]))
+    assert device.download(target).tolist() == [3]
+    device.upload(target, np.array([4]))
+    device.hold(target, np.array([3]))
+    device.zero(target)
+    device.hold(target, np.array([3]))
+    assert device.download(target).tolist() == [3]
+    assert counts["uploads"] == before + 5
+
+
+def test_only_so_many_steps_are_kept(device):
+    arrays = [filled(device, [n]) for n in range(MAX_STEPS + 6)]
+    for _ in range(2):
+        for one, two in pairwise(arrays):
+            device.copy(one, two)
+            device.copy(two, one)
+            device.flush(repeats=True)
+    assert len(device._steps) == MAX_STEPS
+
+
+def test_a_device_that_captures_nothing_says_so_once_and_goes_on():
+    class Plain(EmulatedDevice):
+        def capture(self, run):
+            raise DeviceError("no graphs here")
+
+    notes = []
+    device = ReplayingDevice(Plain(), notes.append)
+    arrays = [filled(device, [n]) for n in range(4)]
+    for _ in range(4):
+        rotate(device, arrays)
+        device.flush(repeats=True)
+    assert [device.download(a)[0] for a in arrays] == [3, 3, 3, 3]
+    assert len(notes) == 1
+    assert "no graphs here" in notes[0]
+
+
+def test_an_engine_that_refuses_is_told_where_its_work_goes_out(device):
+    def refuse():
+        raise EngineError("refuses to run")
+
+    device.submit("engine", refuse)
+    with pytest.raises(EngineError, match="refuses to run"):
+        device.flush(repeats=True)
+    device.flush()  # and is not tried again
+
+
+def test_what_is_forgotten_is_not_enqueued_later(device):
+    one, two = filled(device, [1]), filled(device, [2])
+    device.copy(one, two)
+    device.forget()
+    assert device.download(one).tolist() == [1]
+
+
+def test_capturing_by_hand_takes_what_was_enqueued_within(device):
+    one, two = filled(device, [1]), filled(device, [2])
+    step = device.capture(lambda: device.copy(one, two))
+    assert device.download(one).tolist() == [1]
+    step.replay()
+    assert device.download(one).tolist() == [2]

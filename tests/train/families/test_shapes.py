@@ -1,0 +1,57 @@
+"""The shapes that graphs are offered at, for what was asked and what was trained."""
+
+import pytest
+from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.train.families.shapes import cached_shapes, canvas_shapes
+
+
+def cached(blocks=(), contexts=(), *, trained=(4, 16), causal=False):
+    shapes = cached_shapes(blocks, contexts, trained=trained, max_position=16, causal=causal)
+    return [(shape.block, shape.context) for shape in shapes]
+
+
+def test_cached_shapes_are_listed_smallest_first_with_what_the_model_needs():
+    small, large = [(4, 8), (8, 8), (16, 8)], [(4, 16), (8, 16), (16, 16)]
+    assert cached((8, 4), (16, 8)) == small + large
+    assert cached((5,), (16,)) == [(5, 16), (10, 16), (16, 8)]
+    assert cached((8,), (16,), causal=True) == [(1, 16), (8, 16)]
+
+
+def test_nothing_asked_for_gives_the_blocks_trained_on_at_half_and_all_of_the_context():
+    assert cached() == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
+    assert cached(trained=(1,), causal=True) == [(1, 8), (16, 8), (1, 16), (16, 16)]
+
+
+def test_full_alone_gives_the_whole_canvas_alone():
+    assert cached(("full",)) == [(16, 8)]
+
+
+def test_a_causal_model_has_no_whole_canvas():
+    with pytest.raises(ConfigError, match="--block full"):
+        cached(("full",), causal=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [(((17,), ()), "--block 17"), (((), (17,)), "--context 17")]
+)
+def test_sizes_beyond_the_positions_trained_are_named(given, words):
+    with pytest.raises(ConfigError, match=words):
+        cached(*given)
+
+
+def test_a_canvas_without_a_cache_has_one_shape_per_length():
+    def lengths(*blocks):
+        shapes = canvas_shapes(blocks, (), trained=(8, 16), max_position=16)
+        assert {shape.context for shape in shapes} == {0}
+        return [shape.block for shape in shapes]
+
+    assert lengths() == [8, 16]
+    assert lengths("full", 4) == [4, 16]
+    assert lengths("full", 16) == [16]
+    with pytest.raises(ConfigError, match="--block 17"):
+        lengths(17)
+
+
+def test_a_context_for_a_graph_without_a_cache_is_refused():
+    with pytest.raises(ConfigError, match="--context"):
+        canvas_shapes((), (8,), trained=(16,), max_position=16)

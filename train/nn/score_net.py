@@ -1,0 +1,257 @@
+"""The score network: a transformer over the whole canvas, told the noise level by adaLN-zero.
+
+The noise sigma of a sequence becomes sinusoids, an MLP makes them a condition vector, and every
+layer (and the final norm) is scaled, shifted and gated by it. Outputs are log-scores, log p_t(y) /
+p_t(x) per position and token y, 0 at the token x that stands there.
+
+The sinusoids are those of log sigma: noise goes over five decades, and near clean text a score's
+magnitude is proportional to sigma, which sinusoids of sigma itself cannot tell apart there.
+
+Knows no objective and no schedule. Source: SEDD (arXiv 2310.16834), section 5 and appendix D;
+adaLN-zero: DiT (arXiv 2212.09748).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...runtime.errors import ConfigError
+from .config import ModelConfig
+from .layers import Attention, GatedMLP, RMSNorm, inverse_frequencies, rotate, rotation
+from .transformer import INIT_STD
+
+GRAPHS = ("uniform", "absorb")
+NUM_WAVES = 128
+"""Frequencies of the sinusoids."""
+LOWEST_WAVE, HIGHEST_WAVE = 0.2, 40.0
+"""Radians per unit of log sigma: from one turn over all noise levels to 0.15 per turn."""
+LEAST_SIGMA = 1e-6
+"""Smaller noise looks the same to the network."""
+SERIES_BELOW = 0.5
+"""Where the logarithm of exp(sigma) - 1 is taken from its series: exact to 1e-9 there."""
+
+
+Angles = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine of positions, as `rotation` gives them."""
+Attend = Callable[[Attention, torch.Tensor, Angles], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig:
+    """Shape of a score network: a transformer's, and what is its own."""
+
+    shape: ModelConfig
+    condition_dim: int
+    """Width of the condition vector."""
+    graph: str
+    """What noise does: `uniform` or `absorb`. Under `absorb`, outputs are scaled by sigma, so that
+    an untrained network gives a masked position's scores the right total."""
+
+    def __post_init__(self) -> None:
+        if self.graph not in GRAPHS:
+            raise ConfigError(f"graph must be {' or '.join(GRAPHS)}, not {self.graph!r}")
+        if not isinstance(self.condition_dim, int) or self.condition_dim < 1:
+            raise ConfigError(
+                f"model condition_dim must be a positive integer, not {self.condition_dim!r}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives a flat mapping."""
+        own = {"condition_dim": self.condition_dim, "graph": self.graph}
+        return {**asdict(self.shape), **own}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ScoreConfig:
+        """Reads what `to_json` gave; raises ConfigError on missing or unknown keys."""
+        rest = dict(values)
+        try:
+            own = {name: rest.pop(name) for name in ("condition_dim", "graph")}
+        except KeyError as error:
+            raise ConfigError(f"model config lacks the key {error}") from error
+        return cls(shape=ModelConfig.from_json(rest), **own)
+
+
+class SigmaEmbedding(nn.Module):
+    """Sinusoids of log sigma, then a two-layer MLP: (B,) float32 to (B, condition)."""
+
+    waves: torch.Tensor
+
+    def __init__(self, condition_dim: int) -> None:
+        super().__init__()
+        span = torch.linspace(math.log(LOWEST_WAVE), math.log(HIGHEST_WAVE), NUM_WAVES)
+        self.register_buffer("waves", torch.exp(span), persistent=False)
+        self.hidden = nn.Linear(2 * NUM_WAVES, condition_dim)
+        self.out = nn.Linear(condition_dim, condition_dim)
+
+    def forward(self, sigma: torch.Tensor) -> torch.Tensor:
+        """See the class; the result has gone through SiLU."""
+        angles = torch.log(sigma.clamp(min=LEAST_SIGMA))[:, None] * self.waves
+        features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+        return F.silu(self.out(F.silu(self.hidden(features))))
+
+
+def fused_attention(attention: Attention, x: torch.Tensor, angles: Angles) -> torch.Tensor:
+    """Attention among all positions by the training-time kernel: (B, L, dim) to the same."""
+    return attention(x, *angles, None, x.shape[1])
+
+
+def plain_attention(attention: Attention, x: torch.Tensor, angles: Angles) -> torch.Tensor:
+    """The same as plain products, as export traces it."""
+    heads, size = attention.num_heads, attention.head_dim
+    mixed = attention.qkv(x).unflatten(-1, (3 * heads, size))
+    turned = rotate(mixed[:, :, : 2 * heads], *angles)
+    # Scaled before the product: so TensorRT recognises attention.
+    query = turned[:, :, :heads].transpose(1, 2) * size**-0.5
+    key, value = turned[:, :, heads:].permute(0, 2, 3, 1), mixed[:, :, 2 * heads :]
+    seen = torch.softmax(query @ key, dim=-1) @ value.transpose(1, 2)
+    return attention.out(seen.transpose(1, 2).flatten(2))
+
+
+class ScoreLayer(nn.Module):
+    """Attention and gated MLP, each scaled, shifted and gated by the condition (adaLN-zero)."""
+
+    def __init__(self, config: ScoreConfig) -> None:
+        super().__init__()
+        shape = config.shape
+        self.attention_norm = RMSNorm(shape.dim)
+        self.attention = Attention(shape)
+        self.mlp_norm = RMSNorm(shape.dim)
+        self.mlp = GatedMLP(shape)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.modulation = nn.Linear(config.condition_dim, 6 * shape.dim)
+
+    def forward(
+        self, x: torch.Tensor, angles: Angles, condition: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """x (B, L, dim) and condition (B, condition) to (B, L, dim)."""
+        parts = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = parts
+        normed = self.attention_norm(x) * (1.0 + scale) + shift
+        x = x + gate * self.dropout(attend(self.attention, normed, angles))
+        normed = self.mlp_norm(x) * (1.0 + mlp_scale) + mlp_shift
+        return x + mlp_gate * self.dropout(self.mlp(normed))
+
+
+class ScoreTrunk(nn.Module):
+    """All layers and the final norm: the part whose shapes are fixed, so compile this one."""
+
+    def __init__(self, config: ScoreConfig) -> None:
+        super().__init__()
+        shape = config.shape
+        self.layers = nn.ModuleList(ScoreLayer(config) for _ in range(shape.num_layers))
+        self.norm = RMSNorm(shape.dim)
+        self.modulation = nn.Linear(config.condition_dim, 2 * shape.dim)
+
+    def forward(
+        self, x: torch.Tensor, angles: Angles, condition: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """(B, L, dim) to (B, L, dim)."""
+        for layer in self.layers:
+            x = layer(x, angles, condition, attend)
+        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.norm(x) * (1.0 + scale) + shift
+
+
+class ScoreNet(nn.Module):
+    """Embedding, trunk and head, and the form of a score."""
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, config: ScoreConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = config.shape
+        self.embed = nn.Embedding(shape.vocab_size, shape.dim)
+        self.sigma = SigmaEmbedding(config.condition_dim)
+        self.trunk = ScoreTrunk(config)
+        self.head = nn.Linear(shape.dim, shape.vocab_size, bias=False)
+        if shape.tie_embeddings:
+            self.head.weight = self.embed.weight
+        self.register_buffer("inv_freq", inverse_frequencies(shape.head_dim), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weights: normal(0.02), branches' last matrices smaller; modulations start at 0."""
+        residual = INIT_STD / math.sqrt(2 * self.config.shape.num_layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                is_last = name.endswith(("attention.out", "mlp.down"))
+                nn.init.normal_(module.weight, std=residual if is_last else INIT_STD)
+                if name.endswith("modulation"):
+                    nn.init.zeros_(module.weight)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, ids: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Computes log-scores.
+
+        Args:
+            ids: (B, L) integers.
+            sigma: (B,) float32, total noise of each sequence.
+            rows: Indices (N,) int64 into the flattened (B, L) grid whose scores are wanted; None =
+                all.
+
+        Returns:
+            (N, V) with `rows`, else (B, L, V), float32.
+        """
+        hidden = self.hidden(ids, sigma, fused_attention)
+        level = sigma[:, None].expand(ids.shape)
+        if rows is not None:
+            hidden, ids = hidden.flatten(0, 1)[rows], ids.flatten()[rows]
+            level = level.flatten()[rows]
+        return self.score(self.head(hidden).float(), ids, level)
+
+    def hidden(self, ids: torch.Tensor, sigma: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Everything before the head: ids (B, L) and sigma (B,) to (B, L, dim)."""
+        x = self.embed(ids)
+        cosine, sine = rotation(torch.arange(ids.shape[1], device=ids.device), self.inv_freq)
+        if torch.is_autocast_enabled(x.device.type):
+            # Else the rotation would widen queries and keys to float32 and attention with them.
+            narrow = torch.get_autocast_dtype(x.device.type)
+            cosine, sine = cosine.to(narrow), sine.to(narrow)
+        return self.trunk(x, (cosine, sine), self.sigma(sigma), attend)
+
+    def score(self, raw: torch.Tensor, ids: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Makes log-scores (…, V) of raw outputs: scaled by sigma, 0 at the own token (…)."""
+        if self.config.graph == "absorb":
+            raw = raw - (log_expm1(sigma) + math.log(raw.shape[-1] - 1))[..., None]
+        own = ids[..., None] == torch.arange(raw.shape[-1], device=ids.device, dtype=ids.dtype)
+        return raw.masked_fill(own, 0.0)
+
+
+def log_expm1(sigma: torch.Tensor) -> torch.Tensor:
+    """log(exp(sigma) - 1), float32 to its last digits, in operators that every backend has."""
+    square = sigma * sigma
+    series = torch.log(sigma.clamp(min=LEAST_SIGMA)) + sigma / 2 + square / 24
+    series = series - square * square / 2880
+    plain = torch.log(torch.exp(sigma.clamp(min=SERIES_BELOW)) - 1.0)
+    return torch.where(sigma < SERIES_BELOW, series, plain)
+
+
+class ScoreStep(nn.Module):
+    """The exported form: one canvas, plain products, the weights of the ScoreNet it wraps.
+
+    | tensor | shape | dtype | role |
+    |---|---|---|---|
+    | ids | (1, block) | int32 | canvas |
+    | sigma | (1,) | float32 | sigma: total noise of the canvas |
+    | log_score | (1, block, vocab) | float32 | logits: log p_t(y) / p_t(x), 0 at the own token |
+    """
+
+    def __init__(self, model: ScoreNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor]:
+        """Returns (log_score,); the class has the table."""
+        raw = self.model.head(self.model.hidden(ids, sigma, plain_attention))
+        return (self.model.score(raw, ids, sigma[:, None].expand(ids.shape)),)
