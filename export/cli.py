@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..jetson.targets import TARGETS, describe
 from ..runtime.cli_common import DlmCommand, common_options, print_json
 from ..runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from .settings import ExportSettings
 
 
 class Sizes(click.ParamType):
@@ -72,20 +77,51 @@ def _decoding(text: str | None) -> dict[str, Any]:
     return value
 
 
+def _list_targets(as_json: bool) -> None:
+    """Prints every target with its power modes."""
+    if as_json:
+        print_json({name: item.to_json() for name, item in TARGETS.items()})
+        return
+    for item in TARGETS.values():
+        click.echo(describe(item))
+
+
+def _export_chosen(
+    checkpoint: Path, output: Path, settings: ExportSettings, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Lets `--auto` choose, and exports what it chose."""
+    from .auto import choose
+    from .pack import check_output, export_checkpoint
+
+    check_output(output)
+    context = click.get_current_context()
+    fixed = context.get_parameter_source("precision") is click.core.ParameterSource.COMMANDLINE
+    precisions = (settings.precision,) if fixed else ()
+    settings, choice = choose(checkpoint, settings, progress, precisions=precisions)
+    return export_checkpoint(checkpoint, output, settings, progress, notes={"auto": choice})
+
+
 @click.command("dlm-export", cls=DlmCommand)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--target",
     default="cpu",
     show_default=True,
-    help="Where the bundle will run: cpu, host (this machine) or orin-nano.",
+    help="Where the bundle will run: cpu, host (this machine), orin-nano, ...; list prints all, "
+    "with their power modes.",
+)
+@click.option(
+    "--power-mode",
+    "mode",
+    help="Power mode of the board that the plan is made for, 25w or maxn-super for example. "
+    "Default: the one it boots in.",
 )
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
     help="fp32, fp16 or int8. fp16 stores weights in half the bytes; arithmetic stays float32 on "
-    "cpu and host, and is float16 on orin-nano. int8 multiplies integers in the linear layers.",
+    "cpu and host, and is float16 on a board. int8 multiplies integers in the linear layers.",
 )
 @click.option(
     "--calibration-data",
@@ -100,7 +136,21 @@ def _decoding(text: str | None) -> dict[str, Any]:
     default="0.5",
     show_default=True,
     help="Per cent of perplexity that may be lost: layers go back to floating point until it "
-    "holds, and nothing is written if it cannot.",
+    "holds, and nothing is written if it cannot. With --auto, against its best candidate.",
+)
+@click.option(
+    "--auto",
+    "automatic",
+    is_flag=True,
+    help="Choose block size, contexts and precision: the best predicted tokens/s on the target "
+    "within --max-memory and --max-loss. Makes, decodes and scores each candidate, so it takes "
+    "several times as long. Given --block, --context or --precision are the only candidates.",
+)
+@click.option(
+    "--max-memory",
+    "max_memory_mib",
+    type=click.FloatRange(min=1),
+    help="MiB that the bundle may take on its target. Default: what the target has free.",
 )
 @click.option(
     "--plan", type=click.Path(path_type=Path), help="An edited plan.json of an earlier report."
@@ -136,9 +186,7 @@ def _decoding(text: str | None) -> dict[str, Any]:
     type=Sizes(),
     help="Committed positions that a graph sees, one or more sizes. Default: half of all, and all.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle, MODEL.dlm."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle, MODEL.dlm.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -152,9 +200,10 @@ def _decoding(text: str | None) -> dict[str, Any]:
 @click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration.")
 @common_options
 def main(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: Path | None,
+    output: Path | None,
     decoding: str | None,
+    automatic: bool,
     as_json: bool,
     verbose: int,
     **given: Any,
@@ -168,6 +217,13 @@ def main(
     the loss of the whole is held to --max-loss on text that calibration has not seen. A report with
     drawings goes into the bundle and beside it.
     """
+    if given["target"] == "list":
+        _list_targets(as_json)
+        return
+    if checkpoint is None:
+        raise click.UsageError("Missing argument 'CHECKPOINT'.")
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     # torch takes seconds to import: usage errors should not wait for it.
     from ..runtime.cli_load import BuildLine
     from .pack import ExportSettings, export_checkpoint
@@ -177,9 +233,14 @@ def main(
         decoding=_decoding(decoding),
         **{name: value for name, value in given.items() if value is not None},
     )
-    report = export_checkpoint(
-        checkpoint, output, settings, progress=lambda line: click.echo(line, err=True)
-    )
+
+    def progress(line: str) -> None:
+        click.echo(line, err=True)
+
+    if automatic:
+        report = _export_chosen(checkpoint, output, settings, progress)
+    else:
+        report = export_checkpoint(checkpoint, output, settings, progress)
     line = BuildLine(sys.stderr)
     try:
         built = build_if_at_hand(output, settings.target, line.show)

@@ -10,13 +10,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 
 from ..calibration.judge import Judge
 from ..calibration.plan import read_plan
@@ -27,21 +26,18 @@ from ..runtime.engines import open_engines
 from ..runtime.errors import BundleError, CalibrationError, ConfigError, EngineError
 from ..runtime.manifest import GraphSpec, Manifest
 from ..runtime.manifest_check import TOKENIZER_NAME
-from ..runtime.tokenizer import Tokenizer
-from ..train.checkpoint import Checkpoint, load_weights, read_checkpoint
-from ..train.families import FAMILIES
 from ..train.families.base import ExportGraph
-from .canvases import text_ids
+from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
 from .graph import graph_specs
 from .lint import operator_counts, require_clean
 from .parity import compare
-from .provenance import provenance
 from .quality_report import quality_report, report_members, write_reports
 from .quantise import Quantiser
 from .recipes import GPU_TARGETS, recipe_for
 from .settings import ARITHMETIC, ExportSettings
+from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
 from .trace import trace
 from .weights import split_weights
@@ -53,81 +49,102 @@ def export_checkpoint(
     output: Path,
     settings: ExportSettings,
     progress: Callable[[str], None] = lambda line: None,
+    *,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Exports a checkpoint folder and returns the figures that went into the report.
+
+    Args:
+        checkpoint_path: The folder that dlm-train wrote, or a name on the hub.
+        output: The bundle.
+        settings: What it is made for.
+        progress: Told what is being done.
+        notes: Goes into the report as it is.
 
     Raises:
         DlmError: The checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
-    _check_output(output)
-    checkpoint = read_checkpoint(checkpoint_path)
-    config = checkpoint.config
-    family = FAMILIES.get(config["family"])
-    if family is None:
-        raise ConfigError(
-            f"family {config['family']!r} is unknown to this version: it exports "
-            f"{', '.join(FAMILIES)}"
-        )
-    model = family.make_model(config["model"]).eval()
-    load_weights(model, checkpoint)
-    manifest = _draft(checkpoint, model, settings)
-    tokenizer = Tokenizer(checkpoint.tokenizer_json)
-    if tokenizer.vocab_size != manifest.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
-            "the checkpoint's files do not belong together"
-        )
-    graphs = family.graphs(model, config)
+    check_output(output)
+    source = load_source(checkpoint_path, settings)
     own_text = read_own_text(settings.card)
-    ids = text_ids(tokenizer, manifest.eos_token_id, manifest.max_position, settings.data)
-    texts = _texts(config, tokenizer, manifest, settings)
-    edits = read_plan(settings.plan) if settings.plan else None
-    judge = Judge(settings.judge) if settings.judge and texts else None
-    models, manifest = _trace_all(graphs, manifest, settings, progress)
-    quality, extra = None, {}
-    if texts is not None:
-        wishes = _wishes(settings, edits, judge)
-        shipped = Quantiser(models, manifest, tokenizer, texts, wishes, progress).run()
-        models = shipped.models
-        quality = quality_report(shipped, wishes, texts, manifest.family)
-        extra = report_members(shipped, quality)
-    elif settings.precision == "fp16":
-        progress("no text to measure the loss on: give --calibration-data to have it measured")
-        models = {
-            name: recipe_for(settings.target).build_fp16(item, ()) for name, item in models.items()
-        }
+    ids = source.text(settings.data)
+    made = make_models(source, settings, progress)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
-        folder = Path(name)
-        (folder / "graphs").mkdir()
-        members, manifest, report = _write_all(models, manifest, settings, folder, progress)
-        report |= _check_all(graphs, manifest, settings, folder, ids, progress)
+        draft, members, report = draft_bundle(made, settings, Path(name), progress)
+        report |= notes or {}
+        report["plan"] = check_budget(draft, settings, progress)
+        report |= _check_all(source.graphs, draft, settings, ids, progress)
         golden = report.pop("golden")
-        if quality is not None:
-            report["quality"] = quality
-        members |= extra
-        members[TOKENIZER_NAME] = checkpoint.tokenizer_json.encode()
+        if made.quality is not None:
+            report["quality"] = made.quality
+        members |= made.extra
+        members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
-        members[CARD_NAME] = write_card(manifest, report, own_text).encode()
+        members[CARD_NAME] = write_card(draft.manifest, report, own_text).encode()
         progress(f"packing {output}")
-        digest = write_bundle(output, manifest, members)
+        digest = write_bundle(output, draft.manifest, members)
     found = {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
-    if quality is not None:
+    if made.quality is not None:
         beside = settings.report_dir or output.with_suffix(".report")
-        write_reports(beside, quality, extra)
+        write_reports(beside, made.quality, made.extra)
         found["report_dir"] = str(beside)
     return found
 
 
-def _texts(
-    config: Mapping[str, Any], tokenizer: Tokenizer, manifest: Manifest, settings: ExportSettings
-) -> Texts | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A checkpoint's graphs at the precision asked for."""
+
+    models: Mapping[str, onnx.ModelProto]
+    """By name, weights inside."""
+    manifest: Manifest
+    """With every shape, without members."""
+    quality: Mapping[str, Any] | None = None
+    """What calibration measured; None where nothing was."""
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+    """Members that calibration adds."""
+
+
+def make_models(source: Source, settings: ExportSettings, progress: Callable[[str], None]) -> Made:
+    """Traces a checkpoint and gives it its precision, by calibration where that is due.
+
+    Raises:
+        DlmError: Nothing to calibrate with, or a budget that cannot be held.
+    """
+    texts = _texts(source, settings)
+    edits = read_plan(settings.plan) if settings.plan else None
+    judge = Judge(settings.judge) if settings.judge and texts else None
+    models, manifest = _trace_all(source.graphs, source.manifest, settings, progress)
+    if texts is not None:
+        wishes = _wishes(settings, edits, judge)
+        shipped = Quantiser(models, manifest, source.tokenizer, texts, wishes, progress).run()
+        quality = quality_report(shipped, wishes, texts, manifest.family)
+        extra = report_members(shipped, quality)
+        return Made(models=shipped.models, manifest=manifest, quality=quality, extra=extra)
+    if settings.precision == "fp16":
+        progress("no text to measure the loss on: give --calibration-data to have it measured")
+        recipe = recipe_for(settings.target)
+        models = {name: recipe.build_fp16(item, ()) for name, item in models.items()}
+    return Made(models=models, manifest=manifest)
+
+
+def draft_bundle(
+    made: Made, settings: ExportSettings, folder: Path, progress: Callable[[str], None]
+) -> tuple[Bundle, dict[str, bytes | Path], dict[str, Any]]:
+    """Writes graphs into an empty folder; returns the bundle to be, its members and figures."""
+    (folder / "graphs").mkdir()
+    members, manifest, report = _write_all(made.models, made.manifest, settings, folder, progress)
+    return Bundle(path=folder, sha256="", manifest=manifest, folder=folder), members, report
+
+
+def _texts(source: Source, settings: ExportSettings) -> Texts | None:
     """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
     if settings.precision == "fp32":
         return None
-    found = find_text(settings.calibration_data, config)
+    found = find_text(settings.calibration_data, source.config)
     if found is not None:
-        return read_texts(found, settings.data, tokenizer, manifest.eos_token_id)
+        return read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
     if settings.precision == "int8" or settings.plan:
         raise CalibrationError(
             f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
@@ -151,7 +168,7 @@ def _wishes(
     )
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Finds out before minutes of work that the bundle could not be written."""
     folder = output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
@@ -161,26 +178,6 @@ def _check_output(output: Path) -> None:
         )
     if output.suffix != ".dlm":
         raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
-
-
-def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSettings) -> Manifest:
-    """The manifest without graphs and members."""
-    config = checkpoint.config
-    fields = dict(FAMILIES[config["family"]].manifest_fields(config))
-    shape = {key: value for key, value in config["model"].items() if value is not None}
-    # Tied weights count once: parameters() does not repeat them.
-    shape["num_parameters"] = sum(item.numel() for item in model.parameters())
-    return Manifest(
-        family=config["family"],
-        model=shape,
-        vocab_size=config["vocab_size"],
-        precision=settings.precision,
-        target=settings.target,
-        graphs=(),
-        decoding=dict(settings.decoding),
-        provenance=provenance(checkpoint),
-        **fields,
-    )
 
 
 def _trace_all(
@@ -245,14 +242,13 @@ def _count(model: onnx.ModelProto, kind: int) -> int:
 
 def _check_all(
     graphs: Sequence[ExportGraph],
-    manifest: Manifest,
+    draft: Bundle,
     settings: ExportSettings,
-    folder: Path,
     ids: np.ndarray,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Parity of every graph, and the golden vectors (as `golden`)."""
-    draft = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
+    manifest = draft.manifest
     engines = open_engines(draft, "onnxruntime")
     try:
         parity: dict[str, Any] = {}

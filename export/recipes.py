@@ -10,10 +10,11 @@ import onnx
 from ..calibration.calibrate import Layers, Recipe
 from ..calibration.plan import GraphPlan, default_plan
 from ..calibration.qdq import quantize
+from ..jetson.targets import TARGETS
 from .fp16 import store_fp16
 from .typed import half_values, type_fp16
 
-GPU_TARGETS = ("orin-nano",)
+GPU_TARGETS = tuple(name for name, item in TARGETS.items() if item.is_gpu)
 """Targets whose graphs are typed: float16 and int8 stand in the ONNX, as TensorRT wants it."""
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..jetson.targets import target as find_target
 from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import ConfigError
-from .recipes import GPU_TARGETS
 
-TARGETS = ("cpu", "host", "orin-nano")
 PRECISIONS = ("fp32", "fp16", "int8")
 ARITHMETIC: Mapping[str, str] = {
     "fp32": "float32 weights and arithmetic",
@@ -31,7 +30,11 @@ class ExportSettings:
     """What `dlm-export` was asked for."""
 
     target: str = "cpu"
-    """A name of TARGETS."""
+    """A name of `jetson.targets.TARGETS`."""
+    mode: str | None = None
+    """Power mode that the plan is made for; None: the one the target boots in."""
+    max_memory_mib: float | None = None
+    """MiB that the bundle may take on its target; None: what the target has free."""
     precision: str = "fp32"
     """A name of PRECISIONS."""
     blocks: tuple[int | str, ...] = ()
@@ -66,8 +69,7 @@ class ExportSettings:
     """Of the masks that parity and losses are measured under, and of calibration."""
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ConfigError(f"--target must be one of {', '.join(TARGETS)}, not {self.target!r}")
+        find_target(self.target).mode(self.mode)
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"--precision {self.precision} is not available in this version: choose "
@@ -87,5 +89,5 @@ class ExportSettings:
     @property
     def form(self) -> str:
         """Key of ARITHMETIC and of parity's tolerances."""
-        typed = self.precision != "fp32" and self.target in GPU_TARGETS
+        typed = self.precision != "fp32" and find_target(self.target).is_gpu
         return f"{self.precision} typed" if typed else self.precision

@@ -37,6 +37,7 @@ EXTRA_OF_PACKAGE = {
     "tqdm": "desktop",
     "pycuda": "jetson",
     "cuda": "jetson",
+    "matplotlib": "report",
 }
 """The extra of this package that installs a missing third-party package."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .cli_common import refuse_together
+from .decoding import RULES
 from .errors import ConfigError, DataError
 
 RULE_OF_OPTION = {
@@ -67,6 +68,17 @@ class RunOptions:
     """Where the board's report goes."""
     task: str = ""
     """One of TASKS; empty: write text."""
+
+
+def with_rule(settings: Mapping[str, Any], bundle_rule: str) -> dict[str, Any]:
+    """Returns the overrides, with the rule that an option without --rule belongs to."""
+    found = dict(settings)
+    if "rule" not in found:
+        for option, owner in RULE_OF_OPTION.items():
+            if option in found and option not in RULES[bundle_rule].options:
+                found["rule"] = owner
+                break
+    return found
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None]:

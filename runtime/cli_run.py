@@ -12,8 +12,7 @@ import click
 from .bundle import default_bundle_path, open_bundle
 from .cli_common import EXIT_INTERRUPTED, note, peak_rss_mib, print_json, styled
 from .cli_load import load_pipeline
-from .cli_options import RULE_OF_OPTION, RunOptions, read_prompts
-from .decoding import RULES
+from .cli_options import RunOptions, read_prompts, with_rule
 from .errors import EngineError
 from .families import decoding_settings
 from .pipeline import Pipeline, TextGeneration, TextResult
@@ -83,14 +82,7 @@ def _start(
 
 def settings_of(pipeline: Pipeline, options: RunOptions) -> dict[str, Any]:
     """Returns the overrides, with the rule that an option without --rule belongs to."""
-    settings = dict(options.settings)
-    rule = RULES[pipeline.settings().rule]
-    if "rule" not in settings:
-        for option, owner in RULE_OF_OPTION.items():
-            if option in settings and option not in rule.options:
-                settings["rule"] = owner
-                break
-    return settings
+    return with_rule(options.settings, pipeline.settings().rule)
 
 
 class _Writer:

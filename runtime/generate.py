@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .engines.base import EngineSet
 from .families import find_family
-from .families.base import Request, Span
+from .families.base import Phased, Request, Span
 from .manifest import Manifest
 from .ops.base import Ops
 
@@ -37,16 +37,57 @@ class GenerationResult:
         return len(self.new_token_ids) / self.nfe if self.nfe else 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphRun:
+    """One graph run with what stood around it, for those who measure. Seconds are wall time."""
+
+    phase: str
+    """What the rule ran the graph for (see `Phased`); `step` where it does not say."""
+    graph: str
+    block: int
+    context: int
+    begin: float
+    """`time.perf_counter()` when the loop turned to it."""
+    prepare: float
+    """Making the engine ready."""
+    feed: float
+    engine: float
+    update: float
+    """Sampling, selection and cache."""
+    num_committed: int
+    """Tokens that became certain."""
+
+
 class Generation:
     """One request being decoded: iterate over its spans, then read its `result`.
 
     May be left early (Ctrl-C): `result` then holds what was committed until there.
     """
 
-    def __init__(self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request) -> None:
-        """Starts the request; raises ConfigError if it cannot be served."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        request: Request,
+        observer: Callable[[GraphRun], None] | None = None,
+        settle: Callable[[], None] | None = None,
+    ) -> None:
+        """Starts the request; raises ConfigError if it cannot be served.
+
+        Args:
+            manifest: The bundle's.
+            engines: Runs its graphs.
+            ops: Read their outputs.
+            request: What to generate.
+            observer: Told of every graph run after it; its own time is not counted.
+            settle: Waits for what was enqueued. An engine that only enqueues is timed with it
+                called after every part of a step, which slows it down.
+        """
+        self._observer, self._settle = observer, settle
         begin = time.perf_counter()
         self._rule = find_family(manifest.family).start(manifest, engines, ops, request)
+        self._phased = self._rule if isinstance(self._rule, Phased) else None
         self._engines = engines
         self._nfe = 0
         self._seconds = {"prepare": 0.0, "engine": 0.0, "update": 0.0}
@@ -57,19 +98,42 @@ class Generation:
         clock = time.perf_counter
         while not self._rule.done:
             begin = clock()
+            phase = self._phased.phase if self._phased else "step"
             engine = self._engines.engine(*self._rule.next_run())
             prepared = clock()
             self._rule.feed(engine)
+            if self._settle:
+                self._settle()
             fed = clock()
             engine.run()
+            if self._settle:
+                self._settle()
             ran = clock()
             spans = self._rule.update(engine)
+            if self._settle:
+                self._settle()
             end = clock()
             self._nfe += 1
             self._seconds["prepare"] += prepared - begin
             self._seconds["engine"] += ran - fed
             self._seconds["update"] += (end - ran) + (fed - prepared)
             self._total += clock() - begin
+            if self._observer is not None:
+                spans = tuple(spans)
+                self._observer(
+                    GraphRun(
+                        phase=phase,
+                        graph=engine.spec.name,
+                        block=engine.spec.block,
+                        context=engine.spec.context,
+                        begin=begin,
+                        prepare=prepared - begin,
+                        feed=fed - prepared,
+                        engine=ran - fed,
+                        update=end - ran,
+                        num_committed=sum(len(s.token_ids) for s in spans if s.committed),
+                    )
+                )
             yield from spans
 
     @property

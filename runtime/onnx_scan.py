@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 
 from .errors import BundleError
+from .protobuf import BYTES, fields
 
 MAX_DEPTH = 24
 
@@ -34,41 +35,6 @@ _FIELDS: dict[str, dict[int, str]] = {
 }
 
 
-def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise ValueError("a varint without an end")
-
-
-def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yields (field number, start, end) of each length-delimited field of one message."""
-    while at < end:
-        key, at = _varint(data, at, end)
-        match key & 7:
-            case 0:
-                _, at = _varint(data, at, end)
-            case 1:
-                at += 8
-            case 2:
-                size, at = _varint(data, at, end)
-                if size > end - at:
-                    raise ValueError("a field beyond its message")
-                yield key >> 3, at, at + size
-                at += size
-            case 5:
-                at += 4
-            case _:
-                raise ValueError("an unknown wire type")
-    if at != end:
-        raise ValueError("a field beyond its message")
-
-
 def _walk(
     data: memoryview, message: str, at: int, end: int, depth: int
 ) -> Iterator[dict[str, str]]:
@@ -77,10 +43,10 @@ def _walk(
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     children = _FIELDS[message]
     entries: dict[str, str] = {}
-    for number, start, stop in _fields(data, at, end):
-        child = children.get(number)
+    for number, kind, start, stop in fields(data, at, end):
+        child = children.get(number) if kind == BYTES else None
         if child == "Entry":
-            pair = {key: (a, b) for key, a, b in _fields(data, start, stop)}
+            pair = {key: (a, b) for key, kind, a, b in fields(data, start, stop) if kind == BYTES}
             texts = [bytes(data[slice(*pair.get(key, (0, 0)))]).decode() for key in (1, 2)]
             if texts[0] in entries:
                 raise ValueError("an external_data key that stands twice")

@@ -29,7 +29,7 @@ from .errors import ConfigError
 from .families import decoding_settings, find_family
 from .families.base import Request
 from .frames import Frame, frames
-from .generate import Generation
+from .generate import Generation, GraphRun
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
 from .manifest import Manifest
 from .ops.choose import ops_for
@@ -50,6 +50,10 @@ class Pipeline:
         self.bundle, self.engines, self.tokenizer = bundle, engines, tokenizer
         self.load_seconds: Mapping[str, float] = {}
         """Wall time of opening bundle, tokenizer and engine."""
+        self.observer: Callable[[GraphRun], None] | None = None
+        """Told of every graph run of the requests started from now on."""
+        self.settle: Callable[[], None] | None = None
+        """See `Generation`; for measuring only."""
         self.ops = ops_for(engines)
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
 
@@ -288,7 +292,7 @@ class Pipeline:
         settings = request.settings
         assert settings is not None
         return TextGeneration(
-            Generation(self.manifest, self.engines, self.ops, request),
+            Generation(self.manifest, self.engines, self.ops, request, self.observer, self.settle),
             self.tokenizer,
             {
                 "engine": self.engines.name,

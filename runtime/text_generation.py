@@ -90,6 +90,8 @@ class TextGeneration:
         """
         self._loop, self._tokenizer, self._labels = loop, tokenizer, labels
         self._template, self._text_seconds = template, text_seconds
+        self.tokenise_seconds = text_seconds
+        """The part of `seconds["text"]` that was spent before the first run."""
         self.given_ids = tuple(template[1].ids if template else prompt_ids)
         """The canvas as it starts: the prompt, or a template with mask ids in its gaps."""
         self._filter = StopFilter(stop)

@@ -25,7 +25,7 @@ MAY_IMPORT = {
 DEVICE = ("runtime", "jetson")
 DEVICE_BASE = {"numpy", "tokenizers", "click"}
 # Backends and readers of one thing each: imported inside the function that needs them.
-DEVICE_LAZY = {"onnxruntime", "tensorrt", "pycuda", "cuda"}
+DEVICE_LAZY = {"onnxruntime", "tensorrt", "pycuda", "cuda", "jtop", "matplotlib"}
 NEVER_ON_DEVICE = {"torch", "onnx", "onnxscript", "safetensors", "lightning", "datasets"}
 # The only files that may name a backend, and only inside functions.
 BACKEND_OWNERS = {
@@ -33,6 +33,8 @@ BACKEND_OWNERS = {
     "tensorrt": ("runtime.engines.",),
     "pycuda": ("runtime.cuda_drivers",),
     "cuda": ("runtime.cuda_drivers", "runtime.cuda_compile"),
+    "jtop": ("jetson.jtop_client",),
+    "matplotlib": ("jetson.report",),
 }
 
 

@@ -8,11 +8,35 @@ are device arrays that only `Ops` touch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from ..device import Device
 from ..errors import EngineError
 from ..manifest import GraphSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """What one layer of a graph took."""
+
+    name: str
+    kind: str
+    """Operator, or the backend's word for what it fused."""
+    seconds: float
+    """Of one call, the median."""
+    calls: int
+    bytes: int | None
+    """Activations in and out of one call; None: the backend does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTimes:
+    """Every layer of a set's graphs, and what the backend's allocator held meanwhile."""
+
+    layers: tuple[LayerTime, ...]
+    allocator: Mapping[str, int]
+    """Bytes by the allocator's own names; empty where the backend does not say."""
 
 
 class Engine(Protocol):
@@ -80,6 +104,28 @@ class EngineSet(Protocol):
 
     def close(self) -> None:
         """Releases sessions and buffers."""
+        ...
+
+
+@runtime_checkable
+class Accountable(Protocol):
+    """An engine set that knows what memory it holds; sets need not, reports gain by it."""
+
+    def account(self) -> Mapping[str, int]:
+        """Returns bytes held by part: `weights`, `kv`, and the other buffers by role."""
+        ...
+
+
+@runtime_checkable
+class LayerClocks(Protocol):
+    """An engine set that can time single layers. Runs are slower meanwhile."""
+
+    def start_layers(self) -> None:
+        """Starts the clocks; engines in hand are void, ask for them again."""
+        ...
+
+    def take_layers(self) -> LayerTimes:
+        """Stops the clocks and returns what they say; engines in hand are void again."""
         ...
 
 

@@ -24,11 +24,13 @@ from ..bundle import Bundle
 from ..device import Device
 from ..errors import DeviceError, EngineError
 from ..manifest import GraphSpec, TensorSpec
-from .base import find_spec
+from ..replay import ReplayingDevice
+from .base import LayerTimes, find_spec
 from .gpu import Gpu
 from .memory_need import out_of_memory
 from .plan_cache import PlanCache
 from .tensorrt_build import OUT_OF_MEMORY, BuildSettings
+from .tensorrt_layers import layer_profiler, layer_times
 from .tensorrt_log import process_logger
 from .tensorrt_plans import Plan, graph_files, plan_for
 
@@ -43,7 +45,7 @@ class DeviceBuffers:
         self.scratch_bytes = 0
         """Of TensorRT, for messages."""
         self._sizes: dict[tuple[Any, ...], int] = {}
-        self._arenas: dict[tuple[Any, ...], Any] = {}
+        self._arenas: dict[Sequence[Any], Any] = {}
         for spec in specs:
             for tensor in (*spec.inputs, *spec.outputs):
                 key = self._key(tensor, spec)
@@ -80,6 +82,15 @@ class DeviceBuffers:
             free = self._device.memory()[0] + held
             message = out_of_memory(self._specs, self.scratch_bytes, free)
             raise EngineError(f"{message} ({error})") from error
+
+    def account(self) -> dict[str, int]:
+        """Returns bytes allocated by role; inputs of engines' own count as `inputs`."""
+        held: dict[str, int] = {}
+        for place, arena in self._arenas.items():
+            own = len(place) > 4  # an input of one engine: graph, block, context, name, slot
+            role = "inputs" if own else str(place[0])
+            held[role] = held.get(role, 0) + arena.nbytes
+        return held
 
     def clear(self) -> None:
         """Drops every allocation."""
@@ -192,6 +203,9 @@ class TensorRtEngines:
         self._engines: dict[tuple[str, int, int], TensorRtEngine] = {}
         self._slot = 0
         self._plans: dict[str, tuple[tuple[GraphSpec, ...], Any]] = {}
+        self._plan_bytes = 0
+        self._clocks: Any = None
+        self._captures = False
         cache = PlanCache(note)
         # Engines live no longer than the runtime that made them.
         self._runtime = trt.Runtime(process_logger(trt))
@@ -226,6 +240,7 @@ class TensorRtEngines:
             plan = find(rebuild)
             engine = runtime.deserialize_cuda_engine(plan.data)
             if engine is not None:
+                self._plan_bytes += len(plan.data)
                 return plan.specs, engine
             reasons = process_logger(self._trt).take()[0] or ["no reason given"]
             if any(OUT_OF_MEMORY.search(reason) for reason in reasons):
@@ -267,7 +282,38 @@ class TensorRtEngines:
                 f"context {spec.context}: close other programs, or take a smaller block or context"
             )
         context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
+        if self._clocks is not None:
+            context.profiler = self._clocks
         return TensorRtEngine(context, spec, specs.index(spec), self._buffers, self.device)
+
+    def account(self) -> dict[str, int]:
+        """See Accountable; weights are the plans, which hold little else."""
+        return {
+            "weights": self._plan_bytes,
+            "scratch": self._scratch_bytes,
+            **self._buffers.account(),
+        }
+
+    def start_layers(self) -> None:
+        """See LayerClocks; nothing is captured meanwhile, which no profiler stands."""
+        self._drop_contexts()
+        self._clocks = layer_profiler(self._trt)
+        if isinstance(self.device, ReplayingDevice):
+            self._captures, self.device.captures = self.device.captures, False
+
+    def take_layers(self) -> LayerTimes:
+        """See LayerClocks; contexts are made anew, without a profiler."""
+        self._drop_contexts()
+        clocks, self._clocks = self._clocks, None
+        if isinstance(self.device, ReplayingDevice):
+            self.device.captures = self._captures
+        return layer_times(clocks.heard, self._scratch_bytes)
+
+    def _drop_contexts(self) -> None:
+        self.device.flush()
+        self.device.synchronize()
+        self.device.forget()  # captured steps run contexts that go now
+        self._engines.clear()
 
     def kv_slot(self, index: int) -> None:
         """Selects the KV cache that engines bind; engines in hand change at once."""

@@ -69,6 +69,11 @@ class CausalRule:
         self._plan()
 
     @property
+    def phase(self) -> str:
+        """See Phased; the run over the prompt's last tokens also makes the first new one."""
+        return "prefill" if self._cached < self.num_given else "denoise"
+
+    @property
     def done(self) -> bool:
         """See UpdateRule."""
         return self._done

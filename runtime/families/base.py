@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -130,6 +130,17 @@ class UpdateRule(Protocol):
     @property
     def approximate(self) -> bool:
         """True when a sliding window dropped a part of the text that the model should have seen."""
+        ...
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """An update rule that can tell what its runs are for; rules need not, reports gain by it."""
+
+    @property
+    def phase(self) -> str:
+        """What the next run is for: `prefill` (known text into the cache), `denoise` (or another
+        kind of step that makes text) or `commit` (a finished block into the cache)."""
         ...
 
 

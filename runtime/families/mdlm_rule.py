@@ -127,6 +127,11 @@ class MaskedRule:
             self._advance()
 
     @property
+    def phase(self) -> str:
+        """See Phased."""
+        return self._phase
+
+    @property
     def done(self) -> bool:
         """See UpdateRule."""
         return self._phase == "done"

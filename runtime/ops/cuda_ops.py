@@ -26,7 +26,7 @@ from ..device import Device, DeviceArray, wait_until
 from ..errors import ConfigError, EngineError
 from .base import CHUNK, Canvas, Progress
 from .cuda_canvas import CanvasMemory, CanvasPool, first_values, state_of
-from .cuda_state import MAX_BLOCK, RING, RULE_CODES, SEQUENCE_MASK, Published, unpack
+from .cuda_state import MAX_BLOCK, RING, SEQUENCE_MASK, Published, unpack
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 COPY_BLOCKS = 64
@@ -66,13 +66,8 @@ class CudaOps:
         transition: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
-        transition: np.ndarray | None = None,
     ) -> Canvas:
-        """See Ops; ConfigError for a rule without kernels, or a block too long to be counted."""
-        if settings.rule not in RULE_CODES or transition is not None:
-            raise ConfigError(
-                f"rule {settings.rule} has no kernels in this version; use --engine onnxruntime"
-            )
+        """See Ops; ConfigError for a block too long to be counted."""
         if block > MAX_BLOCK:
             raise ConfigError(f"a block has {MAX_BLOCK} positions at most on a GPU, not {block}")
         canvas = Canvas(

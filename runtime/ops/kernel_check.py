@@ -17,7 +17,6 @@ from ..errors import DlmError, EngineError
 from .compare import HEATS, MAX_TIE_SHARE, Pair, on_device, random_logits, sample_faults
 from .compare_transitions import TRANSITION_HEATS, TransitionPair, random_scores
 from .cuda_ops import CudaOps
-from .cuda_state import RULE_CODES
 from .numpy_ops import NumpyOps
 
 VOCABULARIES = (5, 65, 517, 4096)

@@ -46,7 +46,14 @@ class ExecutionContextAllocationStrategy:
     USER_MANAGED = "user managed"
 
 
+class IProfiler:
+    def __init__(self):
+        pass
+
+
 class IExecutionContext:
+    profiler = None
+
     def __init__(self, engine):
         self._engine = engine
         self._spec = None
@@ -99,7 +106,14 @@ class IExecutionContext:
             for tensor, value in zip(spec.outputs, found, strict=True):
                 memory(tensor)[...] = value
 
+        if self.profiler is None:
+            device.enqueue(run)
+            return True
+        # A context with a profiler waits for its run, which the device asserts no capture meets.
         device.enqueue(run)
+        device.synchronize()
+        for layer, milliseconds in (("{ForeignNode[body]}", 2.0), ("head", 1.0)):
+            self.profiler.report_layer_time(layer, milliseconds)
         return True
 
 
@@ -146,6 +160,7 @@ class FakeTensorrt:
         self.plans, self.engines, self.loaded = {}, [], []
         self._builder = builder
         self.ILogger = ILogger if builder is None else builder.ILogger
+        self.IProfiler = IProfiler
         self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
 
     def Runtime(self, logger):  # noqa: N802

@@ -237,9 +237,3 @@ def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
 def test_a_block_too_long_to_be_counted_is_refused(cuda):
     with pytest.raises(ConfigError, match="32767"):
         Pair.make(DecodingSettings(), block=40000, vocab=8, cuda=cuda)
-
-
-def test_a_rule_without_kernels_is_refused_by_name(cuda):
-    settings = DecodingSettings(rule="tweedie", steps=4)
-    with pytest.raises(ConfigError, match="tweedie has no kernels.*onnxruntime"):
-        Pair.make(settings, block=4, vocab=90, cuda=cuda, transition=np.zeros((4, 5)))

@@ -1,0 +1,88 @@
+"""Runs every shape of an unpacked bundle and prints what it took, as JSON: the measured side of
+`predict`, in a process of its own so that its memory is a device's and not a trainer's.
+
+    python -m dlm_edge.benchmarks.run_shapes FOLDER THREADS SECONDS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime import pipeline  # what a decoding process loads; its memory counts
+from ..runtime.bundle import Bundle
+from ..runtime.engines import open_engines
+from ..runtime.engines.base import Engine
+from ..runtime.manifest_json import manifest_from_json
+
+assert pipeline
+
+
+def resident_mib() -> float:
+    """Memory of this process now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("this system says nothing about memory")
+
+
+def fill(engine: Engine, vocab_size: int, rng: np.random.Generator) -> None:
+    """Gives a graph a full context and a block of any ids."""
+    for tensor in engine.spec.inputs:
+        array = engine.inputs[tensor.name]
+        match tensor.role:
+            case "canvas":
+                array[...] = rng.integers(0, vocab_size, array.shape)
+            case "start":
+                array[...] = 0 if engine.spec.context < engine.spec.block else engine.spec.context
+            case _:
+                array[...] = rng.standard_normal(array.shape)
+
+
+def main() -> None:
+    """See the module."""
+    folder, threads, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    manifest = manifest_from_json((folder / "manifest.json").read_bytes())
+    bundle = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
+    clock: Callable[[], float] = time.thread_time if threads == 1 else time.perf_counter
+    rng = np.random.default_rng(0)
+    engines = open_engines(bundle, "onnxruntime", threads)
+    taken: dict[tuple[str, int, int], list[float]] = {}
+    shapes = [(spec.name, spec.block, spec.context) for spec in manifest.graphs]
+    for shape in shapes:
+        engine = engines.engine(*shape)
+        fill(engine, manifest.vocab_size, rng)
+        engine.run()
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < 5 or time.perf_counter() < end:
+        for shape in shapes:
+            engine = engines.engine(*shape)
+            begin = clock()
+            engine.run()
+            taken.setdefault(shape, []).append(clock() - begin)
+        rounds += 1
+    result: dict[str, Any] = {
+        "rounds": rounds,
+        "resident_mib": resident_mib(),
+        "shapes": [
+            {
+                "graph": name,
+                "block": block,
+                "context": context,
+                "best_ms": 1e3 * min(values),
+                "median_ms": 1e3 * float(np.median(values)),
+            }
+            for (name, block, context), values in taken.items()
+        ],
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

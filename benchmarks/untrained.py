@@ -1,0 +1,88 @@
+"""Bundles of untrained models, unpacked: what a graph costs does not depend on its weights.
+
+Traced by the exporter's own code; checked for nothing and not packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..export.pack import ExportSettings, draft_bundle
+from ..export.source import Source
+from ..runtime.archive import describe
+from ..runtime.bundle import Bundle
+from ..runtime.manifest import Manifest
+from ..runtime.manifest_json import manifest_from_json, manifest_to_json
+from ..train.families import FAMILIES
+
+MANIFEST_NAME, TOKENIZER_NAME = "manifest.json", "tokenizer.json"
+
+
+def untrained_bundle(
+    folder: Path,
+    size: str,
+    *,
+    vocab_size: int,
+    positions: int,
+    blocks: Sequence[int],
+    contexts: Sequence[int],
+    target: str = "host",
+    precision: str = "fp32",
+    family: str = "mdlm",
+) -> Bundle:
+    """Traces an untrained model of a preset into a folder; returns it as an opened bundle.
+
+    Args:
+        folder: Existing and empty.
+        size: A preset: tiny, small, medium, large.
+        vocab_size: Tokens.
+        positions: That the model is made for.
+        blocks: Block sizes of the bundle; the whole canvas is added.
+        contexts: Context buckets.
+        target: As `dlm-export` takes it.
+        precision: As `dlm-export` takes it.
+        family: mdlm or ar.
+    """
+    torch.manual_seed(0)
+    maker = FAMILIES[family]
+    options = {"size": size, "vocab_size": vocab_size, "context": positions, "eos_token_id": 0}
+    if family == "mdlm":
+        options |= {"mask_token_id": 1, "block_sizes": "full"}
+    config = maker.make_config(options)
+    model = maker.make_model(config["model"]).eval()
+    shape = {key: value for key, value in config["model"].items() if value is not None}
+    manifest = Manifest(
+        **maker.manifest_fields(config),
+        family=family,
+        model=shape | {"num_parameters": sum(item.numel() for item in model.parameters())},
+        vocab_size=vocab_size,
+        precision=precision,
+        target=target,
+        graphs=(),
+        decoding={},
+        provenance={},
+    )
+    source = Source(
+        graphs=tuple(maker.graphs(model, config)), manifest=manifest, tokenizer_json="{}"
+    )
+    settings = ExportSettings(
+        target=target, precision=precision, blocks=tuple(blocks), contexts=tuple(contexts)
+    )
+    draft, members, _ = draft_bundle(source, settings, folder, lambda line: None)
+    # A manifest without a tokenizer is refused; nothing here reads text.
+    (folder / TOKENIZER_NAME).write_text(source.tokenizer_json)
+    members[TOKENIZER_NAME] = folder / TOKENIZER_NAME
+    described = {name: describe(content) for name, content in members.items()}
+    whole = replace(draft.manifest, members=described)
+    (folder / MANIFEST_NAME).write_bytes(manifest_to_json(whole))
+    return open_folder(folder)
+
+
+def open_folder(folder: Path) -> Bundle:
+    """Opens what `untrained_bundle` wrote."""
+    manifest = manifest_from_json((folder / MANIFEST_NAME).read_bytes())
+    return Bundle(path=folder, sha256="", manifest=manifest, folder=folder)

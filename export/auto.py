@@ -1,0 +1,256 @@
+"""`--auto`: the block size, context buckets and precision with the best predicted tokens/s.
+
+What a block size is worth depends on the model: how many tokens a graph run commits, and how good
+the text is. Both are measured, by decoding and scoring real text with the traced graph on this
+machine; how long a run takes on the target is predicted (`jetson/plan.py`). Of all candidates that
+fit the memory and lose no more quality than allowed, the fastest is taken; the choice and every
+candidate go into the report.
+
+Knows no family: it decodes and scores as the device does.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..jetson.plan import Plan, plan_bundle
+from ..runtime.bundle import Bundle
+from ..runtime.engines import EngineSet, open_engines
+from ..runtime.errors import CalibrationError, ConfigError, EngineError
+from ..runtime.evaluate import evaluate_ids
+from ..runtime.families import decoding_settings
+from ..runtime.families.base import Request
+from ..runtime.generate import generate
+from ..runtime.ops.numpy_ops import NumpyOps
+from .buckets import best_buckets
+from .pack import draft_bundle, make_models
+from .settings import PRECISIONS, ExportSettings
+from .source import Source, load_source
+from .texts import find_text, read_texts
+
+SAMPLES, SAMPLE_TOKENS = 2, 128
+"""Texts decoded per block size, and their length at most."""
+SCORED_TOKENS = 2048
+"""Held-out tokens that a candidate is scored on, where there is a text."""
+BOUND_SAMPLES = 8
+"""Monte-Carlo draws per window; equal seeds give all candidates equal masks where blocks agree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One choice, with what is measured and predicted for it."""
+
+    precision: str
+    block: int
+    contexts: tuple[int, ...]
+    perplexity: float
+    """Bound on real text."""
+    loss_percent: float
+    """How much worse than the best candidate's."""
+    tokens_per_nfe: float
+    """Measured by decoding."""
+    tokens_per_s: float
+    """Predicted, over a text as long as the model's positions."""
+    memory_mib: float
+    fits: bool
+    """Whether memory and quality are within their budgets."""
+
+
+def choose(
+    checkpoint_path: Path,
+    settings: ExportSettings,
+    progress: Callable[[str], None],
+    *,
+    precisions: Sequence[str] = (),
+) -> tuple[ExportSettings, dict[str, Any]]:
+    """Returns the settings to export with, and the candidates for the report.
+
+    Args:
+        checkpoint_path: The checkpoint folder.
+        settings: What the user fixed: given blocks or contexts are the only candidates. Its
+            `max_loss` and `max_memory_mib` are the budgets.
+        progress: Told each candidate.
+        precisions: Candidates; empty: all that the exporter has. One that cannot be made here is
+            left out, with a line that says why.
+
+    Raises:
+        ConfigError: No candidate fits the budgets.
+        DlmError: The checkpoint cannot be used, or the only precision cannot be made.
+    """
+    wanted = precisions or PRECISIONS
+    candidates: list[Candidate] = []
+    for precision in wanted:
+        try:
+            candidates += _candidates(
+                checkpoint_path, replace(settings, precision=precision), progress
+            )
+        except (CalibrationError, EngineError) as error:
+            if len(wanted) == 1:
+                raise
+            progress(f"auto: {precision} is left out: {error}")
+    judged = _judge(candidates, settings)
+    best = max((item for item in judged if item.fits), key=_rate, default=None)
+    if best is None:
+        raise _nothing_fits(judged, settings)
+    progress(
+        f"auto: {best.precision}, block {best.block}, contexts "
+        f"{', '.join(map(str, best.contexts))}: {best.tokens_per_s:,.0f} tokens/s predicted on "
+        f"{settings.target}"
+    )
+    chosen = replace(
+        settings,
+        precision=best.precision,
+        blocks=(best.block,) if best.block > 1 else settings.blocks,
+        contexts=best.contexts or settings.contexts,
+    )
+    return chosen, {"chosen": asdict(best), "candidates": [asdict(item) for item in judged]}
+
+
+def _rate(candidate: Candidate) -> float:
+    return candidate.tokens_per_s
+
+
+def _buckets(source: Source) -> tuple[int, ...]:
+    """Candidates for context buckets: all positions, and halves of them down to 64."""
+    sizes = [source.manifest.max_position]
+    while sizes[-1] // 2 >= 64:
+        sizes.append(sizes[-1] // 2)
+    return tuple(sorted(sizes))
+
+
+def _candidates(
+    checkpoint_path: Path, settings: ExportSettings, progress: Callable[[str], None]
+) -> list[Candidate]:
+    """Makes one precision; measures and predicts every block size of it."""
+    source = load_source(checkpoint_path, settings)
+    if not settings.contexts and _has_cache(source):
+        settings = replace(settings, contexts=_buckets(source))
+    made = make_models(source, settings, progress)
+    ids = _held_out(source, settings)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="dlm-auto-") as name:
+        draft, _, _ = draft_bundle(made, settings, Path(name), progress)
+        plan = plan_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
+        engines = open_engines(draft, "onnxruntime")
+        try:
+            for block in _blocks(draft, settings):
+                found.append(_candidate(draft, plan, engines, ids, block))
+                item = found[-1]
+                progress(
+                    f"auto: {item.precision}, block {block}: perplexity {item.perplexity:.2f}, "
+                    f"{item.tokens_per_nfe:.2f} tokens per run, {item.tokens_per_s:,.0f} tokens/s "
+                    "predicted"
+                )
+        finally:
+            engines.close()
+    return found
+
+
+def _held_out(source: Source, settings: ExportSettings) -> np.ndarray:
+    """Text to score on: what calibration holds out where there is any, else the parity text."""
+    found = find_text(settings.calibration_data, source.config)
+    if found is None:
+        return source.text(settings.data)
+    texts = read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
+    return texts.stream(SCORED_TOKENS)
+
+
+def _has_cache(source: Source) -> bool:
+    """Whether a graph reads a context, so that there are buckets to choose."""
+    return any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
+
+
+def _candidate(
+    draft: Bundle, plan: Plan, engines: EngineSet, ids: np.ndarray, block: int
+) -> Candidate:
+    result = evaluate_ids(
+        draft.manifest,
+        engines,
+        ids,
+        block_size=_asked(block),
+        relative_half_width=0.001,
+        max_samples=BOUND_SAMPLES,
+    )
+    tokens = _tokens_per_nfe(draft, engines, block)
+    contexts, rate = best_buckets(plan, block, tokens, draft.manifest.max_position)
+    return Candidate(
+        precision=draft.manifest.precision,
+        block=block,
+        contexts=contexts,
+        perplexity=result.perplexity,
+        loss_percent=0.0,
+        tokens_per_nfe=tokens,
+        tokens_per_s=rate,
+        memory_mib=plan.memory.total,
+        fits=plan.memory.fits,
+    )
+
+
+def _blocks(draft: Bundle, settings: ExportSettings) -> list[int]:
+    """Block sizes to choose from: those asked for, else those learnt, as far as text goes on
+    behind them. The whole canvas is for infilling; shapes of twice a block serve that block."""
+    manifest = draft.manifest
+    if manifest.model.get("causal"):
+        return [min(spec.block for spec in manifest.graphs)]
+    going_on = {spec.block for spec in manifest.graphs if spec.context >= spec.block}
+    asked = {size for size in settings.blocks if isinstance(size, int)} or manifest.block_sizes
+    return sorted(going_on.intersection(asked) or {spec.block for spec in manifest.graphs})
+
+
+def _asked(block: int) -> int | None:
+    """A block size as settings take it; None for token by token, which has none."""
+    return block if block > 1 else None
+
+
+def _tokens_per_nfe(draft: Bundle, engines: EngineSet, block: int) -> float:
+    """Tokens per graph run, by decoding with the bundle's own settings."""
+    manifest = draft.manifest
+    settings = decoding_settings(manifest, {"block_size": _asked(block)})
+    tokens = runs = 0
+    for index in range(SAMPLES):
+        result = generate(
+            manifest,
+            engines,
+            NumpyOps(),
+            Request(
+                prompt_ids=(manifest.eos_token_id,),
+                max_tokens=min(SAMPLE_TOKENS, manifest.max_position - 1),
+                seed=0,
+                sample_index=index,
+                settings=settings,
+                # A text that ends early would measure its end, not the decoding.
+                banned_ids=(manifest.eos_token_id,),
+            ),
+        )
+        tokens += len(result.new_token_ids)
+        runs += result.nfe
+    return tokens / runs
+
+
+def _judge(candidates: list[Candidate], settings: ExportSettings) -> list[Candidate]:
+    """Holds every candidate to the budgets."""
+    best = min(item.perplexity for item in candidates)
+    limit = settings.max_memory_mib
+    judged = []
+    for item in candidates:
+        loss = 100 * (item.perplexity / best - 1)
+        fits = item.fits and loss <= settings.max_loss
+        fits = fits and (limit is None or item.memory_mib <= limit)
+        judged.append(replace(item, loss_percent=loss, fits=fits))
+    return judged
+
+
+def _nothing_fits(judged: list[Candidate], settings: ExportSettings) -> ConfigError:
+    smallest = min(item.memory_mib for item in judged)
+    least = min(item.loss_percent for item in judged)
+    return ConfigError(
+        f"--auto found nothing that fits {settings.target} within its budgets: the smallest "
+        f"candidate needs {smallest:,.0f} MiB, the best loses {least:.2f} % of the allowed "
+        f"{settings.max_loss:g} %; raise --max-memory or --max-loss, or give more --block sizes"
+    )

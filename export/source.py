@@ -1,0 +1,92 @@
+"""A checkpoint folder made ready to be traced: graphs with its weights, and a manifest begun."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..runtime.errors import ConfigError
+from ..runtime.manifest import Manifest
+from ..runtime.tokenizer import Tokenizer
+from ..train.checkpoint import Checkpoint, load_weights, read_checkpoint
+from ..train.families import FAMILIES
+from ..train.families.base import ExportGraph
+from .canvases import text_ids
+from .provenance import provenance
+from .settings import ExportSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A checkpoint ready to be traced."""
+
+    graphs: tuple[ExportGraph, ...]
+    """With the checkpoint's weights."""
+    manifest: Manifest
+    """Without graphs and members."""
+    tokenizer_json: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's config.json."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return Tokenizer(self.tokenizer_json)
+
+    def text(self, data: Path | None) -> np.ndarray:
+        """Real text (max_position,) int32 to measure on."""
+        manifest = self.manifest
+        return text_ids(self.tokenizer, manifest.eos_token_id, manifest.max_position, data)
+
+
+def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
+    """Reads a checkpoint folder; raises DlmError if it cannot be used."""
+    checkpoint = read_checkpoint(checkpoint_path)
+    config = checkpoint.config
+    family = FAMILIES.get(config["family"])
+    if family is None:
+        raise ConfigError(
+            f"family {config['family']!r} is unknown to this version: it exports "
+            f"{', '.join(FAMILIES)}"
+        )
+    model = family.make_model(config["model"]).eval()
+    load_weights(model, checkpoint)
+    manifest = _draft(checkpoint, model, settings)
+    tokenizer = Tokenizer(checkpoint.tokenizer_json)
+    if tokenizer.vocab_size != manifest.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
+            "the checkpoint's files do not belong together"
+        )
+    graphs = tuple(family.graphs(model, config))
+    return Source(
+        graphs=graphs,
+        manifest=manifest,
+        tokenizer_json=checkpoint.tokenizer_json,
+        config=config,
+    )
+
+
+def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSettings) -> Manifest:
+    """The manifest without graphs and members."""
+    config = checkpoint.config
+    fields = dict(FAMILIES[config["family"]].manifest_fields(config))
+    shape = {key: value for key, value in config["model"].items() if value is not None}
+    # Tied weights count once: parameters() does not repeat them.
+    shape["num_parameters"] = sum(item.numel() for item in model.parameters())
+    return Manifest(
+        family=config["family"],
+        model=shape,
+        vocab_size=config["vocab_size"],
+        precision=settings.precision,
+        target=settings.target,
+        graphs=(),
+        decoding=dict(settings.decoding),
+        provenance=provenance(checkpoint),
+        **fields,
+    )

@@ -1,0 +1,162 @@
+"""What `dlm-profile` does to measure: the run itself, its sweep and plan, and where they go."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..runtime.cli_common import EXIT_INTERRUPTED, note
+from ..runtime.cli_options import read_prompts
+from ..runtime.errors import DlmError
+from ..runtime.pipeline import Pipeline
+from .cli_runs import NAME, PAGE_NAME, RUN_NAME, draw, prepare_folder, show, write_run
+from .power import current_mode, find_mode, mode_command, set_mode
+from .profile import DEFAULT_PROMPTS, ProfileOptions, Profiler
+from .sweep import Axes, Sweep, parse_axes
+from .sysfs import ROOT
+
+
+def measure(
+    bundle: Path | None,
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    *,
+    as_json: bool,
+    verbose: int,
+) -> None:
+    """Measures, prints and writes; exits 130 with what there was on Ctrl-C."""
+    axes = parse_axes(given["axes"])
+    prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else DEFAULT_PROMPTS
+    options = ProfileOptions(
+        bundle=bundle,
+        engine=given["engine"],
+        threads=given["threads"],
+        expect_sha256=given["expect_sha256"],
+        prompts=prompts,
+        runs=given["runs"],
+        warm_up=given["warm_up"],
+        max_tokens=given["max_tokens"],
+        settings=settings,
+        seed=given["seed"],
+        sensors=given["sensors"],
+        rate=given["rate"],
+        layers=given["layers"],
+    )
+    out: Path | None = given["out"]
+    if out is not None:
+        prepare_folder(out, (RUN_NAME, PAGE_NAME), overwrite=given["overwrite"])
+    bar = Progress()
+    with _power_mode(given["power_mode"]):
+        profiler = Profiler(options, progress=bar.show)
+        complete = False
+        try:
+            profiler.measure()
+            if given["sweep"]:
+                _sweep(profiler, axes, given, bar)
+            complete = True
+        except KeyboardInterrupt:
+            pass
+        finally:
+            bar.wipe()
+            # A fault keeps what was measured before it, too; it is raised again below.
+            record = profiler.finish(complete=complete)
+            if out is not None and (complete or profiler.runs):
+                write_run(record, out)
+    if complete and not given["no_predict"]:
+        _predict(record, options, given)
+    if out is not None and profiler.runs:
+        write_run(record, out)
+        draw(record, out)
+    show(record, as_json=as_json)
+    if verbose and out is not None:
+        note(NAME, f"wrote {out / RUN_NAME}")
+    if not complete:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _sweep(profiler: Profiler, axes: Axes, given: Mapping[str, Any], bar: Progress) -> None:
+    """Runs the sweep into the profiler's record; an interrupted one leaves its cells there."""
+    assert profiler.pipeline is not None
+    judge = Pipeline.load(given["judge"], threads=given["threads"]) if given["judge"] else None
+    try:
+        sweep = Sweep(
+            profiler,
+            profiler.pipeline,
+            axes,
+            prompts=profiler.record["settings"]["prompts"],
+            num_texts=given["texts"],
+            judge=judge,
+            progress=bar.show,
+        )
+        try:
+            with profiler.span("sweep"):
+                sweep.run()
+        finally:
+            profiler.record["sweep"] = sweep.to_json()
+    finally:
+        if judge is not None:
+            judge.close()
+
+
+def _predict(record: dict[str, Any], options: ProfileOptions, given: Mapping[str, Any]) -> None:
+    """Adds the plan for this machine, or says on stderr why there is none."""
+    from .prediction import add_prediction
+
+    try:
+        add_prediction(record, options.bundle, target=given["target"], mode=given["mode"])
+    except DlmError as error:
+        if given["target"] or given["mode"]:
+            raise
+        note(NAME, f"no plan beside the measurement: {error}")
+
+
+@contextmanager
+def _power_mode(wanted: str | None) -> Iterator[None]:
+    """Sets a power mode for the run and sets the one before back, saying so both times."""
+    if wanted is None:
+        yield
+        return
+    mode, before = find_mode(ROOT, wanted), current_mode(ROOT)
+    if before is not None and before.number == mode.number:
+        note(NAME, f"the power mode is {mode.name} already")
+        yield
+        return
+    was = f" (now {before.name}; it is set back afterwards)" if before else ""
+    note(NAME, f"setting power mode {mode.name}{was}: {' '.join(mode_command(mode))}")
+    set_mode(ROOT, mode)
+    try:
+        yield
+    finally:
+        if before is not None:
+            note(NAME, f"setting power mode {before.name} back: {' '.join(mode_command(before))}")
+            set_mode(ROOT, before)
+
+
+class Progress:
+    """One line on stderr, redrawn in place; nothing where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._begin: dict[str, float] = {}
+
+    def show(self, what: str, done: int, planned: int) -> None:
+        """Draws how far a part has come."""
+        if not self._live:
+            return
+        begin = self._begin.setdefault(what, time.monotonic())
+        share = done / max(planned, 1)
+        left = (time.monotonic() - begin) * (1 / share - 1) if share else None
+        rest = "" if left is None else f", {left:.0f} s left"
+        bar = "#" * round(30 * share)
+        sys.stderr.write(f"\r{what:<8} [{bar:<30}] {done}/{planned}{rest} \x1b[K")
+        sys.stderr.flush()
+
+    def wipe(self) -> None:
+        """Clears the line."""
+        if self._live and self._begin:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -1,0 +1,360 @@
+"""What one run of a graph costs: products, bytes and kernels, from the graph itself.
+
+Knows no machine: it counts. Operations whose inputs are weights and shapes alone are folded when
+an engine is built and cost nothing in a run; views (Reshape, Squeeze, ...) move nothing. What is
+left becomes kernels as TensorRT builds them: every product, reduction and softmax is one, and the
+pointwise and moving operations between two of them are fused into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .liveness import Step, peak_bytes
+from .onnx_graph import Graph, Node
+from .shape_rules import einsum_sizes
+from .shapes import Value, infer
+
+PRODUCTS = frozenset(("MatMul", "Gemm", "Einsum", "Conv"))
+VIEWS = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten"))
+BARRIERS = frozenset(
+    ("Softmax", "LogSoftmax", "LayerNormalization", "CumSum", "TopK", "ArgMax")
+) | {f"Reduce{kind}" for kind in ("Max", "Mean", "Min", "Sum")}
+"""Each a kernel of its own: a row must be complete before anything behind it starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One launch."""
+
+    op: str
+    """The product's or reduction's operator; `pointwise` for what is fused between them."""
+    num_nodes: int
+    macs: int = 0
+    """Multiply-accumulates of a product."""
+    batch: int = 1
+    """Products of a batch; rows, inner and columns are of one of them."""
+    rows: int = 0
+    inner: int = 0
+    columns: int = 0
+    dtype: str = "float32"
+    """What the product multiplies."""
+    weight_bytes: int = 0
+    """Of weights read, as they are stored."""
+    outer_bytes: int = 0
+    """Of the graph's inputs read (the cache among them) and outputs written."""
+    passed: tuple[int, ...] = ()
+    """Bytes of each value that comes from another kernel or goes to one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphCost:
+    """One run of one graph at one (block, context)."""
+
+    kernels: tuple[Kernel, ...]
+    nodes: tuple[NodeCost, ...]
+    """The same run node by node, as an engine sees it that fuses nothing."""
+    macs: int
+    weight_bytes: int
+    """Weights that one run reads, as stored; of an embedding the rows looked up."""
+    stored_bytes: int
+    """All weights."""
+    widened_bytes: int
+    """All weights as an engine holds them that folds casts and dequantisation."""
+    input_bytes: int
+    output_bytes: int
+    activation_bytes: int
+    """Peak of the values between kernels."""
+    node_activation_bytes: int
+    """Peak of the values between nodes, nothing fused."""
+
+    @property
+    def operations(self) -> int:
+        """Two per multiply-accumulate; pointwise work is not counted."""
+        return 2 * self.macs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCost:
+    """One node that is executed, with the kernel it would be alone."""
+
+    op: str
+    kernel: Kernel
+    constant_input: bool
+    """Whether the second factor of a product is a weight, which engines lay out beforehand."""
+    items: int
+    """Elements of its first output."""
+    last_axis: int
+    """Length of the output's last axis."""
+
+
+def graph_cost(graph: Graph, block: int, context: int) -> GraphCost:
+    """Counts one run of a graph.
+
+    Raises:
+        BundleError: The graph holds an operator that no plan knows.
+    """
+    values = infer(graph, {"block": block, "context": context})
+    run = [node for node in graph.nodes if not all(values[out].constant for out in node.outputs)]
+    origins = _Origins(graph, values)
+    nodes = tuple(_node_cost(node, values, origins) for node in run if node.op not in VIEWS)
+    groups = _groups(run, values)
+    kernels = tuple(_kernel(group, values, origins) for group in groups)
+    outputs = [port.name for port in graph.outputs]
+    return GraphCost(
+        kernels=kernels,
+        nodes=nodes,
+        macs=sum(kernel.macs for kernel in kernels),
+        weight_bytes=origins.weight_bytes(run),
+        stored_bytes=sum(values[name].nbytes for name in origins.stored(run)),
+        widened_bytes=sum(values[name].nbytes for name in origins.folded(run)),
+        input_bytes=sum(values[port.name].nbytes for port in graph.inputs),
+        output_bytes=sum(values[name].nbytes for name in outputs),
+        activation_bytes=_peak(groups, values, origins),
+        node_activation_bytes=_peak([[node] for node in run], values, origins),
+    )
+
+
+class _Origins:
+    """Where values come from: which value a view shows, which weights a constant is made of."""
+
+    def __init__(self, graph: Graph, values: Mapping[str, Value]) -> None:
+        self.values = values
+        self.makers = {out: node for node in graph.nodes for out in node.outputs}
+        self.inputs = {port.name for port in graph.inputs}
+        self.outputs = {self.source(port.name) for port in graph.outputs}
+        self.readers: dict[str, list[int]] = {}
+        for node in graph.nodes:
+            if node.op not in VIEWS:
+                for name in node.inputs:
+                    self.readers.setdefault(self.source(name), []).append(id(node))
+        self._roots: dict[str, frozenset[str]] = {}
+
+    def source(self, name: str) -> str:
+        """The value whose memory this one shares."""
+        while name in self.makers and self.makers[name].op in VIEWS:
+            name = self.makers[name].inputs[0]
+        return name
+
+    def roots(self, name: str) -> frozenset[str]:
+        """Initialisers that a constant is computed from."""
+        if name not in self._roots:
+            maker = self.makers.get(name)
+            if maker is None or maker.op == "Shape":
+                stored = self.values[name].stored
+                self._roots[name] = frozenset((name,)) if stored else frozenset()
+            else:
+                inputs = (item for item in maker.inputs if item)
+                self._roots[name] = frozenset().union(*(self.roots(item) for item in inputs))
+        return self._roots[name]
+
+    def constants(self, node: Node) -> Iterable[str]:
+        """The constant inputs of a node that is executed; shapes and axes are none."""
+        for place, name in enumerate(node.inputs):
+            if name and self.values[name].constant and not _is_parameter(node, place):
+                yield name
+
+    def stored(self, run: Iterable[Node]) -> set[str]:
+        """Initialisers that the executed nodes read."""
+        return {root for node in run for name in self.constants(node) for root in self.roots(name)}
+
+    def folded(self, run: Iterable[Node]) -> set[str]:
+        """Constants as the executed nodes read them."""
+        names = {name for node in run for name in self.constants(node)}
+        # A constant that is only another one transposed is laid out anew, and the first one goes
+        # unless somebody reads it, too.
+        return names
+
+    def weight_bytes(self, run: Iterable[Node]) -> int:
+        """Bytes of weights that one run reads."""
+        whole: set[str] = set()
+        rows = 0
+        for node in run:
+            for name in self.constants(node):
+                if node.op == "Gather" and name == node.inputs[0]:
+                    rows += self.values[node.outputs[0]].nbytes
+                else:
+                    whole |= self.roots(name)
+        return rows + sum(self.values[name].nbytes for name in whole)
+
+    def factor_dtype(self, node: Node) -> str:
+        """What a product multiplies: int8 where both factors were dequantised from it."""
+        kinds = []
+        for name in node.inputs[:2]:
+            source = self.source(name)
+            maker = self.makers.get(source)
+            while maker is not None and maker.op == "Transpose":
+                source = self.source(maker.inputs[0])
+                maker = self.makers.get(source)
+            if maker is not None and maker.op == "DequantizeLinear":
+                kinds.append(self.values[maker.inputs[0]].dtype)
+            else:
+                kinds.append(self.values[name].dtype)
+        return kinds[0] if len(set(kinds)) == 1 else self.values[node.inputs[0]].dtype
+
+
+def _is_parameter(node: Node, place: int) -> bool:
+    """Whether an input says how, not what: axes, shapes, ranges."""
+    return (
+        (
+            place > 0
+            and node.op
+            in (
+                *("Reshape", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Tile", "Pad"),
+                *("CumSum", "TopK", "Trilu", "OneHot", "Clip"),
+            )
+        )
+        or node.op in ("Range", "ConstantOfShape")
+        or (node.op.startswith("Reduce") and place > 0)
+    )
+
+
+def product_size(node: Node, values: Mapping[str, Value]) -> tuple[int, int, int, int]:
+    """Returns (batch, rows, inner, columns) of a product; their product is its MACs."""
+    a, b = (values[name].shape for name in node.inputs[:2])
+    out = values[node.outputs[0]]
+    match node.op:
+        case "MatMul":
+            inner = a[-1]
+            columns = b[-1] if len(b) > 1 else 1
+            batch = int(np.prod(b[:-2], dtype=np.int64)) if len(b) > 2 else 1
+            return batch, out.items // (columns * batch), inner, columns
+        case "Gemm":
+            inner = a[0 if node.attributes.get("transA", 0) else 1]
+            return 1, out.shape[0], inner, out.shape[1]
+        case "Conv":
+            return 1, out.items // out.shape[1], int(np.prod(b[1:], dtype=np.int64)), out.shape[1]
+        case "Einsum":
+            sizes, right = einsum_sizes(node.attributes["equation"], [a, b])
+            total = int(np.prod(list(sizes.values()), dtype=np.int64))
+            left, other = node.attributes["equation"].replace(" ", "").split("->")[0].split(",")
+            shared = [index for index in right if index in left and index in other]
+            batch = int(np.prod([sizes[index] for index in shared], dtype=np.int64))
+            inner = max(1, total // max(1, out.items))
+            columns = int(
+                np.prod([sizes[i] for i in right if i in other and i not in left], dtype=np.int64)
+            )
+            return batch, out.items // (batch * columns), inner, columns
+        case op:
+            raise AssertionError(op)
+
+
+def _kernel(group: list[Node], values: Mapping[str, Value], origins: _Origins) -> Kernel:
+    """What a group of nodes costs as one kernel."""
+    made = {name for node in group for name in node.outputs}
+    inside = {id(node) for node in group}
+    reads: dict[str, int] = {}
+    weights: dict[str, int] = {}
+    for node in group:
+        looked_up = node.op in ("Gather", "GatherElements", "GatherND", "Slice")
+        constants = set(origins.constants(node))
+        for place, name in enumerate(node.inputs):
+            source = origins.source(name)
+            if not name or source in made or _is_parameter(node, place):
+                continue
+            size = values[node.outputs[0] if looked_up and place == 0 else name].nbytes
+            if name in constants:
+                roots = origins.roots(name)
+                stored = sum(values[root].nbytes for root in roots)
+                weights["+".join(sorted(roots))] = min(size, stored) if looked_up else stored
+            elif not values[name].constant:
+                reads[source] = reads.get(source, 0) + size
+    # Looking up a part twice may read the whole, but nothing reads more than there is.
+    reads = {name: min(size, values[name].nbytes) for name, size in reads.items()}
+    outer = {name: size for name, size in reads.items() if name in origins.inputs}
+    left = {
+        name: values[name].nbytes
+        for name in made
+        if name not in origins.outputs and not inside.issuperset(origins.readers.get(name, ()))
+    }
+    written = sum(values[name].nbytes for name in made & origins.outputs)
+    sized = next((node for node in group if node.op in PRODUCTS), None)
+    batch, rows, inner, columns = product_size(sized, values) if sized else (1, 0, 0, 0)
+    return Kernel(
+        op=group[-1].op if len(group) == 1 else "pointwise",
+        num_nodes=len(group),
+        macs=batch * rows * inner * columns,
+        batch=batch,
+        rows=rows,
+        inner=inner,
+        columns=columns,
+        dtype=origins.factor_dtype(sized) if sized else values[group[-1].outputs[0]].dtype,
+        weight_bytes=sum(weights.values()),
+        outer_bytes=sum(outer.values()) + written,
+        passed=(*(size for name, size in reads.items() if name not in outer), *left.values()),
+    )
+
+
+def _node_cost(node: Node, values: Mapping[str, Value], origins: _Origins) -> NodeCost:
+    out = values[node.outputs[0]]
+    second = node.inputs[1] if len(node.inputs) > 1 else ""
+    return NodeCost(
+        op=node.op,
+        kernel=_kernel([node], values, origins),
+        constant_input=bool(second) and values[second].constant,
+        items=out.items,
+        last_axis=out.shape[-1] if out.shape else 1,
+    )
+
+
+def _groups(run: list[Node], values: Mapping[str, Value]) -> list[list[Node]]:
+    """Nodes by kernel, in execution order; views belong to nobody."""
+    level: dict[str, int] = {}
+    group_of: dict[str, int] = {}
+    groups: list[list[Node]] = []
+    for node in run:
+        inputs = [name for name in node.inputs if name and not values[name].constant]
+        depth = max((level.get(name, 0) for name in inputs), default=0)
+        if node.op in VIEWS:
+            for name in node.outputs:
+                level[name] = depth
+                if inputs and inputs[0] in group_of:
+                    group_of[name] = group_of[inputs[0]]
+            continue
+        heavy = node.op in PRODUCTS or node.op in BARRIERS
+        near = {
+            group_of[name] for name in inputs if name in group_of and level.get(name, 0) == depth
+        }
+        near = {index for index in near if groups[index]}
+        if heavy or not near:
+            groups.append([node])
+            index = len(groups) - 1
+        else:
+            index = max(near)
+            # Two chains that meet become one kernel, at the later one's place.
+            for other in sorted(near - {index}):
+                groups[index] = groups[other] + groups[index]
+                for name, place in group_of.items():
+                    if place == other:
+                        group_of[name] = index
+                groups[other] = []
+            groups[index].append(node)
+        for name in node.outputs:
+            level[name] = depth + (1 if heavy else 0)
+            if not heavy:
+                group_of[name] = index
+    return [group for group in groups if group]
+
+
+def _peak(groups: list[list[Node]], values: Mapping[str, Value], origins: _Origins) -> int:
+    """Peak bytes between groups; inputs, outputs and weights lie elsewhere."""
+    steps: list[Step] = []
+    sizes: dict[str, int] = {}
+    for group in groups:
+        inside = {id(node) for node in group}
+        writes = tuple(
+            name
+            for node in group
+            for name in node.outputs
+            if node.op not in VIEWS
+            and name not in origins.outputs
+            and not inside.issuperset(origins.readers.get(name, ()))
+        )
+        reads = tuple(origins.source(name) for node in group for name in node.inputs if name)
+        sizes |= {name: values[name].nbytes for name in writes}
+        in_place = bool(writes) and not any(node.op in PRODUCTS for node in group)
+        steps.append(Step(reads=reads, writes=writes, in_place=in_place))
+    return peak_bytes(steps, sizes)

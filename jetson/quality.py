@@ -1,0 +1,100 @@
+"""How good sampled texts are, without torch: bits per character of a judge, and variety.
+
+The judge is any bundle; a causal one (`ar`) is exact. Without one, the profiled bundle's own bound
+is taken. Bits per character compare across tokenizers. A likelihood alone rewards dull, repetitive
+text, so two figures of variety stand beside it: the entropy of a text's words, and the share of its
+four-word sequences that occur once in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+
+from ..runtime.errors import DataError
+from ..runtime.evaluate import evaluate_ids
+from ..runtime.families.window import contexts_by_block
+from ..runtime.pipeline import Pipeline
+
+_MARGIN = 0.05
+"""Relative half width asked of one text's bound: far below what texts differ by."""
+_MAX_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """Of a set of texts."""
+
+    bits_per_char: float | None
+    """Mean over texts; None: every text was shorter than the judge's smallest block."""
+    half_width: float | None
+    """95 % over texts; None: fewer than two."""
+    entropy: float
+    """Of words, in nats, mean over texts."""
+    distinct_4: float
+    num_texts: int
+    num_scored: int
+    """Texts long enough for the judge."""
+
+
+class Judge:
+    """A bundle that reads texts."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        """Takes a bundle that stays open as long as the judge is used."""
+        self._pipeline = pipeline
+        manifest = pipeline.manifest
+        shapes = contexts_by_block(pipeline.engines.specs, manifest.graphs[0].name)
+        cached = [block for block, contexts in shapes.items() if contexts[-1] >= block]
+        self._block = min(cached, default=min(shapes))
+
+    def bits_per_char(self, text: str) -> float | None:
+        """Returns what a text costs the judge; None: it is too short to be read."""
+        pipeline = self._pipeline
+        ids = [pipeline.manifest.eos_token_id, *pipeline.tokenizer.encode(text)]
+        try:
+            result = evaluate_ids(
+                pipeline.manifest,
+                pipeline.engines,
+                np.array(ids, np.int64),
+                block_size=self._block,
+                relative_half_width=_MARGIN,
+                max_samples=_MAX_SAMPLES,
+            )
+        except DataError:
+            return None
+        read = pipeline.tokenizer.decode(ids[1 : 1 + result.num_tokens])
+        return result.total_nats / math.log(2) / len(read) if read else None
+
+
+def measure_quality(texts: Sequence[str], judge: Judge) -> Quality:
+    """Reads every text."""
+    found = [judge.bits_per_char(text) for text in texts]
+    bits = [value for value in found if value is not None]
+    return Quality(
+        bits_per_char=fmean(bits) if bits else None,
+        half_width=1.96 * stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else None,
+        entropy=fmean([word_entropy(text) for text in texts] or [0.0]),
+        distinct_4=fmean([distinct(text, 4) for text in texts] or [0.0]),
+        num_texts=len(texts),
+        num_scored=len(bits),
+    )
+
+
+def word_entropy(text: str) -> float:
+    """Returns the entropy of a text's words in nats; 0 without words."""
+    counts = Counter(text.lower().split())
+    total = sum(counts.values())
+    return -sum(c / total * math.log(c / total) for c in counts.values())
+
+
+def distinct(text: str, size: int) -> float:
+    """Returns the share of word sequences of this size that are different; 0 without any."""
+    words = text.lower().split()
+    grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

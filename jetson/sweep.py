@@ -1,0 +1,238 @@
+"""Speed against quality over decoding rule, block size and threads: the frontier and its settings.
+
+A cell is one setting. Rules run at every block size; threads change no text, so they run at the
+bundle's own rule and block and are judged by their speed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..runtime.decoding import RULES
+from ..runtime.engines.onnxruntime import default_threads
+from ..runtime.errors import ConfigError
+from ..runtime.families import decoding_settings
+from ..runtime.families.window import contexts_by_block
+from ..runtime.pipeline import Pipeline
+from .profile import Profiler
+from .quality import Judge, measure_quality
+from .run_record import TextRun
+
+AXES = ("rule", "block", "threads")
+RULE_CELLS = (
+    "low_confidence",
+    *(f"threshold:{value}" for value in (0.95, 0.9, 0.8, 0.7, 0.5)),
+    *(f"factor:{value}" for value in (0.5, 1.0, 2.0)),
+    *(f"entropy_bound:{value}" for value in (0.1, 0.5)),
+)
+"""Tried where the bundle's family takes them; `low_confidence` commits one token per step."""
+_FLAGS = {"rule": "--rule", "block_size": "--block", "steps": "--steps"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """What to try; None: the default of the axis."""
+
+    rules: tuple[str, ...] | None = None
+    """`rule` or `rule:value`."""
+    blocks: tuple[int, ...] | None = None
+    threads: tuple[int, ...] | None = None
+
+
+def parse_axes(texts: Sequence[str]) -> Axes:
+    """Reads `rule=threshold:0.9,factor:1`, `block=16,32`, `threads=1,2`; raises ConfigError."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if name not in AXES or not values or name in found:
+            raise ConfigError(
+                f"--axis wants one of {', '.join(AXES)} with its values, each once, like "
+                f"block=16,32; found {text!r}"
+            )
+        found[name] = tuple(values.split(","))
+    for cell in found.get("rule", ()):
+        parse_cell(cell)
+    return Axes(
+        rules=found.get("rule"),
+        blocks=_whole("block", found.get("block")),
+        threads=_whole("threads", found.get("threads")),
+    )
+
+
+def _whole(name: str, values: Sequence[str] | None) -> tuple[int, ...] | None:
+    if values is None:
+        return None
+    if not all(value.isdecimal() and int(value) for value in values):
+        raise ConfigError(f"--axis {name} wants whole numbers from 1 on, found {','.join(values)}")
+    return tuple(map(int, values))
+
+
+def parse_cell(text: str) -> dict[str, Any]:
+    """Reads `rule` or `rule:value` into decoding settings; raises ConfigError."""
+    name, _, value = text.partition(":")
+    if name not in RULES or (value and not RULES[name].options):
+        raise ConfigError(
+            f"--axis rule wants rule or rule:value, a rule among {', '.join(RULES)}; found {text!r}"
+        )
+    if not value:
+        return {"rule": name}
+    option = RULES[name].options[0]
+    try:
+        return {"rule": name, option: int(value) if option == "steps" else float(value)}
+    except ValueError:
+        raise ConfigError(f"--axis rule wants a number behind the colon, found {text!r}") from None
+
+
+class Sweep:
+    """The cells of one bundle; `cells` grows as they are measured."""
+
+    def __init__(
+        self,
+        profiler: Profiler,
+        pipeline: Pipeline,
+        axes: Axes,
+        *,
+        prompts: Sequence[str],
+        num_texts: int,
+        judge: Pipeline | None,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        """Plans the cells; ConfigError for a block that the bundle has not.
+
+        Args:
+            profiler: measures one text.
+            pipeline: the bundle, open.
+            axes: what to try.
+            prompts: continued in turn.
+            num_texts: texts per cell.
+            judge: reads the texts; None: the bundle itself.
+            progress: as the profiler's.
+        """
+        self._profiler, self._pipeline, self._progress = profiler, pipeline, progress
+        self._prompts, self._num_texts = prompts, num_texts
+        self._judge = Judge(judge or pipeline)
+        self._axes = axes
+        self.cells: list[dict[str, Any]] = []
+        self.about = {
+            "judge": judge.bundle.path.name if judge else None,
+            "judge_sha256": judge.bundle.sha256 if judge else None,
+            "texts": num_texts,
+        }
+        self._planned = self._plan()
+
+    def _plan(self) -> list[tuple[dict[str, Any], int | None]]:
+        """Returns (settings, threads) of every cell; threads None: those that are open."""
+        pipeline = self._pipeline
+        shapes = contexts_by_block(pipeline.engines.specs, pipeline.manifest.graphs[0].name)
+        usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
+        blocks = list(self._axes.blocks or usable)
+        wrong = [block for block in blocks if block not in shapes]
+        if wrong:
+            raise ConfigError(
+                f"--axis block={wrong[0]}: the bundle has the blocks {', '.join(map(str, shapes))}"
+            )
+        planned: list[tuple[dict[str, Any], int | None]] = []
+        takes_blocks = self._accepts({"block_size": blocks[0]})
+        for block in blocks if takes_blocks else [None]:
+            size = {} if block is None else {"block_size": block}
+            planned.append((size, None))
+            for name in self._axes.rules or RULE_CELLS:
+                settings = parse_cell(name) | size
+                # A family refuses the rules it has not; those asked for by name may not vanish.
+                if self._axes.rules is not None or self._accepts(settings):
+                    planned.append((settings, None))
+        planned += [({}, threads) for threads in self._thread_counts()]
+        return planned
+
+    def _accepts(self, settings: Mapping[str, Any]) -> bool:
+        try:
+            decoding_settings(self._pipeline.manifest, settings)
+            self._pipeline.generate("", max_tokens=1, **settings)
+        except ConfigError:
+            return False
+        return True
+
+    def _thread_counts(self) -> tuple[int, ...]:
+        now = self._pipeline.engines.threads
+        wanted = self._axes.threads
+        if wanted is None:
+            wanted = tuple(2**power for power in range(4) if 2**power <= default_threads())
+        return tuple(count for count in wanted if count != now)
+
+    def run(self) -> None:
+        """Measures cell after cell."""
+        for number, (settings, threads) in enumerate(self._planned):
+            self._progress("sweep", number, len(self._planned))
+            if threads is None:
+                self.cells.append(self._cell(self._pipeline, settings, judged=True))
+                continue
+            path: Path = self._pipeline.bundle.path
+            with Pipeline.load(path, threads=threads, engine=_plain(self._pipeline)) as other:
+                self._profiler.generate(other, self._prompts[0], 0, 0, settings)
+                self.cells.append(self._cell(other, settings, judged=False))
+
+    def _cell(
+        self, pipeline: Pipeline, settings: Mapping[str, Any], *, judged: bool
+    ) -> dict[str, Any]:
+        runs: list[TextRun] = []
+        for number in range(self._num_texts):
+            prompt = number % len(self._prompts)
+            text = self._prompts[prompt]
+            runs.append(self._profiler.generate(pipeline, text, prompt, number, settings))
+        effective = pipeline.settings(**settings).to_json()
+        cell: dict[str, Any] = {
+            "settings": effective,
+            "threads": pipeline.engines.threads,
+            "flags": flags(settings, pipeline.engines.threads),
+            "tokens_per_s": round(median(run.tokens_per_s for run in runs), 3),
+            "tokens_per_nfe": round(
+                sum(run.num_tokens for run in runs) / max(1, sum(run.nfe for run in runs)), 4
+            ),
+            "ms_per_nfe": round(
+                1e3 * sum(run.total_s for run in runs) / max(1, sum(run.nfe for run in runs)), 4
+            ),
+        }
+        if judged:
+            texts = [self._prompts[run.prompt] + run.text for run in runs]
+            cell["quality"] = asdict(measure_quality(texts, self._judge))
+        return cell
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the cells that are there, those on the frontier marked."""
+        mark_frontier(self.cells)
+        return {**self.about, "planned": len(self._planned), "cells": self.cells}
+
+
+def _plain(pipeline: Pipeline) -> str:
+    """Returns the engine's name as `--engine` takes it."""
+    return pipeline.engines.name.partition("-")[0]
+
+
+def flags(settings: Mapping[str, Any], threads: int) -> str:
+    """Returns the options of `dlm-run` that decode like this."""
+    words = []
+    for name, value in settings.items():
+        words += [_FLAGS.get(name, "--" + name.replace("_", "-")), str(value)]
+    return " ".join([*words, "--threads", str(threads)])
+
+
+def mark_frontier(cells: Sequence[dict[str, Any]]) -> None:
+    """Sets `frontier` on every judged cell that no other beats in both speed and bits."""
+    points = [
+        (cell["tokens_per_s"], cell["quality"]["bits_per_char"], cell)
+        for cell in cells
+        if cell.get("quality", {}).get("bits_per_char") is not None
+    ]
+    for cell in cells:
+        cell["frontier"] = False
+    for speed, bits, cell in points:
+        cell["frontier"] = not any(
+            other_speed >= speed
+            and other_bits <= bits
+            and (other_speed > speed or other_bits < bits)
+            for other_speed, other_bits, _ in points
+        )

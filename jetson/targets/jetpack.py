@@ -1,0 +1,123 @@
+"""JetPack releases for Orin: which CUDA, TensorRT and Python a board brings. Data only."""
+
+from __future__ import annotations
+
+from .types import JetPack
+
+_NOTES = "OE4T/meta-tegra docs/release-notes"
+
+JETPACKS: tuple[JetPack, ...] = (
+    JetPack(
+        version="6.0",
+        l4t="36.3.0",
+        python="3.10",
+        cuda="12.2",
+        tensorrt="8.6.2",
+        orin=True,
+        note="too old: TensorRT 10.3 is the oldest that this package builds with",
+        source=f"{_NOTES}/JetPack-6.0-L4T-R36.3.0-Notes.md; jetson-containers, TensorRT table",
+    ),
+    JetPack(
+        version="6.1",
+        l4t="36.4.0",
+        python="3.10",
+        cuda="12.6",
+        tensorrt="10.3.0",
+        orin=True,
+        note="",
+        source="OE4T/meta-tegra scarthgap: cuda-cudart_12.6.68, tensorrt-core_10.3.0.30",
+    ),
+    JetPack(
+        version="6.2",
+        l4t="36.4.3",
+        python="3.10",
+        cuda="12.6",
+        tensorrt="10.3.0",
+        orin=True,
+        note="adds the Super power modes; from 36.4.7 on NvMap refuses large single allocations",
+        source="OE4T/meta-tegra scarthgap: cuda-cudart_12.6.68, tensorrt-core_10.3.0.30",
+    ),
+    JetPack(
+        version="6.2.2",
+        l4t="36.5.0",
+        python="3.10",
+        cuda="12.6",
+        tensorrt="10.3.0",
+        orin=True,
+        note="",
+        source=f"{_NOTES}/JetPack-6.2.2 notes",
+    ),
+    JetPack(
+        version="6.2.3",
+        l4t="36.5.2",
+        python="3.10",
+        cuda="12.6",
+        tensorrt="10.3.0",
+        orin=True,
+        note="",
+        source=f"{_NOTES}/JetPack-6.2.3 notes: no updates on the compute stack",
+    ),
+    JetPack(
+        version="7.0",
+        l4t="38.2",
+        python="3.12",
+        cuda="13.0",
+        tensorrt="10.13.3",
+        orin=False,
+        note="Thor only",
+        source="developer.nvidia.com/embedded/jetpack/downloads/archive-7.1",
+    ),
+    JetPack(
+        version="7.1",
+        l4t="38.4",
+        python="3.12",
+        cuda="13.0",
+        tensorrt="10.13.3",
+        orin=False,
+        note="Thor only",
+        source="developer.nvidia.com/embedded/jetpack/downloads/archive-7.1",
+    ),
+    JetPack(
+        version="7.2",
+        l4t="39.2.0",
+        python="3.12",
+        cuda="13.2",
+        tensorrt="10.16.2",
+        orin=True,
+        note="the first JetPack 7 for Orin",
+        source=f"{_NOTES}/JetPack-7.2-L4T-R39.2.0-Notes.md",
+    ),
+    JetPack(
+        version="7.2.1",
+        l4t="39.2.1",
+        python="3.12",
+        cuda="13.2",
+        tensorrt="10.16.2",
+        orin=True,
+        note="",
+        source="public dump of an Orin Nano Super, 2026-09-19",
+    ),
+)
+"""Oldest first."""
+
+
+def jetpack_of(l4t: str) -> JetPack | None:
+    """Returns the JetPack of an L4T release (`36.4.7`), or the newest one of its line before it.
+
+    Args:
+        l4t: As /etc/nv_tegra_release has it: major.minor.patch.
+
+    Returns:
+        None if the release is of no line known here.
+    """
+    wanted = _numbers(l4t)
+    fitting = [
+        item
+        for item in JETPACKS
+        if _numbers(item.l4t)[:2] == wanted[:2] and _numbers(item.l4t) <= wanted
+    ]
+    return fitting[-1] if fitting else None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())

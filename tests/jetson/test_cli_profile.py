@@ -1,0 +1,172 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from dlm_edge.jetson import cli_measure
+from dlm_edge.jetson.cli_profile import main
+from fake_board import make_board
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--runs", "1", "--warm-up", "1", "--max-tokens", "8", "--threads", "1", "--no-predict"]
+PROGRAM = """
+import importlib.util, sys
+root = sys.argv.pop(1)
+spec = importlib.util.spec_from_file_location(
+    "dlm_edge", root + "/__init__.py", submodule_search_locations=[root])
+package = importlib.util.module_from_spec(spec)
+sys.modules["dlm_edge"] = package
+spec.loader.exec_module(package)
+from dlm_edge.jetson.cli_profile import main
+main()
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "report"
+    result = run(*QUICK, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder, result
+
+
+def test_a_run_prints_a_table_and_writes_json_and_page(report):
+    folder, result = report
+    assert "tokens/s" in result.stdout
+    assert "stage" in result.stdout
+    record = json.loads((folder / "run.json").read_text("utf-8"))
+    assert record["complete"]
+    assert len(record["runs"]) == 4
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "run.json"]
+
+
+def test_a_report_that_exists_is_refused_before_anything_is_measured(report):
+    folder, _ = report
+    before = (folder / "run.json").read_bytes()
+    result = run(*QUICK, "--out", folder)
+    assert result.exit_code == 2
+    assert "--overwrite" in result.stderr
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_overwrite_replaces_it(report):
+    folder, _ = report
+    before = (folder / "run.json").read_bytes()
+    assert run(*QUICK, "--out", folder, "--overwrite", "--no-layers").exit_code == 0
+    assert (folder / "run.json").read_bytes() != before
+
+
+def test_json_is_one_object_without_what_only_plots_need():
+    result = run(*QUICK, "--json", "--no-layers", "--sensors", "none")
+    record = json.loads(result.stdout)
+    assert record["summary"]["figures"]["tokens_per_s"]["count"] == 4
+    assert "columns" not in record["sensors"]
+    assert "steps" not in record["runs"][0]
+
+
+def test_a_page_is_made_from_json_measured_elsewhere(report, tmp_path):
+    folder, _ = report
+    result = run("--render", folder / "run.json", "--out", tmp_path / "page")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "page" / "report.html").exists()
+    assert run("--render", folder / "run.json").exit_code == 2
+
+
+def test_two_runs_are_compared(report, tmp_path):
+    folder, _ = report
+    path = folder / "run.json"
+    result = run("--compare", path, path, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "tokens/s" in result.stdout
+    assert (tmp_path / "compare.html").exists()
+    rows = json.loads(run("--compare", path, path, "--json").stdout)["rows"]
+    assert next(row for row in rows if row["quantity"] == "tokens/s")["ratio"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--axis", "block=16"], "without --sweep"),
+        (["--judge", "x.dlm"], "without --sweep"),
+        (["--doctor", "--render", "x"], "contradicts"),
+        (["model.dlm", "--doctor"], "contradicts"),
+        (["--no-predict", "--target", "orin-nano"], "contradicts"),
+        (["--sweep", "--axis", "speed=1"], "--axis wants"),
+        (["--rate", "500"], "from 10 to 50"),
+        (["--sensors", "magic"], "sysfs, tegrastats, jtop"),
+        (["--power-mode", "25W"], "no power modes"),
+        (["--threshold", "7"], "threshold must be"),
+        (["--runs", "0"], "--runs"),
+    ],
+)
+def test_a_bad_wish_is_one_line_and_exit_2(arguments, said):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["/no/such.dlm"], "such.dlm"),
+        (["--prompt-file", "/no/prompts"], "/no/prompts"),
+        (["--sensors", "tegrastats"], "comes with JetPack"),
+        (["--render", "/no/run.json"], "cannot read"),
+    ],
+)
+def test_a_missing_thing_is_one_line_and_exit_1(arguments, said, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert said in result.stderr
+
+
+def test_an_unknown_target_lists_those_there_are():
+    arguments = [a for a in QUICK if a != "--no-predict"]
+    result = run(*arguments, "--no-layers", "--target", "orin-pico")
+    assert result.exit_code == 2
+    assert "orin-nano" in result.stderr
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    command = [sys.executable, "-c", PROGRAM, str(ROOT), "--out", str(tmp_path / "out")]
+    command += ["--runs", "500", "--max-tokens", "8", "--threads", "1", "--warm-up", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(6)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "INTERRUPTED" in out
+    record = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))
+    assert not record["complete"]
+    assert 0 < len(record["runs"]) < 2000
+
+
+def test_a_power_mode_is_announced_set_and_set_back(tmp_path, monkeypatch, capsys):
+    board = make_board(tmp_path)
+    monkeypatch.setattr(cli_measure, "ROOT", board)
+    asked = []
+
+    def set_mode(root, mode):
+        asked.append(mode.name)
+
+    monkeypatch.setattr(cli_measure, "set_mode", set_mode)
+    with pytest.raises(ZeroDivisionError), cli_measure._power_mode("maxn_super"):
+        raise ZeroDivisionError
+    assert asked == ["MAXN_SUPER", "25W"]
+    said = capsys.readouterr().err
+    assert "setting power mode MAXN_SUPER (now 25W; it is set back afterwards)" in said
+    assert "sudo -n nvpmodel -m 2" in said
+    with cli_measure._power_mode("25W"):
+        assert asked == ["MAXN_SUPER", "25W"]
+    assert "25W already" in capsys.readouterr().err

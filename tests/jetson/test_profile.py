@@ -1,0 +1,128 @@
+"""One real run of the model that ships, on a faked board."""
+
+import pytest
+from dlm_edge.jetson.profile import ProfileOptions, Profiler
+from dlm_edge.jetson.run_record import STAGES
+from dlm_edge.runtime.pipeline import Pipeline
+
+
+def test_texts_are_those_that_the_pipeline_writes_without_a_profiler(record):
+    with Pipeline.load(threads=1) as pipeline:
+        for run in record["runs"]:
+            prompt = record["settings"]["prompts"][run["prompt"]]
+            result = pipeline.generate(
+                prompt, max_tokens=40, sample_index=run["sample_index"]
+            ).result()
+            assert (len(result.token_ids), result.nfe) == (run["num_tokens"], run["nfe"])
+
+
+def test_stages_of_every_text_add_up_to_its_time(record):
+    assert len(record["runs"]) == 4
+    for run in record["runs"]:
+        assert list(run["stages"]) == list(STAGES)
+        assert sum(run["stages"].values()) == pytest.approx(run["total_s"], abs=1e-5)
+        assert len(run["steps"]) == run["nfe"]
+        assert 0 < run["first_s"] <= run["first_block_s"] <= run["total_s"] + 0.05
+
+
+def test_memory_parts_lead_from_nothing_to_what_is_resident(record):
+    parts = record["memory"]["parts"]
+    assert [part["name"] for part in parts] == [
+        "interpreter and packages", "bundle and tokenizer", "engine's library",
+        "weights and session", "buffers and activations",
+    ]  # fmt: skip
+    assert sum(part["mib"] for part in parts) == pytest.approx(parts[-1]["resident_mib"], abs=0.1)
+    assert record["memory"]["peak_mib"] >= parts[-1]["resident_mib"] - 1
+    held = record["memory"]["engine_account_mib"]
+    assert held["weights"] == pytest.approx(8.16, abs=0.1)
+    # kv: 256 rows x 4 layers x 2 x 4 heads x 64 float32
+    assert held["kv"] == pytest.approx(256 * 4 * 2 * 4 * 64 * 4 / 2**20)
+
+
+def test_layers_are_those_of_the_graph_and_take_most_of_the_engine(record):
+    layers = record["layers"]
+    kinds = {layer["kind"] for layer in layers["layers"]}
+    assert "MatMul" in kinds
+    assert sum(layer["share"] for layer in layers["layers"]) == pytest.approx(1, abs=0.01)
+    assert 0 < layers["total_ms"] <= layers["engine_ms"]
+
+
+def test_power_of_the_faked_board_becomes_tokens_per_joule(record):
+    energy = record["energy"]
+    assert energy["rails"] == ["VDD_IN"]
+    assert energy["watts"] == pytest.approx(5.064 * 0.684, rel=1e-3)
+    assert energy["idle_watts"] == pytest.approx(5.064 * 0.684, rel=1e-3)
+    tokens = sum(run["num_tokens"] for run in record["runs"])
+    assert energy["tokens_per_joule"] == pytest.approx(tokens / energy["joules"], rel=1e-3)
+
+
+def test_the_machine_is_the_board(record):
+    machine = record["machine"]
+    assert machine["is_jetson"]
+    assert (machine["l4t"], machine["jetpack"]) == ("36.4.7", "6.2")
+    assert (machine["target"], machine["power_mode"]) == ("orin-nano", "25W")
+
+
+def test_spans_follow_each_other(record):
+    names = [span["name"] for span in record["spans"]]
+    assert names == ["idle", "load", "warm-up", "runs", "layers"]
+    edges = [edge for span in record["spans"] for edge in (span["begin"], span["end"])]
+    assert edges == sorted(edges)
+
+
+def test_an_interrupted_run_keeps_what_was_measured(monkeypatch):
+    profiler = Profiler(ProfileOptions(threads=1, runs=3, max_tokens=4, sensors="none"))
+    generate_one = profiler.generate
+
+    def generate_two(*arguments):
+        if len(profiler.runs) == 2:
+            raise KeyboardInterrupt
+        return generate_one(*arguments)
+
+    monkeypatch.setattr(profiler, "generate", generate_two)
+    with pytest.raises(KeyboardInterrupt):
+        profiler.measure()
+    found = profiler.finish(complete=False)
+    assert not found["complete"]
+    assert len(found["runs"]) == 2
+    assert found["summary"]["figures"]["tokens_per_s"]["count"] == 2
+    assert found["spans"][-1]["name"] == "runs"
+    assert found["spans"][-1]["end"] > found["spans"][-1]["begin"]
+
+
+def test_an_engine_that_only_enqueues_is_settled_in_a_pass_of_its_own(monkeypatch):
+    profiler = Profiler(ProfileOptions(threads=1, runs=1, max_tokens=8, sensors="none"))
+    calls = []
+
+    class Device:
+        def flush(self):
+            calls.append("flush")
+
+        def synchronize(self):
+            calls.append("wait")
+
+    load = profiler._load
+
+    def load_with_device():
+        pipeline = load()
+        pipeline.engines.device = Device()
+        return pipeline
+
+    monkeypatch.setattr(profiler, "_load", load_with_device)
+    profiler.measure()
+    found = profiler.finish(complete=True)
+    assert found["stages_settled"]
+    nfe = sum(run.nfe for run in profiler.settled_runs)
+    assert calls == ["flush", "wait"] * (3 * nfe)
+
+
+def test_the_observer_sees_every_run_and_changes_no_token():
+    with Pipeline.load(threads=1) as pipeline:
+        plain = pipeline.generate("Once", max_tokens=20, seed=3).result()
+        seen = []
+        pipeline.observer = seen.append
+        watched = pipeline.generate("Once", max_tokens=20, seed=3).result()
+    assert watched.token_ids == plain.token_ids
+    assert len(seen) == plain.nfe
+    assert sum(step.num_committed for step in seen) == len(plain.token_ids)
+    assert [step.phase for step in seen][-1] == "denoise"

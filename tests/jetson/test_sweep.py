@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+from dlm_edge.jetson.profile import ProfileOptions, Profiler
+from dlm_edge.jetson.quality import Judge, distinct, measure_quality, word_entropy
+from dlm_edge.jetson.sweep import Axes, Sweep, flags, mark_frontier, parse_axes, parse_cell
+from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.evaluate import evaluate_ids
+from dlm_edge.runtime.pipeline import Pipeline
+
+
+def cell(speed, bits):
+    return {"tokens_per_s": speed, "quality": {"bits_per_char": bits}}
+
+
+def test_the_frontier_is_what_nothing_beats_in_both():
+    cells = [cell(100, 1.0), cell(200, 1.5), cell(150, 1.6), cell(90, 1.0), cell(50, 0.9)]
+    cells.append({"tokens_per_s": 500})  # threads only: not judged
+    mark_frontier(cells)
+    assert [c["frontier"] for c in cells] == [True, True, False, False, True, False]
+
+
+def test_equal_cells_are_both_on_the_frontier():
+    cells = [cell(100, 1.0), cell(100, 1.0)]
+    mark_frontier(cells)
+    assert all(c["frontier"] for c in cells)
+
+
+def test_axes_are_read():
+    axes = parse_axes(["rule=threshold:0.9,factor:1", "block=16,32"])
+    assert axes == Axes(rules=("threshold:0.9", "factor:1"), blocks=(16, 32), threads=None)
+    assert parse_axes([]) == Axes()
+
+
+@pytest.mark.parametrize(
+    "text", ["rule", "rule=", "speed=1", "block=a", "block=0", "rule=magic", "rule=random:x"]
+)
+def test_a_bad_axis_says_what_is_wanted(text):
+    with pytest.raises(ConfigError, match="--axis"):
+        parse_axes([text])
+
+
+def test_an_axis_given_twice_is_refused():
+    with pytest.raises(ConfigError, match="once"):
+        parse_axes(["block=16", "block=32"])
+
+
+def test_a_cell_is_a_rule_with_its_own_option():
+    assert parse_cell("threshold:0.7") == {"rule": "threshold", "threshold": 0.7}
+    assert parse_cell("low_confidence:16") == {"rule": "low_confidence", "steps": 16}
+    assert parse_cell("first_hitting") == {"rule": "first_hitting"}
+
+
+def test_flags_are_those_of_dlm_run():
+    settings = {"rule": "entropy_bound", "entropy_bound": 0.5, "block_size": 16}
+    assert flags(settings, 2) == "--rule entropy_bound --entropy-bound 0.5 --block 16 --threads 2"
+
+
+def test_entropy_and_distinctness_of_words():
+    assert word_entropy("a b c d") == pytest.approx(math.log(4))
+    assert word_entropy("A a a a") == 0
+    assert word_entropy("") == 0
+    assert distinct("a b c d e", 4) == 1
+    assert distinct("a b a b a b", 2) == pytest.approx(2 / 5)
+    assert distinct("a b", 4) == 0
+
+
+def test_bits_per_character_are_the_bundles_own_likelihood():
+    text = "Once upon a time there was a little girl. She had a big red ball and a small dog. " * 2
+    with Pipeline.load(threads=1) as pipeline:
+        judge = Judge(pipeline)
+        found = judge.bits_per_char(text)
+        ids = [pipeline.manifest.eos_token_id, *pipeline.tokenizer.encode(text)]
+        result = evaluate_ids(
+            pipeline.manifest, pipeline.engines, np.array(ids), block_size=16,
+            relative_half_width=0.05, max_samples=8,
+        )  # fmt: skip
+        read = pipeline.tokenizer.decode(ids[1 : 1 + result.num_tokens])
+        assert found == pytest.approx(result.total_nats / math.log(2) / len(read))
+        scrambled = " ".join(sorted(text.split(), key=lambda word: word[::-1]))
+        assert judge.bits_per_char(scrambled) > found
+        assert judge.bits_per_char("Hi") is None
+        quality = measure_quality([text, text, "Hi"], judge)
+        assert (quality.num_texts, quality.num_scored) == (3, 2)
+        assert quality.half_width == 0
+
+
+def sweep(profiler, **given):
+    options = {"prompts": ("Once upon a time",), "num_texts": 2, "judge": None}
+    return Sweep(
+        profiler, profiler.pipeline, parse_axes(given.pop("axes", ())),
+        progress=lambda *_: None, **{**options, **given},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def profiler():
+    made = Profiler(ProfileOptions(threads=1, max_tokens=40, sensors="none"))
+    made.pipeline = made._load()
+    yield made
+    made.pipeline.close()
+
+
+def test_a_sweep_measures_its_cells_and_marks_the_best(profiler):
+    run = sweep(profiler, axes=["rule=threshold:0.5,threshold:0.95", "block=32", "threads=1,2"])
+    run.run()
+    found = run.to_json()
+    assert found["planned"] == len(found["cells"]) == 4
+    default, loose, strict, threads = found["cells"]
+    assert loose["settings"]["threshold"] == 0.5
+    assert loose["tokens_per_nfe"] > strict["tokens_per_nfe"]
+    assert (default["threads"], threads["threads"]) == (1, 2)
+    assert "quality" not in threads
+    assert any(c["frontier"] for c in found["cells"])
+    assert found["judge"] is None
+
+
+def test_an_interrupted_sweep_keeps_its_cells(profiler, monkeypatch):
+    run = sweep(profiler, axes=["rule=threshold:0.5,threshold:0.95", "block=32", "threads=1"])
+    measure = run._cell
+
+    def stop_at_the_second(*arguments, **keys):
+        if run.cells:
+            raise KeyboardInterrupt
+        return measure(*arguments, **keys)
+
+    monkeypatch.setattr(run, "_cell", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert (run.to_json()["planned"], len(run.to_json()["cells"])) == (3, 1)
+
+
+def test_a_block_that_the_bundle_has_not_is_refused(profiler):
+    with pytest.raises(ConfigError, match="blocks 16, 32, 256"):
+        sweep(profiler, axes=["block=7"])

@@ -1,0 +1,52 @@
+import pytest
+from dlm_edge.jetson.series import Series
+from dlm_edge.jetson.throttling import crowding, throttling, waited_seconds
+from fake_board import write
+
+
+def busy(clock, load=99.0):
+    series = Series()
+    for step in range(20):
+        series.add("gpu load", "load", "%", step * 0.1, load)
+        series.add("gpu clock", "clock", "MHz", step * 0.1, clock)
+        series.add("gpu-throttle-alert", "throttle", "", step * 0.1, 0.0)
+        series.add("oc3_event_cnt", "events", "", step * 0.1, 4.0)
+    return series
+
+
+def test_a_busy_gpu_at_its_highest_clock_is_not_throttled(board):
+    assert throttling(busy(918.0), 0, 2, root=board) == []
+
+
+def test_a_busy_gpu_below_its_highest_clock_is(board):
+    (line,) = throttling(busy(612.0), 0, 2, root=board)
+    assert "612 MHz" in line
+    assert "918 MHz" in line
+
+
+def test_an_idle_gpu_may_clock_down(board):
+    assert throttling(busy(306.0, load=5.0), 0, 2, root=board) == []
+
+
+def test_an_alert_and_a_rising_counter_are_named(board):
+    series = busy(918.0)
+    series.columns["gpu-throttle-alert"].values[10:] = [1.0] * 10
+    series.columns["oc3_event_cnt"].values[15:] = [6.0] * 5
+    alert, events = throttling(series, 0, 2, root=board)
+    assert "gpu-throttle-alert was raised in 50%" in alert
+    assert events == "oc3_event_cnt counted 2 peak over-current events"
+    # Events before the window do not count.
+    assert throttling(busy(918.0), 1.6, 2, root=board) == []
+
+
+@pytest.mark.parametrize(("waited", "lines"), [(None, 0), (0.01, 0), (0.7, 1)])
+def test_waiting_for_a_cpu_is_told_once_it_matters(waited, lines):
+    found = crowding(waited, 1.0)
+    assert len(found) == lines
+    assert not found or "70%" in found[0]
+
+
+def test_the_scheduler_counts_nanoseconds(tmp_path):
+    assert waited_seconds(tmp_path) is None
+    write(tmp_path, "proc/self/schedstat", "582073 2500000000 11\n")
+    assert waited_seconds(tmp_path) == 2.5
