@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.device import Device
 from ..runtime.engines.base import Engine, EngineSet
 from ..runtime.manifest import GraphSpec
 from .canvases import LATE_WEIGHT, Canvas, Stratum
@@ -193,6 +194,11 @@ class RecordingEngines:
     def threads(self) -> int:
         """See EngineSet."""
         return self._engines.threads
+
+    @property
+    def device(self) -> Device | None:
+        """See EngineSet."""
+        return self._engines.device
 
     @property
     def specs(self) -> tuple[GraphSpec, ...]:

@@ -241,5 +241,5 @@ def test_a_block_too_long_to_be_counted_is_refused(cuda):
 
 def test_a_rule_without_kernels_is_refused_by_name(cuda):
     settings = DecodingSettings(rule="tweedie", steps=4)
-    with pytest.raises(ConfigError, match="tweedie has no kernels.*onnxruntime"):
+    with pytest.raises(ConfigError, match=r"tweedie has no kernels.*onnxruntime"):
         Pair.make(settings, block=4, vocab=90, cuda=cuda, transition=np.zeros((4, 5)))
