@@ -5,7 +5,6 @@ from dlm_edge.train.families import FAMILIES
 from manifests import plain_manifest
 
 VOCAB, BLOCK, CONTEXT = 258, 4, 16
-SHAPES = [(BLOCK, 8), (BLOCK, CONTEXT), (CONTEXT, 8)]
 
 
 def tiny_graphs(device="cpu"):
