@@ -66,9 +66,11 @@ class HalfStep(BlockStep):
         """See BlockStep."""
         return super().attend(layer, x, past, tuple(a.to(x.dtype) for a in angles), bias)
 
-    def visibility(self, start: torch.Tensor, block: torch.Tensor, context: int) -> torch.Tensor:
+    def visibility(
+        self, start: torch.Tensor, split: torch.Tensor | None, block: torch.Tensor, context: int
+    ) -> torch.Tensor:
         """See BlockStep."""
-        mask = super().visibility(start, block, context)
+        mask = super().visibility(start, split, block, context)
         return mask.clamp(min=HIDDEN).to(self.model.embed.weight.dtype)
 
 

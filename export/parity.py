@@ -124,7 +124,11 @@ class TorchSide:
         self._graph = graph
         self._kv_role = any(tensor.role == "kv" for tensor in spec.inputs)
         self.inputs = {
-            tensor.role: torch.zeros(tensor.shape, dtype=getattr(torch, tensor.dtype))
+            # PyTorch keeps its own cache as it computes it, whatever the exported graph stores.
+            tensor.role: torch.zeros(
+                tensor.shape,
+                dtype=torch.float32 if tensor.role == "kv" else getattr(torch, tensor.dtype),
+            )
             for tensor in spec.inputs
         }
 

@@ -3,10 +3,10 @@
 TensorRT takes types as they stand in the ONNX (weak typing is gone in version 11), so the graph
 itself says what is float16: weights, matrix products, the residual stream, the cache once it is
 read. Float32 stay, each behind Casts: sums of squares (beyond 256 a square overflows), softmax and
-the mask before it, angles of positions, and all inputs and outputs, so that the runtime's buffers
-do not change. Values that were found beyond float16's range stay float32, too, and so does all
-that touches them. Quantised layers take the dtype of what enters and leaves them: their scales are
-float16 then, as TensorRT 10.3 demands.
+the mask before it, angles of positions, and all inputs and outputs but the cache's, if
+`narrow_cache` is asked. Values that were found beyond float16's range stay float32, too, and so
+does all that touches them. Quantised layers take the dtype of what enters and leaves them: their
+scales are float16 then, as TensorRT 10.3 demands.
 
 `fp16.py` is the other form, for CPUs: weights stored in half the bytes, arithmetic in float32.
 """
@@ -107,6 +107,50 @@ def type_fp16(model: onnx.ModelProto, float32: Collection[str] = ()) -> int:
     graph.node.extend(nodes)
     _drop_unused(graph)
     return len(narrowed)
+
+
+def narrow_cache(model: onnx.ModelProto, kv: str, kv_new: str) -> bool:
+    """Makes the cache of a typed graph float16 where it enters and leaves, in place.
+
+    Its values are float16 on both sides of the Casts that stand there, so nothing changes but that
+    a run reads and writes half the bytes.
+
+    Args:
+        model: A graph that `type_fp16` has rewritten.
+        kv: The input that holds the cache.
+        kv_new: The output that is appended to it.
+
+    Returns:
+        False, and nothing is changed, where something reads or makes them in float32.
+    """
+    graph = model.graph
+    nodes = {name: node for node in graph.node for name in node.output}
+    # Asking for the context's length is nobody's arithmetic.
+    readers = [node for node in graph.node if kv in node.input and node.op_type != "Shape"]
+    clipped = [node for node in graph.node if f"{kv}.clipped" in node.input]
+    made = nodes.get(kv_new)
+    through = [node.op_type for node in (*readers, *clipped)] == ["Clip", "Cast"]
+    if not through or clipped[0].output[0] != f"{kv}.fp16":
+        return False
+    if made is None or made.op_type != "Cast" or made.input[0] != f"{kv_new}.fp16":
+        return False
+    if any(kv_new in node.input for node in graph.node):
+        return False
+    gone = (readers[0], clipped[0], made)
+    kept = [node for node in graph.node if not any(node is other for other in gone)]
+    names = {f"{kv}.fp16": kv, f"{kv_new}.fp16": kv_new}
+    for node in kept:
+        for side in (node.input, node.output):
+            renamed = [names.get(name, name) for name in side]
+            del side[:]
+            side.extend(renamed)
+    del graph.node[:]
+    graph.node.extend(kept)
+    for item in (*graph.input, *graph.output):
+        if item.name in (kv, kv_new):
+            item.type.tensor_type.elem_type = HALF
+    _drop_unused(graph)
+    return True
 
 
 def _float_values(model: onnx.ModelProto) -> set[str]:

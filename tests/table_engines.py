@@ -7,12 +7,12 @@ caught: the function is only ever given what the cache says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
-from dlm_edge.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from dlm_edge.runtime.manifest import GraphSpec, Manifest
+from manifests import denoise_spec, plain_manifest
 
 Denoiser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(prefix ids, block ids) → (block, vocab) float logits."""
@@ -21,27 +21,8 @@ Denoiser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def make_spec(
     block: int, context: int, vocab_size: int, timed: bool, splits: bool = False
 ) -> GraphSpec:
-    kv = (1, 1, 2, 1, 1)
-    time = TensorSpec(name="time", dtype="float32", shape=(1, block), role="time")
-    split = TensorSpec(name="split", dtype="int32", shape=(1,), role="split")
-    return GraphSpec(
-        name="denoise",
-        file="graphs/denoise.onnx",
-        batch=1,
-        block=block,
-        context=context,
-        precision="fp32",
-        inputs=(
-            TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
-            TensorSpec(name="start", dtype="int32", shape=(1,), role="start"),
-            TensorSpec(name="kv", dtype="float32", shape=(context, *kv), role="kv"),
-            *((split,) if splits else ()),
-            *((time,) if timed else ()),
-        ),
-        outputs=(
-            TensorSpec(name="logits", dtype="float32", shape=(1, block, vocab_size), role="logits"),
-            TensorSpec(name="kv_new", dtype="float32", shape=(block, *kv), role="kv_new"),
-        ),
+    return denoise_spec(
+        block, context, vocab=vocab_size, cache=(1, 1, 2, 1, 1), timed=timed, splits=splits
     )
 
 
@@ -117,24 +98,15 @@ class TableEngines:
 def make_manifest(engines: TableEngines, *, family: str = "mdlm", **fields: Any) -> Manifest:
     """Vocabulary: 0 is end of text, V - 1 the mask (mdlm), V - 2 padding."""
     vocab_size = engines.specs[0].tensor("logits").shape[-1]
-    manifest = Manifest(
-        family=family,
-        model={},
-        vocab_size=vocab_size,
-        mask_token_id=vocab_size - 1 if family == "mdlm" else None,
-        eos_token_id=0,
-        pad_token_id=vocab_size - 2,
-        logit_shift=0 if family == "mdlm" else 1,
-        max_position=4096,
-        block_sizes=tuple(sorted({spec.block for spec in engines.specs})),
-        noise_schedule={"name": "loglinear", "eps": 1e-3},
-        precision="fp32",
-        target="cpu",
-        graphs=engines.specs,
-        decoding={"rule": "threshold" if family == "mdlm" else "next_token"},
-        provenance={},
-    )
-    return replace(manifest, **fields)
+    own: dict[str, Any] = {
+        "family": family,
+        "mask_token_id": vocab_size - 1 if family == "mdlm" else None,
+        "pad_token_id": vocab_size - 2,
+        "logit_shift": 0 if family == "mdlm" else 1,
+        "noise_schedule": {"name": "loglinear", "eps": 1e-3},
+        "decoding": {"rule": "threshold" if family == "mdlm" else "next_token"},
+    }
+    return plain_manifest(engines.specs, **{**own, **fields})
 
 
 def hashed(vocab_size: int, *, scale: float = 2.0, causal: bool = False) -> Denoiser:

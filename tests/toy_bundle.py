@@ -3,13 +3,13 @@
 logits[i] = TABLE[ids[i]] + RAMP * (sum of the cache's valid rows); kv_new[i] = KEYS[ids[i]].
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from dlm_edge.export.weights import split_weights
 from dlm_edge.runtime.bundle import write_bundle
-from dlm_edge.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from dlm_edge.runtime.manifest import GraphSpec, Manifest
+from manifests import denoise_spec, plain_manifest
 from onnx import TensorProto, checker, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -82,44 +82,17 @@ def toy_tokenizer() -> str:
 
 
 def toy_spec(block: int = BLOCK, context: int = CONTEXTS[0]) -> GraphSpec:
-    return GraphSpec(
-        name="denoise",
-        file="graphs/denoise.onnx",
-        batch=1,
-        block=block,
-        context=context,
-        precision="fp32",
-        inputs=(
-            TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
-            TensorSpec(name="start", dtype="int32", shape=(1,), role="start"),
-            TensorSpec(name="kv", dtype="float32", shape=(context, *CACHE), role="kv"),
-        ),
-        outputs=(
-            TensorSpec(name="logits", dtype="float32", shape=(1, block, VOCAB), role="logits"),
-            TensorSpec(name="kv_new", dtype="float32", shape=(block, *CACHE), role="kv_new"),
-        ),
-    )
+    return denoise_spec(block, context, vocab=VOCAB, cache=CACHE)
 
 
 def toy_manifest(**changes) -> Manifest:
-    manifest = Manifest(
-        family="mdlm",
-        model={"num_layers": 1, "num_kv_heads": 1, "head_dim": 4, "num_parameters": TABLE.size},
-        vocab_size=VOCAB,
-        mask_token_id=1,
-        eos_token_id=0,
-        pad_token_id=None,
-        logit_shift=0,
-        max_position=12,
-        block_sizes=(BLOCK,),
-        noise_schedule={"name": "loglinear"},
-        precision="fp32",
-        target="cpu",
-        graphs=tuple(toy_spec(context=context) for context in CONTEXTS),
-        decoding={},
-        provenance={"note": "made by hand"},
-    )
-    return replace(manifest, **changes)
+    specs = tuple(toy_spec(context=context) for context in CONTEXTS)
+    own = {
+        "model": {"num_layers": 1, "num_kv_heads": 1, "head_dim": 4, "num_parameters": TABLE.size},
+        "max_position": 12,
+        "provenance": {"note": "made by hand"},
+    }
+    return plain_manifest(specs, **{**own, **changes})
 
 
 def toy_members(folder: Path) -> dict[str, bytes | Path]:

@@ -53,9 +53,10 @@ from .window import (
 
 GRAPH = "denoise"
 MAX_WAITING = 32
-"""In the last block of a text no commit run follows that a late report could save, so with up to
-so many masked positions each step's own report is awaited: a wait is a launch's time, about 1/30
-of a step of a 100 M model on the boards meant."""
+"""A late report costs a run at the end of a block, unless that run stores the block: not in the
+last block of a text, nor where `advance` stores it for nothing. Waiting for each step's own report
+costs one launch's time per step, about 1/30 of a run of a 100 M model on the boards meant. So there
+it is awaited in blocks of up to so many masked positions, which are as many steps at most."""
 
 
 class MaskedRule:
@@ -271,7 +272,8 @@ class MaskedRule:
     def _waits(self) -> bool:
         """Whether each step's own report is worth waiting for; see MAX_WAITING."""
         last = self._canvas.position + self._block >= self._text.limit
-        return last and self._canvas.num_masked_at_start <= MAX_WAITING
+        saves_a_run = last or bool(self._double_contexts)
+        return saves_a_run and self._canvas.num_masked_at_start <= MAX_WAITING
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
         position = self._canvas.position

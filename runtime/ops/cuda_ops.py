@@ -206,6 +206,8 @@ class CudaOps:
 
     def append_kv(self, kv: DeviceArray, kv_new: DeviceArray, start: int, count: int) -> None:
         """See Ops."""
+        # What comes before, a run, will come again; this goes to another place each time.
+        self.device.flush(repeats=True)
         target, source = kv.rows(start, count), kv_new.rows(0, count)
         pointers = (target.pointer, source.pointer, target.nbytes)
         self._launch("append_rows", COPY_BLOCKS, 256, *pointers)

@@ -13,14 +13,14 @@ from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.runtime.replay import ReplayingDevice
 from dlm_edge.train.torch_engine import TorchEngineSet
 from emulation.device import EmulatedDevice
-from gpu.models import SHAPES, manifest_of, tiny_graphs
+from gpu.models import manifest_of, tiny_graphs
 
 torch.set_num_threads(1)
 
 
 def test_the_engine_that_is_measured_gives_the_tokens_of_the_loop_on_the_cpu():
     graphs = tiny_graphs()
-    reference = TorchEngineSet(graphs, SHAPES)
+    reference = TorchEngineSet(graphs)
     manifest = manifest_of(reference.specs)
     emulated = EmulatedDevice()
     device = ReplayingDevice(emulated)

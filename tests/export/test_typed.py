@@ -8,7 +8,7 @@ from dlm_edge.calibration.linears import find_layers
 from dlm_edge.calibration.plan import default_plan
 from dlm_edge.calibration.qdq import quantize
 from dlm_edge.export.lint import lint
-from dlm_edge.export.typed import FLOAT, HALF, WIDE_OPS, half_values, type_fp16
+from dlm_edge.export.typed import FLOAT, HALF, WIDE_OPS, half_values, narrow_cache, type_fp16
 from dlm_edge.runtime.errors import ConfigError
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -227,3 +227,46 @@ def test_the_typed_int8_graph_stays_close_to_float32(whole, int8, tiny_graph, op
         assert other.dtype == np.float32
         error = np.abs(one - other).max() / np.abs(one).max()
         assert 1e-4 < error < 0.1
+
+
+def test_a_float16_cache_changes_no_value_that_float16_holds(half, tiny_graph):
+    """Casts at the boundary were all that stood between the buffers and float16."""
+    narrow = onnx.ModelProto()
+    narrow.CopyFrom(half)
+    assert narrow_cache(narrow, "kv", "kv_new")
+    onnx.checker.check_model(narrow)
+    kinds = {item.name: item.type.tensor_type.elem_type
+             for item in (*narrow.graph.input, *narrow.graph.output)}  # fmt: skip
+    assert (kinds["kv"], kinds["kv_new"], kinds["logits"]) == (HALF, HALF, FLOAT)
+    values = feeds(tiny_graph)
+    values["kv"] = values["kv"].astype(np.float16).astype(np.float32)
+    names = [tensor.name for tensor in tiny_graph.outputs]
+    wanted = session_of(half).run(names, values)
+    found = session_of(narrow).run(names, {**values, "kv": values["kv"].astype(np.float16)})
+    for name, one, other in zip(names, wanted, found, strict=True):
+        assert np.array_equal(one, other.astype(np.float32)), name
+
+
+def session_of(model):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    given = {item.name for item in model.graph.input}
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    class Session:
+        def run(self, names, values):
+            return session.run(names, {k: v for k, v in values.items() if k in given})
+
+    return Session()
+
+
+def test_a_cache_that_something_reads_in_float32_stays_as_it_is(half, whole):
+    assert not narrow_cache(whole, "kv", "kv_new")
+    before = half.SerializeToString()
+    half.graph.node.append(onnx.helper.make_node("Identity", ["kv"], ["another"]))
+    assert not narrow_cache(half, "kv", "kv_new")
+    half.graph.node.pop()
+    assert half.SerializeToString() == before

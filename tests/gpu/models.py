@@ -1,11 +1,10 @@
 """A tiny masked model as modules, and the manifest that decodes it."""
 
 import torch
-from dlm_edge.runtime.manifest import Manifest
 from dlm_edge.train.families import FAMILIES
+from manifests import plain_manifest
 
 VOCAB, BLOCK, CONTEXT = 258, 4, 16
-SHAPES = [(BLOCK, 8), (BLOCK, CONTEXT), (CONTEXT, 8)]
 
 
 def tiny_graphs(device="cpu"):
@@ -24,20 +23,6 @@ def tiny_graphs(device="cpu"):
 
 
 def manifest_of(specs):
-    return Manifest(
-        family="mdlm",
-        model={},
-        vocab_size=VOCAB,
-        mask_token_id=1,
-        eos_token_id=0,
-        pad_token_id=None,
-        logit_shift=0,
-        max_position=CONTEXT,
-        block_sizes=(BLOCK, CONTEXT),
-        noise_schedule={"name": "loglinear"},
-        precision="fp32",
-        target="host",
-        graphs=specs,
-        decoding={"rule": "threshold"},
-        provenance={},
+    return plain_manifest(
+        specs, max_position=CONTEXT, target="host", decoding={"rule": "threshold"}
     )

@@ -10,7 +10,7 @@ from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.train.torch_engine import TorchEngineSet
-from gpu.models import SHAPES, manifest_of, tiny_graphs
+from gpu.models import manifest_of, tiny_graphs
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +36,7 @@ def exact_products():
 def test_the_device_loop_gives_the_tokens_of_the_loop_on_the_cpu(
     gpu, exact_products, rule, captures
 ):
-    reference = TorchEngineSet(tiny_graphs(), SHAPES)
+    reference = TorchEngineSet(tiny_graphs())
     manifest = manifest_of(reference.specs)
     modules = {graph.name: graph.module for graph in tiny_graphs("cuda")}
     engines = TorchDeviceEngines(modules, reference.specs, gpu)

@@ -12,6 +12,7 @@ from dlm_edge.runtime.cli import main
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.machine import machine_facts
 from dlm_edge.runtime.ops.kernel_check import KernelCheck, check_kernels
+from dlm_edge.train.families.graphs import mask_noise
 from emulation.board import make_board
 from emulation.probes import copy_kernels
 from toy_bundle import VOCAB, toy_manifest, toy_members, write_toy
@@ -24,7 +25,13 @@ def bundle(tmp_path, monkeypatch):
     monkeypatch.setattr(board_report, "SECONDS_PER_SHAPE", 0.0)
     plain = open_bundle(write_toy(tmp_path, "plain.dlm"))
     ids = np.random.default_rng(0).integers(2, VOCAB, 12).astype(np.int32)
-    golden = golden_vectors(plain.manifest, open_engines(plain, "onnxruntime", 1), ids, seed=0)
+    golden = golden_vectors(
+        plain.manifest,
+        open_engines(plain, "onnxruntime", 1),
+        ids,
+        {"denoise": mask_noise(1)},
+        seed=0,
+    )
     path = tmp_path / "toy.dlm"
     write_bundle(path, toy_manifest(), {**toy_members(tmp_path / "more"), "golden.json": golden})
     return path

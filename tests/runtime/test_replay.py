@@ -145,3 +145,16 @@ def test_memory_freed_while_a_call_that_uses_it_waits_is_still_there_for_it(devi
     filled_again = [device.inner.empty((1000,), np.int32) for _ in range(50)]
     assert device.download(target).tolist() == [7] * 1000
     assert filled_again
+
+
+def test_an_engines_run_alone_is_worth_a_capture_and_a_single_copy_is_not(device):
+    runs = []
+    one, two = filled(device, [1]), filled(device, [2])
+    for _ in range(3):
+        device.submit("engine", lambda: device.inner.enqueue(lambda: runs.append(1)))
+        device.flush(repeats=True)
+        device.copy(one, two)
+        device.flush(repeats=True)
+    assert device.num_captured == 1
+    assert device.num_replayed == 2
+    assert len(runs) == 3

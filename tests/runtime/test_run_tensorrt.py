@@ -5,6 +5,7 @@ of the stream, captured steps, kernels, KV cache, loop, streaming.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,12 +101,13 @@ def test_golden_vectors_are_replayed_on_the_device(toy, board, tmp_path):
     from dlm_edge.export.golden import golden_vectors
     from dlm_edge.runtime.bundle import open_bundle, write_bundle
     from dlm_edge.runtime.engines import open_engines
+    from dlm_edge.train.families.graphs import mask_noise
     from toy_bundle import VOCAB, toy_manifest, toy_members
 
     bundle = open_bundle(toy)
     ids = np.random.default_rng(0).integers(2, VOCAB, 12).astype(np.int32)
     engines = open_engines(bundle, "onnxruntime", 1)
-    golden = golden_vectors(bundle.manifest, engines, ids, seed=0)
+    golden = golden_vectors(bundle.manifest, engines, ids, {"denoise": mask_noise(1)}, seed=0)
     path = tmp_path / "golden.dlm"
     write_bundle(path, toy_manifest(), {**toy_members(tmp_path / "p"), "golden.json": golden})
     found = run(str(path), "--check", "--engine", "tensorrt", "--json")
@@ -137,6 +139,7 @@ def steps(board, pipeline, **settings):
 
     loop._rule.update = update
     generation.result()
+    del loop._rule.update  # else rule and update hold each other, and the canvas with them
     return costs
 
 
@@ -197,6 +200,53 @@ def test_the_shipped_model_writes_the_story_that_it_writes_on_the_cpu(monkeypatc
     assert gpu["engine"] == "tensorrt"
     assert gpu["token_ids"] == cpu["token_ids"]
     assert gpu["nfe"] <= cpu["nfe"] + 1
+
+
+def with_half_cache(folder):
+    """The toy with float16 where its cache enters and leaves."""
+    from dlm_edge.export.weights import split_weights
+    from dlm_edge.runtime.bundle import write_bundle
+    from onnx import TensorProto, helper
+    from toy_bundle import toy_manifest, toy_members, toy_model
+
+    model = toy_model()
+    graph = model.graph
+    for node in graph.node:
+        if node.op_type == "Where":
+            node.input[1] = "kv32"
+        if "kv_new" in node.output:
+            node.output[0] = "kv_new32"
+    graph.node.insert(0, helper.make_node("Cast", ["kv"], ["kv32"], to=TensorProto.FLOAT))
+    graph.node.append(helper.make_node("Cast", ["kv_new32"], ["kv_new"], to=TensorProto.FLOAT16))
+    for item in (*graph.input, *graph.output):
+        if item.name in ("kv", "kv_new"):
+            item.type.tensor_type.elem_type = TensorProto.FLOAT16
+    manifest = toy_manifest()
+
+    def halved(side):
+        return tuple(replace(t, dtype="float16") if "kv" in t.role else t for t in side)
+
+    specs = tuple(
+        replace(spec, inputs=halved(spec.inputs), outputs=halved(spec.outputs))
+        for spec in manifest.graphs
+    )
+    members = toy_members(folder / "whole")
+    (folder / "half").mkdir()
+    members |= split_weights(model, folder / "half", "denoise")
+    write_bundle(folder / "half.dlm", replace(manifest, graphs=specs), members)
+    return str(folder / "half.dlm")
+
+
+def test_a_float16_cache_is_bound_and_appended_as_such(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    make_board(monkeypatch)
+    bundle = with_half_cache(tmp_path)
+    for rule in ("threshold", "low_confidence"):
+        wanted = texts(bundle, "onnxruntime", rule=rule, temperature=1.0)
+        assert texts(bundle, "tensorrt", rule=rule, temperature=1.0) == wanted
+    with Pipeline.load(bundle, engine="tensorrt") as pipeline:
+        kv = pipeline.engines.engine("denoise", 4, 8).inputs["kv"]
+        assert kv.dtype == np.float16
 
 
 @pytest.mark.trt

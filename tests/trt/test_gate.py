@@ -17,7 +17,7 @@ from dlm_edge.export.fp16 import store_fp16
 from dlm_edge.export.graph import graph_specs
 from dlm_edge.export.lint import require_clean
 from dlm_edge.export.trace import trace
-from dlm_edge.export.typed import type_fp16
+from dlm_edge.export.typed import narrow_cache, type_fp16
 from dlm_edge.export.weights import split_weights
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
 from dlm_edge.runtime.errors import EngineError
@@ -63,10 +63,18 @@ def with_large_values(model):
     type_fp16(model, float32=products[-2:-1])
 
 
+def with_half_cache(model):
+    """As for a board: float16 where the cache enters and leaves."""
+    type_fp16(model)
+    if any(item.name == "kv" for item in model.graph.input):
+        assert narrow_cache(model, "kv", "kv_new")
+
+
 CONVERSIONS = {
     "fp32": lambda model: None,
     "fp16 stored": store_fp16,
     "fp16 typed": type_fp16,
+    "fp16 typed, float16 cache": with_half_cache,
     "fp16 typed with large values": with_large_values,
     "int8": quantised,
     "int8 head": partial(quantised, precision="int8"),
