@@ -30,7 +30,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--threshold", type=float, help="Commit every confidence from this on."),
         click.option("--factor", type=float, help="Larger commits more at once."),
         click.option("--entropy-bound", type=float, help="Commit up to so many nats per step."),
-        click.option("--steps", type=whole, help="Steps per block."),
+        click.option("--steps", type=whole, help="Steps per block or canvas."),
         click.option("--temperature", type=float, help="0 takes the most likely token."),
         click.option("--top-k", type=whole, help="Draw among the k most likely tokens."),
         click.option("--top-p", type=float, help="Draw among the tokens that reach this share."),

@@ -6,11 +6,7 @@
 
     print(pipeline.generate("Once upon a time", seed=1, temperature=0.8).result().text)
     print(pipeline.infill("Once upon a time ___ and they were happy.").result().text)
-
-    for result in pipeline.generate(num_samples=4, num_steps=128):
-        print(result.text)
-    for frame in pipeline.frames("Once upon a time", num_steps=32):
-        print(frame.text)
+    print(*(result.text for result in pipeline.generate(num_samples=4)), sep="\n")
 
 Knows no family; what it joins is each other's stranger: bundle, tokenizer, engines, loop.
 """

@@ -89,7 +89,9 @@ class Pair:
     def sample(self, logits: np.ndarray) -> None:
         """Samples the same logits on both."""
         device, host = self.canvases
-        self.cuda.sample(on_device(self.cuda, logits), device)
+        given = on_device(self.cuda, logits)
+        self.cuda.sample(given, device)
+        self.cuda.device.synchronize()  # `given` must live until the kernel has read it
         NumpyOps().sample(logits, host)
 
     def both(self, name: str) -> tuple[np.ndarray, np.ndarray]:

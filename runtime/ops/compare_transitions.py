@@ -88,7 +88,9 @@ class TransitionPair:
         """Samples and commits on both: rows drawn, those that differ at a boundary, and faults."""
         host, cuda = self.host, self.cuda
         rows, before = np.flatnonzero(host.masked), host.ids[0].copy()
-        cuda.sample(on_device(cuda, log_score), self.device)
+        given = on_device(cuda, log_score)
+        cuda.sample(given, self.device)
+        cuda.device.synchronize()  # `given` must live until the kernel has read it
         NumpyOps().sample(log_score, host)
         goes, expected = self.both("chosen")
         tokens, wanted = self.both("candidate")

@@ -30,6 +30,9 @@ from .transitions import TransitionScratch, commit_transition, draw_transition
 STEPS_PER_DRAW = 8
 """Steps whose uniforms are made at once: Philox costs about 60 us per call, whatever its size."""
 
+DRAWS_AT_ONCE = 4096
+"""Uniforms from which on a call's own cost does not count."""
+
 
 class _Scratch:
     """A NumPy canvas's working memory."""
@@ -205,10 +208,14 @@ class NumpyOps:
     def _draws(self, canvas: Canvas, kind: DrawKind) -> np.ndarray:
         """Gives this step's uniforms of every position: (block,) float64."""
         made = canvas.scratch.draws.get(kind)
-        start = canvas.step - canvas.step % STEPS_PER_DRAW
+        count = STEPS_PER_DRAW
+        if canvas.transition is not None:  # all of its steps will be taken, whatever is drawn
+            fitting = max(count, DRAWS_AT_ONCE // len(canvas.masked))
+            count = min(len(canvas.transition), fitting)
+        start = canvas.step - canvas.step % count
         if made is None or made[0] != start:
             positions = canvas.position + np.arange(len(canvas.masked))
-            steps = start + np.arange(STEPS_PER_DRAW)[:, None]
+            steps = start + np.arange(count)[:, None]
             made = (start, uniforms(canvas.seed, canvas.sample_index, positions, steps, kind))
             canvas.scratch.draws[kind] = made
         return made[1][canvas.step - start]

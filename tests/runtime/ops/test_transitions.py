@@ -213,10 +213,10 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
             assert progress.num_final == 0
         if not left:
             break
-    assert progress == (0, progress.num_committed, block, False)
+    assert progress == (0, progress.num_committed, block, False, False)
     assert not (canvas.ids == 49).any()
     assert canvas.ids[0, :2].tolist() == [1, 2]
     end = canvas.ids.copy()
     ops.sample(log_score, canvas)
-    assert ops.commit(canvas) == (0, 0, block, False)
+    assert ops.commit(canvas) == (0, 0, block, False, False)
     assert np.array_equal(canvas.ids, end)
