@@ -82,8 +82,10 @@ class Reference:
         """Runs every canvas once; keeps the rows that are compared."""
         self._manifest = manifest
         self._items: list[tuple[Canvas, np.ndarray, np.ndarray]] = []
+        # Uniform noise replaces tokens instead of masking them: every row is a guess then.
+        masks = any(canvas.mask_ratio > 0 for canvas in canvases)
         for canvas in canvases:
-            rows = _rows(manifest, canvas)
+            rows = _masked_rows(manifest, canvas) if masks else np.arange(canvas.block)
             scores = _scores(manifest, engines, canvas)
             if len(rows) and scores is not None:
                 self._items.append((canvas, rows, scores[rows]))
@@ -116,10 +118,8 @@ class Reference:
         return result
 
 
-def _rows(manifest: Manifest, canvas: Canvas) -> np.ndarray:
-    """Positions whose scores matter: the masked ones, or all where the family has no mask."""
-    if manifest.mask_token_id is None:
-        return np.arange(canvas.block)
+def _masked_rows(manifest: Manifest, canvas: Canvas) -> np.ndarray:
+    """Positions whose scores matter on an id canvas with masks; all of any other canvas."""
     spec = _spec(manifest, canvas)
     ids = next((canvas.inputs[t.name] for t in spec.inputs if t.role == "canvas"), None)
     if ids is None or not np.issubdtype(ids.dtype, np.integer) or ids.shape[1] != canvas.block:

@@ -19,7 +19,7 @@ import hashlib
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,19 +98,22 @@ class CanvasSet:
             found.setdefault(stratum, {})[source] = number
         return found
 
-    def missing(self, specs: tuple[GraphSpec, ...], *, masked: bool) -> list[Stratum]:
+    def missing(
+        self, specs: Iterable[GraphSpec], *, blocks: Sequence[int], masked: bool
+    ) -> list[Stratum]:
         """Lists strata that should be there and are not.
 
         Args:
             specs: Every graph shape of the bundle.
+            blocks: Block sizes that texts are decoded by; shapes of other sizes are left out.
             masked: Whether the family has masks; if not, only canvases without any are wanted.
 
         A block of n positions can have only the mask ratios k / n, so small blocks have fewer
-        deciles. The clean decile is wanted only where a cache is filled by clean runs.
+        deciles. The clean decile is wanted only where nothing is ever masked.
         """
         have = set(self.coverage())
         wanted: set[Stratum] = set()
-        for spec in specs:
+        for spec in (item for item in specs if item.block in blocks):
             counts = range(1, spec.block + 1) if masked else range(1)
             for count in counts:
                 decile = int(np.ceil(round(count / spec.block * NUM_DECILES, 9)))

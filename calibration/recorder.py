@@ -27,6 +27,10 @@ class _Run:
     spec: GraphSpec
     inputs: dict[str, np.ndarray]
     canvas: np.ndarray
+    start: int
+    """Position of the canvas's first token."""
+    begins: bool
+    """Whether it stores a finished block and is the first step of the next one."""
 
 
 class Recorder:
@@ -53,10 +57,8 @@ class Recorder:
         given = {tensor.role: inputs[tensor.name] for tensor in spec.inputs}
         start = int(np.max(given["start"])) if "start" in given else 0
         place = (spec.name, spec.block, spec.context, start, slot)
-        if place != self._place:
-            self.flush()
-            self._place = place
-        last = self._pending[-1].inputs if self._pending else {}
+        moved = place != self._place
+        last = self._pending[-1].inputs if self._pending and not moved else {}
         copies = {}
         for tensor in spec.inputs:
             array = np.array(inputs[tensor.name])
@@ -67,19 +69,29 @@ class Recorder:
             known = last.get(tensor.name)
             same = known is not None and np.array_equal(known, array)
             copies[tensor.name] = known if same else array
-        canvas = copies[spec.tensor("canvas").name]
-        self._pending.append(_Run(spec=spec, inputs=copies, canvas=canvas))
+        run = _Run(
+            spec=spec,
+            inputs=copies,
+            canvas=copies[spec.tensor("canvas").name],
+            start=start,
+            begins=bool(np.any(given.get("split", 0))),
+        )
+        if moved:
+            self.flush(run)
+            self._place = place
+        self._pending.append(run)
 
-    def flush(self) -> None:
-        """Ends a place: its runs follow each other, and the last one has no successor."""
+    def flush(self, next_run: _Run | None = None) -> None:
+        """Ends a place, whose runs follow each other; `next_run` comes behind the last of them."""
         masks = [self._masked(run) for run in self._pending]
         steps = sum(bool(masked.any()) for masked in masks) or len(masks)
         for number, (run, masked) in enumerate(zip(self._pending, masks, strict=True)):
-            after = self._pending[number + 1].canvas if number + 1 < len(self._pending) else None
+            after = self._pending[number + 1] if number + 1 < len(self._pending) else next_run
             # A commit run comes behind the last step: it is no step of its own.
-            progress = min(number / (steps - 1), 1.0) if steps > 1 else 1.0
+            progress = min(number / (steps - 1), 1.0) if steps > 1 else float(not run.begins)
             self._offer(self._canvas(run, masked, after, progress))
         self._pending.clear()
+        self._place = ()
 
     def canvases(self) -> tuple[Canvas, ...]:
         """What was kept, in a stable order."""
@@ -98,17 +110,12 @@ class Recorder:
             return np.zeros(run.spec.block, bool)
         return (_by_position(run.canvas, run.spec.block) == self._mask).any(axis=1)
 
-    def _canvas(
-        self, run: _Run, masked: np.ndarray, after: np.ndarray | None, progress: float
-    ) -> Canvas:
-        rows = _by_position(run.canvas, run.spec.block)
+    def _canvas(self, run: _Run, masked: np.ndarray, after: _Run | None, progress: float) -> Canvas:
         if self.source != "decode":
             # Independent draws do not follow each other; what they mask is what training scores.
             frontier, progress = masked, 1.0 - float(masked.mean())
-        elif after is None:
-            frontier = masked
         else:
-            frontier = (rows != _by_position(after, run.spec.block)).any(axis=1)
+            frontier = _changed(run, after, masked)
         return Canvas(
             graph=run.spec.name,
             block=run.spec.block,
@@ -134,6 +141,25 @@ class Recorder:
         place = int(rng.integers(seen + 1))
         if place < self._per_stratum:
             kept[place] = canvas
+
+
+def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
+    """Gives (block,) bool: the positions that the next run sees changed.
+
+    If that does not look at the masked ones any more, the block is finished: all were committed.
+    """
+    frontier = np.zeros(run.spec.block, bool)
+    if after is None or after.spec.name != run.spec.name:
+        return masked
+    first = max(run.start, after.start)
+    last = min(run.start + run.spec.block, after.start + after.spec.block)
+    seen = slice(first - run.start, max(first, last) - run.start)
+    if masked.any() and not masked[seen].any():
+        return masked
+    old = _by_position(run.canvas, run.spec.block)[seen]
+    new = _by_position(after.canvas, after.spec.block)[first - after.start :][: len(old)]
+    frontier[seen] = (old != new).any(axis=1)
+    return frontier
 
 
 def _by_position(canvas: np.ndarray, block: int) -> np.ndarray:
@@ -197,7 +223,7 @@ class RecordingEngines:
 
     @property
     def device(self) -> Device | None:
-        """See EngineSet."""
+        """See EngineSet; None, since canvases are taken from arrays in host memory."""
         return self._engines.device
 
     @property

@@ -130,6 +130,9 @@ def _agreement(
     page: Page, figures: Sequence[Mapping[str, Any]], figure: Callable[..., Any]
 ) -> None:
     page.heading("Token agreement by mask ratio")
+    if not figures[0]["agreement"]["all"]["rows"]:
+        page.paragraph("No held-out canvas has a row to compare.", kind="note")
+        return
     for key, words in (("top1", "most likely token"), ("top5", "five most likely tokens")):
         drawing, axes = _drawing(figure, f"Same {words} as fp32", "mask ratio", "%")
         for item, color in zip(figures[1:], _COLORS, strict=False):

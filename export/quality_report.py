@@ -47,6 +47,9 @@ def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) 
         "variants": {name: item.to_json() for name, item in shipped.variants.items()},
         "comparison": {name: item.to_json() for name, item in shipped.comparison.items()},
         "calibrated_on": shipped.calibrated_on,
+        "against_decoding": {
+            name: ratio.to_json() for name, ratio in shipped.against_decoding.items()
+        },
         "sensitivity": [cost.to_json() for cost in shipped.costs],
         "budget": {
             "max_loss": wishes.max_loss,
@@ -99,6 +102,11 @@ def _compared(shipped: Shipped) -> list[str]:
     """Says what calibrating on something else would have given."""
     parts = [f"from {SETS[name]} {_loss(item.ratio)}" for name, item in shipped.comparison.items()]
     lines = [f"The same int8 recipe, before any budget, calibrated {'; '.join(parts)}."]
+    parts = [f"{SETS[name]}: {_loss(item)}" for name, item in shipped.against_decoding.items()]
+    if parts:
+        lines.append(
+            f"Against {SETS['decode']}, in pairs, perplexity changes with {'; '.join(parts)}."
+        )
     if shipped.calibrated_on == "clean":
         lines.append(
             "Clean text does as well as canvases of the decoding loop on this model, so the "

@@ -109,7 +109,8 @@ class Quantiser:
                 outcome.require(wishes.max_loss, outcome.num_float, force=wishes.force)
                 return Shipped(
                     models=fp16, plan=plan, outcome=outcome, variants=variants, comparison={},
-                    failures={}, calibrated_on="", costs=(), largest={}, **common,
+                    against_decoding={}, failures={}, calibrated_on="", costs=(), largest={},
+                    **common,
                 )  # fmt: skip
             return self._int8(whole, plan, examiner, variants, common)
 
@@ -123,7 +124,12 @@ class Quantiser:
     ) -> Shipped:
         wishes = self._wishes
         fitted, comparison, totals, failures = self._compare(plan, examiner, common["sets"])
-        chosen = choose(comparison, examiner, totals)
+        gains = {
+            name: examiner.ratio(found, totals["decode"])
+            for name, found in totals.items()
+            if name != "decode"
+        }
+        chosen = choose(comparison, gains)
         best = fitted[chosen]
 
         def measure(candidate: Plan) -> Ratio:
@@ -148,7 +154,8 @@ class Quantiser:
         )
         return Shipped(
             models=models, plan=outcome.plan, outcome=outcome, variants=variants,
-            comparison=comparison, failures=failures, calibrated_on=chosen, costs=costs,
+            comparison=comparison, against_decoding=gains, failures=failures,
+            calibrated_on=chosen, costs=costs,
             largest=self._largest(best, common["sets"]["decode"]), **common,
         )  # fmt: skip
 
@@ -268,9 +275,7 @@ class Quantiser:
         return self._bench.engines(models, precision=precision, target=self._wishes.target)
 
 
-def choose(
-    comparison: Mapping[str, Figures], examiner: Examiner, totals: Mapping[str, np.ndarray]
-) -> str:
+def choose(comparison: Mapping[str, Figures], against_decoding: Mapping[str, Ratio]) -> str:
     """Names the set to ship: clean text, the simpler one, unless it is measurably worse.
 
     Worse is a higher perplexity under equal masks, by more than the draws explain, or fewer equal
@@ -278,12 +283,12 @@ def choose(
     """
     if "clean" not in comparison:
         return "decode"
-    ratio = examiner.ratio(totals["clean"], totals["decode"])
     soon = {
-        name: comparison[name].agreement["about_to_be_committed"] for name in ("clean", "decode")
+        name: comparison[name].agreement["about_to_be_committed"]["top1"]
+        for name in ("clean", "decode")
     }
-    as_likely = ratio.low <= 1.0
-    as_faithful = soon["clean"]["top1"] >= soon["decode"]["top1"] - 0.005
+    as_likely = against_decoding["clean"].low <= 1.0
+    as_faithful = soon["clean"] >= soon["decode"] - 0.005
     return "clean" if as_likely and as_faithful else "decode"
 
 

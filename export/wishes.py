@@ -11,7 +11,7 @@ import onnx
 from ..calibration.budget import Outcome
 from ..calibration.canvases import CanvasSet
 from ..calibration.judge import Judge
-from ..calibration.loss import LossText
+from ..calibration.loss import LossText, Ratio
 from ..calibration.plan import Plan
 from ..calibration.quality import Figures
 from ..calibration.sensitivity import LayerCost
@@ -52,6 +52,8 @@ class Shipped:
     """fp32, fp16, and int8 if that is what ships."""
     comparison: Mapping[str, Figures]
     """The int8 recipe before the budget, calibrated on each set."""
+    against_decoding: Mapping[str, Ratio]
+    """Perplexity of each other set's graphs over that of those calibrated on decoding."""
     failures: Mapping[str, str]
     """Sets that gave no scales, and why."""
     calibrated_on: str

@@ -91,8 +91,9 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path, content):
 def test_missing_lists_only_deciles_that_a_block_can_have():
     specs = toy_manifest().graphs
     empty = CanvasSet(items=(), model_sha256="", recipe={})
-    wanted = empty.missing(specs, masked=True)
+    wanted = empty.missing(specs, blocks=(4,), masked=True)
     assert [item[3] for item in wanted if item[2] == 8] == [3, 5, 8, 10]
     made = CanvasSet(items=(canvas(0.5),), model_sha256="", recipe={})
-    assert ("denoise", 4, 8, 5) not in made.missing(specs, masked=True)
-    assert [item[3] for item in empty.missing(specs, masked=False)] == [0, 0]
+    assert ("denoise", 4, 8, 5) not in made.missing(specs, blocks=(4,), masked=True)
+    assert [item[3] for item in empty.missing(specs, blocks=(4,), masked=False)] == [0, 0]
+    assert empty.missing(specs, blocks=(2,), masked=True) == []

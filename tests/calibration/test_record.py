@@ -56,8 +56,25 @@ def same(one, two):
 
 
 def test_every_decile_of_every_shape_is_covered(bundle, recorded):
-    assert recorded.missing(bundle.manifest.graphs, masked=True) == []
+    assert recorded.missing(bundle.manifest.graphs, blocks=(BLOCK,), masked=True) == []
     assert {item.source for item in recorded.items} == {"decode", "random"}
+
+
+def test_masks_are_drawn_again_until_every_stratum_is_covered(bundle, prompts):
+    few = replace(SMALL, num_decodes=1, num_windows=1, num_samples=2, per_stratum=1)
+    made = record_canvases(bundle, prompts, few, seed=0)
+    assert made.missing(bundle.manifest.graphs, blocks=(BLOCK,), masked=True) == []
+    assert made.recipe["uncovered"] == []
+
+
+def test_what_could_not_be_covered_is_said(bundle, prompts, monkeypatch):
+    from dlm_edge.calibration import session
+
+    monkeypatch.setattr(session, "MOST_ROUNDS", 0)
+    few = replace(SMALL, num_decodes=1, num_windows=1, num_samples=2, per_stratum=1)
+    made = record_canvases(bundle, prompts, few, seed=0)
+    missing = made.missing(bundle.manifest.graphs, blocks=(BLOCK,), masked=True)
+    assert made.recipe["uncovered"] == [list(item) for item in missing] != []
 
 
 def test_equal_seeds_give_equal_sets_and_other_seeds_others(bundle, prompts, recorded):
@@ -160,14 +177,14 @@ def test_all_three_kinds_are_about_as_many(bundle, prompts, recorded):
 
 
 def test_memory_is_bounded_by_keeping_fewer(bundle, prompts, monkeypatch):
-    from dlm_edge.calibration import record
+    from dlm_edge.calibration import session
 
     manifest = toy_manifest()
     each = 4 * (4 + 1 + 4 * np.prod(CACHE)) + 4 * (4 + 1 + 8 * np.prod(CACHE))
-    assert record._per_stratum(manifest, SMALL, 2) == SMALL.per_stratum
+    assert session._per_stratum(manifest, SMALL, 2) == SMALL.per_stratum
     wide = replace(SMALL, per_stratum=10**6, max_mib=1)
-    assert record._per_stratum(manifest, wide, 2) == (1 << 20) // (2 * 11 * each)
-    monkeypatch.setattr(record, "NUM_DECILES", 10**6)
+    assert session._per_stratum(manifest, wide, 2) == (1 << 20) // (2 * 11 * each)
+    monkeypatch.setattr(session, "NUM_DECILES", 10**6)
     with pytest.raises(CalibrationError, match="more than the 1 allowed"):
         record_canvases(bundle, prompts, wide, seed=0)
 
@@ -194,3 +211,29 @@ def test_prompts_that_cannot_be_used_are_refused_in_one_line(bundle, given, mess
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         CanvasSettings(**wrong)
+
+
+@pytest.mark.parametrize("name", ["mdlm", "ar"])
+@pytest.mark.slow
+def test_recording_needs_no_more_than_a_family_and_its_specs(tmp_path, name):
+    """Whole exports of untrained checkpoints: caches, whole canvases, stored-and-begun blocks."""
+    from dlm_edge.export.pack import ExportSettings, export_checkpoint
+    from tiny_checkpoint import CONTEXT, make_checkpoint
+
+    make_checkpoint(tmp_path / "checkpoint", name)
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "m.dlm", ExportSettings())
+    bundle = open_bundle(tmp_path / "m.dlm")
+    rng = np.random.default_rng(0)
+    texts = [np.r_[0, rng.integers(2, 258, CONTEXT - 1)].astype(np.int32) for _ in range(3)]
+    made = record_canvases(bundle, texts, SMALL, seed=0)
+    shapes = {(item.block, item.context) for item in made.items}
+    uncovered = {tuple(item[1:3]) for item in made.recipe["uncovered"]}
+    assert shapes | uncovered == {(spec.block, spec.context) for spec in bundle.manifest.graphs}
+    if name == "mdlm":
+        assert not uncovered
+    assert {item.source for item in made.items} == {"decode", "random"}
+    for item in made.items:
+        specs = {tensor.name: tensor for tensor in bundle.manifest.graphs[0].inputs}
+        assert item.inputs.keys() == specs.keys()
+        if name == "ar":
+            assert item.mask_ratio == 0.0
