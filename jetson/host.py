@@ -94,6 +94,7 @@ def host_rates(
 
     Raises:
         EngineError: ONNX Runtime is not installed.
+        DeviceError: The machine cannot be measured.
         BundleError: The cache directory cannot be used.
     """
     count = default_threads() if threads is None else threads

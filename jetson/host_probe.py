@@ -21,6 +21,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.decoding import DecodingSettings
 from ..runtime.engines.base import Engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngines
+from ..runtime.errors import DeviceError
 from ..runtime.manifest import GraphSpec, Manifest, Member
 from ..runtime.ops.numpy_ops import NumpyOps
 from .probe_graphs import Op, onnx_bytes, probe_spec
@@ -207,16 +208,35 @@ def time_sampling(rows: int, vocab_size: int) -> float:
     return best_seconds(run, 1, 0.1)
 
 
+_FRESH = """
+import importlib.util, sys
+root, threads = sys.argv[1], int(sys.argv[2])
+spec = importlib.util.spec_from_file_location(
+    "dlm_edge", root + "/__init__.py", submodule_search_locations=[root])
+package = importlib.util.module_from_spec(spec)
+sys.modules["dlm_edge"] = package
+spec.loader.exec_module(package)
+import dlm_edge.runtime.pipeline
+from dlm_edge.jetson.host_probe import Prober
+from dlm_edge.runtime.cli_common import peak_rss_mib
+Prober(threads).chain("Add", (1, 8), 4, (1, 8))
+print(peak_rss_mib())
+"""
+
+
 def resident_mib(threads: int) -> float:
-    """Memory of a fresh process that has opened the engine and no model."""
-    code = (
-        "import dlm_edge.runtime.pipeline\n"
-        "from dlm_edge.jetson.host_probe import Prober\n"
-        f"Prober({threads}).chain('Add', (1, 8), 4, (1, 8))\n"
-        "print([line.split()[1] for line in open('/proc/self/status') if line[:5] == 'VmRSS'][0])"
-    )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
-    )
-    return int(done.stdout.split()[-1]) / 1024
+    """Memory of a fresh process that has opened the engine and no model.
+
+    Raises:
+        DeviceError: The process could not be started.
+    """
+    root = Path(__file__).resolve().parents[1]
+    words = [sys.executable, "-c", _FRESH, str(root), str(threads)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip() or "no reason given").splitlines()[-1][:200]
+        raise DeviceError(
+            f"this machine cannot be measured: a fresh Python process failed ({reason}); run "
+            "dlm-run --check, which shows what is missing"
+        )
+    return float(done.stdout.split()[-1])

@@ -253,8 +253,8 @@ def _constant(node: Node, given: Sequence[Any]) -> list[Result]:
     held = node.attributes.get("value")
     if held is not None:
         return [(held.shape, held.dtype)]
-    value = _constant_value(node, [])
-    return [(np.shape(value), str(np.asarray(value).dtype))]
+    value = np.asarray(_constant_value(node, []))
+    return [(value.shape, str(value.dtype))]
 
 
 def _one_hot(node: Node, given: Sequence[Any]) -> list[Result]:
