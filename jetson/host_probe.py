@@ -36,6 +36,7 @@ ITEMS = (1 << 13, 1 << 16, 1 << 20)
 """Elements of the pointwise and moving operations that are timed."""
 HEADS, KEYS, HEAD_DIM = 8, 320, 64
 """Shape of the attention products that are timed."""
+_FLOAT = 1
 SECONDS = 0.25
 """Time spent on one probe at least, three runs at least."""
 
@@ -139,6 +140,29 @@ class Prober:
             Op(name="MatMul", inputs=(f"v{i}", f"w{i}"), outputs=(f"v{i + 1}",))
             for i in range(count)
         ]
+        ends = {"v0": (1, "rows", INNER)}, {f"v{count}": (1, "rows", sizes[count % 2][0])}
+        seconds = self.time(ops, *ends, weights, ROWS)
+        return [
+            count * rows * INNER * COLUMNS / taken
+            for rows, taken in zip(ROWS, seconds, strict=True)
+        ]
+
+    def integers(self, footprint_mib: int) -> list[float]:
+        """As `products`, of INT8 weights and activations quantised in each run."""
+        count = max(2, footprint_mib * 2**20 // (INNER * COLUMNS))
+        sizes = [(INNER, COLUMNS), (COLUMNS, INNER)]
+        weights: dict[str, Any] = {"scale": np.array(1e-4, np.float32)}
+        ops = []
+        for i in range(count):
+            weights[f"w{i}"] = self.rng.integers(-127, 128, sizes[i % 2]).astype(np.int8)
+            parts = (f"q{i}", f"s{i}", f"z{i}")
+            ops += [
+                Op(name="DynamicQuantizeLinear", inputs=(f"v{i}",), outputs=parts),
+                Op(name="MatMulInteger", inputs=(parts[0], f"w{i}", parts[2]), outputs=(f"i{i}",)),
+                Op(name="Cast", inputs=(f"i{i}",), outputs=(f"f{i}",), attributes={"to": _FLOAT}),
+                Op(name="Mul", inputs=(parts[1], "scale"), outputs=(f"m{i}",)),
+                Op(name="Mul", inputs=(f"f{i}", f"m{i}"), outputs=(f"v{i + 1}",)),
+            ]
         ends = {"v0": (1, "rows", INNER)}, {f"v{count}": (1, "rows", sizes[count % 2][0])}
         seconds = self.time(ops, *ends, weights, ROWS)
         return [

@@ -10,6 +10,7 @@ RATES = HostRates(
     rows=(1, 512),
     footprints_mib=(1.0, 100.0),
     product_macs_per_s=((1e9, 1e9), (1e9, 1e9)),
+    integer_macs_per_s=((2e9, 2e9), (2e9, 2e9)),
     attention_macs_per_s=(1e9, 1e9),
     items=(1, 1024),
     pointwise_s=(1e-9, 1024e-9),

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from dlm_edge.jetson.cost import VIEWS, graph_cost
+from dlm_edge.jetson.cost import graph_cost
 from dlm_edge.jetson.onnx_graph import read_graph
+from dlm_edge.jetson.origins import VIEWS
 from onnx import TensorProto, helper, numpy_helper
 from untrained_draft import BLOCK, CONTEXT, HIDDEN, SHAPE
 

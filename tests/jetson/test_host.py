@@ -71,7 +71,14 @@ def test_every_probe_runs_and_takes_time(hasty, monkeypatch):
     rates = host.measure(1)
     assert (rates.rows, rates.items, rates.threads) == ((1, 4), (2048, 4096), 1)
     assert np.shape(rates.product_macs_per_s) == (2, 2)
-    for name in ("product_macs_per_s", "attention_macs_per_s", "pointwise_s", "costly_s", "move_s"):
+    for name in (
+        "product_macs_per_s",
+        "integer_macs_per_s",
+        "attention_macs_per_s",
+        "pointwise_s",
+        "costly_s",
+        "move_s",
+    ):
         assert np.all(np.array(getattr(rates, name)) > 0), name
     assert rates.dispatch_s > 0
     assert min(rates.sample_row_s, rates.sample_item_s, rates.step_s) >= 0

@@ -82,7 +82,7 @@ def test_rates_between_two_measured_ones_are_interpolated():
     speed = HostSpeed(uneven)
 
     class Kernel:
-        macs, rows = 1000, 4
+        macs, rows, dtype = 1000, 4, "float32"
 
     class Node:
         kernel, constant_input = Kernel, True
@@ -91,6 +91,8 @@ def test_rates_between_two_measured_ones_are_interpolated():
     assert speed.product_seconds(Node, 1.0) == pytest.approx(1000 / 2e9)
     assert speed.product_seconds(Node, 10.0) == pytest.approx(1000 / (2e9 / 10**0.5))
     assert speed.product_seconds(Node, 1e6) == pytest.approx(1000 / 2e8)
+    Kernel.dtype = "int8"
+    assert speed.product_seconds(Node, 1.0) == pytest.approx(1000 / 2e9)
     Node.constant_input = False
     assert speed.product_seconds(Node, 1e6) == pytest.approx(1000 / 2e9)
 
