@@ -1,7 +1,28 @@
-"""A traced block step, exported once per session: tracing takes seconds."""
+"""A board's files, one short run of the model that ships, and traced block steps; each made once."""
+
+import json
 
 import pytest
+from dlm_edge.jetson.profile import ProfileOptions, Profiler
+from fake_board import make_board
 from untrained_draft import make_draft
+
+
+@pytest.fixture
+def board(tmp_path):
+    return make_board(tmp_path / "board")
+
+
+@pytest.fixture(scope="session")
+def record(tmp_path_factory):
+    """A complete run on a faked board, as run.json would hold it."""
+    root = make_board(tmp_path_factory.mktemp("board"))
+    profiler = Profiler(
+        ProfileOptions(threads=1, prompts=("", "Once upon a time"), runs=2, max_tokens=40),
+        root=root,
+    )
+    profiler.measure()
+    return json.loads(json.dumps(profiler.finish(complete=True), allow_nan=False))
 
 
 @pytest.fixture(scope="session")
