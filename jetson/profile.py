@@ -178,6 +178,7 @@ class Profiler:
             engine=options.engine,
             threads=options.threads,
             expect_sha256=options.expect_sha256,
+            progress=self._progress,
         )
         self._settings = with_rule(options.settings, pipeline.settings().rule)
         engines = pipeline.engines

@@ -1,4 +1,4 @@
-"""A board's files, one short run of the model that ships, and traced block steps; each made once."""
+"""A board's files, one short run of the model that ships, traced block steps; each made once."""
 
 import json
 
