@@ -13,8 +13,8 @@ from tokenizers import Tokenizer as Backend
 
 from .errors import BundleError, ConfigError
 
-MAX_PENDING = 4
-"""Tokens that one UTF-8 character can be spread over; more are bytes of no character."""
+MAX_SPLIT = 3
+"""Tokens that the begin of an unfinished UTF-8 character can lie in."""
 
 
 class Tokenizer:
@@ -118,12 +118,25 @@ class TextStream:
         return self._advance(final=True)
 
     def _advance(self, *, final: bool) -> str:
+        end = len(self._ids)
         old = self._tokenizer.decode(self._ids[self._before : self._printed])
         new = self._tokenizer.decode(self._ids[self._before :])
-        held = len(self._ids) - self._printed
-        if new.endswith("\ufffd") and not final and held < MAX_PENDING:
+        if new.endswith("\ufffd") and not final:
+            end, new = self._certain(new)
+        if end == self._printed or (len(new) <= len(old) and not final):
             return ""
-        if len(new) <= len(old) and not final:
-            return ""
-        self._before, self._printed = self._printed, len(self._ids)
+        self._before, self._printed = self._printed, end
         return new[len(old) :]
+
+    def _certain(self, text: str) -> tuple[int, str]:
+        """Cuts the ids that may be the begin of a character off a text that ends in U+FFFD.
+
+        Returns:
+            The number of ids before the cut, and their text from `_before` on.
+        """
+        count = len(self._ids)
+        for cut in range(count - 1, max(self._printed, count - MAX_SPLIT - 1), -1):
+            kept = self._tokenizer.decode(self._ids[self._before : cut])
+            if kept + self._tokenizer.decode(self._ids[cut:]) == text:
+                return cut, kept
+        return self._printed, ""

@@ -59,8 +59,16 @@ def test_streamed_pieces_add_up_to_the_whole_text(ids, data):
 def test_special_tokens_before_a_split_character_do_not_break_it():
     stream, split = TOKENIZER.stream(), TOKENIZER.encode("\u0861")
     assert len(split) == 3
-    ids = [0, 0, *split]
+    ids = [0, 0, split[0], 0, 0, *split[1:]]
     assert "".join([*(stream.push([token]) for token in ids), stream.flush()]) == "\u0861"
+
+
+def test_stray_bytes_before_a_split_character_are_printed_without_breaking_it():
+    stream, split = TOKENIZER.stream(), TOKENIZER.encode("\u0861")
+    stray = split[-1]
+    pieces = [stream.push([token]) for token in (*[stray] * 9, *split, stray)]
+    assert "".join(pieces[:9]) == "\ufffd" * 8
+    assert "".join(pieces) + stream.flush() == "\ufffd" * 9 + "\u0861\ufffd"
 
 
 @given(st.text(st.characters(exclude_characters="\ufffd"), max_size=20))
