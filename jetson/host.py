@@ -92,7 +92,7 @@ def host_rates(
 
     Args:
         threads: CPU threads that compute; None: as the engine takes by default.
-        progress: Told before ten seconds of measuring.
+        progress: Told before fifteen seconds of measuring.
         again: Measure even if the cache has figures.
 
     Raises:

@@ -1,8 +1,8 @@
 """How fast this machine's CPU runs our graphs' operators: the micro-benchmark behind `host`.
 
 Runs on the same engine as models do. Each probe is a chain of one operator; its figure is the best
-of several runs, since whatever else the machine does only ever adds time. Takes about ten seconds
-and 300 MiB.
+of several runs, since whatever else the machine does only ever adds time. Takes about fifteen
+seconds and 300 MiB.
 """
 
 from __future__ import annotations
