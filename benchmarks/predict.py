@@ -30,11 +30,8 @@ TIME_TOLERANCE, MEMORY_TOLERANCE = 0.25, 0.15
 
 def measure(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
     """Runs `run_shapes` in a fresh process."""
-    root = Path(__file__).resolve().parents[2]
     words = ["-m", "dlm_edge.benchmarks.run_shapes", str(folder), str(threads), str(seconds)]
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, check=True, cwd=root
-    )
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..export.pack import ExportSettings, draft_bundle
+from ..export.pack import draft_bundle, make_models
+from ..export.settings import ExportSettings
 from ..export.source import Source
 from ..runtime.archive import describe
 from ..runtime.bundle import Bundle
@@ -72,7 +73,8 @@ def untrained_bundle(
     settings = ExportSettings(
         target=target, precision=precision, blocks=tuple(blocks), contexts=tuple(contexts)
     )
-    draft, members, _ = draft_bundle(source, settings, folder, lambda line: None)
+    made = make_models(source, settings, lambda line: None)
+    draft, members, _ = draft_bundle(made, settings, folder, lambda line: None)
     # A manifest without a tokenizer is refused; nothing here reads text.
     (folder / TOKENIZER_NAME).write_text(source.tokenizer_json)
     members[TOKENIZER_NAME] = folder / TOKENIZER_NAME

@@ -8,18 +8,18 @@ pointwise and moving operations between two of them are fused into one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from .liveness import Step, peak_bytes
 from .onnx_graph import Graph, Node
-from .shape_rules import einsum_sizes
+from .origins import VIEWS, Origins, is_parameter
+from .shape_products import einsum_sizes
 from .shapes import Value, infer
 
-PRODUCTS = frozenset(("MatMul", "Gemm", "Einsum", "Conv"))
-VIEWS = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten"))
+PRODUCTS = frozenset(("MatMul", "MatMulInteger", "Gemm", "Einsum", "Conv"))
 BARRIERS = frozenset(
     ("Softmax", "LogSoftmax", "LayerNormalization", "CumSum", "TopK", "ArgMax")
 ) | {f"Reduce{kind}" for kind in ("Max", "Mean", "Min", "Sum")}
@@ -99,7 +99,7 @@ def graph_cost(graph: Graph, block: int, context: int) -> GraphCost:
     """
     values = infer(graph, {"block": block, "context": context})
     run = [node for node in graph.nodes if not all(values[out].constant for out in node.outputs)]
-    origins = _Origins(graph, values)
+    origins = Origins(graph, values)
     nodes = tuple(_node_cost(node, values, origins) for node in run if node.op not in VIEWS)
     groups = _groups(run, values)
     kernels = tuple(_kernel(group, values, origins) for group in groups)
@@ -118,106 +118,12 @@ def graph_cost(graph: Graph, block: int, context: int) -> GraphCost:
     )
 
 
-class _Origins:
-    """Where values come from: which value a view shows, which weights a constant is made of."""
-
-    def __init__(self, graph: Graph, values: Mapping[str, Value]) -> None:
-        self.values = values
-        self.makers = {out: node for node in graph.nodes for out in node.outputs}
-        self.inputs = {port.name for port in graph.inputs}
-        self.outputs = {self.source(port.name) for port in graph.outputs}
-        self.readers: dict[str, list[int]] = {}
-        for node in graph.nodes:
-            if node.op not in VIEWS:
-                for name in node.inputs:
-                    self.readers.setdefault(self.source(name), []).append(id(node))
-        self._roots: dict[str, frozenset[str]] = {}
-
-    def source(self, name: str) -> str:
-        """The value whose memory this one shares."""
-        while name in self.makers and self.makers[name].op in VIEWS:
-            name = self.makers[name].inputs[0]
-        return name
-
-    def roots(self, name: str) -> frozenset[str]:
-        """Initialisers that a constant is computed from."""
-        if name not in self._roots:
-            maker = self.makers.get(name)
-            if maker is None or maker.op == "Shape":
-                stored = self.values[name].stored
-                self._roots[name] = frozenset((name,)) if stored else frozenset()
-            else:
-                inputs = (item for item in maker.inputs if item)
-                self._roots[name] = frozenset().union(*(self.roots(item) for item in inputs))
-        return self._roots[name]
-
-    def constants(self, node: Node) -> Iterable[str]:
-        """The constant inputs of a node that is executed; shapes and axes are none."""
-        for place, name in enumerate(node.inputs):
-            if name and self.values[name].constant and not _is_parameter(node, place):
-                yield name
-
-    def stored(self, run: Iterable[Node]) -> set[str]:
-        """Initialisers that the executed nodes read."""
-        return {root for node in run for name in self.constants(node) for root in self.roots(name)}
-
-    def folded(self, run: Iterable[Node]) -> set[str]:
-        """Constants as the executed nodes read them."""
-        names = {name for node in run for name in self.constants(node)}
-        # A constant that is only another one transposed is laid out anew, and the first one goes
-        # unless somebody reads it, too.
-        return names
-
-    def weight_bytes(self, run: Iterable[Node]) -> int:
-        """Bytes of weights that one run reads."""
-        whole: set[str] = set()
-        rows = 0
-        for node in run:
-            for name in self.constants(node):
-                if node.op == "Gather" and name == node.inputs[0]:
-                    rows += self.values[node.outputs[0]].nbytes
-                else:
-                    whole |= self.roots(name)
-        return rows + sum(self.values[name].nbytes for name in whole)
-
-    def factor_dtype(self, node: Node) -> str:
-        """What a product multiplies: int8 where both factors were dequantised from it."""
-        kinds = []
-        for name in node.inputs[:2]:
-            source = self.source(name)
-            maker = self.makers.get(source)
-            while maker is not None and maker.op == "Transpose":
-                source = self.source(maker.inputs[0])
-                maker = self.makers.get(source)
-            if maker is not None and maker.op == "DequantizeLinear":
-                kinds.append(self.values[maker.inputs[0]].dtype)
-            else:
-                kinds.append(self.values[name].dtype)
-        return kinds[0] if len(set(kinds)) == 1 else self.values[node.inputs[0]].dtype
-
-
-def _is_parameter(node: Node, place: int) -> bool:
-    """Whether an input says how, not what: axes, shapes, ranges."""
-    return (
-        (
-            place > 0
-            and node.op
-            in (
-                *("Reshape", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Tile", "Pad"),
-                *("CumSum", "TopK", "Trilu", "OneHot", "Clip"),
-            )
-        )
-        or node.op in ("Range", "ConstantOfShape")
-        or (node.op.startswith("Reduce") and place > 0)
-    )
-
-
 def product_size(node: Node, values: Mapping[str, Value]) -> tuple[int, int, int, int]:
     """Returns (batch, rows, inner, columns) of a product; their product is its MACs."""
     a, b = (values[name].shape for name in node.inputs[:2])
     out = values[node.outputs[0]]
     match node.op:
-        case "MatMul":
+        case "MatMul" | "MatMulInteger":
             inner = a[-1]
             columns = b[-1] if len(b) > 1 else 1
             batch = int(np.prod(b[:-2], dtype=np.int64)) if len(b) > 2 else 1
@@ -242,7 +148,7 @@ def product_size(node: Node, values: Mapping[str, Value]) -> tuple[int, int, int
             raise AssertionError(op)
 
 
-def _kernel(group: list[Node], values: Mapping[str, Value], origins: _Origins) -> Kernel:
+def _kernel(group: list[Node], values: Mapping[str, Value], origins: Origins) -> Kernel:
     """What a group of nodes costs as one kernel."""
     made = {name for node in group for name in node.outputs}
     inside = {id(node) for node in group}
@@ -253,7 +159,7 @@ def _kernel(group: list[Node], values: Mapping[str, Value], origins: _Origins) -
         constants = set(origins.constants(node))
         for place, name in enumerate(node.inputs):
             source = origins.source(name)
-            if not name or source in made or _is_parameter(node, place):
+            if not name or source in made or is_parameter(node, place):
                 continue
             size = values[node.outputs[0] if looked_up and place == 0 else name].nbytes
             if name in constants:
@@ -288,7 +194,7 @@ def _kernel(group: list[Node], values: Mapping[str, Value], origins: _Origins) -
     )
 
 
-def _node_cost(node: Node, values: Mapping[str, Value], origins: _Origins) -> NodeCost:
+def _node_cost(node: Node, values: Mapping[str, Value], origins: Origins) -> NodeCost:
     out = values[node.outputs[0]]
     second = node.inputs[1] if len(node.inputs) > 1 else ""
     return NodeCost(
@@ -339,7 +245,7 @@ def _groups(run: list[Node], values: Mapping[str, Value]) -> list[list[Node]]:
     return [group for group in groups if group]
 
 
-def _peak(groups: list[list[Node]], values: Mapping[str, Value], origins: _Origins) -> int:
+def _peak(groups: list[list[Node]], values: Mapping[str, Value], origins: Origins) -> int:
     """Peak bytes between groups; inputs, outputs and weights lie elsewhere."""
     steps: list[Step] = []
     sizes: dict[str, int] = {}

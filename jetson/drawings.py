@@ -16,7 +16,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
 )  # fmt: skip
 GREY = "#8c959f"
 _STAGE_COLOURS = dict(zip(STAGES, (YELLOW, SKY, BLUE, ORANGE, GREY, PURPLE), strict=True))
-_PHASE_COLOURS = {"denoise": BLUE, "commit": GREEN, "prefill": SKY}
+_PHASE_COLOURS = {"denoise": BLUE, "commit": GREEN, "prefill": SKY, "advance": PURPLE}
 _WIDTH = 8.4
 _NUM_LAYERS = 12
 _KIND_TITLES = {
@@ -105,7 +105,7 @@ def steps(make: Any, runs: Sequence[Mapping[str, Any]]) -> Drawing:
     axis.legend(frameon=False)
     return figure, (
         f"Engine time of all {len(every)} graph runs: prefill puts known text into the cache, "
-        "denoise makes text, commit puts a finished block into the cache."
+        "denoise makes text, commit puts a finished block into the cache, advance does both."
     )
 
 

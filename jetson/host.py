@@ -18,10 +18,11 @@ from typing import Any
 
 from ..runtime.cache import cache_root, locked, write_beside
 from ..runtime.engines.onnxruntime import default_threads, import_backend
-from .cost import PRODUCTS, VIEWS, GraphCost, NodeCost
+from .cost import PRODUCTS, GraphCost, NodeCost
+from .origins import VIEWS
 from .roofline import RunTime
 
-VERSION = 1
+VERSION = 2
 """Of the probes: figures of another version are measured again."""
 COSTLY = frozenset(
     "Cos Erf Exp Gelu Log LogSoftmax Pow Sigmoid Sin Softmax Softplus Tanh".split()  # noqa: SIM905
@@ -47,6 +48,8 @@ class HostRates:
     footprints_mib: tuple[float, ...]
     product_macs_per_s: tuple[tuple[float, ...], ...]
     """Rows times weights: per footprint, per number of rows."""
+    integer_macs_per_s: tuple[tuple[float, ...], ...]
+    """As products, with INT8 weights and activations quantised in the run."""
     attention_macs_per_s: tuple[float, ...]
     """Products of two activations, per number of rows."""
     items: tuple[int, ...]
@@ -89,11 +92,12 @@ def host_rates(
 
     Args:
         threads: CPU threads that compute; None: as the engine takes by default.
-        progress: Told before ten seconds of measuring.
+        progress: Told before fifteen seconds of measuring.
         again: Measure even if the cache has figures.
 
     Raises:
         EngineError: ONNX Runtime is not installed.
+        DeviceError: The machine cannot be measured.
         BundleError: The cache directory cannot be used.
     """
     count = default_threads() if threads is None else threads
@@ -103,7 +107,7 @@ def host_rates(
     with locked(path.with_suffix(".lock")):
         known = None if again else _read(path)
         if known is None:
-            progress(f"measuring this machine with {count} threads, once: about ten seconds")
+            progress(f"measuring this machine with {count} threads, once: about fifteen seconds")
             known = measure(count)
             write_beside(path, json.dumps(asdict(known), indent=1).encode())
     return known
@@ -146,6 +150,9 @@ def measure(threads: int) -> HostRates:
         product_macs_per_s=tuple(
             tuple(prober.products(footprint)) for footprint in probe.FOOTPRINTS_MIB
         ),
+        integer_macs_per_s=tuple(
+            tuple(prober.integers(footprint)) for footprint in probe.FOOTPRINTS_MIB
+        ),
         attention_macs_per_s=tuple(prober.attention()),
         items=probe.ITEMS,
         pointwise_s=tuple(prober.chain("Add", shape, 20, shape) for shape in shapes),
@@ -187,7 +194,8 @@ class HostSpeed:
         kernel, rates = node.kernel, self.rates
         if not node.constant_input:
             return kernel.macs / _between(kernel.rows, rates.rows, rates.attention_macs_per_s)
-        by_footprint = [_between(kernel.rows, rates.rows, row) for row in rates.product_macs_per_s]
+        table = rates.integer_macs_per_s if kernel.dtype == "int8" else rates.product_macs_per_s
+        by_footprint = [_between(kernel.rows, rates.rows, row) for row in table]
         return kernel.macs / _between(footprint_mib, rates.footprints_mib, by_footprint)
 
     def node_seconds(self, node: NodeCost, footprint_mib: float) -> float:

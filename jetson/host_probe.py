@@ -1,8 +1,8 @@
 """How fast this machine's CPU runs our graphs' operators: the micro-benchmark behind `host`.
 
 Runs on the same engine as models do. Each probe is a chain of one operator; its figure is the best
-of several runs, since whatever else the machine does only ever adds time. Takes about ten seconds
-and 300 MiB.
+of several runs, since whatever else the machine does only ever adds time. Takes about fifteen
+seconds and 300 MiB.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.decoding import DecodingSettings
 from ..runtime.engines.base import Engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngines
+from ..runtime.errors import DeviceError
 from ..runtime.manifest import GraphSpec, Manifest, Member
 from ..runtime.ops.numpy_ops import NumpyOps
 from .probe_graphs import Op, onnx_bytes, probe_spec
@@ -35,6 +36,7 @@ ITEMS = (1 << 13, 1 << 16, 1 << 20)
 """Elements of the pointwise and moving operations that are timed."""
 HEADS, KEYS, HEAD_DIM = 8, 320, 64
 """Shape of the attention products that are timed."""
+_FLOAT = 1
 SECONDS = 0.25
 """Time spent on one probe at least, three runs at least."""
 
@@ -145,6 +147,29 @@ class Prober:
             for rows, taken in zip(ROWS, seconds, strict=True)
         ]
 
+    def integers(self, footprint_mib: int) -> list[float]:
+        """As `products`, of INT8 weights and activations quantised in each run."""
+        count = max(2, footprint_mib * 2**20 // (INNER * COLUMNS))
+        sizes = [(INNER, COLUMNS), (COLUMNS, INNER)]
+        weights: dict[str, Any] = {"scale": np.array(1e-4, np.float32)}
+        ops = []
+        for i in range(count):
+            weights[f"w{i}"] = self.rng.integers(-127, 128, sizes[i % 2]).astype(np.int8)
+            parts = (f"q{i}", f"s{i}", f"z{i}")
+            ops += [
+                Op(name="DynamicQuantizeLinear", inputs=(f"v{i}",), outputs=parts),
+                Op(name="MatMulInteger", inputs=(parts[0], f"w{i}", parts[2]), outputs=(f"i{i}",)),
+                Op(name="Cast", inputs=(f"i{i}",), outputs=(f"f{i}",), attributes={"to": _FLOAT}),
+                Op(name="Mul", inputs=(parts[1], "scale"), outputs=(f"m{i}",)),
+                Op(name="Mul", inputs=(f"f{i}", f"m{i}"), outputs=(f"v{i + 1}",)),
+            ]
+        ends = {"v0": (1, "rows", INNER)}, {f"v{count}": (1, "rows", sizes[count % 2][0])}
+        seconds = self.time(ops, *ends, weights, ROWS)
+        return [
+            count * rows * INNER * COLUMNS / taken
+            for rows, taken in zip(ROWS, seconds, strict=True)
+        ]
+
     def attention(self) -> list[float]:
         """Multiply-accumulates per second of queries, keys and values, for each of ROWS."""
         ops = [
@@ -207,16 +232,35 @@ def time_sampling(rows: int, vocab_size: int) -> float:
     return best_seconds(run, 1, 0.1)
 
 
+_FRESH = """
+import importlib.util, sys
+root, threads = sys.argv[1], int(sys.argv[2])
+spec = importlib.util.spec_from_file_location(
+    "dlm_edge", root + "/__init__.py", submodule_search_locations=[root])
+package = importlib.util.module_from_spec(spec)
+sys.modules["dlm_edge"] = package
+spec.loader.exec_module(package)
+import dlm_edge.runtime.pipeline
+from dlm_edge.jetson.host_probe import Prober
+from dlm_edge.runtime.cli_common import peak_rss_mib
+Prober(threads).chain("Add", (1, 8), 4, (1, 8))
+print(peak_rss_mib())
+"""
+
+
 def resident_mib(threads: int) -> float:
-    """Memory of a fresh process that has opened the engine and no model."""
-    code = (
-        "import dlm_edge.runtime.pipeline\n"
-        "from dlm_edge.jetson.host_probe import Prober\n"
-        f"Prober({threads}).chain('Add', (1, 8), 4, (1, 8))\n"
-        "print([line.split()[1] for line in open('/proc/self/status') if line[:5] == 'VmRSS'][0])"
-    )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
-    )
-    return int(done.stdout.split()[-1]) / 1024
+    """Memory of a fresh process that has opened the engine and no model.
+
+    Raises:
+        DeviceError: The process could not be started.
+    """
+    root = Path(__file__).resolve().parents[1]
+    words = [sys.executable, "-c", _FRESH, str(root), str(threads)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip() or "no reason given").splitlines()[-1][:200]
+        raise DeviceError(
+            f"this machine cannot be measured: a fresh Python process failed ({reason}); run "
+            "dlm-run --check, which shows what is missing"
+        )
+    return float(done.stdout.split()[-1])

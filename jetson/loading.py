@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,12 @@ def load_by_parts(
     engine: str,
     threads: int | None,
     expect_sha256: str | None,
+    progress: Callable[[str, int, int], None],
 ) -> Pipeline:
     """Opens a bundle (None: the one that ships); raises what `Pipeline.load` does.
 
-    Every graph file is made executable here, so that the first text only fills buffers.
+    Every graph file is made executable here, so that the first text only fills buffers. `progress`
+    is told of a plan being built, which takes minutes.
     """
     clock = time.perf_counter
     notes.add("interpreter and packages", None)
@@ -57,7 +60,12 @@ def load_by_parts(
     tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
     notes.add("bundle and tokenizer", clock() - begin)
     begin = clock()
-    engines = open_engines(bundle, engine, threads)
+    engines = open_engines(
+        bundle,
+        engine,
+        threads,
+        report=lambda fraction, phase: progress("building a plan", int(100 * fraction), 100),
+    )
     notes.add("engine's library", clock() - begin)
     begin = clock()
     for spec in {spec.file: spec for spec in reversed(engines.specs)}.values():

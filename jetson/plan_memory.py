@@ -17,7 +17,7 @@ from .targets import Target
 MAX_BUFFER_MIB = 256
 """Single allocations above this fail on L4T 36.4.7 and later (NvMap, CVE-2025-33177's fix)."""
 REMEDIES: Mapping[str, str] = {
-    "weights": "store them narrower (--precision fp16, half of fp32) or export a smaller model",
+    "weights": "store them narrower (--precision fp16 or int8) or export a smaller model",
     "kv": "give a smaller --context",
     "activations": "give a smaller --block or --context; full, the whole canvas, takes most",
     "context": "only a target with more memory helps",

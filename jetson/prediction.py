@@ -90,7 +90,8 @@ def _times(record: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[dict[
     for phase in steps:
         found = planned.get((phase["block"], phase["context"]))
         if found is not None:
-            where = f"step, block {phase['block']}, context {phase['context']}"
+            what = "step" if phase["phase"] in ("denoise", "step") else phase["phase"]
+            where = f"{what}, block {phase['block']}, context {phase['context']}"
             yield _row(where, "ms", found["step_ms"], phase["median"])
             if found["step_ms_uncaptured"] != found["step_ms"]:
                 yield _row(

@@ -15,7 +15,9 @@ from ..runtime.manifest import GraphSpec, TensorSpec
 from ..runtime.protobuf import write_field
 
 IR_VERSION, OPSET = 10, 20
-_FLOAT, _INT64 = 1, 7
+_FLOAT = 1
+_KINDS = {"float32": 1, "int8": 3, "int64": 7}
+"""TensorProto's types."""
 _INTS = 7
 """AttributeProto's type for a list of integers; 2 is one integer."""
 
@@ -31,7 +33,7 @@ class Op:
 
 
 def _tensor(name: str, array: np.ndarray) -> bytes:
-    kind = _INT64 if array.dtype == np.int64 else _FLOAT
+    kind = _KINDS[str(array.dtype)]
     dims = b"".join(write_field(1, size) for size in array.shape)
     data = np.ascontiguousarray(array).tobytes()
     return dims + write_field(2, kind) + write_field(8, name) + write_field(9, data)

@@ -24,7 +24,7 @@ from .memory import process_memory, reset_peak
 from .run_record import TextRun, summarise
 from .sampler import DEFAULT_RATE, Sampler
 from .sysfs import ROOT
-from .throttling import crowding, throttling, waited_seconds
+from .throttling import crowding, foreign, throttling, waited_seconds
 from .timed_text import timed_text
 
 SCHEMA = 1
@@ -178,10 +178,12 @@ class Profiler:
             engine=options.engine,
             threads=options.threads,
             expect_sha256=options.expect_sha256,
+            progress=self._progress,
         )
         self._settings = with_rule(options.settings, pipeline.settings().rule)
         engines = pipeline.engines
         self.record["bundle"] = bundle_facts(pipeline.bundle)
+        self.record["foreign"] = foreign(pipeline.manifest.target, self.record["machine"]["target"])
         self.record["engine"] = {
             "name": engines.name,
             "reason": engines.reason,

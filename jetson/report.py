@@ -78,6 +78,8 @@ def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
         yield "The run was interrupted: what had been measured until then is shown."
     for line in record.get("throttling", ()):
         yield f"Throttled: {line}. Its figures are those of cooling or supply, not of the model."
+    for line in record.get("foreign", ()):
+        yield f"Another target: {line}."
     for line in record.get("crowding", ()):
         yield f"Crowded: {line}."
     sensors = record.get("sensors", {})

@@ -27,6 +27,8 @@ from ..runtime.text_generation import TextResult
 STAGES = ("tokenise", "prefill", "engine", "sampling", "host", "detokenise")
 NO_TEXT = ("prefill", "commit")
 """Phases that make no token."""
+ADVANCE = "advance"
+"""The phase that does both, over two blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,17 +115,20 @@ def text_run(
         stages["host" if run.phase in NO_TEXT else "sampling"] += run.update
     stages["host"] += result.seconds["host"]
     total_s = result.seconds["total"] - result.seconds["prepare"]
-    phases = [run.phase for run in steps]
-    blocks = phases.count("commit") + (1 if phases and phases[-1] not in NO_TEXT else 0)
+    block = _block(steps)
+    before = num_prompt_tokens % block if block else 0
+    num_tokens = len(result.token_ids)
     return TextRun(
         prompt=prompt,
         sample_index=result.sample_index,
         num_prompt_tokens=num_prompt_tokens,
-        num_tokens=len(result.token_ids),
+        num_tokens=num_tokens,
         nfe=result.nfe,
-        num_blocks=blocks if "commit" in phases or _is_blockwise(steps) else 0,
+        num_blocks=-(-(before + num_tokens) // block) if block else 0,
         first_s=first_s,
-        first_block_s=_first_block(steps, tokenise_s, total_s),
+        first_block_s=tokenise_s + _until(steps, min(num_tokens, block - before))
+        if block
+        else total_s,
         total_s=total_s,
         stages=stages,
         steps=tuple(steps),
@@ -132,15 +137,21 @@ def text_run(
     )
 
 
-def _first_block(steps: Sequence[GraphRun], tokenise_s: float, total_s: float) -> float:
-    """Returns the seconds until a block was finished: its commit run begins then."""
-    began = [run.begin for run in steps if run.phase == "commit"]
-    return tokenise_s + began[0] - steps[0].begin if began else total_s
+def _block(steps: Sequence[GraphRun]) -> int:
+    """Returns how many positions a step denoises together; 0 for a rule that goes one by one."""
+    widths = [run.block for run in steps if run.phase not in (*NO_TEXT, ADVANCE)]
+    return min(widths, default=0) if min(widths, default=0) > 1 else 0
 
 
-def _is_blockwise(steps: Sequence[GraphRun]) -> bool:
-    """Tells whether runs make text in blocks: the steps that do are wider than one position."""
-    return any(run.phase not in NO_TEXT and run.block > 1 for run in steps)
+def _until(steps: Sequence[GraphRun], num_tokens: int) -> float:
+    """Returns the seconds from the first run to the end of that which made so many tokens."""
+    made, end = 0, 0.0
+    for run in steps:
+        made += run.num_committed
+        end = run.begin - steps[0].begin + run.prepare + run.feed + run.engine + run.update
+        if made >= num_tokens:
+            break
+    return end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +201,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def summarise(runs: Sequence[TextRun]) -> dict[str, Any]:
     """Returns every figure of a set of texts, as spreads by name."""
-    steps = [step for run in runs for step in run.steps if step.phase not in NO_TEXT]
+    steps = [s for run in runs for s in run.steps if s.phase not in (*NO_TEXT, ADVANCE)]
     blockwise = [run for run in runs if run.num_blocks]
     figures = {
         "tokens_per_s": spread([run.tokens_per_s for run in runs], "tokens/s"),

@@ -16,7 +16,9 @@ import numpy as np
 
 from ..runtime.errors import BundleError
 from .onnx_graph import ITEM_BYTES, Graph, Node
-from .shape_rules import RULES, VALUES, Result, shape_of
+from .shape_products import Result
+from .shape_rules import RULES, shape_of
+from .shape_values import VALUES
 
 MAX_KNOWN = 1 << 16
 """Values of more items than this are not computed, only their shapes."""

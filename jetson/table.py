@@ -48,6 +48,8 @@ def _head(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"INTERRUPTED: {len(record.get('runs', ()))} texts were measured"
     for line in record.get("throttling", ()):
         yield f"THROTTLED: {line}"
+    for line in record.get("foreign", ()):
+        yield f"ANOTHER TARGET: {line}"
     for line in record.get("crowding", ()):
         yield f"CROWDED: {line}"
 

@@ -60,6 +60,16 @@ def _low_clock(series: Series, begin: float, end: float, root: Path) -> str | No
     return None
 
 
+def foreign(made_for: str, machine: str) -> list[str]:
+    """Returns a warning if a bundle was made for a board that this machine is not."""
+    if made_for in ("cpu", "host", machine):
+        return []
+    return [
+        f"the bundle was made for {made_for}, this machine is {machine}: its figures are not those "
+        "of the target"
+    ]
+
+
 def waited_seconds(root: Path) -> float | None:
     """Returns how long the main thread has waited for a CPU in its life; None: not counted here."""
     words = (read_text(root / "proc/self/schedstat") or "").split()

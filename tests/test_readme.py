@@ -1,6 +1,7 @@
 """Every command, link and folder that README.md and CONTRIBUTING.md name, against the checkout."""
 
 import ast
+import configparser
 import importlib
 import re
 import shlex
@@ -17,7 +18,8 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -54,10 +56,19 @@ def parse_with_click(script: str, arguments: list[str]) -> None:
 
 
 def check_pip(arguments: list[str]) -> None:
+    if arguments[0] == "download":
+        return
     assert arguments[0] == "install"
     for requirement in arguments[1:]:
         for extra in re.findall(r"^\.\[(.*)\]$", requirement):
             assert set(extra.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+def check_setup(arguments: list[str]) -> None:
+    script = ROOT / "jetson" / Path(arguments[0]).name
+    usage = script.read_text("utf-8").split("TEXT")[1]
+    for argument in arguments[1:]:
+        assert not argument.startswith("-") or f"  {argument}" in usage
 
 
 def check_make(arguments: list[str]) -> None:
@@ -68,14 +79,18 @@ def check_make(arguments: list[str]) -> None:
 
 def check(line: str) -> None:
     words = shlex.split(line, comments=True)
+    while "=" in words[0]:  # variables of one command
+        words.pop(0)
     program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
     match program:
         case "make":
             check_make(arguments)
         case "pip":
             check_pip(arguments)
-        case "git" | "cd" | "scp" | "pre-commit":
+        case "git" | "cd" | "cp" | "scp" | "source" | "sudo" | "pre-commit":
             pass
+        case "bash":
+            check_setup(arguments)
         case _ if program in PROJECT["scripts"]:
             parse_with_click(program, arguments)
         case _:
@@ -87,9 +102,18 @@ def test_command_in_the_documents_is_one_that_exists(line):
     check(line)
 
 
-@pytest.mark.parametrize("line", ["make nonsense", "pip install '.[nonsense]'", "nonsense --help"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make nonsense",
+        "pip install '.[nonsense]'",
+        "nonsense --help",
+        "bash setup.sh --nonsense",
+        "bash nonsense.sh",
+    ],
+)
 def test_the_check_rejects_what_does_not_exist(line):
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, OSError, pytest.fail.Exception)):
         check(line)
 
 
@@ -111,6 +135,17 @@ def test_every_command_has_the_options_all_share(script):
     command = getattr(importlib.import_module(module), attribute)
     options = {option for parameter in command.params for option in parameter.opts}
     assert {"--seed", "--json", "--debug", "-v"} <= options
+
+
+@pytest.mark.parametrize("body", blocks(ROOT / "docs" / "board.md", "ini"))
+def test_systemd_units_parse_and_start_a_command_that_exists(body):
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str
+    unit.read_string(body)
+    assert "WantedBy" in unit["Install"]
+    if "Service" in unit:
+        program, *arguments = shlex.split(unit["Service"]["ExecStart"])
+        parse_with_click(Path(program).name, arguments)
 
 
 @pytest.mark.parametrize("body", blocks(ROOT / "README.md", "python"))

@@ -140,7 +140,8 @@ class Phased(Protocol):
     @property
     def phase(self) -> str:
         """What the next run is for: `prefill` (known text into the cache), `denoise` (or another
-        kind of step that makes text) or `commit` (a finished block into the cache)."""
+        kind of step that makes text), `commit` (a finished block into the cache) or `advance`
+        (a block into the cache, and the first step of the next)."""
         ...
 
 

@@ -129,8 +129,11 @@ class MaskedRule:
 
     @property
     def phase(self) -> str:
-        """See Phased."""
-        return self._phase
+        """See Phased; to store a block of the prompt is `prefill`, a generated one `commit`."""
+        if self._phase != "store":
+            return self._phase
+        end = self._text.offset + self._cached + self._block
+        return "prefill" if end <= self._num_given else "commit"
 
     @property
     def done(self) -> bool:

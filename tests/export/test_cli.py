@@ -1,8 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.export import pack
+from dlm_edge.export import auto, pack
 from dlm_edge.export.cli import main
 
 REPORT = {
@@ -29,7 +30,7 @@ REPORT = {
 def asked(monkeypatch):
     calls = []
 
-    def export(checkpoint, output, settings, progress):
+    def export(checkpoint, output, settings, progress, *, notes=None):
         calls.append((checkpoint, output, settings))
         progress("tracing")
         return REPORT
@@ -72,6 +73,8 @@ def test_json_is_one_object_on_stdout(asked, tmp_path):
         (("--block", "a,4"), "'a'"),
         (("--precision", "int4"), "fp32, fp16 or int8"),
         (("--target", "moon"), "orin-nano"),
+        (("--target", "orin-nano", "--power-mode", "60w"), "7w, 15w, 25w, maxn-super"),
+        (("--max-memory", "0"), "--max-memory"),
         (("--decoding", "[1]"), "JSON object"),
         (("--decoding", "{"), "JSON object"),
         (("--decoding", '{"rule": "x"}'), "rule 'x'"),
@@ -83,6 +86,43 @@ def test_bad_options_are_one_line_and_exit_2(asked, tmp_path, arguments, word):
     assert word in result.stderr
     assert result.stderr.count("\n") == 1
     assert not asked
+
+
+def test_targets_are_listed_without_a_checkpoint(asked):
+    result = invoke("--target", "list")
+    assert result.exit_code == 0
+    for word in ("orin-nano-4gb", "maxn-super", "102.4 GB/s", "host"):
+        assert word in result.stdout
+    listed = json.loads(invoke("--target", "list", "--json").stdout)
+    assert listed["orin-nano"]["modes"]["25w"]["gpu_mhz"] == 918.0
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"), [(("-o", "x.dlm"), "CHECKPOINT"), (("checkpoint",), "--output")]
+)
+def test_what_an_export_needs_is_asked_for(asked, arguments, word):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert word in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_auto_exports_what_it_chose_and_takes_given_options_as_the_only_candidates(
+    asked, tmp_path, monkeypatch
+):
+    seen = []
+
+    def choose(checkpoint, settings, progress, *, precisions):
+        seen.append((settings.max_memory_mib, precisions))
+        return replace(settings, blocks=(4,)), {"chosen": "this"}
+
+    monkeypatch.setattr(auto, "choose", choose)
+    output = tmp_path / "x.dlm"
+    assert invoke(tmp_path, "-o", output, "--auto", "--max-memory", "500").exit_code == 0
+    assert invoke(tmp_path, "-o", output, "--auto", "--precision", "fp16").exit_code == 0
+    assert seen == [(500.0, ()), (None, ("fp16",))]
+    assert [settings.blocks for _, _, settings in asked] == [(4,), (4,)]
 
 
 def test_a_missing_checkpoint_is_one_line_and_exit_1(tmp_path):

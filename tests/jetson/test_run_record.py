@@ -23,10 +23,10 @@ def result(nfe, tokens, total, *, text=0.003, host=0.002, prepare=0.5):
 
 STEPS = [
     run("prefill", 10.00),
-    run("denoise", 10.02),
-    run("denoise", 10.04, committed=32),
+    run("denoise", 10.02, committed=4),
+    run("denoise", 10.04, committed=20),
     run("commit", 10.06),
-    run("denoise", 10.08, committed=8),
+    run("denoise", 10.08, committed=16),
 ]
 
 
@@ -52,19 +52,31 @@ def test_stages_are_what_the_runs_were_for_and_add_up():
     assert found.total_s == pytest.approx(sum(found.stages.values()))
 
 
-def test_blocks_and_the_first_of_them_are_told_by_commits():
+def test_the_prompts_tail_shares_the_first_block():
+    # 40 prompt tokens leave 8 in the first block of 32, so that 24 new ones finish it.
     found = text()
     assert found.num_blocks == 2
-    assert found.first_block_s == pytest.approx(0.001 + 0.06)
+    assert found.first_block_s == pytest.approx(0.001 + 0.04 + 0.015)
     summary = summarise([found])
     assert summary["figures"]["nfe_per_block"]["median"] == 2.0
     assert summary["figures"]["tokens_per_nfe"]["median"] == 40 / 5
 
 
 def test_a_text_of_one_block_needs_no_commit():
-    found = text([run("denoise", 10.0), run("denoise", 10.1)], total=0.53)
+    steps = [run("denoise", 10.0, committed=4), run("denoise", 10.1, committed=6)]
+    found = text(steps, tokens=10, total=0.53)
     assert found.num_blocks == 1
-    assert found.first_block_s == found.total_s
+    assert found.first_block_s == pytest.approx(0.001 + 0.1 + 0.015)
+
+
+def test_a_run_over_two_blocks_is_no_step_of_one():
+    steps = [run("denoise", 10.0, committed=24), run("advance", 10.1, block=64, committed=1)]
+    found = text(steps, tokens=25)
+    assert found.num_blocks == 2
+    assert summarise([found])["figures"]["engine_ms_per_step"]["count"] == 1
+    assert [(p["phase"], p["block"]) for p in summarise([found])["phases"]] == [
+        ("advance", 64), ("denoise", 32),
+    ]  # fmt: skip
 
 
 def test_a_causal_text_has_no_blocks():

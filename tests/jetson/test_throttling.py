@@ -1,6 +1,6 @@
 import pytest
 from dlm_edge.jetson.series import Series
-from dlm_edge.jetson.throttling import crowding, throttling, waited_seconds
+from dlm_edge.jetson.throttling import crowding, foreign, throttling, waited_seconds
 from fake_board import write
 
 
@@ -50,3 +50,12 @@ def test_the_scheduler_counts_nanoseconds(tmp_path):
     assert waited_seconds(tmp_path) is None
     write(tmp_path, "proc/self/schedstat", "582073 2500000000 11\n")
     assert waited_seconds(tmp_path) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("made_for", "machine", "lines"),
+    [("cpu", "host", 0), ("orin-nano", "orin-nano", 0), ("host", "orin-nano", 0),
+     ("orin-nano", "host", 1), ("orin-nano", "orin-nx", 1)],
+)  # fmt: skip
+def test_a_bundle_made_for_another_board_is_told(made_for, machine, lines):
+    assert len(foreign(made_for, machine)) == lines
