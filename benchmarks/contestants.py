@@ -28,8 +28,12 @@ CONTESTANTS: Mapping[str, str] = {
     "cached": "(c) PyTorch, block KV cache, our rule",
     "ours": "(d) dlm-edge on ONNX Runtime",
     "causal": "(e) causal baseline on our engine",
+    "int8": "(d) in int8",
+    "causal_int8": "(e) in int8",
 }
 PYTORCH = ("eager", "compiled", "cached")
+OF_OTHER_BUNDLES = ("causal", "int8", "causal_int8")
+"""Contestants that an option of their name gives the bundle of."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 Decode = Callable[[int, Mapping[str, Any]], dict[str, Any]]

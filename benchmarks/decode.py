@@ -21,7 +21,8 @@ from ..runtime.bundle import default_bundle_path, open_bundle
 from ..runtime.cli_common import DlmCommand
 from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import ConfigError, DlmError
-from .contestants import CONTESTANTS, PYTORCH, Contestant
+from ..runtime.families.window import choose_block, contexts_by_block
+from .contestants import CONTESTANTS, OF_OTHER_BUNDLES, PYTORCH, Contestant
 from .decode_report import agreement, report
 from .report import record, write_json
 
@@ -37,17 +38,13 @@ def make_specs(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{bundle_path}: wanted a bundle of family mdlm, found {manifest.family}")
     names = ("rule", "threshold", "factor", "entropy_bound", "steps", "temperature", "top_p")
     settings = DecodingSettings.merge(manifest.decoding, {name: given.get(name) for name in names})
-    block = given["block"] or settings.block_size
-    cached = [spec for spec in manifest.graphs if spec.context >= spec.block]
-    block = block or max((spec.block for spec in cached), default=0)
-    contexts = [spec.context for spec in cached if spec.block == block]
-    if not contexts:
+    shapes = contexts_by_block(manifest.graphs, manifest.graphs[0].name)
+    block = choose_block(shapes, given["block"] or settings.block_size, manifest.block_sizes)
+    if shapes[block][-1] < block:
         raise ConfigError(f"{bundle_path}: no graph of block {block} with a context; export one")
-    room = min(manifest.max_position, max(contexts) + block)
-    opened = {"ours": bundle}
-    if given["causal"]:
-        opened["causal"] = open_bundle(given["causal"])
-        room = min(room, opened["causal"].manifest.max_position)
+    room = min(manifest.max_position, shapes[block][-1] + block)
+    opened = {name: open_bundle(given[name]) for name in OF_OTHER_BUNDLES if given[name]}
+    room = min([room, *(item.manifest.max_position for item in opened.values())])
     if room <= given["tokens"]:
         click.echo(f"{room - 1} new tokens: with the start token the model has no more", err=True)
     num_tokens = min(given["tokens"], room - 1)
@@ -58,14 +55,15 @@ def make_specs(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     chosen = given["contestants"] or tuple(CONTESTANTS)
     specs: dict[str, dict[str, Any]] = {}
     for name in CONTESTANTS:
-        if name not in chosen or (name == "causal" and not given["causal"]):
+        if name not in chosen or (name in OF_OTHER_BUNDLES and name not in opened):
             continue
         whole = given["whole_checkpoint"] or given["checkpoint"]
         checkpoint = whole if name in ("eager", "compiled") else given["checkpoint"]
-        rule = {"eager": plain, "compiled": plain, "causal": {"rule": "next_token", **sampling}}
+        causal = {"rule": "next_token", **sampling}
+        rule = {"eager": plain, "compiled": plain, "causal": causal, "causal_int8": causal}
         specs[name] = {
             "contestant": name,
-            "bundle": str(given["causal"] if name == "causal" else bundle_path),
+            "bundle": str(given[name] if name in opened else bundle_path),
             "bundle_sha256": opened.get(name, bundle).sha256,
             "checkpoint": str(checkpoint) if checkpoint and name in PYTORCH else None,
             "tokenizer": str(bundle.tokenizer_path),
@@ -177,6 +175,8 @@ def resume(out: Path, key: Mapping[str, Any]) -> dict[str, Any]:
 @click.command("decode", cls=DlmCommand, context_settings={"max_content_width": 100})
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--causal", type=click.Path(path_type=Path), help="Bundle of the causal baseline.")
+@click.option("--int8", type=click.Path(path_type=Path), help="BUNDLE's model in int8.")
+@click.option("--causal-int8", type=click.Path(path_type=Path), help="The causal baseline in int8.")
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
@@ -225,8 +225,9 @@ def main(**given: Any) -> None:
     Contestants: (a) eager: PyTorch on the whole canvas, fixed low-confidence schedule of
     --plain-steps; (b) compiled: the same under torch.compile; (c) cached: PyTorch with the block
     KV cache and the rule of ours; (d) ours; (e) causal: the causal baseline on our engine (needs
-    --causal). Quality needs --judge and a temperature above 0. Run it on a machine that does
-    nothing else: the load before the run stands in the JSON.
+    --causal); (d) and (e) in int8 with --int8 and --causal-int8. Quality needs --judge and a
+    temperature above 0. Run it on a machine that does nothing else: the load before the run stands
+    in the JSON.
     """
     specs = make_specs(given)
     if given["judge"] and next(iter(specs.values()))["settings"].get("temperature") == 0:
