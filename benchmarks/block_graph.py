@@ -103,11 +103,9 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
     bias = make.op("Mul", make.op("Unsqueeze", bias, make.ints(0, 1, 2)), make.scalar("float32"))
     table = make.weight("embedding", shape.vocab_size, shape.dim)
     x = make.cast(make.op("Gather", table, "ids"), _FLOAT)
-    clipped = make.op("Clip", "kv", make.scalar("float32"), make.scalar("float32"))
-    cache = make.cast(clipped, _HALF)
     stored = []
     for layer in range(shape.num_layers):
-        x, new = _layer(make, shape, layer, x, cache, (cosine, sine), bias, int8)
+        x, new = _layer(make, shape, layer, x, "kv", (cosine, sine), bias, int8)
         stored.append(new)
     logits = _norm(make, shape, x, "final_norm")
     if shape.tied:
@@ -116,7 +114,7 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
         head = make.weight("head", shape.dim, shape.vocab_size)
     logits = make.cast(make.op("MatMul", logits, head), _FLOAT)
     joined = make.op("Concat", *(make.op("Unsqueeze", x, make.ints(2)) for x in stored), axis=2)
-    kv_new = make.cast(make.op("Transpose", joined, perm=(1, 0, 2, 3, 4, 5)), _FLOAT)
+    kv_new = make.op("Transpose", joined, perm=(1, 0, 2, 3, 4, 5))
     spec = _spec(shape, 1, 1, "int8" if int8 else "fp16")
     return Graph(
         nodes=tuple(make.nodes),
@@ -124,11 +122,11 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
         inputs=(
             Port(name="ids", dtype="int32", shape=(1, "block")),
             Port(name="start", dtype="int32", shape=(1,)),
-            Port(name="kv", dtype="float32", shape=("context", *spec.tensor("kv").shape[1:])),
+            Port(name="kv", dtype="float16", shape=("context", *spec.tensor("kv").shape[1:])),
         ),
         outputs=(
             Port(name=logits, dtype="float32", shape=(1, "block", shape.vocab_size)),
-            Port(name=kv_new, dtype="float32", shape=("block", *spec.tensor("kv").shape[1:])),
+            Port(name=kv_new, dtype="float16", shape=("block", *spec.tensor("kv").shape[1:])),
         ),
     )
 
@@ -248,11 +246,11 @@ def _spec(shape: TransformerShape, block: int, context: int, precision: str) -> 
         inputs=(
             tensor("ids", "int32", (1, block), "canvas"),
             tensor("start", "int32", (1,), "start"),
-            tensor("kv", "float32", (context, *cache), "kv"),
+            tensor("kv", "float16", (context, *cache), "kv"),
         ),
         outputs=(
             tensor("logits", "float32", (1, block, shape.vocab_size), "logits"),
-            tensor("kv_new", "float32", (block, *cache), "kv_new"),
+            tensor("kv_new", "float16", (block, *cache), "kv_new"),
         ),
     )
 

@@ -35,6 +35,7 @@ def tiny_canvases(model, number=4):
             "ids": rng.integers(0, VOCAB, (1, BLOCK)).astype(np.int32),
             "start": np.array([index * BLOCK % CONTEXT], np.int32),
             "kv": rng.standard_normal((CONTEXT, *tail)).astype(np.float32),
+            "split": np.zeros(1, np.int32),
         }
         made.append(
             Canvas(

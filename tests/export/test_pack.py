@@ -4,7 +4,7 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import pack
+from dlm_edge.export import pack, recipes
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
@@ -219,7 +219,7 @@ def test_export_fails_beyond_tolerance_and_writes_nothing(
                 item.CopyFrom(onnx.numpy_helper.from_array(array, item.name))
         return 0
 
-    monkeypatch.setattr(pack, "store_fp16", wrong)
+    monkeypatch.setattr(recipes, "store_fp16", wrong)
     message = refused(EngineError, checkpoint, tmp_path / "x.dlm", precision="fp16")
     assert "relative error" in message
     assert "nothing was written" in message
@@ -242,7 +242,7 @@ def test_an_existing_bundle_survives_a_failed_export(
 ):
     path = tmp_path / "x.dlm"
     path.write_bytes(exported[0].read_bytes())
-    monkeypatch.setattr(pack, "require_clean", lambda model, name: 1 / 0)
+    monkeypatch.setattr(pack, "require_clean", lambda model, name, **rules: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_checkpoint(checkpoint, path, ExportSettings())
     assert path.read_bytes() == exported[0].read_bytes()

@@ -46,9 +46,9 @@ def test_weights_of_a_block_step_are_those_of_the_closed_form(name, size, reques
 
 def test_a_kernel_reads_the_cache_and_writes_the_outputs_once(typed_draft):
     cost = graph_cost(read(typed_draft), BLOCK, CONTEXT)
-    kv = CONTEXT * L * 2 * D * 4
+    kv = CONTEXT * L * 2 * D * 2
     assert cost.input_bytes == kv + 4 * BLOCK + 4 + 4
-    assert cost.output_bytes == 4 * BLOCK * (V + L * 2 * D)
+    assert cost.output_bytes == BLOCK * (4 * V + 2 * L * 2 * D)
     outer = sum(kernel.outer_bytes for kernel in cost.kernels)
     assert cost.output_bytes + kv <= outer <= cost.output_bytes + cost.input_bytes + 64
 

@@ -46,9 +46,9 @@ def test_memory_by_part_is_that_of_the_buffers(typed_draft):
     dim, layers, vocab = SHAPE["dim"], SHAPE["num_layers"], SHAPE["vocab_size"]
     graph = read_graph(typed_draft.member("graphs/denoise.onnx").read_bytes())
     widest = graph_cost(graph, 16, 8)
-    outputs = 4 * 16 * (vocab + layers * 2 * dim)
+    outputs = 16 * (4 * vocab + 2 * layers * 2 * dim)
     inputs = 4 * 16 + 4 + 4
-    assert memory.kv * 2**20 == 4 * CONTEXT * layers * 2 * dim
+    assert memory.kv * 2**20 == 2 * CONTEXT * layers * 2 * dim
     assert memory.activations * 2**20 == widest.activation_bytes + outputs + inputs
     assert memory.weights * 2**20 == widest.stored_bytes
     assert memory.context == machines.CUDA_CONTEXT_MIB
@@ -155,6 +155,6 @@ def test_single_buffers_that_nvmap_fails_on_are_named(typed_draft):
     )
     large = replace(typed_draft, manifest=replace(typed_draft.manifest, graphs=specs))
     (warning,) = plan_bundle(large, "orin-nano", tokens_per_nfe=1.0).warnings
-    assert "kv is one buffer of 1024 MiB" in warning
+    assert "kv is one buffer of 512 MiB" in warning
     assert "NvMap" in warning
     assert "smaller --context" in warning

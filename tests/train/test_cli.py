@@ -227,7 +227,7 @@ def test_evaluate_prints_the_bound_of_a_checkpoint(stories: Path, cache: Path, t
     figures = json.loads(measured.stdout)
     assert figures["perplexity_low"] <= figures["perplexity"] <= figures["perplexity_high"]
     assert figures["num_documents"] == 3
-    shown = run(cache, *given, "--evaluate", out, "--limit", "3", "--block", "8")
+    shown = run(cache, *given, "--evaluate", out, "--limit", "3")
     assert shown.stdout.startswith(f"perplexity {figures['perplexity']:.4g} ")
 
 
