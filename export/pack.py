@@ -27,6 +27,7 @@ from ..runtime.errors import BundleError, CalibrationError, ConfigError, EngineE
 from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
+from ..train.families.shapes import default_block
 from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
@@ -190,15 +191,19 @@ def _trace_all(
     """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
     models: dict[str, onnx.ModelProto] = {}
     specs: list[GraphSpec] = []
+    decoding = dict(manifest.decoding)
     for graph in graphs:
         progress(f"tracing {graph.name}")
         shapes = graph.shapes(settings.blocks, settings.contexts)
+        default = default_block(shapes)
+        if default is not None:
+            decoding.setdefault("block_size", default)
         traced_at = max(shapes, key=lambda shape: shape.context)
         # A dimension of 1 would be traced as a constant.
         models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
         file = f"graphs/{graph.name}.onnx"
         specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
-    return models, replace(manifest, graphs=tuple(specs))
+    return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
 
 
 def _write_all(

@@ -20,7 +20,7 @@ import numpy as np
 from .engines.base import EngineSet
 from .errors import ConfigError, DataError
 from .families import find_family
-from .families.window import banned_ids, choose_block, contexts_by_block
+from .families.window import banned_ids, choose_block, contexts_by_block, default_block
 from .manifest import Manifest
 from .ops.base import Ops
 from .ops.choose import ops_for
@@ -146,7 +146,7 @@ def windows_of(
 ) -> list[np.ndarray]:
     """Cuts a stream into the windows that `evaluate_ids` scores; its arguments and errors."""
     shapes = contexts_by_block(engines.specs, manifest.graphs[0].name)
-    block = choose_block(shapes, block_size, manifest.block_sizes)
+    block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
     room = min(manifest.max_position, shapes[block][-1] // block * block + block)
     if context is not None and not 2 <= context <= room:
         raise ConfigError(f"context must be in [2, {room}] for block size {block}, not {context}")

@@ -71,7 +71,7 @@ class Manifest:
     """num_layers, dim, num_heads, num_kv_heads, head_dim, num_parameters, backbone, …"""
     vocab_size: int
     mask_token_id: int | None
-    """None for families without a mask (ar, sedd uniform)."""
+    """None for families that have none."""
     eos_token_id: int
     pad_token_id: int | None
     logit_shift: int

@@ -242,7 +242,7 @@ class Pipeline:
         if mask_token_id is None:
             raise ConfigError(
                 f"this bundle's family {self.manifest.family} cannot infill: it has no mask token; "
-                "use a bundle of a masked family, such as mdlm"
+                "use a bundle of a family that has one"
             )
         begin = time.perf_counter()
         form = parse_template(template)

@@ -55,7 +55,6 @@ class ScoreEngines:
     reason = "a test"
     threads = 1
     device = None
-    device = None
 
     def __init__(self, score: Score, lengths: Sequence[int], vocab_size: int) -> None:
         self.score = score

@@ -16,12 +16,13 @@ import numpy as np
 
 from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.evaluate import EvalResult, evaluate_ids
-from ..runtime.families.window import choose_block, contexts_by_block
+from ..runtime.families.window import choose_block, contexts_by_block, default_block
 from ..runtime.manifest import Manifest
 from ..runtime.tokenizer import Tokenizer
 from .checkpoint import Checkpoint, load_weights, read_checkpoint
 from .data import documents, find_source
 from .families import FAMILIES
+from .families.shapes import default_block as named_block
 from .torch_engine import TorchEngineSet
 
 
@@ -41,7 +42,9 @@ def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
     model = family.make_model(config["model"]).eval()
     load_weights(model, checkpoint)
     fields = dict(family.manifest_fields(config))
-    engines = TorchEngineSet(family.graphs(model, config))
+    graphs = family.graphs(model, config)
+    engines = TorchEngineSet(graphs)
+    default = named_block(shape for graph in graphs for shape in graph.shapes((), ()))
     manifest = Manifest(
         family=config["family"],
         model={key: value for key, value in config["model"].items() if value is not None},
@@ -49,7 +52,7 @@ def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
         precision="fp32",
         target="host",
         graphs=engines.specs,
-        decoding={},
+        decoding={} if default is None else {"block_size": default},
         provenance={"training": config.get("training") or {}},
         **fields,
     )
@@ -93,7 +96,7 @@ def evaluate_checkpoint(
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
     manifest, engines = open_checkpoint(checkpoint)
     shapes = contexts_by_block(engines.specs, engines.specs[0].name)
-    block = choose_block(shapes, block_size, manifest.block_sizes)
+    block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
     stream: list[int] = []
     for document in islice(documents(find_source(str(data))), limit):
         stream += [manifest.eos_token_id, *tokenizer.encode(document)]

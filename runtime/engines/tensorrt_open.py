@@ -9,7 +9,6 @@ from ..bundle import Bundle
 from ..cuda import CudaDevice
 from ..device import Device
 from ..errors import DeviceError, EngineError
-from ..manifest import GraphSpec
 from ..ops.cuda_ops import CudaOps
 from ..replay import ReplayingDevice
 from .gpu import Gpu, read_gpu
@@ -25,10 +24,6 @@ def at_hand() -> tuple[Any, Gpu]:
         DeviceError: No driver or no GPU.
     """
     return import_tensorrt(), read_gpu()
-
-
-def _role(spec: GraphSpec, role: str) -> bool:
-    return any(tensor.role == role for tensor in spec.inputs)
 
 
 def make_device() -> Device:
@@ -58,12 +53,6 @@ def open_tensorrt(
         DeviceError: The GPU, a binding or NVRTC is missing, or memory does not suffice.
     """
     trt, gpu = at_hand()
-    told_noise = [spec.name for spec in bundle.manifest.graphs if _role(spec, "sigma")]
-    if told_noise:
-        raise EngineError(
-            f"graph {told_noise[0]} is decoded by transition rules, which have no kernels in this "
-            "version: use --engine onnxruntime"
-        )
     device = ReplayingDevice(make_device(), note)
     try:
         CudaOps(device)  # kernels that do not compile are told before minutes of building

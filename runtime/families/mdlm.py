@@ -17,7 +17,7 @@ from ..philox import check_key
 from .base import Request, UpdateRule, check_rule, resolve_settings
 from .mdlm_bound import masked_bound
 from .mdlm_rule import GRAPH, MaskedRule
-from .window import check_ids, choose_block, contexts_by_block
+from .window import check_ids, choose_block, contexts_by_block, default_block
 
 
 class MaskedFamily:
@@ -67,7 +67,7 @@ class MaskedFamily:
         """See DeviceFamily."""
         check_manifest(manifest)
         shapes = contexts_by_block(engines.specs, GRAPH)
-        block = choose_block(shapes, block_size, manifest.block_sizes)
+        block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
         return masked_bound(
             manifest, engines, ops, windows, seed=seed, samples=samples, block=block
         )

@@ -26,14 +26,19 @@ def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple
     return {block: tuple(sorted(found[block])) for block in sorted(found)}
 
 
+def default_block(manifest: Manifest) -> int | None:
+    """Gives the block size that the bundle decodes by, if it names one."""
+    return manifest.decoding.get("block_size")
+
+
 def choose_block(
     shapes: dict[int, tuple[int, ...]], asked: int | None, learnt: Sequence[int] = ()
 ) -> int:
     """Gives the block size to decode with: the one asked for, else the default.
 
-    The default is the largest that a text can be continued with (its largest context holds at
-    least one block), among the sizes that the model has learnt if any of them can; without any,
-    the largest, which is the whole canvas.
+    The default, where the bundle names none, is the largest that a text can be continued with (its
+    largest context holds at least one block), among the sizes that the model has learnt if any of
+    them can; without any, the largest, which is the whole canvas.
     """
     if asked is None:
         fitting = [block for block, contexts in shapes.items() if contexts[-1] >= block]

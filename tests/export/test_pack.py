@@ -60,7 +60,7 @@ def test_a_checkpoint_becomes_a_bundle_that_runs(exported):
     bundle = open_bundle(path, expect_sha256=report["sha256"])
     assert shapes(bundle) == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
     assert bundle.manifest.family == "mdlm"
-    assert bundle.manifest.decoding == {"rule": "factor", "factor": 1.0}
+    assert bundle.manifest.decoding == {"rule": "factor", "factor": 1.0, "block_size": 4}
     assert bundle.manifest.model["num_parameters"] == 2 * 258 * 32 + num_layer_weights(bundle)
     figures = check_bundle(bundle, open_engines(bundle, threads=1))
     assert figures["ok"]

@@ -15,6 +15,7 @@ from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.families import FAMILIES
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
+from score_bundle import write_score
 from toy_bundle import write_toy
 
 
@@ -51,6 +52,16 @@ def test_every_rule_gives_the_tokens_of_the_cpu(toy, board, rule):
     wanted = texts(toy, "onnxruntime", rule=rule, temperature=1.0)
     assert texts(toy, "tensorrt", rule=rule, temperature=1.0) == wanted
     assert board.trt.num_built == 1
+
+
+@pytest.mark.parametrize("graph", ["uniform", "absorb"])
+@pytest.mark.parametrize("rule", FAMILIES["sedd"].rules)
+def test_score_models_give_the_tokens_of_the_cpu(tmp_path, monkeypatch, graph, rule):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    make_board(monkeypatch)
+    bundle = str(write_score(tmp_path / "s.dlm", graph))
+    wanted = texts(bundle, "onnxruntime", rule=rule, steps=5)
+    assert texts(bundle, "tensorrt", rule=rule, steps=5) == wanted
 
 
 def test_the_command_builds_a_plan_once_and_says_what_it_runs_on(toy, board):

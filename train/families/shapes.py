@@ -30,6 +30,16 @@ class Shape:
     block: int
     context: int
     """0 for graphs without a cache."""
+    double: bool = False
+    """Twice a block size: one run stores a finished block and begins the next."""
+
+
+def default_block(shapes: Iterable[Shape]) -> int | None:
+    """Gives the block size that decoding takes where doubles hide which ones were asked for: the
+    largest that a text can be continued with. None without doubles, or if no text can."""
+    listed = tuple(shapes)
+    own = [shape.block for shape in listed if not shape.double and shape.context >= shape.block]
+    return max(own, default=None) if any(shape.double for shape in listed) else None
 
 
 def _check(option: str, sizes: Iterable[int], max_position: int) -> None:
@@ -77,12 +87,18 @@ def cached_shapes(
     rows = set(contexts) or {max(max_position // 2, 1), max_position}
     _check("--block", sizes, max_position)
     _check("--context", rows, max_position)
-    doubles = {2 * size for size in sizes if 2 * size <= max_position}
-    wanted = sorted(sizes | ({CAUSAL_BLOCK} if causal else doubles))
-    shapes = [Shape(block=block, context=context) for context in sorted(rows) for block in wanted]
+    sizes |= {CAUSAL_BLOCK} if causal else set()
+    doubles = set() if causal else {2 * size for size in sizes if 2 * size <= max_position} - sizes
+    shapes = {
+        (block, context): Shape(block=block, context=context, double=block in doubles)
+        for context in sorted(rows)
+        for block in sorted(sizes | doubles)
+    }
     if not causal:
-        shapes.append(Shape(block=max_position, context=WHOLE_CANVAS_CONTEXT))
-    return tuple(dict.fromkeys(shapes))
+        whole = Shape(block=max_position, context=WHOLE_CANVAS_CONTEXT)
+        shapes.pop((max_position, WHOLE_CANVAS_CONTEXT), None)
+        shapes[max_position, WHOLE_CANVAS_CONTEXT] = whole
+    return tuple(shapes.values())
 
 
 def canvas_shapes(

@@ -2,7 +2,7 @@
 
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.families.shapes import cached_shapes, canvas_shapes
+from dlm_edge.train.families.shapes import cached_shapes, canvas_shapes, default_block
 
 
 def cached(blocks=(), contexts=(), *, trained=(4, 16), causal=False):
@@ -11,8 +11,9 @@ def cached(blocks=(), contexts=(), *, trained=(4, 16), causal=False):
 
 
 def test_cached_shapes_are_listed_smallest_first_with_what_the_model_needs():
-    small, large = [(4, 8), (8, 8), (16, 8)], [(4, 16), (8, 16), (16, 16)]
-    assert cached((8, 4), (16, 8)) == small + large
+    small, large = [(4, 8), (8, 8)], [(4, 16), (8, 16), (16, 16)]
+    # The whole canvas is also what the double of 8 would be at the smaller context.
+    assert cached((8, 4), (16, 8)) == [*small, *large, (16, 8)]
     assert cached((5,), (16,)) == [(5, 16), (10, 16), (16, 8)]
     assert cached((8,), (16,), causal=True) == [(1, 16), (8, 16)]
 
@@ -55,3 +56,16 @@ def test_a_canvas_without_a_cache_has_one_shape_per_length():
 def test_a_context_for_a_graph_without_a_cache_is_refused():
     with pytest.raises(ConfigError, match="--context"):
         canvas_shapes((), (8,), trained=(16,), max_position=16)
+
+
+@pytest.mark.parametrize(
+    ("asked", "default"), [((16,), 16), ((16, 32), 32), ((64, 128, "full"), 128), (("full",), None)]
+)
+def test_the_double_of_a_block_is_never_what_decoding_takes_by_default(asked, default):
+    shapes = cached_shapes(asked, (), trained=(16, 32, 256), max_position=256, causal=False)
+    assert default_block(shapes) == default
+
+
+def test_models_without_doubles_leave_the_choice_to_the_runtime():
+    assert default_block(cached_shapes((), (), trained=(), max_position=16, causal=True)) is None
+    assert default_block(canvas_shapes((), (), trained=(8,), max_position=8)) is None
