@@ -41,6 +41,10 @@ def fill(engine: Engine, vocab_size: int, rng: np.random.Generator) -> None:
                 array[...] = rng.integers(0, vocab_size, array.shape)
             case "start":
                 array[...] = 0 if engine.spec.context < engine.spec.block else engine.spec.context
+            case "split":
+                array[...] = 0
+            case "time":
+                array[...] = 0.5
             case _:
                 array[...] = rng.standard_normal(array.shape)
 

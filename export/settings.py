@@ -72,7 +72,7 @@ class ExportSettings:
         find_target(self.target).mode(self.mode)
         if self.precision not in PRECISIONS:
             raise ConfigError(
-                f"--precision {self.precision} is not available in this version: choose "
+                f"--precision {self.precision} is unknown: choose "
                 f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
             )
         if not 0 < self.max_loss <= 100:
