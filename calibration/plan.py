@@ -6,7 +6,7 @@
        "float32": ["add_302"]}}}
 
 Edits that come back may leave out layers, or fields of a layer: what is not said is decided as if
-there were no plan. Names that the graphs do not have are refused.
+there were no plan, but a scale without an alpha is one of the unfolded input. Names that the graphs do not have are refused.
 """
 
 from __future__ import annotations
