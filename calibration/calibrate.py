@@ -164,7 +164,7 @@ class Calibrator:
             dynamic=self.recipe.dynamic,
         )
         for layer in self.layers[graph]:
-            if said.isdisjoint(layer.inputs):
+            if layers[layer.name].alpha is None and said.isdisjoint(layer.inputs):
                 plan = plan.with_layer(graph, layer.name, alpha=found[layer.name])
         return plan
 

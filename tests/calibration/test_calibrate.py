@@ -7,6 +7,7 @@ from dlm_edge.calibration.calibrate import Calibrator, Recipe
 from dlm_edge.calibration.canvases import Canvas, CanvasSet
 from dlm_edge.calibration.plan import apply_edits, default_plan, plan_bytes
 from dlm_edge.calibration.qdq import quantize
+from dlm_edge.runtime.errors import CalibrationError
 from onnx.reference import ReferenceEvaluator
 from small_graphs import ROLES, ids, small_graph
 
@@ -110,6 +111,12 @@ def test_a_plan_that_comes_back_is_kept_whatever_canvases_say(folded):
         before = plan.graphs["small"].layers[name]
         assert (layer.alpha, layer.scale) == (before.alpha, before.scale)
     assert (back.models["small"] != work.models["small"]) == folded
+
+
+def test_an_alpha_that_nothing_can_take_is_refused():
+    work = calibrator(small_graph())
+    with pytest.raises(CalibrationError, match="embed has an alpha"):
+        work.fit(work.default_plan({}).with_layer("small", "embed", alpha=0.5), CANVASES)
 
 
 def test_a_recipe_whose_runs_scale_themselves_gets_no_scales():
