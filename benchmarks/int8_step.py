@@ -159,9 +159,11 @@ def measure(model: str, blocks: tuple[int, ...], rounds: int, threads: int) -> l
 
 
 @click.command("int8_step", cls=DlmCommand, context_settings={"max_content_width": 100})
-@click.option("--rounds", default=40, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=40, show_default=True)
 @click.option("--quick", is_flag=True, help="Five rounds.")
-@click.option("--threads", default=1, show_default=True, help="CPU threads.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

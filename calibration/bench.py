@@ -26,10 +26,9 @@ Models = Mapping[str, onnx.ModelProto]
 class Workbench:
     """Opens sets of graphs that share one manifest's shapes."""
 
-    def __init__(self, manifest: Manifest, threads: int | None = None) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         """Takes the manifest of the floating-point draft: shapes, family, ids."""
         self.manifest = manifest
-        self._threads = threads
 
     @contextmanager
     def engines(self, models: Models, *, precision: str, target: str) -> Iterator[EngineSet]:
@@ -54,7 +53,7 @@ class Workbench:
                 members={file: Member(sha256="", size=0) for file in files.values()},
             )
             draft = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
-            engines = open_engines(draft, "onnxruntime", self._threads)
+            engines = open_engines(draft, "onnxruntime")
             try:
                 yield engines
             finally:

@@ -53,6 +53,15 @@ class Outcome:
             f"written: allow that much, give more --calibration-data, or pass --force"
         )
 
+    def require_int8(self, max_loss: float, *, force: bool) -> None:
+        """Raises CalibrationError for a plan that leaves nothing in int8, unless forced."""
+        if force or any(layer.precision != "float" for _, _, layer in self.plan.layers()):
+            return
+        raise CalibrationError(
+            f"no layer can be int8 within --max-loss {100 * max_loss:g} by this plan; nothing was "
+            "written: export with --precision fp16, allow more, or pass --force"
+        )
+
 
 def fits(ratio: Ratio, max_loss: float) -> bool:
     """True if even the upper end of the interval is within the budget."""

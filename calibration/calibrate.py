@@ -87,7 +87,8 @@ class Calibrator:
         """Fills in alphas and scales that the plan leaves open.
 
         Args:
-            plan: Its own alphas and scales are kept.
+            plan: Its own alphas and scales are kept; a scale without an alpha is one of the
+                unfolded input.
             canvases: To observe activations on.
             progress: Told after every canvas.
 
@@ -143,7 +144,18 @@ class Calibrator:
         return found
 
     def _with_alphas(self, plan: Plan, graph: str, seen: Mapping[str, Activation]) -> Plan:
-        """Fills in how strongly each layer's input is folded; what the plan says stays."""
+        """Fills in how strongly each layer's input is folded; what the plan says stays.
+
+        A scale without an alpha was fitted to what enters unfolded, so that neither its layer nor
+        those that share its input are searched.
+        """
+        layers = plan.graphs[graph].layers
+        said = {
+            value
+            for layer in self.layers[graph]
+            if layers[layer.name].alpha is not None or layers[layer.name].scale is not None
+            for value in layer.inputs
+        }
         found = search_alphas(
             self.models[graph],
             self.layers[graph],
@@ -151,9 +163,9 @@ class Calibrator:
             weight_limit=self.recipe.weight_limit,
             dynamic=self.recipe.dynamic,
         )
-        for name, alpha in found.items():
-            if plan.graphs[graph].layers[name].alpha is None:
-                plan = plan.with_layer(graph, name, alpha=alpha)
+        for layer in self.layers[graph]:
+            if layers[layer.name].alpha is None and said.isdisjoint(layer.inputs):
+                plan = plan.with_layer(graph, layer.name, alpha=found[layer.name])
         return plan
 
     def _with_scales(

@@ -5,8 +5,7 @@ as much as frequent ones; late steps and positions that are about to be committe
 because an error there becomes text. Made by `record.py`, read by whatever measures a graph: ranges,
 sensitivity, quality. Independent of precision, so that one set serves all of them.
 
-On disk: one `.npz` without pickles. Equal arrays are stored once (the steps of a block share their
-cache) and without the zero rows behind their last used one. Knows no family and no ONNX.
+Knows no family and no ONNX.
 
 Source of the idea: calibration by sampled time steps and mask ratios (DLLMQuant, arXiv 2508.14090)
 and by weight on the tokens about to be unmasked (FAIR-Calib, arXiv 2606.06547); here both come out
@@ -15,22 +14,15 @@ of the decoding loop itself.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import CalibrationError
 from ..runtime.manifest import GraphSpec
-from ..train.files import write_file
 
-FORMAT_VERSION = 1
 NUM_DECILES = 10
 SOURCES = ("decode", "random", "clean", "noise")
 LATE_WEIGHT = 1.0
@@ -119,86 +111,3 @@ class CanvasSet:
                 decile = int(np.ceil(round(count / spec.block * NUM_DECILES, 9)))
                 wanted.add((spec.name, spec.block, spec.context, decile))
         return sorted(wanted - have)
-
-    def save(self, path: Path) -> None:
-        """Writes the set; complete or not at all."""
-        arrays: dict[str, np.ndarray] = {}
-        entries = []
-        for item in self.items:
-            entry = {name: getattr(item, name) for name in _PLAIN}
-            entry["frontier"] = np.flatnonzero(item.frontier).tolist()
-            entry["inputs"] = {
-                name: _stored(array, arrays) for name, array in sorted(item.inputs.items())
-            }
-            entries.append(entry)
-        index = {
-            "format_version": FORMAT_VERSION,
-            "model_sha256": self.model_sha256,
-            "recipe": dict(self.recipe),
-            "items": entries,
-        }
-        arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
-
-        def write(beside: Path) -> None:
-            with beside.open("wb") as out:
-                np.savez(out, **arrays)  # type: ignore[arg-type]
-
-        write_file(path, write)
-
-    @classmethod
-    def load(cls, path: Path) -> CanvasSet:
-        """Reads a set; raises CalibrationError if it is missing, damaged or of another version."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                index = json.loads(bytes(file["index"]))
-                if index["format_version"] != FORMAT_VERSION:
-                    raise ValueError(f"format {index['format_version']}")
-                arrays = {name: file[name] for name in file.files if name != "index"}
-            known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
-            items = tuple(_read(entry, arrays, known) for entry in index["items"])
-            return cls(items=items, model_sha256=index["model_sha256"], recipe=index["recipe"])
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise CalibrationError(
-                f"the canvases {path} cannot be read ({' '.join(str(error).split())[:80]}): name a "
-                "file that this version recorded, or record them again"
-            ) from error
-
-
-_PLAIN = ("graph", "block", "context", "mask_ratio", "progress", "weight", "source")
-
-
-def _stored(array: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Puts an array among those to write, unless an equal one is there; says where and its shape.
-
-    Zero rows at its end are not written.
-    """
-    flat = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
-    used = np.flatnonzero(flat.any(axis=1))
-    kept = array[: used[-1] + 1 if len(used) else 0] if array.ndim else array
-    kept = np.ascontiguousarray(kept)
-    key = hashlib.sha256(f"{kept.dtype}{kept.shape}".encode() + kept.tobytes()).hexdigest()[:32]
-    arrays.setdefault(key, kept)
-    return {"array": key, "shape": list(array.shape)}
-
-
-def _read(
-    entry: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-    known: dict[tuple[str, tuple[int, ...]], np.ndarray],
-) -> Canvas:
-    """Rebuilds one canvas; equal inputs become one array in memory, too."""
-    inputs = {}
-    for name, place in entry["inputs"].items():
-        key = (place["array"], tuple(place["shape"]))
-        if key not in known:
-            kept = arrays[place["array"]]
-            full = np.zeros(key[1], kept.dtype)
-            if full.ndim:
-                full[: len(kept)] = kept
-            else:
-                full[...] = kept
-            known[key] = full
-        inputs[name] = known[key]
-    frontier = np.zeros(int(entry["block"]), bool)
-    frontier[entry["frontier"]] = True
-    return Canvas(inputs=inputs, frontier=frontier, **{name: entry[name] for name in _PLAIN})

@@ -17,6 +17,7 @@ import numpy as np
 from ..runtime.engines.base import EngineSet
 from ..runtime.evaluate import Progress, bound_totals, half_width
 from ..runtime.families import find_family
+from ..runtime.families.window import choose_block, contexts_by_block
 from ..runtime.manifest import Manifest
 
 
@@ -36,6 +37,12 @@ class Ratio:
     def to_json(self) -> dict[str, float]:
         """Returns the figures for a report."""
         return asdict(self)
+
+
+def default_block(manifest: Manifest) -> int:
+    """Gives the one block size that losses are measured by: what decoding takes unless asked."""
+    shapes = contexts_by_block(manifest.graphs, manifest.graphs[0].name)
+    return choose_block(shapes, None, manifest.block_sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,8 @@
        "float32": ["add_302"]}}}
 
 Edits that come back may leave out layers, or fields of a layer: what is not said is decided as if
-there were no plan. Names that the graphs do not have are refused.
+there were no plan, but a scale without an alpha is one of the unfolded input. Names that the graphs
+do not have are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import CalibrationError, DlmError
+from ..runtime.errors import CalibrationError
 from .linears import PRECISIONS, Layer
 
 PLAN_VERSION = 1
@@ -156,6 +157,11 @@ def apply_edits(
             )
         known = {layer.name: layer for layer in layers[graph]}
         given = content.get("layers", {})
+        if not isinstance(given, dict):
+            raise CalibrationError(
+                f'"layers" of graph {graph} of the plan must be an object of layers by name; leave '
+                "it out to change none"
+            )
         unknown = [name for name in given if name not in known]
         if unknown:
             raise CalibrationError(
@@ -199,28 +205,25 @@ def _check(layer: Layer, fields: Any) -> dict[str, Any]:
         if name in changes and not _is_positive(changes[name], zero=name == "alpha"):
             raise CalibrationError(
                 f"layer {layer.name} of the plan: {name} must be a positive number, found "
-                f"{changes[name]!r}"
+                f"{str(changes[name])[:40]!r}"
             )
+    for name in ("observer", "reason"):
+        if not isinstance(changes.get(name, ""), str):
+            raise CalibrationError(f"layer {layer.name} of the plan: {name} must be a text")
     if changes.get("alpha", 0.0) > 1.0:
         raise CalibrationError(f"layer {layer.name} of the plan: alpha must be at most 1")
     return changes
 
 
 def _is_positive(value: Any, *, zero: bool) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        if not math.isfinite(value):
+            return False
+    except OverflowError:  # an integer beyond every float
         return False
     return value >= 0 if zero else value > 0
-
-
-def write_plan(plan: Plan, path: Path) -> None:
-    """Writes `plan.json` beside its name and renames it; DlmError if that fails."""
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        draft.write_bytes(plan_bytes(plan))
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise DlmError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
 def plan_bytes(plan: Plan) -> bytes:
@@ -237,5 +240,4 @@ __all__ = [
     "default_plan",
     "plan_bytes",
     "read_plan",
-    "write_plan",
 ]

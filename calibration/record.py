@@ -12,7 +12,7 @@ the same texts without a mask, and random tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,23 +20,10 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet
 from ..runtime.families.window import banned_ids
 from ..runtime.generate import generate
-from ..runtime.tokenizer import Tokenizer
 from .canvases import CanvasSet
 from .session import CanvasSettings, Progress, Session
 
-__all__ = ["CanvasSettings", "clean_canvases", "noise_canvases", "prompt_ids", "record_canvases"]
-
-
-def prompt_ids(
-    documents: Iterable[str], tokenizer: Tokenizer, eos_token_id: int, *, limit: int = 256
-) -> list[np.ndarray]:
-    """Returns each document's (L,) int32 ids behind a start token; `limit` documents at most."""
-    prompts = []
-    for document in documents:
-        prompts.append(np.array([eos_token_id, *tokenizer.encode(document)], np.int32))
-        if len(prompts) == limit:
-            break
-    return prompts
+__all__ = ["CanvasSettings", "clean_canvases", "noise_canvases", "record_canvases"]
 
 
 def record_canvases(

@@ -16,14 +16,20 @@ _WIDTH = 8.0
 """Inches."""
 
 
-def make_page(report: Mapping[str, Any]) -> Page:
-    """Lays out a report; ConfigError if the plotting library is not installed."""
+def plotting() -> Callable[..., Any]:
+    """Returns what makes a drawing; ConfigError if the plotting library is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(
             "the report page needs the package matplotlib: pip install 'dlm-edge[report]'"
         ) from error
+    return Figure
+
+
+def make_page(report: Mapping[str, Any]) -> Page:
+    """Lays out a report; ConfigError if the plotting library is not installed."""
+    figure = plotting()
     page = Page(f"What {report['precision']} costs: {report['family']} for {report['target']}")
     figures = list(report["variants"].values())
     # Without layers given up, one of the compared is what ships: once is enough.
@@ -33,10 +39,10 @@ def make_page(report: Mapping[str, Any]) -> Page:
         if report["budget"]["num_float"] or name != report["calibrated_on"]
     ]
     _summary(page, report, figures)
-    _agreement(page, figures, Figure)
-    _trajectories(page, figures, Figure)
-    _sensitivity(page, report, Figure)
-    _ranges(page, report, Figure)
+    _agreement(page, figures, figure)
+    _trajectories(page, figures, figure)
+    _sensitivity(page, report, figure)
+    _ranges(page, report, figure)
     _canvases(page, report)
     return page
 
@@ -83,14 +89,15 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
     )  # fmt: skip
     text = report["text"]
     page.paragraph(
-        f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens, "
-        f"{text['num_samples']} masks per window; what is lost is measured in pairs under equal "
-        "masks, which is why its interval is so much narrower. Top-1 and top-5 compare each "
-        "model's most likely tokens with fp32's on equal canvases (top-5: mean share of the five "
-        f"that both have). Same tokens: finished texts of {text['num_decodes']} equal prompts, "
-        "seeds and random numbers, each model following its own tokens. Judge: perplexity of "
-        "those texts under an external model, lower is more predictable; entropy: of a text's "
-        "words, nats. MiB: graphs and weights.",
+        f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens at blocks "
+        f"of {text['block']}, what decoding takes unless asked (the budget holds there; other "
+        f"block sizes are not measured), {text['num_samples']} masks per window; what is lost is "
+        "measured in pairs under equal masks, which is why its interval is so much narrower. Top-1 "
+        "and top-5 compare each model's most likely tokens with fp32's on equal canvases (top-5: "
+        "mean share of the five that both have). Same tokens: finished texts of "
+        f"{text['num_decodes']} equal prompts, seeds and random numbers, each model following its "
+        "own tokens. Judge: perplexity of those texts under an external model, lower is more "
+        "predictable; entropy: of a text's words, nats. MiB: graphs and weights.",
         kind="note",
     )
 
@@ -257,7 +264,7 @@ def _ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any]) -
 
 def _canvases(page: Page, report: Mapping[str, Any]) -> None:
     rows = report["canvases"]["coverage"]
-    if not rows:
+    if not rows or not report["calibrated_on"]:
         return
     page.heading("What it was calibrated on")
     page.paragraph(report["canvases"]["words"], kind="note")
@@ -270,4 +277,4 @@ def _canvases(page: Page, report: Mapping[str, Any]) -> None:
     )
 
 
-__all__: Sequence[str] = ["make_page"]
+__all__: Sequence[str] = ["make_page", "plotting"]

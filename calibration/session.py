@@ -43,7 +43,7 @@ class CanvasSettings:
     num_samples: int = 2
     """Random masks of each block of a window; even, since they come in pairs."""
     max_mib: int = 1024
-    """Memory that the canvases may take, and disk: fewer per stratum are kept if need be."""
+    """Memory that the canvases may take: fewer per stratum are kept if need be."""
 
     def __post_init__(self) -> None:
         for name in ("per_stratum", "num_decodes", "num_windows", "num_samples", "max_mib"):

@@ -151,10 +151,11 @@ def _quantised_error(
     smoothed = rows / scales
     if dynamic:
         low = np.minimum(smoothed.min(), 0.0)
-        step = (np.maximum(smoothed.max(), 0.0) - low) / 255.0
+        # Of nothing but zeros any step is right, except 0.
+        step = float((np.maximum(smoothed.max(), 0.0) - low) / 255.0) or 1.0
         rounded = np.rint(smoothed / step) * step
     else:
-        step = float((seen.channel_max / scales).max()) / 127.0
+        step = float((seen.channel_max / scales).max()) / 127.0 or 1.0
         rounded = np.clip(np.rint(smoothed / step), -128, 127) * step
     wrong = right = 0.0
     for matrix in weights:

@@ -93,7 +93,7 @@ def _export_chosen(
     from .auto import choose
     from .pack import check_output, export_checkpoint
 
-    check_output(output)
+    check_output(output, settings.report_dir)
     context = click.get_current_context()
     fixed = context.get_parameter_source("precision") is click.core.ParameterSource.COMMANDLINE
     precisions = (settings.precision,) if fixed else ()
@@ -128,15 +128,16 @@ def _export_chosen(
     type=click.Path(path_type=Path),
     help="Text (UTF-8, documents between <|endoftext|>) of the kind that the model will write, to "
     "calibrate and measure fp16 and int8 on. Default: the text that training was validated on, if "
-    "it is still there.",
+    "that is a .txt file and still there.",
 )
 @click.option(
     "--max-loss",
     type=Percent(),
     default="0.5",
     show_default=True,
-    help="Per cent of perplexity that may be lost: layers go back to floating point until it "
-    "holds, and nothing is written if it cannot. With --auto, against its best candidate.",
+    help="Per cent of perplexity that may be lost, measured at the one block size that decoding "
+    "takes unless asked: layers go back to floating point until it holds, and nothing is written "
+    "if it cannot. With --auto, against its best candidate.",
 )
 @click.option(
     "--auto",
@@ -160,7 +161,7 @@ def _export_chosen(
     "--loss-tokens",
     default=8192,
     show_default=True,
-    help="Held-out tokens to measure losses on, at most.",
+    help="Held-out tokens to measure losses on, at most; 64 or more.",
 )
 @click.option(
     "--judge",
@@ -213,9 +214,11 @@ def main(
     CHECKPOINT is a folder that dlm-train wrote, or owner/name on the Hugging Face hub.
 
     With --precision int8 (and fp16, where there is text) the way goes through calibration: the
-    model decodes prompts, scales are fitted to what it meets, each layer is measured alone, and
-    the loss of the whole is held to --max-loss on text that calibration has not seen. A report with
-    drawings goes into the bundle and beside it.
+    model decodes prompts, scales are fitted to what it meets (to clean text, if those do as well),
+    each layer is measured alone, and the loss of the whole is held to --max-loss on text that
+    calibration has not seen: the upper end of its 95 % interval over masks. On cpu and host each
+    run takes its own scales of activations; only what is folded into weights is fitted. A report
+    with drawings goes into the bundle and beside it.
     """
     if given["target"] == "list":
         _list_targets(as_json)

@@ -19,6 +19,7 @@ import onnx
 
 from ..calibration.judge import Judge
 from ..calibration.plan import read_plan
+from ..calibration.report_page import plotting
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.check import GOLDEN_NAME
@@ -66,7 +67,7 @@ def export_checkpoint(
     Raises:
         DlmError: The checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
-    check_output(output)
+    check_output(output, settings.report_dir)
     source = load_source(checkpoint_path, settings)
     own_text = read_own_text(settings.card)
     ids = source.text(settings.data)
@@ -146,6 +147,7 @@ def _texts(source: Source, settings: ExportSettings) -> Texts | None:
         return None
     found = find_text(settings.calibration_data, source.config)
     if found is not None:
+        plotting()  # asked now, since the report is drawn after everything is measured
         return read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
     if settings.precision == "int8" or settings.plan:
         raise CalibrationError(
@@ -170,8 +172,8 @@ def _wishes(
     )
 
 
-def check_output(output: Path) -> None:
-    """Finds out before minutes of work that the bundle could not be written."""
+def check_output(output: Path, report_dir: Path | None = None) -> None:
+    """Finds out before minutes of work that the bundle or its report could not be written."""
     folder = output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
         raise BundleError(
@@ -180,6 +182,13 @@ def check_output(output: Path) -> None:
         )
     if output.suffix != ".dlm":
         raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
+    if report_dir is not None:
+        there = next(place for place in (report_dir.absolute() / "-").parents if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigError(
+                f"cannot write the report into {report_dir}: {there} is no folder or not writable; "
+                "choose another --report-dir"
+            )
 
 
 def _trace_all(

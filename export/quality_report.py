@@ -40,6 +40,7 @@ def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) 
         "text": {
             "source": texts.source,
             "num_tokens": shipped.text.num_tokens,
+            "block": shipped.block,
             "num_samples": shipped.num_samples,
             "num_decodes": shipped.num_decodes,
             "seed": wishes.seed,
@@ -77,8 +78,8 @@ def _findings(shipped: Shipped, wishes: Wishes) -> list[str]:
         item = shipped.variants.get(name)
         if item is not None:
             found.append(
-                f"{name} changes perplexity by {_loss(item.ratio)} and takes "
-                f"{item.num_bytes / whole.num_bytes:.2f} of fp32's bytes."
+                f"{name} changes perplexity by {_loss(item.ratio)} at blocks of {shipped.block} "
+                f"and takes {item.num_bytes / whole.num_bytes:.2f} of fp32's bytes."
             )
     kept = [
         f"{name} of {graph}" for graph, plan in shipped.plan.graphs.items() for name in plan.float32
@@ -112,10 +113,11 @@ def _compared(shipped: Shipped) -> list[str]:
             "Clean text does as well as canvases of the decoding loop on this model, so the "
             "simpler one was used."
         )
-    else:
+    elif "clean" in shipped.comparison:
+        measurable = shipped.against_decoding["clean"].low > 1.0
+        worse = "measurably worse" if measurable else "worse at tokens about to be committed"
         lines.append(
-            "Clean text does measurably worse than canvases of the decoding loop, so these were "
-            "used."
+            f"Clean text does {worse} than canvases of the decoding loop, so these were used."
         )
     lines += [
         f"Calibration on {SETS[name]} gave no scales: {why}."

@@ -9,7 +9,7 @@ measured. Knows no family and no file format: graphs come in and go out as model
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..calibration.budget import fit_budget, single_trial
 from ..calibration.calibrate import Calibrator, Fitted
 from ..calibration.canvases import CanvasSet
 from ..calibration.extremes import beyond_float16, largest_values
-from ..calibration.loss import LossText, Ratio
+from ..calibration.loss import LossText, Ratio, default_block
 from ..calibration.plan import Plan, apply_edits
 from ..calibration.quality import Examiner, Figures
 from ..calibration.record import (
@@ -100,6 +100,7 @@ class Quantiser:
             common = {
                 "sets": sets,
                 "text": text,
+                "block": default_block(self._manifest),
                 "num_samples": len(examiner.totals),
                 "num_decodes": len(self._texts.held_out[:NUM_DECODES]),
             }
@@ -146,6 +147,7 @@ class Quantiser:
         else:
             outcome = fit_budget(best.plan, costs, measure, wishes.max_loss)
         outcome.require(wishes.max_loss, len(list(best.plan.layers())), force=wishes.force)
+        outcome.require_int8(wishes.max_loss, force=wishes.force)
         models = self._calibrator.build(best, outcome.plan)
         variants["int8"] = (
             replace(comparison[chosen], name="int8", title="int8, as shipped")
@@ -154,7 +156,8 @@ class Quantiser:
         )
         return Shipped(
             models=models, plan=outcome.plan, outcome=outcome, variants=variants,
-            comparison=comparison, against_decoding=gains, failures=failures,
+            comparison=comparison if wishes.edits is None else {},
+            against_decoding=gains, failures=failures,
             calibrated_on=chosen, costs=costs,
             largest=self._largest(best, common["sets"]["decode"]), **common,
         )  # fmt: skip
@@ -252,7 +255,7 @@ class Quantiser:
         texts, seed = self._texts, self._wishes.seed
         banned = self._tokenizer.missing_ids(self._manifest.vocab_size)
         makers = {"decode": record_canvases}
-        if self._wishes.precision == "int8":
+        if self._wishes.precision == "int8" and self._wishes.edits is None:
             makers |= {"clean": clean_canvases, "noise": noise_canvases}
         sets = {}
         for name, make in makers.items():
@@ -276,7 +279,7 @@ class Quantiser:
 
 
 def choose(comparison: Mapping[str, Figures], against_decoding: Mapping[str, Ratio]) -> str:
-    """Names the set to ship: clean text, the simpler one, unless it is measurably worse.
+    """Names the set to ship: clean text, the simpler one, unless it does worse.
 
     Worse is a higher perplexity under equal masks, by more than the draws explain, or fewer equal
     tokens at the positions about to be committed, by more than half a per cent.
@@ -295,6 +298,3 @@ def choose(comparison: Mapping[str, Figures], against_decoding: Mapping[str, Rat
 def _member(model: onnx.ModelProto) -> Member:
     data = model.SerializeToString(deterministic=True)
     return Member(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-
-
-__all__: Sequence[str] = ["Quantiser", "choose"]

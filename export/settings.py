@@ -10,6 +10,7 @@ from typing import Any
 from ..jetson.targets import target as find_target
 from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import ConfigError
+from .texts import MIN_HELD_OUT_TOKENS
 
 PRECISIONS = ("fp32", "fp16", "int8")
 ARITHMETIC: Mapping[str, str] = {
@@ -79,8 +80,12 @@ class ExportSettings:
             raise ConfigError(
                 f"--max-loss must be more than 0 and at most 100 per cent, not {self.max_loss:g}"
             )
-        if self.loss_tokens < 1:
-            raise ConfigError(f"--loss-tokens must be at least 1, not {self.loss_tokens}")
+        if self.loss_tokens < MIN_HELD_OUT_TOKENS:
+            raise ConfigError(
+                f"--loss-tokens must be at least {MIN_HELD_OUT_TOKENS}, not {self.loss_tokens}"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"--seed must be 0 or more, not {self.seed}")
         for option, value in (("--plan", self.plan), ("--force", self.force)):
             if value and self.precision == "fp32":
                 raise ConfigError(f"{option} has no meaning with --precision fp32: leave it out")

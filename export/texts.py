@@ -38,13 +38,13 @@ def find_text(given: Path | None, config: Mapping[str, Any]) -> tuple[Path, str]
     """Returns the text to calibrate on and what it is, or None.
 
     That is the text given, else the one that the checkpoint's training was validated on, if it is
-    still where training found it.
+    plain text and still where training found it.
     """
     if given is not None:
         return given, f"--calibration-data {given.name}"
     settings = (config.get("training") or {}).get("settings") or {}
     named = settings.get("valid")
-    if isinstance(named, str) and Path(named).is_file():
+    if isinstance(named, str) and Path(named).suffix == ".txt" and Path(named).is_file():
         return Path(named), f"the text that training was validated on, {Path(named).name}"
     return None
 
@@ -56,9 +56,14 @@ def read_texts(
 
     Raises:
         DataError: A file cannot be read.
-        CalibrationError: Too little text.
+        CalibrationError: Too little text, or one text for both.
     """
     path, source = found
+    if data is not None and _same_file(path, data):
+        raise CalibrationError(
+            f"--data {data.name} is what would be calibrated on, where no loss can be measured: "
+            "leave --data out, so that every other document is held out, or name another text"
+        )
     documents = _ids(path, tokenizer, eos_token_id)
     if data is not None:
         calibration, held_out = documents, _ids(data, tokenizer, eos_token_id)
@@ -73,6 +78,13 @@ def read_texts(
             "another text with --data"
         )
     return Texts(calibration=tuple(calibration), held_out=tuple(held_out), source=source)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # missing ones are told by who reads them
+        return False
 
 
 def _ids(path: Path, tokenizer: Tokenizer, eos_token_id: int) -> list[np.ndarray]:

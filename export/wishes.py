@@ -51,7 +51,7 @@ class Shipped:
     variants: Mapping[str, Figures]
     """fp32, fp16, and int8 if that is what ships."""
     comparison: Mapping[str, Figures]
-    """The int8 recipe before the budget, calibrated on each set."""
+    """The int8 recipe before the budget, calibrated on each set; none with an edited plan."""
     against_decoding: Mapping[str, Ratio]
     """Perplexity of each other set's graphs over that of those calibrated on decoding."""
     failures: Mapping[str, str]
@@ -63,6 +63,8 @@ class Shipped:
     largest: Mapping[str, Mapping[str, Mapping[int, float]]]
     """What enters each layer of what ships, by tenth of the mask ratio."""
     text: LossText
+    block: int
+    """Block size that the text is measured by: others of the bundle are not."""
     num_samples: int
     """Masks per window of the text."""
     num_decodes: int

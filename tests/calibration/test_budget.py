@@ -79,6 +79,17 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_what_it_costs():
     outcome.require(0.005, 2, force=True)
 
 
+def test_a_plan_without_any_int8_layer_is_no_int8_bundle():
+    losses = {"a": 0.02, "b": 0.01}
+    costs = layer_costs(plan_of(losses), additive(losses))
+    outcome = fit_budget(plan_of(losses), costs, additive(losses), 0.005)
+    assert (outcome.met, outcome.num_float) == (True, 2)
+    with pytest.raises(CalibrationError, match=r"--max-loss 0\.5 .*--precision fp16"):
+        outcome.require_int8(0.005, force=False)
+    outcome.require_int8(0.005, force=True)
+    fit_budget(plan_of(losses), costs, additive(losses), 0.015).require_int8(0.015, force=False)
+
+
 def test_the_interval_counts_not_only_the_estimate():
     assert fits(ratio(0.004, 0.001), 0.0051)
     assert not fits(ratio(0.004, 0.002), 0.005)

@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import onnx
+import pytest
 from dlm_edge.calibration.calibrate import Calibrator, Recipe
 from dlm_edge.calibration.canvases import Canvas, CanvasSet
-from dlm_edge.calibration.plan import default_plan
+from dlm_edge.calibration.plan import apply_edits, default_plan, plan_bytes
 from dlm_edge.calibration.qdq import quantize
+from dlm_edge.runtime.errors import CalibrationError
 from onnx.reference import ReferenceEvaluator
 from small_graphs import ROLES, ids, small_graph
 
@@ -23,6 +27,7 @@ def canvas(seed):
 
 
 CANVASES = CanvasSet(items=tuple(canvas(seed) for seed in range(6)), model_sha256="", recipe={})
+OTHERS = CanvasSet(items=tuple(canvas(seed) for seed in range(6, 11)), model_sha256="", recipe={})
 
 
 def calibrator(model, **changes):
@@ -58,13 +63,19 @@ def test_every_int8_layer_gets_a_scale_that_covers_what_was_seen():
     assert np.abs(scores(made) - scores(model)).max() < 0.05
 
 
-def test_smoothed_graphs_compute_the_same():
+def uneven_graph():
+    """A graph that gains from folding: one channel is far above the others."""
     model = small_graph()
     for item in model.graph.initializer:
-        if item.name == "model.norm.weight":  # one channel far above the others
+        if item.name == "model.norm.weight":
             gains = np.ones(8, np.float32)
             gains[3] = 40.0
             item.CopyFrom(onnx.numpy_helper.from_array(gains, item.name))
+    return model
+
+
+def test_smoothed_graphs_compute_the_same():
+    model = uneven_graph()
     work = calibrator(model)
     fitted = work.fit(work.default_plan({}), CANVASES)
     assert fitted.plan.graphs["small"].layers["mlp.up"].alpha is not None
@@ -82,6 +93,30 @@ def test_what_a_plan_says_stays():
     assert fitted.layers["mlp.down"].precision == "float"
     assert fitted.layers["mlp.down"].scale is None
     assert fitted.float32 == ("sum",)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_plan_that_comes_back_is_kept_whatever_canvases_say(folded):
+    """Also where nothing was folded, although folding would gain."""
+    work = calibrator(uneven_graph())
+    whole = work.default_plan({})
+    plan = work.fit(whole, CANVASES).plan
+    if not folded:
+        for name in ("mlp.up", "mlp.down"):
+            plan = plan.with_layer("small", name, alpha=None)
+    edits = json.loads(plan_bytes(plan))["graphs"]
+    values = {"small": {node.output[0] for node in work.models["small"].graph.node}}
+    back = work.fit(apply_edits(whole, edits, work.layers, values), OTHERS)
+    for name, layer in back.plan.graphs["small"].layers.items():
+        before = plan.graphs["small"].layers[name]
+        assert (layer.alpha, layer.scale) == (before.alpha, before.scale)
+    assert (back.models["small"] != work.models["small"]) == folded
+
+
+def test_an_alpha_that_nothing_can_take_is_refused():
+    work = calibrator(small_graph())
+    with pytest.raises(CalibrationError, match="embed has an alpha"):
+        work.fit(work.default_plan({}).with_layer("small", "embed", alpha=0.5), CANVASES)
 
 
 def test_a_recipe_whose_runs_scale_themselves_gets_no_scales():

@@ -2,14 +2,7 @@ import json
 
 import pytest
 from dlm_edge.calibration.linears import find_layers
-from dlm_edge.calibration.plan import (
-    Plan,
-    apply_edits,
-    default_plan,
-    plan_bytes,
-    read_plan,
-    write_plan,
-)
+from dlm_edge.calibration.plan import Plan, apply_edits, default_plan, plan_bytes, read_plan
 from dlm_edge.runtime.errors import CalibrationError
 from small_graphs import ROLES, small_graph
 
@@ -36,8 +29,7 @@ def test_linear_layers_multiply_integers_and_heads_are_only_stored_as_such():
 
 def test_a_plan_comes_back_as_it_was_written(tmp_path):
     plan = PLAN.with_layer("g", "mlp.up", scale=0.25, alpha=0.5, observer="mse")
-    write_plan(plan, tmp_path / "plan.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    (tmp_path / "plan.json").write_bytes(plan_bytes(plan))
     back = apply_edits(PLAN, read_plan(tmp_path / "plan.json"), {"g": LAYERS}, VALUES)
     assert back == plan
     assert json.loads(plan_bytes(plan)) == plan.to_json()
@@ -61,6 +53,12 @@ def test_edits_change_what_they_name_and_nothing_else():
         ({"layers": {"mlp.up": {"alpha": 2}}}, r"mlp\.up.*at most 1"),
         ({"layers": {"mlp.up": {"bits": 4}}}, r"mlp\.up.*alpha, observer, precision"),
         ({"layers": {"mlp.up": 3}}, r"mlp\.up.*object"),
+        ({"layers": {"mlp.up": {"scale": 10**400}}}, r"mlp\.up.*scale.*positive"),
+        ({"layers": {"mlp.up": {"observer": []}}}, r"mlp\.up.*observer must be a text"),
+        ({"layers": {"mlp.up": {"reason": 3}}}, r"mlp\.up.*reason must be a text"),
+        ({"layers": None}, r'"layers" of graph g'),
+        ({"layers": []}, r'"layers" of graph g'),
+        ({"layers": 5}, r'"layers" of graph g'),
         ({"float32": ["nowhere"]}, r"'nowhere'"),
         ({"float32": "sum"}, r"list of value names"),
     ],

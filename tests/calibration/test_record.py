@@ -8,7 +8,6 @@ from dlm_edge.calibration.record import (
     CanvasSettings,
     clean_canvases,
     noise_canvases,
-    prompt_ids,
     record_canvases,
 )
 from dlm_edge.calibration.recorder import Recorder, RecordingEngines
@@ -33,7 +32,8 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prompts():
     texts = ["abc def ghi jkl", "mno pqa bcd efg", "hij klm nop qab"]
-    return prompt_ids(texts, Tokenizer(toy_tokenizer()), 0)
+    tokenizer = Tokenizer(toy_tokenizer())
+    return [np.array([0, *tokenizer.encode(text)], np.int32) for text in texts]
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from dlm_edge.calibration.activations import collect, layer_inputs
+from dlm_edge.calibration.activations import Activation, Histogram, collect, layer_inputs
 from dlm_edge.calibration.canvases import Canvas
 from dlm_edge.calibration.folds import find_folds
 from dlm_edge.calibration.linears import find_layers
-from dlm_edge.calibration.smooth import ALPHAS, search_alphas, smooth, smoothing
+from dlm_edge.calibration.smooth import (
+    ALPHAS,
+    _quantised_error,
+    search_alphas,
+    smooth,
+    smoothing,
+)
 from dlm_edge.runtime.errors import CalibrationError
 from onnx import TensorProto, helper, numpy_helper
 from small_graphs import ROLES, ids, node, small_graph
@@ -232,3 +238,17 @@ def test_layers_that_share_an_input_must_agree():
     layers = find_layers(model, ROLES)
     with pytest.raises(CalibrationError, match="must have the same alpha"):
         smooth(model, layers, {}, {"mlp.up": 0.5, "mlp.gate": 0.7})
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_activations_of_nothing_but_zeros_have_no_error_and_no_warning(dynamic):
+    seen = Activation(
+        histogram=Histogram(),
+        channel_max=np.zeros(3, np.float32),
+        rows=np.zeros((2, 3), np.float32),
+        row_weights=np.ones(2),
+        max_by_decile={},
+        is_constant=True,
+    )
+    with np.errstate(all="raise"):
+        assert _quantised_error(seen, [np.ones((3, 4))], np.ones(3), 127, dynamic) == 0.0

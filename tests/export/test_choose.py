@@ -19,7 +19,7 @@ def chosen(loss, clean_top1=0.99):
     return choose(comparison, {"clean": ratio(loss)})
 
 
-def test_clean_text_is_taken_unless_it_is_measurably_worse():
+def test_clean_text_is_taken_unless_its_perplexity_is_measurably_worse():
     assert chosen(-0.002) == "clean"
     assert chosen(0.0005) == "clean"
     assert chosen(0.002) == "decode"

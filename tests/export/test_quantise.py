@@ -1,6 +1,8 @@
 """Whole exports of an untrained model: every figure of the report is there, every budget holds."""
 
 import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -109,6 +111,8 @@ def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
     assert costs == sorted(costs, reverse=True)
     assert len(quality["ranges"]["denoise"]) == 2 * 4 + 1
     assert quality["budget"]["met"]
+    assert quality["text"]["block"] == 4
+    assert all("at blocks of 4" in line for line in quality["findings"][:2])
     assert quality["calibrated_on"] in ("decode", "clean")
     assert "boats.txt" in quality["text"]["source"]
     assert str(path.parent) not in json.dumps(quality)
@@ -154,6 +158,8 @@ def test_an_edited_plan_is_obeyed(exported, traced_before, small, text, tmp_path
     assert kinds[f"model.{name}.weight.fp16"] == onnx.TensorProto.FLOAT16
     assert report["graphs"]["denoise"]["operators"]["QuantizeLinear"] == 2 * 4
     assert (tmp_path / "out" / "report.html").is_file()
+    assert report["quality"]["comparison"] == report["quality"]["against_decoding"] == {}
+    assert not any("Clean text" in line for line in report["quality"]["findings"])
 
 
 def test_nothing_is_written_beyond_the_budget_unless_forced(
@@ -194,6 +200,7 @@ def test_fp16_with_a_text_has_its_loss_measured(traced_before, small, text, tmp_
     assert set(quality["variants"]) == {"fp32", "fp16"}
     assert abs(quality["variants"]["fp16"]["ratio"]["value"] - 1) < 1e-3
     assert quality["comparison"] == {}
+    assert "calibrated on" not in (tmp_path / "half.report" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -240,6 +247,18 @@ def test_int8_without_any_text_says_what_to_give(small, tmp_path, precision):
         export_checkpoint(small, tmp_path / "x.dlm", ExportSettings(precision=precision))
 
 
+def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "trace", None)
+    settings = ExportSettings(precision="int8", calibration_data=text, **COMMON)
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "new" / "folder"):
+        with pytest.raises(ConfigError, match=r"file is no folder.*--report-dir"):
+            export_checkpoint(small, tmp_path / "x.dlm", replace(settings, report_dir=folder))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match="package matplotlib"):
+        export_checkpoint(small, tmp_path / "x.dlm", settings)
+
+
 def test_a_text_of_one_document_cannot_be_split(small, tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("Only one.")
@@ -271,7 +290,13 @@ def test_a_plan_with_unknown_tensors_is_refused_by_name(traced_before, small, te
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_loss": 0.0}, {"max_loss": float("nan")}, {"loss_tokens": 0}, {"force": True}],
+    [
+        {"max_loss": 0.0},
+        {"max_loss": float("nan")},
+        {"loss_tokens": 63},
+        {"force": True},
+        {"seed": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ConfigError):
