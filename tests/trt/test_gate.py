@@ -43,11 +43,16 @@ VARIANTS = {
 }
 
 
-def quantised(model, precision=None):
-    """Q/DQ as planned, then float16; `precision` is given to every layer that can have it."""
+def quantised(model, precision=None, mixed=False):
+    """Q/DQ as planned, then float16; `precision` is given to every layer that can have it.
+
+    `mixed` leaves every other layer in floating point, as a budget may.
+    """
     layers = find_layers(model, {"ids": "canvas", "time": "time"})
     plan = default_plan(layers)
-    for layer in layers:
+    for number, layer in enumerate(layers):
+        if mixed and number % 2:
+            plan = plan.with_layer(layer.name, precision="float")
         if precision in layer.precisions:
             plan = plan.with_layer(layer.name, precision=precision)
         plan = plan.with_layer(layer.name, scale=0.03)
@@ -66,8 +71,20 @@ def with_large_values(model):
 def with_half_cache(model):
     """As for a board: float16 where the cache enters and leaves."""
     type_fp16(model)
+    narrowed(model)
+
+
+def as_shipped(model, mixed=False):
+    """What `pack` writes of every int8 graph for a board."""
+    quantised(model, mixed=mixed)
+    narrowed(model)
+
+
+def narrowed(model):
+    """Makes the cache float16, where there is one."""
     if any(item.name == "kv" for item in model.graph.input):
         assert narrow_cache(model, "kv", "kv_new")
+    require_clean(model, "denoise")
 
 
 CONVERSIONS = {
@@ -77,6 +94,8 @@ CONVERSIONS = {
     "fp16 typed, float16 cache": with_half_cache,
     "fp16 typed with large values": with_large_values,
     "int8": quantised,
+    "int8, float16 cache": as_shipped,
+    "int8 and float, float16 cache": partial(as_shipped, mixed=True),
     "int8 head": partial(quantised, precision="int8"),
     "int8 weights": partial(quantised, precision="int8-weight"),
 }
