@@ -18,8 +18,8 @@ from ..jetson.onnx_graph import Graph, Initialiser, Node, Port
 from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 
 FILE = "graphs/denoise.onnx"
-_FLOAT, _HALF = 1, 10
-"""ONNX's codes of float32 and float16."""
+_FLOAT, _LONG, _HALF = 1, 7, 10
+"""ONNX's codes of float32, int64 and float16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +98,11 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
     keeps it).
     """
     make = _Builder()
-    cosine, sine = _angles(make, shape)
-    bias = make.cast(make.op("GreaterOrEqual", _keys(make), "start"), _FLOAT)
-    bias = make.op("Mul", make.op("Unsqueeze", bias, make.ints(0, 1, 2)), make.scalar("float32"))
+    past = make.op("Shape", "kv", start=0, end=1)
+    own = make.op("Shape", "ids", start=1, end=2)
+    offsets = make.op("Unsqueeze", _range(make, own), make.ints(0))
+    cosine, sine = _angles(make, shape, offsets)
+    bias = _bias(make, past, own, offsets)
     table = make.weight("embedding", shape.vocab_size, shape.dim)
     x = make.cast(make.op("Gather", table, "ids"), _FLOAT)
     stored = []
@@ -123,6 +125,7 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
             Port(name="ids", dtype="int32", shape=(1, "block")),
             Port(name="start", dtype="int32", shape=(1,)),
             Port(name="kv", dtype="float16", shape=("context", *spec.tensor("kv").shape[1:])),
+            Port(name="split", dtype="int32", shape=(1,)),
         ),
         outputs=(
             Port(name=logits, dtype="float32", shape=(1, "block", shape.vocab_size)),
@@ -131,19 +134,34 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
     )
 
 
-def _keys(make: _Builder) -> str:
-    """As many items as there are keys: context, then block."""
-    past = make.op("Shape", "kv", start=0, end=1)
-    own = make.op("Shape", "ids", start=1, end=2)
-    return make.op("ConstantOfShape", make.op("Add", past, own))
+def _range(make: _Builder, length: str) -> str:
+    """The numbers below a length of shape (1,)."""
+    return make.op("Range", _index(make, 0), make.op("Squeeze", length), _index(make, 1))
 
 
-def _angles(make: _Builder, shape: TransformerShape) -> tuple[str, str]:
-    """Cosine and sine (1, block, 1, head_dim) in float16."""
-    ids = make.cast(make.op("Unsqueeze", "ids", make.ints(2, 3)), _FLOAT)
-    positions = make.op("Add", ids, make.cast("start", _FLOAT))
-    angles = make.op("Mul", positions, make.weight("inv_freq", shape.head_dim, dtype="float32"))
+def _angles(make: _Builder, shape: TransformerShape, offsets: str) -> tuple[str, str]:
+    """Cosine and sine (1, block, 1, head_dim) in float16, of offsets (1, block) in the block."""
+    start = make.op("Unsqueeze", make.cast("start", _LONG), make.ints(1))
+    positions = make.cast(make.op("Add", start, offsets), _FLOAT)
+    rates = make.weight("inv_freq", shape.head_dim // 2, dtype="float32")
+    half = make.op("Mul", make.op("Unsqueeze", positions, make.ints(2)), rates)
+    angles = make.op("Unsqueeze", make.op("Concat", half, half, axis=-1), make.ints(-2))
     return tuple(make.cast(make.op(name, angles), _HALF) for name in ("Cos", "Sin"))
+
+
+def _bias(make: _Builder, past: str, own: str, offsets: str) -> str:
+    """Hides (1, 1, block, context + block) what is not committed, and what `split` parts."""
+    one = make.ints(1)
+    keys = make.op("Unsqueeze", _range(make, past), make.ints(0))
+    hidden = make.op("GreaterOrEqual", keys, make.cast(make.op("Unsqueeze", "start", one), _LONG))
+    hidden = make.op("Unsqueeze", hidden, make.ints(1, 2))
+    rows = make.op("Concat", one, one, own, one, axis=0)
+    earlier = make.op("Expand", make.cast(hidden, _FLOAT), rows)
+    later = make.op("GreaterOrEqual", offsets, make.cast(make.op("Unsqueeze", "split", one), _LONG))
+    before = make.op("Not", make.op("Unsqueeze", later, make.ints(2)))
+    hidden = make.op("And", make.op("Unsqueeze", later, one), before)
+    inside = make.cast(make.op("Unsqueeze", hidden, one), _FLOAT)
+    return make.op("Mul", make.op("Concat", earlier, inside, axis=-1), make.scalar("float32"))
 
 
 def _norm(make: _Builder, shape: TransformerShape, x: str, name: str) -> str:
@@ -168,6 +186,7 @@ def _layer(
     values (1, block, 2, kv_heads, head_dim)."""
     name = f"layer{layer}"
     heads, kv_heads, size = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    past = make.op("Gather", cache, _index(make, layer), axis=2)
     normed = _norm(make, shape, x, f"{name}.attention_norm")
     mixed = make.linear(normed, f"{name}.qkv", shape.dim, shape.qkv_columns, int8)
     if shape.qkv_bias:
@@ -179,7 +198,6 @@ def _layer(
     value = _heads(make, mixed, heads + kv_heads, heads + 2 * kv_heads)
     parts = [make.op("Unsqueeze", part, make.ints(2)) for part in (key, value)]
     new = make.op("Concat", *parts, axis=2)
-    past = make.op("Gather", cache, _index(make, layer), axis=2)
     both = make.op("Concat", make.op("Transpose", past, perm=(1, 0, 2, 3, 4)), new, axis=1)
     seen = _attend(make, shape, query, both, bias)
     out = make.linear(seen, f"{name}.out", heads * size, shape.dim, int8)
@@ -202,8 +220,7 @@ def _index(make: _Builder, number: int) -> str:
 
 
 def _heads(make: _Builder, value: str, start: int, stop: int) -> str:
-    axes, one = make.ints(2), make.ints(1)
-    return make.op("Slice", value, make.ints(start), make.ints(stop), axes, one)
+    return make.op("Slice", value, *(make.ints(size) for size in (start, stop, 2, 1)))
 
 
 def _turn(make: _Builder, x: str, angles: tuple[str, str]) -> str:
@@ -221,8 +238,10 @@ def _attend(make: _Builder, shape: TransformerShape, query: str, both: str, bias
     grouped = make.op("Reshape", turned, make.ints(1, kv_heads, -1, size), allowzero=1)
     keys = make.op("Gather", both, _index(make, 0), axis=2)
     scores = make.op("MatMul", grouped, make.op("Transpose", keys, perm=(0, 2, 3, 1)))
-    scores = make.op("Add", make.cast(scores, _FLOAT), bias)
-    shares = make.cast(make.op("Softmax", scores, axis=-1), _HALF)
+    # Rows by head while the mask is added; 0 keeps the number of keys.
+    scores = make.op("Reshape", make.cast(scores, _FLOAT), make.ints(1, shape.num_heads, -1, 0))
+    shares = make.op("Softmax", make.op("Add", scores, bias), axis=-1)
+    shares = make.op("Reshape", make.cast(shares, _HALF), make.ints(1, kv_heads, -1, 0))
     values = make.op("Gather", both, _index(make, 1), axis=2)
     seen = make.op("MatMul", shares, make.op("Transpose", values, perm=(0, 2, 1, 3)))
     split = make.op("Reshape", seen, make.ints(1, shape.num_heads, -1, size), allowzero=1)
@@ -247,6 +266,7 @@ def _spec(shape: TransformerShape, block: int, context: int, precision: str) -> 
             tensor("ids", "int32", (1, block), "canvas"),
             tensor("start", "int32", (1,), "start"),
             tensor("kv", "float16", (context, *cache), "kv"),
+            tensor("split", "int32", (1,), "split"),
         ),
         outputs=(
             tensor("logits", "float32", (1, block, shape.vocab_size), "logits"),

@@ -6,19 +6,17 @@ builds it there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..jetson.targets import target as find_target
 from ..runtime.bundle import open_bundle
 from ..runtime.engines.plan_cache import PlanCache
 from ..runtime.engines.tensorrt_build import BuildSettings
 from ..runtime.engines.tensorrt_open import at_hand
 from ..runtime.engines.tensorrt_plans import build_plans
 from ..runtime.errors import DlmError
-
-CAPABILITIES: Mapping[str, str | None] = {"host": None, "orin-nano": "8.7"}
-"""Compute capability of the GPU of each target that runs TensorRT; None: whatever is here."""
 
 
 def build_if_at_hand(
@@ -31,11 +29,12 @@ def build_if_at_hand(
     Returns:
         `plans` (one object per plan; empty if none was built) and `why` (in words, why none was).
     """
-    if target not in CAPABILITIES:
+    place = find_target(target)
+    if not place.is_gpu and target != "host":  # host: whatever GPU is here
         return {"plans": [], "why": f"target {target} runs without TensorRT"}
     try:
         trt, gpu = at_hand()
-        wanted = CAPABILITIES[target] or gpu.compute_capability
+        wanted = place.compute_capability or gpu.compute_capability
         if gpu.compute_capability != wanted:
             return {
                 "plans": [],

@@ -27,6 +27,10 @@ def _values(board: Any) -> Iterator[tuple[str, Value]]:
     for name, rail in board.power.get("rail", {}).items():
         if "power" in rail:
             yield name, Value(kind="power", unit="W", value=rail["power"] / 1000)
+    # The rail of the whole module stands here instead, with its name; a mere sum has none.
+    total = board.power.get("tot", {})
+    if "name" in total and "power" in total:
+        yield total["name"], Value(kind="power", unit="W", value=total["power"] / 1000)
     for gpu in board.gpu.values():
         load = gpu.get("status", {}).get("load")
         if load is not None:

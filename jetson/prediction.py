@@ -13,7 +13,7 @@ from typing import Any
 from ..runtime.bundle import default_bundle_path, open_bundle
 from ..runtime.errors import ConfigError
 from .plan import plan_bundle
-from .targets import normal_mode_name
+from .targets import Target, normal_mode_name
 from .targets import target as find_target
 
 _MEASURED_PARTS = {
@@ -36,18 +36,19 @@ def add_prediction(
         mode: power mode of the target; None: the one that is set, else the target's default.
 
     Raises:
-        ConfigError: unknown target or mode.
+        ConfigError: unknown target or mode, or one that must be named.
     """
     summary = record.get("summary")
     if not summary or not summary["figures"]["tokens_per_nfe"]["count"]:
         return
-    name, set_mode = _place(record) if target is None else (target, None)
+    name = _place(record) if target is None else target
     place = find_target(name)
-    wanted = mode if mode is not None else set_mode
+    if mode is None and place.modes and name == record["machine"]["target"]:
+        mode = _set_mode(record, place)
     plan = plan_bundle(
         open_bundle(default_bundle_path() if bundle is None else bundle),
         place,
-        wanted if place.modes else _no_mode(name, mode),
+        mode if place.modes else _no_mode(name, mode),
         tokens_per_nfe=summary["figures"]["tokens_per_nfe"]["median"],
         threads=None if place.modes else record["engine"]["threads"],
     )
@@ -60,14 +61,25 @@ def _no_mode(name: str, mode: str | None) -> None:
         raise ConfigError(f"--mode {mode}: target {name} has no power modes; leave it out")
 
 
-def _place(record: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Returns target and mode of this machine; a board whose CPU did the work counts as host."""
-    machine = record["machine"]
-    if record["engine"]["name"].endswith("cpu") or machine["target"] == "host":
-        return "host", None
-    found = find_target(machine["target"])
-    name = normal_mode_name(machine["power_mode"] or "")
-    return found.name, name if name in found.modes else None
+def _place(record: Mapping[str, Any]) -> str:
+    """Returns the target that this machine is; a board whose CPU did the work counts as host."""
+    if record["engine"]["name"].endswith("cpu"):
+        return "host"
+    found = record["machine"]["target"]
+    if found == "host":
+        raise ConfigError("this machine's GPU is no target that is planned for; name a --target")
+    return found
+
+
+def _set_mode(record: Mapping[str, Any], place: Target) -> str:
+    """Returns the power mode that was set; ConfigError for one that the target has not."""
+    found = record["machine"]["power_mode"]
+    if found is None or normal_mode_name(found) not in place.modes:
+        raise ConfigError(
+            f"the board's power mode {found or 'cannot be read and'} is none of {place.name}'s; "
+            f"give --mode, one of {', '.join(place.modes)}"
+        )
+    return found
 
 
 def compare_with_plan(
@@ -92,8 +104,11 @@ def _times(record: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[dict[
         if found is not None:
             what = "step" if phase["phase"] in ("denoise", "step") else phase["phase"]
             where = f"{what}, block {phase['block']}, context {phase['context']}"
-            yield _row(where, "ms", found["step_ms"], phase["median"])
-            if found["step_ms_uncaptured"] != found["step_ms"]:
+            # A pass that waits after every stage replays no captured step.
+            settled = record.get("stages_settled", False)
+            if not settled:
+                yield _row(where, "ms", found["step_ms"], phase["median"])
+            if settled or found["step_ms_uncaptured"] != found["step_ms"]:
                 yield _row(
                     f"{where}, not captured", "ms", found["step_ms_uncaptured"], phase["median"]
                 )

@@ -115,6 +115,11 @@ class Profiler:
             self._warm_up(self.pipeline)
         with self.span("runs"):
             self._generate(self.pipeline)
+        # A span of its own: joules of the runs are those of the texts that count.
+        device = getattr(self.pipeline.engines, "device", None)
+        if device is not None:
+            with self.span("stages"):
+                self._generate_settled(self.pipeline, device)
         if self._options.layers and isinstance(self.pipeline.engines, LayerClocks):
             with self.span("layers"):
                 self._time_layers(self.pipeline, self.pipeline.engines)
@@ -199,6 +204,11 @@ class Profiler:
         }
         return pipeline
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Overrides of the bundle's decoding settings; known once the bundle is open."""
+        return self._settings
+
     def generate(
         self,
         pipeline: Pipeline,
@@ -223,6 +233,7 @@ class Profiler:
     def _warm_up(self, pipeline: Pipeline) -> None:
         """Generates what does not count; its first text tells how much memory running takes."""
         options = self._options
+        loading = process_memory(self._root)
         reset = reset_peak(self._root)
         begin = time.perf_counter()
         for number in range(options.warm_up):
@@ -231,8 +242,12 @@ class Profiler:
         if options.warm_up:
             self._notes.add("buffers and activations", time.perf_counter() - begin)
         now = process_memory(self._root)
-        if now is not None:
-            self.record["memory"] = {"peak_mib": round(now.peak, 2), "peak_since_load": reset}
+        if now is not None and loading is not None:
+            self.record["memory"] = {
+                "load_peak_mib": round(loading.peak, 2),
+                "peak_mib": round(now.peak, 2),
+                "peak_since_load": reset,
+            }
 
     def _generate(self, pipeline: Pipeline) -> None:
         options = self._options
@@ -242,24 +257,21 @@ class Profiler:
             for number, prompt in enumerate(options.prompts):
                 self._progress("texts", len(self.runs), planned)
                 self.runs.append(self.generate(pipeline, prompt, number, index))
-        self._generate_settled(pipeline)
         if waited is not None:
             self.record["waited_for_cpu_s"] = round((waited_seconds(self._root) or 0) - waited, 4)
+        memory = self.record.setdefault("memory", {})
         now = process_memory(self._root)
         if now is not None:
-            self.record["memory"]["steady_mib"] = round(now.resident, 2)
-            self.record["memory"]["peak_mib"] = round(now.peak, 2)
+            memory["steady_mib"] = round(now.resident, 2)
+            memory["peak_mib"] = round(now.peak, 2)
         if isinstance(pipeline.engines, Accountable):
             held = pipeline.engines.account()
-            self.record["memory"]["engine_account_mib"] = {
+            memory["engine_account_mib"] = {
                 name: round(size / (1 << 20), 3) for name, size in held.items()
             }
 
-    def _generate_settled(self, pipeline: Pipeline) -> None:
+    def _generate_settled(self, pipeline: Pipeline, device: Any) -> None:
         """On an engine that only enqueues, times the stages in a pass that waits for each."""
-        device = getattr(pipeline.engines, "device", None)
-        if device is None:
-            return
 
         def settle() -> None:
             device.flush()

@@ -123,5 +123,6 @@ class Target:
 
 
 def normal_mode_name(name: str) -> str:
-    """Returns a mode's name as the tables have it: `MAXN_SUPER`, `maxn super` -> `maxn-super`."""
-    return name.strip().lower().replace("_", "-").replace(" ", "-")
+    """Returns a mode's name as the tables have it: `MAXN_SUPER` -> `maxn-super`, and as AGX Orin
+    writes it, `MODE_15W` -> `15w`."""
+    return name.strip().lower().replace("_", "-").replace(" ", "-").removeprefix("mode-")

@@ -24,7 +24,7 @@ def board(toy, monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("target", ["host", "orin-nano"])
+@pytest.mark.parametrize("target", ["host", "orin-nano", "orin-nx", "agx-orin"])
 def test_a_plan_is_built_on_the_target_itself_once(toy, board, target):
     for _ in range(2):
         found = build_if_at_hand(toy, target)

@@ -12,7 +12,7 @@ from dlm_edge.runtime.errors import DeviceError
 class Board:
     power = {  # noqa: RUF012
         "rail": {"VDD_CPU_GPU_CV": {"volt": 5056, "curr": 104, "power": 525}, "OTHER": {}},
-        "tot": {"power": 3463},
+        "tot": {"name": "VDD_IN", "volt": 5064, "curr": 684, "power": 3463},
     }
     gpu = {"gpu": {"status": {"load": 41.5}, "freq": {"cur": 918000}}}  # noqa: RUF012
     temperature = {  # noqa: RUF012
@@ -25,10 +25,19 @@ def test_attributes_become_sensors():
     found = {name: (value.unit, value.value) for name, value in read_jtop(Board()).items()}
     assert found == {
         "VDD_CPU_GPU_CV": ("W", 0.525),
+        "VDD_IN": ("W", 3.463),
         "gpu load": ("%", 41.5),
         "gpu clock": ("MHz", 918.0),
         "tj": ("°C", 47.5),
     }
+
+
+def test_a_total_that_is_only_a_sum_is_no_rail():
+    board = Board()
+    board.power = {**Board.power, "tot": {"power": 525, "avg": 525}}
+    assert [name for name, value in read_jtop(board).items() if value.unit == "W"] == [
+        "VDD_CPU_GPU_CV"
+    ]
 
 
 class Client(Board):

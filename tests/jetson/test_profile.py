@@ -33,6 +33,7 @@ def test_memory_parts_lead_from_nothing_to_what_is_resident(record):
     ]  # fmt: skip
     assert sum(part["mib"] for part in parts) == pytest.approx(parts[-1]["resident_mib"], abs=0.1)
     assert record["memory"]["peak_mib"] >= parts[-1]["resident_mib"] - 1
+    assert record["memory"]["load_peak_mib"] >= parts[-2]["resident_mib"] - 1
     held = record["memory"]["engine_account_mib"]
     assert held["weights"] == pytest.approx(8.16, abs=0.1)
     # kv: 256 rows x 4 layers x 2 x 4 heads x 64 float32
@@ -68,6 +69,17 @@ def test_spans_follow_each_other(record):
     assert names == ["idle", "load", "warm-up", "runs", "layers"]
     edges = [edge for span in record["spans"] for edge in (span["begin"], span["end"])]
     assert edges == sorted(edges)
+
+
+def test_without_proc_the_engines_own_account_is_kept(tmp_path):
+    options = ProfileOptions(
+        threads=1, runs=1, warm_up=0, prompts=("",), max_tokens=4, sensors="none", layers=False
+    )
+    profiler = Profiler(options, root=tmp_path)
+    profiler.measure()
+    memory = profiler.finish(complete=True)["memory"]
+    assert "steady_mib" not in memory
+    assert memory["engine_account_mib"]["weights"] > 0
 
 
 def test_an_interrupted_run_keeps_what_was_measured(monkeypatch):

@@ -30,6 +30,8 @@ def test_stages_are_settled_layers_timed_and_memory_accounted(toy):
     record = profiler.finish(complete=True)
     assert [run["num_tokens"] for run in record["runs"]] == wanted
     assert record["stages_settled"]
+    names = [span["name"] for span in record["spans"]]
+    assert names == ["load", "warm-up", "runs", "stages", "layers"]
     assert record["summary"]["stages_ms"]["engine"]["count"] == len(options.prompts)
     assert record["engine"]["name"] == "tensorrt"
     held = record["memory"]["engine_account_mib"]

@@ -32,11 +32,17 @@ def test_a_cpu_has_no_modes():
 
 
 @pytest.mark.parametrize("name", ["MAXN_SUPER", "maxn super", " Maxn-Super "])
-def test_modes_are_found_however_nvpmodel_writes_them(name):
+def test_modes_are_found_however_they_are_written(name):
     assert normal_mode_name(name) == "maxn-super"
     mode = target("orin-nano").mode(name)
     assert mode is not None
     assert mode.nvpmodel_id == 2
+
+
+def test_agx_orins_names_of_modes_are_found():
+    mode = target("agx-orin").mode("MODE_15W")
+    assert mode is not None
+    assert mode.watts == 15
 
 
 @pytest.mark.parametrize(
