@@ -85,6 +85,7 @@ def choose(
     """
     wanted = precisions or PRECISIONS
     candidates: list[Candidate] = []
+    left_out: list[str] = []
     for precision in wanted:
         try:
             candidates += _candidates(
@@ -94,6 +95,12 @@ def choose(
             if len(wanted) == 1:
                 raise
             progress(f"auto: {precision} is left out: {error}")
+            left_out.append(f"{precision} ({error})")
+    if not candidates:
+        raise ConfigError(
+            f"--auto can make none of the precisions here: {'; '.join(left_out)}; mend one of "
+            "these, or name another --precision"
+        )
     judged = _judge(candidates, settings)
     best = max((item for item in judged if item.fits), key=_rate, default=None)
     if best is None:

@@ -18,7 +18,8 @@ from ..runtime.errors import EngineError
 
 MAX_OPSET = 20
 MAX_TENSOR_BYTES = 256 << 20
-"""One allocation: larger ones fail on current L4T (NvMap), so such a head is split."""
+"""One allocation, so that a larger head is split: on current L4T (NvMap) it may fail (reported at
+1,025 MiB; 256 is our margin)."""
 SYMBOLS = ("block", "context")
 ALLOWED_OPS = frozenset(
     """

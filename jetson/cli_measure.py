@@ -9,15 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..runtime.bundle import default_bundle_path, open_bundle
 from ..runtime.cli_common import EXIT_INTERRUPTED, note
 from ..runtime.cli_options import read_prompts
 from ..runtime.errors import DlmError
+from ..runtime.families.window import contexts_by_block
 from ..runtime.pipeline import Pipeline
+from .board import read_machine
 from .cli_runs import NAME, PAGE_NAME, RUN_NAME, draw, prepare_folder, show, write_run
 from .power import current_mode, find_mode, mode_command, set_mode
 from .profile import DEFAULT_PROMPTS, ProfileOptions, Profiler
-from .sweep import Axes, Sweep, parse_axes
+from .sweep import Axes, Sweep, parse_axes, require_blocks
 from .sysfs import ROOT
+from .targets import target as find_target
 
 
 def measure(
@@ -46,6 +50,7 @@ def measure(
         rate=given["rate"],
         layers=given["layers"],
     )
+    _check_first(bundle, axes, given)
     out: Path | None = given["out"]
     if out is not None:
         prepare_folder(out, (RUN_NAME, PAGE_NAME), overwrite=given["overwrite"])
@@ -76,6 +81,18 @@ def measure(
         note(NAME, f"wrote {out / RUN_NAME}")
     if not complete:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _check_first(bundle: Path | None, axes: Axes, given: Mapping[str, Any]) -> None:
+    """Refuses target, mode, judge and blocks that would fail only when all is measured."""
+    place = find_target(given["target"] or read_machine(ROOT).target)
+    if given["mode"] is not None:
+        place.mode(given["mode"])
+    if given["judge"] is not None:
+        open_bundle(given["judge"])
+    if axes.blocks:
+        graphs = open_bundle(bundle or default_bundle_path()).manifest.graphs
+        require_blocks(axes.blocks, contexts_by_block(graphs, graphs[0].name))
 
 
 def _sweep(profiler: Profiler, axes: Axes, given: Mapping[str, Any], bar: Progress) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..runtime.cli_common import DlmCommand, common_options, refuse_together
 from ..runtime.decoding import RULES
@@ -179,6 +180,7 @@ def _check(bundle: Path | None, given: dict[str, Any]) -> None:
         "--doctor": given["doctor"],
         "--sweep": given["sweep"],
         "--power-mode": given["power_mode"] is not None,
+        "--out": given["out"] is not None,
         "--no-predict": given["no_predict"],
         "--target": given["target"] is not None,
         "--mode": given["mode"] is not None,
@@ -189,9 +191,13 @@ def _check(bundle: Path | None, given: dict[str, Any]) -> None:
     others = ("MODEL.dlm", "--sweep", "--power-mode")
     pairs += [(task, other, "it measures no bundle") for task in _TASKS for other in others]
     pairs += [("--no-predict", o, "it is about the plan") for o in ("--target", "--mode")]
+    pairs.append(("--doctor", "--out", "it writes no report"))
     refuse_together(present, *pairs)
     if not given["sweep"]:
-        for option, value in (("--axis", given["axes"]), ("--judge", given["judge"])):
+        source = click.get_current_context().get_parameter_source("texts")
+        texts = source is ParameterSource.COMMANDLINE
+        belong = (("--axis", given["axes"]), ("--judge", given["judge"]), ("--texts", texts))
+        for option, value in belong:
             if value:
                 raise ConfigError(
                     f"{option} has no effect without --sweep; add it or leave both out"

@@ -45,12 +45,13 @@ def prepare_folder(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
 
 
 def write_run(record: Mapping[str, Any], folder: Path) -> Path:
-    """Writes run.json beside its name and renames it."""
+    """Writes run.json beside its name and renames it; an earlier run's page goes."""
     path = folder / RUN_NAME
     draft = path.with_name(f".{RUN_NAME}.part")
     try:
         draft.write_text(json.dumps(record, ensure_ascii=False, allow_nan=False), "utf-8")
         draft.replace(path)
+        (folder / PAGE_NAME).unlink(missing_ok=True)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise DlmError(f"cannot write {path}: {error.strerror}; choose another place") from error

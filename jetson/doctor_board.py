@@ -138,7 +138,9 @@ def _toolkit(root: Path, release: JetPack | None) -> Check:
         f"{wanted}: pycuda is built against it",
         version is not None and (release is None or version == release.cuda),
         "warn",
-        f"sudo apt install cuda-toolkit-{wanted.replace('.', '-')}",
+        f"sudo apt install cuda-toolkit-{wanted.replace('.', '-')}"
+        if release
+        else "sudo apt install nvidia-jetpack",
     )
 
 
@@ -253,7 +255,8 @@ def _nvmap(root: Path, machine: Machine) -> Check:
     return _check(
         "NvMap",
         f"cma={size}M" if size else "no cma= on the kernel's command line",
-        f"cma=950M since L4T {NVMAP_LIMIT_L4T}: single allocations above about 300 MiB fail else"
+        f"cma=950M since L4T {NVMAP_LIMIT_L4T}: large single allocations may fail else (reported "
+        "at 1,025 MiB; 256 is our margin)"
         if affected
         else f"nothing before L4T {NVMAP_LIMIT_L4T}",
         not affected or size >= MIN_CMA_MIB,

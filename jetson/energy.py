@@ -1,8 +1,8 @@
 """A board's power while it decodes: a model with four terms, fitted to two published points.
 
 Power = idle + what running clocks cost + what memory traffic costs + what operations cost, cut at
-the mode's budget. It is a model, not a measurement: take it for the order of magnitude (within
-about 40 %) and for comparing settings; `dlm-profile` measures.
+the mode's budget. It is a model, not a measurement: two points fix it and none checks it, so take
+it for the order of magnitude and for comparing settings; `dlm-profile` measures.
 
 Fitted to: 3.5 W idle at 25W; SmolLM2-135M under llama.cpp at 25W, 165 tokens/s and 22.6 tokens per
 joule, 7.3 W; 21.7 W at the peak of a TensorRT language model run with MAXN_SUPER. All VDD_IN.

@@ -104,16 +104,23 @@ def plan_graphs(
         machine = Cpu(place, host_rates(threads) if rates is None else rates)
     costs = _costs(manifest, graphs)
     memory = memory_plan(manifest, costs, machine)
+    parts = {
+        key_of(spec): _graph_plan(spec, costs[key_of(spec)], machine, tokens_per_nfe)
+        for spec in manifest.graphs
+    }
+    warnings = warnings_of(place, manifest, graphs, costs)
+    if chosen is not None and any(part.capped for part in parts.values()):
+        warnings.append(
+            f"mode {chosen.name} caps the power below what a run would draw: clocks will fall, and "
+            "predicted times do not count that"
+        )
     return Plan(
         target=place.name,
         mode=chosen.name if chosen else None,
         tokens_per_nfe=tokens_per_nfe,
-        graphs={
-            key_of(spec): _graph_plan(spec, costs[key_of(spec)], machine, tokens_per_nfe)
-            for spec in manifest.graphs
-        },
+        graphs=parts,
         memory=memory,
-        warnings=tuple(warnings_of(place, manifest, graphs, costs)),
+        warnings=tuple(warnings),
         assumptions=machine.assumptions,
     )
 
@@ -174,4 +181,5 @@ def _graph_plan(
         tokens_per_s_uncaptured=1e3 * tokens / (run.uncaptured_ms + outside),
         watts=spent.watts if spent else None,
         joules_per_token=spent.joules_per_run / tokens if spent else None,
+        capped=spent is not None and spent.capped,
     )

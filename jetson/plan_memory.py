@@ -15,7 +15,8 @@ from .plan_types import Key, MemoryPlan, key_of
 from .targets import Target
 
 MAX_BUFFER_MIB = 256
-"""Single allocations above this fail on L4T 36.4.7 and later (NvMap, CVE-2025-33177's fix)."""
+"""Single allocations above this may fail on L4T 36.4.7 and later (NvMap, CVE-2025-33177's fix): a
+failure was reported at 1,025 MiB; 256 is our margin."""
 REMEDIES: Mapping[str, str] = {
     "weights": "store them narrower (--precision fp16 or int8) or export a smaller model",
     "kv": "give a smaller --context",
@@ -91,7 +92,8 @@ def warnings_of(
         if size > MAX_BUFFER_MIB * MIB:
             found.append(
                 f"{what} is one buffer of {size / MIB:.0f} MiB; on L4T 36.4.7 and later NvMap "
-                f"fails such allocations from {MAX_BUFFER_MIB} MiB on: {help_}"
+                "may fail such an allocation (reported at 1,025 MiB; "
+                f"{MAX_BUFFER_MIB} is our margin): {help_}"
             )
     return found
 

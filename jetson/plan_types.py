@@ -51,6 +51,8 @@ class GraphPlan:
     watts: float | None
     """None where no power model exists (CPUs)."""
     joules_per_token: float | None
+    capped: bool = False
+    """Whether the mode's budget would slow the run down; times here do not count that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,7 @@ def _memory(page: Page, memory: Mapping[str, Any]) -> None:
             ],
         )  # fmt: skip
     rows = [["highest resident", _number(memory.get("peak_mib"))]]
+    rows.append(["highest until loaded", _number(memory.get("load_peak_mib"))])
     rows.append(["resident at the end of the texts", _number(memory.get("steady_mib"))])
     for name, value in memory.get("engine_account_mib", {}).items():
         rows.append([f"engine's own account: {name}", f"{value:.2f}"])

@@ -6,7 +6,7 @@ bundle's own rule and block and are judged by their speed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -87,6 +87,15 @@ def parse_cell(text: str) -> dict[str, Any]:
         raise ConfigError(f"--axis rule wants a number behind the colon, found {text!r}") from None
 
 
+def require_blocks(blocks: Iterable[int], offered: Collection[int]) -> None:
+    """Raises ConfigError for a block that the bundle has not."""
+    wrong = [block for block in blocks if block not in offered]
+    if wrong:
+        raise ConfigError(
+            f"--axis block={wrong[0]}: the bundle has the blocks {', '.join(map(str, offered))}"
+        )
+
+
 class Sweep:
     """The cells of one bundle; `cells` grows as they are measured."""
 
@@ -125,16 +134,13 @@ class Sweep:
         self._planned = self._plan()
 
     def _plan(self) -> list[tuple[dict[str, Any], int | None]]:
-        """Returns (settings, threads) of every cell; threads None: those that are open."""
+        """Returns (settings over the profiler's own, threads; None: those open) of every cell."""
         pipeline = self._pipeline
         shapes = contexts_by_block(pipeline.engines.specs, pipeline.manifest.graphs[0].name)
         usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
-        blocks = list(self._axes.blocks or usable)
-        wrong = [block for block in blocks if block not in shapes]
-        if wrong:
-            raise ConfigError(
-                f"--axis block={wrong[0]}: the bundle has the blocks {', '.join(map(str, shapes))}"
-            )
+        own = self._profiler.settings.get("block_size")
+        blocks = list(self._axes.blocks or ([own] if own in shapes else usable))
+        require_blocks(blocks, shapes)
         planned: list[tuple[dict[str, Any], int | None]] = []
         takes_blocks = self._accepts({"block_size": blocks[0]})
         for block in blocks if takes_blocks else [None]:
@@ -143,10 +149,19 @@ class Sweep:
             for name in self._axes.rules or RULE_CELLS:
                 settings = parse_cell(name) | size
                 # A family refuses the rules it has not; those asked for by name may not vanish.
-                if self._axes.rules is not None or self._accepts(settings):
+                if self._axes.rules is not None or self._accepts(self._with_own(settings)):
                     planned.append((settings, None))
         planned += [({}, threads) for threads in self._thread_counts()]
-        return planned
+        return [(self._with_own(cell), threads) for cell, threads in planned]
+
+    def _with_own(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a cell over the profiler's settings, without what belongs to another rule."""
+        own = dict(self._profiler.settings)
+        if "rule" in cell:
+            options = {option for rule in RULES.values() for option in rule.options}
+            for option in options.difference(RULES[cell["rule"]].options):
+                own.pop(option, None)
+        return {**own, **cell}
 
     def _accepts(self, settings: Mapping[str, Any]) -> bool:
         try:

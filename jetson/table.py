@@ -87,6 +87,8 @@ def _memory(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"memory, MiB: {parts}"
         held = ", ".join(f"{k} {v:.1f}" for k, v in memory.get("engine_account_mib", {}).items())
         peak = f"highest {memory['peak_mib']:.1f}" if "peak_mib" in memory else ""
+        if "load_peak_mib" in memory:
+            peak += f", {memory['load_peak_mib']:.1f} until loaded"
         yield "; ".join(
             part for part in (peak, f"engine's own account: {held}" if held else "") if part
         )

@@ -34,7 +34,7 @@ JETPACKS: tuple[JetPack, ...] = (
         cuda="12.6",
         tensorrt="10.3.0",
         orin=True,
-        note="adds the Super power modes; from 36.4.7 on NvMap refuses large single allocations",
+        note="adds the Super power modes; from 36.4.7 on NvMap may fail large allocations",
         source="OE4T/meta-tegra scarthgap: cuda-cudart_12.6.68, tensorrt-core_10.3.0.30",
     ),
     JetPack(

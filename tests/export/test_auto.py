@@ -77,6 +77,13 @@ def test_a_precision_that_cannot_be_made_is_left_out_with_a_line(offered, tmp_pa
         pick(tmp_path, precisions=("int8",))
 
 
+def test_no_precision_that_can_be_made_is_one_error_with_all_reasons(offered, tmp_path):
+    offered["int8"] = CalibrationError("no text to calibrate on")
+    offered["fp16"] = CalibrationError("a weight is too large")
+    with pytest.raises(ConfigError, match=r"int8 \(no text .*; fp16 \(a weight"):
+        pick(tmp_path, precisions=("int8", "fp16"))
+
+
 def test_token_by_token_models_keep_the_blocks_of_their_prefill(offered, tmp_path):
     offered["fp32"] = [replace(BASE, block=1)]
     given = ExportSettings(target="orin-nano", blocks=(8,))

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from dlm_edge.jetson import cli_measure
 from dlm_edge.jetson.cli_profile import main
+from dlm_edge.jetson.cli_runs import write_run
 from fake_board import make_board
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,12 @@ def test_overwrite_replaces_it(report):
     assert (folder / "run.json").read_bytes() != before
 
 
+def test_the_page_of_an_earlier_run_does_not_stand_beside_a_new_one(tmp_path):
+    (tmp_path / "report.html").write_text("of an earlier run")
+    write_run({"complete": False}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_json_is_one_object_without_what_only_plots_need():
     result = run(*QUICK, "--json", "--no-layers", "--sensors", "none")
     record = json.loads(result.stdout)
@@ -97,6 +104,11 @@ def test_two_runs_are_compared(report, tmp_path):
     [
         (["--axis", "block=16"], "without --sweep"),
         (["--judge", "x.dlm"], "without --sweep"),
+        (["--texts", "4"], "without --sweep"),
+        (["--doctor", "--out", "x"], "contradicts"),
+        (["--target", "orin-pico"], "orin-nano"),
+        (["--target", "orin-nano", "--mode", "60w"], "7w, 15w, 25w, maxn-super"),
+        (["--sweep", "--axis", "block=7"], "blocks 16, 32, 256"),
         (["--doctor", "--render", "x"], "contradicts"),
         (["model.dlm", "--doctor"], "contradicts"),
         (["--no-predict", "--target", "orin-nano"], "contradicts"),
@@ -122,6 +134,7 @@ def test_a_bad_wish_is_one_line_and_exit_2(arguments, said):
         (["--prompt-file", "/no/prompts"], "/no/prompts"),
         (["--sensors", "tegrastats"], "comes with JetPack"),
         (["--render", "/no/run.json"], "cannot read"),
+        (["--sweep", "--judge", "/no/judge.dlm"], "judge.dlm"),
     ],
 )
 def test_a_missing_thing_is_one_line_and_exit_1(arguments, said, monkeypatch):

@@ -98,6 +98,13 @@ def test_nvmaps_limit_came_with_36_4_7(ready_board):
     assert checks(ready_board)[1]["NvMap"].state == "ok"
 
 
+def test_an_unknown_release_is_mended_by_jetpacks_own_package(ready_board):
+    write(ready_board, "etc/nv_tegra_release", "# R35 (release), REVISION: 4.1, GCID: 1")
+    (ready_board / "usr/local/cuda/version.json").unlink()
+    check = checks(ready_board)[1]["CUDA toolkit"]
+    assert check.remedy == "sudo apt install nvidia-jetpack"
+
+
 def test_bindings_of_another_cuda_are_refused(ready_board):
     check = checks(ready_board, PACKAGES | {"cuda.bindings": "13.5.0"})[1]["cuda-bindings"]
     assert (check.state, check.found) == ("fail", "13.5.0")

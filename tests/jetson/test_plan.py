@@ -142,6 +142,15 @@ def test_what_cannot_fit_is_refused_naming_the_part_and_the_setting(part, settin
     assert "needs 101 MiB on orin-nano, which has 100 free" in str(caught.value)
 
 
+def test_a_mode_that_caps_the_power_is_a_warning(typed_draft):
+    mode = target("orin-nano").mode("7w")
+    assert mode is not None
+    low = replace(mode, watts=3.0)
+    (warning,) = plan_bundle(typed_draft, "orin-nano", low, tokens_per_nfe=1.0).warnings
+    assert "mode 7w caps the power" in warning
+    assert not plan_bundle(typed_draft, "orin-nano", "maxn-super", tokens_per_nfe=1.0).warnings
+
+
 def test_single_buffers_that_nvmap_fails_on_are_named(typed_draft):
     specs = tuple(
         replace(

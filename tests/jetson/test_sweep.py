@@ -116,6 +116,17 @@ def test_a_sweep_measures_its_cells_and_marks_the_best(profiler):
     assert found["judge"] is None
 
 
+def test_cells_keep_the_settings_that_no_axis_varies(profiler, monkeypatch):
+    own = {"temperature": 0.7, "rule": "threshold", "threshold": 0.6, "block_size": 16}
+    monkeypatch.setattr(profiler, "_settings", own)
+    run = sweep(profiler, axes=["rule=threshold:0.9,factor:1", "threads=1"])
+    assert [settings for settings, _ in run._planned] == [
+        own,
+        own | {"threshold": 0.9},
+        {"temperature": 0.7, "rule": "factor", "factor": 1.0, "block_size": 16},
+    ]
+
+
 def test_an_interrupted_sweep_keeps_its_cells(profiler, monkeypatch):
     run = sweep(profiler, axes=["rule=threshold:0.5,threshold:0.95", "block=32", "threads=1"])
     measure = run._cell
