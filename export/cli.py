@@ -263,7 +263,7 @@ def main(
             )
     for plan in built["plans"]:
         click.echo(f"{plan['file']}  TensorRT plan of {plan['bytes'] / 2**20:.1f} MiB in the cache")
-    if not built["plans"]:
+    if not built["plans"] and settings.target != "cpu":  # which nobody expects plans for
         click.echo(
             f"no TensorRT plan built ({built['why']}); where TensorRT is to run it, "
             f"dlm-run {output} --build does",
