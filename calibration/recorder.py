@@ -99,10 +99,11 @@ class Recorder:
         return tuple(item for key in sorted(self._kept) for item in self._kept[key])
 
     def _unmask(self, array: np.ndarray, start: int) -> None:
-        """Writes the text's ids over a canvas's masks, in place."""
+        """Writes the text's ids over a canvas, in place; noise need not be a mask."""
         assert self.clean is not None
-        text = np.resize(self.clean[start : start + array.shape[1]], array.shape)
-        np.copyto(array, text, where=array == self._mask)
+        text = self.clean[start : start + array.shape[1]]
+        np.copyto(array, np.resize(text, array.shape), where=array == self._mask)
+        array[:, : len(text)] = text
 
     def _masked(self, run: _Run) -> np.ndarray:
         """Gives (block,) bool; nothing is masked on a canvas of floats."""

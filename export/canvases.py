@@ -20,7 +20,6 @@ from ..runtime.tokenizer import Tokenizer
 from ..train.families.base import Corrupt
 
 MASK_RATIOS = tuple(tenth / 10 for tenth in range(11))
-MAX_STARTS = 4
 PARAGRAPH = """Once upon a time there was a small red boat that lived by the sea. Every morning it
 waited for the wind, and every evening it came back with a story. One day a little girl named Anna
 found it on the beach. "Where have you been?" she asked. The boat did not answer, but in it lay a

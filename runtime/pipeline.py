@@ -167,6 +167,8 @@ class Pipeline:
         if num_samples is not None:
             if num_samples < 1:
                 raise ConfigError(f"num_samples must be 1 or more, found {num_samples}")
+            if provisional:
+                raise ConfigError("several samples come whole: leave provisional out")
             settings |= {"max_tokens": max_tokens, "seed": seed, "stop": stop, "slide": slide}
             indices = range(sample_index, sample_index + num_samples)
             return [self.generate(prompt, sample_index=i, **settings).result() for i in indices]

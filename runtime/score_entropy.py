@@ -26,11 +26,6 @@ CENTRE = 0.5
 """Noise below and above which `spread_sigma` draws about evenly often (for large sigma_max)."""
 
 
-def log_expm1(sigma: Any) -> Any:
-    """log(exp(sigma) - 1) for sigma > 0, without overflow or cancellation."""
-    return sigma + apply("log", -apply("expm1", -sigma))
-
-
 def move_odds(sigma: Any) -> Any:
     """exp(sigma) - 1: a moved token's chance over a kept one's."""
     return apply("expm1", sigma)
@@ -73,7 +68,7 @@ def uniform_entropy(
         num_states: K.
     """
     odds = move_odds(sigma)
-    rho = odds / (odds + num_states)
+    rho = uniform_ratio(sigma, num_states)
     log_rho = apply("log", rho)
     others = num_states - 1
     kept = rho * linear - others * rho * (log_rho - 1.0)

@@ -1,8 +1,8 @@
 """What a bundle's buffers take on a device, and which of its shapes would still fit.
 
 One KV cache for the largest context, one array per output role for the largest block, small
-inputs: how `tensorrt.DeviceBuffers` lays them out. Weights and scratch memory are TensorRT's and
-handed in.
+inputs: how `device_buffers.DeviceBuffers` lays them out. Weights and scratch memory are TensorRT's
+and handed in.
 """
 
 from __future__ import annotations

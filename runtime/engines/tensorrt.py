@@ -5,29 +5,21 @@ stands in `tensorrt_build.py` and `plan_cache.py`, which do run there. One execu
 (block, context) pair, its profile, shapes and addresses set once; all contexts share one piece of
 scratch memory, since only one runs at a time. A run enqueues and returns: the device's stream
 orders it with the kernels and copies around it.
-
-| what | lives |
-|---|---|
-| `kv` inputs | one allocation per slot, for the largest context; smaller ones see its prefix |
-| other inputs | one allocation per engine |
-| outputs | one allocation per role; any run of the set overwrites them |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from math import prod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..bundle import Bundle
 from ..device import Device
-from ..errors import DeviceError, EngineError
-from ..manifest import GraphSpec, TensorSpec
+from ..errors import EngineError
+from ..manifest import GraphSpec
 from ..replay import ReplayingDevice
 from .base import LayerTimes, find_spec
+from .device_buffers import DeviceBuffers
 from .gpu import Gpu
-from .memory_need import out_of_memory
 from .plan_cache import PlanCache
 from .tensorrt_build import OUT_OF_MEMORY, BuildSettings
 from .tensorrt_layers import layer_profiler, layer_times
@@ -35,66 +27,6 @@ from .tensorrt_log import process_logger
 from .tensorrt_plans import Plan, graph_files, plan_for
 
 _MIB = 1 << 20
-
-
-class DeviceBuffers:
-    """The arrays of a set; see the module's table."""
-
-    def __init__(self, device: Device, specs: Sequence[GraphSpec]) -> None:
-        self._device, self._specs = device, specs
-        self.scratch_bytes = 0
-        """Of TensorRT, for messages."""
-        self._sizes: dict[tuple[Any, ...], int] = {}
-        self._arenas: dict[Sequence[Any], Any] = {}
-        for spec in specs:
-            for tensor in (*spec.inputs, *spec.outputs):
-                key = self._key(tensor, spec)
-                self._sizes[key] = max(prod(tensor.shape), self._sizes.get(key, 0))
-
-    def _key(self, tensor: TensorSpec, spec: GraphSpec) -> tuple[Any, ...]:
-        if tensor.role == "kv":
-            return ("kv", tensor.dtype, tensor.shape[1:])
-        if tensor in spec.outputs:
-            return (tensor.role, tensor.dtype)
-        return (spec.name, spec.block, spec.context, tensor.name)
-
-    def view(self, tensor: TensorSpec, spec: GraphSpec, slot: int) -> Any:
-        """Returns the tensor's array: zeros at first, the same memory at every call."""
-        key = self._key(tensor, spec)
-        place = (*key, slot if tensor.role == "kv" else 0)
-        if place not in self._arenas:
-            self._arenas[place] = self.allocate(self._sizes[key], tensor.dtype)
-            self._device.zero(self._arenas[place])
-        return replace(self._arenas[place], shape=tensor.shape)
-
-    def reserve(self) -> None:
-        """Allocates what every shape needs, so that memory runs out now or never."""
-        for spec in self._specs:
-            for tensor in (*spec.inputs, *spec.outputs):
-                self.view(tensor, spec, 0)
-
-    def allocate(self, size: int, dtype: str) -> Any:
-        """Allocates; EngineError says what all buffers need and which shape would fit."""
-        try:
-            return self._device.empty((size,), dtype)
-        except DeviceError as error:
-            held = sum(array.nbytes for array in self._arenas.values())
-            free = self._device.memory()[0] + held
-            message = out_of_memory(self._specs, self.scratch_bytes, free)
-            raise EngineError(f"{message} ({error})") from error
-
-    def account(self) -> dict[str, int]:
-        """Returns bytes allocated by role; inputs of engines' own count as `inputs`."""
-        held: dict[str, int] = {}
-        for place, arena in self._arenas.items():
-            own = len(place) > 4  # an input of one engine: graph, block, context, name, slot
-            role = "inputs" if own else str(place[0])
-            held[role] = held.get(role, 0) + arena.nbytes
-        return held
-
-    def clear(self) -> None:
-        """Drops every allocation."""
-        self._arenas.clear()
 
 
 class TensorRtEngine:

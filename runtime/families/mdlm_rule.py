@@ -36,8 +36,8 @@ from ..decoding import RULES, DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..manifest import Manifest
 from ..ops.base import Ops, Progress
-from ..schedule import schedule_from_json
 from .base import Request, Span
+from .mdlm_steps import mask_chances, unmask_chances
 from .window import (
     Text,
     append,
@@ -308,18 +308,6 @@ class MaskedRule:
                 append(self._ops, engine, self._cached, self._block, into=holder)
                 self._cached += self._block
             self._advance()
-
-
-def mask_chances(manifest: Manifest, steps: int) -> np.ndarray:
-    """Gives (steps + 1,) float64: the schedule's m_t at t = 1 - i / steps."""
-    times = 1.0 - np.arange(steps + 1) / steps
-    return np.asarray(schedule_from_json(manifest.noise_schedule).move_chance(times))
-
-
-def unmask_chances(manifest: Manifest, steps: int) -> np.ndarray:
-    """Gives (steps,) float64: (m_t - m_s) / m_t from t = 1 - i / steps to s = t - 1 / steps."""
-    moved = mask_chances(manifest, steps)
-    return (moved[:-1] - moved[1:]) / moved[:-1]
 
 
 def _banned(manifest: Manifest, request: Request) -> tuple[int, ...]:

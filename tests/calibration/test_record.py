@@ -18,6 +18,7 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.runtime.tokenizer import Tokenizer
+from score_bundle import EOS, write_score
 from toy_bundle import BLOCK, CACHE, KEYS, toy_manifest, toy_tokenizer, write_toy
 
 MASK = 1
@@ -161,6 +162,18 @@ def test_clean_canvases_hold_no_mask_and_the_texts_own_tokens(bundle, prompts):
     for item in clean.items:
         assert item.mask_ratio == 0.0
         assert " ".join(map(str, item.inputs["ids"][0].tolist())) in stream
+
+
+def test_clean_canvases_hold_the_text_where_noise_replaces_tokens_by_others(tmp_path):
+    bundle = open_bundle(write_score(tmp_path / "s.dlm", "uniform"))
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    window = np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
+    clean = clean_canvases(bundle, [window], SMALL, seed=0)
+    assert len(clean)
+    for item in clean.items:
+        ids = item.inputs["ids"][0]
+        text = window[: len(ids)]
+        assert np.array_equal(ids[: len(text)], text)
 
 
 def test_noise_canvases_hold_random_tokens_but_never_the_mask(bundle, prompts):

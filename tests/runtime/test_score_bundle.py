@@ -126,6 +126,7 @@ def test_frames_are_the_canvases_of_every_step_and_end_with_the_text(pipeline):
     ("arguments", "words"),
     [
         ({"num_samples": 0}, "num_samples must be"),
+        ({"num_samples": 2, "provisional": True}, "leave provisional out"),
         ({"num_steps": 4, "steps": 4}, "one setting"),
         ({"num_steps": 0}, "steps must be"),
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families.mdlm_rule import unmask_chances
+from dlm_edge.runtime.families.mdlm_steps import unmask_chances
 from dlm_edge.runtime.schedule import make_schedule
 from dlm_edge.runtime.transition import (
     analytic_step,

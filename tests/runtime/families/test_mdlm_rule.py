@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.families.base import Request
-from dlm_edge.runtime.families.mdlm_rule import unmask_chances
+from dlm_edge.runtime.families.mdlm_steps import unmask_chances
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from table_engines import TableEngines, joint_model, make_manifest
