@@ -75,11 +75,13 @@ class Session:
         assert inner is not None
         try:
             self.prompts = _check_prompts(prompts, self.manifest)
-            sources = 1 if unmasked else 2
-            kept = _per_stratum(self.manifest, settings, sources)
             # Unmasked canvases have one decile only: it gets what all of them would.
-            number = kept * (2 * NUM_DECILES if unmasked else 1)
-            self.recorder = Recorder(self.manifest.mask_token_id, per_stratum=number, seed=seed)
+            self.recorder = Recorder(
+                self.manifest.mask_token_id,
+                per_stratum=settings.per_stratum * (2 * NUM_DECILES if unmasked else 1),
+                seed=seed,
+                max_bytes=settings.max_mib << 20,
+            )
             self.engines = RecordingEngines(inner, self.recorder)
             self.family = find_family(self.manifest.family)
             self.modes = modes_of(self.manifest, self.engines)
@@ -237,22 +239,6 @@ def _check_prompts(prompts: Sequence[np.ndarray], manifest: Manifest) -> list[np
             f"a block of {block}: give longer texts"
         )
     return long
-
-
-def _per_stratum(manifest: Manifest, settings: CanvasSettings, num_sources: int) -> int:
-    """Returns how many canvases of a stratum fit, were all their inputs different."""
-    each = [
-        sum(int(np.prod(item.shape)) * np.dtype(item.dtype).itemsize for item in spec.inputs)
-        for spec in manifest.graphs
-    ]
-    all_once = num_sources * (NUM_DECILES + 1) * sum(each)
-    fitting = (settings.max_mib << 20) // all_once
-    if not fitting:
-        raise CalibrationError(
-            f"one canvas of each kind takes {-(-all_once >> 20)} MiB, more than the "
-            f"{settings.max_mib} allowed: allow more, or export fewer block and context sizes"
-        )
-    return min(settings.per_stratum, fitting)
 
 
 def model_sha256(manifest: Manifest) -> str:

@@ -161,7 +161,7 @@ def _export_chosen(
     type=click.Path(path_type=Path),
     help="File for the canvases that the model is calibrated on: read if it is there and belongs "
     "to this checkpoint, text and sizes, else recorded and written. It serves every precision and "
-    "target; a few hundred MiB.",
+    "target; some hundred MiB, and 1 GiB for each of four sets at most.",
 )
 @click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too.")
 @click.option(
