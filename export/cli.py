@@ -135,8 +135,8 @@ def _export_chosen(
     type=Percent(),
     default="0.5",
     show_default=True,
-    help="Per cent of perplexity that may be lost, measured at the one block size that decoding "
-    "takes unless asked: layers go back to floating point until it holds, and nothing is written "
+    help="Per cent of perplexity that may be lost, at the worst of the block sizes that texts are "
+    "decoded or filled by: layers go back to floating point until it holds, and nothing is written "
     "if it cannot. With --auto, against its best candidate.",
 )
 @click.option(
