@@ -19,7 +19,7 @@ from ..runtime.families.base import Request
 from ..runtime.manifest import Manifest
 from ..runtime.ops.numpy_ops import NumpyOps
 from .canvases import NUM_DECILES, CanvasSet, Stratum
-from .modes import modes_of
+from .modes import Mode, modes_of
 from .recorder import Recorder, RecordingEngines
 
 Progress = Callable[[int, int], None]
@@ -37,7 +37,7 @@ class CanvasSettings:
     per_stratum: int = 4
     """Canvases kept per graph, shape, mask-ratio decile and source, if memory allows."""
     num_decodes: int = 6
-    """Texts decoded per block size."""
+    """Texts decoded per block size; two where a block is most of a text."""
     num_windows: int = 8
     """Windows of text masked at random, per block size."""
     num_samples: int = 2
@@ -128,13 +128,25 @@ class Session:
         )
         return min(self.manifest.max_position, widest)
 
+    def room_of(self, mode: Mode) -> int:
+        """Positions that a text decoded in one way can have."""
+        # A gap sees the text on both sides, so that text and gap are one block.
+        room = min(self.manifest.max_position, mode.block or 0) if mode.gap else 0
+        return room or self.room(mode.block)
+
+    def num_texts(self, mode: Mode) -> int:
+        """Texts to decode in one way: fewer where a run is most of the text, and costs as much.
+
+        Each of them goes through every mask ratio, so that two cover what more would.
+        """
+        wide = mode.block is not None and 2 * mode.block > self.room_of(mode)
+        return min(2, self.settings.num_decodes) if wide else self.settings.num_decodes
+
     def requests(self, banned: Sequence[int]) -> Iterator[Request]:
         """Yields what to decode: every mode, prompts of several lengths in turn."""
         for mode in self.modes:
-            # A gap sees the text on both sides, so that text and gap are one block.
-            room = min(self.manifest.max_position, mode.block or 0) if mode.gap else 0
-            room = room or self.room(mode.block)
-            for number in range(self.settings.num_decodes):
+            room = self.room_of(mode)
+            for number in range(self.num_texts(mode)):
                 prompt = self.prompts[number % len(self.prompts)]
                 share = PROMPT_SHARES[number % len(PROMPT_SHARES)]
                 yield mode.request(
