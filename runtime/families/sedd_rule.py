@@ -187,6 +187,8 @@ class ScoreRule:
         position = self._canvas.position
         end = min(progress.num_final, self._text.limit - position)
         before = self._text.num_known
+        if position + end <= before:
+            return
         new = self._text.extend(position, self._ops.ids(self._canvas)[:end])
         if new:
             yield Span(position=before, token_ids=new, committed=True)

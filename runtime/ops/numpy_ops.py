@@ -246,10 +246,14 @@ class NumpyOps:
         """Gives the number of leading final positions, and whether the text ends behind them."""
         ids = canvas.ids[0]
         holes = ids == canvas.mask_token_id
-        num_final = int(holes.argmax()) if holes.any() else len(ids)
-        stops = np.flatnonzero(ids[canvas.first : num_final] == canvas.eos_token_id)
-        if len(stops):
-            return canvas.first + int(stops[0]), True
+        num_final = int(holes.argmax())
+        if not holes[num_final]:
+            num_final = len(ids)
+        if num_final > canvas.first:
+            stops = ids[canvas.first : num_final] == canvas.eos_token_id
+            stop = int(stops.argmax())
+            if stops[stop]:
+                return canvas.first + stop, True
         return num_final, False
 
     def ids(self, canvas: Canvas) -> np.ndarray:

@@ -187,15 +187,15 @@ def locate(
     Returns:
         (n,) int64 ids.
     """
-    own = np.arange(len(rows))
-    cumulative = np.cumsum(sums[rows], axis=1, dtype=np.float64)
-    target = uniforms * cumulative[:, -1]
-    chunk = np.add.reduce(cumulative <= target[:, None], axis=1)
-    np.minimum(chunk, cumulative.shape[1] - 1, out=chunk)
+    before = np.zeros((len(rows), sums.shape[1] + 1))
+    np.add.accumulate(sums[rows], axis=1, dtype=np.float64, out=before[:, 1:])
+    target = uniforms * before[:, -1]
+    # The last chunk is the target's where no other is.
+    chunk = np.add.reduce(before[:, 1:-1] <= target[:, None], axis=1)
     within = chunks[rows, chunk].astype(np.float64)
-    within[:, 0] += np.where(chunk > 0, cumulative[own, chunk - 1], 0.0)
-    index = np.add.reduce(np.cumsum(within, axis=1) <= target[:, None], axis=1)
-    for one in np.flatnonzero(index == CHUNK):
+    within[:, 0] += before[np.arange(len(rows)), chunk]
+    index = np.add.reduce(np.add.accumulate(within, axis=1) <= target[:, None], axis=1)
+    for one in (index == CHUNK).nonzero()[0]:
         # The chunk's float32 sum was above the float64 one by rounding: its last weight.
         index[one] = np.flatnonzero(chunks[rows[one], chunk[one]])[-1]
     return chunk * CHUNK + index
