@@ -79,7 +79,7 @@ def uniform_entropy(
 
 
 def prior_nats(last: float, num_states: int) -> float:
-    """KL(p(x_1 | x_0) || uniform) per token under the uniform graph, in nats; `last` is sigma(1)."""
+    """KL(p(x_1 | x_0) || uniform) per token of the uniform graph, in nats; `last` is sigma(1)."""
     other = -math.expm1(-last) / num_states
     own = math.exp(-last) + other
     nats = own * math.log(num_states * own)

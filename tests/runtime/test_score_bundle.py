@@ -166,7 +166,7 @@ def test_a_folder_is_opened_by_the_bundle_in_it(tmp_path):
     with pytest.raises(BundleError, match="holds no bundle"):
         Pipeline.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BundleError, match="dlm-export"):
+    with pytest.raises(BundleError, match=r"train\.pretrained, or make a bundle of it: dlm-export"):
         Pipeline.from_pretrained(tmp_path)
     with pytest.raises(BundleError, match="dlm-export someone/model"):
         Pipeline.from_pretrained("someone/model")
