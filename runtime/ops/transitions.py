@@ -177,7 +177,8 @@ def _movers(
     among the others: no comparison finds that they stay.
     """
     _, gain, offset, stay, slope = step.tolist()
-    still = np.maximum(stay - slope * total, 0.0)
+    still = stay - slope * total
+    still[still < 0.0] = 0.0
     most = (gain * ROUNDING) * total
     stays = uniforms * (most + still) > most
     rows = slots = (~stays).nonzero()[0]
