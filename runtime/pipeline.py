@@ -102,7 +102,11 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
-        """Opens a bundle by its file or the folder that holds it; options and errors of `load`."""
+        """Opens a bundle by its file or the folder that holds it; options and errors of `load`.
+
+        `Pipeline` of `dlm_edge.train.pretrained` opens checkpoints and names of the Hugging Face
+        hub as well, which takes PyTorch.
+        """
         return cls.load(find_bundle(path), **options)
 
     @property

@@ -44,6 +44,8 @@ class _Scratch:
         self.rows = TransitionScratch(block, vocab_size, banned) if transition else None
         self.banned = np.array(banned, dtype=np.int64)
         self.draws: dict[DrawKind, tuple[int, np.ndarray]] = {}
+        self.hole = -1
+        """Index of the first mask at the last commit, all before it being no end of text; or -1."""
 
 
 class NumpyOps:
@@ -104,6 +106,7 @@ class NumpyOps:
         canvas.step, canvas.time = 0, 1.0
         canvas.num_masked = canvas.num_masked_at_start = int(np.count_nonzero(masked))
         canvas.scratch.draws.clear()
+        canvas.scratch.hole = -1
         if canvas.transition is not None:
             canvas.sigma[0] = canvas.transition[0, 0]
         return canvas.num_masked
@@ -245,11 +248,19 @@ class NumpyOps:
     def _end_of_text(self, canvas: Canvas) -> tuple[int, bool]:
         """Gives the number of leading final positions, and whether the text ends behind them."""
         ids = canvas.ids[0]
+        first = canvas.scratch.hole
+        if first >= 0 and ids[first] == canvas.mask_token_id:
+            return first, False
         holes = ids == canvas.mask_token_id
-        num_final = int(holes.argmax()) if holes.any() else len(ids)
-        stops = np.flatnonzero(ids[canvas.first : num_final] == canvas.eos_token_id)
-        if len(stops):
-            return canvas.first + int(stops[0]), True
+        num_final = int(holes.argmax())
+        if not holes[num_final]:
+            num_final = len(ids)
+        if num_final > canvas.first:
+            stops = ids[canvas.first : num_final] == canvas.eos_token_id
+            stop = int(stops.argmax())
+            if stops[stop]:
+                return canvas.first + stop, True
+        canvas.scratch.hole = num_final if num_final < len(ids) else -1
         return num_final, False
 
     def ids(self, canvas: Canvas) -> np.ndarray:
