@@ -13,18 +13,20 @@ from typing import Any
 
 from .power import current_mode
 from .sysfs import ROOT, read_text
-from .targets import jetpack_of
+from .targets import MODULES, jetpack_of
 
 _MODEL = "proc/device-tree/model"
+_COMPATIBLE = "proc/device-tree/compatible"
+_PART = re.compile(r"p3\d{3}-\d{4}")
 _RELEASE = "etc/nv_tegra_release"
 _CPU_MODEL = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 _PACKAGES = ("numpy", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings", "tokenizers")
 _BOARDS = (
     ("orin nano", (("orin-nano-4gb", 0, 6000), ("orin-nano", 6000, 1 << 40))),
     ("orin nx", (("orin-nx-8gb", 0, 12000), ("orin-nx", 12000, 1 << 40))),
-    ("agx orin", (("agx-orin", 0, 1 << 40),)),
+    ("agx orin", (("agx-orin-32gb", 0, 45000), ("agx-orin", 45000, 1 << 40))),
 )
-"""Target by model and MemTotal in MiB: the device tree of a kit does not tell 4 from 8 GB."""
+"""Target by model and MemTotal in MiB, where the device tree names no module that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ def read_machine(root: Path = ROOT) -> Machine:
         kernel=platform.release(),
         python=platform.python_version(),
         power_mode=mode.name if mode else None,
-        target=target_of(tree or "", total),
+        target=target_of(tree or "", total, read_text(root / _COMPATIBLE) or ""),
         packages=installed(),
     )
 
@@ -109,8 +111,17 @@ def cpu_name(root: Path) -> str:
     return found[1].strip() if found else platform.machine()
 
 
-def target_of(model: str, memory_mib: float) -> str:
-    """Returns the target whose board this is; `host` for every other machine."""
+def target_of(model: str, memory_mib: float, compatible: str = "") -> str:
+    """Returns the target whose board this is; `host` for every other machine.
+
+    Args:
+        model: as the device tree has it.
+        memory_mib: MemTotal.
+        compatible: as the device tree has it: carrier board and module by part number.
+    """
+    for part in _PART.findall(compatible):
+        if part in MODULES:
+            return MODULES[part]
     for name, sizes in _BOARDS:
         if name in model.lower():
             return next(t for t, low, high in sizes if low <= memory_mib < high)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sysfs import Sensor, read_text
+from .sysfs import OpenFile, Sensor, read_text
 
+MEMORY_HZ = 20.0
 _MIB = 1 << 20
 
 
@@ -73,7 +74,7 @@ def malloc_reader() -> Sensor | None:
             info = mallinfo2()
             return (info.uordblks + info.hblkhd) / _MIB
 
-        return Sensor(name="malloc", kind="memory", unit="MiB", read=read)
+        return Sensor(name="malloc", kind="memory", unit="MiB", read=read, max_hz=MEMORY_HZ)
     return None
 
 
@@ -87,11 +88,12 @@ def process_sensors(root: Path) -> Iterator[Sensor]:
 
 
 def _resident(path: Path) -> Sensor:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    file = OpenFile(path)
     page = os.sysconf("SC_PAGE_SIZE") / _MIB
     return Sensor(
         name="resident",
         kind="memory",
         unit="MiB",
-        read=lambda: int(os.pread(descriptor, 128, 0).split()[1]) * page,
+        read=lambda: int(file.start(128).split()[1]) * page,
+        max_hz=MEMORY_HZ,
     )
