@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -235,7 +234,7 @@ def main(
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     # torch takes seconds to import: usage errors should not wait for it.
-    from ..runtime.cli_load import BuildLine
+    from ..runtime.progress import ProgressLine
     from .pack import ExportSettings, export_checkpoint
     from .plans import build_if_at_hand
 
@@ -251,11 +250,11 @@ def main(
         report = _export_chosen(checkpoint, output, settings, progress)
     else:
         report = export_checkpoint(checkpoint, output, settings, progress)
-    line = BuildLine(sys.stderr)
+    line = ProgressLine()
     try:
-        built = build_if_at_hand(output, settings.target, line.show)
+        built = build_if_at_hand(output, settings.target, line.show_share)
     finally:
-        line.end()
+        line.wipe()
     if as_json:
         print_json({**report, "tensorrt": built})
         return

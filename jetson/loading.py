@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import Bundle, default_bundle_path, open_bundle
+from ..runtime.bundle import default_bundle_path, open_bundle
 from ..runtime.engines import open_engines
 from ..runtime.pipeline import Pipeline
 from ..runtime.tokenizer import Tokenizer
@@ -72,19 +72,3 @@ def load_by_parts(
         engines.engine(spec.name, spec.block, spec.context)
     notes.add("weights and session", clock() - begin)
     return Pipeline(bundle, engines, tokenizer)
-
-
-def bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    """Returns what a report says of a bundle."""
-    manifest = bundle.manifest
-    return {
-        "name": bundle.path.name,
-        "sha256": bundle.sha256,
-        "size_mib": round(bundle.path.stat().st_size / (1 << 20), 2),
-        "family": manifest.family,
-        "precision": manifest.precision,
-        "target": manifest.target,
-        "num_parameters": manifest.model.get("num_parameters"),
-        "vocab_size": manifest.vocab_size,
-        "block_sizes": list(manifest.block_sizes),
-    }

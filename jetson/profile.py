@@ -14,11 +14,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..runtime.bundle import bundle_facts
 from ..runtime.cli_options import with_rule
 from ..runtime.engines.base import Accountable, LayerClocks
 from ..runtime.pipeline import Pipeline
 from .board import read_machine
-from .loading import MemoryNotes, bundle_facts, load_by_parts
+from .loading import MemoryNotes, load_by_parts
 from .measured import layer_record, run_energy
 from .memory import process_memory, reset_peak
 from .run_record import TextRun, summarise

@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path("/")
+from ..runtime.machine import ROOT, read_text
+
+__all__ = ["ROOT", "NumberFile", "OpenFile", "Sensor", "first_existing", "number_file"]
+__all__ += ["read_number", "read_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +32,6 @@ class Sensor:
     max_hz: float = math.inf
     """Readings per second beyond which nothing new is told, or not worth its cost. Sensors of one
     rate are read together: their values stand side by side."""
-
-
-def read_text(path: Path) -> str | None:
-    """Returns a file's text, stripped of the NUL that device-tree files end with; None: absent."""
-    try:
-        return path.read_bytes().decode("utf-8", "replace").strip("\0\n ")
-    except OSError:
-        return None
 
 
 def read_number(path: Path) -> float | None:

@@ -1,8 +1,9 @@
 import pytest
-from dlm_edge.jetson.board import read_l4t, read_machine, release_at_least, target_of
+from dlm_edge.jetson.board import read_machine, release_at_least, target_of
 from dlm_edge.jetson.power import current_mode, find_mode, list_modes, mode_command, set_mode
 from dlm_edge.jetson.targets import TARGETS
 from dlm_edge.runtime.errors import ConfigError, DeviceError
+from dlm_edge.runtime.machine import read_l4t
 from fake_board import write
 
 
