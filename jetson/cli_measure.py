@@ -19,7 +19,8 @@ from ..runtime.progress import ProgressLine
 from .board import read_machine
 from .cli_runs import NAME, PAGE_NAME, RUN_NAME, draw, prepare_folder, show, write_run
 from .power import current_mode, find_mode, mode_command, set_mode
-from .profile import DEFAULT_PROMPTS, ProfileOptions, Profiler
+from .profile import Profiler
+from .profile_options import ProfileOptions
 from .sweep import Axes, Sweep, parse_axes, require_blocks
 from .sysfs import ROOT
 from .targets import target as find_target
@@ -35,7 +36,7 @@ def measure(
 ) -> None:
     """Measures, prints and writes; exits 130 with what there was on Ctrl-C."""
     axes = parse_axes(given["axes"])
-    prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else DEFAULT_PROMPTS
+    prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else None
     options = ProfileOptions(
         bundle=bundle,
         engine=given["engine"],

@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dlm_edge.jetson.profile import ProfileOptions, Profiler
+from dlm_edge.jetson.profile import Profiler
+from dlm_edge.jetson.profile_options import ProfileOptions
 from dlm_edge.jetson.quality import Judge, distinct, measure_quality, word_entropy
 from dlm_edge.jetson.sweep import (
     Axes,
