@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from ..runtime.cache import cache_root, locked, write_beside
 from ..runtime.engines.onnxruntime import default_threads, import_backend
+from ..runtime.machine import cpu_name
 from .cost import PRODUCTS, GraphCost, NodeCost
 from .origins import VIEWS
 from .roofline import RunTime
@@ -72,16 +72,6 @@ class HostRates:
     """Memory of a process with the engine open and no model."""
 
 
-def cpu_model() -> str:
-    """Returns the processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def host_rates(
     threads: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -102,7 +92,7 @@ def host_rates(
     """
     count = default_threads() if threads is None else threads
     engine = import_backend().__version__
-    key = hashlib.sha256(f"{VERSION}/{cpu_model()}/{count}/{engine}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{VERSION}/{cpu_name()}/{count}/{engine}".encode()).hexdigest()[:16]
     path = cache_root() / f"host-{key}.json"
     with locked(path.with_suffix(".lock")):
         known = None if again else _read(path)
@@ -142,7 +132,7 @@ def measure(threads: int) -> HostRates:
     row = max((many - few) / 16 - item * 8192, 0.0)
     return HostRates(
         version=VERSION,
-        cpu=cpu_model(),
+        cpu=cpu_name(),
         threads=threads,
         engine=import_backend().__version__,
         rows=probe.ROWS,

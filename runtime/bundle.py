@@ -197,3 +197,19 @@ def _open_file(path: Path) -> BinaryIO:
             f"{path} is not a file or is empty; name a .dlm file that dlm-export wrote"
         )
     return handle
+
+
+def bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    """Returns what a report says of a bundle."""
+    manifest = bundle.manifest
+    return {
+        "name": bundle.path.name,
+        "sha256": bundle.sha256,
+        "size_mib": round(bundle.path.stat().st_size / (1 << 20), 2),
+        "family": manifest.family,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "num_parameters": manifest.model.get("num_parameters"),
+        "vocab_size": manifest.vocab_size,
+        "block_sizes": list(manifest.block_sizes),
+    }
