@@ -24,6 +24,7 @@ from .convert import resolve_config
 from .data import documents, find_source, fingerprint
 from .families import FAMILIES
 from .loop import Loop
+from .lora import Lora
 from .progress import NoCurves, Progress, make_curves
 from .sharding import fsdp_strategy
 from .shards import Corpus, prepare
@@ -66,11 +67,12 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     if start is not None:
         start.load(module, tokenizer)
         companions = start.checkpoint.companions
+    lora = _fit(module, model_config, config)
     batches = Batches(
         corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
     )
     held_out = held_out_rows(corpus.valid, context=config.context, max_rows=config.eval_rows)
-    loop = Loop(fabric, family, module, model_config, config, batches, held_out)
+    loop = Loop(fabric, family, module, model_config, config, batches, held_out, lora)
     if state is not None:
         _refuse_other_data(out, corpus)
         loop.load(state)
@@ -81,6 +83,27 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         save_config(config, out / "train.json")
     beside = {"tokenizer.json": tokenizer.to_str(), **companions}
     return _run(fabric, loop, corpus, beside, out, quiet or not fabric.is_global_zero)
+
+
+def _fit(
+    module: torch.nn.Module, model_config: Mapping[str, Any], config: TrainConfig
+) -> Lora | None:
+    """Makes a model with its weights use less memory in training, as the settings ask."""
+    if config.recompute:
+        if not hasattr(getattr(module, "trunk", None), "recompute"):
+            raise ConfigError(f"--recompute: models of family {config.family} cannot; leave it out")
+        module.trunk.recompute = True  # type: ignore[union-attr]
+    if config.lora is None:
+        return None
+    lora = Lora(
+        rank=config.lora,
+        scale=config.lora_scale,
+        mask_token_id=model_config["mask_token_id"],
+        tied=bool(model_config["model"].get("tie_embeddings")),
+    )
+    # Sharding wants one dtype per layer.
+    lora.add(module, narrow=config.precision == "bf16" and config.strategy != "fsdp")
+    return lora
 
 
 def _make_folder(out: Path) -> None:
@@ -98,9 +121,12 @@ def _run(
     config, first = loop.config, loop.standing.step
     progress = Progress(num_steps=config.num_steps, first_step=first, quiet=quiet)
     millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
+    moving = sum(p.numel() for p in loop.module.parameters() if p.requires_grad) / 1e6
+    trained = "" if config.lora is None else f", {moving:.2f} M of them trained"
     progress.say(
-        f"{config.family}, {millions:.2f} M parameters; {len(corpus.train.tokens):,} training and "
-        f"{len(corpus.valid.tokens):,} held-out tokens ({corpus.note})"
+        f"{config.family}, {millions:.2f} M parameters{trained}; "
+        f"{len(corpus.train.tokens):,} training and {len(corpus.valid.tokens):,} held-out tokens "
+        f"({corpus.note})"
     )
     curves = NoCurves()
     if fabric.is_global_zero:
