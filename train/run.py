@@ -19,7 +19,7 @@ from ..runtime.cache import cache_root
 from ..runtime.errors import CheckpointError, ConfigError
 from .batches import Batches, held_out_rows
 from .checkpoint import load_state, read_companions, read_config, save_state, write_checkpoint
-from .config import PRECISIONS, TrainConfig, save_config
+from .config import PRECISIONS, TrainConfig, load_settings, save_config
 from .convert import resolve_config
 from .data import documents, find_source, fingerprint
 from .families import FAMILIES
@@ -54,10 +54,14 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     tokenizer, corpus = _prepare(config)
     family = FAMILIES[config.family]
     state = load_state(out) if resume else None
-    # A state has all that a run started from, its options what the checkpoint's shape was.
-    start = read_start(config.init) if config.init is not None and state is None else None
-    if start is not None:
-        config = replace(config, options=start.options(config.options))
+    start = None
+    if config.init is not None:
+        # A state has the weights that a run started from, its settings their shape.
+        start = read_start(config.init) if state is None else None
+        shape = (
+            start.options(config.options) if start else load_settings(out / "train.json")["options"]
+        )
+        config = replace(config, options={**shape, **config.options})
     special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
     model_config = resolve_config(family, config.options, special, config.context)
     fabric = _launch(config)
