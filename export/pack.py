@@ -34,13 +34,14 @@ from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
 from .graph import graph_specs
 from .lint import operator_counts, require_clean
-from .parity import compare
+from .parity import compare, find_head, hidden_rows
 from .quality_report import quality_report, report_members, write_reports
 from .quantise import Quantiser
 from .recipes import GPU_TARGETS, recipe_for
 from .settings import ARITHMETIC, ExportSettings
 from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
+from .sharing import share_between
 from .trace import trace
 from .typed import narrow_cache
 from .weights import split_weights
@@ -212,6 +213,7 @@ def _trace_all(
         models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
         file = f"graphs/{graph.name}.onnx"
         specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
+    share_between(models)
     return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
 
 
@@ -223,8 +225,8 @@ def _write_all(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, bytes | Path], Manifest, dict[str, Any]]:
     """Writes every graph under `folder`; returns members, completed manifest and figures."""
-    members: dict[str, bytes | Path] = {}
     figures: dict[str, Any] = {}
+    members: dict[str, bytes | Path] = {}
     board = settings.target in GPU_TARGETS or settings.precision != "int8"
     for name, model in models.items():
         if settings.form.endswith("typed"):
@@ -243,7 +245,7 @@ def _write_all(
             "fp16_tensors": _count(model, onnx.TensorProto.FLOAT16),
             "int8_tensors": _count(model, onnx.TensorProto.INT8),
         }
-        members |= split_weights(model, folder / "graphs", name)
+    members |= split_weights(models, folder / "graphs")
     manifest = replace(
         manifest, members={name: describe(content) for name, content in members.items()}
     )
@@ -293,13 +295,15 @@ def _check_all(
     engines = open_engines(draft, "onnxruntime")
     try:
         parity: dict[str, Any] = {}
+        head, rows = find_head(graphs), hidden_rows(graphs, manifest, ids, settings.seed)
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
             parity[graph.name] = compare(
-                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed
-            )
+                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed,
+                head=head, rows=rows,
+            )  # fmt: skip
         noises = {graph.name: graph.corrupt for graph in graphs}
-        golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed)
+        golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed, rows=rows)
     finally:
         engines.close()
     return {"parity": parity, "golden": golden}

@@ -18,6 +18,7 @@ from ..train.families import FAMILIES
 from ..train.families.base import ExportGraph
 from .canvases import text_ids
 from .provenance import provenance
+from .recipes import graphs_for
 from .settings import ExportSettings
 
 
@@ -63,7 +64,7 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
             "the checkpoint's files do not belong together"
         )
-    graphs = tuple(family.graphs(model, config))
+    graphs = graphs_for(settings.target, family.graphs(model, config))
     return Source(
         graphs=graphs,
         manifest=manifest,
