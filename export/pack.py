@@ -22,6 +22,7 @@ from ..calibration.plan import read_plan
 from ..calibration.report_page import plotting
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
+from ..runtime.chat_template import CHAT_NAME
 from ..runtime.check import GOLDEN_NAME
 from ..runtime.engines import open_engines
 from ..runtime.errors import BundleError, CalibrationError, ConfigError, EngineError
@@ -39,11 +40,12 @@ from .quality_report import quality_report, report_members, write_reports
 from .quantise import Quantiser
 from .recipes import GPU_TARGETS, recipe_for
 from .settings import ARITHMETIC, ExportSettings
+from .sharing import share_between
 from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
-from .sharing import share_between
 from .trace import trace
 from .typed import narrow_cache
+from .vocabulary import split_vocabulary
 from .weights import split_weights
 from .wishes import Wishes
 
@@ -81,7 +83,7 @@ def export_checkpoint(
         golden = report.pop("golden")
         if made.quality is not None:
             report["quality"] = made.quality
-        members |= made.extra
+        members |= made.extra | _chat_member(source, progress)
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
@@ -94,6 +96,15 @@ def export_checkpoint(
         write_reports(beside, made.quality, made.extra)
         found["report_dir"] = str(beside)
     return found
+
+
+def _chat_member(source: Source, progress: Callable[[str], None]) -> dict[str, bytes]:
+    """The pieces of the checkpoint's conversations, where it has any."""
+    if source.chat_note:
+        progress(source.chat_note)
+    if source.chat is None:
+        return {}
+    return {CHAT_NAME: (json.dumps(source.chat.to_json(), indent=1) + "\n").encode()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +225,9 @@ def _trace_all(
         file = f"graphs/{graph.name}.onnx"
         specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
     share_between(models)
+    for name, model in models.items():
+        if cut := split_vocabulary(model, item_bytes=4 if settings.precision == "fp32" else 2):
+            progress(f"{name}: {', '.join(cut)} cut along the vocabulary, as one is too large")
     return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
 
 

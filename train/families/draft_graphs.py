@@ -39,14 +39,17 @@ def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGra
     logits = GraphTensor(
         name="logits", dtype="float32", shape=(1, "block", shape.vocab_size), role="logits"
     )
-    hidden = (1, "block", shape.dim)
+    rows = (1, "block", shape.dim)
+    hidden = GraphTensor(name="hidden", dtype="float32", shape=rows, role="hidden")
     trained = tuple(config["block_sizes"])
     split = (
-        _step(model, config, GraphTensor(name="hidden", dtype="float32", shape=hidden, role="hidden")),
+        _step(
+            model, config, GraphTensor(name="hidden", dtype="float32", shape=hidden, role="hidden")
+        ),
         ExportGraph(
             name="head",
             module=Head(model).eval(),
-            inputs=(GraphTensor(name="rows", dtype="float32", shape=hidden, role="hidden_rows"),),
+            inputs=(GraphTensor(name="rows", dtype="float32", shape=rows, role="hidden_rows"),),
             outputs=(logits,),
             shapes=partial(head_shapes, trained=trained, max_position=shape.context),
         ),
