@@ -79,7 +79,13 @@ GROUPS = (
         _family("--hidden-dim", type=int, help="Width of the gated MLP; default: 2.75 x width."),
         _family("--tie-embeddings/--no-tie-embeddings", help="Head = embedding matrix."),
         _family("--dropout", type=float, help="Share of each branch's values dropped."),
-        _o("--init", type=click.Path(), help="Checkpoint (folder or hub name) to start from."),
+        _o(
+            "--init",
+            type=click.Path(),
+            help="Checkpoint (folder or hub name) to start from: one of dlm-train, or Qwen2 or "
+            "Qwen3 in Hugging Face's format. Shape and tokenizer are its. With --max-steps 0 it "
+            "is only converted.",
+        ),
     ),
     (
         "Objective (diffusion families)",
@@ -127,7 +133,11 @@ GROUPS = (
         _o("--valid", help="Held-out text; default: a share of --data."),
         _o("--valid-percent", type=float, default=2.0, help="Documents held out, in percent."),
         _o("--text-field", default="text", help="Field or column that holds the text."),
-        _o("--tokenizer", default="bpe", help="bpe, char, or the path of a tokenizer.json."),
+        _o(
+            "--tokenizer",
+            help="bpe (default; with --init that checkpoint's own), char, or the path of a "
+            "tokenizer.json.",
+        ),
         _o("--vocab-size", type=int, default=8192, help="Size of a trained BPE."),
         _o("--context", type=int, default=256, help="Tokens of a training sequence."),
         _o(
@@ -137,7 +147,12 @@ GROUPS = (
     (
         "Run",
         _o("--out", type=click.Path(), help="Folder of the checkpoint."),
-        _o("--max-steps", type=int, help="Optimiser steps; 5000 if no limit is given."),
+        _o(
+            "--max-steps",
+            type=int,
+            help="Optimiser steps; 5000 if no limit is given. 0: write --init as a checkpoint of "
+            "--family and stop.",
+        ),
         _o(
             "--max-minutes",
             type=float,

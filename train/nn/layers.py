@@ -31,10 +31,19 @@ class RMSNorm(nn.Module):
         return (wide * scale * self.weight).to(x.dtype)
 
 
-def inverse_frequencies(head_dim: int, theta: float = ROPE_THETA) -> torch.Tensor:
-    """Angles per position of the rotary embedding, (head_dim / 2,) float32."""
+def inverse_frequencies(
+    head_dim: int, theta: float = ROPE_THETA, *, reciprocal: bool = False
+) -> torch.Tensor:
+    """Angles per position of the rotary embedding, (head_dim / 2,) float32.
+
+    Args:
+        head_dim: Width of a head.
+        theta: Base of the wavelengths.
+        reciprocal: Rounds as Hugging Face does. The last bit counts: at position 30,000 it turns
+            an angle by a thousandth.
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    return theta**-exponents
+    return 1.0 / theta**exponents if reciprocal else theta**-exponents
 
 
 def rotation(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

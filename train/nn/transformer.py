@@ -102,7 +102,9 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
-        rates = inverse_frequencies(config.head_dim, config.rope_theta)
+        rates = inverse_frequencies(
+            config.head_dim, config.rope_theta, reciprocal=config.backbone != "native"
+        )
         self.register_buffer("inv_freq", rates, persistent=False)
         self.reset_parameters()
 
