@@ -1,23 +1,22 @@
 """A tokenizer's chat template, turned into plain pieces that a device can join without a language.
 
-`tokenizer_config.json` of a Hugging Face checkpoint holds the template as a Jinja program. On the
-desktop it renders a few conversations in a sandbox; what stands around the messages gives the
-pieces, and joining the pieces must give every rendered conversation back, letter by letter. A
-template that is not made of pieces (one that writes the date, or drops a part of earlier answers)
-is refused in one line, and the bundle goes without chat.
+A Hugging Face checkpoint holds the template as a Jinja program, in `tokenizer_config.json` or in a
+file of its own. On the desktop it renders a few conversations in a sandbox; what stands around the
+messages gives the pieces, and joining the pieces must give every rendered conversation back, letter
+by letter. A template that is not made of pieces (one that writes the date, or drops a part of
+earlier answers) is refused in one line, and the bundle goes without chat.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..runtime.chat_template import ChatTemplate
 from ..runtime.errors import ConfigError
 
-CONFIG_NAME = "tokenizer_config.json"
+CONFIG_NAME, TEMPLATE_NAME = "tokenizer_config.json", "chat_template.jinja"
 MAX_TEMPLATE = 1 << 20
 """Characters; real ones have a few thousand."""
 SYSTEM, ASKED, SAID = "SYSTEM-7f3a", "ASKED-91c2", "SAID-e05b"
@@ -77,30 +76,33 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:100]
 
 
-def read_chat(folder: Path, tokenizer_json: str) -> tuple[ChatTemplate | None, str]:
+def read_chat(
+    companions: Mapping[str, str], tokenizer_json: str
+) -> tuple[ChatTemplate | None, str]:
     """Finds a checkpoint's chat template.
 
     Args:
-        folder: Of the checkpoint.
+        companions: Contents of the files that came with the tokenizer, by name.
         tokenizer_json: Names the special tokens.
 
     Returns:
         The pieces, or None and why there are none, in one line (empty if nobody expects any: the
         checkpoint has no template).
     """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        return None, ""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(companions.get(CONFIG_NAME, "{}"))
+    except ValueError as error:
         return None, f"{CONFIG_NAME} is not readable as JSON ({_line(error)}): no chat"
-    if not isinstance(config, dict) or not config.get("chat_template"):
+    if not isinstance(config, dict):
+        return None, f"{CONFIG_NAME} is no JSON object: no chat"
+    if TEMPLATE_NAME in companions:  # newer than the key, and goes before it
+        config["chat_template"] = companions[TEMPLATE_NAME]
+    if not config.get("chat_template"):
         return None, ""
     try:
         return pieces_of(config, _special_names(tokenizer_json)), ""
     except ConfigError as error:
-        return None, f"the bundle goes without chat: of the template in {CONFIG_NAME}, {error}"
+        return None, f"the bundle goes without chat: of the checkpoint's chat template, {error}"
 
 
 def _special_names(tokenizer_json: str) -> tuple[str, ...]:

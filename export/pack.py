@@ -25,7 +25,7 @@ from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.chat_template import CHAT_NAME
 from ..runtime.check import GOLDEN_NAME
 from ..runtime.engines import open_engines
-from ..runtime.errors import BundleError, CalibrationError, ConfigError, EngineError
+from ..runtime.errors import BundleError, CalibrationError, ConfigError
 from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
@@ -34,6 +34,7 @@ from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
 from .graph import graph_specs
+from .lean import check_valid
 from .lint import operator_counts, require_clean
 from .parity import compare, find_head, hidden_rows
 from .quality_report import quality_report, report_members, write_reports
@@ -247,11 +248,7 @@ def _write_all(
             manifest = _narrow_cache(model, manifest, name)
         progress(f"checking {name}: {len(model.graph.node)} nodes")
         require_clean(model, name, board=board)
-        try:
-            onnx.checker.check_model(model, full_check=False)
-        except onnx.checker.ValidationError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise EngineError(f"graph {name} is no valid ONNX: {reason}") from error
+        check_valid(model, name)
         figures[name] = {
             "nodes": len(model.graph.node),
             "operators": operator_counts(model),

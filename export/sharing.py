@@ -8,6 +8,7 @@ layout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,47 +24,53 @@ def share_transposed(model: onnx.ModelProto) -> None:
     large = _large_matrices(model)
     homes = _looked_up(model, large)
     for name in sorted(large):
-        home = _home_of(name, large[name], homes)
+        home = _home_of(large[name], homes)
         if home is not None:
             _turn(model, name, home)
 
 
 def share_between(models: Mapping[str, onnx.ModelProto]) -> None:
     """Stores a matrix as rows where another graph looks such rows up; in place."""
-    homes: dict[str, np.ndarray] = {}
+    homes: dict[str, onnx.TensorProto] = {}
     for model in models.values():
         homes |= _looked_up(model, _large_matrices(model))
     for model in models.values():
         large = _large_matrices(model)
         for name in sorted(large):
-            home = _home_of(name, large[name], homes)
+            home = _home_of(large[name], homes)
             if home is not None and home not in large:
                 rows = f"{name}.rows" if name == home else home
-                model.graph.initializer.append(numpy_helper.from_array(homes[home], rows))
+                stored = model.graph.initializer.add()
+                stored.CopyFrom(homes[home])
+                stored.name = rows
                 _turn(model, name, rows)
 
 
-def _large_matrices(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    arrays = {
-        item.name: numpy_helper.to_array(item)
+def _large_matrices(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The matrices worth looking at, by name; their bytes are not touched."""
+    return {
+        item.name: item
         for item in model.graph.initializer
         if len(item.dims) == 2
+        and item.data_type == onnx.TensorProto.FLOAT
+        and 4 * math.prod(item.dims) >= SHARED_BYTES
     }
-    return {name: array for name, array in arrays.items() if array.nbytes >= SHARED_BYTES}
 
 
-def _looked_up(model: onnx.ModelProto, large: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _looked_up(
+    model: onnx.ModelProto, large: Mapping[str, onnx.TensorProto]
+) -> dict[str, onnx.TensorProto]:
     gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
     return {name: large[name] for name in sorted(gathered & set(large))}
 
 
-def _home_of(name: str, array: np.ndarray, homes: Mapping[str, np.ndarray]) -> str | None:
+def _home_of(item: onnx.TensorProto, homes: Mapping[str, onnx.TensorProto]) -> str | None:
     """Names the looked-up matrix that this one is the transpose of."""
-    for home, other in homes.items():
-        if name == home or array.shape != other.shape[::-1]:
+    for name, home in homes.items():
+        if item.name == name or list(item.dims) != list(home.dims)[::-1]:
             continue
-        if array[0, 0] == other[0, 0] and np.array_equal(array, other.T):
-            return home
+        if np.array_equal(numpy_helper.to_array(item), numpy_helper.to_array(home).T):
+            return name
     return None
 
 

@@ -65,13 +65,13 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
     load_weights(model, checkpoint)
     manifest = _draft(checkpoint, model, settings)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
-    if tokenizer.vocab_size != manifest.vocab_size:
+    if tokenizer.vocab_size > manifest.vocab_size:  # spare rows of a model do no harm
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
             "the checkpoint's files do not belong together"
         )
     graphs = graphs_for(settings.target, family.graphs(model, config))
-    chat, note = read_chat(checkpoint.path, checkpoint.tokenizer_json)
+    chat, note = read_chat(checkpoint.companions, checkpoint.tokenizer_json)
     return Source(
         graphs=graphs,
         chat=chat,

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from dlm_edge.export.chat import CONFIG_NAME, join, pieces_of, read_chat
+from dlm_edge.export.chat import CONFIG_NAME, TEMPLATE_NAME, join, pieces_of, read_chat
 from dlm_edge.runtime.errors import ConfigError
 
 CHATML = """{%- if messages[0]['role'] == 'system' %}
@@ -87,17 +87,25 @@ def test_a_template_that_is_no_sum_of_pieces_is_refused_with_the_reason(template
         pieces_of({"chat_template": template}, NAMES)
 
 
-def test_a_folder_without_a_template_has_no_chat_and_says_nothing(tmp_path):
-    assert read_chat(tmp_path, "{}") == (None, "")
-    (tmp_path / CONFIG_NAME).write_text("{}")
-    assert read_chat(tmp_path, "{}") == (None, "")
+def test_a_checkpoint_without_a_template_has_no_chat_and_says_nothing():
+    assert read_chat({}, "{}") == (None, "")
+    assert read_chat({CONFIG_NAME: "{}"}, "{}") == (None, "")
 
 
-def test_a_refused_template_is_told_in_one_line(tmp_path):
-    (tmp_path / CONFIG_NAME).write_text(json.dumps({"chat_template": THINKING}))
-    found, why = read_chat(tmp_path, json.dumps({"added_tokens": []}))
+def test_a_refused_template_is_told_in_one_line():
+    config = json.dumps({"chat_template": THINKING})
+    found, why = read_chat({CONFIG_NAME: config}, json.dumps({"added_tokens": []}))
     assert found is None
     assert "without chat" in why
     assert "\n" not in why
-    (tmp_path / CONFIG_NAME).write_text("{")
-    assert "not readable" in read_chat(tmp_path, "{}")[1]
+    assert "not readable" in read_chat({CONFIG_NAME: "{"}, "{}")[1]
+
+
+def test_a_template_in_a_file_of_its_own_goes_before_the_one_of_the_settings():
+    config = json.dumps({"chat_template": THINKING, "eos_token": "<|im_end|>"})
+    added = [{"content": name, "special": True} for name in NAMES]
+    files = {CONFIG_NAME: config, TEMPLATE_NAME: CHATML}
+    found, why = read_chat(files, json.dumps({"added_tokens": added}))
+    assert why == ""
+    assert found is not None
+    assert found.default_system == "You are kind."
