@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,9 @@ from tokenizers import Tokenizer
 from ..runtime.cache import cache_root
 from ..runtime.errors import CheckpointError, ConfigError
 from .batches import Batches, held_out_rows
-from .checkpoint import (
-    load_state,
-    load_weights,
-    read_checkpoint,
-    read_config,
-    save_state,
-    write_checkpoint,
-)
+from .checkpoint import load_state, read_companions, read_config, save_state, write_checkpoint
 from .config import PRECISIONS, TrainConfig, save_config
+from .convert import resolve_config
 from .data import documents, find_source, fingerprint
 from .families import FAMILIES
 from .loop import Loop
@@ -34,6 +28,7 @@ from .progress import NoCurves, Progress, make_curves
 from .sharding import fsdp_strategy
 from .shards import Corpus, prepare
 from .standing import Hooks, Standing
+from .start import read_start
 from .tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
 
 
@@ -57,30 +52,35 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     # Before any other process is started: they find everything in the cache.
     tokenizer, corpus = _prepare(config)
     family = FAMILIES[config.family]
-    ids = special_ids(tokenizer)
-    options = {**config.options, **ids, "vocab_size": vocab_size_of(tokenizer)}
-    model_config = family.make_config({**options, "context": config.context})
+    state = load_state(out) if resume else None
+    # A state has all that a run started from, its options what the checkpoint's shape was.
+    start = read_start(config.init) if config.init is not None and state is None else None
+    if start is not None:
+        config = replace(config, options=start.options(config.options))
+    special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
+    model_config = resolve_config(family, config.options, special, config.context)
     fabric = _launch(config)
     torch.manual_seed(config.seed)
     module = family.make_model(model_config["model"])
-    if config.init is not None:
-        load_weights(module, read_checkpoint(config.init))
+    companions = read_companions(out)
+    if start is not None:
+        start.load(module, tokenizer)
+        companions = start.checkpoint.companions
     batches = Batches(
         corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
     )
     held_out = held_out_rows(corpus.valid, context=config.context, max_rows=config.eval_rows)
     loop = Loop(fabric, family, module, model_config, config, batches, held_out)
-    if resume:
-        state = load_state(out)
-        if state is not None:
-            _refuse_other_data(out, corpus)
-            loop.load(state)
-        elif fabric.is_global_zero:
-            print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
+    if state is not None:
+        _refuse_other_data(out, corpus)
+        loop.load(state)
+    elif resume and fabric.is_global_zero:
+        print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
     if fabric.is_global_zero:
         _make_folder(out)
         save_config(config, out / "train.json")
-    return _run(fabric, loop, corpus, tokenizer, out, quiet or not fabric.is_global_zero)
+    beside = {"tokenizer.json": tokenizer.to_str(), **companions}
+    return _run(fabric, loop, corpus, beside, out, quiet or not fabric.is_global_zero)
 
 
 def _make_folder(out: Path) -> None:
@@ -93,7 +93,7 @@ def _make_folder(out: Path) -> None:
 
 
 def _run(
-    fabric: Fabric, loop: Loop, corpus: Corpus, tokenizer: Tokenizer, out: Path, quiet: bool
+    fabric: Fabric, loop: Loop, corpus: Corpus, beside: Mapping[str, str], out: Path, quiet: bool
 ) -> dict[str, Any]:
     config, first = loop.config, loop.standing.step
     progress = Progress(num_steps=config.num_steps, first_step=first, quiet=quiet)
@@ -107,7 +107,7 @@ def _run(
         curves = make_curves(config.log, out, config.to_json(), first)
     try:
         with _asked_to_stop() as asked:
-            hooks = _hooks(fabric, loop, corpus, tokenizer.to_str(), out, asked)
+            hooks = _hooks(fabric, loop, corpus, beside, out, asked)
             status = loop.run(hooks, progress, curves)
     finally:
         progress.close()
@@ -189,8 +189,20 @@ def _launch(config: TrainConfig) -> Fabric:
 
 
 def _hooks(
-    fabric: Fabric, loop: Loop, corpus: Corpus, tokenizer_json: str, out: Path, asked: list[bool]
+    fabric: Fabric,
+    loop: Loop,
+    corpus: Corpus,
+    beside: Mapping[str, str],
+    out: Path,
+    asked: list[bool],
 ) -> Hooks:
+    """Makes what puts the run on disk; `beside` holds the tokenizer and its companions."""
+    companions = dict(beside)
+    tokenizer_json = companions.pop("tokenizer.json")
+
+    def write(folder: Path, standing: Standing, weights: dict[str, torch.Tensor]) -> None:
+        write_checkpoint(folder, described(standing), weights, tokenizer_json, companions)
+
     def described(standing: Standing) -> dict[str, Any]:
         training = {
             "settings": loop.config.to_json(),
@@ -204,15 +216,15 @@ def _hooks(
 
     def on_best(standing: Standing, weights: dict[str, torch.Tensor]) -> None:
         if fabric.is_global_zero:
-            write_checkpoint(out, described(standing), weights, tokenizer_json)
+            write(out, standing, weights)
 
     def on_save(
         standing: Standing, weights: dict[str, torch.Tensor], state: Mapping[str, Any]
     ) -> None:
         if fabric.is_global_zero:
-            write_checkpoint(out / "last", described(standing), weights, tokenizer_json)
+            write(out / "last", standing, weights)
             if not standing.figures:  # nothing was evaluated yet: the last is the best there is
-                write_checkpoint(out, described(standing), weights, tokenizer_json)
+                write(out, standing, weights)
             save_state(out, standing.step, state)
         fabric.barrier()
 

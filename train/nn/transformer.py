@@ -22,9 +22,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.dim)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = GatedMLP(config)
         self.dropout = nn.Dropout(config.dropout)
         self.modulation = (
@@ -65,7 +65,7 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.dim)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
         self,
@@ -102,7 +102,10 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
-        self.register_buffer("inv_freq", inverse_frequencies(config.head_dim), persistent=False)
+        rates = inverse_frequencies(
+            config.head_dim, config.rope_theta, reciprocal=config.backbone != "native"
+        )
+        self.register_buffer("inv_freq", rates, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
