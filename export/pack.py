@@ -22,9 +22,10 @@ from ..calibration.plan import read_plan
 from ..calibration.report_page import plotting
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
+from ..runtime.chat_template import CHAT_NAME
 from ..runtime.check import GOLDEN_NAME
 from ..runtime.engines import open_engines
-from ..runtime.errors import BundleError, CalibrationError, ConfigError, EngineError
+from ..runtime.errors import BundleError, CalibrationError, ConfigError
 from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
@@ -33,16 +34,19 @@ from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
 from .graph import graph_specs
+from .lean import check_valid
 from .lint import operator_counts, require_clean
-from .parity import compare
+from .parity import compare, find_head, hidden_rows
 from .quality_report import quality_report, report_members, write_reports
 from .quantise import Quantiser
 from .recipes import GPU_TARGETS, recipe_for
 from .settings import ARITHMETIC, ExportSettings
+from .sharing import share_between
 from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
 from .trace import trace
 from .typed import narrow_cache
+from .vocabulary import split_vocabulary
 from .weights import split_weights
 from .wishes import Wishes
 
@@ -80,7 +84,7 @@ def export_checkpoint(
         golden = report.pop("golden")
         if made.quality is not None:
             report["quality"] = made.quality
-        members |= made.extra
+        members |= made.extra | _chat_member(source, progress)
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
@@ -93,6 +97,15 @@ def export_checkpoint(
         write_reports(beside, made.quality, made.extra)
         found["report_dir"] = str(beside)
     return found
+
+
+def _chat_member(source: Source, progress: Callable[[str], None]) -> dict[str, bytes]:
+    """The pieces of the checkpoint's conversations, where it has any."""
+    if source.chat_note:
+        progress(source.chat_note)
+    if source.chat is None:
+        return {}
+    return {CHAT_NAME: (json.dumps(source.chat.to_json(), indent=1) + "\n").encode()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +233,10 @@ def _trace_all(
         models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
         file = f"graphs/{graph.name}.onnx"
         specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
+    share_between(models)
+    for name, model in models.items():
+        if cut := split_vocabulary(model, item_bytes=4 if settings.precision == "fp32" else 2):
+            progress(f"{name}: {', '.join(cut)} cut along the vocabulary, as one is too large")
     return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
 
 
@@ -231,19 +248,15 @@ def _write_all(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, bytes | Path], Manifest, dict[str, Any]]:
     """Writes every graph under `folder`; returns members, completed manifest and figures."""
-    members: dict[str, bytes | Path] = {}
     figures: dict[str, Any] = {}
+    members: dict[str, bytes | Path] = {}
     board = settings.target in GPU_TARGETS or settings.precision != "int8"
     for name, model in models.items():
         if settings.form.endswith("typed"):
             manifest = _narrow_cache(model, manifest, name)
         progress(f"checking {name}: {len(model.graph.node)} nodes")
         require_clean(model, name, board=board)
-        try:
-            onnx.checker.check_model(model, full_check=False)
-        except onnx.checker.ValidationError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise EngineError(f"graph {name} is no valid ONNX: {reason}") from error
+        check_valid(model, name)
         figures[name] = {
             "nodes": len(model.graph.node),
             "operators": operator_counts(model),
@@ -251,7 +264,7 @@ def _write_all(
             "fp16_tensors": _count(model, onnx.TensorProto.FLOAT16),
             "int8_tensors": _count(model, onnx.TensorProto.INT8),
         }
-        members |= split_weights(model, folder / "graphs", name)
+    members |= split_weights(models, folder / "graphs")
     manifest = replace(
         manifest, members={name: describe(content) for name, content in members.items()}
     )
@@ -301,13 +314,15 @@ def _check_all(
     engines = open_engines(draft, "onnxruntime")
     try:
         parity: dict[str, Any] = {}
+        head, rows = find_head(graphs), hidden_rows(graphs, manifest, ids, settings.seed)
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
             parity[graph.name] = compare(
-                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed
-            )
+                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed,
+                head=head, rows=rows,
+            )  # fmt: skip
         noises = {graph.name: graph.corrupt for graph in graphs}
-        golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed)
+        golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed, rows=rows)
     finally:
         engines.close()
     return {"parity": parity, "golden": golden}

@@ -12,22 +12,19 @@ import logging
 import warnings
 from collections.abc import Mapping
 
-import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 
 from ..runtime.errors import EngineError
 from ..train.families.base import ExportGraph
 from ..train.families.shapes import Shape
 from .graph import symbols
 from .names import name_weights
+from .sharing import share_transposed
 
 OPSET = 20
 """Highest that TensorRT 10.3's parser reads."""
 IR_VERSION = 10
-SHARED_BYTES = 1 << 16
-"""Initialisers from this size on are compared with each other and stored once."""
 
 
 def example_inputs(graph: ExportGraph, shape: Shape) -> tuple[torch.Tensor, ...]:
@@ -107,7 +104,7 @@ def _tidy(model: onnx.ModelProto, graph: ExportGraph) -> onnx.ModelProto:
                 else:
                     dim.dim_value = size
     _divide(model)
-    _share_transposed(model)
+    share_transposed(model)
     name_weights(model, graph.module)
     return model
 
@@ -136,33 +133,3 @@ def _divide(model: onnx.ModelProto) -> None:
 
 def _op(makers: Mapping[str, onnx.NodeProto], name: str) -> str:
     return makers[name].op_type if name in makers else ""
-
-
-def _share_transposed(model: onnx.ModelProto) -> None:
-    """Replaces a matrix that is another one's transpose by a Transpose node; in place.
-
-    Tied embeddings come out of the exporter twice, once per orientation. ONNX Runtime folds the
-    node while it loads, TensorRT into its kernel's layout.
-    """
-    arrays = {
-        item.name: numpy_helper.to_array(item)
-        for item in model.graph.initializer
-        if len(item.dims) == 2
-    }
-    large = {name: array for name, array in arrays.items() if array.nbytes >= SHARED_BYTES}
-    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
-    nodes = []
-    for name in sorted(large):
-        for home in sorted(gathered & set(large)):
-            array, other = large[name], large[home]
-            if name == home or array.shape != other.shape[::-1]:
-                continue
-            if array[0, 0] == other[0, 0] and np.array_equal(array, other.T):
-                nodes.append(onnx.helper.make_node("Transpose", [home], [name], perm=[1, 0]))
-                kept = [item for item in model.graph.initializer if item.name != name]
-                del model.graph.initializer[:]
-                model.graph.initializer.extend(kept)
-                break
-    rest = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*nodes, *rest])

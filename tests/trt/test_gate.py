@@ -117,7 +117,7 @@ def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision
     graph, text = traced(variant)
     model = onnx.load_from_string(text)
     CONVERSIONS[precision](model)
-    split_weights(model, tmp_path, graph.name)
+    split_weights({graph.name: model}, tmp_path)
     file = f"{graph.name}.onnx"
     specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision=precision[:4])
     plan = build_plan(
@@ -135,7 +135,7 @@ def test_a_quantised_graph_that_breaks_the_rules_is_rejected(trt, configure, tmp
     for item in model.graph.initializer:
         if item.name == ZERO:
             item.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), ZERO))
-    split_weights(model, tmp_path, graph.name)
+    split_weights({graph.name: model}, tmp_path)
     file = f"{graph.name}.onnx"
     specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision="int8")
     with pytest.raises(EngineError, match="zero point"):
