@@ -18,6 +18,7 @@ RULE_OF_OPTION = {
     "factor": "factor",
     "entropy_bound": "entropy_bound",
     "steps": "low_confidence",
+    "beta": "draft_verify",
 }
 """Without --rule, an option that the bundle's rule does not take chooses the rule it belongs to."""
 
@@ -34,7 +35,7 @@ _CONTRADICTIONS = (
 TASKS = ("check", "info", "board_report", "build", "rebuild", "plans", "clear_plans")
 """Options that ask for something else than text; each is a run of its own."""
 _DECODING = ("--rule", "--threshold", "--factor", "--entropy-bound", "--steps", "--temperature")
-_DECODING += ("--top-k", "--top-p", "--repetition-penalty", "--block")
+_DECODING += ("--beta", "--top-k", "--top-p", "--repetition-penalty", "--block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
