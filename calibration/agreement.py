@@ -83,7 +83,7 @@ class Reference:
         self._manifest = manifest
         self._items: list[tuple[Canvas, np.ndarray, np.ndarray]] = []
         # Uniform noise replaces tokens instead of masking them: every row is a guess then.
-        masks = any(canvas.mask_ratio > 0 for canvas in canvases)
+        masks = any(len(_masked_rows(manifest, canvas)) for canvas in canvases)
         for canvas in canvases:
             rows = _masked_rows(manifest, canvas) if masks else np.arange(canvas.block)
             scores = _scores(manifest, engines, canvas)

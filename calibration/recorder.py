@@ -16,6 +16,7 @@ import numpy as np
 
 from ..runtime.device import Device
 from ..runtime.engines.base import Engine, EngineSet
+from ..runtime.errors import CalibrationError
 from ..runtime.manifest import GraphSpec
 from .canvases import LATE_WEIGHT, Canvas, Stratum
 
@@ -31,6 +32,20 @@ class _Run:
     """Position of the canvas's first token."""
     begins: bool
     """Whether it stores a finished block and is the first step of the next one."""
+    level: float | None
+    """Chance that a token was replaced by noise, where the graph is told how noisy its canvas is;
+    None where it is not."""
+
+
+class UnsoundOutputError(CalibrationError):
+    """A floating-point graph gave NaN or infinity, on `canvas`."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        super().__init__(
+            f"graph {canvas.graph} gives NaN or infinity: the checkpoint's weights are too large "
+            "or its training diverged; take an earlier checkpoint"
+        )
+        self.canvas = canvas
 
 
 class Recorder:
@@ -75,6 +90,7 @@ class Recorder:
             canvas=copies[spec.tensor("canvas").name],
             start=start,
             begins=bool(np.any(given.get("split", 0))),
+            level=_level(given),
         )
         if moved:
             self.flush(run)
@@ -85,11 +101,13 @@ class Recorder:
         """Ends a place, whose runs follow each other; `next_run` comes behind the last of them."""
         masks = [self._masked(run) for run in self._pending]
         steps = sum(bool(masked.any()) for masked in masks) or len(masks)
+        # Noise that replaces tokens by others shows in no token: what the graph is told counts.
+        replaced = not any(masked.any() for masked in masks)
         for number, (run, masked) in enumerate(zip(self._pending, masks, strict=True)):
             after = self._pending[number + 1] if number + 1 < len(self._pending) else next_run
             # A commit run comes behind the last step: it is no step of its own.
             progress = min(number / (steps - 1), 1.0) if steps > 1 else float(not run.begins)
-            self._offer(self._canvas(run, masked, after, progress))
+            self._offer(self._canvas(run, masked, after, progress, replaced=replaced))
         self._pending.clear()
         self._place = ()
 
@@ -97,6 +115,11 @@ class Recorder:
         """What was kept, in a stable order."""
         self.flush()
         return tuple(item for key in sorted(self._kept) for item in self._kept[key])
+
+    def last(self) -> Canvas:
+        """Gives the run that was seen last as a canvas, whatever becomes of it."""
+        run = self._pending[-1]
+        return self._canvas(run, self._masked(run), None, 0.0)
 
     def _unmask(self, array: np.ndarray, start: int) -> None:
         """Writes the text's ids over a canvas, in place; noise need not be a mask."""
@@ -111,10 +134,21 @@ class Recorder:
             return np.zeros(run.spec.block, bool)
         return (_by_position(run.canvas, run.spec.block) == self._mask).any(axis=1)
 
-    def _canvas(self, run: _Run, masked: np.ndarray, after: _Run | None, progress: float) -> Canvas:
+    def _canvas(
+        self,
+        run: _Run,
+        masked: np.ndarray,
+        after: _Run | None,
+        progress: float,
+        *,
+        replaced: bool = False,
+    ) -> Canvas:
+        noise = float(masked.mean())
+        if replaced and run.level is not None and self.source in ("decode", "random"):
+            noise, masked = run.level, np.ones_like(masked)
         if self.source != "decode":
             # Independent draws do not follow each other; what they mask is what training scores.
-            frontier, progress = masked, 1.0 - float(masked.mean())
+            frontier, progress = masked, 1.0 - noise
         else:
             frontier = _changed(run, after, masked)
         return Canvas(
@@ -122,7 +156,7 @@ class Recorder:
             block=run.spec.block,
             context=run.spec.context,
             inputs=run.inputs,
-            mask_ratio=float(masked.mean()),
+            mask_ratio=noise,
             progress=progress,
             frontier=frontier,
             weight=1.0 + LATE_WEIGHT * progress,
@@ -142,6 +176,13 @@ class Recorder:
         place = int(rng.integers(seen + 1))
         if place < self._per_stratum:
             kept[place] = canvas
+
+
+def _level(given: Mapping[str, np.ndarray]) -> float | None:
+    """Gives the noise level in [0, 1] that a graph is told, by the role it is told in."""
+    if "sigma" in given:
+        return float(-np.expm1(-np.max(given["sigma"])))
+    return None
 
 
 def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
@@ -194,9 +235,18 @@ class _RecordingEngine:
         return self._engine.outputs
 
     def run(self) -> None:
-        """See Engine; the inputs are taken first."""
-        self._owner.recorder.see(self.spec, self.inputs, self._owner.slot)
+        """See Engine; the inputs are taken first, and the outputs looked at.
+
+        Raises:
+            UnsoundOutputError: NaN or infinity came out.
+        """
+        recorder = self._owner.recorder
+        recorder.see(self.spec, self.inputs, self._owner.slot)
         self._engine.run()
+        for tensor in self.spec.outputs:
+            # A score of -inf is what an impossible token has; NaN is below nothing.
+            if not (self.outputs[tensor.name] < np.inf).all():
+                raise UnsoundOutputError(recorder.last())
 
 
 class RecordingEngines:

@@ -162,6 +162,13 @@ def _export_chosen(
 @click.option(
     "--plan", type=click.Path(path_type=Path), help="An edited plan.json of an earlier report."
 )
+@click.option(
+    "--canvases",
+    type=click.Path(path_type=Path),
+    help="File for the canvases that the model is calibrated on: read if it is there and belongs "
+    "to this checkpoint, text and sizes, else recorded and written. It serves every precision and "
+    "target; a few hundred MiB.",
+)
 @click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too.")
 @click.option(
     "--loss-tokens",

@@ -72,7 +72,7 @@ def export_checkpoint(
     Raises:
         DlmError: The checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
-    check_output(output, settings.report_dir)
+    check_output(output, settings.report_dir, settings.canvases)
     source = load_source(checkpoint_path, settings)
     own_text = read_own_text(settings.card)
     ids = source.text(settings.data)
@@ -188,12 +188,15 @@ def _wishes(
         edits=edits,
         force=settings.force,
         judge=judge,
+        canvases=settings.canvases,
         seed=settings.seed,
     )
 
 
-def check_output(output: Path, report_dir: Path | None = None) -> None:
-    """Finds out before minutes of work that the bundle or its report could not be written."""
+def check_output(
+    output: Path, report_dir: Path | None = None, canvases: Path | None = None
+) -> None:
+    """Finds out before minutes of work that something could not be written."""
     folder = output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
         raise BundleError(
@@ -202,6 +205,11 @@ def check_output(output: Path, report_dir: Path | None = None) -> None:
         )
     if output.suffix != ".dlm":
         raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
+    if canvases is not None and (canvases.is_dir() or not os.access(canvases.parent, os.W_OK)):
+        raise ConfigError(
+            f"cannot write {canvases}: its folder is missing or not writable, or it is a folder; "
+            "choose another --canvases"
+        )
     if report_dir is not None:
         there = next(place for place in (report_dir.absolute() / "-").parents if place.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

@@ -68,6 +68,8 @@ class ExportSettings:
     report_dir: Path | None = None
     """Folder for report.json, report.html and plan.json; None: beside the bundle, named after
     it."""
+    canvases: Path | None = None
+    """File that recorded canvases are read from, or written to if it is not there."""
     seed: int = 0
     """Of the masks that parity and losses are measured under, and of calibration."""
 
@@ -88,7 +90,11 @@ class ExportSettings:
             )
         if self.seed < 0:
             raise ConfigError(f"--seed must be 0 or more, not {self.seed}")
-        for option, value in (("--plan", self.plan), ("--force", self.force)):
+        for option, value in (
+            ("--plan", self.plan),
+            ("--force", self.force),
+            ("--canvases", self.canvases),
+        ):
             if value and self.precision == "fp32":
                 raise ConfigError(f"{option} has no meaning with --precision fp32: leave it out")
         if self.uncalibrated and self.precision != "int8":
