@@ -13,9 +13,13 @@ from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.tidar_layout import draft_rows
 from dlm_edge.runtime.pipeline import Pipeline
-from test_quantise import TEXT
 from tiny_checkpoint import make_checkpoint
 
+TEXT = "<|endoftext|>".join(
+    f"The {word} boat sailed over the {other} sea and came home."
+    for word in ("red", "blue", "old", "new")
+    for other in ("calm", "wild", "grey", "wide", "cold")
+)
 BLOCKS, CONTEXT = (2, 4), 48
 SIZES = {"blocks": BLOCKS, "contexts": (CONTEXT,)}
 OPTIONS = {
@@ -29,7 +33,6 @@ OPTIONS = {
     "dim": 64,
     "num_layers": 1,
 }
-ENOUGH_BYTES = 1 << 16
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,11 +169,8 @@ def test_int8_without_text_rounds_weights_only_where_scales_would_be_fixed(
     assert "quality" not in report
     bundle = open_bundle(tmp_path / "model.dlm")
     plan = json.loads(bundle.member("plan.json").read_bytes())
-    found = {
-        layer["precision"]
-        for graph in plan["graphs"].values()
-        for layer in graph["layers"].values()
-    }
+    layers = [layer for graph in plan["graphs"].values() for layer in graph["layers"].values()]
+    found = {layer["precision"] for layer in layers}
     assert found == ({"int8-weight"} if target == "orin-nano" else {"int8", "int8-weight"})
     with Pipeline.load(tmp_path / "model.dlm", engine="onnxruntime") as pipeline:
         assert np.isfinite(pipeline.generate("The", max_tokens=4).result().nfe)
