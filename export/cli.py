@@ -137,6 +137,12 @@ def _export_chosen(
     "that is a .txt file and still there.",
 )
 @click.option(
+    "--uncalibrated",
+    is_flag=True,
+    help="int8 without any text: weights are rounded, nothing is fitted and no loss is measured. "
+    "On a board only the weights are int8 then, products float16.",
+)
+@click.option(
     "--max-loss",
     type=Percent(),
     default="0.5",

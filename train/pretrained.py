@@ -49,7 +49,9 @@ class Pipeline(runtime.Pipeline):
             ConfigError: An option that a checkpoint does not have.
         """
         if holds_bundle(path):
-            return super().from_pretrained(path, **options)
+            opened = super().from_pretrained(path, **options)
+            assert isinstance(opened, cls)
+            return opened
         threads = options.pop("threads", None)
         if options:
             raise ConfigError(
