@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from .bundle import Bundle, default_bundle_path, find_bundle, open_bundle
 from .decoding import DecodingSettings, with_steps
@@ -34,6 +34,8 @@ from .tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens when the caller does not say; fewer if the model's positions end before."""
+
+_Opened = TypeVar("_Opened", bound="Pipeline")
 
 __all__ = ["Frame", "Pipeline", "TextGeneration", "TextResult", "TextSpan"]
 
@@ -55,7 +57,7 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls,
+        cls: type[_Opened],
         path: str | Path | None = None,
         *,
         engine: str = "auto",
@@ -64,7 +66,7 @@ class Pipeline:
         build: BuildSettings | None = None,
         note: Callable[[str], None] = lambda line: None,
         report: Callable[[float, str], None] = lambda fraction, phase: None,
-    ) -> Pipeline:
+    ) -> _Opened:
         """Opens a bundle.
 
         Args:
@@ -101,7 +103,7 @@ class Pipeline:
         return pipeline
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
+    def from_pretrained(cls: type[_Opened], path: str | Path, **options: Any) -> _Opened:
         """Opens a bundle by its file or the folder that holds it; options and errors of `load`.
 
         `Pipeline` of `dlm_edge.train.pretrained` opens checkpoints and names of the Hugging Face

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..runtime import pipeline as runtime
-from ..runtime.bundle import Bundle, holds_bundle
+from ..runtime.bundle import Bundle, find_bundle, holds_bundle
 from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.tokenizer import Tokenizer
 from .checkpoint import read_checkpoint, write_checkpoint
@@ -49,9 +49,7 @@ class Pipeline(runtime.Pipeline):
             ConfigError: An option that a checkpoint does not have.
         """
         if holds_bundle(path):
-            opened = super().from_pretrained(path, **options)
-            assert isinstance(opened, cls)
-            return opened
+            return cls.load(find_bundle(path), **options)
         threads = options.pop("threads", None)
         if options:
             raise ConfigError(

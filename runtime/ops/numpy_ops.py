@@ -212,17 +212,9 @@ class NumpyOps(NumpyDrafts):
     def _draws(self, canvas: Canvas, kind: DrawKind) -> np.ndarray:
         """Gives this step's uniforms of every position: (block,) float64."""
         made = canvas.scratch.draws.get(kind)
-        count = STEPS_PER_DRAW
-        if canvas.transition is not None:  # all of its steps will be taken, whatever is drawn
-            fitting = max(count, DRAWS_AT_ONCE // len(canvas.masked))
-            count = min(len(canvas.transition), fitting)
-        start = canvas.step - canvas.step % count
-        if made is None or made[0] != start:
-            positions = canvas.position + np.arange(len(canvas.masked))
-            steps = start + np.arange(count)[:, None]
-            made = (start, uniforms(canvas.seed, canvas.sample_index, positions, steps, kind))
-            canvas.scratch.draws[kind] = made
-        return made[1][canvas.step - start]
+        if made is None or not made[0] <= canvas.step < made[0] + len(made[1]):
+            made = canvas.scratch.draws[kind] = (canvas.step, _coming_draws(canvas, kind))
+        return made[1][canvas.step - made[0]]
 
     def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """See Ops."""
@@ -287,3 +279,21 @@ class NumpyOps(NumpyDrafts):
     def to_host(self, array: Any) -> np.ndarray:
         """See Ops."""
         return np.asarray(array)
+
+
+def _coming_draws(canvas: Canvas, kind: DrawKind) -> np.ndarray:
+    """Draws the uniforms of this step and some that follow: (steps, block) float64."""
+    block, count = len(canvas.masked), STEPS_PER_DRAW
+    places = np.arange(block)
+    if canvas.transition is not None:
+        # All of its steps will be taken, and only by what is free now.
+        places = canvas.masked.nonzero()[0]
+        fitting = max(count, DRAWS_AT_ONCE // max(len(places), 1))
+        count = max(min(fitting, len(canvas.transition) - canvas.step), 1)
+    steps = canvas.step + np.arange(count)[:, None]
+    draws = uniforms(canvas.seed, canvas.sample_index, canvas.position + places, steps, kind)
+    if len(places) == block:
+        return draws
+    spread = np.zeros((count, block))
+    spread[:, places] = draws
+    return spread

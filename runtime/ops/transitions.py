@@ -149,8 +149,28 @@ def transit(
     Raises:
         EngineError: NaN or overflow in a row, or nothing that it could do.
     """
+    moving, tokens = _transit(
+        scratch, log_score, rows, ids, step, uniforms, settings, bias=bias, allowed=allowed
+    )
     moved = np.zeros(len(rows), bool)
-    tokens = []
+    moved[moving] = True
+    return moved, tokens
+
+
+def _transit(
+    scratch: TransitionScratch,
+    log_score: np.ndarray,
+    rows: np.ndarray,
+    ids: np.ndarray | None,
+    step: np.ndarray,
+    uniforms: np.ndarray,
+    settings: DecodingSettings,
+    *,
+    bias: np.ndarray | None,
+    allowed: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Does what `transit` does; gives (m,) indices of `rows` instead of (n,) flags."""
+    found = []
     for begin in range(0, len(rows), scratch.group):
         part = slice(begin, begin + scratch.group)
         own = None if ids is None else ids[part]
@@ -159,11 +179,12 @@ def transit(
             total = scratch.total(len(rows[part]))
             moving, slots, shares = _movers(scratch, total, step, uniforms[part])
         if len(moving):
-            moved[begin + moving] = True
-            tokens.append(scratch.draw(slots, shares, settings))
-    if len(tokens) == 1:
-        return moved, tokens[0]
-    return moved, np.concatenate(tokens) if tokens else np.zeros(0, np.int64)
+            found.append((begin + moving, scratch.draw(slots, shares, settings)))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate([part for part, _ in found]), np.concatenate([part for _, part in found])
 
 
 def _movers(
@@ -212,7 +233,7 @@ def draw_transition(canvas: Canvas, log_score: np.ndarray, uniforms: np.ndarray)
     canvas.chosen.fill(False)
     if not len(rows):
         return
-    moved, tokens = transit(
+    moving, tokens = _transit(
         canvas.scratch.rows,
         log_score,
         rows,
@@ -223,8 +244,9 @@ def draw_transition(canvas: Canvas, log_score: np.ndarray, uniforms: np.ndarray)
         bias=canvas.bias,
         allowed=canvas.allowed,
     )
-    canvas.chosen[rows] = moved
-    canvas.candidate[rows[moved]] = tokens
+    moved = rows[moving]
+    canvas.chosen[moved] = True
+    canvas.candidate[moved] = tokens
 
 
 def commit_transition(canvas: Canvas) -> int:
