@@ -155,11 +155,10 @@ class Recorder:
 
     def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
         """Gives the first rows of a cache; what a text had before is shared, not copied again."""
-        known = self._caches.get(key)
-        count = 0 if known is None else len(known)
-        owner = given[:0] if known is None else known if known.base is None else known.base
-        same = known is not None and np.array_equal(given[:count], known)
-        if count > rows or len(owner) < rows or not same:
+        known = self._caches.get(key, given[:0].copy())
+        count = len(known)
+        owner = known if known.base is None else known.base
+        if count > rows or len(owner) < rows or not np.array_equal(given[:count], known):
             # Another text, or one that has outgrown its place.
             count, owner = 0, np.empty_like(given)
         owner[count:rows] = given[count:rows]
