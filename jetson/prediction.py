@@ -23,8 +23,8 @@ _MEASURED_PARTS = {
     ),
     "activations, kv": ("buffers and activations",),
 }  # fmt: skip
-"""Parts of the measurement by parts of the plan. The code of a session comes with its weights; cache
-and activations fill while texts run, as far as these use the shapes that the plan has."""
+"""Parts of the measurement by parts of the plan. A session's code comes with its weights; cache and
+activations fill while texts run, as far as these use the shapes that the plan has."""
 
 
 def add_prediction(
