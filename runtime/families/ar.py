@@ -13,14 +13,14 @@ and `approximate` is set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
-from ..manifest import Manifest
+from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
 from ..philox import check_key
 from .base import Request, Span, UpdateRule, check_rule, resolve_settings
@@ -46,9 +46,8 @@ class CausalRule:
         self._ops, self._request = ops, request
         self._filler = manifest.eos_token_id
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
-        self._shapes = _cached_shapes(engines)
-        largest = min(contexts[-1] for contexts in self._shapes.values())
-        self._capacity = min(largest, manifest.max_position)
+        self._shapes = _cached_shapes(engines.specs)
+        self._capacity = _capacity(self._shapes, manifest)
         self._canvas = ops.canvas(
             block=1,
             vocab_size=manifest.vocab_size,
@@ -152,15 +151,20 @@ class CausalRule:
         return (Span(position=position, token_ids=new, committed=True),)
 
 
-def _cached_shapes(engines: EngineSet) -> dict[int, tuple[int, ...]]:
+def _cached_shapes(specs: Sequence[GraphSpec]) -> dict[int, tuple[int, ...]]:
     """Gives the shapes whose context holds at least one block: the others can store nothing."""
-    shapes = contexts_by_block(engines.specs, GRAPH)
+    shapes = contexts_by_block(specs, GRAPH)
     fitting = {block: contexts for block, contexts in shapes.items() if contexts[-1] >= block}
     if not fitting:
         raise ConfigError(
             "no graph of the bundle has a context as large as its block; export it again"
         )
     return fitting
+
+
+def _capacity(shapes: Mapping[int, Sequence[int]], manifest: Manifest) -> int:
+    """Gives how many known ids a window holds, which the largest cache of every shape must."""
+    return min(min(contexts[-1] for contexts in shapes.values()), manifest.max_position)
 
 
 class CausalFamily:
@@ -183,8 +187,17 @@ class CausalFamily:
             raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
         settings = check_rule(self, request.settings or resolve_settings(manifest, self, {}))
         if settings.block_size is not None:
-            raise ConfigError("block_size has no effect on a causal model; leave it out")
+            raise ConfigError(
+                "--block (block_size) has no effect on a causal model, which goes token by token; "
+                "leave it out"
+            )
         return CausalRule(manifest, engines, ops, request, settings)
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """See Roomed: the newest token needs no place in the cache."""
+        return min(_capacity(_cached_shapes(specs), manifest) + 1, manifest.max_position)
 
     def bound(
         self,
@@ -198,7 +211,7 @@ class CausalFamily:
         block_size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """See DeviceFamily; seed and block_size change nothing, the likelihood is exact."""
-        shapes = _cached_shapes(engines)
+        shapes = _cached_shapes(engines.specs)
         block = max(shapes)
         for window in windows:
             nats = np.zeros(len(window))

@@ -16,7 +16,7 @@ import numpy as np
 from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, ConfigError
-from ..manifest import Manifest
+from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
 
 
@@ -142,6 +142,26 @@ class Phased(Protocol):
         """What the next run is for: `prefill` (known text into the cache), `denoise` (or another
         kind of step that makes text), `commit` (a finished block into the cache) or `advance`
         (a block into the cache, and the first step of the next)."""
+        ...
+
+
+@runtime_checkable
+class Roomed(Protocol):
+    """A family that knows better than the widest graph how long its texts may get."""
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """Gives how many positions a text may have before its window slides.
+
+        Args:
+            manifest: The bundle's.
+            specs: The shapes that the engine offers.
+            settings: Of the request: a text decodes at one block size.
+
+        Raises:
+            ConfigError: No graph has the block size of the settings.
+        """
         ...
 
 
