@@ -125,7 +125,8 @@ class Session:
     def room(self, block: int | None) -> int:
         """Positions that a text can have at a block size."""
         if isinstance(self.family, Roomed):
-            return self.family.positions(self.manifest)
+            settings = decoding_settings(self.manifest, {"block_size": block})
+            return self.family.positions(self.manifest, self.engines.specs, settings)
         widest = max(
             spec.context // spec.block * spec.block + spec.block
             for spec in self.engines.specs

@@ -110,6 +110,11 @@ class Cpu:
             self.assumptions += (
                 f"rates measured on this machine ({rates.cpu}, {rates.threads} threads)",
             )
+            if rates.crowded:
+                self.assumptions += (
+                    f"other programs ran meanwhile: {rates.waited_share:.0%} of the time went by "
+                    "waiting for a CPU, so that rates are too low; they are measured again",
+                )
         if place.name != "host":
             self.assumptions += ("the CPU the bundle will run on may be another one",)
 

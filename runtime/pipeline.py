@@ -184,18 +184,20 @@ class Pipeline:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
         begin = time.perf_counter()
         prompt_ids = (self.manifest.eos_token_id, *self.tokenizer.encode(prompt))
-        if len(prompt_ids) >= self._positions and not slide:
+        chosen = self.settings(**settings)
+        positions = self._positions(chosen)
+        if len(prompt_ids) >= positions and not slide:
             raise ConfigError(
                 f"the prompt has {len(prompt_ids)} tokens, start token included; this bundle sees "
-                f"{self._positions} positions: shorten it, or let it slide (--slide; slide=True), "
-                "then only its tail is seen"
+                f"{positions} positions as it decodes here: shorten it, or let it slide (--slide; "
+                "slide=True), then only its tail is seen"
             )
         request = Request(
             prompt_ids=prompt_ids,
-            max_tokens=max_tokens or self._room(len(prompt_ids)),
+            max_tokens=max_tokens or _room(positions - len(prompt_ids)),
             seed=seed,
             sample_index=sample_index,
-            settings=self.settings(**settings),
+            settings=chosen,
             banned_ids=self._missing_ids,
             provisional=provisional,
         )
@@ -279,19 +281,13 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _positions(self) -> int:
+    def _positions(self, settings: DecodingSettings) -> int:
         """Positions that a text may have before a window must slide."""
         family = find_family(self.manifest.family)
         if isinstance(family, Roomed):
-            return family.positions(self.manifest)
+            return family.positions(self.manifest, self.engines.specs, settings)
         widest = max(spec.context + spec.block for spec in self.engines.specs)
         return min(self.manifest.max_position, widest)
-
-    def _room(self, num_given: int) -> int:
-        """New tokens that fit without a sliding window, 256 at most; 256 if none fits."""
-        room = min(self._positions - num_given, DEFAULT_MAX_TOKENS)
-        return room if room > 0 else DEFAULT_MAX_TOKENS
 
     def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
         """Starts a request whose text has been tokenised since `begin`."""
@@ -312,3 +308,8 @@ class Pipeline:
             text_seconds=text_seconds,
             **form,
         )
+
+
+def _room(left: int) -> int:
+    """New tokens by default: what fits without a sliding window, 256 at most; 256 if none fits."""
+    return min(left, DEFAULT_MAX_TOKENS) if left > 0 else DEFAULT_MAX_TOKENS

@@ -75,9 +75,12 @@ class DraftFamily:
         check_manifest(manifest)
         return causal_likelihood(manifest, engines, ops, windows, samples=samples, graph=GRAPH)
 
-    def positions(self, manifest: Manifest) -> int:
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
         """See Roomed: every token but the newest has a row in the cache."""
-        contexts = contexts_by_block(manifest.graphs, GRAPH).values()
+        del settings
+        contexts = contexts_by_block(specs, GRAPH).values()
         return min(manifest.max_position, min(sizes[-1] for sizes in contexts))
 
 
