@@ -226,6 +226,10 @@ FAULTS = {
     "no size": (lambda f: edit_config(f, hidden_size=None), "hidden_size is missing"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "bad tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "tokenizer.json is damaged",
+    ),
     "bad index": (
         lambda f: (f / "model.safetensors").rename(f / "model.safetensors.index.json"),
         "not an index of weights",
