@@ -51,7 +51,6 @@ def hollow_model(config: dict[str, Any]) -> Any:
 
 def make_config(size: str, blocks: tuple[int, ...], positions: int) -> dict[str, Any]:
     """The config.json of such a model."""
-    from ..train.families import FAMILIES
     from ..train.nn.qwen import read_shape
 
     shape = read_shape({**COMMON, **SHAPES[size]}, "the shape").to_json()

@@ -22,7 +22,6 @@ from ..runtime.manifest import GraphSpec, Manifest
 from ..train.families.base import ExportGraph
 from .canvases import Canvas, canvases, noisy_canvas, starts_of
 
-
 MANY_SCORES = 1 << 20
 """Of one run: beyond these, which take a second to compare, fewer noise levels are tried."""
 FEW_RATIOS = (0.0, 0.5, 1.0)
