@@ -30,7 +30,7 @@ def lean(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copies a model, its large weights as tensors whose data lies elsewhere."""
     made, large = _without_large(model)
     for item in large:
-        add_typed_stub(made.graph, item.name, item.data_type, item.dims)
+        add_typed_stub(made.graph, item.name, item.data_type, list(item.dims))
     return made
 
 

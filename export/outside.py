@@ -7,7 +7,7 @@ parameter that it was traced from, and one copy is made in the end, of what is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -24,9 +24,7 @@ def add_stub(graph: onnx.GraphProto, name: str, array: np.ndarray) -> None:
     add_typed_stub(graph, name, kind, array.shape)
 
 
-def add_typed_stub(
-    graph: onnx.GraphProto, name: str, kind: int, shape: tuple[int, ...] | list[int]
-) -> None:
+def add_typed_stub(graph: onnx.GraphProto, name: str, kind: int, shape: Sequence[int]) -> None:
     """As `add_stub`, for an ONNX data type and a shape."""
     stub = graph.initializer.add()
     stub.name, stub.data_type = name, kind

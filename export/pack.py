@@ -86,7 +86,7 @@ def export_checkpoint(
         golden = report.pop("golden")
         if made.quality is not None:
             report["quality"] = made.quality
-        members |= made.extra | _chat_member(source, progress)
+        members |= {**made.extra, **_chat_member(source, progress)}
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()

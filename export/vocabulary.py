@@ -9,6 +9,8 @@ A tied matrix is cut once, for lookup and product. Knows no family: it goes by w
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -148,5 +150,5 @@ class _Cut:
         return name
 
 
-def _node(op: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+def _node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op, inputs, [output], name=output, **attributes)
