@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from ..calibration.judge import Judge
-from ..calibration.plan import read_plan
+from ..calibration.plan import plan_bytes, read_plan
 from ..calibration.report_page import plotting
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
@@ -37,7 +37,7 @@ from .graph import graph_specs
 from .lean import check_valid
 from .lint import operator_counts, require_clean
 from .parity import compare, find_head, hidden_rows
-from .quality_report import quality_report, report_members, write_reports
+from .quality_report import PLAN_NAME, quality_report, report_members, write_reports
 from .quantise import Quantiser
 from .recipes import GPU_TARGETS, recipe_for
 from .settings import ARITHMETIC, ExportSettings
@@ -46,6 +46,7 @@ from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
 from .trace import trace
 from .typed import narrow_cache
+from .uncalibrated import round_weights
 from .vocabulary import split_vocabulary
 from .weights import split_weights
 from .wishes import Wishes
@@ -71,7 +72,7 @@ def export_checkpoint(
     Raises:
         DlmError: The checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
-    check_output(output, settings.report_dir)
+    check_output(output, settings.report_dir, settings.canvases)
     source = load_source(checkpoint_path, settings)
     own_text = read_own_text(settings.card)
     ids = source.text(settings.data)
@@ -138,10 +139,15 @@ def make_models(source: Source, settings: ExportSettings, progress: Callable[[st
         quality = quality_report(shipped, wishes, texts, manifest.family)
         extra = report_members(shipped, quality)
         return Made(models=shipped.models, manifest=manifest, quality=quality, extra=extra)
+    recipe = recipe_for(settings.target)
+    if settings.precision == "int8":
+        progress("uncalibrated: what int8 costs is not measured")
+        plan = round_weights(models, manifest, recipe, progress)
+        return Made(models=models, manifest=manifest, extra={PLAN_NAME: plan_bytes(plan)})
     if settings.precision == "fp16":
         progress("no text to measure the loss on: give --calibration-data to have it measured")
-        recipe = recipe_for(settings.target)
-        models = {name: recipe.build_fp16(item, ()) for name, item in models.items()}
+        for name in list(models):  # one at a time, so that the float32 one is let go of
+            models[name] = recipe.build_fp16(models[name], ())
     return Made(models=models, manifest=manifest)
 
 
@@ -156,7 +162,7 @@ def draft_bundle(
 
 def _texts(source: Source, settings: ExportSettings) -> Texts | None:
     """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
-    if settings.precision == "fp32":
+    if settings.precision == "fp32" or settings.uncalibrated:
         return None
     found = find_text(settings.calibration_data, source.config)
     if found is not None:
@@ -165,7 +171,8 @@ def _texts(source: Source, settings: ExportSettings) -> Texts | None:
     if settings.precision == "int8" or settings.plan:
         raise CalibrationError(
             f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
-            "kind that the model will write: the text that training was validated on is not here"
+            "kind that the model will write (the text that training was validated on is not here), "
+            "or --uncalibrated"
         )
     return None
 
@@ -181,12 +188,15 @@ def _wishes(
         edits=edits,
         force=settings.force,
         judge=judge,
+        canvases=settings.canvases,
         seed=settings.seed,
     )
 
 
-def check_output(output: Path, report_dir: Path | None = None) -> None:
-    """Finds out before minutes of work that the bundle or its report could not be written."""
+def check_output(
+    output: Path, report_dir: Path | None = None, canvases: Path | None = None
+) -> None:
+    """Finds out before minutes of work that something could not be written."""
     folder = output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
         raise BundleError(
@@ -195,6 +205,11 @@ def check_output(output: Path, report_dir: Path | None = None) -> None:
         )
     if output.suffix != ".dlm":
         raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
+    if canvases is not None and (canvases.is_dir() or not os.access(canvases.parent, os.W_OK)):
+        raise ConfigError(
+            f"cannot write {canvases}: its folder is missing or not writable, or it is a folder; "
+            "choose another --canvases"
+        )
     if report_dir is not None:
         there = next(place for place in (report_dir.absolute() / "-").parents if place.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

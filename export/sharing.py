@@ -19,14 +19,27 @@ SHARED_BYTES = 1 << 16
 """Initialisers from this size on are compared with each other and stored once."""
 
 
-def share_transposed(model: onnx.ModelProto) -> None:
-    """Replaces a matrix that is the transpose of a looked-up one by a Transpose node; in place."""
-    large = _large_matrices(model)
-    homes = _looked_up(model, large)
-    for name in sorted(large):
-        home = _home_of(large[name], homes)
-        if home is not None:
-            _turn(model, name, home)
+def share_transposed(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replaces a matrix that is the transpose of a looked-up one by a Transpose node; in place.
+
+    Args:
+        model: As traced.
+        arrays: Its large weights: views of parameters, so that one memory is one matrix.
+    """
+    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    for name in sorted(arrays):
+        for home in sorted(gathered & set(arrays)):
+            array, other = arrays[name], arrays[home]
+            if name == home or array.ndim != 2 or array.shape != other.shape[::-1]:
+                continue
+            if address(array) == address(other):
+                _turn(model, name, home)
+                break
+
+
+def address(array: np.ndarray) -> int:
+    """Gives where an array's first item lies."""
+    return array.__array_interface__["data"][0]
 
 
 def share_between(models: Mapping[str, onnx.ModelProto]) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...runtime.draft_layout import block_of, draft_layout
 from ...runtime.errors import ConfigError
+from ...runtime.families.tidar_layout import causal_layout, draft_block, draft_layout
 from ..nn.draft_step import DraftStep, Head
 from ..nn.transformer import Transformer
 from .base import Corrupt, ExportGraph, GraphTensor
@@ -43,9 +43,7 @@ def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGra
     hidden = GraphTensor(name="hidden", dtype="float32", shape=rows, role="hidden")
     trained = tuple(config["block_sizes"])
     split = (
-        _step(
-            model, config, GraphTensor(name="hidden", dtype="float32", shape=hidden, role="hidden")
-        ),
+        _step(model, config, hidden),
         ExportGraph(
             name="head",
             module=Head(model).eval(),
@@ -101,18 +99,18 @@ def drafting(mask_token_id: int, vocab_size: int) -> Corrupt:
         clean: np.ndarray, level: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, dict[str, Any]]:
         rows = len(clean)
-        block = block_of(rows)
+        block = draft_block(rows)
         wrong = rng.integers(vocab_size, size=rows, dtype=np.int32)
         order = rng.permutation(max((block or 1) - 1, 0)) + 1
         if level == 0.0 or block is None:
-            visible = np.tril(np.ones((rows, rows), np.float32))
-            return clean.copy(), {"offsets": np.arange(rows, dtype=np.int32), "visible": visible}
+            layout = causal_layout(rows)
+            return clean.copy(), {"offsets": layout.offsets, "visible": layout.visible}
         noisy = np.full(rows, mask_token_id, np.int32)
         noisy[:block] = clean[:block]
         chosen = order[: round(level * len(order))]
         noisy[chosen] = wrong[chosen]
-        offsets, visible = draft_layout(block)
-        return noisy, {"offsets": offsets, "visible": visible}
+        layout = draft_layout(block)
+        return noisy, {"offsets": layout.offsets, "visible": layout.visible}
 
     return corrupt
 

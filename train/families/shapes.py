@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ...runtime.draft_layout import num_rows
 from ...runtime.errors import ConfigError
+from ...runtime.families.tidar_layout import draft_rows
 
 WHOLE_CANVAS = "full"
 """How options call the block size that is the whole canvas."""
@@ -150,13 +150,13 @@ def draft_blocks(
             f"--block {WHOLE_CANVAS} is the whole canvas of a model that sees both sides; here it "
             "is the number of tokens drafted at a time: give 4, 8 or 12"
         )
-    fitting = tuple(size for size in trained if num_rows(size) <= max_position)
+    fitting = tuple(size for size in trained if draft_rows(size) <= max_position)
     sizes = {size for size in blocks if isinstance(size, int)} or set(fitting)
     _check("--block", sizes, max_position)
     for size in sorted(sizes):
-        if num_rows(size) > max_position:
+        if draft_rows(size) > max_position:
             raise ConfigError(
-                f"--block {size} makes runs of {num_rows(size)} rows, more than the "
+                f"--block {size} makes runs of {draft_rows(size)} rows, more than the "
                 f"{max_position} positions that the checkpoint was trained for; draft fewer tokens"
             )
     if not sizes:
@@ -189,7 +189,7 @@ def draft_shapes(
     sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
     rows = set(contexts) or {max(max_position // 2, 1), max_position}
     _check("--context", rows, max_position)
-    kinds = {CAUSAL_BLOCK: 0} | {num_rows(size): size for size in sizes}
+    kinds = {CAUSAL_BLOCK: 0} | {draft_rows(size): size for size in sizes}
     return tuple(
         Shape(block=block, context=context, draft=draft)
         for context in sorted(rows)
