@@ -126,7 +126,11 @@ def _draft(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
     """Every heat and beta over some steps of a text, of which few and many drafts are kept."""
     for turn, heat in enumerate(HEATS):
         vocab, beta = VOCABULARIES[turn % len(VOCABULARIES)], (1.0, 0.6, 0.0)[turn % 3]
-        settings = DecodingSettings(rule="draft_verify", beta=beta, **heat)
+        settings = DecodingSettings(
+            rule="draft_verify",
+            beta=beta,
+            **heat,  # pyright: ignore[reportArgumentType]
+        )
         pair = DraftPair.make(ops, settings, block=4 if vocab < 1000 else 2, vocab=vocab)
         for step in range(4):
             rows = pair.host.block if step else 1
