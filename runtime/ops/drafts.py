@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..decoding import DecodingSettings
 
-MAX_STOPS = 8
+MAX_STOPS = 7
 """Ids that may end a text."""
 
 
@@ -39,8 +39,14 @@ class Verified(NamedTuple):
     """True when the last of `ids` ends the text. No draft behind such a token is kept."""
 
 
+class _Referable:
+    """Lets ops notice when a text's drafts are no longer used."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
-class Drafts:
+class Drafts(_Referable):
     """One text's drafts. Arrays are the ops' own: NumPy here, device arrays elsewhere."""
 
     canvas: Any

@@ -31,6 +31,8 @@ class DraftScratch:
         self.appended = 0
         """Rows in the cache before the last verification."""
         self.found = Verified(0, (), False)
+        self.uniforms = uniforms
+        """Where draws come from; who compares backends looks at what lies just beside them."""
 
 
 class NumpyDrafts:
@@ -143,7 +145,8 @@ def _draws(drafts: Drafts, kind: DrawKind) -> np.ndarray:
     """Gives the uniforms of drafts 1..B-1: (B - 1,) float64."""
     canvas = drafts.canvas
     positions = drafts.position + np.arange(1, drafts.block)
-    return uniforms(canvas.seed, canvas.sample_index, positions, drafts.step, kind)
+    draws = drafts.scratch.uniforms
+    return draws(canvas.seed, canvas.sample_index, positions, drafts.step, kind)
 
 
 def _mix(drafts: Drafts, row: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -195,7 +198,7 @@ def _verify_row(
             np.maximum(residual, 0.0, out=weights)
             sum_chunks(own, 0)
     canvas = drafts.canvas
-    at = uniforms(
+    at = scratch.uniforms(
         canvas.seed, canvas.sample_index, drafts.position + count, drafts.step, DrawKind.TOKEN
     )
     return False, int(draw(own, at.reshape(1))[0])
