@@ -43,7 +43,8 @@ class Canvas:
     inputs: Mapping[str, np.ndarray]
     """Every input of the graph by name, in its full shape; cache rows that nothing reads are 0."""
     mask_ratio: float
-    """Share of the canvas that is masked; 0 for families without a mask."""
+    """Share of the canvas that is masked; where noise replaces tokens by others instead, the chance
+    that it did. 0 for families without noise."""
     progress: float
     """How far the decode of this block is: 0 at its first step, 1 at its last."""
     frontier: np.ndarray
@@ -81,6 +82,15 @@ class CanvasSet:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def holds(self, token_id: int | None) -> bool:
+        """Whether a token stands on any canvas of ids."""
+        return token_id is not None and any(
+            bool((array == token_id).any())
+            for item in self.items
+            for array in item.inputs.values()
+            if array.ndim == 2 and np.issubdtype(array.dtype, np.integer)
+        )
 
     def coverage(self) -> dict[Stratum, dict[str, int]]:
         """Counts canvases per stratum and source."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..runtime.device import Device
 from ..runtime.engines.base import Engine, EngineSet
+from ..runtime.errors import CalibrationError
 from ..runtime.manifest import GraphSpec
 from .canvases import LATE_WEIGHT, Canvas, Stratum
 
@@ -31,6 +32,20 @@ class _Run:
     """Position of the canvas's first token."""
     begins: bool
     """Whether it stores a finished block and is the first step of the next one."""
+    level: float | None
+    """Chance that a token was replaced by noise, where the graph is told how noisy its canvas is;
+    None where it is not."""
+
+
+class UnsoundOutputError(CalibrationError):
+    """A floating-point graph gave NaN or infinity, on `canvas`."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        super().__init__(
+            f"graph {canvas.graph} gives NaN or infinity: the checkpoint's weights are too large "
+            "or its training diverged; take an earlier checkpoint"
+        )
+        self.canvas = canvas
 
 
 class Recorder:
@@ -42,6 +57,7 @@ class Recorder:
         self._seed = seed
         self._pending: list[_Run] = []
         self._place: tuple[Any, ...] = ()
+        self._other: Canvas | None = None
         self._kept: dict[tuple[str, Stratum], list[Canvas]] = {}
         self._draws: dict[tuple[str, Stratum], tuple[np.random.Generator, int]] = {}
         self.source = "decode"
@@ -54,6 +70,9 @@ class Recorder:
     def see(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray], slot: int) -> None:
         """Takes a copy of one run's inputs, sharing what has not changed since the last run."""
         self.num_seen += 1
+        if not any(tensor.role == "canvas" for tensor in spec.inputs):
+            self._see_rows(spec, inputs)
+            return
         given = {tensor.role: inputs[tensor.name] for tensor in spec.inputs}
         start = int(np.max(given["start"])) if "start" in given else 0
         place = (spec.name, spec.block, spec.context, start, slot)
@@ -75,21 +94,41 @@ class Recorder:
             canvas=copies[spec.tensor("canvas").name],
             start=start,
             begins=bool(np.any(given.get("split", 0))),
+            level=_level(given),
         )
         if moved:
             self.flush(run)
             self._place = place
         self._pending.append(run)
 
+    def _see_rows(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
+        """Takes a copy of what a graph reads that sees no canvas, such as a head: what stands on
+        a canvas is told by the run before it, and each row counts."""
+        every = np.ones(spec.block, bool)
+        self._other = Canvas(
+            graph=spec.name,
+            block=spec.block,
+            context=spec.context,
+            inputs={tensor.name: np.array(inputs[tensor.name]) for tensor in spec.inputs},
+            mask_ratio=0.0,
+            progress=1.0,
+            frontier=every,
+            weight=1.0,
+            source=self.source,
+        )
+        self._offer(self._other)
+
     def flush(self, next_run: _Run | None = None) -> None:
         """Ends a place, whose runs follow each other; `next_run` comes behind the last of them."""
         masks = [self._masked(run) for run in self._pending]
         steps = sum(bool(masked.any()) for masked in masks) or len(masks)
+        # Noise that replaces tokens by others shows in no token: what the graph is told counts.
+        replaced = not any(masked.any() for masked in masks)
         for number, (run, masked) in enumerate(zip(self._pending, masks, strict=True)):
             after = self._pending[number + 1] if number + 1 < len(self._pending) else next_run
             # A commit run comes behind the last step: it is no step of its own.
             progress = min(number / (steps - 1), 1.0) if steps > 1 else float(not run.begins)
-            self._offer(self._canvas(run, masked, after, progress))
+            self._offer(self._canvas(run, masked, after, progress, replaced=replaced))
         self._pending.clear()
         self._place = ()
 
@@ -97,6 +136,13 @@ class Recorder:
         """What was kept, in a stable order."""
         self.flush()
         return tuple(item for key in sorted(self._kept) for item in self._kept[key])
+
+    def last(self) -> Canvas:
+        """Gives the run that was seen last as a canvas, whatever becomes of it."""
+        if self._other is not None and not self._pending:
+            return self._other
+        run = self._pending[-1]
+        return self._canvas(run, self._masked(run), None, 0.0)
 
     def _unmask(self, array: np.ndarray, start: int) -> None:
         """Writes the text's ids over a canvas, in place; noise need not be a mask."""
@@ -111,10 +157,21 @@ class Recorder:
             return np.zeros(run.spec.block, bool)
         return (_by_position(run.canvas, run.spec.block) == self._mask).any(axis=1)
 
-    def _canvas(self, run: _Run, masked: np.ndarray, after: _Run | None, progress: float) -> Canvas:
+    def _canvas(
+        self,
+        run: _Run,
+        masked: np.ndarray,
+        after: _Run | None,
+        progress: float,
+        *,
+        replaced: bool = False,
+    ) -> Canvas:
+        noise = float(masked.mean())
+        if replaced and run.level is not None and self.source in ("decode", "random"):
+            noise, masked = run.level, np.ones_like(masked)
         if self.source != "decode":
             # Independent draws do not follow each other; what they mask is what training scores.
-            frontier, progress = masked, 1.0 - float(masked.mean())
+            frontier, progress = masked, 1.0 - noise
         else:
             frontier = _changed(run, after, masked)
         return Canvas(
@@ -122,7 +179,7 @@ class Recorder:
             block=run.spec.block,
             context=run.spec.context,
             inputs=run.inputs,
-            mask_ratio=float(masked.mean()),
+            mask_ratio=noise,
             progress=progress,
             frontier=frontier,
             weight=1.0 + LATE_WEIGHT * progress,
@@ -144,12 +201,23 @@ class Recorder:
             kept[place] = canvas
 
 
+def _level(given: Mapping[str, np.ndarray]) -> float | None:
+    """Gives the noise level in [0, 1] that a graph is told, by the role it is told in."""
+    if "sigma" in given:
+        return float(-np.expm1(-np.max(given["sigma"])))
+    return None
+
+
 def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
     """Gives (block,) bool: the positions that the next run sees changed.
 
     If that does not look at the masked ones any more, the block is finished: all were committed.
+    Rows that are told what they see are drafts and proposals: see `_kept`.
     """
     frontier = np.zeros(run.spec.block, bool)
+    told = next((t.name for t in run.spec.inputs if t.role == "visible"), None)
+    if told is not None and masked.any() and after is not None:
+        return _kept(run.inputs[told], masked, after.start - run.start)
     if after is None or after.spec.name != run.spec.name:
         return masked
     first = max(run.start, after.start)
@@ -161,6 +229,21 @@ def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
     new = _by_position(after.canvas, after.spec.block)[first - after.start :][: len(old)]
     frontier[seen] = (old != new).any(axis=1)
     return frontier
+
+
+def _kept(visible: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:
+    """Gives (block,) bool: the rows that a draft-and-verify run's next tokens come from.
+
+    Args:
+        visible: (block, block): nonzero where a row sees another.
+        masked: (block,) bool.
+        count: Drafts that were kept.
+
+    Returns:
+        The kept drafts, and the masks of the proposal that sees just these.
+    """
+    seen_drafts = (visible[:, ~masked] > 0).sum(axis=1)
+    return np.where(masked, seen_drafts == count, np.cumsum(~masked) <= count)
 
 
 def _by_position(canvas: np.ndarray, block: int) -> np.ndarray:
@@ -194,9 +277,18 @@ class _RecordingEngine:
         return self._engine.outputs
 
     def run(self) -> None:
-        """See Engine; the inputs are taken first."""
-        self._owner.recorder.see(self.spec, self.inputs, self._owner.slot)
+        """See Engine; the inputs are taken first, and the outputs looked at.
+
+        Raises:
+            UnsoundOutputError: NaN or infinity came out.
+        """
+        recorder = self._owner.recorder
+        recorder.see(self.spec, self.inputs, self._owner.slot)
         self._engine.run()
+        for tensor in self.spec.outputs:
+            # A score of -inf is what an impossible token has; NaN is below nothing.
+            if not (self.outputs[tensor.name] < np.inf).all():
+                raise UnsoundOutputError(recorder.last())
 
 
 class RecordingEngines:

@@ -89,7 +89,10 @@ def choose(
     for precision in wanted:
         try:
             candidates += _candidates(
-                checkpoint_path, replace(settings, precision=precision), progress
+                # Canvases on file have the shapes of what is exported in the end.
+                checkpoint_path,
+                replace(settings, precision=precision, canvases=None),
+                progress,
             )
         except (CalibrationError, EngineError) as error:
             if len(wanted) == 1:

@@ -131,6 +131,12 @@ def _export_chosen(
     "that is a .txt file and still there.",
 )
 @click.option(
+    "--uncalibrated",
+    is_flag=True,
+    help="int8 without any text: weights are rounded, nothing is fitted and no loss is measured. "
+    "On a board only the weights are int8 then, products float16.",
+)
+@click.option(
     "--max-loss",
     type=Percent(),
     default="0.5",
@@ -155,6 +161,13 @@ def _export_chosen(
 )
 @click.option(
     "--plan", type=click.Path(path_type=Path), help="An edited plan.json of an earlier report."
+)
+@click.option(
+    "--canvases",
+    type=click.Path(path_type=Path),
+    help="File for the canvases that the model is calibrated on: read if it is there and belongs "
+    "to this checkpoint, text and sizes, else recorded and written. It serves every precision and "
+    "target; a few hundred MiB.",
 )
 @click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too.")
 @click.option(

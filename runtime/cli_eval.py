@@ -108,13 +108,11 @@ def evaluate_file(
     """
     import numpy as np
 
-    from .evaluate import evaluate_ids
-    from .families.window import choose_block, contexts_by_block, default_block
+    from .evaluate import evaluate_ids, evaluation_block
     from .text import file_sha256
 
     manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
-    shapes = contexts_by_block(pipeline.engines.specs, manifest.graphs[0].name)
-    block_size = choose_block(shapes, block or default_block(manifest), manifest.block_sizes)
+    block_size = evaluation_block(manifest, pipeline.engines.specs, block)
     begin = time.perf_counter()
     stream = list(_stream(data, limit, tokenizer, manifest.eos_token_id))
     ids = np.array(stream, np.int64)

@@ -10,9 +10,10 @@ from .ar import CausalFamily
 from .base import DeviceFamily, resolve_settings
 from .mdlm import MaskedFamily
 from .sedd import ScoreFamily
+from .tidar import DraftFamily
 
 FAMILIES: Mapping[str, DeviceFamily] = {
-    family.name: family for family in (MaskedFamily(), CausalFamily(), ScoreFamily())
+    family.name: family for family in (MaskedFamily(), CausalFamily(), ScoreFamily(), DraftFamily())
 }
 
 

@@ -17,7 +17,7 @@ from ..philox import check_key
 from .base import Request, UpdateRule, check_rule, resolve_settings
 from .mdlm_bound import masked_bound
 from .mdlm_rule import GRAPH, MaskedRule
-from .window import check_ids, choose_block, contexts_by_block, default_block
+from .window import check_ends, check_ids, choose_block, contexts_by_block, default_block
 
 
 class MaskedFamily:
@@ -44,6 +44,7 @@ class MaskedFamily:
         """See DeviceFamily."""
         check_key(request.seed, request.sample_index)
         check_manifest(manifest)
+        check_ends(manifest, request.end_ids)
         if request.template_ids is not None:
             check_ids(manifest, request.template_ids, "text to fill", mask=True)
         else:

@@ -14,6 +14,7 @@ from ..decoding import RULES, DecodingSettings
 from ..philox import DrawKind, uniforms
 from . import selection
 from .base import Canvas, Progress
+from .numpy_drafts import NumpyDrafts
 from .rows import (
     RowScratch,
     draw,
@@ -46,7 +47,7 @@ class _Scratch:
         self.draws: dict[DrawKind, tuple[int, np.ndarray]] = {}
 
 
-class NumpyOps:
+class NumpyOps(NumpyDrafts):
     """`Ops` on NumPy arrays."""
 
     name = "numpy"

@@ -10,7 +10,7 @@ from dlm_edge.calibration.record import (
     noise_canvases,
     record_canvases,
 )
-from dlm_edge.calibration.recorder import Recorder, RecordingEngines
+from dlm_edge.calibration.recorder import Recorder, RecordingEngines, UnsoundOutputError
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
@@ -174,6 +174,70 @@ def test_clean_canvases_hold_the_text_where_noise_replaces_tokens_by_others(tmp_
         ids = item.inputs["ids"][0]
         text = window[: len(ids)]
         assert np.array_equal(ids[: len(text)], text)
+
+
+@pytest.fixture(scope="module")
+def noised(tmp_path_factory):
+    """A bundle whose noise replaces tokens by others, and what decoding it records."""
+    bundle = open_bundle(write_score(tmp_path_factory.mktemp("score") / "s.dlm", "uniform"))
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    window = np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
+    return bundle, record_canvases(bundle, [window], SMALL, seed=0)
+
+
+def test_noise_that_replaces_tokens_is_told_apart_by_its_level(noised):
+    bundle, made = noised
+    for item in made.items:
+        sigma = float(item.inputs["sigma"][0])
+        assert item.mask_ratio == pytest.approx(1 - np.exp(-sigma), abs=1e-6)
+    assert made.missing(bundle.manifest.graphs, blocks=(16, 32), masked=True) == []
+    assert made.recipe["uncovered"] == []
+    assert not made.holds(bundle.manifest.mask_token_id)
+    levels = {source: [i.mask_ratio for i in made.items if i.source == source]
+              for source in ("decode", "random")}  # fmt: skip
+    assert all(min(found) < 0.2 and max(found) > 0.9 for found in levels.values())
+
+
+def test_all_positions_count_alike_where_noise_is_drawn_and_those_that_move_where_it_is_decoded(
+    noised,
+):
+    _, made = noised
+    for item in made.items:
+        assert item.frontier.all() or item.source == "decode"
+    assert {bool(item.frontier.any()) for item in made.items if item.source == "decode"} != {False}
+
+
+def test_absorbing_noise_is_told_apart_by_its_masks(tmp_path):
+    bundle = open_bundle(write_score(tmp_path / "s.dlm", "absorb"))
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    window = np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
+    made = record_canvases(bundle, [window], SMALL, seed=0)
+    for item in made.items:
+        assert item.mask_ratio == float(np.mean(item.inputs["ids"] == MASK))
+
+
+def test_an_engine_that_gives_nan_is_stopped_at_that_canvas(bundle, prompts):
+    class Broken(RecordingEngines):
+        def engine(self, name, block, context):
+            engine = super().engine(name, block, context)
+            run = engine._engine.run
+
+            def poisoned():
+                run()
+                engine.outputs["logits"][...] = np.nan
+
+            engine._engine.run = poisoned
+            return engine
+
+    engines = open_engines(bundle)
+    recorder = Recorder(MASK, per_stratum=100, seed=0)
+    with pytest.raises(UnsoundOutputError, match="gives NaN or infinity") as caught:
+        generate(
+            bundle.manifest, Broken(engines, recorder), NumpyOps(), make_request(prompts, 3, 9)
+        )
+    assert caught.value.canvas.graph == "denoise"
+    assert caught.value.canvas.inputs["ids"].shape == (1, BLOCK)
+    engines.close()
 
 
 def test_noise_canvases_hold_random_tokens_but_never_the_mask(bundle, prompts):

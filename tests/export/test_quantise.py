@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import pack, quantise
+from dlm_edge.export import pack, quantise, recording
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
@@ -29,9 +29,9 @@ def few_measurements():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantise, "NUM_SAMPLES", 4)
         patch.setattr(quantise, "NUM_DECODES", 2)
-        few = quantise.CanvasSettings(per_stratum=1, num_decodes=1, num_windows=1)
-        patch.setattr(quantise, "HELD_OUT", few)
-        patch.setattr(quantise, "CALIBRATION", few)
+        few = recording.CanvasSettings(per_stratum=1, num_decodes=1, num_windows=1)
+        patch.setattr(recording, "HELD_OUT", few)
+        patch.setattr(recording, "CALIBRATION", few)
         yield
 
 
@@ -112,7 +112,15 @@ def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
     assert len(quality["ranges"]["denoise"]) == 2 * 4 + 1
     assert quality["budget"]["met"]
     assert quality["text"]["block"] == 4
-    assert all("at blocks of 4" in line for line in quality["findings"][:2])
+    assert quality["text"]["blocks"] == [4, 16]
+    assert all("at blocks of 4 and takes" in line for line in quality["findings"][:2])
+    assert "at blocks of 16" in quality["findings"][2]
+    assert {"4", "16"} == set(small["by_block"]) == set(whole["by_block"])
+    assert quality["budget"]["worst"]["high"] == max(
+        item["ratio"]["high"] for item in small["by_block"].values()
+    )
+    (table,) = quality["tables"]
+    assert (table["layer"], table["precision"], table["harmless"]) == ("embed", "int8-weight", True)
     assert quality["calibrated_on"] in ("decode", "clean")
     assert "boats.txt" in quality["text"]["source"]
     assert str(path.parent) not in json.dumps(quality)
@@ -166,20 +174,17 @@ def test_nothing_is_written_beyond_the_budget_unless_forced(
     traced_before, small, text, tmp_path, monkeypatch
 ):
     """Every quantised graph is made to lose a tenth by what measures it."""
-    honest = quantise.Examiner.ratio
+    honest = quantise.Examiner.ratios
 
     def worse(self, totals, other=None):
         found = honest(self, totals, other)
-        return type(found)(value=1.1, low=1.09, high=1.11) if other is None else found
+        if other is not None or totals is self.totals:
+            return found
+        return {
+            block: replace(ratio, value=1.1, low=1.09, high=1.11) for block, ratio in found.items()
+        }
 
-    monkeypatch.setattr(quantise.Examiner, "ratio", worse)
-    original = quantise.Examiner.examine
-
-    def examine(self, name, title, models, engines, totals):
-        found = original(self, name, title, models, engines, totals)
-        return found if name == "fp32" else quantise.replace(found, ratio=worse(self, totals))
-
-    monkeypatch.setattr(quantise.Examiner, "examine", examine)
+    monkeypatch.setattr(quantise.Examiner, "ratios", worse)
     settings = {
         "precision": "int8", "target": "orin-nano", "calibration_data": text, **COMMON,
         "max_loss": 0.5,

@@ -25,7 +25,7 @@ from ...runtime.errors import ConfigError
 from ..nn.backbones import make_backbone
 from ..nn.masks import draft_mask
 from .base import ExportGraph, LossOutput
-from .graphs import denoise_graph
+from .draft_graphs import draft_graphs
 from .mdlm import forbidden_ids, split_weights
 from .options import check_options, common_config
 
@@ -123,8 +123,8 @@ class Tidar:
         return figures
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
-        """See Family: one graph, `denoise`, causal inside the block."""
-        return (denoise_graph(model, config),)
+        """See Family: one graph, `step`, or as its parts `step` and `head`."""
+        return draft_graphs(model, config)
 
     def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """See Family."""

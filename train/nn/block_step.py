@@ -108,14 +108,29 @@ class BlockStep(nn.Module):
         if model.time is not None:
             assert time is not None, "a time-conditioned model needs `time`"
             condition = model.time(time)
-        x = F.embedding(ids, model.embed.weight)
+        x, kv_new = self.trunk(ids, (cosine, sine), kv, bias, condition)
+        return model.head(x), kv_new
+
+    def trunk(
+        self,
+        ids: torch.Tensor,
+        angles: tuple,
+        kv: torch.Tensor,
+        bias: torch.Tensor,
+        condition: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedding, layers and final norm; angles, bias and condition as in `layer_step`.
+
+        Returns:
+            What the head reads (batch, block, dim), and kv_new.
+        """
+        x = F.embedding(ids, self.model.embed.weight)
         stored = []
-        for index, layer in enumerate(model.trunk.layers):
+        for index, layer in enumerate(self.model.trunk.layers):
             assert isinstance(layer, Layer)
-            x, new = self.layer_step(layer, x, kv[:, :, index], (cosine, sine), bias, condition)
+            x, new = self.layer_step(layer, x, kv[:, :, index], angles, bias, condition)
             stored.append(new)
-        kv_new = torch.stack(stored, dim=2).transpose(0, 1)
-        return model.head(model.trunk.norm(x)), kv_new
+        return self.model.trunk.norm(x), torch.stack(stored, dim=2).transpose(0, 1)
 
     def layer_step(
         self,
