@@ -36,6 +36,7 @@ from .golden import golden_vectors
 from .graph import graph_specs
 from .lean import check_valid
 from .lint import operator_counts, require_clean
+from .outside import Arrays, fill
 from .parity import compare, find_head, hidden_rows
 from .quality_report import PLAN_NAME, quality_report, report_members, write_reports
 from .quantise import Quantiser
@@ -44,7 +45,7 @@ from .settings import ARITHMETIC, ExportSettings
 from .sharing import share_between
 from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
-from .trace import trace
+from .trace import trace_outside
 from .typed import narrow_cache
 from .uncalibrated import round_weights
 from .vocabulary import split_vocabulary
@@ -226,7 +227,7 @@ def _trace_all(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, onnx.ModelProto], Manifest]:
     """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
-    models: dict[str, onnx.ModelProto] = {}
+    traced: dict[str, tuple[onnx.ModelProto, Arrays]] = {}
     specs: list[GraphSpec] = []
     decoding = dict(manifest.decoding)
     for graph in graphs:
@@ -237,13 +238,17 @@ def _trace_all(
             decoding.setdefault("block_size", default)
         traced_at = max(shapes, key=lambda shape: shape.context)
         # A dimension of 1 would be traced as a constant.
-        models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
+        shape = replace(traced_at, block=max(traced_at.block, 2))
+        traced[graph.name] = trace_outside(graph, shape)
         file = f"graphs/{graph.name}.onnx"
         specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
-    share_between(models)
-    for name, model in models.items():
-        if cut := split_vocabulary(model, item_bytes=4 if settings.precision == "fp32" else 2):
-            progress(f"{name}: {', '.join(cut)} cut along the vocabulary, as one is too large")
+    share_between(traced)
+    models = {}
+    for name, (model, arrays) in traced.items():
+        item_bytes = 4 if settings.precision == "fp32" else 2
+        if cut := split_vocabulary(model, arrays, item_bytes=item_bytes):
+            progress(f"{name}: {', '.join(cut)} is cut along the vocabulary, being too large")
+        models[name] = fill(model, arrays)
     return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
 
 

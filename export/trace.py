@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 import torch
@@ -20,7 +21,8 @@ from ..train.families.base import ExportGraph
 from ..train.families.shapes import Shape
 from .graph import symbols
 from .names import name_weights
-from .sharing import share_transposed
+from .outside import PLACE, Arrays, fill
+from .sharing import SHARED_BYTES, share_transposed
 
 OPSET = 20
 """Highest that TensorRT 10.3's parser reads."""
@@ -45,6 +47,12 @@ def trace(graph: ExportGraph, shape: Shape) -> onnx.ModelProto:
     Raises:
         EngineError: torch cannot export the module, or the result has other inputs or outputs.
     """
+    return fill(*trace_outside(graph, shape))
+
+
+def trace_outside(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, Arrays]:
+    """As `trace`, but large weights stand outside: as stubs in the model, and as views of the
+    module's parameters beside it. For whoever rewrites the graph first, or only counts."""
     dims = {name: torch.export.Dim(name) for name in ("block", "context")}
     axes = tuple(
         {axis: dims[name] for axis, name in symbols(tensor).items()} for tensor in graph.inputs
@@ -67,17 +75,46 @@ def trace(graph: ExportGraph, shape: Shape) -> onnx.ModelProto:
             )
             assert program is not None
             program.optimize()
+            arrays = _take_out(program.model)
             model = program.model_proto
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error).split())[:300]
         raise EngineError(f"torch cannot export the graph {graph.name}: {reason}") from error
     finally:
         logger.setLevel(level)
-    return _tidy(model, graph)
+    return _tidy(model, graph, arrays)
 
 
-def _tidy(model: onnx.ModelProto, graph: ExportGraph) -> onnx.ModelProto:
-    """Takes out what is not the graph, names dimensions, stores equal weights once; in place."""
+def _take_out(program: Any) -> Arrays:
+    """Replaces the large weights of an exported program by stubs; in place.
+
+    What the exporter holds of a weight, transposed or not, is a view of the parameter's memory:
+    one copy is made of each in the end, and who is who is told by addresses, not by values.
+
+    Returns:
+        The weights by name.
+    """
+    import onnx_ir as ir
+
+    arrays = {}
+    for name, value in program.graph.initializers.items():
+        tensor = value.const_value
+        if len(tensor.shape) > 1 and tensor.nbytes >= SHARED_BYTES:
+            arrays[name] = tensor.numpy()
+            value.const_value = ir.ExternalTensor(
+                PLACE, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            )
+    return arrays
+
+
+def _tidy(
+    model: onnx.ModelProto, graph: ExportGraph, arrays: Arrays
+) -> tuple[onnx.ModelProto, Arrays]:
+    """Takes out what is not the graph, names dimensions, stores equal weights once; in place.
+
+    Returns:
+        The model, and its large weights under their new names.
+    """
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "dlm-edge", ""
     del model.metadata_props[:]
@@ -104,9 +141,11 @@ def _tidy(model: onnx.ModelProto, graph: ExportGraph) -> onnx.ModelProto:
                 else:
                     dim.dim_value = size
     _divide(model)
-    share_transposed(model)
-    name_weights(model, graph.module)
-    return model
+    share_transposed(model, arrays)
+    names = name_weights(model, graph.module, arrays)
+    present = {item.name for item in model.graph.initializer}
+    renamed = {names.get(name, name): array for name, array in arrays.items()}
+    return model, {name: array for name, array in renamed.items() if name in present}
 
 
 def _divide(model: onnx.ModelProto) -> None:

@@ -69,6 +69,12 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
             help="Tokens of every gap, or of each.  [default: 12, about nine words]",
         ),
         click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
+        click.option(
+            "--chat",
+            is_flag=True,
+            help="Answer each line of stdin, in one conversation (/new starts another).",
+        ),
+        click.option("--system", metavar="TEXT", help="What a chat's model is told first."),
         click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
         click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
         click.option(
@@ -135,6 +141,10 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
             cli_plans.show(options)
         case "clear_plans":
             cli_plans.clear(options)
+        case _ if options.chat:
+            from . import cli_chat
+
+            cli_chat.chat(options)
         case _:
             cli_run.generate(options)
 

@@ -61,12 +61,19 @@ class Rule:
     """True when time decides, so that a step may commit nothing."""
     transition: bool = False
     """True when the graph gives log-ratios, and a step moves positions by `Canvas.transition`."""
+    drafts: bool = False
+    """True when a run verifies what the one before drafted, so that no canvas is committed to."""
     blocks: bool = True
     """False when a step has one position, so that a block size means nothing."""
     penalises: bool = True
     """Whether the repetition penalty is applied."""
     temperature: float = 0.0
     """Default; 1 for the rules that sample the model's distribution exactly."""
+
+    @property
+    def unmasks(self) -> bool:
+        """True when a step commits masked positions of a canvas."""
+        return not (self.transition or self.drafts)
 
 
 RULES: Mapping[str, Rule] = {
@@ -82,7 +89,7 @@ RULES: Mapping[str, Rule] = {
         score="none", options=("steps",), chooses_first=True, scheduled=True, temperature=1.0
     ),
     "next_token": Rule(score="none", blocks=False),
-    "draft_verify": Rule(score="none", options=("beta",), penalises=False),
+    "draft_verify": Rule(score="none", options=("beta",), drafts=True, penalises=False),
     "tweedie": Rule(
         score="none",
         options=("steps",),

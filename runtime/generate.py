@@ -86,6 +86,8 @@ class Generation:
                 called after every part of a step, which slows it down.
         """
         self._observer, self._settle = observer, settle
+        self.num_cached = request.num_cached
+        """Tokens of the prompt that need not be computed again."""
         begin = time.perf_counter()
         self._rule = find_family(manifest.family).start(manifest, engines, ops, request)
         self._phased = self._rule if isinstance(self._rule, Phased) else None

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from dlm_edge.runtime.decoding import DecodingSettings
+from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.tidar_layout import draft_rows
 from dlm_edge.runtime.manifest import GraphSpec, Manifest, TensorSpec
 from manifests import plain_manifest
@@ -225,3 +227,11 @@ def draft_manifest(engines: DraftEngines, **fields: Any) -> Manifest:
         "decoding": {},
     }
     return plain_manifest(engines.specs, **{**own, **fields})
+
+
+def draft_request(rule="draft_verify", **fields: Any) -> Request:
+    """A request; settings of the rule may stand among its fields."""
+    names = ("temperature", "top_k", "top_p", "beta", "block_size")
+    settings = {name: fields.pop(name) for name in names if name in fields}
+    base = {"prompt_ids": (0, 3, 1, 4, 1), "max_tokens": 24, "seed": 5, "sample_index": 1}
+    return Request(**{**base, **fields}, settings=DecodingSettings(rule=rule, **settings))

@@ -42,7 +42,7 @@ REPEAT = 8
 
 
 class CausalBatch:
-    """Equally long beginnings, continued greedily side by side over one cache of keys and values."""
+    """Equally long beginnings, continued greedily side by side over one KV cache."""
 
     def __init__(self, model: Transformer, batch: int) -> None:
         """Allocates the cache for `batch` texts of the model's context."""

@@ -29,7 +29,7 @@ from .progress import NoCurves, Progress, make_curves
 from .sharding import fsdp_strategy
 from .shards import Corpus, prepare
 from .standing import Hooks, Standing
-from .start import read_start
+from .start import Start, read_start
 from .tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
 
 
@@ -54,23 +54,17 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     tokenizer, corpus = _prepare(config)
     family = FAMILIES[config.family]
     state = load_state(out) if resume else None
-    start = None
-    if config.init is not None:
-        # A state has the weights that a run started from, its settings their shape.
-        start = read_start(config.init) if state is None else None
-        shape = (
-            start.options(config.options) if start else load_settings(out / "train.json")["options"]
-        )
-        config = replace(config, options={**shape, **config.options})
+    config, start = _begin(config, out, has_state=state is not None)
     special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
     model_config = resolve_config(family, config.options, special, config.context)
     fabric = _launch(config)
     torch.manual_seed(config.seed)
     module = family.make_model(model_config["model"])
-    companions = read_companions(out)
+    beside = {"tokenizer.json": tokenizer.to_str(), **read_companions(out)}
     if start is not None:
         start.load(module, tokenizer)
-        companions = start.checkpoint.companions
+        beside |= start.checkpoint.companions
+        start = None  # as large as the model
     lora = _fit(module, model_config, config)
     batches = Batches(
         corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
@@ -80,13 +74,25 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     if state is not None:
         _refuse_other_data(out, corpus)
         loop.load(state)
+        state = None
     elif resume and fabric.is_global_zero:
         print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
     if fabric.is_global_zero:
         _make_folder(out)
         save_config(config, out / "train.json")
-    beside = {"tokenizer.json": tokenizer.to_str(), **companions}
     return _run(fabric, loop, corpus, beside, out, quiet or not fabric.is_global_zero)
+
+
+def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
+    """Reads what a run starts from; the settings that come back have its shape."""
+    if config.init is None:
+        return config, None
+    if has_state:
+        # A state has the weights that the run started from, its settings their shape.
+        shape = load_settings(out / "train.json")["options"]
+        return replace(config, options={**shape, **config.options}), None
+    start = read_start(config.init)
+    return replace(config, options=start.options(config.options)), start
 
 
 def _fit(

@@ -18,7 +18,14 @@ from ..philox import check_key
 from .base import Request, UpdateRule, check_rule, resolve_settings
 from .mdlm_bound import masked_bound
 from .mdlm_rule import GRAPH, MaskedRule
-from .window import capacity, check_ids, choose_block, contexts_by_block, default_block
+from .window import (
+    capacity,
+    check_ends,
+    check_ids,
+    choose_block,
+    contexts_by_block,
+    default_block,
+)
 
 
 class MaskedFamily:
@@ -45,6 +52,7 @@ class MaskedFamily:
         """See DeviceFamily."""
         check_key(request.seed, request.sample_index)
         check_manifest(manifest)
+        check_ends(manifest, request.end_ids)
         if request.template_ids is not None:
             check_ids(manifest, request.template_ids, "text to fill", mask=True)
         else:

@@ -20,7 +20,7 @@ from ..transition import GRAPHS
 from .base import Request, UpdateRule, check_rule, resolve_settings
 from .sedd_bound import score_bound
 from .sedd_rule import GRAPH, ScoreRule, window_size
-from .window import check_ids, contexts_by_block
+from .window import check_ends, check_ids, contexts_by_block
 
 
 class ScoreFamily:
@@ -37,6 +37,7 @@ class ScoreFamily:
         """See DeviceFamily."""
         check_key(request.seed, request.sample_index)
         check_manifest(manifest)
+        check_ends(manifest, request.end_ids)
         if request.template_ids is not None:
             check_ids(manifest, request.template_ids, "text to fill", mask=True)
         else:

@@ -177,7 +177,7 @@ def test_two_processes_train_a_qwen_tidar_as_one_does(
         out, losses = tmp_path / f"run{len(devices)}", []
         for more in (["--max-steps", "4"], ["--max-steps", "6", "--resume"]):
             process = command(*given, "--out", str(out), *devices, *more, "--json", "-v")
-            stdout, err = process.communicate(timeout=300)
+            stdout, err = process.communicate(timeout=600)
             assert process.returncode == 0, err
             losses += [float(found) for found in re.findall(r"^loss: (\S+)$", err, re.MULTILINE)]
         figures = json.loads(stdout.splitlines()[-1])["held_out"]

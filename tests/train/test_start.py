@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.train.checkpoint import load_weights, read_checkpoint
+from dlm_edge.train.cli import main
 from dlm_edge.train.convert import convert
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.block_step import BlockStep
@@ -226,6 +228,10 @@ FAULTS = {
     "no size": (lambda f: edit_config(f, hidden_size=None), "hidden_size is missing"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "bad tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "tokenizer.json is damaged",
+    ),
     "bad index": (
         lambda f: (f / "model.safetensors").rename(f / "model.safetensors.index.json"),
         "not an index of weights",
@@ -291,6 +297,55 @@ def test_a_qwen_model_is_trained_and_resumed_without_its_source(tmp_path, sound,
     assert (summary["steps"], set(summary["held_out"])) == (4, {"ar", "draft 4"})
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "last")
     assert read_checkpoint(tmp_path / "run").config["model"]["rope_theta"] == 50_000.0
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(main, [*arguments])
+
+
+def test_the_command_converts_without_data_and_says_where(tmp_path, sound):
+    given = ["--family", "tidar", "--init", str(sound), "--max-steps", "0"]
+    result = run(*given, "--block-size", "4,8", "--out", str(tmp_path / "ours"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == f"checkpoint: {tmp_path / 'ours'}"
+    assert read_checkpoint(tmp_path / "ours").config["block_sizes"] == [4, 8]
+    result = run(*given, "--out", str(tmp_path / "json"), "--json")
+    summary = json.loads(result.stdout)
+    assert (summary["status"], summary["steps"]) == ("converted", 0)
+
+
+def test_the_command_trains_with_the_tokenizer_of_what_it_starts_from(tmp_path, sound, stories):
+    result = run(
+        *("--family", "tidar", "--init", str(sound), "--data", str(stories), "--context", "16"),
+        *("--block-size", "4", "--batch-size", "4", "--max-steps", "1", "--eval-rows", "2"),
+        *("--log", "none", "--cache-dir", str(tmp_path / "cache"), "--out", str(tmp_path / "run")),
+    )
+    assert result.exit_code == 0, result.output
+    checkpoint = read_checkpoint(tmp_path / "run")
+    assert checkpoint.config["vocab_size"] == 260
+    assert Tokenizer.from_str(checkpoint.tokenizer_json).token_to_id("<|mask|>") == 257
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--out", "x"], "--max-steps 0 only converts: give --init (what) and --out (where)"),
+        (["--init", "SOUND"], "--max-steps 0 only converts"),
+        (["--init", "SOUND", "--out", "SOUND"], "is the folder of --init"),
+        (["--init", "SOUND", "--out", "x", "--family", "tidal"], "choose one of mdlm, ar"),
+        (["--init", "SOUND", "--out", "x", "--heads", "4"], "choose the same shape"),
+        (["--init", "nowhere", "--out", "x"], "no checkpoint here"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line(sound, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    words = [str(sound) if word == "SOUND" else word for word in given]
+    result = run("--family", "tidar", "--max-steps", "0", *words)
+    assert result.exit_code in (1, 2)
+    # What became of the mask may be said before.
+    assert message in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow
