@@ -23,7 +23,7 @@ from .decoding import DecodingSettings, with_steps
 from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
 from .families import decoding_settings, find_family
-from .families.base import Request, Roomed
+from .families.base import Request, Shaped
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
@@ -311,7 +311,7 @@ class Pipeline:
     def _positions(self) -> int:
         """Positions that a text may have before a window must slide."""
         family = find_family(self.manifest.family)
-        if isinstance(family, Roomed):
+        if isinstance(family, Shaped):
             return family.positions(self.manifest)
         widest = max(spec.context + spec.block for spec in self.engines.specs)
         return min(self.manifest.max_position, widest)

@@ -164,11 +164,15 @@ class Resumable(Protocol):
 
 
 @runtime_checkable
-class Roomed(Protocol):
-    """A family whose texts do not have the positions of a context and a block behind it."""
+class Shaped(Protocol):
+    """A family whose graphs' blocks are not blocks of a text; families need not say it."""
 
     def positions(self, manifest: Manifest) -> int:
         """Gives how many positions a text may have before a window must slide."""
+        ...
+
+    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
+        """Gives the contexts, ascending, per value of the setting `block_size`; none: no choice."""
         ...
 
 

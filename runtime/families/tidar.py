@@ -76,9 +76,13 @@ class DraftFamily:
         return causal_likelihood(manifest, engines, ops, windows, samples=samples, graph=GRAPH)
 
     def positions(self, manifest: Manifest) -> int:
-        """See Roomed: every token but the newest has a row in the cache."""
+        """See Shaped: every token but the newest has a row in the cache."""
         contexts = contexts_by_block(manifest.graphs, GRAPH).values()
         return min(manifest.max_position, min(sizes[-1] for sizes in contexts))
+
+    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
+        """See Shaped: what can be drafted together."""
+        return contexts_by_draft(manifest.graphs)
 
 
 def contexts_by_draft(specs: Sequence[GraphSpec]) -> dict[int, tuple[int, ...]]:
