@@ -15,7 +15,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
 from ..runtime.errors import CalibrationError, ConfigError
 from ..runtime.families import find_family
-from ..runtime.families.base import Request, Roomed
+from ..runtime.families.base import Request, Shaped
 from ..runtime.manifest import Manifest
 from ..runtime.ops.numpy_ops import NumpyOps
 from .canvases import NUM_DECILES, CanvasSet, Stratum
@@ -122,7 +122,7 @@ class Session:
 
     def room(self, block: int | None) -> int:
         """Positions that a text can have at a block size."""
-        if isinstance(self.family, Roomed):
+        if isinstance(self.family, Shaped):
             return self.family.positions(self.manifest)
         widest = max(
             spec.context // spec.block * spec.block + spec.block
