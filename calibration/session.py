@@ -14,7 +14,7 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
 from ..runtime.errors import CalibrationError, ConfigError
-from ..runtime.families import find_family
+from ..runtime.families import decoding_settings, find_family
 from ..runtime.families.base import Request, Roomed
 from ..runtime.manifest import Manifest
 from ..runtime.ops.numpy_ops import NumpyOps

@@ -183,6 +183,15 @@ class Roomed(Protocol):
         ...
 
 
+@runtime_checkable
+class Shaped(Protocol):
+    """A family whose graphs' blocks are not blocks of a text; families need not say it."""
+
+    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
+        """Gives the contexts, ascending, per value of the setting `block_size`; none: no choice."""
+        ...
+
+
 class DeviceFamily(Protocol):
     """What `families/__init__.py` lists: how to start a request, and how good the model is."""
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..decoding import DecodingSettings
 from ..engines.base import EngineSet
 from ..errors import ConfigError
 from ..manifest import GraphSpec, Manifest
@@ -82,6 +83,10 @@ class DraftFamily:
         del settings
         contexts = contexts_by_block(specs, GRAPH).values()
         return min(manifest.max_position, min(sizes[-1] for sizes in contexts))
+
+    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
+        """See Shaped: what can be drafted together."""
+        return contexts_by_draft(manifest.graphs)
 
 
 def contexts_by_draft(specs: Sequence[GraphSpec]) -> dict[int, tuple[int, ...]]:
