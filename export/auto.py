@@ -24,8 +24,9 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
 from ..runtime.errors import CalibrationError, ConfigError, EngineError
 from ..runtime.evaluate import evaluate_ids
-from ..runtime.families import decoding_settings
+from ..runtime.families import decoding_settings, find_family
 from ..runtime.families.base import Request
+from ..runtime.families.heads import HEAD
 from ..runtime.generate import generate
 from ..runtime.ops.numpy_ops import NumpyOps
 from .buckets import best_buckets
@@ -39,6 +40,8 @@ SAMPLES, SAMPLE_TOKENS = 2, 128
 """Texts decoded per block size, and their length at most."""
 SCORED_TOKENS = 2048
 """Held-out tokens that a candidate is scored on, where there is a text."""
+HEADS_PER_STEP = 2
+"""Runs of a head that is a graph of its own: to verify, and to draft again."""
 BOUND_SAMPLES = 8
 """Monte-Carlo draws per window; equal seeds give all candidates equal masks where blocks agree."""
 
@@ -218,18 +221,28 @@ def _candidate(
     offer: Offer,
 ) -> Candidate:
     manifest = draft.manifest
+    exact = find_family(manifest.family).exact
     seen = offer.contexts[-1] if offer.contexts else None
     result = evaluate_ids(
         manifest,
         engines,
         ids,
         context=seen if seen is not None and seen < manifest.max_position else None,
-        block_size=_asked(offer.block),
+        block_size=None if exact else _asked(offer.block),
         relative_half_width=0.001,
         max_samples=BOUND_SAMPLES,
     )
     tokens = _tokens_per_nfe(draft, engines, offer.block)
-    contexts, rate = best_buckets(plan, offer.block, tokens, manifest.max_position, offer.contexts)
+    shape = HEAD, offer.block
+    heads = [part for (name, size, _), part in plan.graphs.items() if (name, size) == shape]
+    contexts, rate = best_buckets(
+        plan,
+        offer.rows,
+        tokens,
+        manifest.max_position,
+        offer.contexts,
+        beside_ms=HEADS_PER_STEP * sum(part.step_ms + part.outside_ms for part in heads),
+    )
     memory = memory_of(draft, source.graphs, settings.target, offer.blocks, contexts)
     return Candidate(
         precision=manifest.precision,

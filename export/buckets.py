@@ -17,6 +17,8 @@ def best_buckets(
     tokens_per_nfe: float,
     positions: int,
     offered: Sequence[int] = (),
+    *,
+    beside_ms: float = 0.0,
 ) -> tuple[tuple[int, ...], float]:
     """Returns the fewest context buckets that decode about as fast as all, and their tokens/s.
 
@@ -25,19 +27,20 @@ def best_buckets(
 
     Args:
         plan: Of all shapes.
-        block: Positions denoised together.
-        tokens_per_nfe: Generated tokens per graph run.
+        block: Rows of the run that a text is decoded by.
+        tokens_per_nfe: Generated tokens per such run.
         positions: Of a text.
         offered: Buckets to choose from; empty: those of the plan.
+        beside_ms: What each run takes besides, such as those of a head that is a graph of its own.
     """
     sizes = [context for _, size, context in plan.graphs if size == block]
     sizes = [size for size in sizes if size in offered] or sizes
     kept = [max(sizes)]
-    rate = text_rate(plan, kept, block, tokens_per_nfe, positions)
+    rate = text_rate(plan, kept, block, tokens_per_nfe, positions, beside_ms)
     while True:
         trials = [
             (
-                text_rate(plan, [*kept, size], block, tokens_per_nfe, positions),
+                text_rate(plan, [*kept, size], block, tokens_per_nfe, positions, beside_ms),
                 size,
             )
             for size in sizes
@@ -51,7 +54,12 @@ def best_buckets(
 
 
 def text_rate(
-    plan: Plan, kept: Sequence[int], block: int, tokens_per_nfe: float, positions: int
+    plan: Plan,
+    kept: Sequence[int],
+    block: int,
+    tokens_per_nfe: float,
+    positions: int,
+    beside_ms: float = 0.0,
 ) -> float:
     """Predicted tokens/s over a text of so many positions, with these context buckets.
 
@@ -68,7 +76,7 @@ def text_rate(
     total = 0.0
     for start in starts:
         bucket = min((size for size in kept if size >= start), default=max(kept))
-        one = times[block, bucket]
+        one = times[block, bucket] + beside_ms
         total += (runs - 1) * one + times.get((2 * block, bucket), one)
         total += one if 0 < max(kept) < start else 0.0
     return 1e3 * block * len(starts) / total

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 from ..jetson.plan import MemoryPlan, plan_memory
 from ..runtime.bundle import Bundle
+from ..runtime.families.tidar_layout import draft_block
+from ..runtime.manifest import GraphSpec
 from ..train.families.base import ExportGraph
 from .settings import ExportSettings
 
@@ -23,6 +25,8 @@ class Offer:
 
     block: int
     """That text is decoded and scored with: the block size, or the longest canvas."""
+    rows: int
+    """Of the run that a text is decoded by: the block's positions, or drafts and proposals."""
     blocks: tuple[int | str, ...]
     """What the exporter is asked for."""
     contexts: tuple[int, ...]
@@ -47,27 +51,47 @@ def offers_of(draft: Bundle, settings: ExportSettings, *, cut: bool = True) -> l
     if not any(context for _, context in shapes):
         lengths = sorted({block for block, _ in shapes})
         return [
-            Offer(block=lengths[end - 1], blocks=tuple(lengths[:end]), contexts=())
+            Offer(
+                block=lengths[end - 1],
+                rows=lengths[end - 1],
+                blocks=tuple(lengths[:end]),
+                contexts=(),
+            )
             for end in range(len(lengths), 0, -1)
         ]
-    if manifest.model.get("causal"):
+    drafts = _draft_rows(manifest.graphs)
+    kept = None
+    if drafts:
+        blocks = set(drafts)
+    elif manifest.model.get("causal"):
         blocks = {min(block for block, _ in shapes)}
         kept = settings.blocks
     else:
         going_on = {block for block, context in shapes if context >= block}
         blocks = going_on.intersection(asked) or {block for block, _ in shapes}
-        kept = None
     found = []
     for block in sorted(blocks):
-        contexts = sorted(context for size, context in shapes if size == block)
+        rows = drafts.get(block, block)
+        contexts = sorted(context for size, context in shapes if size == rows)
         for end in range(len(contexts), 0 if cut else len(contexts) - 1, -1):
             found.append(
                 Offer(
                     block=block,
+                    rows=rows,
                     blocks=(block,) if kept is None else kept,
                     contexts=tuple(contexts[:end]),
                 )
             )
+    return found
+
+
+def _draft_rows(specs: Sequence[GraphSpec]) -> dict[int, int]:
+    """Rows of the run that drafts so many tokens, by that number; none for other models."""
+    found = {}
+    for spec in specs:
+        block = draft_block(spec.block)
+        if block is not None and any(tensor.role == "visible" for tensor in spec.inputs):
+            found[block] = spec.block
     return found
 
 

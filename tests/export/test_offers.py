@@ -28,7 +28,7 @@ def test_every_learnt_block_comes_with_its_contexts_the_longest_first(exported):
     _, bundle, _ = exported
     found = offers_of(bundle, ExportSettings(target="host", blocks=(4, 8)))
     assert found == [
-        Offer(block=block, blocks=(block,), contexts=contexts)
+        Offer(block=block, rows=block, blocks=(block,), contexts=contexts)
         for block in (4, 8)
         for contexts in ((8, 16), (8,))
     ]
@@ -37,7 +37,9 @@ def test_every_learnt_block_comes_with_its_contexts_the_longest_first(exported):
 def test_contexts_and_blocks_that_the_user_gave_are_not_cut(exported):
     _, bundle, _ = exported
     given = ExportSettings(target="host", blocks=(8,), contexts=(8, 16))
-    assert offers_of(bundle, given, cut=False) == [Offer(block=8, blocks=(8,), contexts=(8, 16))]
+    assert offers_of(bundle, given, cut=False) == [
+        Offer(block=8, rows=8, blocks=(8,), contexts=(8, 16))
+    ]
 
 
 def test_memory_is_that_of_the_bundle_that_would_ship(exported):
