@@ -1,0 +1,182 @@
+"""What drafting gains: tokens per run, and tokens/s against causal decoding of the same weights.
+
+    python -m dlm_edge.benchmarks.draft_verify tidar.dlm --prompts valid.txt --out result.json
+
+Greedy. Every text is written twice by the same engine, causally token by token and by drafts of each
+block size that the bundle has, rounds interleaved in rotating order; the two must be equal token for
+token, or the benchmark fails. Texts are counted up to the first n-gram of 8 tokens that comes back:
+repetition is easy to draft. Time is the process's CPU time on one thread; ratios are taken within
+rounds, medians over them. `break_even` is how many tokens a run would have to make for drafting to
+be as fast as causal decoding on this machine: the ratio of what one run of each takes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..runtime.cli_common import DlmCommand
+from ..runtime.errors import ConfigError, DlmError
+from ..runtime.families import decoding_blocks
+from ..runtime.pipeline import Pipeline
+from ..runtime.word_figures import ngrams
+from .report import print_table, record, write_json
+from .samples import read_prompts
+
+CAUSAL = "next_token"
+REPEAT = 8
+"""Tokens of the n-gram whose return ends the count."""
+COLUMNS = (
+    ("decoding", "name"),
+    ("tokens", "tokens"),
+    ("runs", "nfe"),
+    ("tokens/run", "tokens_per_nfe"),
+    ("characters/run", "characters_per_nfe"),
+    ("ms/run", "ms_per_nfe"),
+    ("tokens/s", "tokens_per_s"),
+    ("ratio", "ratio"),
+    ("break-even", "break_even"),
+)
+
+
+def first_repeat(ids: Sequence[int], given: int, size: int = REPEAT) -> int:
+    """Gives how many of the ids behind `given` stand before an n-gram comes back for the first
+    time; all of them if none does."""
+    seen: set[tuple[int, ...]] = set()
+    for end in range(size, len(ids) + 1):
+        gram = tuple(ids[end - size : end])
+        if gram in seen and end > given:
+            return max(0, end - size - given)
+        seen.add(gram)
+    return len(ids) - given
+
+
+def settings_of(block: int | None) -> dict[str, Any]:
+    """Gives the decoding settings of a contestant; None is the causal one."""
+    greedy: dict[str, Any] = {"temperature": 0.0}
+    if block is None:
+        return greedy | {"rule": CAUSAL}
+    return greedy | {"rule": "draft_verify", "block_size": block}
+
+
+def write(pipeline: Pipeline, prompt: str, length: int, block: int | None) -> dict[str, Any]:
+    """Writes one text; gives its ids, runs and CPU seconds."""
+    begin = time.process_time()
+    result = pipeline.generate(prompt, max_tokens=length, **settings_of(block)).result()
+    return {"ids": result.token_ids, "nfe": result.nfe, "cpu": time.process_time() - begin}
+
+
+def lengths_of(pipeline: Pipeline, prompts: Sequence[str], longest: int) -> list[int]:
+    """Gives how many tokens of each causal text count; raises ConfigError if hardly any do."""
+    lengths = []
+    for prompt in prompts:
+        given = [pipeline.manifest.eos_token_id, *pipeline.tokenizer.encode(prompt)]
+        new = write(pipeline, prompt, longest, None)["ids"]
+        lengths.append(first_repeat([*given, *new], len(given)))
+    if not any(lengths):
+        raise ConfigError("every text repeats itself at once: take other prompts or another model")
+    return lengths
+
+
+def compare(
+    pipeline: Pipeline, prompts: Sequence[str], lengths: Sequence[int], rounds: int
+) -> list[dict[str, Any]]:
+    """Times every contestant on every prompt; one row each, the causal one first.
+
+    Raises:
+        DlmError: A drafted text is not the causal one.
+    """
+    contestants: list[int | None] = [None, *sorted(decoding_blocks(pipeline.manifest))]
+    cpu: dict[int | None, list[float]] = {one: [] for one in contestants}
+    nfe = dict.fromkeys(contestants, 0)
+    texts: dict[int, tuple[int, ...]] = {}
+    for number in range(rounds):
+        turn = number % len(contestants)
+        totals = dict.fromkeys(contestants, 0.0)
+        nfe = dict.fromkeys(contestants, 0)
+        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            if not length:
+                continue
+            for one in [*contestants[turn:], *contestants[:turn]]:
+                found = write(pipeline, prompt, length, one)
+                totals[one] += found["cpu"]
+                nfe[one] += found["nfe"]
+                if texts.setdefault(index, found["ids"]) != found["ids"]:
+                    raise DlmError(f"drafts of {one} and causal decoding differ on {prompt!r}")
+        for one in contestants:
+            cpu[one].append(totals[one])
+    tokens = sum(len(ids) for ids in texts.values())
+    characters = sum(len(pipeline.tokenizer.decode(ids)) for ids in texts.values())
+    rows = []
+    for one in contestants:
+        ratios = [slow / fast for slow, fast in zip(cpu[None], cpu[one], strict=True)]
+        seconds = statistics.median(cpu[one])
+        per_run = [
+            (a / nfe[one]) / (b / nfe[None]) for a, b in zip(cpu[one], cpu[None], strict=True)
+        ]
+        rows.append(
+            {
+                "name": "causal" if one is None else f"drafts of {one}",
+                "block": one,
+                "tokens": tokens,
+                "nfe": nfe[one],
+                "tokens_per_nfe": tokens / nfe[one],
+                "characters_per_nfe": characters / nfe[one],
+                "ms_per_nfe": 1e3 * seconds / nfe[one],
+                "tokens_per_s": tokens / seconds,
+                "ratio": statistics.median(ratios),
+                "break_even": 1.0 / (statistics.median(ratios) * runs),
+            }
+        )
+    grams = [gram for ids in texts.values() for gram in ngrams([str(i) for i in ids], 4)]
+    for row in rows:
+        row["distinct_4"] = len(set(grams)) / max(1, len(grams))
+    return rows
+
+
+@click.command("draft_verify", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompts", required=True, type=click.Path(path_type=Path), help="Held-out texts.")
+@click.option("--prompt-words", default=8, show_default=True, help="First words of each.")
+@click.option("--num", default=50, show_default=True, help="Texts.")
+@click.option("--max-tokens", default=200, show_default=True, help="Of a text, at most.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+def main(
+    bundle: Path,
+    prompts: Path,
+    prompt_words: int,
+    num: int,
+    max_tokens: int,
+    rounds: int,
+    out: Path | None,
+) -> None:
+    """Measures what drafting gains BUNDLE, a model of family tidar, over causal decoding."""
+    circumstances = record()
+    with Pipeline.load(bundle, threads=1) as pipeline:
+        if pipeline.manifest.family != "tidar":
+            raise ConfigError(f"{bundle}: family {pipeline.manifest.family}, which drafts nothing")
+        chosen = read_prompts(prompts, prompt_words)[:num]
+        lengths = lengths_of(pipeline, chosen, max_tokens)
+        rows = compare(pipeline, chosen, lengths, rounds)
+        sha256 = pipeline.bundle.sha256
+    print_table(COLUMNS, rows)
+    click.echo(
+        f"{len(chosen)} texts equal token for token under every decoding, "
+        f"distinct-4 {rows[0]['distinct_4']:.3f}"
+    )
+    if out:
+        write_json(
+            out,
+            circumstances
+            | {"bundle_sha256": sha256, "prompts": len(chosen), "rounds": rounds, "rows": rows},
+        )
+
+
+if __name__ == "__main__":
+    main()

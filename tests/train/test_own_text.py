@@ -1,0 +1,80 @@
+"""Greedy continuations are what the causal model would write, cut where they end or repeat."""
+
+from __future__ import annotations
+
+import torch
+from click.testing import CliRunner
+from dlm_edge.train.nn.backbones import make_backbone
+from dlm_edge.train.nn.config import resolve_model
+from dlm_edge.train.nn.masks import causal_mask
+from dlm_edge.train.nn.transformer import Transformer
+from dlm_edge.train.own_text import CausalBatch, finished, main, whole_sentences
+
+EOS = 0
+
+
+def small_model(**options: object) -> Transformer:
+    """A random causal model with grouped heads."""
+    torch.manual_seed(3)
+    config = resolve_model(
+        {
+            "dim": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "vocab_size": 29,
+            "context": 24,
+            "causal": True,
+            **options,
+        }
+    )
+    model = make_backbone(config.to_json()).eval()
+    assert isinstance(model, Transformer)
+    return model
+
+
+@torch.no_grad()
+def greedy(model: Transformer, ids: list[int], length: int, banned: tuple[int, ...]) -> list[int]:
+    """Continues one text by a whole forward per token."""
+    while len(ids) < length:
+        count = len(ids)
+        mask = causal_mask(count, torch.device("cpu"))
+        logits = model(torch.tensor([ids]), torch.arange(count), mask)[0, -1]
+        logits[list(banned)] = -torch.inf
+        ids = [*ids, int(logits.argmax())]
+        if ids[-1] == EOS:
+            break
+    return ids
+
+
+def test_batches_write_what_whole_forwards_write() -> None:
+    model = small_model()
+    given = torch.randint(1, 29, (5, 7), generator=torch.Generator().manual_seed(1))
+    loop = CausalBatch(model, 5)
+    for _ in range(2):  # the second time over the first one's cache
+        rows = loop.continued(given, (5, 6), EOS).tolist()
+        for row, start in zip(rows, given.tolist(), strict=True):
+            alone = greedy(model, start, 24, (5, 6))
+            assert row[: len(alone)] == alone
+
+
+def test_a_text_ends_at_its_end_token_before_a_returning_n_gram_or_at_the_context() -> None:
+    assert finished([EOS, 1, 2, 3, EOS, 9], 2, EOS) == ([1, 2, 3], True)
+    gram = [4, 5, 6, 7, 8, 9, 10, 11]
+    assert finished([EOS, 1, *gram, 2, *gram, 3], 2, EOS) == ([1, *gram, 2], False)
+    assert finished([EOS, 1, 2, 3], 2, EOS) == ([1, 2, 3], False)
+
+
+def test_an_unfinished_text_keeps_its_whole_sentences() -> None:
+    assert whole_sentences("He ran. She sat") == "He ran."
+    assert whole_sentences('"Oh!" said Tom. "No!" he') == '"Oh!" said Tom. "No!"'
+    assert whole_sentences("no end") == ""
+
+
+def test_a_checkpoint_that_is_missing_is_one_line(tmp_path) -> None:
+    result = CliRunner().invoke(
+        main, [str(tmp_path / "none"), "--data", str(tmp_path), "--out", str(tmp_path / "o.txt")]
+    )
+    assert result.exit_code == 1
+    assert "no checkpoint here" in result.output
+    assert len(result.output.strip().splitlines()) == 1
