@@ -2,11 +2,11 @@
 
     python -m dlm_edge.benchmarks.draft_verify tidar.dlm --prompts valid.txt --out result.json
 
-Greedy. Every text is written twice by the same engine, causally token by token and by drafts of each
-block size that the bundle has, rounds interleaved in rotating order; the two must be equal token for
+Greedy. Every text is written by the same engine causally, token by token, and by drafts of each
+block size that the bundle has, rounds interleaved in rotating order. All must be equal token for
 token, or the benchmark fails. Texts are counted up to the first n-gram of 8 tokens that comes back:
 repetition is easy to draft. Time is the process's CPU time on one thread; ratios are taken within
-rounds, medians over them. `break_even` is how many tokens a run would have to make for drafting to
+rounds, medians over them. `break-even` is how many tokens a run would have to make for drafting to
 be as fast as causal decoding on this machine: the ratio of what one run of each takes.
 """
 
@@ -116,9 +116,7 @@ def compare(
     for one in contestants:
         ratios = [slow / fast for slow, fast in zip(cpu[None], cpu[one], strict=True)]
         seconds = statistics.median(cpu[one])
-        per_run = [
-            (a / nfe[one]) / (b / nfe[None]) for a, b in zip(cpu[one], cpu[None], strict=True)
-        ]
+        runs = nfe[one] / nfe[None]
         rows.append(
             {
                 "name": "causal" if one is None else f"drafts of {one}",
