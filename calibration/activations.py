@@ -14,15 +14,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
 
-from ..runtime.engines.onnxruntime import import_backend
 from ..runtime.errors import CalibrationError
 from .canvases import NUM_DECILES, Canvas
+from .exposed import in_order, open_exposed
+from .extremes import unsound
 from .linears import Layer
 
 NUM_BINS = 4096
@@ -134,50 +133,17 @@ def collect(
             f"there is no canvas of graph {graph}: record canvases of this model, with its own "
             "block and context sizes"
         )
-    session = _expose(model, names, threads)
-    wanted = _in_order(model, names)
+    session = open_exposed(model, names, threads)
+    wanted = in_order(model, names)
     collectors = {name: _Collector(name, len(own), seed) for name in wanted}
     for number, canvas in enumerate(own):
         for name, array in zip(wanted, session.run(wanted, dict(canvas.inputs)), strict=True):
             if not np.isfinite(array).all():
-                raise CalibrationError(
-                    f"NaN or infinity enters layer {names[name]} on canvas {number} (graph "
-                    f"{graph}, block {canvas.block}, context {canvas.context}, "
-                    f"{canvas.mask_ratio:.0%} masked): the checkpoint's weights are too large or "
-                    "its training diverged; take an earlier checkpoint"
-                )
+                raise unsound(f"what enters layer {names[name]} is", canvas)
             collectors[name].add(array, canvas)
         if progress is not None:
             progress(number + 1, len(own))
     return {name: collector.finish() for name, collector in collectors.items()}
-
-
-def _in_order(model: onnx.ModelProto, names: Iterable[str]) -> list[str]:
-    """Sorts values by when the graph computes them; its inputs come first."""
-    made = (name for node in model.graph.node for name in node.output)
-    place = {name: number for number, name in enumerate(made)}
-    return sorted(names, key=lambda name: place.get(name, -1))
-
-
-def _expose(model: onnx.ModelProto, names: Iterable[str], threads: int) -> Any:
-    """Opens a session of the graph with more outputs."""
-    backend = import_backend()
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    known = {item.name for item in shown.graph.output}
-    shown.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        for name in names
-        if name not in known
-    )
-    options = backend.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return backend.InferenceSession(
-        shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 class _Collector:

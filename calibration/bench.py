@@ -6,6 +6,7 @@ is measured is what will run, optimisations of the session included.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import open_engines
 from ..runtime.engines.base import EngineSet
 from ..runtime.manifest import Manifest, Member
+from .exposed import save_beside
 
 Models = Mapping[str, onnx.ModelProto]
 """By graph name."""
@@ -44,7 +46,7 @@ class Workbench:
             (folder / "graphs").mkdir()
             files = {spec.name: spec.file for spec in self.manifest.graphs}
             for graph, file in files.items():
-                _save(models[graph], folder / file)
+                save_beside(models[graph], folder / file)
             manifest = replace(
                 self.manifest,
                 precision=precision,
@@ -60,8 +62,11 @@ class Workbench:
                 engines.close()
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a model with its tensors beside it: one file may not pass 2 GiB."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # saving moves the tensors out of the model it is given
-    onnx.save(copy, str(path), save_as_external_data=True, location=f"{path.stem}.data")
+def describe_graph(model: onnx.ModelProto) -> Member:
+    """Describes a graph in memory; in pieces, since one protobuf may not pass 2 GiB."""
+    digest, size = hashlib.sha256(), 0
+    for item in (*model.graph.node, *model.graph.initializer):
+        data = item.SerializeToString(deterministic=True)
+        digest.update(data)
+        size += len(data)
+    return Member(sha256=digest.hexdigest(), size=size)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx
 from onnx import numpy_helper
 
@@ -184,7 +183,7 @@ class Calibrator:
             for value in layer.inputs:
                 if value not in chosen:
                     weights = [
-                        _channels_first(numpy_helper.to_array(arrays[other.weight]), other)
+                        other.by_channel(numpy_helper.to_array(arrays[other.weight]))
                         for other in self.layers[graph]
                         if value in other.inputs
                     ]
@@ -206,8 +205,3 @@ class Calibrator:
             name: self.recipe.build_fp16(model, plan.graphs[name].float32)
             for name, model in self.models.items()
         }
-
-
-def _channels_first(array: np.ndarray, layer: Layer) -> np.ndarray:
-    """Gives a layer's matrix as (channels, outputs)."""
-    return array if layer.out_axis == 1 else array.T

@@ -39,12 +39,11 @@ from ..runtime.engines.onnxruntime import import_backend
 from ..runtime.errors import CalibrationError
 from .linears import Layer
 from .plan import GraphPlan, LayerPlan
+from .weights import quantize_matrix
 
 FULL_RANGE = 127
 SAFE_RANGE = 64
 """Weights of 7 bits and a sign: no pair of products leaves int16."""
-LEAST_SCALE = 1e-12
-"""Of a channel of zeros."""
 
 
 def cpu_plan(layers: Iterable[Layer]) -> GraphPlan:
@@ -127,23 +126,6 @@ def quantize_for_cpu(
             writer.write(layer, integer=what.precision == "int8")
     writer.finish()
     return made
-
-
-def quantize_matrix(array: np.ndarray, axis: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds a matrix to integers with one symmetric scale per channel.
-
-    Args:
-        array: (rows, columns) float32.
-        axis: Which of the two counts channels.
-        limit: Largest integer, 1 to 127.
-
-    Returns:
-        int8 of the same shape, and the scales (channels,) float32.
-    """
-    largest = np.abs(array).max(axis=1 - axis)
-    scales = np.maximum(largest / limit, LEAST_SCALE).astype(np.float32)
-    rounded = np.rint(array / np.expand_dims(scales, 1 - axis))
-    return np.clip(rounded, -limit, limit).astype(np.int8), scales
 
 
 class _Writer:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from ..runtime.engines.onnxruntime import import_backend
 from ..runtime.errors import CalibrationError
 from .canvases import Canvas
+from .exposed import in_order, open_exposed
+from .linears import Layer
+from .weights import FLOAT16_LIMIT
 
-FLOAT16_LIMIT = 65504.0
 HEADROOM = 2.0
 """The canvases are a sample: values of half of float16's range count as beyond it."""
 Progress = Callable[[int, int], None]
@@ -42,21 +43,26 @@ def largest_values(
         CalibrationError: A value is NaN or infinite on a canvas; names the first such.
     """
     wanted = list(names)
-    session = _session(model, wanted)
+    session = open_exposed(model, wanted)
     found: dict[str, dict[int, float]] = {name: {} for name in wanted}
     for number, canvas in enumerate(canvases):
         outputs = session.run(wanted, dict(canvas.inputs))
         for name, array in zip(wanted, outputs, strict=True):
             largest = float(np.abs(array).max(initial=0.0))
             if not np.isfinite(largest):
-                raise CalibrationError(
-                    f"graph {canvas.graph} computes NaN or infinity at {_place(model, name)} on a "
-                    f"canvas ({canvas.source}, mask ratio {canvas.mask_ratio:.2f}): the "
-                    "checkpoint's weights are unsound, train it again"
-                )
+                raise unsound(f"{_place(model, name)} gives", canvas)
             found[name][canvas.decile] = max(found[name].get(canvas.decile, 0.0), largest)
         progress(number + 1, len(canvases))
     return found
+
+
+def unsound(place: str, canvas: Canvas) -> CalibrationError:
+    """Says where a graph computes NaN or infinity; `place` ends in a verb."""
+    return CalibrationError(
+        f"{place} NaN or infinity on a canvas (graph {canvas.graph}, block {canvas.block}, context "
+        f"{canvas.context}, {canvas.source}, noise {canvas.mask_ratio:.0%}): the checkpoint's "
+        "weights are too large or its training diverged; take an earlier checkpoint"
+    )
 
 
 def beyond_float16(largest: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
@@ -68,26 +74,42 @@ def beyond_float16(largest: Mapping[str, Mapping[int, float]]) -> tuple[str, ...
     )
 
 
-def _session(model: onnx.ModelProto, names: Sequence[str]):
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    outputs = {item.name for item in probe.graph.output}
-    probe.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in outputs
-    )
-    backend = import_backend()
-    options = backend.SessionOptions()
-    options.log_severity_level = 4
-    return backend.InferenceSession(
-        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+def unsound_layer(model: onnx.ModelProto, layers: Sequence[Layer], canvas: Canvas) -> str:
+    """Names the first layer on a canvas that NaN or infinity comes out of or goes into, in words.
+
+    Args:
+        model: The float32 graph.
+        layers: What `find_layers` found in it.
+        canvas: On which the graph gives such values.
+    """
+    words: dict[str, str] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            words.setdefault(name, f"what enters layer {layer.name} is")
+        for name in (*layer.lookups, *layer.products):
+            words[name] = f"layer {layer.name} gives"
+    wanted = in_order(model, words)
+    found = open_exposed(model, wanted).run(wanted, dict(canvas.inputs))
+    for name, array in zip(wanted, found, strict=True):
+        if not np.isfinite(array).all():
+            return words[name]
+    return f"behind its last layer graph {canvas.graph} gives"
 
 
 def _place(model: onnx.ModelProto, name: str) -> str:
-    """Names a value by the weight that its node reads, if it reads one."""
-    weights = {item.name for item in model.graph.initializer if len(item.dims)}
-    for node in model.graph.node:
-        if name in node.output:
-            near = next((item for item in node.input if item in weights), None)
-            return f"{node.op_type} of {near}" if near else f"{node.op_type} {name}"
-    return name
+    """Names a value by the layer whose weight its node reads, else by the next layer before it."""
+    weights = {item.name for item in model.graph.initializer if len(item.dims) > 1}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    node, behind, seen = makers.get(name), "", set()
+    pending = [node] if node is not None else []
+    while pending:
+        node = pending.pop(0)
+        near = next((item for item in node.input if item in weights), None)
+        if near is not None:
+            layer = near.removeprefix("model.").removesuffix(".weight")
+            return f"{behind}layer {layer}"
+        behind = f"the {makers[name].op_type} {name} behind "
+        fresh = [item for item in node.input if item in makers and item not in seen]
+        seen.update(fresh)
+        pending.extend(makers[item] for item in fresh)
+    return f"value {name}"

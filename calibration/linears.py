@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 CANVAS_ROLE = "canvas"
@@ -43,6 +44,10 @@ class Layer:
     head: bool
     """True when nothing but elementwise work stands between it and the graph's outputs."""
     quantizable: bool
+
+    def by_channel(self, matrix: np.ndarray) -> np.ndarray:
+        """Gives the stored matrix as (channels that enter, outputs)."""
+        return matrix if self.out_axis == 1 else matrix.T
 
     @property
     def precisions(self) -> tuple[str, ...]:

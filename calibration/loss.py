@@ -8,17 +8,18 @@ two perplexities that were measured apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..runtime.engines.base import EngineSet
-from ..runtime.evaluate import Progress, bound_totals, half_width
+from ..runtime.evaluate import Progress, bound_totals, half_width, windows_of
 from ..runtime.families import find_family
-from ..runtime.families.window import choose_block, contexts_by_block
+from ..runtime.families.window import choose_block, contexts_by_block, default_block
 from ..runtime.manifest import Manifest
+from .modes import modes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,21 +29,44 @@ class Ratio:
     value: float
     low: float
     high: float
+    block: int | None = None
+    """Block size it was measured at; None where a family has no choice."""
 
     @property
     def loss(self) -> float:
         """Share of perplexity lost: 0.005 is half a per cent; below 0 it was gained."""
         return self.value - 1.0
 
-    def to_json(self) -> dict[str, float]:
+    @property
+    def place(self) -> str:
+        """Says at which block size, in words that follow a figure."""
+        return "" if self.block is None else f" at blocks of {self.block}"
+
+    def to_json(self) -> dict[str, Any]:
         """Returns the figures for a report."""
         return asdict(self)
 
 
-def default_block(manifest: Manifest) -> int:
-    """Gives the one block size that losses are measured by: what decoding takes unless asked."""
+def worst(ratios: Iterable[Ratio]) -> Ratio:
+    """Gives the ratio that a budget must hold for: the one whose interval reaches highest."""
+    return max(ratios, key=lambda ratio: ratio.high)
+
+
+def decoded_blocks(manifest: Manifest, engines: EngineSet) -> tuple[int | None, ...]:
+    """Lists the block sizes that texts are decoded or filled by, the default one first.
+
+    These are the sizes the model has learnt and a request may ask for; (None,) for a family that
+    has no choice, or whose likelihood does not depend on it.
+    """
+    if find_family(manifest.family).exact:
+        return (None,)
+    sizes = dict.fromkeys(mode.block for mode in modes_of(manifest, engines) if mode.block)
+    # An exact likelihood is the same whatever the positions per run.
+    if not sizes or find_family(manifest.family).exact:
+        return (None,)
     shapes = contexts_by_block(manifest.graphs, manifest.graphs[0].name)
-    return choose_block(shapes, None, manifest.block_sizes)
+    usual = choose_block(shapes, default_block(manifest), manifest.block_sizes)
+    return tuple(sorted(sizes, key=lambda size: (size != usual, size)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +78,8 @@ class LossText:
     num_samples: int
     """Masks per window; even. Families with an exact likelihood need 1."""
     seed: int
+    block: int | None = None
+    """Block size it is read by; None where a family has no choice."""
 
     @property
     def num_tokens(self) -> int:
@@ -68,7 +94,7 @@ class LossText:
                 break
             kept.append(window)
             held += len(window) - 1
-        return LossText(windows=kept, num_samples=self.num_samples, seed=self.seed)
+        return replace(self, windows=kept)
 
     def totals(
         self, manifest: Manifest, engines: EngineSet, progress: Progress | None = None
@@ -77,8 +103,9 @@ class LossText:
         exact = find_family(manifest.family).exact
         samples = range(1 if exact else self.num_samples)
         return bound_totals(
-            manifest, engines, self.windows, samples=samples, seed=self.seed, progress=progress
-        )
+            manifest, engines, self.windows, samples=samples, seed=self.seed,
+            block_size=self.block, progress=progress,
+        )  # fmt: skip
 
     def ratio(self, found: np.ndarray, reference: np.ndarray) -> Ratio:
         """Compares two results of `totals`, in pairs."""
@@ -86,7 +113,7 @@ class LossText:
         nats = float(change.mean(axis=0).sum()) / self.num_tokens
         margin = half_width(change, self.num_tokens)
         return Ratio(
-            value=math.exp(nats), low=math.exp(nats - margin), high=math.exp(nats + margin)
+            value=_exp(nats), low=_exp(nats - margin), high=_exp(nats + margin), block=self.block
         )
 
     def perplexity(self, totals: np.ndarray) -> dict[str, Any]:
@@ -94,7 +121,31 @@ class LossText:
         nats = float(totals.mean(axis=0).sum()) / self.num_tokens
         margin = half_width(totals, self.num_tokens)
         return {
-            "perplexity": math.exp(nats),
-            "low": math.exp(nats - margin),
-            "high": math.exp(nats + margin),
+            "perplexity": _exp(nats),
+            "low": _exp(nats - margin),
+            "high": _exp(nats + margin),
         }
+
+
+def _exp(nats: float) -> float:
+    """Gives e^nats, at most e^700: a score far off would not fit a float."""
+    return math.exp(min(nats, 700.0))
+
+
+def cut_texts(
+    manifest: Manifest, engines: EngineSet, stream: np.ndarray, *, num_samples: int, seed: int
+) -> tuple[LossText, ...]:
+    """Cuts one stream (n,) int32 into windows for every block size of `decoded_blocks`.
+
+    Raises:
+        DataError: The stream is shorter than a block.
+    """
+    return tuple(
+        LossText(
+            windows=windows_of(manifest, engines, stream, block_size=block),
+            num_samples=num_samples,
+            seed=seed,
+            block=block,
+        )
+        for block in decoded_blocks(manifest, engines)
+    )

@@ -40,7 +40,7 @@ class LayerPlan:
     observer: str | None = None
     """What chose the scale: minmax, percentile, mse, entropy, or "plan" for an edited one."""
     reason: str = ""
-    """Why the layer is not int8: "budget", "conditioning", "precision", "plan"."""
+    """Why the layer is not int8: "budget", "harm" (see `tables.py`), "conditioning"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

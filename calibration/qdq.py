@@ -25,12 +25,10 @@ from onnx import helper, numpy_helper
 from ..runtime.errors import CalibrationError
 from .linears import Layer
 from .plan import GraphPlan, LayerPlan
+from .weights import FLOAT16_LIMIT, LEAST_HALF_STEP, quantize_matrix
 
 WEIGHT_LIMIT = 127
-LEAST_SCALE = 2.0**-14
-"""float16's smallest normal number: below it scales lose digits. As the step of a weight that is
-an error of 3e-5 at most."""
-MOST_SCALE = 65504.0 / 127
+MOST_SCALE = FLOAT16_LIMIT / 127
 ZERO = "int8.zero"
 
 
@@ -73,30 +71,18 @@ def activation_scale(layer: Layer, plan: LayerPlan) -> float:
             f"the activations that enter {layer.name} reach {plan.scale * 127:.3g}, beyond "
             'float16: plan this layer as "float"'
         )
-    return float(np.float16(max(plan.scale, LEAST_SCALE)))
+    return float(np.float16(max(plan.scale, LEAST_HALF_STEP)))
 
 
-def weight_scales(array: np.ndarray, axis: int) -> np.ndarray:
-    """Returns the step per channel, (channels,) float32, exact in float16."""
-    largest = np.abs(array).max(axis=1 - axis)
-    scales = np.clip(largest / WEIGHT_LIMIT, LEAST_SCALE, MOST_SCALE)
-    return scales.astype(np.float16).astype(np.float32)
-
-
-def quantize_weight(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds a matrix to int8 with one step per channel.
-
-    Args:
-        array: (rows, columns) float32.
-        axis: Which of the two counts channels.
-
-    Returns:
-        int8 of the same shape, and the steps (channels,) float32.
-    """
-    scales = weight_scales(array, axis)
-    steps = np.expand_dims(scales, 1 - axis)
-    limited = np.clip(np.rint(array / steps), -WEIGHT_LIMIT, WEIGHT_LIMIT)
-    return limited.astype(np.int8), scales
+def _rounded(item: onnx.TensorProto, axis: int, name: str) -> tuple[onnx.TensorProto, np.ndarray]:
+    """Gives a matrix as an int8 tensor, and its steps; without values, one that has none either."""
+    if item.data_location == onnx.TensorProto.EXTERNAL:
+        stub = onnx.TensorProto()
+        stub.CopyFrom(item)
+        stub.name, stub.data_type = name, onnx.TensorProto.INT8
+        return stub, np.ones(item.dims[axis], np.float32)
+    values, scales = quantize_matrix(numpy_helper.to_array(item), axis, WEIGHT_LIMIT, half=True)
+    return numpy_helper.from_array(values, name), scales
 
 
 class _Rewriter:
@@ -113,12 +99,12 @@ class _Rewriter:
 
     def store(self, layer: Layer) -> str:
         """Replaces a weight by int8 and its DequantizeLinear; returns the latter's output."""
-        array = numpy_helper.to_array(self._weights[layer.weight])
-        values, scales = quantize_weight(array, layer.out_axis)
+        item = self._weights[layer.weight]
+        stored, scales = _rounded(item, layer.out_axis, f"{layer.weight}.int8")
         name = f"{layer.weight}.dequantized"
-        inputs = [f"{layer.weight}.int8", f"{layer.weight}.scale", f"{layer.weight}.zero"]
-        arrays = (values, scales, np.zeros(len(scales), np.int8))
-        for key, content in zip(inputs, arrays, strict=True):
+        inputs = [stored.name, f"{layer.weight}.scale", f"{layer.weight}.zero"]
+        self._graph.initializer.append(stored)
+        for key, content in zip(inputs[1:], (scales, np.zeros(len(scales), np.int8)), strict=True):
             self._graph.initializer.append(numpy_helper.from_array(content, key))
         self._before.append(
             helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=layer.out_axis)

@@ -7,24 +7,26 @@ data: `report_page.py` draws them, `report.json` keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ..runtime.engines.base import EngineSet
-from ..runtime.families import decoding_settings
-from ..runtime.families.base import Request
+from ..runtime.families import decoding_settings, find_family
+from ..runtime.families.base import Request, Roomed
 from ..runtime.manifest import Manifest
 from ..runtime.tokenizer import Tokenizer
 from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
 from .bench import Models
 from .judge import Judge
-from .loss import LossText, Ratio
+from .loss import LossText, Ratio, worst
 from .text_quality import measure
 
 Progress = Callable[[int, int], None]
+Totals = Mapping[int | None, np.ndarray]
+"""By block size: (samples, windows) nats of the bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +39,23 @@ class Figures:
     num_bytes: int
     """Of its graphs and weights."""
     perplexity: dict[str, float]
-    """The bound's, with its interval over the masks."""
+    """The bound's at the block size that decoding takes unless asked, with its interval over the
+    masks."""
     ratio: Ratio
-    """Perplexity over fp32's, in pairs."""
+    """Perplexity over fp32's, in pairs, at that block size."""
+    by_block: dict[str, dict[str, Any]]
+    """Perplexity and ratio at every block size that was measured."""
     agreement: dict[str, Any]
     """With fp32 on equal canvases."""
     trajectory: dict[str, Any]
     """With fp32's decodes of equal prompts and seeds."""
     samples: dict[str, Any]
     """Of the decoded texts: external judge's perplexity (None without a judge), entropy, …"""
+
+    @property
+    def worst(self) -> Ratio:
+        """The ratio that a budget must hold for, of all block sizes measured."""
+        return worst(item["ratio"] for item in self.by_block.values())
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures for a report."""
@@ -60,7 +70,7 @@ class Examiner:
         manifest: Manifest,
         engines: EngineSet,
         *,
-        text: LossText,
+        texts: Sequence[LossText],
         canvases: Sequence[Any],
         prompts: Sequence[np.ndarray],
         tokenizer: Tokenizer,
@@ -73,7 +83,7 @@ class Examiner:
         Args:
             manifest: Of the fp32 draft.
             engines: The fp32 graphs.
-            text: To measure the bound on.
+            texts: To measure the bound on: one per block size, the one decoded by first.
             canvases: Held-out ones, for agreement.
             prompts: (L,) int32 each: continued for trajectories and samples.
             tokenizer: Writes samples out.
@@ -81,22 +91,61 @@ class Examiner:
             seed: Of the decodes.
             progress: Told of windows of text.
         """
-        self._manifest, self._text, self._judge = manifest, text, judge
+        self._manifest, self._judge = manifest, judge
+        self._texts = {text.block: text for text in texts}
         self._prompts, self._tokenizer, self._seed = prompts, tokenizer, seed
-        self.totals = text.totals(manifest, engines, progress)
-        """(samples, windows) nats of the reference."""
+        self.totals: Totals = self.measure(engines, progress=progress)
+        """Of the reference."""
         self._reference = Reference(manifest, engines, canvases)
         self._decodes = self._decode(engines)
 
-    def measure(
-        self, engines: EngineSet, progress: Progress = lambda done, total: None
-    ) -> np.ndarray:
-        """Measures a variant's bound: (samples, windows) nats."""
-        return self._text.totals(self._manifest, engines, progress)
+    @property
+    def main(self) -> int | None:
+        """The block size that decoding takes unless asked."""
+        return next(iter(self._texts))
 
-    def ratio(self, totals: np.ndarray, other: np.ndarray | None = None) -> Ratio:
+    def measure(
+        self,
+        engines: EngineSet,
+        *,
+        blocks: Sequence[int | None] | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> Totals:
+        """Measures a variant's bound at some block sizes (None: all of them)."""
+        texts = [self._texts[block] for block in (self._texts if blocks is None else blocks)]
+        sizes = [len(text.windows) * text.num_samples for text in texts]
+        found = {}
+        for number, text in enumerate(texts):
+            before = sum(sizes[:number])
+            found[text.block] = text.totals(
+                self._manifest,
+                engines,
+                lambda done, _, before=before: progress(before + done, sum(sizes)),
+            )
+        return found
+
+    def ratios(self, totals: Totals, other: Totals | None = None) -> dict[int | None, Ratio]:
         """Compares what `measure` gave with the reference, or with another variant's."""
-        return self._text.ratio(totals, self.totals if other is None else other)
+        against = self.totals if other is None else other
+        return {
+            block: self._texts[block].ratio(found, against[block])
+            for block, found in totals.items()
+            if block in against
+        }
+
+    def worst(self, totals: Totals) -> Ratio:
+        """Gives the ratio that a budget must hold for, of all block sizes measured."""
+        return worst(self.ratios(totals).values())
+
+    def by_block(self, totals: Totals) -> dict[str, dict[str, Any]]:
+        """Returns perplexity and ratio per block size, for `Figures`."""
+        return {
+            str(block or "all"): {
+                "perplexity": self._texts[block].perplexity(totals[block]),
+                "ratio": ratio,
+            }
+            for block, ratio in self.ratios(totals).items()
+        }
 
     def examine(
         self,
@@ -104,16 +153,17 @@ class Examiner:
         title: str,
         models: Models,
         engines: EngineSet,
-        totals: np.ndarray,
+        totals: Totals,
     ) -> Figures:
-        """Measures the rest of one variant, whose `totals` are known."""
+        """Measures the rest of one variant, whose `totals` are known, `main` among them."""
         decodes = self._decode(engines)
         return Figures(
             name=name,
             title=title,
             num_bytes=sum(model.ByteSize() for model in models.values()),
-            perplexity=self._text.perplexity(totals),
-            ratio=self._text.ratio(totals, self.totals),
+            perplexity=self._texts[self.main].perplexity(totals[self.main]),
+            ratio=self.ratios(totals)[self.main],
+            by_block=self.by_block(totals),
             agreement=self._reference.agreement(engines).to_json(),
             trajectory=trajectory_agreement(decodes, self._decodes),
             samples=self._samples(decodes),
@@ -121,7 +171,10 @@ class Examiner:
 
     def _decode(self, engines: EngineSet) -> list[Trajectory]:
         settings = decoding_settings(self._manifest, {})
+        family = find_family(self._manifest.family)
         most = self._manifest.max_position
+        if isinstance(family, Roomed):
+            most = min(most, family.positions(self._manifest, engines.specs, settings))
         return [
             decode_trajectory(
                 self._manifest,

@@ -1,13 +1,12 @@
 """An engine set that writes down what every run is given: a bounded sample, the same for a seed.
 
 It wraps any backend; update rules and bounds cannot tell it from what it wraps. Goes by the roles
-of a graph's inputs (canvas, start, kv) and knows no family. Of each stratum a fixed number of
-canvases is kept (Vitter's algorithm R), so that memory does not grow with what is decoded.
+of a graph's inputs (canvas, start, kv) and knows no family. What is kept of it is a reservoir's
+choice; canvases of one text share its cache, which grows row by row.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,10 @@ import numpy as np
 
 from ..runtime.device import Device
 from ..runtime.engines.base import Engine, EngineSet
+from ..runtime.errors import CalibrationError
 from ..runtime.manifest import GraphSpec
-from .canvases import LATE_WEIGHT, Canvas, Stratum
+from .canvases import LATE_WEIGHT, Canvas, Inputs
+from .reservoir import Reservoir
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,25 +26,46 @@ class _Run:
     """One run, until it is known what the next one at the same place looks like."""
 
     spec: GraphSpec
-    inputs: dict[str, np.ndarray]
+    inputs: Inputs
     canvas: np.ndarray
     start: int
     """Position of the canvas's first token."""
     begins: bool
     """Whether it stores a finished block and is the first step of the next one."""
+    level: float | None
+    """Chance that a token was replaced by noise, where the graph is told how noisy its canvas is;
+    None where it is not."""
+
+
+class UnsoundOutputError(CalibrationError):
+    """A floating-point graph gave NaN or infinity, on `canvas`."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        super().__init__(
+            f"graph {canvas.graph} gives NaN or infinity: the checkpoint's weights are too large "
+            "or its training diverged; take an earlier checkpoint"
+        )
+        self.canvas = canvas
 
 
 class Recorder:
     """Samples the runs of an engine set. Tell it the `source` before each decode, `flush` after."""
 
-    def __init__(self, mask_token_id: int | None, *, per_stratum: int, seed: int) -> None:
+    def __init__(
+        self,
+        mask_token_id: int | None,
+        *,
+        per_stratum: int,
+        seed: int,
+        max_bytes: int | None = None,
+    ) -> None:
         self._mask = mask_token_id
-        self._per_stratum = per_stratum
-        self._seed = seed
+        self._kept = Reservoir(per_stratum=per_stratum, max_bytes=max_bytes, seed=seed)
         self._pending: list[_Run] = []
         self._place: tuple[Any, ...] = ()
-        self._kept: dict[tuple[str, Stratum], list[Canvas]] = {}
-        self._draws: dict[tuple[str, Stratum], tuple[np.random.Generator, int]] = {}
+        self._caches: dict[tuple[str, int], np.ndarray] = {}
+        """The rows in use of each text's cache, as its last run had them."""
+        self._other: Canvas | None = None
         self.source = "decode"
         """Written on what is recorded from now on."""
         self.clean: np.ndarray | None = None
@@ -54,16 +76,22 @@ class Recorder:
     def see(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray], slot: int) -> None:
         """Takes a copy of one run's inputs, sharing what has not changed since the last run."""
         self.num_seen += 1
+        if not any(tensor.role == "canvas" for tensor in spec.inputs):
+            self._see_rows(spec, inputs)
+            return
         given = {tensor.role: inputs[tensor.name] for tensor in spec.inputs}
         start = int(np.max(given["start"])) if "start" in given else 0
         place = (spec.name, spec.block, spec.context, start, slot)
         moved = place != self._place
-        last = self._pending[-1].inputs if self._pending and not moved else {}
-        copies = {}
+        last = self._pending[-1].inputs.arrays if self._pending and not moved else {}
+        copies, rows = {}, {}
         for tensor in spec.inputs:
-            array = np.array(inputs[tensor.name])
             if tensor.role == "kv":
-                array[start:] = 0  # what lies there is an older text's, and nothing reads it
+                # What lies behind is an older text's, and nothing reads it.
+                rows[tensor.name] = len(inputs[tensor.name])
+                copies[tensor.name] = self._cache((tensor.name, slot), inputs[tensor.name], start)
+                continue
+            array = np.array(inputs[tensor.name])
             if tensor.role == "canvas" and self.clean is not None:
                 self._unmask(array, start)
             known = last.get(tensor.name)
@@ -71,32 +99,71 @@ class Recorder:
             copies[tensor.name] = known if same else array
         run = _Run(
             spec=spec,
-            inputs=copies,
+            inputs=Inputs(copies, rows),
             canvas=copies[spec.tensor("canvas").name],
             start=start,
             begins=bool(np.any(given.get("split", 0))),
+            level=_level(given),
         )
         if moved:
             self.flush(run)
             self._place = place
         self._pending.append(run)
 
+    def _see_rows(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
+        """Takes a copy of what a graph reads that sees no canvas, such as a head: what stands on
+        a canvas is told by the run before it, and each row counts."""
+        every = np.ones(spec.block, bool)
+        self._other = Canvas(
+            graph=spec.name,
+            block=spec.block,
+            context=spec.context,
+            inputs=Inputs({t.name: np.array(inputs[t.name]) for t in spec.inputs}),
+            mask_ratio=0.0,
+            progress=1.0,
+            frontier=every,
+            weight=1.0,
+            source=self.source,
+        )
+        self._kept.offer(self._other)
+
     def flush(self, next_run: _Run | None = None) -> None:
         """Ends a place, whose runs follow each other; `next_run` comes behind the last of them."""
         masks = [self._masked(run) for run in self._pending]
         steps = sum(bool(masked.any()) for masked in masks) or len(masks)
+        # Noise that replaces tokens by others shows in no token: what the graph is told counts.
+        replaced = not any(masked.any() for masked in masks)
         for number, (run, masked) in enumerate(zip(self._pending, masks, strict=True)):
             after = self._pending[number + 1] if number + 1 < len(self._pending) else next_run
             # A commit run comes behind the last step: it is no step of its own.
             progress = min(number / (steps - 1), 1.0) if steps > 1 else float(not run.begins)
-            self._offer(self._canvas(run, masked, after, progress))
+            self._kept.offer(self._canvas(run, masked, after, progress, replaced=replaced))
         self._pending.clear()
         self._place = ()
 
     def canvases(self) -> tuple[Canvas, ...]:
         """What was kept, in a stable order."""
         self.flush()
-        return tuple(item for key in sorted(self._kept) for item in self._kept[key])
+        return tuple(self._kept)
+
+    def last(self) -> Canvas:
+        """Gives the run that was seen last as a canvas, whatever becomes of it."""
+        if self._other is not None and not self._pending:
+            return self._other
+        run = self._pending[-1]
+        return self._canvas(run, self._masked(run), None, 0.0)
+
+    def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
+        """Gives the first rows of a cache; what a text had before is shared, not copied again."""
+        known: np.ndarray = self._caches.get(key, given[:0].copy())
+        count = len(known)
+        owner = known if known.base is None else known.base
+        if count > rows or len(owner) < rows or not np.array_equal(given[:count], known):
+            # Another text, or one that has outgrown its place.
+            count, owner = 0, np.empty_like(given)
+        owner[count:rows] = given[count:rows]
+        self._caches[key] = owner[:rows]
+        return self._caches[key]
 
     def _unmask(self, array: np.ndarray, start: int) -> None:
         """Writes the text's ids over a canvas, in place; noise need not be a mask."""
@@ -111,10 +178,21 @@ class Recorder:
             return np.zeros(run.spec.block, bool)
         return (_by_position(run.canvas, run.spec.block) == self._mask).any(axis=1)
 
-    def _canvas(self, run: _Run, masked: np.ndarray, after: _Run | None, progress: float) -> Canvas:
+    def _canvas(
+        self,
+        run: _Run,
+        masked: np.ndarray,
+        after: _Run | None,
+        progress: float,
+        *,
+        replaced: bool = False,
+    ) -> Canvas:
+        noise = float(masked.mean())
+        if replaced and run.level is not None and self.source in ("decode", "random"):
+            noise, masked = run.level, np.ones_like(masked)
         if self.source != "decode":
             # Independent draws do not follow each other; what they mask is what training scores.
-            frontier, progress = masked, 1.0 - float(masked.mean())
+            frontier, progress = masked, 1.0 - noise
         else:
             frontier = _changed(run, after, masked)
         return Canvas(
@@ -122,34 +200,31 @@ class Recorder:
             block=run.spec.block,
             context=run.spec.context,
             inputs=run.inputs,
-            mask_ratio=float(masked.mean()),
+            mask_ratio=noise,
             progress=progress,
             frontier=frontier,
             weight=1.0 + LATE_WEIGHT * progress,
             source=self.source,
         )
 
-    def _offer(self, canvas: Canvas) -> None:
-        """Keeps a canvas with the chance that makes every one of its stratum equally likely."""
-        key = (canvas.source, canvas.stratum)
-        kept = self._kept.setdefault(key, [])
-        name = zlib.crc32(repr(key).encode())
-        rng, seen = self._draws.get(key) or (np.random.default_rng((self._seed, name)), 0)
-        self._draws[key] = (rng, seen + 1)
-        if len(kept) < self._per_stratum:
-            kept.append(canvas)
-            return
-        place = int(rng.integers(seen + 1))
-        if place < self._per_stratum:
-            kept[place] = canvas
+
+def _level(given: Mapping[str, np.ndarray]) -> float | None:
+    """Gives the noise level in [0, 1] that a graph is told, by the role it is told in."""
+    if "sigma" in given:
+        return float(-np.expm1(-np.max(given["sigma"])))
+    return None
 
 
 def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
     """Gives (block,) bool: the positions that the next run sees changed.
 
     If that does not look at the masked ones any more, the block is finished: all were committed.
+    Rows that are told what they see are drafts and proposals: see `_kept_rows`.
     """
     frontier = np.zeros(run.spec.block, bool)
+    told = next((t.name for t in run.spec.inputs if t.role == "visible"), None)
+    if told is not None and masked.any() and after is not None:
+        return _kept_rows(run.inputs[told], masked, after.start - run.start)
     if after is None or after.spec.name != run.spec.name:
         return masked
     first = max(run.start, after.start)
@@ -161,6 +236,21 @@ def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
     new = _by_position(after.canvas, after.spec.block)[first - after.start :][: len(old)]
     frontier[seen] = (old != new).any(axis=1)
     return frontier
+
+
+def _kept_rows(visible: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:
+    """Gives (block,) bool: the rows that a draft-and-verify run's next tokens come from.
+
+    Args:
+        visible: (block, block): nonzero where a row sees another.
+        masked: (block,) bool.
+        count: Drafts that were kept.
+
+    Returns:
+        The kept drafts, and the masks of the proposal that sees just these.
+    """
+    seen_drafts = (visible[:, ~masked] > 0).sum(axis=1)
+    return np.where(masked, seen_drafts == count, np.cumsum(~masked) <= count)
 
 
 def _by_position(canvas: np.ndarray, block: int) -> np.ndarray:
@@ -194,9 +284,18 @@ class _RecordingEngine:
         return self._engine.outputs
 
     def run(self) -> None:
-        """See Engine; the inputs are taken first."""
-        self._owner.recorder.see(self.spec, self.inputs, self._owner.slot)
+        """See Engine; the inputs are taken first, and the outputs looked at.
+
+        Raises:
+            UnsoundOutputError: NaN or infinity came out.
+        """
+        recorder = self._owner.recorder
+        recorder.see(self.spec, self.inputs, self._owner.slot)
         self._engine.run()
+        for tensor in self.spec.outputs:
+            # A score of -inf is what an impossible token has; NaN is below nothing.
+            if not (self.outputs[tensor.name] < np.inf).all():
+                raise UnsoundOutputError(recorder.last())
 
 
 class RecordingEngines:

@@ -10,10 +10,14 @@ from typing import Any
 
 from ..runtime.errors import ConfigError
 from ..runtime.page import Page
-
-_COLORS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#6e7781")
-_WIDTH = 8.0
-"""Inches."""
+from .report_layers import (
+    COLORS,
+    drawing_of,
+    lost,
+    show_canvases,
+    show_ranges,
+    show_sensitivity,
+)
 
 
 def plotting() -> Callable[..., Any]:
@@ -39,11 +43,11 @@ def make_page(report: Mapping[str, Any]) -> Page:
         if report["budget"]["num_float"] or name != report["calibrated_on"]
     ]
     _summary(page, report, figures)
-    _agreement(page, figures, figure)
+    _agreement(page, report, figures, figure)
     _trajectories(page, figures, figure)
-    _sensitivity(page, report, figure)
-    _ranges(page, report, figure)
-    _canvases(page, report)
+    show_sensitivity(page, report, figure)
+    show_ranges(page, report, figure)
+    show_canvases(page, report)
     return page
 
 
@@ -63,8 +67,8 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
                 f"{item['num_bytes'] / whole:.3f}",
                 f"{item['perplexity']['perplexity']:.3f}",
                 _interval(item["perplexity"], "{:.2f}"),
-                _lost(item["ratio"]["value"]),
-                f"{_lost(item['ratio']['low'])} to {_lost(item['ratio']['high'])}",
+                lost(item["ratio"]["value"]),
+                f"{lost(item['ratio']['low'])} to {lost(item['ratio']['high'])}",
             )
             for item in figures
         ],
@@ -72,7 +76,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
     page.table(
         (
             "variant", "top-1 about to be committed, %", "top-1, %", "top-5, %", "same tokens, %",
-            "judge", "entropy",
+            "tokens per run", "judge", "entropy",
         ),
         [
             (
@@ -81,6 +85,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
                 _share(item["agreement"]["all"], "top1"),
                 _share(item["agreement"]["all"], "top5"),
                 f"{100 * item['trajectory']['same_tokens']:.1f}",
+                f"{item['trajectory']['tokens_per_nfe']:.2f}",
                 _with_interval(item["samples"], "judge_perplexity", "judge_interval"),
                 _with_interval(item["samples"], "unigram_entropy", "entropy_interval"),
             )
@@ -89,15 +94,72 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
     )  # fmt: skip
     text = report["text"]
     page.paragraph(
-        f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens at blocks "
-        f"of {text['block']}, what decoding takes unless asked (the budget holds there; other "
-        f"block sizes are not measured), {text['num_samples']} masks per window; what is lost is "
-        "measured in pairs under equal masks, which is why its interval is so much narrower. Top-1 "
-        "and top-5 compare each model's most likely tokens with fp32's on equal canvases (top-5: "
-        "mean share of the five that both have). Same tokens: finished texts of "
+        f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens"
+        f"{_at_block(text['block'])}, {text['num_samples']} draws of noise per window; what is "
+        "lost is measured in pairs under equal noise, which is why its interval is so much "
+        "narrower. Top-1 and top-5 compare each model's most likely tokens with fp32's on equal "
+        "canvases (top-5: mean share of the five that both have). Same tokens: finished texts of "
         f"{text['num_decodes']} equal prompts, seeds and random numbers, each model following its "
-        "own tokens. Judge: perplexity of those texts under an external model, lower is more "
-        "predictable; entropy: of a text's words, nats. MiB: graphs and weights.",
+        "own tokens; tokens per run: of those texts, by graph runs. Judge: perplexity of those "
+        "texts under an external model, lower is more predictable; entropy: of a text's words, "
+        "nats. MiB: graphs and weights.",
+        kind="note",
+    )
+    _blocks(page, report)
+    _tables(page, report)
+
+
+def _at_block(block: int | None) -> str:
+    return "" if block is None else f" at blocks of {block}, what decoding takes unless asked"
+
+
+def _blocks(page: Page, report: Mapping[str, Any]) -> None:
+    """The loss at every block size that texts are decoded or filled by."""
+    if len(report["text"]["blocks"]) < 2:
+        return
+    page.table(
+        ("at blocks of", "variant", "perplexity", "95 %", "lost, %", "95 %"),
+        [
+            (
+                block,
+                item["title"],
+                f"{found['perplexity']['perplexity']:.3f}",
+                _interval(found["perplexity"], "{:.2f}"),
+                lost(found["ratio"]["value"]),
+                f"{lost(found['ratio']['low'])} to {lost(found['ratio']['high'])}",
+            )
+            for block in map(str, report["text"]["blocks"])
+            for item in report["variants"].values()
+            for found in (item["by_block"][block],)
+        ],
+    )
+    page.paragraph(
+        f"The budget of {100 * report['budget']['max_loss']:g} % is for the block size that loses "
+        "most. Layers alone and sets of canvases are compared at the one that decoding takes.",
+        kind="note",
+    )
+
+
+def _tables(page: Page, report: Mapping[str, Any]) -> None:
+    """What storing embeddings and heads as int8 costs."""
+    if not report["tables"]:
+        return
+    page.table(
+        ("embedding or head, alone", "stored as", "lost, %", "95 %", "verdict"),
+        [
+            (
+                item["layer"],
+                item["precision"],
+                lost(item["ratio"]["value"]),
+                f"{lost(item['ratio']['low'])} to {lost(item['ratio']['high'])}",
+                "harmless" if item["harmless"] else "not harmless",
+            )
+            for item in report["tables"]
+        ],
+    )
+    page.paragraph(
+        "Harmless: the upper end of its interval takes no more than half of the budget. What is "
+        "not is stored in the next precision that is, or in floating point.",
         kind="note",
     )
 
@@ -110,10 +172,6 @@ def _share(counts: Mapping[str, Any], name: str) -> str:
     return f"{100 * counts[name]:.2f}" if counts["rows"] else "none"
 
 
-def _lost(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.3f}"
-
-
 def _with_interval(values: Mapping[str, Any], name: str, interval: str) -> str:
     if values.get(name) is None:
         return "-"
@@ -121,28 +179,20 @@ def _with_interval(values: Mapping[str, Any], name: str, interval: str) -> str:
     return f"{values[name]:.3f} ({low:.2f} to {high:.2f})"
 
 
-def _drawing(figure: Callable[..., Any], title: str, across: str, up: str, height: float = 3.2):
-    drawing = figure(figsize=(_WIDTH, height))
-    axes = drawing.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
-    return drawing, axes
-
-
 def _agreement(
-    page: Page, figures: Sequence[Mapping[str, Any]], figure: Callable[..., Any]
+    page: Page,
+    report: Mapping[str, Any],
+    figures: Sequence[Mapping[str, Any]],
+    figure: Callable[..., Any],
 ) -> None:
-    page.heading("Token agreement by mask ratio")
+    noise = report["text"]["noise"]
+    page.heading(f"Token agreement by {noise}")
     if not figures[0]["agreement"]["all"]["rows"]:
         page.paragraph("No held-out canvas has a row to compare.", kind="note")
         return
     for key, words in (("top1", "most likely token"), ("top5", "five most likely tokens")):
-        drawing, axes = _drawing(figure, f"Same {words} as fp32", "mask ratio", "%")
-        for item, color in zip(figures[1:], _COLORS, strict=False):
+        drawing, axes = drawing_of(figure, f"Same {words} as fp32", noise, "%")
+        for item, color in zip(figures[1:], COLORS, strict=False):
             rows = item["agreement"]["by_mask_ratio"]
             axes.plot(
                 [float(ratio) for ratio in rows],
@@ -157,8 +207,8 @@ def _agreement(
         )
         page.figure(
             drawing,
-            f"Rows of held-out canvases. The lowest point is {worst[0]:.1f} %: {worst[1]} at mask "
-            f"ratio {worst[2]}.",
+            f"Rows of held-out canvases. The lowest point is {worst[0]:.1f} %: {worst[1]} at a "
+            f"{noise} of {worst[2]}.",
         )
 
 
@@ -166,10 +216,10 @@ def _trajectories(
     page: Page, figures: Sequence[Mapping[str, Any]], figure: Callable[..., Any]
 ) -> None:
     page.heading("Agreement along a decode")
-    drawing, axes = _drawing(
+    drawing, axes = drawing_of(
         figure, "Same canvas as fp32's own decode at this step", "step", "% of positions"
     )
-    for item, color in zip(figures[1:], _COLORS, strict=False):
+    for item, color in zip(figures[1:], COLORS, strict=False):
         steps = item["trajectory"]["by_step"]
         axes.plot(
             range(1, len(steps) + 1), [100 * share for share in steps],
@@ -180,100 +230,6 @@ def _trajectories(
         drawing,
         "Equal prompts, seeds and random numbers; nothing is corrected, so that one token that "
         "differs changes what follows.",
-    )
-
-
-def _sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[..., Any]) -> None:
-    costs = report["sensitivity"]
-    if not costs:
-        return
-    page.heading("What each layer costs alone")
-    drawing, axes = _drawing(figure, "", "% of perplexity lost", "", 0.6 + 0.22 * len(costs))
-    places = range(len(costs))
-    values = [100 * (cost["ratio"]["value"] - 1) for cost in costs]
-    spread = [
-        [100 * (cost["ratio"]["value"] - cost["ratio"]["low"]) for cost in costs],
-        [100 * (cost["ratio"]["high"] - cost["ratio"]["value"]) for cost in costs],
-    ]
-    axes.barh(places, values, xerr=spread, color=_COLORS[0], ecolor="#8c959f", height=0.7)
-    axes.set_yticks(
-        places, [f"{cost['layer']} ({cost['precision']})" for cost in costs], fontsize=8
-    )
-    axes.invert_yaxis()
-    axes.grid(axis="x", color="#d8dee4", linewidth=0.6)
-    first = costs[0]
-    page.figure(
-        drawing,
-        f"Each layer quantised while all others are in floating point, with 95 % intervals. The "
-        f"most expensive is {first['layer']}: {values[0]:+.3f} %.",
-    )
-    budget = report["budget"]
-    page.table(
-        ("layers kept in floating point", "lost, %", "95 %"),
-        [
-            (
-                trial["num_float"],
-                _lost(trial["ratio"]["value"]),
-                f"{_lost(trial['ratio']['low'])} to {_lost(trial['ratio']['high'])}",
-            )
-            for trial in budget["trials"]
-        ],
-    )
-
-
-def _ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any]) -> None:
-    if not report["ranges"]:
-        return
-    page.heading("Ranges by layer and mask ratio")
-    for graph, layers in report["ranges"].items():
-        ratios = sorted({ratio for item in layers.values() for ratio in item["largest"]}, key=float)
-        drawing = figure(figsize=(_WIDTH, 0.9 + 0.24 * len(layers)))
-        axes = drawing.add_subplot()
-        tops = {name: max(item["largest"].values()) or 1.0 for name, item in layers.items()}
-        grid = [
-            [item["largest"].get(ratio, float("nan")) / tops[name] for ratio in ratios]
-            for name, item in layers.items()
-        ]
-        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=1)
-        axes.set_xticks(range(len(ratios)), ratios, fontsize=8)
-        axes.set_yticks(range(len(layers)), list(layers), fontsize=8)
-        axes.set_xlabel("mask ratio")
-        drawing.colorbar(image, ax=axes, label="of the layer's largest")
-        page.figure(
-            drawing,
-            f"Largest input of each layer of {graph} while decoding, relative to that layer's "
-            "largest: a row that is not even belongs to a layer whose range depends on how much is "
-            "masked.",
-        )
-        page.table(
-            ("layer", "precision", "largest", "step x 127", "observer", "alpha", "why not int8"),
-            [
-                (
-                    name,
-                    item["precision"],
-                    f"{tops[name]:.3g}",
-                    "-" if item["scale"] is None else f"{127 * item['scale']:.3g}",
-                    item["observer"] or "-",
-                    "-" if item["alpha"] is None else f"{item['alpha']:g}",
-                    item["reason"] or "-",
-                )
-                for name, item in layers.items()
-            ],
-        )
-
-
-def _canvases(page: Page, report: Mapping[str, Any]) -> None:
-    rows = report["canvases"]["coverage"]
-    if not rows or not report["calibrated_on"]:
-        return
-    page.heading("What it was calibrated on")
-    page.paragraph(report["canvases"]["words"], kind="note")
-    page.table(
-        ("graph", "block", "context", "mask ratio up to", "canvases"),
-        [
-            (r["graph"], r["block"], r["context"], f"{r['decile'] / 10:.1f}", r["count"])
-            for r in rows
-        ],
     )
 
 

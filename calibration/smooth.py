@@ -55,7 +55,9 @@ def search_alphas(
     alphas: dict[str, float | None] = {layer.name: None for layer in layers}
     for fold in find_folds(model, layers):
         seen = activations[fold.value]
-        weights = [_rows(numpy_helper.to_array(arrays[item.weight]), item) for item in fold.layers]
+        weights = [
+            item.by_channel(numpy_helper.to_array(arrays[item.weight])) for item in fold.layers
+        ]
 
         def error(
             scales: np.ndarray,
@@ -106,7 +108,7 @@ def smooth(
     for fold in folds:
         alpha = _agreed(fold, alphas)
         if alpha is not None:
-            weights = [_rows(numpy_helper.to_array(items[i.weight]), i) for i in fold.layers]
+            weights = [i.by_channel(numpy_helper.to_array(items[i.weight])) for i in fold.layers]
             channel_max = activations[fold.value].channel_max
             work.append((fold, smoothing(channel_max, weights, alpha)))
     for fold, scales in work:
@@ -167,11 +169,6 @@ def _quantised_error(
         wrong += float(seen.row_weights @ np.square(off).sum(axis=1))
         right += float(seen.row_weights @ np.square(exact).sum(axis=1))
     return wrong / right if right else 0.0
-
-
-def _rows(array: np.ndarray, layer: Layer) -> np.ndarray:
-    """Gives a layer's matrix as (channels, outputs)."""
-    return array if layer.out_axis == 1 else array.T
 
 
 def _agreed(fold: Fold, alphas: Mapping[str, float | None]) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any
 from ..calibration.budget import fits
 from ..calibration.loss import Ratio
 from ..calibration.plan import plan_bytes
+from ..calibration.quality import Figures
 from ..calibration.report_page import make_page
 from ..runtime.bundle import REPORT_NAME
 from ..runtime.errors import DlmError
@@ -23,9 +24,11 @@ from .wishes import SETS, Shipped, Wishes
 
 PAGE_NAME = "report.html"
 PLAN_NAME = "plan.json"
-QUALITY_VERSION = 1
+QUALITY_VERSION = 2
 ENOUGH_TOP1 = 0.98
 """Share of equal tokens at positions about to be committed, below which the report warns."""
+MOST_FP16_LOSS = 0.001
+"""Share of perplexity that rounding to float16 may cost before the report warns."""
 
 
 def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) -> dict[str, Any]:
@@ -39,8 +42,10 @@ def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) 
         "warnings": _warnings(shipped, wishes),
         "text": {
             "source": texts.source,
-            "num_tokens": shipped.text.num_tokens,
-            "block": shipped.block,
+            "num_tokens": shipped.texts[0].num_tokens,
+            "block": shipped.texts[0].block,
+            "noise": _noise(shipped),
+            "blocks": [text.block for text in shipped.texts],
             "num_samples": shipped.num_samples,
             "num_decodes": shipped.num_decodes,
             "seed": wishes.seed,
@@ -52,9 +57,11 @@ def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) 
             name: ratio.to_json() for name, ratio in shipped.against_decoding.items()
         },
         "sensitivity": [cost.to_json() for cost in shipped.costs],
+        "tables": [trial.to_json() for trial in shipped.tables],
         "budget": {
             "max_loss": wishes.max_loss,
             "met": shipped.outcome.met,
+            "worst": shipped.outcome.ratio.to_json(),
             "num_float": shipped.outcome.num_float,
             "trials": [trial.to_json() for trial in shipped.outcome.trials],
         },
@@ -62,6 +69,11 @@ def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) 
         "canvases": _canvases(shipped),
         "plan": shipped.plan.to_json(),
     }
+
+
+def _noise(shipped: Shipped) -> str:
+    """Says what canvases are told apart by: what is masked or, without masks, the noise's level."""
+    return "mask ratio" if shipped.masked else "noise level"
 
 
 def _loss(ratio: Ratio) -> str:
@@ -78,9 +90,18 @@ def _findings(shipped: Shipped, wishes: Wishes) -> list[str]:
         item = shipped.variants.get(name)
         if item is not None:
             found.append(
-                f"{name} changes perplexity by {_loss(item.ratio)} at blocks of {shipped.block} "
-                f"and takes {item.num_bytes / whole.num_bytes:.2f} of fp32's bytes."
+                f"{name} changes perplexity by {_loss(item.ratio)}{item.ratio.place} and takes "
+                f"{item.num_bytes / whole.num_bytes:.2f} of fp32's bytes."
             )
+    others = [item["ratio"] for item in shipped.variants[wishes.precision].by_block.values()][1:]
+    if others:
+        parts = [f"{_loss(ratio)}{ratio.place}" for ratio in others]
+        found.append(
+            f"{wishes.precision} at the other block sizes that texts are decoded or filled by: "
+            f"{'; '.join(parts)}. The budget is for the worst of all."
+        )
+    found += _pace(shipped.variants[wishes.precision])
+    found += _stored(shipped)
     kept = [
         f"{name} of {graph}" for graph, plan in shipped.plan.graphs.items() for name in plan.float32
     ]
@@ -97,6 +118,27 @@ def _findings(shipped: Shipped, wishes: Wishes) -> list[str]:
             f"{100 * wishes.max_loss:g} %."
         )
     return found
+
+
+def _pace(variant: Figures) -> list[str]:
+    """Says how many tokens a graph run makes, where models differ in that."""
+    own = variant.trajectory["tokens_per_nfe"]
+    whole = variant.trajectory["tokens_per_nfe_of_fp32"]
+    if max(own, whole) <= 1.0:  # nothing drafts, or nothing came of it
+        return []
+    return [
+        f"{variant.name} makes {own:.2f} tokens per graph run where fp32 makes {whole:.2f}, on the "
+        f"same prompts ({100 * (own / whole - 1):+.1f} %)."
+    ]
+
+
+def _stored(shipped: Shipped) -> list[str]:
+    """Says what storing embeddings and heads as int8 was measured to cost."""
+    return [
+        f"{trial.layer} of {trial.graph} alone as {trial.precision}: {_loss(trial.ratio)}, "
+        f"{'harmless' if trial.harmless else 'not harmless, so it is not stored like that'}."
+        for trial in shipped.tables
+    ]
 
 
 def _compared(shipped: Shipped) -> list[str]:
@@ -131,6 +173,12 @@ def _warnings(shipped: Shipped, wishes: Wishes) -> list[str]:
     if not fits(shipped.outcome.ratio, wishes.max_loss):
         found.append(
             f"Beyond its budget of {100 * wishes.max_loss:g} %: written because of --force."
+        )
+    half = shipped.variants["fp16"].worst
+    if half.loss > MOST_FP16_LOSS:
+        found.append(
+            f"fp16 alone loses {100 * half.loss:.3f} % of perplexity{half.place}, more than "
+            f"{100 * MOST_FP16_LOSS:g} %."
         )
     item = shipped.variants[wishes.precision]
     soon = item.agreement["about_to_be_committed"]
@@ -169,7 +217,8 @@ def _canvases(shipped: Shipped) -> dict[str, Any]:
         for (graph, block, context, decile), sources in chosen.coverage().items()
     ]
     words = (
-        f"{len(chosen)} graph inputs from {SETS[name]}, by graph shape and tenth of the mask ratio."
+        f"{len(chosen)} graph inputs from {SETS[name]}, by graph shape and tenth of the "
+        f"{_noise(shipped)}."
     )
     return {"words": words, "recipe": dict(chosen.recipe), "coverage": rows}
 

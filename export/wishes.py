@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import onnx
-
+from ..calibration.bench import Models
 from ..calibration.budget import Outcome
 from ..calibration.canvases import CanvasSet
 from ..calibration.judge import Judge
@@ -15,9 +15,8 @@ from ..calibration.loss import LossText, Ratio
 from ..calibration.plan import Plan
 from ..calibration.quality import Figures
 from ..calibration.sensitivity import LayerCost
+from ..calibration.tables import TableTrial
 
-Models = Mapping[str, onnx.ModelProto]
-"""By graph name."""
 SETS = {"decode": "canvases of decoding", "clean": "clean text", "noise": "random noise"}
 """What scales can be calibrated on; the first is what the others are compared with."""
 
@@ -38,6 +37,8 @@ class Wishes:
     force: bool
     """Whether to go on when the budget cannot be met."""
     judge: Judge | None
+    canvases: Path | None
+    """File of canvases to read, or to write if it is not there; None: none are kept."""
     seed: int
 
 
@@ -59,12 +60,15 @@ class Shipped:
     calibrated_on: str
     """A name of SETS; empty for fp16."""
     costs: tuple[LayerCost, ...]
+    tables: tuple[TableTrial, ...]
+    """Embeddings and heads, each quantised alone."""
     sets: Mapping[str, CanvasSet]
     largest: Mapping[str, Mapping[str, Mapping[int, float]]]
     """What enters each layer of what ships, by tenth of the mask ratio."""
-    text: LossText
-    block: int
-    """Block size that the text is measured by: others of the bundle are not."""
+    texts: tuple[LossText, ...]
+    """The held-out text by block size; the first is what decoding takes unless asked."""
+    masked: bool
+    """Whether noise masks tokens; else it replaces them."""
     num_samples: int
     """Masks per window of the text."""
     num_decodes: int

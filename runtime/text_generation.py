@@ -114,6 +114,11 @@ class TextGeneration:
         """Graph runs so far."""
         return self._loop.result.nfe
 
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompt that stood in the KV cache already, and were not computed again."""
+        return self._loop.num_cached
+
     def result(self) -> TextResult:
         """Decodes to the end if that has not happened yet, and tells everything."""
         for _ in self._spans:

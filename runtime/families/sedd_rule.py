@@ -60,7 +60,7 @@ class ScoreRule:
         self._names = {role: spec.tensor(role).name for role in ("canvas", "sigma", "logits")}
         if template is None:
             self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
-            self._block = _window_size(shapes, self._text.limit, settings.block_size)
+            self._block = window_size(shapes, self._text.limit, settings.block_size)
         else:
             self._text = Text((), len(template))
             self._block = canvas_block(shapes, len(template))
@@ -223,7 +223,7 @@ def num_states(manifest: Manifest) -> int:
     return manifest.vocab_size - len(banned_ids(manifest))
 
 
-def _window_size(shapes: dict[int, tuple[int, ...]], length: int, asked: int | None) -> int:
+def window_size(shapes: dict[int, tuple[int, ...]], length: int, asked: int | None) -> int:
     """Gives the canvas asked for, else the smallest that holds a text, else the largest."""
     if asked is not None:
         return choose_block(shapes, asked)

@@ -14,6 +14,7 @@ from ..decoding import RULES, DecodingSettings
 from ..philox import DrawKind, uniforms
 from . import selection
 from .base import Canvas, Progress
+from .numpy_drafts import NumpyDrafts
 from .rows import (
     RowScratch,
     draw,
@@ -48,7 +49,7 @@ class _Scratch:
         """Index of the first mask at the last commit, all before it being no end of text; or -1."""
 
 
-class NumpyOps:
+class NumpyOps(NumpyDrafts):
     """`Ops` on NumPy arrays."""
 
     name = "numpy"

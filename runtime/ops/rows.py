@@ -167,17 +167,19 @@ def sum_chunks(scratch: RowScratch, slot: int) -> float:
     return float(np.add.reduce(sums, dtype=np.float64))
 
 
-def draw(scratch: RowScratch, uniforms: np.ndarray) -> np.ndarray:
-    """Draws one id from each of the first slots whose chunks were summed.
+def draw(scratch: RowScratch, uniforms: np.ndarray, *, first: int = 0) -> np.ndarray:
+    """Draws one id from each of some slots whose chunks were summed.
 
     Args:
-        scratch: Its `chunks` and `sums`, rows [0, n).
+        scratch: Its `chunks` and `sums`, rows [first, first + n).
         uniforms: (n,) float64.
+        first: The first slot.
 
     Returns:
         (n,) int64 ids.
     """
-    return locate(scratch.chunks, scratch.sums, np.arange(len(uniforms)), uniforms)
+    slots = np.arange(first, first + len(uniforms))
+    return locate(scratch.chunks, scratch.sums, slots, uniforms)
 
 
 def locate(

@@ -11,7 +11,7 @@ from dlm_edge.calibration.activations import (
     collect,
     layer_inputs,
 )
-from dlm_edge.calibration.canvases import Canvas
+from dlm_edge.calibration.canvases import Canvas, Inputs
 from dlm_edge.calibration.linears import find_layers
 from dlm_edge.runtime.errors import CalibrationError
 from onnx import numpy_helper
@@ -26,7 +26,7 @@ def canvas(tokens, *, ratio=0.5, frontier=(), weight=1.0, graph="small"):
         graph=graph,
         block=block,
         context=8,
-        inputs={"ids": tokens},
+        inputs=Inputs({"ids": tokens}),
         mask_ratio=ratio,
         progress=0.0,
         frontier=marks,
@@ -133,10 +133,10 @@ def test_a_value_that_is_not_finite_is_refused_with_the_layers_name(model, poiso
             array = numpy_helper.to_array(item).copy()
             array[0, 0] = poison
             item.CopyFrom(numpy_helper.from_array(array, item.name))
-    with pytest.raises(CalibrationError, match=f"enters layer {layer} on canvas 0") as caught:
+    with pytest.raises(CalibrationError, match=f"what enters layer {layer} is NaN") as caught:
         collect(model, [canvas(ids())], layer_inputs(find_layers(model, ROLES)))
     assert "\n" not in str(caught.value)
-    assert "50% masked" in str(caught.value)
+    assert "noise 50%" in str(caught.value)
 
 
 def test_canvases_of_another_graph_are_refused(model):

@@ -15,11 +15,11 @@ from dlm_edge.calibration.cpu import (
     cpu_plan,
     kernels_saturate,
     quantize_for_cpu,
-    quantize_matrix,
     weight_limit,
 )
 from dlm_edge.calibration.linears import find_layers
 from dlm_edge.calibration.plan import GraphPlan, LayerPlan
+from dlm_edge.calibration.weights import quantize_matrix
 from dlm_edge.runtime.errors import CalibrationError
 from onnx import numpy_helper
 from small_graphs import ROLES, ids, small_graph

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from dlm_edge.calibration.canvases import Canvas
-from dlm_edge.calibration.extremes import beyond_float16, largest_values
+from dlm_edge.calibration.canvases import Canvas, Inputs
+from dlm_edge.calibration.extremes import beyond_float16, largest_values, unsound_layer
+from dlm_edge.calibration.linears import find_layers
 from dlm_edge.runtime.errors import CalibrationError
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from small_graphs import ids, small_graph
+from small_graphs import ROLES, ids, small_graph
 
 NAMES = ["x", "up", "down", "logits"]
 
@@ -15,7 +16,7 @@ def canvas(seed, mask_ratio=0.0):
         graph="small",
         block=6,
         context=8,
-        inputs={"ids": ids(seed=seed)},
+        inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=mask_ratio,
         progress=1.0,
         frontier=np.ones(6, bool),
@@ -67,5 +68,27 @@ def test_nan_names_the_first_layer_that_computes_it():
         return array
 
     model = with_weight("model.mlp.down.weight", broken)
-    with pytest.raises(CalibrationError, match=r"MatMul of model\.mlp\.down\.weight"):
+    with pytest.raises(CalibrationError, match=r"^layer mlp\.down gives NaN"):
         largest_values(model, [canvas(0)], NAMES)
+
+
+@pytest.mark.parametrize(
+    ("weight", "change", "words"),
+    [
+        ("model.embed.weight", 1e39, "layer embed gives"),
+        ("model.norm.weight", np.inf, "what enters layer mlp.up is"),
+        ("model.mlp.up.weight", np.nan, "layer mlp.up gives"),
+        ("model.mlp.down.weight", 1e39, "layer mlp.down gives"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_the_layer_where_numbers_end_is_named(weight, change, words):
+    model = with_weight(weight, lambda array: array * change)
+    layers = find_layers(small_graph(), ROLES)
+    assert unsound_layer(model, layers, canvas(0)) == words
+
+
+def test_a_value_without_a_weight_is_named_after_the_layer_before_it():
+    model = with_weight("model.mlp.up.weight", lambda array: array * np.nan)
+    with pytest.raises(CalibrationError, match=r"^the Sigmoid gate behind layer mlp\.up gives NaN"):
+        largest_values(model, [canvas(0)], ["gate"])

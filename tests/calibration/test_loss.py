@@ -1,7 +1,8 @@
 import math
+from dataclasses import replace
 
 import numpy as np
-from dlm_edge.calibration.loss import LossText
+from dlm_edge.calibration.loss import LossText, Ratio, cut_texts, decoded_blocks, worst
 from dlm_edge.runtime.evaluate import evaluate_ids, windows_of
 from table_engines import TableEngines, hashed, make_manifest
 
@@ -66,3 +67,34 @@ def test_a_family_with_an_exact_likelihood_is_measured_once():
     ids = np.random.default_rng(3).integers(1, 9, 30).astype(np.int32)
     text = LossText(windows=windows_of(manifest, engines, ids), num_samples=4, seed=5)
     assert len(text.totals(manifest, engines)) == 1
+
+
+def test_the_worst_of_several_is_the_one_whose_interval_reaches_highest():
+    steady = Ratio(value=1.004, low=1.0035, high=1.0045, block=32)
+    vague = Ratio(value=1.001, low=0.995, high=1.007, block=16)
+    assert worst([steady, vague]) is vague
+    assert (worst([steady]).place, Ratio(value=1, low=1, high=1).place) == (" at blocks of 32", "")
+
+
+def test_one_text_is_cut_for_every_block_size_that_texts_are_decoded_by():
+    engines = TableEngines(hashed(12), [(2, 16), (4, 16), (8, 16), (16, 8)], 12)
+    manifest = replace(make_manifest(engines), block_sizes=(2, 4, 16), max_position=16)
+    assert decoded_blocks(manifest, engines) == (4, 2, 16)
+    named = replace(manifest, decoding={"block_size": 2})
+    assert decoded_blocks(named, engines) == (2, 4, 16)
+    ids = np.random.default_rng(3).integers(0, 9, 50).astype(np.int32)
+    texts = cut_texts(manifest, engines, ids, num_samples=4, seed=5)
+    assert [text.block for text in texts] == [4, 2, 16]
+    for text in texts:
+        alone = evaluate_ids(manifest, engines, ids, block_size=text.block, seed=5, max_samples=4)
+        found = text.perplexity(text.totals(manifest, engines))["perplexity"]
+        assert math.isclose(found, alone.perplexity)
+        assert text.ratio(text.totals(manifest, engines), text.totals(manifest, engines)).block == (
+            text.block
+        )
+
+
+def test_a_causal_model_has_no_choice_of_block_sizes():
+    engines = TableEngines(hashed(12, causal=True), [(1, 16), (4, 16)], 12)
+    manifest = make_manifest(engines, family="ar")
+    assert decoded_blocks(manifest, engines) == (None,)

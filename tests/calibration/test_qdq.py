@@ -6,7 +6,8 @@ import onnxruntime
 import pytest
 from dlm_edge.calibration.linears import find_layers
 from dlm_edge.calibration.plan import GraphPlan, LayerPlan, default_plan
-from dlm_edge.calibration.qdq import LEAST_SCALE, quantize, quantize_weight, weight_scales
+from dlm_edge.calibration.qdq import quantize
+from dlm_edge.calibration.weights import LEAST_HALF_STEP, quantize_matrix
 from dlm_edge.runtime.errors import CalibrationError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +52,7 @@ def ops(model, kind):
 )
 def test_a_weight_is_off_by_half_a_step_at_most(rows, columns, axis, size, seed):
     array = (np.random.default_rng(seed).standard_normal((rows, columns)) * size).astype(np.float32)
-    values, scales = quantize_weight(array, axis)
+    values, scales = quantize_matrix(array, axis, 127, half=True)
     assert values.dtype == np.int8
     assert abs(int(values.min())) <= 127
     assert scales.shape == (array.shape[axis],)
@@ -63,7 +64,8 @@ def test_a_weight_is_off_by_half_a_step_at_most(rows, columns, axis, size, seed)
 
 
 def test_rows_of_zeros_have_a_step_too():
-    assert (weight_scales(np.zeros((3, 4), np.float32), 0) == LEAST_SCALE).all()
+    _, scales = quantize_matrix(np.zeros((3, 4), np.float32), 0, 127, half=True)
+    assert (scales == LEAST_HALF_STEP).all()
 
 
 def test_only_linear_layers_get_integers():
@@ -92,7 +94,7 @@ def by_hand(model, canvas, scale):
     arrays = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
 
     def rounded(name, axis):
-        values, scales = quantize_weight(arrays[name], axis)
+        values, scales = quantize_matrix(arrays[name], axis, 127, half=True)
         return values * np.expand_dims(scales, 1 - axis)
 
     def steps(x):

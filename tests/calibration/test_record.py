@@ -10,7 +10,7 @@ from dlm_edge.calibration.record import (
     noise_canvases,
     record_canvases,
 )
-from dlm_edge.calibration.recorder import Recorder, RecordingEngines
+from dlm_edge.calibration.recorder import Recorder, RecordingEngines, UnsoundOutputError
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
@@ -19,7 +19,7 @@ from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.runtime.tokenizer import Tokenizer
 from score_bundle import EOS, write_score
-from toy_bundle import BLOCK, CACHE, KEYS, toy_manifest, toy_tokenizer, write_toy
+from toy_bundle import BLOCK, CACHE, KEYS, toy_tokenizer, write_toy
 
 MASK = 1
 SMALL = CanvasSettings(per_stratum=2, num_decodes=4, num_windows=3, num_samples=4)
@@ -176,6 +176,70 @@ def test_clean_canvases_hold_the_text_where_noise_replaces_tokens_by_others(tmp_
         assert np.array_equal(ids[: len(text)], text)
 
 
+@pytest.fixture(scope="module")
+def noised(tmp_path_factory):
+    """A bundle whose noise replaces tokens by others, and what decoding it records."""
+    bundle = open_bundle(write_score(tmp_path_factory.mktemp("score") / "s.dlm", "uniform"))
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    window = np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
+    return bundle, record_canvases(bundle, [window], SMALL, seed=0)
+
+
+def test_noise_that_replaces_tokens_is_told_apart_by_its_level(noised):
+    bundle, made = noised
+    for item in made.items:
+        sigma = float(item.inputs["sigma"][0])
+        assert item.mask_ratio == pytest.approx(1 - np.exp(-sigma), abs=1e-6)
+    assert made.missing(bundle.manifest.graphs, blocks=(16, 32), masked=True) == []
+    assert made.recipe["uncovered"] == []
+    assert not made.holds(bundle.manifest.mask_token_id)
+    levels = {source: [i.mask_ratio for i in made.items if i.source == source]
+              for source in ("decode", "random")}  # fmt: skip
+    assert all(min(found) < 0.2 and max(found) > 0.9 for found in levels.values())
+
+
+def test_all_positions_count_alike_where_noise_is_drawn_and_those_that_move_where_it_is_decoded(
+    noised,
+):
+    _, made = noised
+    for item in made.items:
+        assert item.frontier.all() or item.source == "decode"
+    assert {bool(item.frontier.any()) for item in made.items if item.source == "decode"} != {False}
+
+
+def test_absorbing_noise_is_told_apart_by_its_masks(tmp_path):
+    bundle = open_bundle(write_score(tmp_path / "s.dlm", "absorb"))
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    window = np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
+    made = record_canvases(bundle, [window], SMALL, seed=0)
+    for item in made.items:
+        assert item.mask_ratio == float(np.mean(item.inputs["ids"] == MASK))
+
+
+def test_an_engine_that_gives_nan_is_stopped_at_that_canvas(bundle, prompts):
+    class Broken(RecordingEngines):
+        def engine(self, name, block, context):
+            engine = super().engine(name, block, context)
+            run = engine._engine.run
+
+            def poisoned():
+                run()
+                engine.outputs["logits"][...] = np.nan
+
+            engine._engine.run = poisoned
+            return engine
+
+    engines = open_engines(bundle)
+    recorder = Recorder(MASK, per_stratum=100, seed=0)
+    with pytest.raises(UnsoundOutputError, match="gives NaN or infinity") as caught:
+        generate(
+            bundle.manifest, Broken(engines, recorder), NumpyOps(), make_request(prompts, 3, 9)
+        )
+    assert caught.value.canvas.graph == "denoise"
+    assert caught.value.canvas.inputs["ids"].shape == (1, BLOCK)
+    engines.close()
+
+
 def test_noise_canvases_hold_random_tokens_but_never_the_mask(bundle, prompts):
     noise = noise_canvases(bundle, prompts, SMALL, seed=0)
     tokens = np.concatenate([item.inputs["ids"][0] for item in noise.items])
@@ -189,17 +253,49 @@ def test_all_three_kinds_are_about_as_many(bundle, prompts, recorded):
         assert 0.4 * len(recorded) <= number <= 2 * len(recorded)
 
 
-def test_memory_is_bounded_by_keeping_fewer(bundle, prompts, monkeypatch):
-    from dlm_edge.calibration import session
+def test_canvases_of_one_text_share_its_cache(bundle, prompts):
+    engines = open_engines(bundle)
+    recorder = Recorder(MASK, per_stratum=100, seed=0)
+    generate(
+        bundle.manifest,
+        RecordingEngines(engines, recorder),
+        NumpyOps(),
+        make_request(prompts, 4, 8),
+    )
+    engines.close()
+    caches = [item.inputs.arrays["kv"] for item in recorder.canvases()]
+    longest = max(caches, key=len)
+    assert len(longest) >= 2 * BLOCK
+    for cache in caches:
+        np.testing.assert_array_equal(cache, longest[: len(cache)])
+    owners = {id(cache.base) for cache in caches if len(cache)}
+    # A text that outgrows the smaller context is copied once.
+    assert len(owners) <= len({item.context for item in recorder.canvases()})
 
-    manifest = toy_manifest()
-    each = 4 * (4 + 1 + 4 * np.prod(CACHE)) + 4 * (4 + 1 + 8 * np.prod(CACHE))
-    assert session._per_stratum(manifest, SMALL, 2) == SMALL.per_stratum
-    wide = replace(SMALL, per_stratum=10**6, max_mib=1)
-    assert session._per_stratum(manifest, wide, 2) == (1 << 20) // (2 * 11 * each)
-    monkeypatch.setattr(session, "NUM_DECILES", 10**6)
-    with pytest.raises(CalibrationError, match="more than the 1 allowed"):
-        record_canvases(bundle, prompts, wide, seed=0)
+
+def test_memory_is_bounded_by_keeping_fewer(bundle, prompts):
+    engines = open_engines(bundle)
+
+    def kept(max_bytes):
+        recorder = Recorder(MASK, per_stratum=10**6, seed=0, max_bytes=max_bytes)
+        for number in range(6):
+            request = replace(make_request(prompts, 4, 8), sample_index=number)
+            generate(bundle.manifest, RecordingEngines(engines, recorder), NumpyOps(), request)
+        found = recorder.canvases()
+        owners = {}
+        for array in (item for canvas in found for item in canvas.inputs.arrays.values()):
+            owner = array if array.base is None else array.base
+            owners[id(owner)] = owner.nbytes
+        return found, sum(owners.values())
+
+    everything, whole = kept(None)
+    few, held = kept(whole // 2)
+    assert held <= whole // 2 < whole
+    assert 0 < len(few) < len(everything)
+    assert {item.stratum for item in few} == {item.stratum for item in everything}
+    with pytest.raises(CalibrationError, match="one canvas of each kind takes more than the 0 MiB"):
+        kept(200)
+    engines.close()
 
 
 def test_progress_is_told_after_every_text(bundle, prompts):

@@ -1,12 +1,12 @@
 from dlm_edge.calibration.loss import Ratio
 from dlm_edge.calibration.quality import Figures
-from dlm_edge.export.quantise import choose
+from dlm_edge.export.choose import choose
 
 
 def figures(top1):
     return Figures(
-        name="", title="", num_bytes=1, perplexity={}, ratio=ratio(0.0), trajectory={}, samples={},
-        agreement={"about_to_be_committed": {"rows": 9, "top1": top1, "top5": 1.0}},
+        name="", title="", num_bytes=1, perplexity={}, ratio=ratio(0.0), by_block={}, trajectory={},
+        samples={}, agreement={"about_to_be_committed": {"rows": 9, "top1": top1, "top5": 1.0}},
     )  # fmt: skip
 
 
