@@ -30,6 +30,7 @@ from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
 from ..train.families.shapes import default_block
+from .bars import bar
 from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
@@ -92,7 +93,8 @@ def export_checkpoint(
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
         members[CARD_NAME] = write_card(draft.manifest, report, own_text).encode()
         progress(f"packing {output}")
-        digest = write_bundle(output, draft.manifest, members)
+        with bar() as show:
+            digest = write_bundle(output, draft.manifest, members, show)
     found = {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
     if made.quality is not None:
         beside = settings.report_dir or output.with_suffix(".report")
@@ -276,7 +278,9 @@ def _write_all(
             "fp16_tensors": _count(model, onnx.TensorProto.FLOAT16),
             "int8_tensors": _count(model, onnx.TensorProto.INT8),
         }
-    members |= split_weights(models, folder / "graphs")
+    progress("writing weights")
+    with bar() as show:
+        members |= split_weights(models, folder / "graphs", show)
     manifest = replace(
         manifest, members={name: describe(content) for name, content in members.items()}
     )
@@ -329,10 +333,11 @@ def _check_all(
         head, rows = find_head(graphs), hidden_rows(graphs, manifest, ids, settings.seed)
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
-            parity[graph.name] = compare(
-                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed,
-                head=head, rows=rows,
-            )  # fmt: skip
+            with bar() as show:
+                parity[graph.name] = compare(
+                    graph, manifest, engines, ids, precision=settings.form, seed=settings.seed,
+                    head=head, rows=rows, progress=show,
+                )  # fmt: skip
         noises = {graph.name: graph.corrupt for graph in graphs}
         golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed, rows=rows)
     finally:

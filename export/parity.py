@@ -9,7 +9,7 @@ kind. Knows graphs by their tensors' roles only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,6 +220,7 @@ def compare(
     seed: int,
     head: ExportGraph | None = None,
     rows: np.ndarray | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Measures every shape of a graph; returns the report's figures.
 
@@ -232,13 +233,16 @@ def compare(
         seed: Of the masks.
         head: The graph that makes logits of what this one computes, if it gives none itself.
         rows: For such a head: what it reads, (n, D).
+        progress: Told after every shape.
 
     Raises:
         EngineError: A figure is beyond its tolerance.
     """
     tolerance = TOLERANCES[precision]
     report = []
-    for spec in (item for item in manifest.graphs if item.name == graph.name):
+    specs = [item for item in manifest.graphs if item.name == graph.name]
+    for number, spec in enumerate(specs):
+        progress(number, len(specs))
         if graph is head and rows is not None:
             figures, cached = _compare_head(graph, engines, spec, rows, tolerance.tie)
         else:
