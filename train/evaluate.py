@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.errors import CheckpointError, ConfigError
-from ..runtime.evaluate import EvalResult, evaluate_ids
-from ..runtime.families.window import choose_block, contexts_by_block, default_block
+from ..runtime.evaluate import EvalResult, evaluate_ids, evaluation_block
 from ..runtime.manifest import Manifest
 from ..runtime.tokenizer import Tokenizer
 from .checkpoint import Checkpoint, load_weights, read_checkpoint
@@ -95,8 +94,7 @@ def evaluate_checkpoint(
     checkpoint = read_checkpoint(path)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
     manifest, engines = open_checkpoint(checkpoint)
-    shapes = contexts_by_block(engines.specs, engines.specs[0].name)
-    block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
+    block = evaluation_block(manifest, engines.specs, block_size)
     stream: list[int] = []
     for document in islice(documents(find_source(str(data))), limit):
         stream += [manifest.eos_token_id, *tokenizer.encode(document)]

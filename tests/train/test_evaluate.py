@@ -9,7 +9,7 @@ import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.runtime.families import find_family
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.train.checkpoint import read_checkpoint, write_checkpoint
+from dlm_edge.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from dlm_edge.train.evaluate import evaluate_checkpoint, open_checkpoint
 from dlm_edge.train.families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -49,6 +49,28 @@ def test_an_untrained_causal_model_scores_about_the_uniform_distribution(tmp_pat
     # 8 * 5 + 8 * 6 + 3 * 9 letters and a separator before each of the three documents.
     assert found["num_documents"] == 3
     json.dumps(found)
+
+
+def test_a_drafting_model_scores_what_its_causal_half_says(tmp_path, text):
+    options = {"mask_token_id": 1, "backbone": "qwen2", "block_sizes": "2,3"}
+    folder = checkpoint(tmp_path / "t", "tidar", **options)
+    loaded = read_checkpoint(folder)
+    weights = {name: torch.randn_like(t) * 0.5 for name, t in loaded.weights.items()}
+    write_checkpoint(folder, loaded.config, weights, loaded.tokenizer_json)
+    found = evaluate_checkpoint(folder, text)
+    assert found["num_samples"] == 1
+    model = FAMILIES["tidar"].make_model(loaded.config["model"])
+    load_weights(model, read_checkpoint(folder))
+    tokenizer = Tokenizer.from_str(loaded.tokenizer_json)
+    ids = []
+    for document in text.read_text("utf-8").split("<|endoftext|>"):
+        ids += [0, *tokenizer.encode(document).ids]
+    # Windows of 16 positions, each beginning with the last token of the one before.
+    rows = [ids[start : start + 16] for start in range(0, found["num_tokens"], 15)]
+    assert found["num_tokens"] == 15 * len(rows) >= 100
+    nats = FAMILIES["tidar"].eval_loss(model, torch.tensor(rows), loaded.config, seed=0)["ar"]
+    expected = float(nats.sum()) / found["num_tokens"]
+    assert found["nats_per_token"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
