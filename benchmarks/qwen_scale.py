@@ -66,7 +66,7 @@ import sys
 from pathlib import Path
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
-import tensorrt_rtx as trt
+import tensorrt_rtx_bindings as trt
 
 def configure(config):
     config.num_compute_capabilities = 1

@@ -49,8 +49,8 @@ class Outcome:
         raise CalibrationError(
             f"--max-loss {100 * max_loss:g} cannot be met: the best plan, with {self.num_float} of "
             f"{num_layers} layers in floating point, loses {100 * self.ratio.loss:.2f} % of "
-            f"perplexity (up to {100 * (self.ratio.high - 1):.2f} % with 95 %); nothing was "
-            f"written: allow that much, give more --calibration-data, or pass --force"
+            f"perplexity{self.ratio.place} (up to {100 * (self.ratio.high - 1):.2f} % with 95 %); "
+            "nothing was written: allow that much, give more --calibration-data, or pass --force"
         )
 
     def require_int8(self, max_loss: float, *, force: bool) -> None:

@@ -1,9 +1,9 @@
 """Canvases on disk: recorded once, used for every precision and target made of one checkpoint.
 
 A file is a zip of `index.json` and one member per different array (a cache that many canvases share
-stands once), raw and deflated. The index says what the canvases belong to; a file that belongs to
-anything else is refused, never mixed in. Reading trusts nothing: sizes come first, arrays are raw
-numbers of the shapes that the graphs have, nothing is unpickled.
+the first rows of stands once), raw and deflated. The index says what the canvases belong to; a file
+that belongs to anything else is refused, never mixed in. Reading trusts nothing: sizes come first,
+arrays are raw numbers of the shapes that the graphs have, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from ..runtime.errors import CalibrationError
 from ..runtime.manifest import GraphSpec
 from ..train.files import write_file
-from .canvases import SOURCES, Canvas, CanvasSet
+from .canvases import SOURCES, Canvas, CanvasSet, Inputs
 
 VERSION = 1
 INDEX = "index.json"
@@ -53,20 +53,30 @@ def write_canvases(
 
 def _write(path: Path, *, sets: Sets, owner: Owner, progress: Progress) -> None:
     total = sum(map(len, sets.values()))
+    everything = [canvas for content in sets.values() for canvas in content.items]
+    whole: dict[tuple[Any, ...], np.ndarray] = {}
+    for array in (item for canvas in everything for item in canvas.inputs.arrays.values()):
+        if key := _place(array):
+            whole[key] = max(whole.get(key, array), array, key=len)
     members: dict[tuple[str, tuple[int, ...], str], int] = {}
     sizes: list[list[Any]] = []
+    stored: dict[tuple[Any, ...], int] = {}
     done = 0
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
 
-        def store(array: np.ndarray) -> int:
-            data = np.ascontiguousarray(array)
-            digest = hashlib.sha256(data.tobytes()).hexdigest()
-            key = (data.dtype.name, data.shape, digest)
-            if key not in members:
-                members[key] = len(members)
-                sizes.append([data.dtype.name, list(data.shape)])
-                archive.writestr(f"arrays/{members[key]}", data.tobytes())
-            return members[key]
+        def store(array: np.ndarray) -> list[int]:
+            """Writes an array, or what it is the beginning of, once; gives number and rows."""
+            key = _place(array)
+            if key not in stored:
+                data = np.ascontiguousarray(whole.get(key, array))
+                digest = hashlib.sha256(data.tobytes()).hexdigest()
+                known = (data.dtype.name, data.shape, digest)
+                if known not in members:
+                    members[known] = len(sizes)
+                    archive.writestr(f"arrays/{len(sizes)}", data.tobytes())
+                    sizes.append([data.dtype.name, list(data.shape)])
+                stored[key] = members[known]
+            return [stored[key], len(array)]
 
         found: dict[str, Any] = {}
         for name, content in sets.items():
@@ -84,12 +94,21 @@ def _write(path: Path, *, sets: Sets, owner: Owner, progress: Progress) -> None:
         archive.writestr(INDEX, json.dumps(index))
 
 
-def _canvas_json(canvas: Canvas, store: Callable[[np.ndarray], int]) -> dict[str, Any]:
+def _place(array: np.ndarray) -> tuple[Any, ...]:
+    """Says where in memory an array begins: what begins alike holds the same, as far as it goes.
+
+    Arrays without an item begin nowhere; they differ by their shapes only.
+    """
+    begin = array.__array_interface__["data"][0] if array.size else -1
+    return (begin, array.dtype.name, array.shape[1:], array.flags.c_contiguous)
+
+
+def _canvas_json(canvas: Canvas, store: Callable[[np.ndarray], list[int]]) -> dict[str, Any]:
     return {
         "graph": canvas.graph,
         "block": canvas.block,
         "context": canvas.context,
-        "inputs": {name: store(array) for name, array in canvas.inputs.items()},
+        "inputs": {name: store(array) for name, array in canvas.inputs.arrays.items()},
         "mask_ratio": canvas.mask_ratio,
         "progress": canvas.progress,
         "frontier": np.flatnonzero(canvas.frontier).tolist(),
@@ -180,9 +199,14 @@ def _canvases(
     """Yields canvases, each held to its graph's inputs."""
     for item in items:
         spec = shapes[item["graph"], item["block"], item["context"]]
-        inputs = {name: arrays[number] for name, number in item["inputs"].items()}
+        held = {name: arrays[at[0]][: at[1]] for name, at in item["inputs"].items()}
+        caches = {tensor.name: tensor.shape[0] for tensor in spec.inputs if tensor.role == "kv"}
         wanted = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in spec.inputs}
-        if {name: (array.dtype.name, array.shape) for name, array in inputs.items()} != wanted:
+        found = {
+            name: (array.dtype.name, (max(len(array), caches.get(name, 0)), *array.shape[1:]))
+            for name, array in held.items()
+        }
+        if found != wanted:
             raise ValueError(f"a canvas has not the inputs of graph {spec.name}")
         if item["source"] not in SOURCES:
             raise ValueError(f"a canvas comes from {item['source']!r}")
@@ -192,7 +216,7 @@ def _canvases(
             graph=spec.name,
             block=spec.block,
             context=spec.context,
-            inputs=inputs,
+            inputs=Inputs(held, caches),
             mask_ratio=float(item["mask_ratio"]),
             progress=float(item["progress"]),
             frontier=frontier,

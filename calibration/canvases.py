@@ -15,7 +15,7 @@ of the decoding loop itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,39 @@ Stratum = tuple[str, int, int, int]
 """Graph, block, context, decile."""
 
 
+class Inputs(Mapping[str, np.ndarray]):
+    """The inputs of one run by name; of a cache only the rows in use are held.
+
+    A text's cache grows row by row, so that all canvases of it can be views of one array.
+    """
+
+    __slots__ = ("_rows", "arrays")
+
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], rows: Mapping[str, int] | None = None
+    ) -> None:
+        """Takes arrays, and the full number of rows of those that hold only the first ones."""
+        self.arrays = dict(arrays)
+        """What is held."""
+        self._rows = dict(rows or {})
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Gives an input in its full shape, zeros behind the rows in use."""
+        array = self.arrays[name]
+        rows = self._rows.get(name)
+        if rows is None:
+            return array
+        full = np.zeros((rows, *array.shape[1:]), array.dtype)
+        full[: len(array)] = array
+        return full
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canvas:
     """The inputs of one graph run, and where in a decode it stood."""
@@ -40,7 +73,7 @@ class Canvas:
     graph: str
     block: int
     context: int
-    inputs: Mapping[str, np.ndarray]
+    inputs: Inputs
     """Every input of the graph by name, in its full shape; cache rows that nothing reads are 0."""
     mask_ratio: float
     """Share of the canvas that is masked; where noise replaces tokens by others instead, the chance
@@ -88,7 +121,7 @@ class CanvasSet:
         return token_id is not None and any(
             bool((array == token_id).any())
             for item in self.items
-            for array in item.inputs.values()
+            for array in item.inputs.arrays.values()
             if array.ndim == 2 and np.issubdtype(array.dtype, np.integer)
         )
 

@@ -61,10 +61,11 @@ def decoded_blocks(manifest: Manifest, engines: EngineSet) -> tuple[int | None, 
     if find_family(manifest.family).exact:
         return (None,)
     sizes = dict.fromkeys(mode.block for mode in modes_of(manifest, engines) if mode.block)
+    # An exact likelihood is the same whatever the positions per run.
+    if not sizes or find_family(manifest.family).exact:
+        return (None,)
     shapes = contexts_by_block(manifest.graphs, manifest.graphs[0].name)
     usual = choose_block(shapes, default_block(manifest), manifest.block_sizes)
-    if not sizes:
-        return (None,)
     return tuple(sorted(sizes, key=lambda size: (size != usual, size)))
 
 

@@ -70,7 +70,7 @@ def choose_range(
         CalibrationError: The value is constant: no range can be told from it.
     """
     if activation.is_constant:
-        value = float(activation.rows.flat[0])
+        value = float(activation.rows.flat[0]) + 0.0  # which turns -0 into 0
         raise CalibrationError(CONSTANT.format(label=label, value=f"{value:g}"))
     ranges = observe(activation.histogram)
     errors = {

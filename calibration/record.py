@@ -52,7 +52,7 @@ def record_canvases(
     """
     settings = settings or CanvasSettings()
     with Session(bundle, prompts, settings, seed, engines) as session:
-        session.plan(len(session.modes) * settings.num_decodes, progress)
+        session.plan(sum(map(session.num_texts, session.modes)), progress)
         session.recorder.source = "decode"
         for number, request in enumerate(session.requests(banned)):
             generate(session.manifest, session.engines, session.ops, request)

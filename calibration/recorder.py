@@ -1,13 +1,12 @@
 """An engine set that writes down what every run is given: a bounded sample, the same for a seed.
 
 It wraps any backend; update rules and bounds cannot tell it from what it wraps. Goes by the roles
-of a graph's inputs (canvas, start, kv) and knows no family. Of each stratum a fixed number of
-canvases is kept (Vitter's algorithm R), so that memory does not grow with what is decoded.
+of a graph's inputs (canvas, start, kv) and knows no family. What is kept of it is a reservoir's
+choice; canvases of one text share its cache, which grows row by row.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,8 @@ from ..runtime.device import Device
 from ..runtime.engines.base import Engine, EngineSet
 from ..runtime.errors import CalibrationError
 from ..runtime.manifest import GraphSpec
-from .canvases import LATE_WEIGHT, Canvas, Stratum
+from .canvases import LATE_WEIGHT, Canvas, Inputs
+from .reservoir import Reservoir
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class _Run:
     """One run, until it is known what the next one at the same place looks like."""
 
     spec: GraphSpec
-    inputs: dict[str, np.ndarray]
+    inputs: Inputs
     canvas: np.ndarray
     start: int
     """Position of the canvas's first token."""
@@ -51,15 +51,21 @@ class UnsoundOutputError(CalibrationError):
 class Recorder:
     """Samples the runs of an engine set. Tell it the `source` before each decode, `flush` after."""
 
-    def __init__(self, mask_token_id: int | None, *, per_stratum: int, seed: int) -> None:
+    def __init__(
+        self,
+        mask_token_id: int | None,
+        *,
+        per_stratum: int,
+        seed: int,
+        max_bytes: int | None = None,
+    ) -> None:
         self._mask = mask_token_id
-        self._per_stratum = per_stratum
-        self._seed = seed
+        self._kept = Reservoir(per_stratum=per_stratum, max_bytes=max_bytes, seed=seed)
         self._pending: list[_Run] = []
         self._place: tuple[Any, ...] = ()
         self._other: Canvas | None = None
-        self._kept: dict[tuple[str, Stratum], list[Canvas]] = {}
-        self._draws: dict[tuple[str, Stratum], tuple[np.random.Generator, int]] = {}
+        self._caches: dict[tuple[str, int], np.ndarray] = {}
+        """The rows in use of each text's cache, as its last run had them."""
         self.source = "decode"
         """Written on what is recorded from now on."""
         self.clean: np.ndarray | None = None
@@ -77,12 +83,15 @@ class Recorder:
         start = int(np.max(given["start"])) if "start" in given else 0
         place = (spec.name, spec.block, spec.context, start, slot)
         moved = place != self._place
-        last = self._pending[-1].inputs if self._pending and not moved else {}
-        copies = {}
+        last = self._pending[-1].inputs.arrays if self._pending and not moved else {}
+        copies, rows = {}, {}
         for tensor in spec.inputs:
-            array = np.array(inputs[tensor.name])
             if tensor.role == "kv":
-                array[start:] = 0  # what lies there is an older text's, and nothing reads it
+                # What lies behind is an older text's, and nothing reads it.
+                rows[tensor.name] = len(inputs[tensor.name])
+                copies[tensor.name] = self._cache((tensor.name, slot), inputs[tensor.name], start)
+                continue
+            array = np.array(inputs[tensor.name])
             if tensor.role == "canvas" and self.clean is not None:
                 self._unmask(array, start)
             known = last.get(tensor.name)
@@ -90,7 +99,7 @@ class Recorder:
             copies[tensor.name] = known if same else array
         run = _Run(
             spec=spec,
-            inputs=copies,
+            inputs=Inputs(copies, rows),
             canvas=copies[spec.tensor("canvas").name],
             start=start,
             begins=bool(np.any(given.get("split", 0))),
@@ -109,14 +118,14 @@ class Recorder:
             graph=spec.name,
             block=spec.block,
             context=spec.context,
-            inputs={tensor.name: np.array(inputs[tensor.name]) for tensor in spec.inputs},
+            inputs=Inputs({item.name: np.array(inputs[item.name]) for item in spec.inputs}, {}),
             mask_ratio=0.0,
             progress=1.0,
             frontier=every,
             weight=1.0,
             source=self.source,
         )
-        self._offer(self._other)
+        self._kept.offer(self._other)
 
     def flush(self, next_run: _Run | None = None) -> None:
         """Ends a place, whose runs follow each other; `next_run` comes behind the last of them."""
@@ -128,14 +137,14 @@ class Recorder:
             after = self._pending[number + 1] if number + 1 < len(self._pending) else next_run
             # A commit run comes behind the last step: it is no step of its own.
             progress = min(number / (steps - 1), 1.0) if steps > 1 else float(not run.begins)
-            self._offer(self._canvas(run, masked, after, progress, replaced=replaced))
+            self._kept.offer(self._canvas(run, masked, after, progress, replaced=replaced))
         self._pending.clear()
         self._place = ()
 
     def canvases(self) -> tuple[Canvas, ...]:
         """What was kept, in a stable order."""
         self.flush()
-        return tuple(item for key in sorted(self._kept) for item in self._kept[key])
+        return tuple(self._kept)
 
     def last(self) -> Canvas:
         """Gives the run that was seen last as a canvas, whatever becomes of it."""
@@ -143,6 +152,18 @@ class Recorder:
             return self._other
         run = self._pending[-1]
         return self._canvas(run, self._masked(run), None, 0.0)
+
+    def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
+        """Gives the first rows of a cache; what a text had before is shared, not copied again."""
+        known = self._caches.get(key, given[:0].copy())
+        count = len(known)
+        owner = known if known.base is None else known.base
+        if count > rows or len(owner) < rows or not np.array_equal(given[:count], known):
+            # Another text, or one that has outgrown its place.
+            count, owner = 0, np.empty_like(given)
+        owner[count:rows] = given[count:rows]
+        self._caches[key] = owner[:rows]
+        return self._caches[key]
 
     def _unmask(self, array: np.ndarray, start: int) -> None:
         """Writes the text's ids over a canvas, in place; noise need not be a mask."""
@@ -185,20 +206,6 @@ class Recorder:
             weight=1.0 + LATE_WEIGHT * progress,
             source=self.source,
         )
-
-    def _offer(self, canvas: Canvas) -> None:
-        """Keeps a canvas with the chance that makes every one of its stratum equally likely."""
-        key = (canvas.source, canvas.stratum)
-        kept = self._kept.setdefault(key, [])
-        name = zlib.crc32(repr(key).encode())
-        rng, seen = self._draws.get(key) or (np.random.default_rng((self._seed, name)), 0)
-        self._draws[key] = (rng, seen + 1)
-        if len(kept) < self._per_stratum:
-            kept.append(canvas)
-            return
-        place = int(rng.integers(seen + 1))
-        if place < self._per_stratum:
-            kept[place] = canvas
 
 
 def _level(given: Mapping[str, np.ndarray]) -> float | None:

@@ -19,7 +19,7 @@ from ..runtime.families.base import Request, Shaped
 from ..runtime.manifest import Manifest
 from ..runtime.ops.numpy_ops import NumpyOps
 from .canvases import NUM_DECILES, CanvasSet, Stratum
-from .modes import modes_of
+from .modes import Mode, modes_of
 from .recorder import Recorder, RecordingEngines
 
 Progress = Callable[[int, int], None]
@@ -37,7 +37,7 @@ class CanvasSettings:
     per_stratum: int = 4
     """Canvases kept per graph, shape, mask-ratio decile and source, if memory allows."""
     num_decodes: int = 6
-    """Texts decoded per block size."""
+    """Texts decoded per block size; two where a block is most of a text."""
     num_windows: int = 8
     """Windows of text masked at random, per block size."""
     num_samples: int = 2
@@ -75,11 +75,13 @@ class Session:
         assert inner is not None
         try:
             self.prompts = _check_prompts(prompts, self.manifest)
-            sources = 1 if unmasked else 2
-            kept = _per_stratum(self.manifest, settings, sources)
             # Unmasked canvases have one decile only: it gets what all of them would.
-            number = kept * (2 * NUM_DECILES if unmasked else 1)
-            self.recorder = Recorder(self.manifest.mask_token_id, per_stratum=number, seed=seed)
+            self.recorder = Recorder(
+                self.manifest.mask_token_id,
+                per_stratum=settings.per_stratum * (2 * NUM_DECILES if unmasked else 1),
+                seed=seed,
+                max_bytes=settings.max_mib << 20,
+            )
             self.engines = RecordingEngines(inner, self.recorder)
             self.family = find_family(self.manifest.family)
             self.modes = modes_of(self.manifest, self.engines)
@@ -131,13 +133,25 @@ class Session:
         )
         return min(self.manifest.max_position, widest)
 
+    def room_of(self, mode: Mode) -> int:
+        """Positions that a text decoded in one way can have."""
+        # A gap sees the text on both sides, so that text and gap are one block.
+        room = min(self.manifest.max_position, mode.block or 0) if mode.gap else 0
+        return room or self.room(mode.block)
+
+    def num_texts(self, mode: Mode) -> int:
+        """Texts to decode in one way: fewer where a run is most of the text, and costs as much.
+
+        Each of them goes through every mask ratio, so that two cover what more would.
+        """
+        wide = mode.block is not None and 2 * mode.block > self.room_of(mode)
+        return min(2, self.settings.num_decodes) if wide else self.settings.num_decodes
+
     def requests(self, banned: Sequence[int]) -> Iterator[Request]:
         """Yields what to decode: every mode, prompts of several lengths in turn."""
         for mode in self.modes:
-            # A gap sees the text on both sides, so that text and gap are one block.
-            room = min(self.manifest.max_position, mode.block or 0) if mode.gap else 0
-            room = room or self.room(mode.block)
-            for number in range(self.settings.num_decodes):
+            room = self.room_of(mode)
+            for number in range(self.num_texts(mode)):
                 prompt = self.prompts[number % len(self.prompts)]
                 share = PROMPT_SHARES[number % len(PROMPT_SHARES)]
                 yield mode.request(
@@ -244,22 +258,6 @@ def _check_prompts(prompts: Sequence[np.ndarray], manifest: Manifest) -> list[np
             f"a block of {block}: give longer texts"
         )
     return long
-
-
-def _per_stratum(manifest: Manifest, settings: CanvasSettings, num_sources: int) -> int:
-    """Returns how many canvases of a stratum fit, were all their inputs different."""
-    each = [
-        sum(int(np.prod(item.shape)) * np.dtype(item.dtype).itemsize for item in spec.inputs)
-        for spec in manifest.graphs
-    ]
-    all_once = num_sources * (NUM_DECILES + 1) * sum(each)
-    fitting = (settings.max_mib << 20) // all_once
-    if not fitting:
-        raise CalibrationError(
-            f"one canvas of each kind takes {-(-all_once >> 20)} MiB, more than the "
-            f"{settings.max_mib} allowed: allow more, or export fewer block and context sizes"
-        )
-    return min(settings.per_stratum, fitting)
 
 
 def model_sha256(manifest: Manifest) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import DataError
+from ..runtime.word_figures import ngrams, word_entropy
 from .judge import TextScore, perplexity
 
 NUM_BOOTSTRAP = 1000
@@ -51,20 +52,9 @@ class Quality:
     """Share of a text's word 4-grams that stood in it before, averaged over texts."""
 
 
-def _ngrams(words: Sequence[str]) -> list[tuple[str, ...]]:
-    return [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
-
-
-def _entropy(words: Sequence[str]) -> float:
-    """Entropy in nats of the words' empirical distribution; 0 for none."""
-    counts = np.array(list(Counter(words).values()), dtype=np.float64)
-    share = counts / max(counts.sum(), 1.0)
-    return float(-(share * np.log(share)).sum())
-
-
 def _distinct(texts: Sequence[Sequence[str]]) -> tuple[float, Interval]:
     """Distinct-4 of tokenized texts and its delete-one jackknife interval."""
-    grams = [_ngrams(words) for words in texts]
+    grams = [ngrams(words, NGRAM) for words in texts]
     total = Counter(gram for text in grams for gram in text)
     num_grams, num_kinds = total.total(), len(total)
     if not num_grams:
@@ -104,9 +94,9 @@ def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> 
     words = [text.split() for text in texts]
     if not any(words):
         raise DataError("wanted texts to measure, found not one word; give a set with text in it")
-    entropies = np.array([_entropy(w) for w in words])
+    entropies = np.array([word_entropy(w) for w in words])
     distinct, distinct_interval = _distinct(words)
-    grams = [g for g in map(_ngrams, words) if g]
+    grams = [g for g in (ngrams(w, NGRAM) for w in words) if g]
     repeated = [1 - len(set(g)) / len(g) for g in grams]
     return Quality(
         num_texts=len(texts),
@@ -115,7 +105,7 @@ def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> 
         judge_interval=quantiles(perplexity_draws(scores)) if scores else None,
         unigram_entropy=float(entropies.mean()),
         entropy_interval=quantiles(_bootstrap(entropies[:, None])[:, 0] / len(entropies)),
-        pooled_entropy=_entropy([word for text in words for word in text]),
+        pooled_entropy=word_entropy([word for text in words for word in text]),
         distinct_4=distinct,
         distinct_4_interval=distinct_interval,
         repetition=float(np.mean(repeated)) if repeated else 0.0,

@@ -24,8 +24,10 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
 from ..runtime.errors import CalibrationError, ConfigError, EngineError
 from ..runtime.evaluate import evaluate_ids
-from ..runtime.families import decoding_settings
+from ..runtime.families import decoding_settings, find_family
 from ..runtime.families.base import Request
+from ..runtime.families.heads import HEAD
+from ..runtime.families.tidar_layout import draft_block
 from ..runtime.generate import generate
 from ..runtime.ops.numpy_ops import NumpyOps
 from .buckets import best_buckets
@@ -38,6 +40,8 @@ SAMPLES, SAMPLE_TOKENS = 2, 128
 """Texts decoded per block size, and their length at most."""
 SCORED_TOKENS = 2048
 """Held-out tokens that a candidate is scored on, where there is a text."""
+HEADS_PER_STEP = 2
+"""Runs of a head that is a graph of its own: to verify, and to draft again."""
 BOUND_SAMPLES = 8
 """Monte-Carlo draws per window; equal seeds give all candidates equal masks where blocks agree."""
 
@@ -179,16 +183,22 @@ def _has_cache(source: Source) -> bool:
 def _candidate(
     draft: Bundle, plan: Plan, engines: EngineSet, ids: np.ndarray, block: int
 ) -> Candidate:
+    exact = find_family(draft.manifest.family).exact
     result = evaluate_ids(
         draft.manifest,
         engines,
         ids,
-        block_size=_asked(block),
+        block_size=None if exact else _asked(block),
         relative_half_width=0.001,
         max_samples=BOUND_SAMPLES,
     )
     tokens = _tokens_per_nfe(draft, engines, block)
-    contexts, rate = best_buckets(plan, block, tokens, draft.manifest.max_position)
+    rows = _draft_rows(draft).get(block, block)
+    heads = [part for (name, size, _), part in plan.graphs.items() if (name, size) == (HEAD, block)]
+    contexts, rate = best_buckets(
+        plan, rows, tokens, draft.manifest.max_position,
+        beside_ms=HEADS_PER_STEP * sum(part.step_ms + part.outside_ms for part in heads),
+    )  # fmt: skip
     return Candidate(
         precision=draft.manifest.precision,
         block=block,
@@ -206,11 +216,23 @@ def _blocks(draft: Bundle, settings: ExportSettings) -> list[int]:
     """Block sizes to choose from: those asked for, else those learnt, as far as text goes on
     behind them. The whole canvas is for infilling; shapes of twice a block serve that block."""
     manifest = draft.manifest
+    if drafts := _draft_rows(draft):
+        return sorted(drafts)
     if manifest.model.get("causal"):
         return [min(spec.block for spec in manifest.graphs)]
     going_on = {spec.block for spec in manifest.graphs if spec.context >= spec.block}
     asked = {size for size in settings.blocks if isinstance(size, int)} or manifest.block_sizes
     return sorted(going_on.intersection(asked) or {spec.block for spec in manifest.graphs})
+
+
+def _draft_rows(draft: Bundle) -> dict[int, int]:
+    """Rows of the run that drafts so many tokens, by that number; none for other models."""
+    found = {}
+    for spec in draft.manifest.graphs:
+        block = draft_block(spec.block)
+        if block is not None and any(tensor.role == "visible" for tensor in spec.inputs):
+            found[block] = spec.block
+    return found
 
 
 def _asked(block: int) -> int | None:

@@ -12,20 +12,27 @@ build."""
 
 
 def best_buckets(
-    plan: Plan, block: int, tokens_per_nfe: float, positions: int
+    plan: Plan, block: int, tokens_per_nfe: float, positions: int, *, beside_ms: float = 0.0
 ) -> tuple[tuple[int, ...], float]:
     """Returns the fewest context buckets that decode about as fast as all, and their tokens/s.
 
     The largest stays; smaller ones are added while one makes a text of the model's full length
     faster by WORTH. Graphs without a cache have none.
+
+    Args:
+        plan: Of every shape.
+        block: Rows of the run that a text is decoded by.
+        tokens_per_nfe: Generated tokens per such run.
+        positions: Of a text.
+        beside_ms: What each run takes besides, such as those of a head that is a graph of its own.
     """
     sizes = [context for _, size, context in plan.graphs if size == block]
     kept = [max(sizes)]
-    rate = text_rate(plan, kept, block, tokens_per_nfe, positions)
+    rate = text_rate(plan, kept, block, tokens_per_nfe, positions, beside_ms)
     while True:
         trials = [
             (
-                text_rate(plan, [*kept, size], block, tokens_per_nfe, positions),
+                text_rate(plan, [*kept, size], block, tokens_per_nfe, positions, beside_ms),
                 size,
             )
             for size in sizes
@@ -39,7 +46,12 @@ def best_buckets(
 
 
 def text_rate(
-    plan: Plan, kept: Sequence[int], block: int, tokens_per_nfe: float, positions: int
+    plan: Plan,
+    kept: Sequence[int],
+    block: int,
+    tokens_per_nfe: float,
+    positions: int,
+    beside_ms: float = 0.0,
 ) -> float:
     """Predicted tokens/s over a text of so many positions, with these context buckets.
 
@@ -55,6 +67,6 @@ def text_rate(
     total = 0.0
     for start in starts:
         bucket = min((size for size in kept if size >= start), default=max(kept))
-        one = times[block, bucket]
+        one = times[block, bucket] + beside_ms
         total += (runs - 1) * one + times.get((2 * block, bucket), one)
     return 1e3 * block * len(starts) / total

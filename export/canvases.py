@@ -19,6 +19,7 @@ from ..runtime.text import read_documents
 from ..runtime.tokenizer import Tokenizer
 from ..train.families.base import Corrupt
 
+MOST_BLOCKS = 32
 MASK_RATIOS = tuple(tenth / 10 for tenth in range(11))
 PARAGRAPH = """Once upon a time there was a small red boat that lived by the sea. Every morning it
 waited for the wind, and every evening it came back with a story. One day a little girl named Anna
@@ -69,8 +70,10 @@ def text_ids(tokenizer: Tokenizer, eos_token_id: int, length: int, data: Path | 
 
 
 def starts_of(spec: GraphSpec, max_position: int) -> tuple[int, ...]:
-    """Returns at most four numbers of committed blocks to test, from none to all that fit."""
-    last = min(spec.context, max_position - spec.block) // spec.block
+    """Returns at most four numbers of committed positions to test, from none to all that fit, or to
+    so many blocks: one row at a time, a large model would take minutes to fill its context, which
+    its larger shapes fill in a few runs."""
+    last = min(min(spec.context, max_position - spec.block) // spec.block, MOST_BLOCKS)
     chosen = {0, 1, last // 2, last}
     return tuple(sorted(number * spec.block for number in chosen if 0 <= number <= last))
 

@@ -141,8 +141,8 @@ def _export_chosen(
     type=Percent(),
     default="0.5",
     show_default=True,
-    help="Per cent of perplexity that may be lost, measured at the one block size that decoding "
-    "takes unless asked: layers go back to floating point until it holds, and nothing is written "
+    help="Per cent of perplexity that may be lost, at the worst of the block sizes that texts are "
+    "decoded or filled by: layers go back to floating point until it holds, and nothing is written "
     "if it cannot. With --auto, against its best candidate.",
 )
 @click.option(
@@ -167,7 +167,7 @@ def _export_chosen(
     type=click.Path(path_type=Path),
     help="File for the canvases that the model is calibrated on: read if it is there and belongs "
     "to this checkpoint, text and sizes, else recorded and written. It serves every precision and "
-    "target; a few hundred MiB.",
+    "target; some hundred MiB, and 1 GiB for each of four sets at most.",
 )
 @click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too.")
 @click.option(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from ..runtime.errors import EngineError
+from .outside import add_typed_stub
 
 LARGE_BYTES = 1 << 20
 """From this size on a weight is left out: shapes, scales and small tables stay."""
-_OUTSIDE = "left-out"
 
 
 def _is_large(item: onnx.TensorProto) -> bool:
@@ -30,12 +30,7 @@ def lean(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copies a model, its large weights as tensors whose data lies elsewhere."""
     made, large = _without_large(model)
     for item in large:
-        stub = made.graph.initializer.add()
-        stub.name, stub.data_type = item.name, item.data_type
-        stub.dims.extend(item.dims)
-        stub.data_location = TensorProto.EXTERNAL
-        entry = stub.external_data.add()
-        entry.key, entry.value = "location", _OUTSIDE
+        add_typed_stub(made.graph, item.name, item.data_type, list(item.dims))
     return made
 
 

@@ -30,12 +30,14 @@ from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
 from ..train.families.shapes import default_block
+from .bars import bar
 from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
 from .graph import graph_specs
 from .lean import check_valid
 from .lint import operator_counts, require_clean
+from .outside import Arrays, fill
 from .parity import compare, find_head, hidden_rows
 from .quality_report import PLAN_NAME, quality_report, report_members, write_reports
 from .quantise import Quantiser
@@ -44,7 +46,7 @@ from .settings import ARITHMETIC, ExportSettings
 from .sharing import share_between
 from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
-from .trace import trace
+from .trace import trace_outside
 from .typed import narrow_cache
 from .uncalibrated import round_weights
 from .vocabulary import split_vocabulary
@@ -85,13 +87,14 @@ def export_checkpoint(
         golden = report.pop("golden")
         if made.quality is not None:
             report["quality"] = made.quality
-        members |= made.extra | _chat_member(source, progress)
+        members |= {**made.extra, **_chat_member(source, progress)}
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
         members[CARD_NAME] = write_card(draft.manifest, report, own_text).encode()
         progress(f"packing {output}")
-        digest = write_bundle(output, draft.manifest, members)
+        with bar() as show:
+            digest = write_bundle(output, draft.manifest, members, show)
     found = {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
     if made.quality is not None:
         beside = settings.report_dir or output.with_suffix(".report")
@@ -226,7 +229,7 @@ def _trace_all(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, onnx.ModelProto], Manifest]:
     """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
-    models: dict[str, onnx.ModelProto] = {}
+    traced: dict[str, tuple[onnx.ModelProto, Arrays]] = {}
     specs: list[GraphSpec] = []
     decoding = dict(manifest.decoding)
     for graph in graphs:
@@ -237,13 +240,17 @@ def _trace_all(
             decoding.setdefault("block_size", default)
         traced_at = max(shapes, key=lambda shape: shape.context)
         # A dimension of 1 would be traced as a constant.
-        models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
+        shape = replace(traced_at, block=max(traced_at.block, 2))
+        traced[graph.name] = trace_outside(graph, shape)
         file = f"graphs/{graph.name}.onnx"
         specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
-    share_between(models)
-    for name, model in models.items():
-        if cut := split_vocabulary(model, item_bytes=4 if settings.precision == "fp32" else 2):
-            progress(f"{name}: {', '.join(cut)} cut along the vocabulary, as one is too large")
+    share_between(traced)
+    models = {}
+    for name, (model, arrays) in traced.items():
+        item_bytes = 4 if settings.precision == "fp32" else 2
+        if cut := split_vocabulary(model, arrays, item_bytes=item_bytes):
+            progress(f"{name}: {', '.join(cut)} is cut along the vocabulary, being too large")
+        models[name] = fill(model, arrays)
     return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
 
 
@@ -271,7 +278,9 @@ def _write_all(
             "fp16_tensors": _count(model, onnx.TensorProto.FLOAT16),
             "int8_tensors": _count(model, onnx.TensorProto.INT8),
         }
-    members |= split_weights(models, folder / "graphs")
+    progress("writing weights")
+    with bar() as show:
+        members |= split_weights(models, folder / "graphs", show)
     manifest = replace(
         manifest, members={name: describe(content) for name, content in members.items()}
     )
@@ -324,10 +333,11 @@ def _check_all(
         head, rows = find_head(graphs), hidden_rows(graphs, manifest, ids, settings.seed)
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
-            parity[graph.name] = compare(
-                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed,
-                head=head, rows=rows,
-            )  # fmt: skip
+            with bar() as show:
+                parity[graph.name] = compare(
+                    graph, manifest, engines, ids, precision=settings.form, seed=settings.seed,
+                    head=head, rows=rows, progress=show,
+                )  # fmt: skip
         noises = {graph.name: graph.corrupt for graph in graphs}
         golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed, rows=rows)
     finally:

@@ -136,7 +136,7 @@ class Quantiser:
         def measure(candidate: Plan) -> Ratio:
             found = known.get(plan_bytes(candidate), {})
             rest = [text.block for text in common["texts"] if text.block not in found]
-            found = found | self._totals(examiner, best, candidate, rest)
+            found = {**found, **self._totals(examiner, best, candidate, rest)}
             known[plan_bytes(candidate)] = found
             return examiner.worst(found)
 

@@ -35,7 +35,7 @@ from .texts import Texts
 from .wishes import SETS, Wishes
 
 CALIBRATION = CanvasSettings()
-HELD_OUT = CanvasSettings(per_stratum=12, num_decodes=12, num_windows=8, max_mib=512)
+HELD_OUT = CanvasSettings(per_stratum=12, num_decodes=4, num_windows=4)
 """Agreement at positions about to be committed is a share of few rows: one or two per canvas."""
 HELD_OUT_NAME = "held out"
 MAKERS: Mapping[str, Callable[..., CanvasSet]] = {

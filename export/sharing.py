@@ -8,12 +8,12 @@ layout.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+
+from .outside import Arrays, add_stub
 
 SHARED_BYTES = 1 << 16
 """Initialisers from this size on are compared with each other and stored once."""
@@ -42,49 +42,26 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def share_between(models: Mapping[str, onnx.ModelProto]) -> None:
-    """Stores a matrix as rows where another graph looks such rows up; in place."""
-    homes: dict[str, onnx.TensorProto] = {}
-    for model in models.values():
-        homes |= _looked_up(model, _large_matrices(model))
-    for model in models.values():
-        large = _large_matrices(model)
-        for name in sorted(large):
-            home = _home_of(large[name], homes)
-            if home is not None and home not in large:
-                rows = f"{name}.rows" if name == home else home
-                stored = model.graph.initializer.add()
-                stored.CopyFrom(homes[home])
-                stored.name = rows
-                _turn(model, name, rows)
+def share_between(traced: Mapping[str, tuple[onnx.ModelProto, Arrays]]) -> None:
+    """Stores a matrix as rows where another graph looks such rows up; in place.
 
-
-def _large_matrices(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """The matrices worth looking at, by name; their bytes are not touched."""
-    return {
-        item.name: item
-        for item in model.graph.initializer
-        if len(item.dims) == 2
-        and item.data_type == onnx.TensorProto.FLOAT
-        and 4 * math.prod(item.dims) >= SHARED_BYTES
-    }
-
-
-def _looked_up(
-    model: onnx.ModelProto, large: Mapping[str, onnx.TensorProto]
-) -> dict[str, onnx.TensorProto]:
-    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
-    return {name: large[name] for name in sorted(gathered & set(large))}
-
-
-def _home_of(item: onnx.TensorProto, homes: Mapping[str, onnx.TensorProto]) -> str | None:
-    """Names the looked-up matrix that this one is the transpose of."""
-    for name, home in homes.items():
-        if item.name == name or list(item.dims) != list(home.dims)[::-1]:
-            continue
-        if np.array_equal(numpy_helper.to_array(item), numpy_helper.to_array(home).T):
-            return name
-    return None
+    Args:
+        traced: By graph name: models, and their large weights as views of parameters.
+    """
+    homes: dict[int, tuple[str, np.ndarray]] = {}
+    for model, arrays in traced.values():
+        gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+        homes |= {address(arrays[name]): (name, arrays[name]) for name in gathered & set(arrays)}
+    for model, arrays in traced.values():
+        for name in sorted(arrays):
+            home, rows = homes.get(address(arrays[name]), ("", arrays[name]))
+            if not home or home in arrays or arrays[name].shape != rows.shape[::-1]:
+                continue
+            kept = f"{home}.rows" if home == name else home
+            _turn(model, name, kept)
+            add_stub(model.graph, kept, rows)
+            del arrays[name]
+            arrays[kept] = rows
 
 
 def _turn(model: onnx.ModelProto, name: str, home: str) -> None:

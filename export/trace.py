@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 
@@ -22,6 +21,7 @@ from ..train.families.base import ExportGraph
 from ..train.families.shapes import Shape
 from .graph import symbols
 from .names import name_weights
+from .outside import PLACE, Arrays, fill
 from .sharing import SHARED_BYTES, share_transposed
 
 OPSET = 20
@@ -47,23 +47,12 @@ def trace(graph: ExportGraph, shape: Shape) -> onnx.ModelProto:
     Raises:
         EngineError: torch cannot export the module, or the result has other inputs or outputs.
     """
-    model, arrays = _trace(graph, shape)
-    for item in model.graph.initializer:
-        if item.name in arrays:
-            item.ClearField("external_data")
-            item.ClearField("data_location")
-            item.raw_data = np.ascontiguousarray(arrays[item.name]).tobytes()
-    return model
+    return fill(*trace_outside(graph, shape))
 
 
-def trace_skeleton(graph: ExportGraph, shape: Shape) -> onnx.ModelProto:
-    """As `trace`, but large weights have a type and a shape only: their bytes are not touched, so
-    that a model may be larger than memory. For whoever counts, see `jetson/plan.py`."""
-    return _trace(graph, shape)[0]
-
-
-def _trace(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Exports a graph, and its large weights as views of the module's parameters, by name."""
+def trace_outside(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, Arrays]:
+    """As `trace`, but large weights stand outside: as stubs in the model, and as views of the
+    module's parameters beside it. For whoever rewrites the graph first, or only counts."""
     dims = {name: torch.export.Dim(name) for name in ("block", "context")}
     axes = tuple(
         {axis: dims[name] for axis, name in symbols(tensor).items()} for tensor in graph.inputs
@@ -96,7 +85,7 @@ def _trace(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, dict[str,
     return _tidy(model, graph, arrays)
 
 
-def _take_out(program: Any) -> dict[str, np.ndarray]:
+def _take_out(program: Any) -> Arrays:
     """Replaces the large weights of an exported program by stubs; in place.
 
     What the exporter holds of a weight, transposed or not, is a view of the parameter's memory:
@@ -113,14 +102,14 @@ def _take_out(program: Any) -> dict[str, np.ndarray]:
         if len(tensor.shape) > 1 and tensor.nbytes >= SHARED_BYTES:
             arrays[name] = tensor.numpy()
             value.const_value = ir.ExternalTensor(
-                "left-out", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+                PLACE, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
             )
     return arrays
 
 
 def _tidy(
-    model: onnx.ModelProto, graph: ExportGraph, arrays: dict[str, np.ndarray]
-) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    model: onnx.ModelProto, graph: ExportGraph, arrays: Arrays
+) -> tuple[onnx.ModelProto, Arrays]:
     """Takes out what is not the graph, names dimensions, stores equal weights once; in place.
 
     Returns:

@@ -222,6 +222,12 @@ def _reads_weights(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
 
 
 def _narrow(item: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    """Gives a weight as float16; one without values (`outside.py`) without values, too."""
+    if item.data_location == TensorProto.EXTERNAL:
+        stub = onnx.TensorProto()
+        stub.CopyFrom(item)
+        stub.name, stub.data_type = name, HALF
+        return stub
     array = numpy_helper.to_array(item)
     if array.size and float(np.abs(array).max()) > LIMIT:
         raise ConfigError(

@@ -9,23 +9,31 @@ A tied matrix is cut once, for lookup and product. Knows no family: it goes by w
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from .lint import MAX_TENSOR_BYTES
+from .outside import Arrays, add_stub
 
 MULTIPLE = 64
 """Rows of a part, so that kernels meet even widths."""
 
 
 def split_vocabulary(
-    model: onnx.ModelProto, *, item_bytes: int, limit: int = MAX_TENSOR_BYTES
+    model: onnx.ModelProto,
+    arrays: Arrays | None = None,
+    *,
+    item_bytes: int,
+    limit: int = MAX_TENSOR_BYTES,
 ) -> tuple[str, ...]:
     """Cuts every matrix of a graph that would be too large, in place.
 
     Args:
         model: Float32, as traced.
+        arrays: Weights that stand outside it, in place; None: all are inside.
         item_bytes: What an item will take in the end: 4, or 2 where it is stored as float16.
         limit: Bytes of one tensor at most.
 
@@ -38,7 +46,7 @@ def split_vocabulary(
         if len(item.dims) == 2 and item.dims[0] * item.dims[1] * item_bytes > limit
     ]
     for item in large:
-        _Cut(model.graph, item, item_bytes, limit).run()
+        _Cut(model.graph, item, item_bytes, limit).run({} if arrays is None else arrays)
     return tuple(item.name for item in large)
 
 
@@ -65,16 +73,21 @@ class _Cut:
         each = -(-size // number // MULTIPLE) * MULTIPLE
         self._edges = [*range(0, size, each), size]
 
-    def run(self) -> None:
+    def run(self, arrays: Arrays) -> None:
         """Rewrites the graph, in place."""
-        array = numpy_helper.to_array(self._item)
+        outside = arrays.pop(self._item.name, None)
+        array = numpy_helper.to_array(self._item) if outside is None else outside
         base = self._item.name.removesuffix(".weight")
         parts = []
         for number, (start, stop) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
             piece = array[start:stop] if self._axis == 0 else array[:, start:stop]
             name = f"{base}.{number}.weight"
-            made = numpy_helper.from_array(np.ascontiguousarray(piece), name)
-            self._graph.initializer.append(made)
+            if outside is None:
+                made = numpy_helper.from_array(np.ascontiguousarray(piece), name)
+                self._graph.initializer.append(made)
+            else:
+                add_stub(self._graph, name, piece)
+                arrays[name] = piece
             parts.append(name)
         instead: dict[str, list[onnx.NodeProto]] = {node.output[0]: [] for node in self._turns}
         instead |= {node.output[0]: self._look_up(node, parts) for node in self._lookups}
@@ -137,5 +150,5 @@ class _Cut:
         return name
 
 
-def _node(op: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+def _node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op, inputs, [output], name=output, **attributes)

@@ -6,7 +6,7 @@ Alignment lets ONNX Runtime and TensorRT map the file and use tensors where they
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,13 +21,18 @@ PAGE = 4096
 """Alignment of tensors of a page or more."""
 
 
-def split_weights(models: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, Path]:
+def split_weights(
+    models: Mapping[str, onnx.ModelProto],
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Path]:
     """Writes `graphs/<name>.onnx` for each graph, and one file of weights for all of them, which is
     named after the first; tensors of equal bytes are stored once.
 
     Args:
         models: By graph name, complete; their tensors are moved out of them, in place.
         folder: Existing folder.
+        progress: Told after every tensor.
 
     Returns:
         Member name → file.
@@ -37,7 +42,8 @@ def split_weights(models: Mapping[str, onnx.ModelProto], folder: Path) -> dict[s
     known: dict[tuple[str, int], tuple[int, int]] = {}
     with weights_path.open("wb") as out:
         for name, model in models.items():
-            for item in model.graph.initializer:
+            for number, item in enumerate(model.graph.initializer):
+                progress(number, len(model.graph.initializer))
                 if item.HasField("raw_data") and len(item.raw_data) >= MIN_BYTES:
                     _move(item, out, weights_path.name, known)
             path = folder / f"{name}.onnx"

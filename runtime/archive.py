@@ -168,6 +168,10 @@ def describe(content: bytes | Path) -> Member:
     return Member(sha256=digest.hexdigest(), size=size)
 
 
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
 def _saving(content: bytes | Path, size: int) -> float:
     """Share of the bytes that compression saves: tried on evenly spaced chunks of large content,
     since weights are alike all through and a gigabyte takes half a minute."""
@@ -181,8 +185,14 @@ def _saving(content: bytes | Path, size: int) -> float:
     return 1 - (after + len(packer.flush())) / max(before, 1)
 
 
-def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
+def write_archive(
+    path: Path,
+    members: Mapping[str, bytes | Path],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Writes a zip beside `path` and renames it there; the same members give the same bytes.
+
+    `progress` is told how many of the members' bytes are written.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind, `path` is untouched.
@@ -191,8 +201,10 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
     try:
         with partial.open("wb") as handle:
             with zipfile.ZipFile(handle, "w") as archive:
+                sizes = {name: _size(content) for name, content in members.items()}
+                done = 0
                 for name, content in members.items():
-                    size = describe(content).size
+                    size = sizes[name]
                     info = zipfile.ZipInfo(name, date_time=_EPOCH)
                     info.external_attr = (stat.S_IFREG | 0o644) << 16
                     info.create_system = 3
@@ -202,6 +214,8 @@ def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
                     with archive.open(info, "w") as stream:
                         for chunk in _source(content):
                             stream.write(chunk)
+                            done += len(chunk)
+                            progress(done, sum(sizes.values()))
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(partial, path)

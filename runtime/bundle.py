@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -94,13 +94,19 @@ def default_bundle_path() -> Path:
     return found[0]
 
 
-def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes | Path]) -> str:
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    members: Mapping[str, bytes | Path],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
     """Packs a bundle and returns its SHA-256; equal members give equal bytes.
 
     Args:
         path: Where the bundle goes; it appears there complete or not at all.
         manifest: Its `members` is filled in here.
         members: Member name → bytes, or a file to copy.
+        progress: Told of bytes written.
 
     Raises:
         BundleError: The manifest is unsound, or the file cannot be written.
@@ -108,7 +114,7 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes | P
     described = {name: describe(content) for name, content in members.items()}
     text = manifest_to_json(replace(manifest, members=described))
     try:
-        write_archive(path, {MANIFEST_NAME: text, **dict(sorted(members.items()))})
+        write_archive(path, {MANIFEST_NAME: text, **dict(sorted(members.items()))}, progress)
         with path.open("rb") as handle:
             return hash_file(handle).sha256
     except OSError as error:

@@ -162,7 +162,7 @@ def read_json(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a config of this program (no JSON object)")
+        raise CheckpointError(f"{path}: not a config of this program (no family in it)")
     return config
 
 

@@ -221,6 +221,20 @@ GROUPS = (
         ),
         _o("--threads", type=int, help="CPU threads per process; default: torch's choice."),
         _o("--compile", is_flag=True, help="Compile the layers (torch.compile)."),
+        _o(
+            "--recompute",
+            is_flag=True,
+            help="Compute each layer again in the backward pass (gradient checkpointing): much "
+            "less memory for a third more time.",
+        ),
+        _o(
+            "--lora",
+            type=int,
+            help="Train adapters of this rank (and the mask's row) beside the frozen weights of "
+            "--init, in bf16 if --precision is; the checkpoint has them merged. Needs peft and "
+            "--optimizer adamw.",
+        ),
+        _o("--lora-scale", type=float, default=2.0, help="How many times they are added."),
     ),
     (
         "Measure instead of training",

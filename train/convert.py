@@ -59,6 +59,8 @@ def convert(
     if family_name not in FAMILIES:
         raise ConfigError(f"family {family_name!r}: choose one of {', '.join(FAMILIES)}")
     family, start = FAMILIES[family_name], read_start(init)
+    if Path(out).resolve() == start.checkpoint.path.resolve():
+        raise ConfigError(f"--out {out} is the folder of --init; give another one")
     tokenizer = load_tokenizer(start.checkpoint.path)
     special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
     config = resolve_config(family, start.options(options), special, context)

@@ -19,16 +19,17 @@ from ..runtime.cache import cache_root
 from ..runtime.errors import CheckpointError, ConfigError
 from .batches import Batches, held_out_rows
 from .checkpoint import load_state, read_companions, read_config, save_state, write_checkpoint
-from .config import PRECISIONS, TrainConfig, save_config
+from .config import PRECISIONS, TrainConfig, load_settings, save_config
 from .convert import resolve_config
 from .data import documents, find_source, fingerprint
 from .families import FAMILIES
 from .loop import Loop
+from .lora import Lora
 from .progress import NoCurves, Progress, make_curves
 from .sharding import fsdp_strategy
 from .shards import Corpus, prepare
 from .standing import Hooks, Standing
-from .start import read_start
+from .start import Start, read_start
 from .tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
 
 
@@ -53,34 +54,66 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     tokenizer, corpus = _prepare(config)
     family = FAMILIES[config.family]
     state = load_state(out) if resume else None
-    # A state has all that a run started from, its options what the checkpoint's shape was.
-    start = read_start(config.init) if config.init is not None and state is None else None
-    if start is not None:
-        config = replace(config, options=start.options(config.options))
+    config, start = _begin(config, out, has_state=state is not None)
     special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
     model_config = resolve_config(family, config.options, special, config.context)
     fabric = _launch(config)
     torch.manual_seed(config.seed)
     module = family.make_model(model_config["model"])
-    companions = read_companions(out)
+    beside = {"tokenizer.json": tokenizer.to_str(), **read_companions(out)}
     if start is not None:
         start.load(module, tokenizer)
-        companions = start.checkpoint.companions
+        beside |= start.checkpoint.companions
+        start = None  # as large as the model
+    lora = _fit(module, model_config, config)
     batches = Batches(
         corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
     )
     held_out = held_out_rows(corpus.valid, context=config.context, max_rows=config.eval_rows)
-    loop = Loop(fabric, family, module, model_config, config, batches, held_out)
+    loop = Loop(fabric, family, module, model_config, config, batches, held_out, lora)
     if state is not None:
         _refuse_other_data(out, corpus)
         loop.load(state)
+        state = None
     elif resume and fabric.is_global_zero:
         print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
     if fabric.is_global_zero:
         _make_folder(out)
         save_config(config, out / "train.json")
-    beside = {"tokenizer.json": tokenizer.to_str(), **companions}
     return _run(fabric, loop, corpus, beside, out, quiet or not fabric.is_global_zero)
+
+
+def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
+    """Reads what a run starts from; the settings that come back have its shape."""
+    if config.init is None:
+        return config, None
+    if has_state:
+        # A state has the weights that the run started from, its settings their shape.
+        shape = load_settings(out / "train.json")["options"]
+        return replace(config, options={**shape, **config.options}), None
+    start = read_start(config.init)
+    return replace(config, options=start.options(config.options)), start
+
+
+def _fit(
+    module: torch.nn.Module, model_config: Mapping[str, Any], config: TrainConfig
+) -> Lora | None:
+    """Makes a model with its weights use less memory in training, as the settings ask."""
+    if config.recompute:
+        if not hasattr(getattr(module, "trunk", None), "recompute"):
+            raise ConfigError(f"--recompute: models of family {config.family} cannot; leave it out")
+        module.trunk.recompute = True  # type: ignore[union-attr]
+    if config.lora is None:
+        return None
+    lora = Lora(
+        rank=config.lora,
+        scale=config.lora_scale,
+        mask_token_id=model_config["mask_token_id"],
+        tied=bool(model_config["model"].get("tie_embeddings")),
+    )
+    # Sharding wants one dtype per layer.
+    lora.add(module, narrow=config.precision == "bf16" and config.strategy != "fsdp")
+    return lora
 
 
 def _make_folder(out: Path) -> None:
@@ -98,9 +131,12 @@ def _run(
     config, first = loop.config, loop.standing.step
     progress = Progress(num_steps=config.num_steps, first_step=first, quiet=quiet)
     millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
+    moving = sum(p.numel() for p in loop.module.parameters() if p.requires_grad) / 1e6
+    trained = "" if config.lora is None else f", {moving:.2f} M of them trained"
     progress.say(
-        f"{config.family}, {millions:.2f} M parameters; {len(corpus.train.tokens):,} training and "
-        f"{len(corpus.valid.tokens):,} held-out tokens ({corpus.note})"
+        f"{config.family}, {millions:.2f} M parameters{trained}; "
+        f"{len(corpus.train.tokens):,} training and {len(corpus.valid.tokens):,} held-out tokens "
+        f"({corpus.note})"
     )
     curves = NoCurves()
     if fabric.is_global_zero:

@@ -77,7 +77,7 @@ class Start:
         Raises:
             CheckpointError: The weights or the vocabulary do not fit.
         """
-        before = Tokenizer.from_str(self.checkpoint.tokenizer_json)
+        before = _tokenizer(self.checkpoint)
         _check_tokenizers(before, tokenizer)
         weights = dict(self.checkpoint.weights)
         wanted = module.state_dict()
@@ -104,7 +104,7 @@ def read_start(where: str | Path) -> Start:
         shape = read_shape(config, str(folder))
         checkpoint = read_files(folder, {"model": shape.to_json()})
         rows = shape.vocab_size
-        ids = vocab_size_of(Tokenizer.from_str(checkpoint.tokenizer_json))
+        ids = vocab_size_of(_tokenizer(checkpoint))
         if ids > rows:
             raise CheckpointError(
                 f"{folder}: tokenizer.json has {ids} ids, the embedding {rows} rows; the two "
@@ -121,6 +121,15 @@ def tokenizer_of(where: str | Path) -> str | None:
     """The folder of a checkpoint that has a tokenizer, as `--tokenizer` takes it; else None."""
     folder = checkpoint_folder(where)
     return str(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(checkpoint.tokenizer_json)
+    except Exception as error:  # The Rust reader raises bare Exception.
+        raise CheckpointError(
+            f"{checkpoint.path}: tokenizer.json is damaged ({str(error)[:100]}); copy it again"
+        ) from error
 
 
 def _check_tokenizers(before: Tokenizer, now: Tokenizer) -> None:

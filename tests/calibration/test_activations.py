@@ -11,7 +11,7 @@ from dlm_edge.calibration.activations import (
     collect,
     layer_inputs,
 )
-from dlm_edge.calibration.canvases import Canvas
+from dlm_edge.calibration.canvases import Canvas, Inputs
 from dlm_edge.calibration.linears import find_layers
 from dlm_edge.runtime.errors import CalibrationError
 from onnx import numpy_helper
@@ -26,7 +26,7 @@ def canvas(tokens, *, ratio=0.5, frontier=(), weight=1.0, graph="small"):
         graph=graph,
         block=block,
         context=8,
-        inputs={"ids": tokens},
+        inputs=Inputs({"ids": tokens}),
         mask_ratio=ratio,
         progress=0.0,
         frontier=marks,

@@ -7,7 +7,7 @@ from dlm_edge.calibration.agreement import (
     decode_trajectory,
     trajectory_agreement,
 )
-from dlm_edge.calibration.canvases import Canvas
+from dlm_edge.calibration.canvases import Canvas, Inputs
 from dlm_edge.runtime.errors import CalibrationError
 from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.base import Request
@@ -84,7 +84,7 @@ def canvas(ids, frontier, source="decode"):
         graph="denoise",
         block=4,
         context=8,
-        inputs=inputs,
+        inputs=Inputs(inputs),
         mask_ratio=float(masked.mean()),
         progress=0.5,
         frontier=np.array(frontier, bool),

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from dlm_edge.calibration.calibrate import Calibrator, Recipe
-from dlm_edge.calibration.canvases import Canvas, CanvasSet
+from dlm_edge.calibration.canvases import Canvas, CanvasSet, Inputs
 from dlm_edge.calibration.plan import apply_edits, default_plan, plan_bytes
 from dlm_edge.calibration.qdq import quantize
 from dlm_edge.runtime.errors import CalibrationError
@@ -17,7 +17,7 @@ def canvas(seed):
         graph="small",
         block=6,
         context=8,
-        inputs={"ids": ids(seed=seed)},
+        inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=seed / 10,
         progress=1.0,
         frontier=np.ones(6, bool),

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 from dlm_edge.calibration.canvas_file import read_canvases, write_canvases
-from dlm_edge.calibration.canvases import Canvas, CanvasSet
+from dlm_edge.calibration.canvases import Canvas, CanvasSet, Inputs
 from dlm_edge.runtime.errors import CalibrationError
 from toy_bundle import CACHE, toy_manifest
 
@@ -14,18 +14,21 @@ SPECS = toy_manifest().graphs
 OWNER = {"checkpoint": "ab", "seed": 0}
 
 
-def canvas(seed=0, shared=None, **changes):
+def canvas(seed=0, shared=None, rows=2, **changes):
     rng = np.random.default_rng(seed)
     spec = SPECS[0]
     kv = np.zeros((spec.context, *CACHE), np.float32)
     kv[:2] = rng.standard_normal((2, *CACHE))
     fields = {
         "graph": spec.name, "block": spec.block, "context": spec.context,
-        "inputs": {
-            "ids": rng.integers(2, 20, (1, spec.block)).astype(np.int32),
-            "start": np.array([2], np.int32),
-            "kv": kv if shared is None else shared,
-        },
+        "inputs": Inputs(
+            {
+                "ids": rng.integers(2, 20, (1, spec.block)).astype(np.int32),
+                "start": np.array([2], np.int32),
+                "kv": kv[:rows] if shared is None else shared[:rows],
+            },
+            {"kv": spec.context},
+        ),
         "mask_ratio": 0.5, "progress": 0.25, "weight": 1.25, "source": "decode",
         "frontier": np.array([False, True, False, True]),
     }  # fmt: skip
@@ -40,7 +43,7 @@ def one_set(*items):
 def written(tmp_path):
     path = tmp_path / "c.canvases"
     first = canvas()
-    again = canvas(1, shared=first.inputs["kv"], source="random")
+    again = canvas(1, shared=first.inputs.arrays["kv"], rows=1, source="random")
     write_canvases(path, {"decode": one_set(first, again), "clean": one_set(canvas(2))}, OWNER)
     return path
 
@@ -67,7 +70,9 @@ def test_arrays_that_canvases_share_stand_once(written):
     # Three of ids, two of kv, one of start, since all of them begin at 2.
     assert len(names) == 3 + 2 + 1 + 1
     found = read_canvases(written, OWNER, SPECS)["decode"].items
-    assert found[0].inputs["kv"] is found[1].inputs["kv"]
+    one, other = (item.inputs.arrays["kv"] for item in found)
+    assert (len(one), len(other)) == (2, 1)
+    assert np.shares_memory(one, other)
 
 
 def test_progress_is_told_after_every_canvas(tmp_path):
@@ -111,8 +116,8 @@ def rewritten(path, change):
         lambda index: index["arrays"][0].__setitem__(0, "object"),
         lambda index: index["arrays"][0].__setitem__(1, [1, 10**12]),
         lambda index: index["sets"]["decode"]["items"][0].update(block=7),
-        lambda index: index["sets"]["decode"]["items"][0]["inputs"].update(kv=0),
-        lambda index: index["sets"]["decode"]["items"][0]["inputs"].update(kv=99),
+        lambda index: index["sets"]["decode"]["items"][0]["inputs"].update(kv=[0, 4]),
+        lambda index: index["sets"]["decode"]["items"][0]["inputs"].update(kv=[99, 2]),
         lambda index: index["sets"]["decode"]["items"][0]["inputs"].pop("kv"),
         lambda index: index["sets"]["decode"]["items"][0].update(frontier=[99]),
         lambda index: index["sets"]["decode"]["items"][0].update(source="elsewhere"),

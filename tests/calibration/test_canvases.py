@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dlm_edge.calibration.canvases import Canvas, CanvasSet
+from dlm_edge.calibration.canvases import Canvas, CanvasSet, Inputs
 from toy_bundle import CACHE, toy_manifest
 
 
@@ -14,11 +14,13 @@ def canvas(ratio=0.5, rows=2, seed=0, **changes):
         "graph": "denoise",
         "block": 4,
         "context": 8,
-        "inputs": {
-            "ids": rng.integers(2, 20, (1, 4)).astype(np.int32),
-            "start": np.array([rows], np.int32),
-            "kv": kv,
-        },
+        "inputs": Inputs(
+            {
+                "ids": rng.integers(2, 20, (1, 4)).astype(np.int32),
+                "start": np.array([rows], np.int32),
+                "kv": kv,
+            }
+        ),
         "mask_ratio": ratio,
         "progress": 0.25,
         "frontier": np.array([False, True, False, True]),

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from dlm_edge.calibration.canvases import Canvas
+from dlm_edge.calibration.canvases import Canvas, Inputs
 from dlm_edge.calibration.extremes import beyond_float16, largest_values, unsound_layer
 from dlm_edge.calibration.linears import find_layers
 from dlm_edge.runtime.errors import CalibrationError
@@ -16,7 +16,7 @@ def canvas(seed, mask_ratio=0.0):
         graph="small",
         block=6,
         context=8,
-        inputs={"ids": ids(seed=seed)},
+        inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=mask_ratio,
         progress=1.0,
         frontier=np.ones(6, bool),

@@ -19,7 +19,7 @@ from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.runtime.tokenizer import Tokenizer
 from score_bundle import EOS, write_score
-from toy_bundle import BLOCK, CACHE, KEYS, toy_manifest, toy_tokenizer, write_toy
+from toy_bundle import BLOCK, CACHE, KEYS, toy_tokenizer, write_toy
 
 MASK = 1
 SMALL = CanvasSettings(per_stratum=2, num_decodes=4, num_windows=3, num_samples=4)
@@ -253,17 +253,49 @@ def test_all_three_kinds_are_about_as_many(bundle, prompts, recorded):
         assert 0.4 * len(recorded) <= number <= 2 * len(recorded)
 
 
-def test_memory_is_bounded_by_keeping_fewer(bundle, prompts, monkeypatch):
-    from dlm_edge.calibration import session
+def test_canvases_of_one_text_share_its_cache(bundle, prompts):
+    engines = open_engines(bundle)
+    recorder = Recorder(MASK, per_stratum=100, seed=0)
+    generate(
+        bundle.manifest,
+        RecordingEngines(engines, recorder),
+        NumpyOps(),
+        make_request(prompts, 4, 8),
+    )
+    engines.close()
+    caches = [item.inputs.arrays["kv"] for item in recorder.canvases()]
+    longest = max(caches, key=len)
+    assert len(longest) >= 2 * BLOCK
+    for cache in caches:
+        np.testing.assert_array_equal(cache, longest[: len(cache)])
+    owners = {id(cache.base) for cache in caches if len(cache)}
+    # A text that outgrows the smaller context is copied once.
+    assert len(owners) <= len({item.context for item in recorder.canvases()})
 
-    manifest = toy_manifest()
-    each = 4 * (4 + 1 + 4 * np.prod(CACHE)) + 4 * (4 + 1 + 8 * np.prod(CACHE))
-    assert session._per_stratum(manifest, SMALL, 2) == SMALL.per_stratum
-    wide = replace(SMALL, per_stratum=10**6, max_mib=1)
-    assert session._per_stratum(manifest, wide, 2) == (1 << 20) // (2 * 11 * each)
-    monkeypatch.setattr(session, "NUM_DECILES", 10**6)
-    with pytest.raises(CalibrationError, match="more than the 1 allowed"):
-        record_canvases(bundle, prompts, wide, seed=0)
+
+def test_memory_is_bounded_by_keeping_fewer(bundle, prompts):
+    engines = open_engines(bundle)
+
+    def kept(max_bytes):
+        recorder = Recorder(MASK, per_stratum=10**6, seed=0, max_bytes=max_bytes)
+        for number in range(6):
+            request = replace(make_request(prompts, 4, 8), sample_index=number)
+            generate(bundle.manifest, RecordingEngines(engines, recorder), NumpyOps(), request)
+        found = recorder.canvases()
+        owners = {}
+        for array in (item for canvas in found for item in canvas.inputs.arrays.values()):
+            owner = array if array.base is None else array.base
+            owners[id(owner)] = owner.nbytes
+        return found, sum(owners.values())
+
+    everything, whole = kept(None)
+    few, held = kept(whole // 2)
+    assert held <= whole // 2 < whole
+    assert 0 < len(few) < len(everything)
+    assert {item.stratum for item in few} == {item.stratum for item in everything}
+    with pytest.raises(CalibrationError, match="one canvas of each kind takes more than the 0 MiB"):
+        kept(200)
+    engines.close()
 
 
 def test_progress_is_told_after_every_text(bundle, prompts):

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 from dlm_edge.calibration.activations import Activation, Histogram, collect, layer_inputs
-from dlm_edge.calibration.canvases import Canvas
+from dlm_edge.calibration.canvases import Canvas, Inputs
 from dlm_edge.calibration.folds import find_folds
 from dlm_edge.calibration.linears import find_layers
 from dlm_edge.calibration.smooth import (
@@ -48,7 +48,7 @@ def tiny_canvases(model, number=4):
                 graph=model.graph.name,
                 block=BLOCK,
                 context=CONTEXT,
-                inputs=inputs,
+                inputs=Inputs(inputs),
                 mask_ratio=0.5,
                 progress=0.5,
                 frontier=np.zeros(BLOCK, bool),
@@ -165,8 +165,9 @@ def test_search_folds_where_channels_differ_and_not_where_they_do_not():
                 item.CopyFrom(numpy_helper.from_array(table, item.name))
         canvases = [
             Canvas(
-                graph="small", block=6, context=8, inputs={"ids": ids(seed=seed)}, mask_ratio=0.5,
-                progress=0.0, frontier=np.zeros(6, bool), weight=1.0, source="random",
+                graph="small", block=6, context=8, inputs=Inputs({"ids": ids(seed=seed)}),
+                mask_ratio=0.5, progress=0.0, frontier=np.zeros(6, bool), weight=1.0,
+                source="random",
             )
             for seed in range(6)
         ]  # fmt: skip
@@ -199,8 +200,8 @@ def test_a_norm_with_a_bias_divides_both():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     layers = find_layers(model, ROLES)
     canvas = Canvas(
-        graph="small", block=6, context=8, inputs={"ids": ids()}, mask_ratio=0.0, progress=0.0,
-        frontier=np.zeros(6, bool), weight=1.0, source="random",
+        graph="small", block=6, context=8, inputs=Inputs({"ids": ids()}), mask_ratio=0.0,
+        progress=0.0, frontier=np.zeros(6, bool), weight=1.0, source="random",
     )  # fmt: skip
     seen = collect(model, [canvas], layer_inputs(layers))
     (fold,) = find_folds(model, layers)

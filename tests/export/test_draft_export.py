@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import quantise, recording
+from dlm_edge.export import auto, quantise, recording
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
@@ -174,3 +174,14 @@ def test_int8_without_text_rounds_weights_only_where_scales_would_be_fixed(
     assert found == ({"int8-weight"} if target == "orin-nano" else {"int8", "int8-weight"})
     with Pipeline.load(tmp_path / "model.dlm", engine="onnxruntime") as pipeline:
         assert np.isfinite(pipeline.generate("The", max_tokens=4).result().nfe)
+
+
+def test_auto_weighs_draft_lengths_by_the_runs_that_they_take(folder, monkeypatch):
+    monkeypatch.setattr(auto, "SAMPLE_TOKENS", 16)
+    settings, choice = auto.choose(
+        folder, ExportSettings(target="orin-nano", **SIZES), lambda line: None, precisions=("fp16",)
+    )
+    assert {item["block"] for item in choice["candidates"]} == set(BLOCKS)
+    assert settings.blocks == (choice["chosen"]["block"],)
+    assert all(item["tokens_per_nfe"] > 0 for item in choice["candidates"])
+    assert all(item["tokens_per_s"] > 0 for item in choice["candidates"])

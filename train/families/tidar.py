@@ -26,7 +26,7 @@ from ..nn.backbones import make_backbone
 from ..nn.masks import draft_mask
 from .base import ExportGraph, LossOutput
 from .draft_graphs import draft_graphs
-from .mdlm import cross_entropy, forbidden_ids, split_weights
+from .mdlm import forbidden_ids, split_weights
 from .options import check_options, common_config
 
 DEFAULT_BLOCK_SIZE = 8
@@ -153,8 +153,13 @@ class Tidar:
         wanted = torch.cat([places[:-1], length + places[1:]])
         rows = (torch.arange(batch, device=ids.device)[:, None] * 2 * length + wanted).flatten()
         visible = draft_mask(length, block_size, ids.device)
-        logits = model(both, torch.cat([places, places]), visible, rows=rows)
-        targets = torch.cat([ids[:, 1:], ids[:, 1:]], dim=1)
-        nats = cross_entropy(logits, targets.flatten(), forbidden_ids(config))
+        nats = model(
+            both,
+            torch.cat([places, places]),
+            visible,
+            rows=rows,
+            targets=torch.cat([ids[:, 1:], ids[:, 1:]], dim=1).flatten(),
+            forbidden=forbidden_ids(config),
+        )
         causal, drafts = nats.view(batch, -1).split(length - 1, dim=1)
         return causal, drafts

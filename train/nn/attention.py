@@ -151,10 +151,11 @@ def attend(
     num_queries = query.shape[2]
     if query.device.type != "cpu":
         visible = None if mask is None else mask[:num_queries]
-        grouped = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, enable_gqa=grouped
-        )
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            # The kernels that take a mask and never hold all scores want equal numbers of heads.
+            key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
     if mask is None:
         segments = _everything(num_queries, key.shape[2])
     else:

@@ -147,11 +147,12 @@ def resolve_model(options: Mapping[str, Any]) -> ModelConfig:
         values["num_heads"] = dim // HEAD_DIM
     values.setdefault("num_kv_heads", values["num_heads"])
     if "head_dim" not in values:
-        if values["num_heads"] < 1 or dim % values["num_heads"]:
+        heads = max(values["num_heads"], 1)
+        if dim % heads:
             raise ConfigError(
-                f"model dim {dim} is no multiple of num_heads {values['num_heads']}; choose it as "
-                "one, or give head_dim as well"
+                f"model dim {dim} is no multiple of num_heads {heads}; choose it as one, or give "
+                "head_dim as well"
             )
-        values["head_dim"] = dim // values["num_heads"]
+        values["head_dim"] = dim // heads
     values.setdefault("hidden_dim", dim * 11 // 4)
     return ModelConfig.from_json(values)

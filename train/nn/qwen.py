@@ -70,7 +70,7 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
     missing = [name for name in sizes.values() if not isinstance(config.get(name), int)]
     if missing:
         raise CheckpointError(f"{where}: {missing[0]} is missing; copy config.json again")
-    found = {ours: int(config[theirs]) for ours, theirs in sizes.items()}
+    found: dict[str, Any] = {ours: int(config[theirs]) for ours, theirs in sizes.items()}
     heads = found["num_heads"]
     head_dim = config.get("head_dim") or (128 if backbone == "qwen3" else found["dim"] // heads)
     rope = config.get("rope_parameters") or {}

@@ -10,9 +10,11 @@ import math
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
 from .layers import Attention, GatedMLP, RMSNorm, TimeEmbedding, inverse_frequencies, rotation
+from .nats import nats_of
 
 INIT_STD = 0.02
 
@@ -66,6 +68,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.recompute = False
+        """Whether training keeps only what enters each layer, and computes the rest twice."""
 
     def forward(
         self,
@@ -84,7 +88,11 @@ class Trunk(nn.Module):
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             wanted = num_outputs if index == last else x.shape[1]
-            x = layer(x, cosine, sine, mask, condition, wanted)
+            inputs = (x, cosine, sine, mask, condition, wanted)
+            if self.recompute and self.training:
+                x = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                x = layer(*inputs)
         return self.norm(x)
 
 
@@ -129,8 +137,10 @@ class Transformer(nn.Module):
         rows: torch.Tensor | None = None,
         num_outputs: int | None = None,
         time: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        forbidden: tuple[int, ...] = (),
     ) -> torch.Tensor:
-        """Computes raw logits.
+        """Computes raw logits, or losses.
 
         Args:
             ids: (B, T) integers.
@@ -140,9 +150,12 @@ class Transformer(nn.Module):
                 wanted; None = all.
             num_outputs: Only the first this many positions get logits; default T.
             time: (B, T) float32 mask chance; needed with time conditioning, else ignored.
+            targets: Tokens that `rows` should predict, (N,): asks for their nats instead of logits.
+            forbidden: Tokens that are never predicted; with `targets` only.
 
         Returns:
-            (N, V) with `rows`, else (B, num_outputs, V), in the compute dtype.
+            Logits (N, V) with `rows`, else (B, num_outputs, V), in the compute dtype; nats (N,)
+            float32 with `targets`.
         """
         x = self.embed(ids)
         cosine, sine = rotation(positions, self.inv_freq)
@@ -158,4 +171,6 @@ class Transformer(nn.Module):
         hidden = self.trunk(x, cosine, sine, mask, condition, wanted)
         if rows is not None:
             hidden = hidden.flatten(0, 1).index_select(0, rows)
+        if targets is not None:
+            return nats_of(self.head, hidden, targets, forbidden)
         return self.head(hidden)

@@ -1,0 +1,206 @@
+"""What can go wrong with calibration, from the command line: one line each, and nothing written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from dlm_edge.export import pack, quantise, recording
+from dlm_edge.export.cli import main
+from dlm_edge.runtime.bundle import open_bundle
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import make_checkpoint
+
+DOCUMENTS = [
+    f"The {word} boat sailed over the {other} sea and came home."
+    for word in ("red", "blue", "old", "new")
+    for other in ("calm", "wild", "grey", "wide", "cold")
+]
+SIZES = ("--block", 4, "--context", 16, "--loss-tokens", 200)
+NORM = "trunk.layers.1.mlp_norm.weight"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_measurements():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantise, "NUM_SAMPLES", 4)
+        patch.setattr(quantise, "NUM_DECODES", 2)
+        few = recording.CanvasSettings(per_stratum=1, num_decodes=1, num_windows=1)
+        patch.setattr(recording, "HELD_OUT", few)
+        patch.setattr(recording, "CALIBRATION", few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "boats.txt"
+    path.write_text("<|endoftext|>".join(DOCUMENTS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "checkpoint"
+    make_checkpoint(folder, scale=1.0, tie_embeddings=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def traced_once():
+    return {}
+
+
+@pytest.fixture
+def traced_before(traced_once, monkeypatch):
+    def trace(graph, shape, once=pack.trace):
+        if not traced_once:
+            traced_once[graph.name] = once(graph, shape)
+        return traced_once[graph.name]
+
+    monkeypatch.setattr(pack, "trace", trace)
+
+
+def export(checkpoint, folder, *options, precision="int8", target="orin-nano"):
+    """Runs the command; gives its exit code, its errors, and what stands in the folder then."""
+    result = CliRunner().invoke(
+        main,
+        [str(item) for item in (
+            checkpoint, "-o", folder / "x.dlm", "--precision", precision, "--target", target,
+            *SIZES, *options,
+        )],
+    )  # fmt: skip
+    errors = [line for line in result.stderr.splitlines() if line.startswith(("Error", "dlm-"))]
+    return result.exit_code, errors, sorted(item.name for item in folder.iterdir())
+
+
+def refused(outcome, *words):
+    code, errors, left = outcome
+    assert code == 1
+    assert len(errors) == 1, errors
+    for word in words:
+        assert word in errors[0]
+    assert left == []
+
+
+def changed(folder, name, change):
+    """A sound checkpoint with one weight changed."""
+    make_checkpoint(folder, scale=1.0, tie_embeddings=True)
+    weights = load_file(folder / "model.safetensors")
+    (key,) = [item for item in weights if item.endswith(name)]
+    weights[key] = change(weights[key])
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def test_no_calibration_prompts(traced_before, sound, out, tmp_path):
+    refused(export(sound, out), "--calibration-data FILE")
+    (tmp_path / "empty.txt").write_text("")
+    refused(export(sound, out, "--calibration-data", tmp_path / "empty.txt"), "empty.txt")
+
+
+def test_prompts_shorter_than_a_block(traced_before, sound, out, tmp_path):
+    (tmp_path / "short.txt").write_text("<|endoftext|>".join("ab" for _ in range(80)))
+    outcome = export(sound, out, "--calibration-data", tmp_path / "short.txt")
+    refused(outcome, "fewer than a block of 4", "give longer texts")
+
+
+def test_constant_activations_name_the_layer_and_the_way_out(text, out, tmp_path):
+    dead = changed(tmp_path / "dead", NORM, torch.zeros_like)
+    outcome = export(dead, out, "--calibration-data", text)
+    refused(outcome, "trunk.layers.1.mlp.gate_up", "are 0 everywhere", '"float"')
+
+
+@pytest.mark.parametrize("target", ["cpu", "orin-nano"])
+def test_infinity_names_the_layer_on_every_target(text, out, tmp_path, target):
+    huge = changed(tmp_path / "huge", "trunk.layers.1.mlp.gate_up.weight", lambda w: w * 1e25)
+    outcome = export(huge, out, "--calibration-data", text, target=target)
+    refused(outcome, "layer trunk.layers.1.mlp.down is NaN or infinity", "take an earlier")
+
+
+def test_nan_names_the_layer_before_attention(text, out, tmp_path):
+    huge = changed(tmp_path / "huge", "trunk.layers.0.attention.qkv.weight", lambda w: w * 1e25)
+    refused(
+        export(huge, out, "--calibration-data", text, precision="fp16"),
+        "trunk.layers.0.attention.out is NaN or infinity",
+    )
+
+
+def test_a_budget_that_cannot_be_met_says_the_best_and_writes_only_by_force(
+    traced_before, sound, text, out, monkeypatch
+):
+    honest = quantise.Examiner.ratios
+
+    def worse(self, totals, other=None):
+        found = honest(self, totals, other)
+        if other is not None or totals is self.totals:
+            return found
+        return {
+            block: type(ratio)(value=1.1, low=1.09, high=1.11, block=block)
+            for block, ratio in found.items()
+        }
+
+    monkeypatch.setattr(quantise.Examiner, "ratios", worse)
+    outcome = export(sound, out, "--calibration-data", text, "--max-loss", "0.5 %")
+    refused(
+        outcome, "--max-loss 0.5 cannot be met", "loses 10.00 %", "up to 11.00 %", "at blocks of",
+        "--force",
+    )  # fmt: skip
+    code, errors, left = export(sound, out, "--calibration-data", text, "--force")
+    assert (code, errors, left) == (0, [], ["x.dlm", "x.report"])
+    assert any(
+        "--force" in line for line in open_bundle(out / "x.dlm").report["quality"]["warnings"]
+    )
+
+
+def test_an_edited_plan_with_unknown_tensors(traced_before, sound, text, out, tmp_path):
+    plan = {"version": 1, "graphs": {"denoise": {"layers": {"trunk.layers.9.mlp.down": {}}}}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    outcome = export(sound, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
+    refused(outcome, "1 tensors that graph denoise does not have", "trunk.layers.9.mlp.down")
+
+
+def test_canvases_serve_another_precision_and_are_refused_for_another_seed(
+    traced_before, sound, text, out, tmp_path, monkeypatch
+):
+    kept = tmp_path / "kept.canvases"
+    common = ("--calibration-data", text, "--canvases", kept, "--max-loss", 50)
+    assert export(sound, out, *common, precision="fp16", target="cpu")[0] == 0
+    first = kept.read_bytes()
+    recorded = []
+    make = recording.MAKERS["decode"]
+
+    def counted(*given, **named):
+        recorded.append(named["seed"])
+        return make(*given, **named)
+
+    monkeypatch.setattr(recording, "MAKERS", {**recording.MAKERS, "decode": counted})
+    assert export(sound, out, *common)[0] == 0
+    assert recorded == []
+    # Clean text and noise were not needed before: they are added.
+    assert len(kept.read_bytes()) > len(first)
+    (out / "x.dlm").unlink()
+    for item in sorted((out / "x.report").iterdir()):
+        item.unlink()
+    (out / "x.report").rmdir()
+    refused(export(sound, out, *common, "--seed", 1), "kept.canvases", "another seed", "delete")
+    refused(export(sound, out, *common, "--block", 8), "another choice of block and context sizes")
+    kept.write_bytes(first[: len(first) // 2])
+    refused(export(sound, out, *common), "is no file of canvases or is damaged", "delete it")
+
+
+def test_canvases_that_could_not_be_written_are_told_before_any_work(sound, text, out, monkeypatch):
+    monkeypatch.setattr(pack, "trace", None)
+    refused_code, errors, left = export(
+        sound, out, "--calibration-data", text, "--canvases", out / "none" / "c"
+    )
+    assert (refused_code, left) == (2, [])
+    assert "choose another --canvases" in errors[0]
+    assert np.size(errors) == 1
