@@ -166,10 +166,11 @@ def evaluation_block(
 ) -> int:
     """Gives how many positions of a text go through a run; ConfigError for a size not on offer.
 
-    It is what decoding would take, but for models whose likelihood does not depend on it.
+    It is what decoding would take; where the likelihood does not depend on it, the smallest, so
+    that no end of a text is too short to be scored.
     """
-    default = None if find_family(manifest.family).exact else default_block(manifest)
     shapes = contexts_by_block(specs, text_graph(specs))
+    default = min(shapes) if find_family(manifest.family).exact else default_block(manifest)
     return choose_block(shapes, asked or default, manifest.block_sizes)
 
 

@@ -14,7 +14,9 @@ import numpy as np
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.tidar_layout import draft_rows
+from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from manifests import plain_manifest
 
 HEADS, WIDTH, LAYERS = 2, 4, 2
@@ -235,3 +237,30 @@ def draft_request(rule="draft_verify", **fields: Any) -> Request:
     settings = {name: fields.pop(name) for name in names if name in fields}
     base = {"prompt_ids": (0, 3, 1, 4, 1), "max_tokens": 24, "seed": 5, "sample_index": 1}
     return Request(**{**base, **fields}, settings=DecodingSettings(rule=rule, **settings))
+
+
+def run(engines, asked, **fields):
+    return generate(draft_manifest(engines, **fields), engines, NumpyOps(), asked)
+
+
+def observed(engines, asked, **fields):
+    """The result, every graph run, and every span."""
+    runs, spans = [], []
+    generation = Generation(
+        draft_manifest(engines, **fields), engines, NumpyOps(), asked, observer=runs.append
+    )
+    spans.extend(generation)
+    return generation.result, runs, spans
+
+
+def causal_text(model, prompt, max_tokens, *, banned=(), stops=(0,)):
+    """Greedy, from scratch for every token: (ids, whether it ended)."""
+    text = list(prompt)
+    while len(text) < len(prompt) + max_tokens:
+        row = model.next_row(text)
+        row[[model.vocab - 1, model.vocab - 2, *banned]] = -np.inf
+        token = int(row.argmax())
+        if token in stops:
+            return text, True
+        text.append(token)
+    return text, False

@@ -54,7 +54,8 @@ class Engine(Protocol):
 
     @property
     def outputs(self) -> Mapping[str, Any]:
-        """Output buffers by tensor name; valid until the next `run` of any engine of the set."""
+        """Output buffers by tensor name; valid until the next `run` of an engine of the set that
+        has an output of the same role."""
         ...
 
     def run(self) -> None:
