@@ -19,7 +19,7 @@ import onnx
 
 CANVAS_ROLE = "canvas"
 PRODUCTS = frozenset(("MatMul", "Gemm"))
-_BREAKS = PRODUCTS | {"Softmax"}
+_BREAKS = PRODUCTS | {"Softmax", "ReduceMean", "LayerNormalization"}
 """What lies behind one of these is another layer's business."""
 
 

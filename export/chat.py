@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runtime.chat_template import ChatTemplate
+from ..runtime.chat_template import CHAT_NAME, ChatTemplate
 from ..runtime.errors import ConfigError
 
 CONFIG_NAME, TEMPLATE_NAME = "tokenizer_config.json", "chat_template.jinja"
@@ -232,3 +232,10 @@ def join(found: ChatTemplate, messages: Messages, *, prompt: bool) -> str:
         before, after = found.user if message["role"] == "user" else found.assistant
         parts += [before, message["content"], after]
     return "".join([*parts, found.assistant[0] if prompt else ""])
+
+
+def chat_member(found: ChatTemplate | None) -> dict[str, bytes]:
+    """The bundle's member that holds the pieces, where there are any."""
+    if found is None:
+        return {}
+    return {CHAT_NAME: (json.dumps(found.to_json(), indent=1) + "\n").encode()}

@@ -22,19 +22,20 @@ from ..calibration.plan import plan_bytes, read_plan
 from ..calibration.report_page import plotting
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
-from ..runtime.chat_template import CHAT_NAME
 from ..runtime.check import GOLDEN_NAME
 from ..runtime.engines import open_engines
 from ..runtime.errors import BundleError, CalibrationError, ConfigError
-from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
+from ..runtime.manifest import GraphSpec, Manifest
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
 from ..train.families.shapes import default_block
 from .bars import bar
 from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
+from .chat import chat_member
 from .golden import golden_vectors
 from .graph import graph_specs
+from .half_cache import halve_cache
 from .lean import check_valid
 from .lint import operator_counts, require_clean
 from .outside import Arrays, fill
@@ -47,7 +48,6 @@ from .sharing import share_between
 from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
 from .trace import trace_outside
-from .typed import narrow_cache
 from .uncalibrated import round_weights
 from .vocabulary import split_vocabulary
 from .weights import split_weights
@@ -87,7 +87,9 @@ def export_checkpoint(
         golden = report.pop("golden")
         if made.quality is not None:
             report["quality"] = made.quality
-        members |= {**made.extra, **_chat_member(source, progress)}
+        if source.chat_note:
+            progress(source.chat_note)
+        members |= {**made.extra, **chat_member(source.chat)}
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
@@ -101,15 +103,6 @@ def export_checkpoint(
         write_reports(beside, made.quality, made.extra)
         found["report_dir"] = str(beside)
     return found
-
-
-def _chat_member(source: Source, progress: Callable[[str], None]) -> dict[str, bytes]:
-    """The pieces of the checkpoint's conversations, where it has any."""
-    if source.chat_note:
-        progress(source.chat_note)
-    if source.chat is None:
-        return {}
-    return {CHAT_NAME: (json.dumps(source.chat.to_json(), indent=1) + "\n").encode()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +260,7 @@ def _write_all(
     board = settings.target in GPU_TARGETS or settings.precision != "int8"
     for name, model in models.items():
         if settings.form.endswith("typed"):
-            manifest = _narrow_cache(model, manifest, name)
+            manifest = halve_cache(model, manifest, name)
         progress(f"checking {name}: {len(model.graph.node)} nodes")
         require_clean(model, name, board=board)
         check_valid(model, name)
@@ -287,30 +280,6 @@ def _write_all(
     report = {"graphs": figures, "precision": settings.precision, "target": settings.target}
     report["arithmetic"] = ARITHMETIC[settings.form]
     return members, manifest, report
-
-
-def _narrow_cache(model: onnx.ModelProto, manifest: Manifest, name: str) -> Manifest:
-    """Halves the bytes of a typed graph's cache, in place; returns the manifest that says so.
-
-    On a board a step reads the cache beside the weights, at full context about as much as a fifth
-    of them (12 layers of 768, 512 positions): float32 would be twice that, for the same values.
-    """
-    tensors = {t.role: t for spec in manifest.graphs if spec.name == name
-               for t in (*spec.inputs, *spec.outputs)}  # fmt: skip
-    kv, new = tensors.get("kv"), tensors.get("kv_new")
-    if kv is None or new is None or not narrow_cache(model, kv.name, new.name):
-        return manifest
-
-    def halved(side: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(replace(t, dtype="float16") if t.role in ("kv", "kv_new") else t for t in side)
-
-    specs = (
-        replace(spec, inputs=halved(spec.inputs), outputs=halved(spec.outputs))
-        if spec.name == name
-        else spec
-        for spec in manifest.graphs
-    )
-    return replace(manifest, graphs=tuple(specs))
 
 
 def _count(model: onnx.ModelProto, kind: int) -> int:

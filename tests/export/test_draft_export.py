@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+from dlm_edge.calibration.linears import find_layers
 from dlm_edge.export import auto, quantise, recording
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
@@ -185,3 +186,11 @@ def test_auto_weighs_draft_lengths_by_the_runs_that_they_take(folder, monkeypatc
     assert settings.blocks == (choice["chosen"]["block"],)
     assert all(item["tokens_per_nfe"] > 0 for item in choice["candidates"])
     assert all(item["tokens_per_s"] > 0 for item in choice["candidates"])
+
+
+def test_no_layer_of_a_trunk_is_taken_for_a_head(in_parts):
+    bundle = open_bundle(in_parts[0])
+    model = onnx.load(str(bundle.member("graphs/step.onnx")))
+    assert not [layer.name for layer in find_layers(model, {"ids": "canvas"}) if layer.head]
+    model = onnx.load(str(bundle.member("graphs/head.onnx")))
+    assert [layer.head for layer in find_layers(model, {"rows": "hidden_rows"})] == [True]
