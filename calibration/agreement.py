@@ -17,7 +17,8 @@ import numpy as np
 from ..runtime.engines.base import EngineSet
 from ..runtime.errors import CalibrationError
 from ..runtime.families import find_family
-from ..runtime.families.base import Request
+from ..runtime.families.base import HEAD_PHASE, Phased, Request
+from ..runtime.families.heads import Heads
 from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 from ..runtime.ops.numpy_ops import NumpyOps
 from .canvases import Canvas
@@ -124,6 +125,8 @@ def _masked_rows(manifest: Manifest, canvas: Canvas) -> np.ndarray:
     ids = next((canvas.inputs[t.name] for t in spec.inputs if t.role == "canvas"), None)
     if ids is None or not np.issubdtype(ids.dtype, np.integer) or ids.shape[1] != canvas.block:
         return np.arange(canvas.block)
+    if any(tensor.role == "visible" for tensor in spec.inputs):
+        return np.arange(canvas.block)  # rows that verify count as much as those that draft
     return np.flatnonzero(ids[0] == manifest.mask_token_id)
 
 
@@ -144,11 +147,15 @@ def _scores(manifest: Manifest, engines: EngineSet, canvas: Canvas) -> np.ndarra
     """Runs one canvas; gives (block, V) float32, or None where a graph has no scores."""
     engine = engines.engine(canvas.graph, canvas.block, canvas.context)
     tensor = score_tensor(engine.spec, manifest.vocab_size)
-    if tensor is None:
+    apart = any(item.role == "hidden" for item in engine.spec.outputs)
+    if tensor is None and not apart:
         return None
     for name, array in canvas.inputs.items():
         engine.inputs[name][...] = array
     engine.run()
+    if tensor is None:  # the same model's head makes scores of it
+        found = Heads(engines.specs).all_rows(engines, NumpyOps(), engine, canvas.block)
+        return np.concatenate([np.array(rows, np.float32) for rows in found])
     return np.array(engine.outputs[tensor.name][0], np.float32)
 
 
@@ -161,14 +168,19 @@ class Trajectory:
     tokens: np.ndarray
     """The finished text."""
     num_given: int
+    nfe: int
+    """Graph runs, those of a head that is a graph of its own left out."""
 
 
 def decode_trajectory(manifest: Manifest, engines: EngineSet, request: Request) -> Trajectory:
     """Decodes a request (with `provisional` set) and keeps its canvas after every step."""
     rule = find_family(manifest.family).start(manifest, engines, NumpyOps(), request)
-    state = np.full(manifest.max_position, -1, np.int64)
+    phased = rule if isinstance(rule, Phased) else None
+    state = np.full(len(request.prompt_ids) + request.max_tokens, -1, np.int64)
     states = []
+    nfe = 0
     while not rule.done:
+        nfe += phased is None or phased.phase != HEAD_PHASE
         engine = engines.engine(*rule.next_run())
         rule.feed(engine)
         engine.run()
@@ -178,7 +190,7 @@ def decode_trajectory(manifest: Manifest, engines: EngineSet, request: Request) 
             state[span.position : span.position + len(ids)] = ids
         if spans:
             states.append(state.copy())
-    return Trajectory(states=tuple(states), tokens=rule.tokens, num_given=rule.num_given)
+    return Trajectory(states=tuple(states), tokens=rule.tokens, num_given=rule.num_given, nfe=nfe)
 
 
 def trajectory_agreement(
@@ -191,6 +203,8 @@ def trajectory_agreement(
         written to by then) that hold the same token or mask; decodes that are over keep their last
         canvas. `num_decodes` per step says how many of the reference were still running.
         `same_tokens`: share of equal tokens of the finished texts; `same_texts`: of equal texts.
+        `tokens_per_nfe`: generated tokens per graph run of all decodes together, and
+        `tokens_per_nfe_of_fp32`: the reference's.
     """
     longest = max((len(item.states) for item in wanted), default=0)
     by_step, running = [], []
@@ -214,7 +228,15 @@ def trajectory_agreement(
         "same_texts": float(np.mean([np.array_equal(a.tokens, b.tokens) for a, b in pairs]))
         if pairs
         else 1.0,
+        "tokens_per_nfe": tokens_per_nfe(found),
+        "tokens_per_nfe_of_fp32": tokens_per_nfe(wanted),
     }
+
+
+def tokens_per_nfe(decodes: Sequence[Trajectory]) -> float:
+    """Gives generated tokens per graph run, of all decodes together; 0 without any run."""
+    tokens = sum(len(item.tokens) - item.num_given for item in decodes)
+    return tokens / max(sum(item.nfe for item in decodes), 1)
 
 
 def _same_share(one: Trajectory, other: Trajectory) -> float:

@@ -56,8 +56,10 @@ def decoded_blocks(manifest: Manifest, engines: EngineSet) -> tuple[int | None, 
     """Lists the block sizes that texts are decoded or filled by, the default one first.
 
     These are the sizes the model has learnt and a request may ask for; (None,) for a family that
-    has no choice.
+    has no choice, or whose likelihood does not depend on it.
     """
+    if find_family(manifest.family).exact:
+        return (None,)
     sizes = dict.fromkeys(mode.block for mode in modes_of(manifest, engines) if mode.block)
     # An exact likelihood is the same whatever the positions per run.
     if not sizes or find_family(manifest.family).exact:

@@ -74,6 +74,17 @@ def activation_scale(layer: Layer, plan: LayerPlan) -> float:
     return float(np.float16(max(plan.scale, LEAST_HALF_STEP)))
 
 
+def _rounded(item: onnx.TensorProto, axis: int, name: str) -> tuple[onnx.TensorProto, np.ndarray]:
+    """Gives a matrix as an int8 tensor, and its steps; without values, one that has none either."""
+    if item.data_location == onnx.TensorProto.EXTERNAL:
+        stub = onnx.TensorProto()
+        stub.CopyFrom(item)
+        stub.name, stub.data_type = name, onnx.TensorProto.INT8
+        return stub, np.ones(item.dims[axis], np.float32)
+    values, scales = quantize_matrix(numpy_helper.to_array(item), axis, WEIGHT_LIMIT, half=True)
+    return numpy_helper.from_array(values, name), scales
+
+
 class _Rewriter:
     """Changes one graph; each value and each weight is quantised once."""
 
@@ -88,12 +99,12 @@ class _Rewriter:
 
     def store(self, layer: Layer) -> str:
         """Replaces a weight by int8 and its DequantizeLinear; returns the latter's output."""
-        array = numpy_helper.to_array(self._weights[layer.weight])
-        values, scales = quantize_matrix(array, layer.out_axis, WEIGHT_LIMIT, half=True)
+        item = self._weights[layer.weight]
+        stored, scales = _rounded(item, layer.out_axis, f"{layer.weight}.int8")
         name = f"{layer.weight}.dequantized"
-        inputs = [f"{layer.weight}.int8", f"{layer.weight}.scale", f"{layer.weight}.zero"]
-        arrays = (values, scales, np.zeros(len(scales), np.int8))
-        for key, content in zip(inputs, arrays, strict=True):
+        inputs = [stored.name, f"{layer.weight}.scale", f"{layer.weight}.zero"]
+        self._graph.initializer.append(stored)
+        for key, content in zip(inputs[1:], (scales, np.zeros(len(scales), np.int8)), strict=True):
             self._graph.initializer.append(numpy_helper.from_array(content, key))
         self._before.append(
             helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=layer.out_axis)

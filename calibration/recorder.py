@@ -65,6 +65,7 @@ class Recorder:
         self._place: tuple[Any, ...] = ()
         self._caches: dict[tuple[str, int], np.ndarray] = {}
         """The rows in use of each text's cache, as its last run had them."""
+        self._other: Canvas | None = None
         self.source = "decode"
         """Written on what is recorded from now on."""
         self.clean: np.ndarray | None = None
@@ -75,6 +76,9 @@ class Recorder:
     def see(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray], slot: int) -> None:
         """Takes a copy of one run's inputs, sharing what has not changed since the last run."""
         self.num_seen += 1
+        if not any(tensor.role == "canvas" for tensor in spec.inputs):
+            self._see_rows(spec, inputs)
+            return
         given = {tensor.role: inputs[tensor.name] for tensor in spec.inputs}
         start = int(np.max(given["start"])) if "start" in given else 0
         place = (spec.name, spec.block, spec.context, start, slot)
@@ -106,6 +110,23 @@ class Recorder:
             self._place = place
         self._pending.append(run)
 
+    def _see_rows(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
+        """Takes a copy of what a graph reads that sees no canvas, such as a head: what stands on
+        a canvas is told by the run before it, and each row counts."""
+        every = np.ones(spec.block, bool)
+        self._other = Canvas(
+            graph=spec.name,
+            block=spec.block,
+            context=spec.context,
+            inputs=Inputs({t.name: np.array(inputs[t.name]) for t in spec.inputs}),
+            mask_ratio=0.0,
+            progress=1.0,
+            frontier=every,
+            weight=1.0,
+            source=self.source,
+        )
+        self._kept.offer(self._other)
+
     def flush(self, next_run: _Run | None = None) -> None:
         """Ends a place, whose runs follow each other; `next_run` comes behind the last of them."""
         masks = [self._masked(run) for run in self._pending]
@@ -127,12 +148,14 @@ class Recorder:
 
     def last(self) -> Canvas:
         """Gives the run that was seen last as a canvas, whatever becomes of it."""
+        if self._other is not None and not self._pending:
+            return self._other
         run = self._pending[-1]
         return self._canvas(run, self._masked(run), None, 0.0)
 
     def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
         """Gives the first rows of a cache; what a text had before is shared, not copied again."""
-        known = self._caches.get(key, given[:0].copy())
+        known: np.ndarray = self._caches.get(key, given[:0].copy())
         count = len(known)
         owner = known if known.base is None else known.base
         if count > rows or len(owner) < rows or not np.array_equal(given[:count], known):
@@ -196,8 +219,12 @@ def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
     """Gives (block,) bool: the positions that the next run sees changed.
 
     If that does not look at the masked ones any more, the block is finished: all were committed.
+    Rows that are told what they see are drafts and proposals: see `_kept_rows`.
     """
     frontier = np.zeros(run.spec.block, bool)
+    told = next((t.name for t in run.spec.inputs if t.role == "visible"), None)
+    if told is not None and masked.any() and after is not None:
+        return _kept_rows(run.inputs[told], masked, after.start - run.start)
     if after is None or after.spec.name != run.spec.name:
         return masked
     first = max(run.start, after.start)
@@ -209,6 +236,21 @@ def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
     new = _by_position(after.canvas, after.spec.block)[first - after.start :][: len(old)]
     frontier[seen] = (old != new).any(axis=1)
     return frontier
+
+
+def _kept_rows(visible: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:
+    """Gives (block,) bool: the rows that a draft-and-verify run's next tokens come from.
+
+    Args:
+        visible: (block, block): nonzero where a row sees another.
+        masked: (block,) bool.
+        count: Drafts that were kept.
+
+    Returns:
+        The kept drafts, and the masks of the proposal that sees just these.
+    """
+    seen_drafts = (visible[:, ~masked] > 0).sum(axis=1)
+    return np.where(masked, seen_drafts == count, np.cumsum(~masked) <= count)
 
 
 def _by_position(canvas: np.ndarray, block: int) -> np.ndarray:

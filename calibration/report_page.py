@@ -76,7 +76,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
     page.table(
         (
             "variant", "top-1 about to be committed, %", "top-1, %", "top-5, %", "same tokens, %",
-            "judge", "entropy",
+            "tokens per run", "judge", "entropy",
         ),
         [
             (
@@ -85,6 +85,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
                 _share(item["agreement"]["all"], "top1"),
                 _share(item["agreement"]["all"], "top5"),
                 f"{100 * item['trajectory']['same_tokens']:.1f}",
+                f"{item['trajectory']['tokens_per_nfe']:.2f}",
                 _with_interval(item["samples"], "judge_perplexity", "judge_interval"),
                 _with_interval(item["samples"], "unigram_entropy", "entropy_interval"),
             )
@@ -99,8 +100,9 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
         "narrower. Top-1 and top-5 compare each model's most likely tokens with fp32's on equal "
         "canvases (top-5: mean share of the five that both have). Same tokens: finished texts of "
         f"{text['num_decodes']} equal prompts, seeds and random numbers, each model following its "
-        "own tokens. Judge: perplexity of those texts under an external model, lower is more "
-        "predictable; entropy: of a text's words, nats. MiB: graphs and weights.",
+        "own tokens; tokens per run: of those texts, by graph runs. Judge: perplexity of those "
+        "texts under an external model, lower is more predictable; entropy: of a text's words, "
+        "nats. MiB: graphs and weights.",
         kind="note",
     )
     _blocks(page, report)

@@ -14,8 +14,8 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
 from ..runtime.errors import CalibrationError, ConfigError
-from ..runtime.families import find_family
-from ..runtime.families.base import Request
+from ..runtime.families import decoding_settings, find_family
+from ..runtime.families.base import Request, Roomed
 from ..runtime.manifest import Manifest
 from ..runtime.ops.numpy_ops import NumpyOps
 from .canvases import NUM_DECILES, CanvasSet, Stratum
@@ -104,7 +104,10 @@ class Session:
 
     @property
     def blocks(self) -> list[int | None]:
-        """Block sizes to mask windows by: all that can be chosen, else the family's own."""
+        """Block sizes to mask windows by: all that can be chosen, else the family's own; an exact
+        likelihood has no masks, whatever the text is decoded by."""
+        if self.family.exact:
+            return [None]
         chosen = [mode.block for mode in self.modes if not mode.gap]
         return list(dict.fromkeys(chosen))
 
@@ -121,6 +124,9 @@ class Session:
 
     def room(self, block: int | None) -> int:
         """Positions that a text can have at a block size."""
+        if isinstance(self.family, Roomed):
+            settings = decoding_settings(self.manifest, {"block_size": block})
+            return self.family.positions(self.manifest, self.engines.specs, settings)
         widest = max(
             spec.context // spec.block * spec.block + spec.block
             for spec in self.engines.specs
@@ -163,6 +169,8 @@ class Session:
 
     def fill(self) -> None:
         """Draws more masks while a stratum has no canvas, a few times at most."""
+        if self.family.exact:  # further windows would be the same
+            return
         for round_number in range(1, MOST_ROUNDS):
             if not self.uncovered():
                 break
@@ -175,7 +183,7 @@ class Session:
         return found.missing(
             self.engines.specs,
             blocks=chosen or [spec.block for spec in self.engines.specs],
-            masked=self.manifest.mask_token_id is not None,
+            masked=self.manifest.mask_token_id is not None and not self.family.exact,
         )
 
     def mask(

@@ -8,13 +8,14 @@ per-tensor activations, per-channel weights and constant scales of the input's d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from ..runtime.errors import EngineError
+from .lean import inferred
 
 MAX_OPSET = 20
 MAX_TENSOR_BYTES = 256 << 20
@@ -74,13 +75,13 @@ def lint(model: onnx.ModelProto, *, board: bool = True) -> list[str]:
             for types and quantisation do not bind it.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        typed = inferred(model)
     except onnx.shape_inference.InferenceError as error:
         return [f"types or shapes contradict each other: {' '.join(str(error).split())[:200]}"]
-    graph = _Graph(inferred)
+    graph = _Graph(typed)
     return [
         *_check_model(model),
-        *_check_tensors(graph, board),
+        *_check_tensors(graph, model.graph.initializer, board),
         *_check_nodes(graph, ALLOWED_OPS if board else CPU_OPS),
         *(_check_quantisation(graph) if board else ()),
         *_check_attention(graph),
@@ -108,8 +109,10 @@ def _check_model(model: onnx.ModelProto) -> Iterator[str]:
         yield "functions are not inlined"
 
 
-def _check_tensors(graph: _Graph, board: bool) -> Iterator[str]:
-    for item in graph.body.initializer:
+def _check_tensors(
+    graph: _Graph, weights: Iterable[onnx.TensorProto], board: bool
+) -> Iterator[str]:
+    for item in weights:
         if 0 in item.dims:
             yield f"initialiser {item.name} is empty"
             continue

@@ -18,31 +18,38 @@ import numpy as np
 import onnx
 
 from ..calibration.judge import Judge
-from ..calibration.plan import read_plan
+from ..calibration.plan import plan_bytes, read_plan
 from ..calibration.report_page import plotting
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
+from ..runtime.chat_template import CHAT_NAME
 from ..runtime.check import GOLDEN_NAME
 from ..runtime.engines import open_engines
-from ..runtime.errors import BundleError, CalibrationError, ConfigError, EngineError
+from ..runtime.errors import BundleError, CalibrationError, ConfigError
 from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
 from ..train.families.shapes import default_block
+from .bars import bar
 from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .golden import golden_vectors
 from .graph import graph_specs
+from .lean import check_valid
 from .lint import operator_counts, require_clean
-from .parity import compare
-from .quality_report import quality_report, report_members, write_reports
+from .outside import Arrays, fill
+from .parity import compare, find_head, hidden_rows
+from .quality_report import PLAN_NAME, quality_report, report_members, write_reports
 from .quantise import Quantiser
 from .recipes import GPU_TARGETS, recipe_for
 from .settings import ARITHMETIC, ExportSettings
+from .sharing import share_between
 from .source import Source, load_source
 from .texts import Texts, find_text, read_texts
-from .trace import trace
+from .trace import trace_outside
 from .typed import narrow_cache
+from .uncalibrated import round_weights
+from .vocabulary import split_vocabulary
 from .weights import split_weights
 from .wishes import Wishes
 
@@ -80,19 +87,29 @@ def export_checkpoint(
         golden = report.pop("golden")
         if made.quality is not None:
             report["quality"] = made.quality
-        members |= made.extra
+        members |= {**made.extra, **_chat_member(source, progress)}
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
         members[CARD_NAME] = write_card(draft.manifest, report, own_text).encode()
         progress(f"packing {output}")
-        digest = write_bundle(output, draft.manifest, members)
+        with bar() as show:
+            digest = write_bundle(output, draft.manifest, members, show)
     found = {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
     if made.quality is not None:
         beside = settings.report_dir or output.with_suffix(".report")
         write_reports(beside, made.quality, made.extra)
         found["report_dir"] = str(beside)
     return found
+
+
+def _chat_member(source: Source, progress: Callable[[str], None]) -> dict[str, bytes]:
+    """The pieces of the checkpoint's conversations, where it has any."""
+    if source.chat_note:
+        progress(source.chat_note)
+    if source.chat is None:
+        return {}
+    return {CHAT_NAME: (json.dumps(source.chat.to_json(), indent=1) + "\n").encode()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,10 +142,15 @@ def make_models(source: Source, settings: ExportSettings, progress: Callable[[st
         quality = quality_report(shipped, wishes, texts, manifest.family)
         extra = report_members(shipped, quality)
         return Made(models=shipped.models, manifest=manifest, quality=quality, extra=extra)
+    recipe = recipe_for(settings.target)
+    if settings.precision == "int8":
+        progress("uncalibrated: what int8 costs is not measured")
+        plan = round_weights(models, manifest, recipe, progress)
+        return Made(models=models, manifest=manifest, extra={PLAN_NAME: plan_bytes(plan)})
     if settings.precision == "fp16":
         progress("no text to measure the loss on: give --calibration-data to have it measured")
-        recipe = recipe_for(settings.target)
-        models = {name: recipe.build_fp16(item, ()) for name, item in models.items()}
+        for name in list(models):  # one at a time, so that the float32 one is let go of
+            models[name] = recipe.build_fp16(models[name], ())
     return Made(models=models, manifest=manifest)
 
 
@@ -143,7 +165,7 @@ def draft_bundle(
 
 def _texts(source: Source, settings: ExportSettings) -> Texts | None:
     """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
-    if settings.precision == "fp32":
+    if settings.precision == "fp32" or settings.uncalibrated:
         return None
     found = find_text(settings.calibration_data, source.config)
     if found is not None:
@@ -152,7 +174,8 @@ def _texts(source: Source, settings: ExportSettings) -> Texts | None:
     if settings.precision == "int8" or settings.plan:
         raise CalibrationError(
             f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
-            "kind that the model will write: the text that training was validated on is not here"
+            "kind that the model will write (the text that training was validated on is not here), "
+            "or --uncalibrated"
         )
     return None
 
@@ -206,7 +229,7 @@ def _trace_all(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, onnx.ModelProto], Manifest]:
     """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
-    models: dict[str, onnx.ModelProto] = {}
+    traced: dict[str, tuple[onnx.ModelProto, Arrays]] = {}
     specs: list[GraphSpec] = []
     decoding = dict(manifest.decoding)
     for graph in graphs:
@@ -217,9 +240,17 @@ def _trace_all(
             decoding.setdefault("block_size", default)
         traced_at = max(shapes, key=lambda shape: shape.context)
         # A dimension of 1 would be traced as a constant.
-        models[graph.name] = trace(graph, replace(traced_at, block=max(traced_at.block, 2)))
+        shape = replace(traced_at, block=max(traced_at.block, 2))
+        traced[graph.name] = trace_outside(graph, shape)
         file = f"graphs/{graph.name}.onnx"
         specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
+    share_between(traced)
+    models = {}
+    for name, (model, arrays) in traced.items():
+        item_bytes = 4 if settings.precision == "fp32" else 2
+        if cut := split_vocabulary(model, arrays, item_bytes=item_bytes):
+            progress(f"{name}: {', '.join(cut)} is cut along the vocabulary, being too large")
+        models[name] = fill(model, arrays)
     return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
 
 
@@ -231,19 +262,15 @@ def _write_all(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, bytes | Path], Manifest, dict[str, Any]]:
     """Writes every graph under `folder`; returns members, completed manifest and figures."""
-    members: dict[str, bytes | Path] = {}
     figures: dict[str, Any] = {}
+    members: dict[str, bytes | Path] = {}
     board = settings.target in GPU_TARGETS or settings.precision != "int8"
     for name, model in models.items():
         if settings.form.endswith("typed"):
             manifest = _narrow_cache(model, manifest, name)
         progress(f"checking {name}: {len(model.graph.node)} nodes")
         require_clean(model, name, board=board)
-        try:
-            onnx.checker.check_model(model, full_check=False)
-        except onnx.checker.ValidationError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise EngineError(f"graph {name} is no valid ONNX: {reason}") from error
+        check_valid(model, name)
         figures[name] = {
             "nodes": len(model.graph.node),
             "operators": operator_counts(model),
@@ -251,7 +278,9 @@ def _write_all(
             "fp16_tensors": _count(model, onnx.TensorProto.FLOAT16),
             "int8_tensors": _count(model, onnx.TensorProto.INT8),
         }
-        members |= split_weights(model, folder / "graphs", name)
+    progress("writing weights")
+    with bar() as show:
+        members |= split_weights(models, folder / "graphs", show)
     manifest = replace(
         manifest, members={name: describe(content) for name, content in members.items()}
     )
@@ -301,13 +330,16 @@ def _check_all(
     engines = open_engines(draft, "onnxruntime")
     try:
         parity: dict[str, Any] = {}
+        head, rows = find_head(graphs), hidden_rows(graphs, manifest, ids, settings.seed)
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
-            parity[graph.name] = compare(
-                graph, manifest, engines, ids, precision=settings.form, seed=settings.seed
-            )
+            with bar() as show:
+                parity[graph.name] = compare(
+                    graph, manifest, engines, ids, precision=settings.form, seed=settings.seed,
+                    head=head, rows=rows, progress=show,
+                )  # fmt: skip
         noises = {graph.name: graph.corrupt for graph in graphs}
-        golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed)
+        golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed, rows=rows)
     finally:
         engines.close()
     return {"parity": parity, "golden": golden}

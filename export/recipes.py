@@ -11,11 +11,23 @@ from ..calibration.calibrate import Layers, Recipe
 from ..calibration.plan import GraphPlan, default_plan
 from ..calibration.qdq import quantize
 from ..jetson.targets import TARGETS
+from ..train.families.base import ExportGraph
 from .fp16 import store_fp16
 from .typed import half_values, type_fp16
 
 GPU_TARGETS = tuple(name for name, item in TARGETS.items() if item.is_gpu)
 """Targets whose graphs are typed: float16 and int8 stand in the ONNX, as TensorRT wants it."""
+
+
+def graphs_for(target: str, graphs: Sequence[ExportGraph]) -> tuple[ExportGraph, ...]:
+    """Returns the graphs to export for a target: in parts where few rows of a head are wanted.
+
+    A board reads the head's matrix in every run anyway, and reading it twice costs more than
+    computing it for all rows; on a CPU arithmetic is what costs.
+    """
+    if target in GPU_TARGETS:
+        return tuple(graphs)
+    return tuple(part for graph in graphs for part in (graph.parts or (graph,)))
 
 
 def recipe_for(target: str) -> Recipe:

@@ -53,6 +53,8 @@ class ExportSettings:
     calibration_data: Path | None = None
     """Text of the kind that the model will write; None: what training was validated on, if it is
     still there."""
+    uncalibrated: bool = False
+    """int8 without text: weights are rounded, and nothing is measured."""
     max_loss: float = 0.5
     """Per cent of perplexity that fp16 or int8 may cost."""
     loss_tokens: int = 8192
@@ -95,6 +97,12 @@ class ExportSettings:
         ):
             if value and self.precision == "fp32":
                 raise ConfigError(f"{option} has no meaning with --precision fp32: leave it out")
+        if self.uncalibrated and self.precision != "int8":
+            raise ConfigError("--uncalibrated is about --precision int8: leave it out")
+        if self.uncalibrated and (self.calibration_data or self.plan):
+            raise ConfigError(
+                "--uncalibrated takes no --calibration-data and no --plan: leave one side out"
+            )
         DecodingSettings.from_json(self.decoding)
 
     @property

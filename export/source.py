@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..runtime.chat_template import ChatTemplate
 from ..runtime.errors import ConfigError
 from ..runtime.manifest import Manifest
 from ..runtime.tokenizer import Tokenizer
@@ -17,7 +18,9 @@ from ..train.checkpoint import Checkpoint, load_weights, read_checkpoint
 from ..train.families import FAMILIES
 from ..train.families.base import ExportGraph
 from .canvases import text_ids
+from .chat import read_chat
 from .provenance import provenance
+from .recipes import graphs_for
 from .settings import ExportSettings
 
 
@@ -32,6 +35,10 @@ class Source:
     tokenizer_json: str
     config: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's config.json."""
+    chat: ChatTemplate | None = None
+    """What stands around the messages of a conversation, if the checkpoint says so."""
+    chat_note: str = ""
+    """Why its template could not be used; empty if it has none or it could."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -58,14 +65,17 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
     load_weights(model, checkpoint)
     manifest = _draft(checkpoint, model, settings)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
-    if tokenizer.vocab_size != manifest.vocab_size:
+    if tokenizer.vocab_size > manifest.vocab_size:  # spare rows of a model do no harm
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
             "the checkpoint's files do not belong together"
         )
-    graphs = tuple(family.graphs(model, config))
+    graphs = graphs_for(settings.target, family.graphs(model, config))
+    chat, note = read_chat(checkpoint.companions, checkpoint.tokenizer_json)
     return Source(
         graphs=graphs,
+        chat=chat,
+        chat_note=note,
         manifest=manifest,
         tokenizer_json=checkpoint.tokenizer_json,
         config=config,

@@ -11,23 +11,22 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 
 from ..runtime.errors import EngineError
 from ..train.families.base import ExportGraph
 from ..train.families.shapes import Shape
 from .graph import symbols
 from .names import name_weights
+from .outside import PLACE, Arrays, fill
+from .sharing import SHARED_BYTES, share_transposed
 
 OPSET = 20
 """Highest that TensorRT 10.3's parser reads."""
 IR_VERSION = 10
-SHARED_BYTES = 1 << 16
-"""Initialisers from this size on are compared with each other and stored once."""
 
 
 def example_inputs(graph: ExportGraph, shape: Shape) -> tuple[torch.Tensor, ...]:
@@ -48,6 +47,12 @@ def trace(graph: ExportGraph, shape: Shape) -> onnx.ModelProto:
     Raises:
         EngineError: torch cannot export the module, or the result has other inputs or outputs.
     """
+    return fill(*trace_outside(graph, shape))
+
+
+def trace_outside(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, Arrays]:
+    """As `trace`, but large weights stand outside: as stubs in the model, and as views of the
+    module's parameters beside it. For whoever rewrites the graph first, or only counts."""
     dims = {name: torch.export.Dim(name) for name in ("block", "context")}
     axes = tuple(
         {axis: dims[name] for axis, name in symbols(tensor).items()} for tensor in graph.inputs
@@ -70,17 +75,46 @@ def trace(graph: ExportGraph, shape: Shape) -> onnx.ModelProto:
             )
             assert program is not None
             program.optimize()
+            arrays = _take_out(program.model)
             model = program.model_proto
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error).split())[:300]
         raise EngineError(f"torch cannot export the graph {graph.name}: {reason}") from error
     finally:
         logger.setLevel(level)
-    return _tidy(model, graph)
+    return _tidy(model, graph, arrays)
 
 
-def _tidy(model: onnx.ModelProto, graph: ExportGraph) -> onnx.ModelProto:
-    """Takes out what is not the graph, names dimensions, stores equal weights once; in place."""
+def _take_out(program: Any) -> Arrays:
+    """Replaces the large weights of an exported program by stubs; in place.
+
+    What the exporter holds of a weight, transposed or not, is a view of the parameter's memory:
+    one copy is made of each in the end, and who is who is told by addresses, not by values.
+
+    Returns:
+        The weights by name.
+    """
+    import onnx_ir as ir
+
+    arrays = {}
+    for name, value in program.graph.initializers.items():
+        tensor = value.const_value
+        if len(tensor.shape) > 1 and tensor.nbytes >= SHARED_BYTES:
+            arrays[name] = tensor.numpy()
+            value.const_value = ir.ExternalTensor(
+                PLACE, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            )
+    return arrays
+
+
+def _tidy(
+    model: onnx.ModelProto, graph: ExportGraph, arrays: Arrays
+) -> tuple[onnx.ModelProto, Arrays]:
+    """Takes out what is not the graph, names dimensions, stores equal weights once; in place.
+
+    Returns:
+        The model, and its large weights under their new names.
+    """
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "dlm-edge", ""
     del model.metadata_props[:]
@@ -107,9 +141,11 @@ def _tidy(model: onnx.ModelProto, graph: ExportGraph) -> onnx.ModelProto:
                 else:
                     dim.dim_value = size
     _divide(model)
-    _share_transposed(model)
-    name_weights(model, graph.module)
-    return model
+    share_transposed(model, arrays)
+    names = name_weights(model, graph.module, arrays)
+    present = {item.name for item in model.graph.initializer}
+    renamed = {names.get(name, name): array for name, array in arrays.items()}
+    return model, {name: array for name, array in renamed.items() if name in present}
 
 
 def _divide(model: onnx.ModelProto) -> None:
@@ -136,33 +172,3 @@ def _divide(model: onnx.ModelProto) -> None:
 
 def _op(makers: Mapping[str, onnx.NodeProto], name: str) -> str:
     return makers[name].op_type if name in makers else ""
-
-
-def _share_transposed(model: onnx.ModelProto) -> None:
-    """Replaces a matrix that is another one's transpose by a Transpose node; in place.
-
-    Tied embeddings come out of the exporter twice, once per orientation. ONNX Runtime folds the
-    node while it loads, TensorRT into its kernel's layout.
-    """
-    arrays = {
-        item.name: numpy_helper.to_array(item)
-        for item in model.graph.initializer
-        if len(item.dims) == 2
-    }
-    large = {name: array for name, array in arrays.items() if array.nbytes >= SHARED_BYTES}
-    gathered = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
-    nodes = []
-    for name in sorted(large):
-        for home in sorted(gathered & set(large)):
-            array, other = large[name], large[home]
-            if name == home or array.shape != other.shape[::-1]:
-                continue
-            if array[0, 0] == other[0, 0] and np.array_equal(array, other.T):
-                nodes.append(onnx.helper.make_node("Transpose", [home], [name], perm=[1, 0]))
-                kept = [item for item in model.graph.initializer if item.name != name]
-                del model.graph.initializer[:]
-                model.graph.initializer.extend(kept)
-                break
-    rest = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*nodes, *rest])

@@ -21,6 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.errors import ConfigError
+from .lean import inferred
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 LIMIT = float(np.finfo(np.float16).max)
@@ -155,10 +156,10 @@ def narrow_cache(model: onnx.ModelProto, kv: str, kv_new: str) -> bool:
 
 def _float_values(model: onnx.ModelProto) -> set[str]:
     """Names of all float32 values."""
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
-    items = (*inferred.input, *inferred.output, *inferred.value_info)
+    typed = inferred(model).graph
+    items = (*typed.input, *typed.output, *typed.value_info)
     names = {item.name for item in items if item.type.tensor_type.elem_type == FLOAT}
-    return names | {item.name for item in inferred.initializer if item.data_type == FLOAT}
+    return names | {item.name for item in typed.initializer if item.data_type == FLOAT}
 
 
 def half_values(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -221,6 +222,12 @@ def _reads_weights(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
 
 
 def _narrow(item: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    """Gives a weight as float16; one without values (`outside.py`) without values, too."""
+    if item.data_location == TensorProto.EXTERNAL:
+        stub = onnx.TensorProto()
+        stub.CopyFrom(item)
+        stub.name, stub.data_type = name, HALF
+        return stub
     array = numpy_helper.to_array(item)
     if array.size and float(np.abs(array).max()) > LIMIT:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""An ONNX graph and its weights as two members: the tensors lie outside, in one aligned file.
+"""ONNX graphs and their weights as members: the tensors lie outside, in one aligned file.
 
 Alignment lets ONNX Runtime and TensorRT map the file and use tensors where they lie.
 """
@@ -6,7 +6,9 @@ Alignment lets ONNX Runtime and TensorRT map the file and use tensors where they
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from onnx import TensorProto
@@ -19,35 +21,52 @@ PAGE = 4096
 """Alignment of tensors of a page or more."""
 
 
-def split_weights(model: onnx.ModelProto, folder: Path, name: str) -> dict[str, Path]:
-    """Writes `graphs/<name>.onnx` and `graphs/<name>.weights` under `folder`.
+def split_weights(
+    models: Mapping[str, onnx.ModelProto],
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Path]:
+    """Writes `graphs/<name>.onnx` for each graph, and one file of weights for all of them, which is
+    named after the first; tensors of equal bytes are stored once.
 
     Args:
-        model: Complete; its tensors are moved out of it, in place.
+        models: By graph name, complete; their tensors are moved out of them, in place.
         folder: Existing folder.
-        name: Of the graph.
+        progress: Told after every tensor.
 
     Returns:
         Member name → file.
     """
-    members = {f"graphs/{name}.{end}": folder / f"{name}.{end}" for end in ("onnx", "weights")}
-    graph_path, weights_path = members.values()
-    location = PurePosixPath(list(members)[1]).name
+    weights_path = folder / f"{next(iter(models))}.weights"
+    members = {f"graphs/{weights_path.name}": weights_path}
     known: dict[tuple[str, int], tuple[int, int]] = {}
     with weights_path.open("wb") as out:
-        for item in model.graph.initializer:
-            if not item.HasField("raw_data") or len(item.raw_data) < MIN_BYTES:
-                continue
-            data = item.raw_data
-            key = (hashlib.sha256(data).hexdigest(), item.data_type)
-            if key not in known:
-                step = PAGE if len(data) >= PAGE else ALIGNMENT
-                out.write(bytes(-out.tell() % step))
-                known[key] = (out.tell(), len(data))
-                out.write(data)
-            offset, length = known[key]
-            set_external_data(item, location, offset=offset, length=length)
-            item.ClearField("raw_data")
-            item.data_location = TensorProto.EXTERNAL
-    graph_path.write_bytes(model.SerializeToString(deterministic=True))
+        for name, model in models.items():
+            for number, item in enumerate(model.graph.initializer):
+                progress(number, len(model.graph.initializer))
+                if item.HasField("raw_data") and len(item.raw_data) >= MIN_BYTES:
+                    _move(item, out, weights_path.name, known)
+            path = folder / f"{name}.onnx"
+            path.write_bytes(model.SerializeToString(deterministic=True))
+            members[f"graphs/{name}.onnx"] = path
     return members
+
+
+def _move(
+    item: onnx.TensorProto,
+    out: BinaryIO,
+    location: str,
+    known: dict[tuple[str, int], tuple[int, int]],
+) -> None:
+    """Moves a tensor's bytes into the file, or points to where equal ones stand; in place."""
+    data = item.raw_data
+    key = (hashlib.sha256(data).hexdigest(), item.data_type)
+    if key not in known:
+        step = PAGE if len(data) >= PAGE else ALIGNMENT
+        out.write(bytes(-out.tell() % step))
+        known[key] = (out.tell(), len(data))
+        out.write(data)
+    offset, length = known[key]
+    set_external_data(item, location, offset=offset, length=length)
+    item.ClearField("raw_data")
+    item.data_location = TensorProto.EXTERNAL

@@ -7,7 +7,6 @@ damaged or hostile archive ends as `BundleError`, and no more is read than was d
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 import struct
 import zipfile
@@ -15,15 +14,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from threading import get_ident
 from typing import BinaryIO
 
 from .errors import BundleError
+from .files import written_beside
 from .manifest import Member
 
 CHUNK = 1 << 20
 MIN_SAVING = 0.05
 """Share of a member's size that DEFLATE must save to be worth the time to inflate it."""
+TRIED_BYTES = 32 << 20
+"""Of larger content this much is tried, to see whether compression pays."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -166,34 +167,48 @@ def describe(content: bytes | Path) -> Member:
     return Member(sha256=digest.hexdigest(), size=size)
 
 
-def _deflated_size(content: bytes | Path) -> int:
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _saving(content: bytes | Path, size: int) -> float:
+    """Share of the bytes that compression saves: tried on evenly spaced chunks of large content,
+    since weights are alike all through and a gigabyte takes half a minute."""
+    every = max(1, size // TRIED_BYTES)
     packer = zlib.compressobj(6, zlib.DEFLATED, -15)
-    return sum(len(packer.compress(chunk)) for chunk in _source(content)) + len(packer.flush())
+    before = after = 0
+    for number, chunk in enumerate(_source(content)):
+        if number % every == 0:
+            before += len(chunk)
+            after += len(packer.compress(chunk))
+    return 1 - (after + len(packer.flush())) / max(before, 1)
 
 
-def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
+def write_archive(
+    path: Path,
+    members: Mapping[str, bytes | Path],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Writes a zip beside `path` and renames it there; the same members give the same bytes.
+
+    `progress` is told how many of the members' bytes are written.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind, `path` is untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
-    try:
-        with partial.open("wb") as handle:
-            with zipfile.ZipFile(handle, "w") as archive:
-                for name, content in members.items():
-                    size = describe(content).size
-                    info = zipfile.ZipInfo(name, date_time=_EPOCH)
-                    info.external_attr = (stat.S_IFREG | 0o644) << 16
-                    info.create_system = 3
-                    info.file_size = size  # so that zip64 is chosen for large members only
-                    if _deflated_size(content) < (1 - MIN_SAVING) * size:
-                        info.compress_type = zipfile.ZIP_DEFLATED
-                    with archive.open(info, "w") as stream:
-                        for chunk in _source(content):
-                            stream.write(chunk)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_beside(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+        sizes = {name: _size(content) for name, content in members.items()}
+        done = 0
+        for name, content in members.items():
+            size = sizes[name]
+            info = zipfile.ZipInfo(name, date_time=_EPOCH)
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            info.create_system = 3
+            info.file_size = size  # so that zip64 is chosen for large members only
+            if _saving(content, size) > MIN_SAVING:
+                info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w") as stream:
+                for chunk in _source(content):
+                    stream.write(chunk)
+                    done += len(chunk)
+                    progress(done, sum(sizes.values()))

@@ -41,7 +41,8 @@ _TOLERANCES = {"fp32": RELATIVE_TOLERANCE, "int8": INT8_TOLERANCE}
 def record_run(
     engine: Engine, values: Mapping[str, Any], *, commit: int | None, ops: Ops | None = None
 ) -> dict[str, Any]:
-    """Runs an engine and describes the run as JSON: inputs, and a sample of the logits.
+    """Runs an engine and describes the run as JSON: inputs, and a sample of the logits (of what
+    a head reads, from a graph without one).
 
     Args:
         engine: Its KV cache holds what earlier runs of the case committed.
@@ -52,7 +53,7 @@ def record_run(
     ops = ops or NumpyOps()
     _execute(engine, values, commit, ops)
     run: dict[str, Any] = {
-        "inputs": {name: np.asarray(value).ravel().tolist() for name, value in values.items()},
+        "inputs": {name: _listed(np.asarray(value)) for name, value in values.items()},
         "commit": commit,
     }
     logits = _logits(engine, ops)
@@ -63,6 +64,13 @@ def record_run(
     run["top_logits"] = _rounded(np.take_along_axis(logits[rows], top, axis=1))
     run["log_sum_exp"] = _rounded(_log_sum_exp(logits[rows]))
     return run
+
+
+def _listed(values: np.ndarray) -> list[Any]:
+    """As JSON numbers; a table of zeros and ones takes half the space as integers."""
+    flat = values.ravel()
+    whole = flat.astype(np.int64)
+    return (whole if np.array_equal(whole, flat) else flat).tolist()
 
 
 def _rounded(values: np.ndarray) -> list[Any]:
@@ -84,8 +92,9 @@ def _execute(engine: Engine, values: Mapping[str, Any], commit: int | None, ops:
 
 
 def _logits(engine: Engine, ops: Ops) -> np.ndarray:
-    """The run's logits as (rows, V) float32."""
-    logits = ops.to_host(engine.outputs[engine.spec.tensor("logits").name])
+    """The run's logits, or what a head is to read, as (rows, V or D) float32."""
+    role = next(item.role for item in engine.spec.outputs if item.role in ("logits", "hidden"))
+    logits = ops.to_host(engine.outputs[engine.spec.tensor(role).name])
     return logits.reshape(-1, logits.shape[-1]).astype(np.float32)
 
 

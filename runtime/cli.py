@@ -30,12 +30,23 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--threshold", type=float, help="Commit every confidence from this on."),
         click.option("--factor", type=float, help="Larger commits more at once."),
         click.option("--entropy-bound", type=float, help="Commit up to so many nats per step."),
+        click.option(
+            "--beta",
+            type=float,
+            help="Draft and verify: share of causal against diffusion logits; 1 is lossless.",
+        ),
         click.option("--steps", type=whole, help="Steps per block or canvas."),
         click.option("--temperature", type=float, help="0 takes the most likely token."),
         click.option("--top-k", type=whole, help="Draw among the k most likely tokens."),
         click.option("--top-p", type=float, help="Draw among the tokens that reach this share."),
         click.option("--repetition-penalty", type=float, help="Above 1: avoid what is there."),
-        click.option("--block", type=whole, help="Positions denoised together (see --info)."),
+        click.option(
+            "--block",
+            "--block-size",
+            "block",
+            type=whole,
+            help="Positions denoised, or drafted, together (see --info).",
+        ),
         click.option(
             "--max-tokens",
             type=whole,
@@ -58,6 +69,12 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
             help="Tokens of every gap, or of each.  [default: 12, about nine words]",
         ),
         click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
+        click.option(
+            "--chat",
+            is_flag=True,
+            help="Answer each line of stdin, in one conversation (/new starts another).",
+        ),
+        click.option("--system", metavar="TEXT", help="What a chat's model is told first."),
         click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
         click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
         click.option(
@@ -103,8 +120,8 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
     text is one JSON object on a line of its own.
 
     A decoding option without --rule chooses the rule that it belongs to: --threshold, --factor and
-    --entropy-bound the rule of that name, --steps low_confidence, unless the bundle's own rule
-    takes it.
+    --entropy-bound the rule of that name, --steps low_confidence, --beta draft_verify, unless the
+    bundle's own rule takes it.
     """
     options = read_options(arguments, given)
     from . import cli_plans, cli_run
@@ -124,6 +141,10 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
             cli_plans.show(options)
         case "clear_plans":
             cli_plans.clear(options)
+        case _ if options.chat:
+            from . import cli_chat
+
+            cli_chat.chat(options)
         case _:
             cli_run.generate(options)
 

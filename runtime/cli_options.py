@@ -18,6 +18,7 @@ RULE_OF_OPTION = {
     "factor": "factor",
     "entropy_bound": "entropy_bound",
     "steps": "low_confidence",
+    "beta": "draft_verify",
 }
 """Without --rule, an option that the bundle's rule does not take chooses the rule it belongs to."""
 
@@ -29,12 +30,19 @@ _CONTRADICTIONS = (
     ("--infill", "--slide", "a template must fit the canvas"),
     ("--infill", "--block", "infilling uses the whole canvas"),
     ("--prompt-file", "PROMPT", "both name prompts"),
+    ("--chat", "PROMPT", "what is said comes from stdin, line by line"),
+    ("--chat", "--prompt-file", "what is said comes from stdin, line by line"),
+    ("--chat", "--infill", "one is a conversation, the other a text with gaps"),
+    ("--chat", "--watch", "answers are shown as they come"),
+    ("--chat", "--num-samples", "a conversation goes one way"),
     ("--watch", "--json", "one is for eyes, the other for programs"),
 )
+_ONE_TEXT = ("num_samples", 1)
+"""An option that is always there, and asks for nothing at this value."""
 TASKS = ("check", "info", "board_report", "build", "rebuild", "plans", "clear_plans")
 """Options that ask for something else than text; each is a run of its own."""
 _DECODING = ("--rule", "--threshold", "--factor", "--entropy-bound", "--steps", "--temperature")
-_DECODING += ("--top-k", "--top-p", "--repetition-penalty", "--block")
+_DECODING += ("--beta", "--top-k", "--top-p", "--repetition-penalty", "--block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +74,10 @@ class RunOptions:
     """Of a plan that is built."""
     report_path: Path | None = None
     """Where the board's report goes."""
+    chat: bool = False
+    """Whether to hold a conversation over stdin and stdout."""
+    system: str | None = None
+    """What a chat's model is told first; None: what its template says."""
     task: str = ""
     """One of TASKS; empty: write text."""
 
@@ -142,7 +154,7 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
     present = {"PROMPT": prompt is not None}
     for name, value in given.items():
         # By identity: a temperature of 0 is given, too.
-        absent = value is None or value is False or value == ()
+        absent = value is None or value is False or value == () or (name, value) == _ONE_TEXT
         present["--" + name.removeprefix("as_").replace("_", "-")] = not absent
     refuse_together(present, *_CONTRADICTIONS)
     task = _task(present)
@@ -179,7 +191,15 @@ def _task(present: dict[str, bool]) -> str:
     asked = [name for name, option in zip(TASKS, options, strict=True) if present[option]]
     for name in asked:
         alone = "--" + name.replace("_", "-")
-        others = ("PROMPT", "--prompt-file", "--infill", "--watch", "--max-tokens", "--stop")
+        others = (
+            "--chat",
+            "PROMPT",
+            "--prompt-file",
+            "--infill",
+            "--watch",
+            "--max-tokens",
+            "--stop",
+        )
         reason = "it generates no text"
         refuse_together(present, *((alone, other, reason) for other in others + _DECODING))
     return asked[0] if asked else ""
@@ -196,6 +216,7 @@ def _refuse_idle(present: dict[str, bool], engine: str) -> None:
     for needed, option in (
         (("--infill",), "--gap-tokens"),
         (("--watch",), "--watch-delay"),
+        (("--chat",), "--system"),
     ):
         if present[option] and not any(present[name] for name in needed):
             raise ConfigError(

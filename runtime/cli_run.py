@@ -24,10 +24,8 @@ _MIB = 1 << 20
 
 def generate(options: RunOptions) -> None:
     """Writes every text that was asked for; exits 130 with what was committed on Ctrl-C."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal of another encoding shows ? for what it lacks, instead of failing.
-        sys.stdout.reconfigure(errors="replace")
-    with _load(options) as pipeline:
+    tolerate_stdout()
+    with load(options) as pipeline:
         for number, (prompt, sample_index) in enumerate(_jobs(options)):
             if number and not options.as_json:
                 click.echo(SEPARATOR)
@@ -42,7 +40,14 @@ def generate(options: RunOptions) -> None:
                 sys.exit(EXIT_INTERRUPTED)
 
 
-def _load(options: RunOptions) -> Pipeline:
+def tolerate_stdout() -> None:
+    """Lets a terminal of another encoding show ? for what it lacks, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def load(options: RunOptions) -> Pipeline:
+    """Opens what the options name; raises DlmError."""
     return load_pipeline(
         _NAME,
         options.bundle,
@@ -231,7 +236,7 @@ def check(options: RunOptions) -> None:
     """
     from .check import check_bundle
 
-    with _load(options) as pipeline:
+    with load(options) as pipeline:
         report = check_bundle(pipeline.bundle, pipeline.engines, pipeline.ops)
     if options.as_json:
         print_json(report)

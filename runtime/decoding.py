@@ -14,22 +14,28 @@ masked position a candidate token and a score, then commits some of them:
 | `entropy_bound` | -H | item k, H ascending, while the sum of H before it <= entropy_bound |
 | `first_hitting` | - | one masked position, uniformly; t <- t u^(1/k) with k masked |
 | `ancestral` | - | each masked position with chance (m_t - m_s) / m_t; all at the last step |
-| `next_token` | - | the one masked position (the causal family) |
+| `next_token` | - | the one masked position (one token per run, causally) |
+| `draft_verify` | - | the drafts that the model's causal rows confirm, and one token more |
 | `tweedie` | - | a transition: every free position may move, by the analytic posterior |
 | `euler` | - | a transition by the rates of the reverse process, for small steps |
 
 M is the number of masked positions at the block's start. p, c and H belong to the model's own
 distribution: banned and disallowed tokens removed, bias and repetition penalty applied, at
 temperature 1 and before top-k and top-p, so that they mean the same at every temperature. Equal
-scores go to the lowest position. All rules but the last two and `ancestral` commit at least one
-position per step; these three end at their last scheduled step; so every decode ends.
+scores go to the lowest position. All rules but the transitions and `ancestral` commit at least
+one position per step; these three end at their last scheduled step; so every decode ends.
 
 The transitions belong to models that give ratios of probabilities (`transition` has the formulas).
 There temperature, top-k and top-p act on where a position moves, not on whether it does, so that
 they mean the same at any number of steps.
 
+`draft_verify` (TiDAR) keeps drafts that follow from beta times the causal logits and 1 - beta times
+the diffusion logits: at beta 1 its texts are those of `next_token`, token for token at temperature
+0, in distribution above it.
+
 Sources: LLaDA (low_confidence), Fast-dLLM (threshold, factor), Dream (entropy, margin, random),
-DiffusionGemma (entropy_bound), BD3-LM (first_hitting), MDLM (ancestral), SEDD (tweedie, euler).
+DiffusionGemma (entropy_bound), BD3-LM (first_hitting), MDLM (ancestral), SEDD (tweedie, euler),
+TiDAR (draft_verify).
 """
 
 from __future__ import annotations
@@ -55,8 +61,19 @@ class Rule:
     """True when time decides, so that a step may commit nothing."""
     transition: bool = False
     """True when the graph gives log-ratios, and a step moves positions by `Canvas.transition`."""
+    drafts: bool = False
+    """True when a run verifies what the one before drafted, so that no canvas is committed to."""
+    blocks: bool = True
+    """False when a step has one position, so that a block size means nothing."""
+    penalises: bool = True
+    """Whether the repetition penalty is applied."""
     temperature: float = 0.0
     """Default; 1 for the rules that sample the model's distribution exactly."""
+
+    @property
+    def unmasks(self) -> bool:
+        """True when a step commits masked positions of a canvas."""
+        return not (self.transition or self.drafts)
 
 
 RULES: Mapping[str, Rule] = {
@@ -71,16 +88,32 @@ RULES: Mapping[str, Rule] = {
     "ancestral": Rule(
         score="none", options=("steps",), chooses_first=True, scheduled=True, temperature=1.0
     ),
-    "next_token": Rule(score="none"),
+    "next_token": Rule(score="none", blocks=False),
+    "draft_verify": Rule(score="none", options=("beta",), drafts=True, penalises=False),
     "tweedie": Rule(
-        score="none", options=("steps",), scheduled=True, transition=True, temperature=1.0
+        score="none",
+        options=("steps",),
+        scheduled=True,
+        transition=True,
+        penalises=False,
+        temperature=1.0,
     ),
     "euler": Rule(
-        score="none", options=("steps",), scheduled=True, transition=True, temperature=1.0
+        score="none",
+        options=("steps",),
+        scheduled=True,
+        transition=True,
+        penalises=False,
+        temperature=1.0,
     ),
 }
 
-RULE_OPTIONS: Mapping[str, float] = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.1}
+RULE_OPTIONS: Mapping[str, float] = {
+    "threshold": 0.9,
+    "factor": 1.0,
+    "entropy_bound": 0.1,
+    "beta": 1.0,
+}
 """Defaults of the options that belong to single rules; `steps` has none (see DecodingSettings)."""
 
 
@@ -100,6 +133,9 @@ class DecodingSettings:
     """Rule `factor`: above 0, larger commits more; None: 1."""
     entropy_bound: float | None = None
     """Rule `entropy_bound`: nats, at least 0; None: 0.1."""
+    beta: float | None = None
+    """Rule `draft_verify`: share of the causal logits against the diffusion logits in what
+    confirms a draft, in [0, 1]; None: 1."""
     steps: int | None = None
     """Steps per block; None: as many as masked positions (`ancestral` and the transitions: as the
     block has)."""
@@ -119,10 +155,10 @@ class DecodingSettings:
         if self.rule not in RULES:
             raise ConfigError(f"rule {self.rule!r} is unknown; choose one of {', '.join(RULES)}")
         rule = RULES[self.rule]
-        for name in ("threshold", "factor", "entropy_bound", "steps"):
+        for name in (*RULE_OPTIONS, "steps"):
             if getattr(self, name) is not None and name not in rule.options:
                 raise ConfigError(f"{name} has no effect on rule {self.rule}; leave it out")
-        if rule.transition and self.repetition_penalty != 1.0:
+        if not rule.penalises and self.repetition_penalty != 1.0:
             raise ConfigError(f"repetition_penalty has no effect on rule {self.rule}; leave it out")
         for name, default in RULE_OPTIONS.items():
             if name in rule.options and getattr(self, name) is None:
@@ -139,6 +175,7 @@ class DecodingSettings:
         _number("threshold", self.threshold, above=0.0, at_most=1.0)
         _number("factor", self.factor, above=0.0)
         _number("entropy_bound", self.entropy_bound, at_least=0.0)
+        _number("beta", self.beta, at_least=0.0, at_most=1.0)
         if self.temperature != 0:
             _number("temperature (if not 0)", self.temperature, at_least=0.01, at_most=100.0)
         _number("top_p", self.top_p, above=0.0, at_most=1.0)
@@ -185,6 +222,8 @@ class DecodingSettings:
         if new != old and old in RULES and new in RULES:
             for name in (*RULE_OPTIONS, "steps"):
                 base.pop(name, None)
+            if not RULES[new].blocks:
+                base.pop("block_size", None)
             if RULES[new].temperature != RULES[old].temperature:
                 base.pop("temperature", None)
         fallback = RULES[new].temperature if new in RULES else 0.0

@@ -20,8 +20,14 @@ import numpy as np
 from .engines.base import EngineSet
 from .errors import ConfigError, DataError
 from .families import find_family
-from .families.window import banned_ids, choose_block, contexts_by_block, default_block
-from .manifest import Manifest
+from .families.window import (
+    banned_ids,
+    choose_block,
+    contexts_by_block,
+    default_block,
+    text_graph,
+)
+from .manifest import GraphSpec, Manifest
 from .ops.base import Ops
 from .ops.choose import ops_for
 from .philox import check_key
@@ -145,14 +151,26 @@ def windows_of(
     limit: int | None = None,
 ) -> list[np.ndarray]:
     """Cuts a stream into the windows that `evaluate_ids` scores; its arguments and errors."""
-    shapes = contexts_by_block(engines.specs, manifest.graphs[0].name)
-    block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
+    shapes = contexts_by_block(engines.specs, text_graph(engines.specs))
+    block = evaluation_block(manifest, engines.specs, block_size)
     room = min(manifest.max_position, shapes[block][-1] // block * block + block)
     if context is not None and not 2 <= context <= room:
         raise ConfigError(f"context must be in [2, {room}] for block size {block}, not {context}")
     windows = cut_windows(np.asarray(ids)[:limit], context or room, block)
     _check_windows(manifest, windows)
     return windows
+
+
+def evaluation_block(
+    manifest: Manifest, specs: Sequence[GraphSpec], asked: int | None = None
+) -> int:
+    """Gives how many positions of a text go through a run; ConfigError for a size not on offer.
+
+    It is what decoding would take, but for models whose likelihood does not depend on it.
+    """
+    default = None if find_family(manifest.family).exact else default_block(manifest)
+    shapes = contexts_by_block(specs, text_graph(specs))
+    return choose_block(shapes, asked or default, manifest.block_sizes)
 
 
 def bound_totals(

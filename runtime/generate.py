@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .engines.base import EngineSet
 from .families import find_family
-from .families.base import Phased, Request, Span
+from .families.base import HEAD_PHASE, Phased, Request, Resumable, Span
 from .manifest import Manifest
 from .ops.base import Ops
 
@@ -22,7 +22,8 @@ class GenerationResult:
     new_token_ids: tuple[int, ...]
     """The generated ones; the whole text when infilling."""
     nfe: int
-    """Graph runs, prefill and commit runs included."""
+    """Graph runs, prefill and commit runs included; a head that is a graph of its own is not
+    counted apart from the run whose output it finishes."""
     seconds: dict[str, float]
     """`prepare` (making engines ready), `engine` (graph runs), `update` (sampling, selection and
     cache), `host` (the rest) and `total`."""
@@ -85,6 +86,8 @@ class Generation:
                 called after every part of a step, which slows it down.
         """
         self._observer, self._settle = observer, settle
+        self.num_cached = request.num_cached
+        """Tokens of the prompt that need not be computed again."""
         begin = time.perf_counter()
         self._rule = find_family(manifest.family).start(manifest, engines, ops, request)
         self._phased = self._rule if isinstance(self._rule, Phased) else None
@@ -113,7 +116,7 @@ class Generation:
             if self._settle:
                 self._settle()
             end = clock()
-            self._nfe += 1
+            self._nfe += phase != HEAD_PHASE
             self._seconds["prepare"] += prepared - begin
             self._seconds["engine"] += ran - fed
             self._seconds["update"] += (end - ran) + (fed - prepared)
@@ -151,6 +154,12 @@ class Generation:
             finish_reason=reason if rule.done else "interrupted",
             approximate=rule.approximate,
         )
+
+    @property
+    def cached_ids(self) -> tuple[int, ...]:
+        """What a request that begins with these ids need not compute again."""
+        rule = self._rule
+        return tuple(rule.cached_ids.tolist()) if isinstance(rule, Resumable) else ()
 
 
 def generate(

@@ -55,6 +55,10 @@ class DrawKind(IntEnum):
     """How many positions the bound masks."""
     NOISE = 6
     """Which token a position starts from, or is replaced by in the bound."""
+    ACCEPT = 7
+    """Whether a draft is kept (at the draft's position)."""
+    DRAFT = 8
+    """Which token a position is drafted as."""
 
 
 def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -16,14 +16,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from .bundle import Bundle, default_bundle_path, find_bundle, open_bundle
 from .decoding import DecodingSettings, with_steps
 from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
 from .families import decoding_settings, find_family
-from .families.base import Request
+from .families.base import Request, Roomed
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
@@ -34,6 +34,8 @@ from .tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens when the caller does not say; fewer if the model's positions end before."""
+
+_Opened = TypeVar("_Opened", bound="Pipeline")
 
 __all__ = ["Frame", "Pipeline", "TextGeneration", "TextResult", "TextSpan"]
 
@@ -52,10 +54,11 @@ class Pipeline:
         """See `Generation`; for measuring only."""
         self.ops = ops_for(engines)
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
+        self._last: Generation | None = None
 
     @classmethod
     def load(
-        cls,
+        cls: type[_Opened],
         path: str | Path | None = None,
         *,
         engine: str = "auto",
@@ -64,7 +67,7 @@ class Pipeline:
         build: BuildSettings | None = None,
         note: Callable[[str], None] = lambda line: None,
         report: Callable[[float, str], None] = lambda fraction, phase: None,
-    ) -> Pipeline:
+    ) -> _Opened:
         """Opens a bundle.
 
         Args:
@@ -101,8 +104,12 @@ class Pipeline:
         return pipeline
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
-        """Opens a bundle by its file or the folder that holds it; options and errors of `load`."""
+    def from_pretrained(cls: type[_Opened], path: str | Path, **options: Any) -> _Opened:
+        """Opens a bundle by its file or the folder that holds it; options and errors of `load`.
+
+        `Pipeline` of `dlm_edge.train.pretrained` opens checkpoints and names of the Hugging Face
+        hub as well, which takes PyTorch.
+        """
         return cls.load(find_bundle(path), **options)
 
     @property
@@ -172,28 +179,63 @@ class Pipeline:
             settings |= {"max_tokens": max_tokens, "seed": seed, "stop": stop, "slide": slide}
             indices = range(sample_index, sample_index + num_samples)
             return [self.generate(prompt, sample_index=i, **settings).result() for i in indices]
+        begin = time.perf_counter()
+        prompt_ids = (self.manifest.eos_token_id, *self.tokenizer.encode(prompt))
+        return self.continue_ids(
+            prompt_ids, begin=begin, max_tokens=max_tokens, seed=seed, sample_index=sample_index,
+            stop=stop, provisional=provisional, slide=slide, **settings,
+        )  # fmt: skip
+
+    def continue_ids(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        begin: float | None = None,
+        end_ids: tuple[int, ...] = (),
+        reuse: bool = False,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        sample_index: int = 0,
+        stop: Sequence[str] = (),
+        provisional: bool = False,
+        slide: bool = False,
+        **settings: Any,
+    ) -> TextGeneration:
+        """Continues token ids as `generate` continues text; see there for what is not told here.
+
+        Args:
+            prompt_ids: What to continue, start token included.
+            begin: `time.perf_counter()` when the text's turning into ids began; None: now.
+            end_ids: Ids that end the text beside the bundle's.
+            reuse: What the last request left in the KV cache need not be computed again.
+        """
+        begin = time.perf_counter() if begin is None else begin
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens must be 1 or more, found {max_tokens}")
         if "" in stop:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
-        begin = time.perf_counter()
-        prompt_ids = (self.manifest.eos_token_id, *self.tokenizer.encode(prompt))
-        if len(prompt_ids) >= self._positions and not slide:
+        ids = tuple(prompt_ids)
+        chosen = self.settings(**settings)
+        positions = self._positions(chosen)
+        if len(ids) >= positions and not slide:
             raise ConfigError(
-                f"the prompt has {len(prompt_ids)} tokens, start token included; this bundle sees "
-                f"{self._positions} positions: shorten it, or let it slide (--slide; slide=True), "
-                "then only its tail is seen"
+                f"the prompt has {len(ids)} tokens, start token included; this bundle sees "
+                f"{positions} positions as it decodes here: shorten it, or let it slide (--slide; "
+                "slide=True), then only its tail is seen"
             )
+        held = self._last.cached_ids if reuse and self._last is not None else ()
         request = Request(
-            prompt_ids=prompt_ids,
-            max_tokens=max_tokens or self._room(len(prompt_ids)),
+            prompt_ids=ids,
+            max_tokens=max_tokens or _room(positions - len(ids)),
             seed=seed,
             sample_index=sample_index,
-            settings=self.settings(**settings),
+            settings=chosen,
             banned_ids=self._missing_ids,
+            end_ids=end_ids,
+            num_cached=min(num_common(held, ids), len(ids) - 1),
             provisional=provisional,
         )
-        return self._start(request, begin, prompt_ids=prompt_ids, stop=stop)
+        return self._start(request, begin, prompt_ids=ids, stop=stop)
 
     def frames(
         self, prompt: str = "", *, template: str | None = None, **options: Any
@@ -273,24 +315,24 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _positions(self) -> int:
+    def _positions(self, settings: DecodingSettings) -> int:
         """Positions that a text may have before a window must slide."""
+        family = find_family(self.manifest.family)
+        if isinstance(family, Roomed):
+            return family.positions(self.manifest, self.engines.specs, settings)
         widest = max(spec.context + spec.block for spec in self.engines.specs)
         return min(self.manifest.max_position, widest)
-
-    def _room(self, num_given: int) -> int:
-        """New tokens that fit without a sliding window, 256 at most; 256 if none fits."""
-        room = min(self._positions - num_given, DEFAULT_MAX_TOKENS)
-        return room if room > 0 else DEFAULT_MAX_TOKENS
 
     def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
         """Starts a request whose text has been tokenised since `begin`."""
         text_seconds = time.perf_counter() - begin
         settings = request.settings
         assert settings is not None
+        self._last = Generation(
+            self.manifest, self.engines, self.ops, request, self.observer, self.settle
+        )
         return TextGeneration(
-            Generation(self.manifest, self.engines, self.ops, request, self.observer, self.settle),
+            self._last,
             self.tokenizer,
             {
                 "engine": self.engines.name,
@@ -303,3 +345,14 @@ class Pipeline:
             text_seconds=text_seconds,
             **form,
         )
+
+
+def _room(left: int) -> int:
+    """New tokens by default: what fits without a sliding window, 256 at most; 256 if none fits."""
+    return min(left, DEFAULT_MAX_TOKENS) if left > 0 else DEFAULT_MAX_TOKENS
+
+
+def num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Gives how many ids two texts begin with alike."""
+    length = min(len(one), len(other))
+    return next((i for i in range(length) if one[i] != other[i]), length)

@@ -105,9 +105,19 @@ class TextGeneration:
         return self._spans
 
     @property
+    def fills(self) -> bool:
+        """True for a template's gaps; False for a text that goes on behind a prompt."""
+        return self._template is not None
+
+    @property
     def nfe(self) -> int:
         """Graph runs so far."""
         return self._loop.result.nfe
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompt that stood in the KV cache already, and were not computed again."""
+        return self._loop.num_cached
 
     def result(self) -> TextResult:
         """Decodes to the end if that has not happened yet, and tells everything."""

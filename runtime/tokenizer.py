@@ -6,6 +6,7 @@ so, and special ids print nothing. Knows no family and no canvas.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,6 +37,9 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         """Ids that print nothing."""
+        self._special = {token.content: number for number, token in added.items() if token.special}
+        names = sorted(map(re.escape, self._special), key=len, reverse=True)
+        self._by_name = re.compile(f"({'|'.join(names)})")
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -70,6 +74,24 @@ class Tokenizer:
             raise ConfigError(
                 "the text holds half a character (a lone surrogate): pass it as UTF-8"
             ) from error
+
+    def encode_pieces(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
+        """Returns the ids of pieces of text that follow each other.
+
+        Args:
+            pieces: Text, and whether special tokens that stand in it by name are meant as such.
+                What lies between two special tokens is encoded as one, whatever it is pieced from.
+        """
+        ids: list[int] = []
+        plain = ""
+        for text, marked in pieces:
+            for part in self._by_name.split(text) if marked and self._special else (text,):
+                if marked and part in self._special:
+                    ids += [*self.encode(plain), self._special[part]]
+                    plain = ""
+                else:
+                    plain += part
+        return ids + self.encode(plain)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; special ids print nothing, broken UTF-8 prints U+FFFD."""

@@ -45,7 +45,7 @@ def plain_manifest(specs: Sequence[GraphSpec], **changes: Any) -> Manifest:
     manifest = Manifest(
         family="mdlm",
         model={},
-        vocab_size=specs[0].tensor("logits").shape[-1],
+        vocab_size=next(t.shape[-1] for s in specs for t in s.outputs if t.role == "logits"),
         mask_token_id=1,
         eos_token_id=0,
         pad_token_id=None,

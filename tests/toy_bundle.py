@@ -98,7 +98,7 @@ def toy_manifest(**changes) -> Manifest:
 def toy_members(folder: Path) -> dict[str, bytes | Path]:
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        **split_weights(toy_model(), folder, "denoise"),
+        **split_weights({"denoise": toy_model()}, folder),
         "tokenizer.json": toy_tokenizer().encode(),
         "report.json": b"{}",
         "card.md": b"A toy.\n",

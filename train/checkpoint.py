@@ -1,11 +1,14 @@
 """Checkpoints on disk: the folder that export reads, and the state that `--resume` reads.
 
     OUT/config.json  model.safetensors  tokenizer.json    the best weights so far (EMA if on)
+    OUT/tokenizer_config.json …                           what `--init` brought along, if anything
     OUT/last/…                                            the same three, of the last save
     OUT/state/step-00001000/state.pt                      everything to continue exactly
     OUT/train.json                                        the settings of the run
 
 Files appear whole or not at all. No family is known here: config.json is the family's mapping.
+A causal model with a Qwen backbone is written so that `transformers` loads the folder as well:
+tensors under Hugging Face's names, its keys in config.json beside ours.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,10 @@ import torch
 
 from ..runtime.errors import CheckpointError
 from .files import new_folder, remove_unfinished, write_file, write_text
-from .hub import checkpoint_folder
+from .hub import COMPANIONS, checkpoint_folder
+from .nn.config import ModelConfig
+from .nn.qwen import is_hugging_face, read_tensors, write_shape, write_tensors
+from .tensor_files import WEIGHTS, read_weights
 
 FORMAT_VERSION = 1
 KEPT_STATES = 2
@@ -39,6 +45,8 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     """float32 on the CPU."""
     tokenizer_json: str
+    companions: dict[str, str] = field(default_factory=dict)
+    """Further files by name: the tokenizer's settings with its chat template, …"""
 
 
 def write_checkpoint(
@@ -46,8 +54,9 @@ def write_checkpoint(
     config: Mapping[str, Any],
     weights: Mapping[str, torch.Tensor],
     tokenizer_json: str,
+    companions: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the three files of a checkpoint.
+    """Writes the three files of a checkpoint, and its companions.
 
     Raises:
         CheckpointError: if a weight is not finite (nothing is written then), or the disk is full.
@@ -56,13 +65,31 @@ def write_checkpoint(
 
     check_finite(weights, str(folder))
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.items()}
-    tensors = _without_twins(tensors)
+    for twin in _twins(tensors):
+        del tensors[twin]
+    shape = _hugging_face_shape(config)
+    foreign = {}
+    if shape is not None:
+        tensors, foreign = write_tensors(tensors, shape), write_shape(shape)
     metadata = {"format": "pt", "family": str(config["family"])}
-    full = {"format_version": FORMAT_VERSION, **config}
+    full = {"format_version": FORMAT_VERSION, **foreign, **config}
     with _writing(folder):
-        write_file(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata))
+        write_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata))
         write_text(folder / "tokenizer.json", tokenizer_json)
+        for name, text in (companions or {}).items():
+            write_text(folder / name, text)
         write_text(folder / "config.json", json.dumps(full, indent=2) + "\n")
+
+
+def _hugging_face_shape(config: Mapping[str, Any]) -> ModelConfig | None:
+    """The shape of a model whose folder is in Hugging Face's format; None for others.
+
+    One that sees both sides would load there as what it is not.
+    """
+    model = config["model"]
+    if model.get("backbone", "native") == "native" or not model.get("causal"):
+        return None
+    return ModelConfig.from_json(model)
 
 
 @contextlib.contextmanager
@@ -98,7 +125,14 @@ def read_checkpoint(folder: str | Path, family: str | None = None) -> Checkpoint
             f"{folder}: a checkpoint of family {config['family']!r}, wanted {family!r}; "
             "give --family to match"
         )
-    weights = _read_weights(folder / "model.safetensors")
+    return read_files(folder, config)
+
+
+def read_files(folder: Path, config: dict[str, Any]) -> Checkpoint:
+    """Reads what stands beside a config.json that was read; raises CheckpointError."""
+    weights = read_weights(folder)
+    if is_hugging_face(weights):
+        weights = read_tensors(weights, ModelConfig.from_json(config["model"]), str(folder))
     check_finite(weights, str(folder))
     tokenizer_path = folder / "tokenizer.json"
     if not tokenizer_path.is_file():
@@ -108,11 +142,18 @@ def read_checkpoint(folder: str | Path, family: str | None = None) -> Checkpoint
         config=config,
         weights=weights,
         tokenizer_json=tokenizer_path.read_text(encoding="utf-8"),
+        companions=read_companions(folder),
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Reads config.json; raises CheckpointError."""
+def read_companions(folder: Path) -> dict[str, str]:
+    """Reads the companions that a folder has."""
+    beside = [name for name in COMPANIONS if (folder / name).is_file()]
+    return {name: (folder / name).read_text(encoding="utf-8") for name in beside}
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    """Reads config.json, whoever wrote it; raises CheckpointError."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (config.json is missing)")
@@ -120,7 +161,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("family"), str):
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: not a config of this program (no family in it)")
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads config.json of a checkpoint of ours; raises CheckpointError."""
+    config, path = read_json(folder), folder / "config.json"
+    if not isinstance(config.get("family"), str):
+        if "model_type" in config:
+            raise CheckpointError(
+                f"{folder}: a Hugging Face checkpoint, which is no diffusion model yet: convert it "
+                f"with dlm-train --family tidar --init {folder} --max-steps 0 --out FOLDER, or "
+                "train it with more steps"
+            )
         raise CheckpointError(f"{path}: not a config of this program (no family in it)")
     if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -132,30 +187,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: model.safetensors is missing; copy the whole folder")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); copy it again") from error
-
-
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Copies a checkpoint's weights into a model of the same shape.
 
     Raises:
         CheckpointError: naming the first tensor that is missing, unknown or of another shape.
     """
+    model.load_state_dict(fitting_weights(model, checkpoint))
+
+
+def fitting_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Gives a checkpoint's weights as a model's state, tied ones twice; raises as load_weights."""
     wanted = model.state_dict()
-    twins = _twins(wanted)
     given = dict(checkpoint.weights)
-    for name, first in twins.items():
-        if first in given:
-            given.setdefault(name, given[first])
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twin = first.setdefault(id(parameter), name)
+        if twin in given:
+            given.setdefault(name, given[twin])
     for name, tensor in wanted.items():
         if name not in given:
             raise CheckpointError(f"{checkpoint.path}: weight {name} is missing")
@@ -167,25 +216,19 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     unknown = sorted(set(given) - set(wanted))
     if unknown:
         raise CheckpointError(f"{checkpoint.path}: unknown weight {unknown[0]}; another shape?")
-    model.load_state_dict(given)
+    return given
 
 
-def _twins(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Maps each tensor that shares another one's memory to that one (tied embeddings)."""
-    first: dict[tuple[int, torch.Size], str] = {}
-    twins = {}
+def _twins(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that share an earlier one's memory (tied embeddings)."""
+    known: set[tuple[int, torch.Size]] = set()
+    twins = []
     for name, tensor in tensors.items():
         key = (tensor.data_ptr(), tensor.shape)
-        if key in first and tensor.numel():
-            twins[name] = first[key]
-        else:
-            first[key] = name
+        if key in known and tensor.numel():
+            twins.append(name)
+        known.add(key)
     return twins
-
-
-def _without_twins(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    twins = _twins(tensors)
-    return {name: tensor for name, tensor in tensors.items() if name not in twins}
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:

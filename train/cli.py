@@ -57,10 +57,13 @@ def main(
         else:
             _print_figures(figures)
         return 0
-    config = _config(ctx, given, resume)
-    from .run import train
+    if given["max_steps"] == 0 and not resume:
+        summary = _convert(ctx, given)
+    else:
+        config = _config(ctx, given, resume)
+        from .run import train
 
-    summary = train(config, resume=resume, quiet=as_json and not verbose)
+        summary = train(config, resume=resume, quiet=as_json and not verbose)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         if as_json:
             print_json(summary)
@@ -82,12 +85,7 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
         for name in given
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    names = [
-        item.name
-        for item in ctx.command.params
-        if isinstance(item, GroupedOption) and item.to_family and item.name is not None
-    ]
-    family_options = {name: given[name] for name in names if given[name] is not None}
+    family_options = _family_options(ctx, given)
     known = {item.name for item in fields(TrainConfig)}
     values = {name: value for name, value in given.items() if name in known}
     if resume and saved.is_file():
@@ -96,8 +94,10 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
         values = {**kept, **{name: values[name] for name in explicit if name in known}}
     elif saved.is_file() and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         raise ConfigError(f"{out} already holds a run; add --resume, or give another --out")
-    elif not {"size", "dim", "num_layers"} & set(family_options):
+    elif given["init"] is None and not {"size", "dim", "num_layers"} & set(family_options):
         family_options["size"] = "small"
+    if values["tokenizer"] is None:
+        values["tokenizer"] = _tokenizer_of(given["init"]) or "bpe"
     if values["data"] is None and resume:
         raise ConfigError(
             f"--resume: {out} holds no run (train.json is missing); check --out, or start one with "
@@ -106,6 +106,35 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
     if values["data"] is None:
         raise ConfigError("--data is missing; give a text file, a folder or a data set name")
     return TrainConfig(**{**values, "options": family_options})
+
+
+def _family_options(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    names = [
+        item.name
+        for item in ctx.command.params
+        if isinstance(item, GroupedOption) and item.to_family and item.name is not None
+    ]
+    return {name: given[name] for name in names if given[name] is not None}
+
+
+def _tokenizer_of(init: str | None) -> str | None:
+    if init is None:
+        return None
+    from .start import tokenizer_of
+
+    return tokenizer_of(init)
+
+
+def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    """Does what `--max-steps 0` asks for."""
+    if given["init"] is None or given["out"] is None:
+        raise ConfigError("--max-steps 0 only converts: give --init (what) and --out (where)")
+    if (Path(given["out"]) / "train.json").exists():
+        raise ConfigError(f"{given['out']} already holds a run; give another --out")
+    from .convert import convert
+
+    options = _family_options(ctx, given)
+    return convert(given["init"], given["out"], given["family"], options, given["context"])
 
 
 def _evaluate(
@@ -132,10 +161,11 @@ def _print_figures(figures: dict[str, Any]) -> None:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    click.echo(
-        f"{summary['status']} after {summary['steps']} steps, "
-        f"{summary['tokens_seen']:,} tokens, {summary['seconds']:.0f} s"
-    )
+    if summary["steps"]:
+        click.echo(
+            f"{summary['status']} after {summary['steps']} steps, "
+            f"{summary['tokens_seen']:,} tokens, {summary['seconds']:.0f} s"
+        )
     for name, item in summary["held_out"].items():
         interval = "one sequence, so no interval"
         if item["half_width"] is not None:

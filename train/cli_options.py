@@ -53,7 +53,14 @@ GROUPS = (
         _o(
             "--family",
             default="mdlm",
-            help="mdlm (masked and block diffusion), ar (causal) or sedd (score entropy).",
+            help="mdlm (masked and block diffusion), ar (causal), sedd (score entropy) or tidar "
+            "(drafts by diffusion, verifies causally).",
+        ),
+        _family(
+            "--backbone",
+            type=click.Choice(["native", "qwen2", "qwen3"]),
+            help="native (default), or a Qwen architecture, whose checkpoints are folders in "
+            "Hugging Face's format. --init brings its own.",
         ),
         _family(
             "--size",
@@ -63,9 +70,22 @@ GROUPS = (
         _family("--dim", type=int, help="Width; with --layers it replaces --size."),
         _family("--layers", "num_layers", type=int, help="Number of layers."),
         _family("--heads", "num_heads", type=int, help="Attention heads; default: width / 64."),
+        _family(
+            "--kv-heads",
+            "num_kv_heads",
+            type=int,
+            help="Heads of keys and values, a divisor of --heads; default: --heads.",
+        ),
+        _family("--hidden-dim", type=int, help="Width of the gated MLP; default: 2.75 x width."),
         _family("--tie-embeddings/--no-tie-embeddings", help="Head = embedding matrix."),
         _family("--dropout", type=float, help="Share of each branch's values dropped."),
-        _o("--init", type=click.Path(), help="Checkpoint (folder or hub name) to start from."),
+        _o(
+            "--init",
+            type=click.Path(),
+            help="Checkpoint (folder or hub name) to start from: one of dlm-train, or Qwen2 or "
+            "Qwen3 in Hugging Face's format. Shape and tokenizer are its. With --max-steps 0 it "
+            "is only converted.",
+        ),
     ),
     (
         "Objective (diffusion families)",
@@ -74,7 +94,12 @@ GROUPS = (
             "block_sizes",
             help="Block sizes trained on, with weights if wanted: "
             "16:1,32:2,full:1. full = the whole context (MDLM), the default. sedd: the lengths of "
-            "its canvas.",
+            "its canvas. tidar: the numbers of tokens drafted at once, 8 by default.",
+        ),
+        _family(
+            "--alpha",
+            type=float,
+            help="tidar: weight of the causal loss beside the drafts' 1; default 1.",
         ),
         _family(
             "--noise-schedule",
@@ -108,7 +133,11 @@ GROUPS = (
         _o("--valid", help="Held-out text; default: a share of --data."),
         _o("--valid-percent", type=float, default=2.0, help="Documents held out, in percent."),
         _o("--text-field", default="text", help="Field or column that holds the text."),
-        _o("--tokenizer", default="bpe", help="bpe, char, or the path of a tokenizer.json."),
+        _o(
+            "--tokenizer",
+            help="bpe (default; with --init that checkpoint's own), char, or the path of a "
+            "tokenizer.json.",
+        ),
         _o("--vocab-size", type=int, default=8192, help="Size of a trained BPE."),
         _o("--context", type=int, default=256, help="Tokens of a training sequence."),
         _o(
@@ -118,7 +147,12 @@ GROUPS = (
     (
         "Run",
         _o("--out", type=click.Path(), help="Folder of the checkpoint."),
-        _o("--max-steps", type=int, help="Optimiser steps; 5000 if no limit is given."),
+        _o(
+            "--max-steps",
+            type=int,
+            help="Optimiser steps; 5000 if no limit is given. 0: write --init as a checkpoint of "
+            "--family and stop.",
+        ),
         _o(
             "--max-minutes",
             type=float,
@@ -187,6 +221,20 @@ GROUPS = (
         ),
         _o("--threads", type=int, help="CPU threads per process; default: torch's choice."),
         _o("--compile", is_flag=True, help="Compile the layers (torch.compile)."),
+        _o(
+            "--recompute",
+            is_flag=True,
+            help="Compute each layer again in the backward pass (gradient checkpointing): much "
+            "less memory for a third more time.",
+        ),
+        _o(
+            "--lora",
+            type=int,
+            help="Train adapters of this rank (and the mask's row) beside the frozen weights of "
+            "--init, in bf16 if --precision is; the checkpoint has them merged. Needs peft and "
+            "--optimizer adamw.",
+        ),
+        _o("--lora-scale", type=float, default=2.0, help="How many times they are added."),
     ),
     (
         "Measure instead of training",

@@ -79,8 +79,14 @@ class TrainConfig:
     strategy: str = "auto"
     compile: bool = False
     """Whether torch.compile is applied to the layers."""
+    recompute: bool = False
+    """Whether layers are computed again in the backward pass, to keep less of them."""
     init: str | None = None
     """Checkpoint whose weights the run starts from."""
+    lora: int | None = None
+    """Rank of the adapters that are trained in place of all weights; None: all weights."""
+    lora_scale: float = 2.0
+    """How many times the adapters' product is added."""
     eval_every: int = 500
     """Optimiser steps between held-out evaluations; 0: only at the end."""
     eval_rows: int = 128
@@ -112,11 +118,25 @@ class TrainConfig:
             )
         if self.strategy != "auto" and self.devices == 1:
             raise ConfigError(f"--strategy {self.strategy} needs --devices 2 or more")
+        if self.lora is not None:
+            self._check_lora()
         if self.strategy == "fsdp" and self.precision == "fp16":
             raise ConfigError("--precision fp16 is not possible with fsdp; use bf16")
         if self.strategy == "fsdp" and self.optimizer == "muon":
             raise ConfigError(
                 "--optimizer muon needs whole matrices, which fsdp splits; use adamw or ddp"
+            )
+
+    def _check_lora(self) -> None:
+        if self.lora is None or self.lora < 1 or not self.lora_scale > 0:
+            raise ConfigError(
+                f"--lora {self.lora} must be at least 1, --lora-scale {self.lora_scale} above 0"
+            )
+        if self.init is None:
+            raise ConfigError("--lora trains a little beside given weights; give them with --init")
+        if self.optimizer == "muon":
+            raise ConfigError(
+                "--optimizer muon orthogonalises whole matrices, not LoRA's factors; use adamw"
             )
 
     def _check_ranges(self) -> None:

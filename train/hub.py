@@ -1,20 +1,25 @@
 """Where a checkpoint is: a folder, or a repository of the Hugging Face hub.
 
-A checkpoint folder is config.json, model.safetensors and tokenizer.json, which is also what the
-hub holds: upload such a folder as it is (`hf upload owner/name FOLDER`), and load it by name.
-Downloads stand in the hub's own cache, so a second load needs no network. Knows no family.
+A checkpoint folder is config.json, model.safetensors (or its parts and their index) and
+tokenizer.json, which is also what the hub holds: upload such a folder as it is
+(`hf upload owner/name FOLDER`), and load it by name. Downloads stand in the hub's own cache, so a
+second load needs no network. Knows no family.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 from ..runtime.errors import CheckpointError
+from .tensor_files import INDEX, WEIGHTS, read_index
 
 PREFIX = "hf:"
 """Marks a name of the hub that a folder here might have, too."""
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
+FILES = ("config.json", "tokenizer.json")
+COMPANIONS = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+"""Files that a checkpoint may have beside them, and that stay with it."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -40,15 +45,28 @@ def checkpoint_folder(where: str | Path) -> Path:
 def _download(name: str, revision: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
         raise CheckpointError(
             f"{name} is no folder here, and the hub needs the package huggingface_hub ({error}): "
             "pip install huggingface_hub, or check the path"
         ) from error
+
+    def fetch(file: str) -> Path:
+        return Path(hf_hub_download(name, file, revision=revision or None))
+
     path = Path()
     try:
         for file in FILES:
-            path = Path(hf_hub_download(name, file, revision=revision or None))
+            path = fetch(file)
+        for file in COMPANIONS:
+            with contextlib.suppress(EntryNotFoundError):
+                fetch(file)
+        try:
+            fetch(WEIGHTS)
+        except EntryNotFoundError:
+            for file in sorted(set(read_index(fetch(INDEX)).values())):
+                fetch(file)
     except (OSError, ValueError) as error:  # the client's own errors are both
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(

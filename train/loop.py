@@ -25,6 +25,7 @@ from .batches import Batches
 from .config import TrainConfig
 from .families.base import Family
 from .heldout import Estimate, mean_nats, measure
+from .lora import Lora
 from .optim import Ema, lr_factor, make_optimizer, set_lr
 from .progress import Curves, Progress
 from .sharding import part_like, parts_of_optimizer, whole
@@ -49,6 +50,7 @@ class Loop:
         config: TrainConfig,
         batches: Batches,
         held_out: np.ndarray,
+        lora: Lora | None = None,
     ) -> None:
         """Sets up model, optimiser and average.
 
@@ -60,9 +62,11 @@ class Loop:
             config: settings.
             batches: training sequences.
             held_out: (R, L) int64 sequences for evaluation.
+            lora: adapters that the module has got.
         """
         self.fabric, self.family, self.config = fabric, family, config
         self.model_config, self.batches, self.held_out = model_config, batches, held_out
+        self.lora = lora
         self.standing = Standing()
         if config.compile:
             _compile(module)
@@ -230,8 +234,10 @@ class Loop:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Returns copies of the weights that the model holds now, whole, on the CPU."""
-        parts = self.module.state_dict()
-        return {name: t.detach().cpu().clone() for name, t in whole(parts).items()}
+        parts = {name: t.detach() for name, t in whole(self.module.state_dict()).items()}
+        if self.lora is not None:
+            parts = self.lora.merged(parts)
+        return {name: t.cpu().clone() for name, t in parts.items()}
 
     def state(self) -> dict[str, Any]:
         """Returns what `load` needs to continue exactly."""

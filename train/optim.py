@@ -119,7 +119,7 @@ class Ema:
     """Exponential moving average of a model's parameters, kept in float32."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self._parameters = list(parameters)
+        self._parameters = [p for p in parameters if p.requires_grad]
         self.decay = decay
         self.shadow = [p.detach().float().clone() for p in self._parameters]
 

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,18 @@ from tokenizers import Tokenizer
 from ..runtime.cache import cache_root
 from ..runtime.errors import CheckpointError, ConfigError
 from .batches import Batches, held_out_rows
-from .checkpoint import (
-    load_state,
-    load_weights,
-    read_checkpoint,
-    read_config,
-    save_state,
-    write_checkpoint,
-)
-from .config import PRECISIONS, TrainConfig, save_config
+from .checkpoint import load_state, read_companions, read_config, save_state, write_checkpoint
+from .config import PRECISIONS, TrainConfig, load_settings, save_config
+from .convert import resolve_config
 from .data import documents, find_source, fingerprint
 from .families import FAMILIES
 from .loop import Loop
+from .lora import Lora
 from .progress import NoCurves, Progress, make_curves
 from .sharding import fsdp_strategy
 from .shards import Corpus, prepare
 from .standing import Hooks, Standing
+from .start import Start, read_start
 from .tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
 
 
@@ -57,30 +53,67 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     # Before any other process is started: they find everything in the cache.
     tokenizer, corpus = _prepare(config)
     family = FAMILIES[config.family]
-    ids = special_ids(tokenizer)
-    options = {**config.options, **ids, "vocab_size": vocab_size_of(tokenizer)}
-    model_config = family.make_config({**options, "context": config.context})
+    state = load_state(out) if resume else None
+    config, start = _begin(config, out, has_state=state is not None)
+    special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
+    model_config = resolve_config(family, config.options, special, config.context)
     fabric = _launch(config)
     torch.manual_seed(config.seed)
     module = family.make_model(model_config["model"])
-    if config.init is not None:
-        load_weights(module, read_checkpoint(config.init))
+    beside = {"tokenizer.json": tokenizer.to_str(), **read_companions(out)}
+    if start is not None:
+        start.load(module, tokenizer)
+        beside |= start.checkpoint.companions
+        start = None  # as large as the model
+    lora = _fit(module, model_config, config)
     batches = Batches(
         corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
     )
     held_out = held_out_rows(corpus.valid, context=config.context, max_rows=config.eval_rows)
-    loop = Loop(fabric, family, module, model_config, config, batches, held_out)
-    if resume:
-        state = load_state(out)
-        if state is not None:
-            _refuse_other_data(out, corpus)
-            loop.load(state)
-        elif fabric.is_global_zero:
-            print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
+    loop = Loop(fabric, family, module, model_config, config, batches, held_out, lora)
+    if state is not None:
+        _refuse_other_data(out, corpus)
+        loop.load(state)
+        state = None
+    elif resume and fabric.is_global_zero:
+        print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
     if fabric.is_global_zero:
         _make_folder(out)
         save_config(config, out / "train.json")
-    return _run(fabric, loop, corpus, tokenizer, out, quiet or not fabric.is_global_zero)
+    return _run(fabric, loop, corpus, beside, out, quiet or not fabric.is_global_zero)
+
+
+def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
+    """Reads what a run starts from; the settings that come back have its shape."""
+    if config.init is None:
+        return config, None
+    if has_state:
+        # A state has the weights that the run started from, its settings their shape.
+        shape = load_settings(out / "train.json")["options"]
+        return replace(config, options={**shape, **config.options}), None
+    start = read_start(config.init)
+    return replace(config, options=start.options(config.options)), start
+
+
+def _fit(
+    module: torch.nn.Module, model_config: Mapping[str, Any], config: TrainConfig
+) -> Lora | None:
+    """Makes a model with its weights use less memory in training, as the settings ask."""
+    if config.recompute:
+        if not hasattr(getattr(module, "trunk", None), "recompute"):
+            raise ConfigError(f"--recompute: models of family {config.family} cannot; leave it out")
+        module.trunk.recompute = True  # type: ignore[union-attr]
+    if config.lora is None:
+        return None
+    lora = Lora(
+        rank=config.lora,
+        scale=config.lora_scale,
+        mask_token_id=model_config["mask_token_id"],
+        tied=bool(model_config["model"].get("tie_embeddings")),
+    )
+    # Sharding wants one dtype per layer.
+    lora.add(module, narrow=config.precision == "bf16" and config.strategy != "fsdp")
+    return lora
 
 
 def _make_folder(out: Path) -> None:
@@ -93,21 +126,24 @@ def _make_folder(out: Path) -> None:
 
 
 def _run(
-    fabric: Fabric, loop: Loop, corpus: Corpus, tokenizer: Tokenizer, out: Path, quiet: bool
+    fabric: Fabric, loop: Loop, corpus: Corpus, beside: Mapping[str, str], out: Path, quiet: bool
 ) -> dict[str, Any]:
     config, first = loop.config, loop.standing.step
     progress = Progress(num_steps=config.num_steps, first_step=first, quiet=quiet)
     millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
+    moving = sum(p.numel() for p in loop.module.parameters() if p.requires_grad) / 1e6
+    trained = "" if config.lora is None else f", {moving:.2f} M of them trained"
     progress.say(
-        f"{config.family}, {millions:.2f} M parameters; {len(corpus.train.tokens):,} training and "
-        f"{len(corpus.valid.tokens):,} held-out tokens ({corpus.note})"
+        f"{config.family}, {millions:.2f} M parameters{trained}; "
+        f"{len(corpus.train.tokens):,} training and {len(corpus.valid.tokens):,} held-out tokens "
+        f"({corpus.note})"
     )
     curves = NoCurves()
     if fabric.is_global_zero:
         curves = make_curves(config.log, out, config.to_json(), first)
     try:
         with _asked_to_stop() as asked:
-            hooks = _hooks(fabric, loop, corpus, tokenizer.to_str(), out, asked)
+            hooks = _hooks(fabric, loop, corpus, beside, out, asked)
             status = loop.run(hooks, progress, curves)
     finally:
         progress.close()
@@ -189,8 +225,20 @@ def _launch(config: TrainConfig) -> Fabric:
 
 
 def _hooks(
-    fabric: Fabric, loop: Loop, corpus: Corpus, tokenizer_json: str, out: Path, asked: list[bool]
+    fabric: Fabric,
+    loop: Loop,
+    corpus: Corpus,
+    beside: Mapping[str, str],
+    out: Path,
+    asked: list[bool],
 ) -> Hooks:
+    """Makes what puts the run on disk; `beside` holds the tokenizer and its companions."""
+    companions = dict(beside)
+    tokenizer_json = companions.pop("tokenizer.json")
+
+    def write(folder: Path, standing: Standing, weights: dict[str, torch.Tensor]) -> None:
+        write_checkpoint(folder, described(standing), weights, tokenizer_json, companions)
+
     def described(standing: Standing) -> dict[str, Any]:
         training = {
             "settings": loop.config.to_json(),
@@ -204,15 +252,15 @@ def _hooks(
 
     def on_best(standing: Standing, weights: dict[str, torch.Tensor]) -> None:
         if fabric.is_global_zero:
-            write_checkpoint(out, described(standing), weights, tokenizer_json)
+            write(out, standing, weights)
 
     def on_save(
         standing: Standing, weights: dict[str, torch.Tensor], state: Mapping[str, Any]
     ) -> None:
         if fabric.is_global_zero:
-            write_checkpoint(out / "last", described(standing), weights, tokenizer_json)
+            write(out / "last", standing, weights)
             if not standing.figures:  # nothing was evaluated yet: the last is the best there is
-                write_checkpoint(out, described(standing), weights, tokenizer_json)
+                write(out, standing, weights)
             save_state(out, standing.step, state)
         fabric.barrier()
 

@@ -16,8 +16,11 @@ import numpy as np
 from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, ConfigError
-from ..manifest import Manifest
+from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
+
+HEAD_PHASE = "head"
+"""The phase (see `Phased`) of runs that only finish another run's output: no NFE of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,11 @@ class Request:
     """None: the manifest's defaults."""
     banned_ids: tuple[int, ...] = ()
     """Ids never to generate, beside mask and padding: those the tokenizer has no text for."""
+    end_ids: tuple[int, ...] = ()
+    """Ids that end the text beside the manifest's."""
+    num_cached: int = 0
+    """So many ids of the prompt stand in the KV cache already: the request before gave them as its
+    rule's `cached_ids` (see `Resumable`). Less than the prompt has."""
     provisional: bool = False
     """Whether to report the canvas after every step too, which costs a copy of it."""
 
@@ -140,8 +148,47 @@ class Phased(Protocol):
     @property
     def phase(self) -> str:
         """What the next run is for: `prefill` (known text into the cache), `denoise` (or another
-        kind of step that makes text), `commit` (a finished block into the cache) or `advance`
-        (a block into the cache, and the first step of the next)."""
+        kind of step that makes text), `commit` (a finished block into the cache), `advance`
+        (a block into the cache, and the first step of the next) or HEAD_PHASE."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An update rule whose cache another request can go on from; rules need not, chats gain."""
+
+    @property
+    def cached_ids(self) -> np.ndarray:
+        """The ids, from the text's start on, whose keys and values the cache holds: int32."""
+        ...
+
+
+@runtime_checkable
+class Roomed(Protocol):
+    """A family that knows better than the widest graph how long its texts may get."""
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """Gives how many positions a text may have before its window slides.
+
+        Args:
+            manifest: The bundle's.
+            specs: The shapes that the engine offers.
+            settings: Of the request: a text decodes at one block size.
+
+        Raises:
+            ConfigError: No graph has the block size of the settings.
+        """
+        ...
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A family whose graphs' blocks are not blocks of a text; families need not say it."""
+
+    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
+        """Gives the contexts, ascending, per value of the setting `block_size`; none: no choice."""
         ...
 
 

@@ -6,6 +6,7 @@ Shared by the families that cache a prefix. Knows no decoding rule and no logits
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ..engines.base import Engine
 from ..errors import ConfigError
 from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
+from .tidar_layout import Layout, causal_layout
 
 
 def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple[int, ...]]:
@@ -24,6 +26,14 @@ def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple
     if not found:
         raise ConfigError(f"the bundle has no graph {graph!r}; export it again")
     return {block: tuple(sorted(found[block])) for block in sorted(found)}
+
+
+def text_graph(specs: Sequence[GraphSpec]) -> str:
+    """Gives the name of the graph that takes a text's ids."""
+    return next(
+        (spec.name for spec in specs if any(tensor.role == "canvas" for tensor in spec.inputs)),
+        specs[0].name,
+    )
 
 
 def default_block(manifest: Manifest) -> int | None:
@@ -64,6 +74,12 @@ def canvas_block(
     return min(fitting)
 
 
+def capacity(contexts: Sequence[int], block: int, max_position: int) -> int:
+    """Gives how many positions a window has: the blocks that fit the cache, and one more."""
+    blocks_cached = min(contexts[-1] // block, max(0, max_position // block - 1))
+    return (blocks_cached + 1) * block
+
+
 def bucket(contexts: Sequence[int], rows: int) -> int:
     """Gives the smallest context of at least `rows` rows; ConfigError if there is none."""
     for context in contexts:
@@ -91,6 +107,15 @@ def check_ids(manifest: Manifest, ids: Sequence[int], what: str, *, mask: bool =
     if wrong:
         raise ConfigError(
             f"the {what} holds token {min(wrong)}, which is mask or padding, not text"
+        )
+
+
+def check_ends(manifest: Manifest, end_ids: Sequence[int]) -> None:
+    """Raises ConfigError for further tokens that end a text: masked canvases know one."""
+    if set(end_ids) - {manifest.eos_token_id}:
+        raise ConfigError(
+            f"a model of family {manifest.family} ends its texts at one token only, its chat "
+            "template at others; chat with a model that writes from left to right"
         )
 
 
@@ -133,6 +158,11 @@ class Text:
             return new
         return ()
 
+    def cached(self, num_rows: int) -> np.ndarray:
+        """Gives the ids from the text's start on that a cache of so many rows of the window holds:
+        none once the window has moved."""
+        return self.ids[:num_rows] if self.offset == 0 else self.ids[:0]
+
     def slide(self, keep: int) -> None:
         """Moves the window so that it begins `keep` known ids before the end."""
         self.offset = self.num_known - keep
@@ -149,10 +179,11 @@ def feed(
     ops: Ops,
     engine: Engine,
     ids: object,
-    start: int,
+    start: Any,
     *,
     split: int = 0,
     time: float | np.ndarray = 0.0,
+    laid_out: bool = False,
 ) -> None:
     """Writes a canvas and where it stands into an engine's buffers.
 
@@ -160,19 +191,35 @@ def feed(
         ops: Copies to where the engine runs.
         engine: Whose inputs are written.
         ids: (block,) canvas.
-        start: Position of its first token.
+        start: Position of its first token; a number, or an array of the ops.
         split: Positions before it see none from it on; for graphs that have this input.
         time: The chance that a position is masked, (block,) or one for all; for graphs that see it.
+        laid_out: Positions and visibility are there already, for graphs that are told them;
+            otherwise each row is told to see those before it.
     """
+    if not laid_out:
+        lay_out(ops, engine, None)
     values = {"split": split, "start": start, "time": time}
     for tensor in engine.spec.inputs:
         if tensor.role in values:
             value = values[tensor.role]
-            if not isinstance(value, np.ndarray):
+            if isinstance(value, int | float):
                 value = np.full(tensor.shape, value, tensor.dtype)
             ops.assign(engine.inputs[tensor.name], value)
     # Last, so that on a device it is part of what repeats from step to step.
     ops.assign(engine.inputs[engine.spec.tensor("canvas").name], ids)
+
+
+def lay_out(ops: Ops, engine: Engine, layout: Layout | None) -> None:
+    """Writes where rows stand and what they see into the inputs of a graph that has these.
+
+    None: one after the other, each seeing those before it.
+    """
+    roles = {tensor.role: engine.inputs[tensor.name] for tensor in engine.spec.inputs}
+    if "visible" in roles:
+        layout = layout or causal_layout(engine.spec.block)
+        ops.assign(roles["offsets"], layout.offsets)
+        ops.assign(roles["visible"], layout.visible)
 
 
 def append(ops: Ops, engine: Engine, start: int, count: int, *, into: Engine | None = None) -> None:

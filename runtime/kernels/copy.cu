@@ -1,17 +1,8 @@
-// Appends rows to a cache: one contiguous copy, in the widest words that all its ends allow.
+// Appends rows to a cache.
+#include "copy.cuh"
 
 extern "C" __global__ void __launch_bounds__(512) append_rows(unsigned char* target,
                                                               const unsigned char* source,
                                                               unsigned long long num_bytes) {
-  const unsigned long long self = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
-  const unsigned long long all = (unsigned long long)gridDim.x * blockDim.x;
-  const unsigned long long ends =
-      (unsigned long long)target | (unsigned long long)source | num_bytes;
-  if (ends % sizeof(uint4) == 0) {
-    for (unsigned long long i = self; i < num_bytes / sizeof(uint4); i += all) {
-      ((uint4*)target)[i] = ((const uint4*)source)[i];
-    }
-    return;
-  }
-  for (unsigned long long i = self; i < num_bytes; i += all) target[i] = source[i];
+  copy_bytes(target, source, num_bytes);
 }

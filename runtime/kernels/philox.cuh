@@ -4,7 +4,14 @@
 
 #include "canvas.cuh"
 
-enum DrawKind { DRAW_TOKEN = 0, DRAW_SELECT = 1, DRAW_TIME = 2, DRAW_CHOICE = 3 };
+enum DrawKind {
+  DRAW_TOKEN = 0,
+  DRAW_SELECT = 1,
+  DRAW_TIME = 2,
+  DRAW_CHOICE = 3,
+  DRAW_ACCEPT = 7,
+  DRAW_DRAFT = 8,
+};
 
 // The uniform of (position, step, kind): in [0, 1), a multiple of 2^-53.
 __device__ inline double uniform(const Canvas* canvas, unsigned position, unsigned step,

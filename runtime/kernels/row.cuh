@@ -16,9 +16,37 @@ __device__ __noinline__ inline float penalise(float logit, float penalty) {
   return logit > 0 ? logit / penalty : logit * penalty;
 }
 
+// What a row is read from: an array of logits, or two that are added up.
+template <typename Logit>
+struct Source {
+  using Type = const Logit*;
+};
+
+// Logits of type Mixed<Logit> are those of one row and a share of another's.
+template <typename Logit>
+struct Mixed {};
+
+template <typename Logit>
+struct Mixture {
+  const Logit* own;
+  const Logit* other;  // null: the own row alone
+  float share;         // of the own one
+  float rest;          // of the other
+
+  __device__ float operator[](int id) const {
+    const float value = as_float(own[id]);
+    return other ? share * value + rest * as_float(other[id]) : value;
+  }
+};
+
+template <typename Logit>
+struct Source<Mixed<Logit>> {
+  using Type = Mixture<Logit>;
+};
+
 template <typename Logit>
 struct Row {
-  const Logit* logits;        // (vocab,)
+  typename Source<Logit>::Type logits;  // (vocab,)
   const Canvas* canvas;
   const unsigned* permitted;  // (2 chunks,), zero behind the vocabulary's end
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..decoding import DecodingSettings
+from .drafts import DraftOps
 
 CHUNK = 64
 """Probabilities per partial sum of the distribution function."""
@@ -109,8 +110,8 @@ class Canvas(_Referable):
     """The ops' own working memory."""
 
 
-class Ops(Protocol):
-    """One backend's primitives."""
+class Ops(DraftOps, Protocol):
+    """One backend's primitives; those of drafting stand in `drafts`."""
 
     @property
     def synchronous(self) -> bool:

@@ -26,14 +26,13 @@ from ..device import Device, DeviceArray, wait_until
 from ..errors import ConfigError, EngineError
 from .base import CHUNK, Canvas, Progress
 from .cuda_canvas import CanvasMemory, CanvasPool, first_values, state_of
+from .cuda_drafts import COPY_BLOCKS, CudaDrafts, DraftPool, load_draft_kernels
 from .cuda_state import MAX_BLOCK, RING, SEQUENCE_MASK, Published, unpack
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
-COPY_BLOCKS = 64
-"""Thread blocks of a cache append: enough to fill the memory system of a small GPU."""
 
 
-class CudaOps:
+class CudaOps(CudaDrafts):
     """`Ops` on a `Device`."""
 
     name = "cuda"
@@ -43,12 +42,13 @@ class CudaOps:
         """Compiles the kernels, or finds them compiled; DeviceError if that fails."""
         self.device = device
         self._run_ahead = run_ahead
-        self._pool = CanvasPool(device)
+        self._pool, self._draft_pool = CanvasPool(device), DraftPool(device)
         self._kernels = {
             **device.kernels(kernels / "sample.cu", ("sample_float32", "sample_float16")),
             **device.kernels(kernels / "transition.cu", ("transit_float32", "transit_float16")),
             **device.kernels(kernels / "commit.cu", ("begin_block", "commit")),
             **device.kernels(kernels / "copy.cu", ("append_rows",)),
+            **load_draft_kernels(device, kernels),
         }
 
     def canvas(

@@ -41,9 +41,10 @@ STATE = np.dtype(
 RULE_CODES = {
     "low_confidence": 0, "entropy": 0, "margin": 0, "next_token": 0, "threshold": 1, "factor": 2,
     "entropy_bound": 3, "random": 4, "first_hitting": 5, "ancestral": 6,
-    "tweedie": 7, "euler": 7,
+    "tweedie": 7, "euler": 7, "draft_verify": 0,
 }  # fmt: skip
-"""Enum Rule of canvas.cuh; `next_token` is one position of a fixed number."""
+"""Enum Rule of canvas.cuh; `next_token` is one position of a fixed number, `draft_verify` reads
+none of them."""
 SCORE_CODES = {"none": 0, "confidence": 1, "entropy": 2, "margin": 3}
 """Enum Score of canvas.cuh."""
 

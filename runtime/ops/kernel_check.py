@@ -15,13 +15,14 @@ import numpy as np
 from ..decoding import RULES, DecodingSettings
 from ..errors import DlmError, EngineError
 from .compare import HEATS, MAX_TIE_SHARE, Pair, on_device, random_logits, sample_faults
+from .compare_drafts import DraftPair, random_steps
 from .compare_transitions import TRANSITION_HEATS, TransitionPair, random_scores
 from .cuda_ops import CudaOps
 from .numpy_ops import NumpyOps
 
 VOCABULARIES = (5, 65, 517, 4096)
 """Ragged and real: a chunk of the kernels is 64 tokens."""
-UNMASKING = tuple(name for name, rule in RULES.items() if not rule.transition)
+UNMASKING = tuple(name for name, rule in RULES.items() if rule.unmasks)
 MAX_FAULTS = 5
 """Told per kernel."""
 
@@ -45,7 +46,10 @@ class KernelCheck:
 
 
 def check_kernels(ops: CudaOps) -> list[dict[str, Any]]:
-    """Runs every kernel of the sampling and cache sources; returns one object per kernel."""
+    """Runs every kernel of the sampling and cache sources; returns one object per kernel.
+
+    Those of drafting only mean something together, and are checked so, per type of logits.
+    """
     checks: dict[str, Callable[[KernelCheck, CudaOps], None]] = {
         "sample_float32": lambda found, ops: _sample(found, ops, np.float32),
         "sample_float16": lambda found, ops: _sample(found, ops, np.float16),
@@ -54,6 +58,8 @@ def check_kernels(ops: CudaOps) -> list[dict[str, Any]]:
         "begin_block": _begin,
         "commit": _commit,
         "append_rows": _append,
+        "draft_float32": lambda found, ops: _draft(found, ops, np.float32),
+        "draft_float16": lambda found, ops: _draft(found, ops, np.float16),
     }
     found = []
     for name, check in checks.items():
@@ -114,6 +120,26 @@ def _transit(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
                 found.cases, found.rows = found.cases + 1, found.rows + rows
                 found.ties += ties
                 found.faults += [f"{graph}, {heat}, V = {vocab}: {fault}" for fault in faults]
+
+
+def _draft(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
+    """Every heat and beta over some steps of a text, of which few and many drafts are kept."""
+    for turn, heat in enumerate(HEATS):
+        vocab, beta = VOCABULARIES[turn % len(VOCABULARIES)], (1.0, 0.6, 0.0)[turn % 3]
+        settings = DecodingSettings(
+            rule="draft_verify",
+            beta=beta,
+            **heat,  # pyright: ignore[reportArgumentType]
+        )
+        pair = DraftPair.make(ops, settings, block=4 if vocab < 1000 else 2, vocab=vocab)
+        for step in range(4):
+            rows = pair.host.block if step else 1
+            run = pair.step if step else pair.open
+            logits = random_steps(step, pair.host, rows, dtype, noise=(0.0, 0.5)[step % 2])
+            decisions, ties, faults = run(logits)
+            found.cases, found.rows = found.cases + 1, found.rows + decisions
+            found.ties += ties
+            found.faults += [f"{heat}, beta {beta}, V = {vocab}: {fault}" for fault in faults]
 
 
 def _begin(found: KernelCheck, ops: CudaOps) -> None:

@@ -108,6 +108,16 @@ inline void run_kernel() {
     case 3:
       reinterpret_cast<void (*)(uint64_t, uint64_t, uint64_t)>(kernel)(a[0], a[1], a[2]);
       break;
+    case 4:
+      reinterpret_cast<void (*)(uint64_t, uint64_t, uint64_t, uint64_t)>(kernel)(a[0], a[1], a[2],
+                                                                                 a[3]);
+      break;
+    case 5:
+      reinterpret_cast<void (*)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t)>(kernel)(
+          a[0], a[1], a[2], a[3], a[4]);
+      break;
+    default:
+      abort();  // a kernel with more arguments than are listed here
   }
   launch->fibers[thread.x].done = true;
   --launch->alive;

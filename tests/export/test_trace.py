@@ -99,7 +99,7 @@ def test_a_weight_beyond_float16_is_a_config_error(model):
 
 def test_split_weights_come_back_as_they_were(model, tmp_path):
     wanted = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    members = split_weights(model, tmp_path, "denoise")
+    members = split_weights({"denoise": model}, tmp_path)
     assert set(members) == {"graphs/denoise.onnx", "graphs/denoise.weights"}
     loaded = onnx.load(str(members["graphs/denoise.onnx"]))
     assert len(members["graphs/denoise.onnx"].read_bytes()) < 100_000
@@ -112,7 +112,7 @@ def test_equal_tensors_share_their_bytes(tmp_path):
     graph = onnx.helper.make_graph(
         [], "g", [], [], [numpy_helper.from_array(value, name) for name in ("a", "b")]
     )
-    members = split_weights(onnx.helper.make_model(graph), tmp_path, "g")
+    members = split_weights({"g": onnx.helper.make_model(graph)}, tmp_path)
     assert members["graphs/g.weights"].stat().st_size == value.nbytes
 
 

@@ -15,6 +15,7 @@ from dlm_edge.runtime.ops.kernel_check import KernelCheck, check_kernels
 from dlm_edge.train.families.graphs import mask_noise
 from emulation.board import make_board
 from emulation.probes import copy_kernels
+from fake_board import make_board as make_files
 from toy_bundle import VOCAB, toy_manifest, toy_members, write_toy
 
 
@@ -66,13 +67,13 @@ def test_on_a_board_every_kernel_is_compared(bundle, monkeypatch):
     assert found["ok"], found
     assert {item["kernel"] for item in found["kernels"]} == {
         "sample_float32", "sample_float16", "begin_block", "commit", "append_rows",
-        "transit_float32", "transit_float16",
+        "transit_float32", "transit_float16", "draft_float32", "draft_float16",
     }  # fmt: skip
     assert all(item["ok"] and item["rows"] for item in found["kernels"])
     assert found["golden"]["engine"] == "tensorrt"
     assert found["speed"]["steps"]["replayed"] > 0
     assert found["memory"]["gpu_total_mib"] == board.device.capacity / 2**20
-    assert "kernels  agree: 7" in result.stdout
+    assert "kernels  agree: 9" in result.stdout
 
 
 def test_a_kernel_that_computes_something_else_is_named(bundle, monkeypatch, tmp_path):
@@ -124,9 +125,8 @@ def test_a_check_of_nothing_is_not_ok():
 
 
 def test_a_boards_name_and_release_are_read_from_their_files(tmp_path):
-    (tmp_path / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
-    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3\nmore\n")
-    facts = machine_facts(tmp_path / "model", tmp_path / "release")
-    assert facts["board"] == "NVIDIA Jetson Orin Nano"
-    assert facts["l4t"] == "# R36 (release), REVISION: 4.3"
-    assert machine_facts(tmp_path / "no", tmp_path / "no")["board"] is None
+    facts = machine_facts(make_files(tmp_path / "board"))
+    assert facts["board"].startswith("NVIDIA Jetson Orin Nano")
+    assert facts["l4t"] == "36.4.7"
+    assert facts["memory_mib"] == 7620
+    assert machine_facts(tmp_path / "no")["board"] is None

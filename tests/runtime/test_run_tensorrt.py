@@ -243,7 +243,7 @@ def with_half_cache(folder):
     )
     members = toy_members(folder / "whole")
     (folder / "half").mkdir()
-    members |= split_weights(model, folder / "half", "denoise")
+    members |= split_weights({"denoise": model}, folder / "half")
     write_bundle(folder / "half.dlm", replace(manifest, graphs=specs), members)
     return str(folder / "half.dlm")
 

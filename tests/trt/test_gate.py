@@ -33,12 +33,20 @@ pytestmark = [
 BLOCK, CONTEXT = 4, 16
 MODEL = {"dim": 64, "num_layers": 1, "num_heads": 2, "vocab_size": 258, "context": CONTEXT}
 MASKED = {"mask_token_id": 1, "block_sizes": f"{BLOCK},full"}
+DRAFTS = {"mask_token_id": 1, "block_sizes": "2"}
+QWEN2 = {"backbone": "qwen2", "num_heads": 4, "num_kv_heads": 2}
+PARTS = {"tidar in parts": 0, "tidar's head": 1}
+"""Variants that are a part of a graph: its place among them."""
 VARIANTS = {
     "mdlm": ("mdlm", MASKED),
     "mdlm tied": ("mdlm", {**MASKED, "tie_embeddings": True}),
     "mdlm timed": ("mdlm", {**MASKED, "time_conditioning": True}),
     "ar": ("ar", {}),
     "sedd uniform": ("sedd", {**MASKED, "graph": "uniform"}),
+    "tidar qwen2 tied": ("tidar", {**DRAFTS, **QWEN2, "tie_embeddings": True}),
+    "tidar qwen3": ("tidar", {**DRAFTS, **QWEN2, "backbone": "qwen3"}),
+    "tidar in parts": ("tidar", {**DRAFTS, **QWEN2, "tie_embeddings": True}),
+    "tidar's head": ("tidar", {**DRAFTS, **QWEN2, "tie_embeddings": True}),
     "sedd absorb": ("sedd", {**MASKED, "graph": "absorb", "tie_embeddings": True}),
 }
 
@@ -108,6 +116,8 @@ def traced(variant):
     family = FAMILIES[name]
     config = family.make_config({**MODEL, "eos_token_id": 0, "pad_token_id": None, **options})
     (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
+    if variant in PARTS:
+        graph = graph.parts[PARTS[variant]]
     return graph, trace(graph, Shape(block=BLOCK, context=CONTEXT)).SerializeToString()
 
 
@@ -117,9 +127,10 @@ def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision
     graph, text = traced(variant)
     model = onnx.load_from_string(text)
     CONVERSIONS[precision](model)
-    split_weights(model, tmp_path, graph.name)
+    split_weights({graph.name: model}, tmp_path)
     file = f"{graph.name}.onnx"
-    specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision=precision[:4])
+    shapes = graph.shapes(() if "tidar" in variant else (BLOCK,), ())
+    specs = graph_specs(graph, shapes, file=file, precision=precision[:4])
     plan = build_plan(
         trt, tmp_path / file, specs, BuildSettings(optimization_level=0), configure=configure
     )
@@ -135,7 +146,7 @@ def test_a_quantised_graph_that_breaks_the_rules_is_rejected(trt, configure, tmp
     for item in model.graph.initializer:
         if item.name == ZERO:
             item.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), ZERO))
-    split_weights(model, tmp_path, graph.name)
+    split_weights({graph.name: model}, tmp_path)
     file = f"{graph.name}.onnx"
     specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision="int8")
     with pytest.raises(EngineError, match="zero point"):

@@ -8,5 +8,6 @@ from .ar import Ar
 from .base import Family
 from .mdlm import Mdlm
 from .sedd import Sedd
+from .tidar import Tidar
 
-FAMILIES: Mapping[str, Family] = {"mdlm": Mdlm(), "ar": Ar(), "sedd": Sedd()}
+FAMILIES: Mapping[str, Family] = {"mdlm": Mdlm(), "ar": Ar(), "sedd": Sedd(), "tidar": Tidar()}

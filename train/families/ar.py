@@ -13,9 +13,10 @@ from torch import nn
 
 from ..nn.backbones import make_backbone
 from ..nn.masks import causal_mask
+from ..nn.nats import cross_entropy
 from .base import ExportGraph, LossOutput
 from .graphs import denoise_graph
-from .mdlm import cross_entropy, forbidden_ids
+from .mdlm import forbidden_ids
 from .options import check_options, common_config
 
 

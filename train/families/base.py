@@ -28,6 +28,9 @@ Corrupt = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, M
 """Noise on clean ids (block,) int32 at a level from 0 (none) to 1 (all): the noisy ids, and the
 values of the graph's further inputs by role. Equal generators give noise that grows with the
 level."""
+Uncached = Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], torch.Tensor]
+"""From the clean context (1, C), the block (1, B), B dividing C, both int32, and the values of
+further inputs by role, to logits (1, B, V)."""
 Shapes = Callable[[Sequence[int | str], Sequence[int]], tuple[Shape, ...]]
 """From block sizes ("full" is one) and contexts asked for, either may be empty, to the shapes on
 offer; raises ConfigError for sizes that the graph cannot have."""
@@ -57,12 +60,13 @@ class ExportGraph:
     shapes: Shapes
     corrupt: Corrupt | None = None
     """What canvases look like on the way, to check and calibrate on; None: always clean."""
-    uncached: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    uncached: Uncached | None = None
     """For graphs with a KV cache: the same logits from the training-time forward, which has none.
-
-    Takes the clean context (1, C) and the block (1, B), B dividing C, both int32; returns
-    (1, B, V). Export holds the cache to it.
-    """
+    Export holds the cache to it."""
+    parts: tuple[ExportGraph, ...] = ()
+    """The same computation as several graphs, for targets that gain by running the last of them on
+    few rows: the first gives `hidden` where this one gives `logits`, the last reads `hidden_rows`
+    and gives logits. They have the parameters of this one. Empty: it is exported whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,17 +66,21 @@ def mask_noise(mask_token_id: int) -> Corrupt:
     return corrupt
 
 
-def uncached_logits(model: Transformer, context: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+def uncached_logits(
+    model: Transformer, context: torch.Tensor, block: torch.Tensor, inputs: Mapping[str, Any]
+) -> torch.Tensor:
     """Logits of a block after a clean context, computed by one forward without a cache.
 
     Args:
         model: In evaluation mode.
         context: (1, C) ids, a whole number of blocks.
         block: (1, B) ids, read as noisy: a time-conditioned model is told the share of masks 1.
+        inputs: Not looked at.
 
     Returns:
         (1, B, V).
     """
+    del inputs
     past, size = context.shape[1], block.shape[1]
     positions = torch.arange(past + size)
     if model.config.causal:

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ...runtime.errors import ConfigError
 from ...runtime.schedule import make_schedule, schedule_from_json, schedule_to_json
 from ..nn.backbones import make_backbone
 from ..nn.masks import block_diffusion_mask
+from ..nn.nats import cross_entropy
 from ..noise import MASKINGS, Noise, draw_noise
 from .base import ExportGraph, LossOutput
 from .graphs import denoise_graph
@@ -230,17 +230,3 @@ def forbidden_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
     """Tokens that are never predicted: mask and padding."""
     ids = (config["mask_token_id"], config["pad_token_id"])
     return tuple(sorted({token for token in ids if token is not None} - {config["eos_token_id"]}))
-
-
-def cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, forbidden: tuple[int, ...]
-) -> torch.Tensor:
-    """Negative log-probability of targets (N,) under logits (N, V), in float32 nats.
-
-    Forbidden tokens have probability 0: their logits count as minus infinity.
-    """
-    logits = logits.float()
-    if forbidden:
-        columns = torch.tensor(forbidden, device=logits.device)
-        logits = logits.index_fill(1, columns, float("-inf"))
-    return F.cross_entropy(logits, targets.long(), reduction="none")

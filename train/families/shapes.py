@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...runtime.errors import ConfigError
+from ...runtime.families.tidar_layout import draft_rows
 
 WHOLE_CANVAS = "full"
 """How options call the block size that is the whole canvas."""
@@ -32,12 +33,18 @@ class Shape:
     """0 for graphs without a cache."""
     double: bool = False
     """Twice a block size: one run stores a finished block and begins the next."""
+    draft: int = 0
+    """Tokens that a run of `block` rows drafts, for graphs whose rows are no block; 0: none."""
 
 
 def default_block(shapes: Iterable[Shape]) -> int | None:
-    """Gives the block size that decoding takes where doubles hide which ones were asked for: the
-    largest that a text can be continued with. None without doubles, or if no text can."""
+    """Gives the block size that decoding takes where the shapes do not show which were asked for:
+    of drafts the longest, else, among doubles, the largest that a text can be continued with. None
+    without either, or if no text can."""
     listed = tuple(shapes)
+    drafts = [shape.draft for shape in listed if shape.draft]
+    if drafts:
+        return max(drafts)
     own = [shape.block for shape in listed if not shape.double and shape.context >= shape.block]
     return max(own, default=None) if any(shape.double for shape in listed) else None
 
@@ -127,3 +134,77 @@ def canvas_shapes(
     lengths = {max_position if size == WHOLE_CANVAS else int(size) for size in blocks or trained}
     _check("--block", lengths, max_position)
     return tuple(Shape(block=length, context=0) for length in sorted(lengths))
+
+
+def draft_blocks(
+    blocks: Sequence[int | str], *, trained: Sequence[int], max_position: int
+) -> tuple[int, ...]:
+    """Gives the draft lengths on offer: those asked for, else those trained on that fit.
+
+    Raises:
+        ConfigError: A run of that many drafts and their proposals has more rows than the model has
+            positions.
+    """
+    if WHOLE_CANVAS in blocks:
+        raise ConfigError(
+            f"--block {WHOLE_CANVAS} is the whole canvas of a model that sees both sides; here it "
+            "is the number of tokens drafted at a time: give 4, 8 or 12"
+        )
+    fitting = tuple(size for size in trained if draft_rows(size) <= max_position)
+    sizes = {size for size in blocks if isinstance(size, int)} or set(fitting)
+    _check("--block", sizes, max_position)
+    for size in sorted(sizes):
+        if draft_rows(size) > max_position:
+            raise ConfigError(
+                f"--block {size} makes runs of {draft_rows(size)} rows, more than the "
+                f"{max_position} positions that the checkpoint was trained for; draft fewer tokens"
+            )
+    if not sizes:
+        raise ConfigError(
+            f"none of the draft lengths that the checkpoint was trained on fits its {max_position} "
+            "positions: name a smaller --block"
+        )
+    return tuple(sorted(sizes))
+
+
+def draft_shapes(
+    blocks: Sequence[int | str],
+    contexts: Sequence[int],
+    *,
+    trained: Sequence[int],
+    max_position: int,
+) -> tuple[Shape, ...]:
+    """Lists the shapes of a draft-and-verify step, smallest first: B (1 + B) rows for each draft
+    length B, and one row for token by token.
+
+    Args:
+        blocks: Draft lengths asked for; empty: those trained on.
+        contexts: As `cached_shapes` takes them.
+        trained: Draft lengths the checkpoint was trained on.
+        max_position: Positions it was trained for.
+
+    Raises:
+        ConfigError: A size is out of range.
+    """
+    sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
+    rows = set(contexts) or {max(max_position // 2, 1), max_position}
+    _check("--context", rows, max_position)
+    kinds = {CAUSAL_BLOCK: 0} | {draft_rows(size): size for size in sizes}
+    return tuple(
+        Shape(block=block, context=context, draft=draft)
+        for context in sorted(rows)
+        for block, draft in sorted(kinds.items())
+    )
+
+
+def head_shapes(
+    blocks: Sequence[int | str],
+    contexts: Sequence[int],
+    *,
+    trained: Sequence[int],
+    max_position: int,
+) -> tuple[Shape, ...]:
+    """Lists the shapes of the head of such a step: one row, and as many as are drafted."""
+    del contexts  # a head sees none
+    sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
+    return tuple(Shape(block=size, context=0) for size in sorted({CAUSAL_BLOCK, *sizes}))

@@ -70,7 +70,11 @@ def _give(x: torch.Tensor, runs: tuple[tuple[int, int], ...], part: torch.Tensor
 
 
 class SegmentedAttention(torch.autograd.Function):
-    """Attention over segments; query (N, Q, D) already scaled, key and value (N, T, D)."""
+    """Attention over segments; query (N, Q x G, D) already scaled, key and value (N, T, D).
+
+    The G heads of queries that share a head of keys stand as neighbouring rows, so that one
+    product serves them all and a segment is one slice.
+    """
 
     @staticmethod
     def forward(
@@ -79,19 +83,21 @@ class SegmentedAttention(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         segments: tuple[Segment, ...],
+        groups: int,
     ) -> torch.Tensor:
-        """Returns (N, Q, D)."""
+        """Returns (N, Q x G, D)."""
         out = torch.empty_like(query)
         chances: list[torch.Tensor] = []
         for segment in segments:
-            rows = slice(segment.start, segment.stop)
+            rows = slice(segment.start * groups, segment.stop * groups)
             scores = torch.bmm(query[:, rows], _take(key, segment.runs).transpose(1, 2))
             if segment.hidden is not None:
-                scores.masked_fill_(segment.hidden, HIDDEN)
+                per_head = scores.unflatten(1, (-1, groups))
+                per_head.masked_fill_(segment.hidden[:, None], HIDDEN)
             chance = scores.softmax(dim=-1)
             out[:, rows] = torch.bmm(chance, _take(value, segment.runs))
             chances.append(chance)
-        ctx.segments = segments
+        ctx.segments, ctx.groups = segments, groups
         ctx.save_for_backward(query, key, value, *chances)
         return out
 
@@ -103,7 +109,7 @@ class SegmentedAttention(torch.autograd.Function):
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         for segment, chance in zip(ctx.segments, chances, strict=True):
-            rows = slice(segment.start, segment.stop)
+            rows = slice(segment.start * ctx.groups, segment.stop * ctx.groups)
             grad = grad_out[:, rows]
             _give(grad_value, segment.runs, torch.bmm(chance.transpose(1, 2), grad))
             grad_chance = torch.bmm(grad, _take(value, segment.runs).transpose(1, 2))
@@ -113,7 +119,7 @@ class SegmentedAttention(torch.autograd.Function):
             )
             grad_query[:, rows] = torch.bmm(grad_scores, _take(key, segment.runs))
             _give(grad_key, segment.runs, torch.bmm(grad_scores.transpose(1, 2), query[:, rows]))
-        return grad_query, grad_key, grad_value, None
+        return grad_query, grad_key, grad_value, None, None
 
 
 @lru_cache(maxsize=16)
@@ -129,7 +135,9 @@ def _everything(num_queries: int, num_keys: int) -> tuple[Segment, ...]:
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Attention of query (B, H, Q, D) over key and value (B, H, T, D), scale 1/sqrt(D).
+    """Attention of query (B, H, Q, D) over key and value (B, K, T, D), scale 1/sqrt(D).
+
+    Head h of the queries takes head h // (H / K) of keys and values.
 
     Args:
         query: The first Q of the T positions.
@@ -143,12 +151,19 @@ def attend(
     num_queries = query.shape[2]
     if query.device.type != "cpu":
         visible = None if mask is None else mask[:num_queries]
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            # The kernels that take a mask and never hold all scores want equal numbers of heads.
+            key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
     if mask is None:
         segments = _everything(num_queries, key.shape[2])
     else:
         segments = segments_of(mask, num_queries)
-    scaled = (query * query.shape[-1] ** -0.5).flatten(0, 1)
-    seen = SegmentedAttention.apply(scaled, key.flatten(0, 1), value.flatten(0, 1), segments)
+    batch, heads, _, size = query.shape
+    groups = heads // key.shape[1]
+    scaled = (query * size**-0.5).unflatten(1, (-1, groups)).transpose(2, 3)
+    rows = scaled.reshape(batch * key.shape[1], num_queries * groups, size)
+    seen = SegmentedAttention.apply(rows, key.flatten(0, 1), value.flatten(0, 1), segments, groups)
     assert isinstance(seen, torch.Tensor)
-    return seen.view(query.shape)
+    return seen.view(batch, -1, num_queries, groups, size).transpose(2, 3).flatten(1, 2)

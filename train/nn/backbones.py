@@ -1,8 +1,11 @@
-"""The table of backbones: from a ModelConfig to a denoiser. Knows no objective."""
+"""From the `model` part of config.json to a denoiser. Knows no objective.
+
+All backbones are one Transformer; `config.BACKBONES` says what each sets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,8 +13,6 @@ from torch import nn
 from ...runtime.errors import ConfigError
 from .config import ModelConfig
 from .transformer import Transformer
-
-BACKBONES: Mapping[str, Callable[[ModelConfig], nn.Module]] = {"native": Transformer}
 
 
 def make_backbone(values: Mapping[str, Any], *, causal: bool | None = None) -> nn.Module:
@@ -30,9 +31,4 @@ def make_backbone(values: Mapping[str, Any], *, causal: bool | None = None) -> n
             f"the model has causal {str(config.causal).lower()}, which is not this family's; "
             "name the family it was trained with"
         )
-    build = BACKBONES.get(config.backbone)
-    if build is None:
-        raise ConfigError(
-            f"backbone {config.backbone!r} is unknown; choose one of {', '.join(BACKBONES)}"
-        )
-    return build(config)
+    return Transformer(config)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import rotate, rotation
+from .layers import rotation
 from .transformer import Layer, Transformer
 
 HIDDEN_SCORE = -1e9
@@ -40,7 +40,7 @@ class BlockStep(nn.Module):
     def visibility(
         self, start: torch.Tensor, split: torch.Tensor | None, block: torch.Tensor, context: int
     ) -> torch.Tensor:
-        """Additive mask (batch, 1, block, context + block), 0 where visible."""
+        """Additive mask as `attend` takes it, 0 where visible."""
         rows = torch.arange(context, device=start.device)
         hidden = (rows[None, :] >= start[:, None])[:, None, None, :]
         past = hidden.to(torch.float32).expand(-1, 1, block.shape[0], -1)
@@ -52,7 +52,13 @@ class BlockStep(nn.Module):
             later = block[None, :] >= split[:, None]
             future = (later[:, None, :] & ~later[:, :, None])[:, None]
         own = future.to(torch.float32).expand(past.shape[0], -1, -1, -1)
-        return torch.cat([past, own], dim=-1) * HIDDEN_SCORE
+        return self.per_group(torch.cat([past, own], dim=-1) * HIDDEN_SCORE)
+
+    def per_group(self, bias: torch.Tensor) -> torch.Tensor:
+        """Repeats a mask (batch, 1, block, keys) for the heads that share a head of keys."""
+        config = self.model.config
+        groups = config.num_heads // config.num_kv_heads
+        return bias if groups == 1 else torch.cat([bias] * groups, dim=2)
 
     def attend(
         self, layer: Layer, x: torch.Tensor, past: torch.Tensor, angles: tuple, bias: torch.Tensor
@@ -62,23 +68,26 @@ class BlockStep(nn.Module):
         Args:
             layer: Whose weights.
             x: Normalised input (batch, block, dim).
-            past: (context, batch, 2, heads, head_dim).
+            past: (context, batch, 2, kv_heads, head_dim).
             angles: Cosine and sine, (batch, block, 1, head_dim).
-            bias: Additive mask.
+            bias: Additive mask, (batch, 1, groups x block, context + block): the heads of queries
+                that share a head of keys are rows of one product, which reads each key once.
 
         Returns:
-            The branch's output (batch, block, dim), and (batch, block, 2, heads, head_dim).
+            The branch's output (batch, block, dim), and (batch, block, 2, kv_heads, head_dim).
         """
         config = self.model.config
-        heads, size = config.num_heads, config.head_dim
-        mixed = layer.attention.qkv(x).unflatten(-1, (3 * heads, size))
-        turned = rotate(mixed[:, :, : 2 * heads], *angles)
-        query = turned[:, :, :heads] * size**-0.5
-        key, value = turned[:, :, heads:], mixed[:, :, 2 * heads :]
+        query, key, value = layer.attention.project(x, *angles)
+        query = (query * config.head_dim**-0.5).transpose(1, 2)
         new = torch.stack([key, value], dim=2)
         both = torch.cat([past.transpose(0, 1), new], dim=1)
-        scores = query.transpose(1, 2) @ both[:, :, 0].permute(0, 2, 3, 1) + bias
+        groups = config.num_heads // config.num_kv_heads
+        if groups > 1:
+            query = query.unflatten(1, (-1, groups)).flatten(2, 3)
+        scores = query @ both[:, :, 0].permute(0, 2, 3, 1) + bias
         seen = torch.softmax(scores, dim=-1) @ both[:, :, 1].transpose(1, 2)
+        if groups > 1:
+            seen = seen.unflatten(2, (groups, -1)).flatten(1, 2)
         return layer.attention.out(seen.transpose(1, 2).flatten(2)), new
 
     def forward(
@@ -99,14 +108,29 @@ class BlockStep(nn.Module):
         if model.time is not None:
             assert time is not None, "a time-conditioned model needs `time`"
             condition = model.time(time)
-        x = F.embedding(ids, model.embed.weight)
+        x, kv_new = self.trunk(ids, (cosine, sine), kv, bias, condition)
+        return model.head(x), kv_new
+
+    def trunk(
+        self,
+        ids: torch.Tensor,
+        angles: tuple,
+        kv: torch.Tensor,
+        bias: torch.Tensor,
+        condition: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedding, layers and final norm; angles, bias and condition as in `layer_step`.
+
+        Returns:
+            What the head reads (batch, block, dim), and kv_new.
+        """
+        x = F.embedding(ids, self.model.embed.weight)
         stored = []
-        for index, layer in enumerate(model.trunk.layers):
+        for index, layer in enumerate(self.model.trunk.layers):
             assert isinstance(layer, Layer)
-            x, new = self.layer_step(layer, x, kv[:, :, index], (cosine, sine), bias, condition)
+            x, new = self.layer_step(layer, x, kv[:, :, index], angles, bias, condition)
             stored.append(new)
-        kv_new = torch.stack(stored, dim=2).transpose(0, 1)
-        return model.head(model.trunk.norm(x)), kv_new
+        return self.model.trunk.norm(x), torch.stack(stored, dim=2).transpose(0, 1)
 
     def layer_step(
         self,

@@ -9,6 +9,8 @@ from typing import Any
 from ...runtime.errors import ConfigError
 
 HEAD_DIM = 64
+ROPE_THETA = 10000.0
+NORM_EPS = 1e-5
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "tiny": {"dim": 256, "num_layers": 4},  # 7.4 M at vocabulary 8,192, untied
@@ -16,6 +18,14 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
     "medium": {"dim": 512, "num_layers": 8},  # 34.1 M
     "large": {"dim": 640, "num_layers": 10},  # 60.7 M
 }
+
+BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    "native": {},
+    "qwen2": {"qkv_bias": True, "rope_theta": 1e6, "norm_eps": 1e-6},
+    "qwen3": {"qk_norm": True, "rope_theta": 1e6, "norm_eps": 1e-6},
+}
+"""What each backbone sets in the one transformer there is. The Qwen ones are Hugging Face's
+architectures of these names, and their checkpoints are folders in its format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +39,9 @@ class ModelConfig:
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    """Equal to num_heads in the native backbone."""
+    """Heads of keys and values; each serves num_heads / num_kv_heads heads of queries."""
     head_dim: int
+    """Width of one head; num_heads x head_dim may differ from dim."""
     hidden_dim: int
     """Width of the gated MLP."""
     context: int
@@ -44,6 +55,15 @@ class ModelConfig:
     time_conditioning: bool = False
     """Whether layers are modulated by the mask chance (adaLN-zero)."""
     backbone: str = "native"
+    """A name of `BACKBONES`."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values get a bias (Qwen2)."""
+    qk_norm: bool = False
+    """Whether each head of queries and keys is normalised before its rotation (Qwen3)."""
+    rope_theta: float = ROPE_THETA
+    """Base of the rotary embedding's wavelengths."""
+    norm_eps: float = NORM_EPS
+    """Added to the mean square in norms."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -59,19 +79,25 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"model {name} must be a positive integer, not {value!r}")
-        if self.num_heads * self.head_dim != self.dim:
+        if self.num_heads % self.num_kv_heads:
             raise ConfigError(
-                f"model dim {self.dim} must be num_heads {self.num_heads} x head_dim "
-                f"{self.head_dim}; choose dim as a multiple of the number of heads"
-            )
-        if self.num_kv_heads != self.num_heads:
-            raise ConfigError(
-                f"model num_kv_heads must equal num_heads {self.num_heads}, not {self.num_kv_heads}"
+                f"model num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}"
             )
         if self.head_dim % 2:
             raise ConfigError(f"model head_dim must be even for rotary positions: {self.head_dim}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model dropout must be in [0, 1), not {self.dropout!r}")
+        for name in ("rope_theta", "norm_eps"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"model {name} must be above 0, not {getattr(self, name)!r}")
+        if self.backbone not in BACKBONES:
+            raise ConfigError(
+                f"backbone {self.backbone!r} is unknown; choose one of {', '.join(BACKBONES)}"
+            )
+        for name in ("qkv_bias", "qk_norm"):
+            wanted = BACKBONES[self.backbone].get(name, False)
+            if self.backbone != "native" and getattr(self, name) != wanted:
+                raise ConfigError(f"backbone {self.backbone} has {name} {str(wanted).lower()}")
 
     def to_json(self) -> dict[str, Any]:
         """Gives the `model` part of config.json."""
@@ -97,7 +123,8 @@ def resolve_model(options: Mapping[str, Any]) -> ModelConfig:
 
     Args:
         options: `size`, `dim`, `num_layers`, `num_heads`, and any other ModelConfig field. What
-            follows from others has a default: num_heads = dim / 64, hidden_dim = 2.75 dim.
+            follows from others has a default: num_heads = dim / 64, hidden_dim = 2.75 dim, as many
+            kv heads as heads, and what the backbone sets.
 
     Raises:
         ConfigError: Unknown preset, or a value that does not fit.
@@ -113,11 +140,19 @@ def resolve_model(options: Mapping[str, Any]) -> ModelConfig:
     if "dim" not in values or "num_layers" not in values:
         raise ConfigError(f"give a size ({', '.join(PRESETS)}), or both dim and num_layers")
     dim = values["dim"]
+    values = {**BACKBONES.get(values.get("backbone", "native"), {}), **values}
     if "num_heads" not in values:
         if dim % HEAD_DIM:
             raise ConfigError(f"dim {dim} is no multiple of {HEAD_DIM}; give num_heads as well")
         values["num_heads"] = dim // HEAD_DIM
     values.setdefault("num_kv_heads", values["num_heads"])
-    values.setdefault("head_dim", dim // values["num_heads"] if values["num_heads"] > 0 else 0)
+    if "head_dim" not in values:
+        heads = max(values["num_heads"], 1)
+        if dim % heads:
+            raise ConfigError(
+                f"model dim {dim} is no multiple of num_heads {heads}; choose it as one, or give "
+                "head_dim as well"
+            )
+        values["head_dim"] = dim // heads
     values.setdefault("hidden_dim", dim * 11 // 4)
     return ModelConfig.from_json(values)

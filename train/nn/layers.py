@@ -13,30 +13,37 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import attend
-from .config import ModelConfig
-
-ROPE_THETA = 10000.0
-NORM_EPS = 1e-5
+from .config import NORM_EPS, ROPE_THETA, ModelConfig
 
 
 class RMSNorm(nn.Module):
     """Scales rows to unit mean square; the statistics are float32 whatever the input is."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, eps: float = NORM_EPS) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, dim) to the same shape and dtype."""
         wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * scale * self.weight).to(x.dtype)
 
 
-def inverse_frequencies(head_dim: int) -> torch.Tensor:
-    """Angles per position of the rotary embedding, (head_dim / 2,) float32."""
+def inverse_frequencies(
+    head_dim: int, theta: float = ROPE_THETA, *, reciprocal: bool = False
+) -> torch.Tensor:
+    """Angles per position of the rotary embedding, (head_dim / 2,) float32.
+
+    Args:
+        head_dim: Width of a head.
+        theta: Base of the wavelengths.
+        reciprocal: Rounds as Hugging Face does. The last bit counts: at position 30,000 it turns
+            an angle by a thousandth.
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    return ROPE_THETA**-exponents
+    return 1.0 / theta**exponents if reciprocal else theta**-exponents
 
 
 def rotation(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,14 +60,41 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one fused projection for queries, keys and values."""
+    """Grouped-query attention with one fused projection for queries, keys and values.
+
+    Its rows are the heads of queries, then of keys, then of values.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.qkv = nn.Linear(config.dim, width + 2 * kv_width, bias=config.qkv_bias)
+        self.out = nn.Linear(width, config.dim, bias=False)
+        norms = config.head_dim, config.norm_eps
+        self.query_norm = RMSNorm(*norms) if config.qk_norm else None
+        self.key_norm = RMSNorm(*norms) if config.qk_norm else None
+
+    def project(
+        self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (…, T, heads, head_dim), keys and values (…, T, kv_heads, head_dim) of x.
+
+        Args:
+            x: Normalised input (…, T, dim).
+            cosine: As `rotation` gives it; queries and keys come back rotated.
+            sine: As cosine.
+        """
+        total = self.num_heads + 2 * self.num_kv_heads
+        heads = self.qkv(x).unflatten(-1, (total, self.head_dim))
+        turning, value = heads.split([total - self.num_kv_heads, self.num_kv_heads], dim=-2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = turning.split([self.num_heads, self.num_kv_heads], dim=-2)
+            turning = torch.cat([self.query_norm(query), self.key_norm(key)], dim=-2)
+        turned = rotate(turning, cosine, sine)
+        query, key = turned.split([self.num_heads, self.num_kv_heads], dim=-2)
+        return query, key, value
 
     def forward(
         self,
@@ -82,13 +116,9 @@ class Attention(nn.Module):
         Returns:
             (B, num_outputs, dim).
         """
-        batch, length, dim = x.shape
-        heads = self.qkv(x).view(batch, length, 3 * self.num_heads, self.head_dim)
-        turned = rotate(heads[:, :, : 2 * self.num_heads], cosine, sine).transpose(1, 2)
-        query, key = turned[:, : self.num_heads, :num_outputs], turned[:, self.num_heads :]
-        value = heads[:, :, 2 * self.num_heads :].transpose(1, 2)
-        seen = attend(query, key, value, mask)
-        return self.out(seen.transpose(1, 2).reshape(batch, num_outputs, dim))
+        query, key, value = (part.transpose(1, 2) for part in self.project(x, cosine, sine))
+        seen = attend(query[:, :, :num_outputs], key, value, mask)
+        return self.out(seen.transpose(1, 2).flatten(2))
 
 
 class GatedMLP(nn.Module):

@@ -1,6 +1,6 @@
 """Who sees whom in training: boolean (queries, keys) matrices, True = visible.
 
-Source: BD3-LM (arXiv 2503.09573), section 3.1 and appendix B.6.
+Source: BD3-LM (arXiv 2503.09573), section 3.1 and appendix B.6; what differs names its own.
 """
 
 from __future__ import annotations
@@ -32,3 +32,24 @@ def block_diffusion_mask(length: int, block_size: int, device: torch.device) -> 
 def causal_mask(length: int, device: torch.device) -> torch.Tensor:
     """Lower triangle, (length, length) bool."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+@lru_cache(maxsize=16)
+def draft_mask(length: int, block_size: int, device: torch.device) -> torch.Tensor:
+    """Mask of the input [x | masks], both of `length` positions, by which a model learns to draft.
+
+    A clean position sees the clean ones up to itself; a mask sees the clean ones of earlier blocks
+    and the masks of its own block. Nothing clean sees a mask, and no mask its own block's text: so
+    the clean half is a causal model, and no label can leak.
+
+    Source: TiDAR (arXiv 2511.08923), section 3.1.
+
+    Returns:
+        (2 length, 2 length) bool.
+    """
+    place = torch.arange(length, device=device)
+    block = place // block_size
+    same = block[:, None] == block[None, :]
+    clean = torch.cat([place[:, None] >= place[None, :], torch.zeros_like(same)], dim=1)
+    masks = torch.cat([block[:, None] > block[None, :], same], dim=1)
+    return torch.cat([clean, masks])

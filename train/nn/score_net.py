@@ -61,6 +61,11 @@ class ScoreConfig:
             raise ConfigError(
                 f"model condition_dim must be a positive integer, not {self.condition_dim!r}"
             )
+        if self.shape.backbone != "native" or self.shape.num_kv_heads != self.shape.num_heads:
+            raise ConfigError(
+                "family sedd has the native backbone with as many kv heads as heads; leave out "
+                "--backbone and --kv-heads"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Gives a flat mapping."""

@@ -10,9 +10,11 @@ import math
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
 from .layers import Attention, GatedMLP, RMSNorm, TimeEmbedding, inverse_frequencies, rotation
+from .nats import nats_of
 
 INIT_STD = 0.02
 
@@ -22,9 +24,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.dim)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = GatedMLP(config)
         self.dropout = nn.Dropout(config.dropout)
         self.modulation = (
@@ -65,7 +67,9 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.dim)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.recompute = False
+        """Whether training keeps only what enters each layer, and computes the rest twice."""
 
     def forward(
         self,
@@ -84,7 +88,11 @@ class Trunk(nn.Module):
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             wanted = num_outputs if index == last else x.shape[1]
-            x = layer(x, cosine, sine, mask, condition, wanted)
+            inputs = (x, cosine, sine, mask, condition, wanted)
+            if self.recompute and self.training:
+                x = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                x = layer(*inputs)
         return self.norm(x)
 
 
@@ -102,7 +110,10 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
-        self.register_buffer("inv_freq", inverse_frequencies(config.head_dim), persistent=False)
+        rates = inverse_frequencies(
+            config.head_dim, config.rope_theta, reciprocal=config.backbone != "native"
+        )
+        self.register_buffer("inv_freq", rates, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -126,8 +137,10 @@ class Transformer(nn.Module):
         rows: torch.Tensor | None = None,
         num_outputs: int | None = None,
         time: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        forbidden: tuple[int, ...] = (),
     ) -> torch.Tensor:
-        """Computes raw logits.
+        """Computes raw logits, or losses.
 
         Args:
             ids: (B, T) integers.
@@ -137,9 +150,12 @@ class Transformer(nn.Module):
                 wanted; None = all.
             num_outputs: Only the first this many positions get logits; default T.
             time: (B, T) float32 mask chance; needed with time conditioning, else ignored.
+            targets: Tokens that `rows` should predict, (N,): asks for their nats instead of logits.
+            forbidden: Tokens that are never predicted; with `targets` only.
 
         Returns:
-            (N, V) with `rows`, else (B, num_outputs, V), in the compute dtype.
+            Logits (N, V) with `rows`, else (B, num_outputs, V), in the compute dtype; nats (N,)
+            float32 with `targets`.
         """
         x = self.embed(ids)
         cosine, sine = rotation(positions, self.inv_freq)
@@ -155,4 +171,6 @@ class Transformer(nn.Module):
         hidden = self.trunk(x, cosine, sine, mask, condition, wanted)
         if rows is not None:
             hidden = hidden.flatten(0, 1).index_select(0, rows)
+        if targets is not None:
+            return nats_of(self.head, hidden, targets, forbidden)
         return self.head(hidden)

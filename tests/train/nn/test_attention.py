@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dlm_edge.train.nn.attention import attend
-from dlm_edge.train.nn.masks import block_diffusion_mask, causal_mask
+from dlm_edge.train.nn.masks import block_diffusion_mask, causal_mask, draft_mask
 
 CPU = torch.device("cpu")
 
@@ -16,16 +16,21 @@ CPU = torch.device("cpu")
         (block_diffusion_mask(96, 32, CPU), 96),
         (block_diffusion_mask(200, 200, CPU), 400),
         (causal_mask(150, CPU), 150),
+        (draft_mask(100, 12, CPU), 200),
         (None, 70),
     ],
 )
-def test_segments_give_what_the_fused_kernel_gives_with_gradients(mask, num_queries):
+@pytest.mark.parametrize("kv_heads", [6, 2, 1])
+def test_segments_give_what_the_fused_kernel_gives_with_gradients(mask, num_queries, kv_heads):
     torch.manual_seed(0)
     length = 70 if mask is None else mask.shape[0]
-    inputs = [torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(3)]
+    inputs = [
+        torch.randn(2, heads, length, 8, requires_grad=True) for heads in (6, kv_heads, kv_heads)
+    ]
     query = inputs[0][:, :, :num_queries]
     visible = None if mask is None else mask[:num_queries]
-    expected = F.scaled_dot_product_attention(query, inputs[1], inputs[2], attn_mask=visible)
+    key, value = (x.repeat_interleave(6 // kv_heads, dim=1) for x in inputs[1:])
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
     found = attend(query, inputs[1], inputs[2], mask)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
     probe = torch.randn_like(found)

@@ -68,8 +68,16 @@ def test_cached_logits_equal_the_training_layout_for_every_block(ids, size, time
 
 
 @pytest.mark.parametrize("size", [1, 8])
-def test_cached_causal_logits_equal_one_causal_forward(ids, size):
-    model = make(causal=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"backbone": "qwen2", "num_heads": 4, "num_kv_heads": 2},
+        {"backbone": "qwen3", "num_heads": 6, "num_kv_heads": 2, "head_dim": 8},
+    ],
+)
+def test_cached_causal_logits_equal_one_causal_forward(ids, size, options):
+    model = make(causal=True, **options)
     _, clean = ids
     with torch.no_grad():
         mask = causal_mask(LENGTH, torch.device("cpu"))

@@ -41,12 +41,14 @@ SHAPE = {"vocab_size": 8, "context": 8}
         ({"size": "huge", **SHAPE}, "size 'huge' is unknown; choose one of tiny"),
         ({"dim": 64, **SHAPE}, "both dim and num_layers"),
         ({"dim": 100, "num_layers": 1, **SHAPE}, "no multiple of 64"),
-        ({"dim": 100, "num_layers": 1, "num_heads": 3, **SHAPE}, "must be num_heads"),
+        ({"dim": 100, "num_layers": 1, "num_heads": 3, **SHAPE}, "no multiple of num_heads 3"),
         ({"dim": 64, "num_layers": 0, **SHAPE}, "num_layers must be a positive integer"),
         ({"dim": 64, "num_layers": 1, "num_heads": 0, **SHAPE}, "positive integer"),
         ({"dim": 6, "num_layers": 1, "num_heads": 2, **SHAPE}, "head_dim must be even"),
         ({"size": "tiny", "dropout": 1.0, **SHAPE}, "dropout must be in"),
-        ({"size": "tiny", "num_kv_heads": 2, **SHAPE}, "num_kv_heads must equal"),
+        ({"size": "tiny", "num_kv_heads": 3, **SHAPE}, "num_kv_heads 3 must divide num_heads 4"),
+        ({"size": "tiny", "rope_theta": 0.0, **SHAPE}, "rope_theta must be above 0"),
+        ({"size": "tiny", "backbone": "qwen3", "qkv_bias": True, **SHAPE}, "has qkv_bias false"),
         ({"size": "tiny", "heads": 2, **SHAPE}, "unknown key 'heads'"),
         ({"size": "tiny", "context": 8}, "incomplete"),
     ],
@@ -57,9 +59,28 @@ def test_shapes_that_do_not_fit_are_refused(options, message):
 
 
 def test_an_unknown_backbone_is_refused_by_name():
-    config = resolve_model({"size": "tiny", "backbone": "rnn", **SHAPE})
     with pytest.raises(ConfigError, match="backbone 'rnn' is unknown; choose one of native"):
-        make_backbone(config.to_json())
+        resolve_model({"size": "tiny", "backbone": "rnn", **SHAPE})
+
+
+def test_a_backbone_sets_what_its_architecture_has():
+    found = resolve_model({"size": "tiny", "backbone": "qwen2", "num_kv_heads": 2, **SHAPE})
+    assert (found.qkv_bias, found.qk_norm, found.norm_eps, found.rope_theta) == (
+        (True, False, 1e-6, 1e6)
+    )
+    found = resolve_model({"size": "tiny", "backbone": "qwen3", "rope_theta": 1e4, **SHAPE})
+    assert (found.qkv_bias, found.qk_norm, found.norm_eps, found.rope_theta) == (
+        (False, True, 1e-6, 1e4)
+    )
+
+
+def test_a_config_from_before_there_were_backbones_reads_as_the_native_one():
+    values = resolve_model({"size": "tiny", **SHAPE}).to_json()
+    for name in ("qkv_bias", "qk_norm", "rope_theta", "norm_eps"):
+        del values[name]
+    found = ModelConfig.from_json(values)
+    assert (found.backbone, found.qkv_bias, found.qk_norm) == ("native", False, False)
+    assert (found.rope_theta, found.norm_eps) == (1e4, 1e-5)
 
 
 @pytest.mark.parametrize(("family", "other"), [("ar", "mdlm"), ("mdlm", "ar")])

@@ -1,0 +1,203 @@
+"""What a board would need and do for a model of Qwen2.5's shape that drafts and verifies.
+
+    python -m dlm_edge.benchmarks.qwen_plan --size 1.5b --out benchmarks/results/qwen-plan-1.5b.json
+
+Predicted, by `jetson/plan.py`, from the graphs that `dlm-export` makes: traced in their full shape,
+typed and with Q/DQ as for a board, but with weights that have a type and a shape only, so that no
+gigabyte of them is made. Nothing is trained, and nothing runs. int8 is W8A8: embedding and head are
+stored as int8 and computed in float16, all other products multiply integers.
+
+Tokens per run are the reader's assumption; TiDAR's paper reports 7.45 on average for 1.5B at a
+draft of 16 (arXiv 2511.08923, table 2). Token by token is the same graph at one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..runtime.cli_common import DlmCommand
+from .qwen_scale import COMMON, SHAPES
+from .report import print_table, record, write_json
+
+PRECISIONS = ("fp16", "int8")
+FILE = "graphs/step.onnx"
+
+
+def hollow_model(config: dict[str, Any]) -> Any:
+    """Builds the model of a config.json; every matrix is one number, seen many times."""
+    import torch
+    from torch import nn
+
+    from ..train.families import FAMILIES
+    from ..train.nn.layers import inverse_frequencies
+
+    with torch.device("meta"):
+        model = FAMILIES[config["family"]].make_model(config["model"]).eval()
+    known: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if id(weight) not in known:
+                seen = torch.zeros(1).expand(weight.shape)
+                known[id(weight)] = nn.Parameter(seen, requires_grad=False)
+            setattr(module, name, known[id(weight)])
+    shape = config["model"]
+    model.inv_freq = inverse_frequencies(shape["head_dim"], shape["rope_theta"])
+    return model
+
+
+def make_config(size: str, blocks: tuple[int, ...], positions: int) -> dict[str, Any]:
+    """The config.json of such a model."""
+    from ..train.nn.qwen import read_shape
+
+    shape = read_shape({**COMMON, **SHAPES[size]}, "the shape").to_json()
+    return {
+        "family": "tidar",
+        "model": {**shape, "context": positions},
+        "vocab_size": COMMON["vocab_size"],
+        "block_sizes": list(blocks),
+        "mask_token_id": 151665,
+        "eos_token_id": 151643,
+        "pad_token_id": None,
+    }
+
+
+def plans(
+    size: str,
+    target: str,
+    mode: str | None,
+    blocks: tuple[int, ...],
+    contexts: tuple[int, ...],
+) -> Iterator[tuple[str, Any]]:
+    """Yields (precision, its plan)."""
+    from ..calibration.linears import find_layers
+    from ..calibration.plan import default_plan
+    from ..calibration.qdq import quantize
+    from ..export.graph import graph_specs
+    from ..export.outside import Arrays
+    from ..export.trace import trace_outside
+    from ..export.typed import narrow_cache, type_fp16
+    from ..export.vocabulary import split_vocabulary
+    from ..jetson.onnx_graph import read_graph
+    from ..jetson.plan import plan_graphs
+    from ..train.families import FAMILIES
+    from ..train.families.shapes import Shape
+
+    config = make_config(size, blocks, max(contexts))
+    model = hollow_model(config)
+    (graph,) = FAMILIES["tidar"].graphs(model, config)
+    click.echo(f"tracing {size}", err=True)
+    at = Shape(block=max(blocks) * (1 + max(blocks)), context=max(contexts))
+    arrays: Arrays
+    traced, arrays = trace_outside(graph, at)
+    split_vocabulary(traced, arrays, item_bytes=2)
+    for precision in PRECISIONS:
+        made = type(traced)()
+        made.CopyFrom(traced)
+        if precision == "int8":
+            layers = find_layers(made, {tensor.name: tensor.role for tensor in graph.inputs})
+            plan = default_plan(layers)
+            for layer in layers:
+                plan = plan.with_layer(layer.name, scale=0.03)
+            made = quantize(made, layers, plan)
+        type_fp16(made)
+        assert narrow_cache(made, "kv", "kv_new")
+        specs = graph_specs(graph, graph.shapes(blocks, contexts), file=FILE, precision=precision)
+        manifest = _manifest(config, specs, precision, target)
+        read = read_graph(made.SerializeToString(), FILE)
+        yield precision, plan_graphs(manifest, {FILE: read}, target, mode, tokens_per_nfe=1.0)
+
+
+def _manifest(config: dict[str, Any], specs: Any, precision: str, target: str) -> Any:
+    """Describes the graphs, their cache in float16 as `dlm-export` makes it for a board."""
+    from dataclasses import replace
+
+    from ..runtime.manifest import Manifest
+
+    def halved(side: Any) -> Any:
+        return tuple(replace(t, dtype="float16") if "kv" in t.role else t for t in side)
+
+    return Manifest(
+        family="tidar",
+        model=config["model"],
+        vocab_size=config["vocab_size"],
+        mask_token_id=config["mask_token_id"],
+        eos_token_id=config["eos_token_id"],
+        pad_token_id=None,
+        logit_shift=1,
+        max_position=config["model"]["context"],
+        block_sizes=tuple(config["block_sizes"]),
+        noise_schedule={},
+        precision=precision,
+        target=target,
+        graphs=tuple(
+            replace(spec, inputs=halved(spec.inputs), outputs=halved(spec.outputs))
+            for spec in specs
+        ),
+        decoding={},
+        provenance={},
+    )
+
+
+def rows_of(precision: str, plan: Any, tokens: tuple[float, ...]) -> list[dict[str, Any]]:
+    """One row per shape: what a step takes, and what it gives at so many tokens per run."""
+    from ..runtime.families.tidar_layout import draft_block
+
+    rows = []
+    for part in plan.graphs.values():
+        block = draft_block(part.block)
+        took = part.step_ms + part.outside_ms
+        row = {
+            "precision": precision,
+            "draft": block or "-",
+            "rows": part.block,
+            "context": part.context,
+            "step_ms": part.step_ms,
+            "sampling_ms": part.outside_ms,
+            "bound": part.bound,
+            "mb_moved": part.bytes / 1e6,
+        }
+        given = tokens if block else (1.0,)
+        row |= {f"tokens_{count:g}": 1e3 * count / took for count in given if count <= (block or 1)}
+        rows.append(row)
+    return rows
+
+
+@click.command(cls=DlmCommand)
+@click.option("--size", type=click.Choice(list(SHAPES)), default="1.5b", show_default=True)
+@click.option("--target", default="orin-nano", show_default=True)
+@click.option("--power-mode", "mode", help="Default: the one the board boots in.")
+@click.option("--block", "blocks", default="4,8,12", show_default=True, help="Draft lengths.")
+@click.option("--context", "contexts", default="512,2048", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of all figures.")
+def main(
+    size: str, target: str, mode: str | None, blocks: str, contexts: str, out: Path | None
+) -> None:
+    """Predicts memory, step times and tokens/s on a board."""
+    chosen = tuple(map(int, blocks.split(",")))
+    buckets = tuple(map(int, contexts.split(",")))
+    rows: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
+    warnings: dict[str, list[str]] = {}
+    for precision, plan in plans(size, target, mode, chosen, buckets):
+        rows += rows_of(precision, plan, (3.0, 5.0, 7.0))
+        memory.append({"precision": precision, **plan.memory.to_json(), "mode": plan.mode})
+        warnings[precision] = list(plan.warnings)
+    print_table([(name, name) for name in memory[0]], memory)
+    click.echo()
+    columns = ("precision", "draft", "rows", "context", "step_ms", "sampling_ms", "bound")
+    rates = ("tokens_1", "tokens_3", "tokens_5", "tokens_7")
+    print_table([(name, name) for name in (*columns, *rates)], rows)
+    for precision, lines in warnings.items():
+        for line in lines:
+            click.echo(f"{precision}: {line}", err=True)
+    if out is not None:
+        content = {"size": size, "target": target, "memory_mib": memory, "steps": rows}
+        write_json(out, {**record(), **content, "warnings": warnings})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A conversation with a model: its turns in one text, of which each answer computes only the new.
+
+The text begins as the bundle's template says and grows by what is said and answered; answers stay
+as the model wrote them, token by token. What the KV cache holds of it is not computed again, so
+that a turn costs the same however long the conversation is. Knows no family: one that keeps no
+cache from one request to the next reads the whole conversation again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .chat_template import ChatTemplate, read_chat_template
+from .errors import BundleError, ConfigError
+from .pipeline import Pipeline, TextGeneration
+
+_Pieces = list[tuple[str, bool]]
+"""Text, and whether special tokens may stand in it."""
+
+
+class Chat:
+    """One conversation; say something and read the answer before you say the next thing."""
+
+    def __init__(self, pipeline: Pipeline, *, system: str | None = None) -> None:
+        """Begins a conversation.
+
+        Args:
+            pipeline: Writes the answers; other requests may stand between them.
+            system: What the model is told first; None: what its template says, if anything.
+
+        Raises:
+            ConfigError: The bundle has no chat template, or its template takes no system text.
+            BundleError: The template is unsound.
+        """
+        template = read_chat_template(pipeline.bundle)
+        if template is None:
+            raise ConfigError(
+                "the bundle has no chat template, because its tokenizer came with none that can be "
+                "told in plain pieces; continue texts instead of chatting with it"
+            )
+        self._pipeline, self._template, self._system = pipeline, template, system
+        self._end_ids = _end_ids(pipeline, template)
+        self._ids: tuple[int, ...] = ()
+        self._pieces: _Pieces = []
+        self._answer: TextGeneration | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was said."""
+        template = self._template
+        self._ids, self._answer = (), None
+        self._pieces = [(template.begin, True)]
+        text = template.default_system if self._system is None else self._system
+        if text is None:
+            return
+        if template.system is None:
+            raise ConfigError("this model's chat template takes no system text; leave it out")
+        before, behind = template.system
+        self._pieces += [(before, True), (text, False), (behind, True)]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The conversation so far, the last answer included; what ends that is still to come."""
+        if self._answer is None:
+            return self._ids
+        return (*self._ids, *self._answer.so_far().token_ids)
+
+    def say(self, text: str, **options: Any) -> TextGeneration:
+        """Says something; returns the answer, to be read as `Pipeline.generate`'s is.
+
+        Args:
+            text: What is said; special tokens in it are plain text.
+            **options: As `Pipeline.generate`'s: max_tokens, seed, stop, slide, settings, …
+
+        Raises:
+            ConfigError: As `Pipeline.generate`; or the conversation has become too long.
+        """
+        pieces = list(self._pieces)
+        if self._answer is not None:
+            pieces.append((self._template.assistant[1], True))
+        before, behind = self._template.user
+        pieces += [(before, True), (text, False), (behind, True)]
+        pieces.append((self._template.assistant[0], True))
+        begin = time.perf_counter()
+        ids = (*self.ids, *self._pipeline.tokenizer.encode_pieces(pieces))
+        answer = self._pipeline.continue_ids(
+            ids, begin=begin, end_ids=self._end_ids, reuse=True, **options
+        )
+        self._ids, self._pieces, self._answer = ids, [], answer
+        return answer
+
+
+def _end_ids(pipeline: Pipeline, template: ChatTemplate) -> tuple[int, ...]:
+    """Gives the ids that end an answer; BundleError for names that are no token."""
+    found = {name: pipeline.tokenizer.token_id(name) for name in template.stop}
+    missing = [name for name, token in found.items() if token is None]
+    if missing:
+        raise BundleError(
+            f"an answer ends at {missing[0]!r}, which is no token of the bundle's tokenizer; "
+            "export it again"
+        )
+    return tuple(token for token in found.values() if token is not None)

@@ -1,0 +1,76 @@
+"""Which row of a TiDAR run stands where and sees what: the tables of its three kinds of runs.
+
+| run | rows |
+|---|---|
+| prefill | known ids, causal |
+| open | the last known ids, causal, then B masks that see these and each other, then filler |
+| draft and verify | B drafts, causal, then B proposals of B masks |
+
+Proposal r = 1..B assumes that r drafts are accepted: its masks stand r positions behind the first
+draft, see the drafts before that and each other. What is in the KV cache every row sees, so that
+the tables hold the columns of the run's own rows only, and nothing in them changes with the text.
+
+Knows no text, no cache and no engine. Source: TiDAR (arXiv 2511.08923) section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layout:
+    """Positions and visibility of the rows of one run."""
+
+    offsets: np.ndarray
+    """(rows,) int32: positions, counted from the number of cached rows."""
+    visible: np.ndarray
+    """(rows, rows) float32: 1 where a row (first axis) sees another, 0 elsewhere."""
+
+
+def draft_rows(block: int) -> int:
+    """Gives the rows of a run that drafts and verifies `block` tokens: B (1 + B)."""
+    return block * (1 + block)
+
+
+def draft_block(rows: int) -> int | None:
+    """Gives the B whose runs have so many rows, or None."""
+    block = round((0.25 + rows) ** 0.5 - 0.5)
+    return block if block > 0 and draft_rows(block) == rows else None
+
+
+def causal_layout(rows: int) -> Layout:
+    """Gives the layout of known ids: each row sees those before it and itself."""
+    return Layout(offsets=np.arange(rows, dtype=np.int32), visible=np.tri(rows, dtype=np.float32))
+
+
+def open_layout(block: int, count: int) -> Layout:
+    """Gives the layout of the run that makes the first draft of a text.
+
+    Args:
+        block: B masks.
+        count: Known ids before them, from 1 to B².
+    """
+    rows = draft_rows(block)
+    assert 1 <= count <= rows - block
+    layout = causal_layout(rows)
+    end = count + block
+    layout.visible[count:end, :end] = 1.0
+    layout.visible[end:] = np.eye(rows, dtype=np.float32)[end:]
+    return layout
+
+
+def draft_layout(block: int) -> Layout:
+    """Gives the layout of a run that verifies B drafts and proposes what may follow each."""
+    within = np.arange(block, dtype=np.int32)
+    proposals = np.arange(1, block + 1, dtype=np.int32)
+    offsets = np.concatenate([within, (proposals[:, None] + within).reshape(-1)])
+    visible = np.zeros((len(offsets), len(offsets)), np.float32)
+    visible[:block, :block] = np.tri(block)
+    for proposal in proposals:
+        own = slice(proposal * block, (proposal + 1) * block)
+        visible[own, :proposal] = 1.0
+        visible[own, own] = 1.0
+    return Layout(offsets=offsets, visible=visible)

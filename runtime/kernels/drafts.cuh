@@ -1,0 +1,28 @@
+// The state of one text's drafts, in device memory; runtime/ops/cuda_drafts.py writes it, its members
+// in the same order. What draws need stands in a canvas of as many positions.
+#pragma once
+
+#include "canvas.cuh"
+
+constexpr int MAX_STOPS = 7;
+
+struct Drafts {
+  Canvas* canvas;          // position: of draft 0; step: verifications so far
+  int* ids;                // (block (1 + block),): the drafts, then masks
+  int* start;              // (1,): rows in the cache
+  float* weights;          // (block, stride): what each draft was drawn from; null at temperature 0
+  double* shares;          // (block,): sums of these
+  int* token;              // (block,): per verified row, the token behind it; -1: cannot be sampled
+  unsigned char* kept;     // (block,): whether that is the draft which stands there
+  int* shown;              // mapped (block,): ids that the last verification made certain
+  int block;
+  int stride;              // vocab, in whole groups of 4 chunks
+  int num_stops;
+  float share;             // of the causal logits
+  float rest;              // of the diffusion logits
+  int appended;            // rows in the cache before the last verification
+  int num_kept;            // drafts that it kept
+  int stops[MAX_STOPS];
+};
+
+static_assert(sizeof(Drafts) == 8 * 8 + 7 * 4 + MAX_STOPS * 4, "the host writes this layout");

@@ -1,0 +1,81 @@
+"""`dlm-train --init … --max-steps 0`: makes a checkpoint of a family without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..runtime.errors import ConfigError
+from .checkpoint import write_checkpoint
+from .families import FAMILIES
+from .families.base import Family
+from .start import read_start
+from .tokenizer import load_tokenizer, special_ids, vocab_size_of
+
+
+def resolve_config(
+    family: Family, options: Mapping[str, Any], special: Mapping[str, int], context: int
+) -> dict[str, Any]:
+    """Makes the family's config.json.
+
+    Args:
+        family: Whose.
+        options: Its options. A `vocab_size` in them is the number of rows that a checkpoint brings,
+            a `context` the positions that it knows.
+        special: Ids of the special tokens, and `vocab_size`: what the tokenizer needs.
+        context: Tokens of a training sequence.
+    """
+    given = dict(options)
+    rows = max(special["vocab_size"], given.pop("vocab_size", 0))
+    known = given.pop("context", 0)
+    config = family.make_config({**given, **special, "vocab_size": rows, "context": context})
+    if config["model"].get("causal") and known > context:
+        # What a causal model learnt on longer sequences stays; others denoise whole canvases.
+        config["model"]["context"] = known
+    return config
+
+
+def convert(
+    init: str, out: str, family_name: str, options: Mapping[str, Any], context: int
+) -> dict[str, Any]:
+    """Writes the checkpoint `init` as one of a family.
+
+    Args:
+        init: Folder or hub name.
+        out: Folder to write.
+        family_name: Of the result.
+        options: The family's.
+        context: Tokens of a training sequence; a causal model keeps what it knows beyond.
+
+    Returns:
+        A summary as `train` gives it.
+
+    Raises:
+        DlmError: The checkpoint cannot be read, or is not one for this family.
+    """
+    if family_name not in FAMILIES:
+        raise ConfigError(f"family {family_name!r}: choose one of {', '.join(FAMILIES)}")
+    family, start = FAMILIES[family_name], read_start(init)
+    if Path(out).resolve() == start.checkpoint.path.resolve():
+        raise ConfigError(f"--out {out} is the folder of --init; give another one")
+    tokenizer = load_tokenizer(start.checkpoint.path)
+    special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
+    config = resolve_config(family, start.options(options), special, context)
+    with torch.device("meta"):
+        module = family.make_model(config["model"])
+    weights = start.fitting(module, tokenizer)
+    checkpoint = start.checkpoint
+    config["training"] = {"settings": {"init": init}, "converted": True}
+    write_checkpoint(Path(out), config, weights, tokenizer.to_str(), checkpoint.companions)
+    return {
+        "checkpoint": out,
+        "status": "converted",
+        "steps": 0,
+        "tokens_seen": 0,
+        "seconds": 0.0,
+        "best_step": 0,
+        "held_out": {},
+    }

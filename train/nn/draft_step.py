@@ -1,0 +1,70 @@
+"""The exported form of a causal backbone that drafts and verifies: rows placed by its inputs.
+
+| tensor | shape | dtype | role |
+|---|---|---|---|
+| ids | (1, block) | int32 | canvas |
+| start | (1,) | int32 | number of valid cache rows |
+| offsets | (1, block) | int32 | row i stands at position start + offsets[i] |
+| visible | (block, block) | float32 | 1 where the row sees the column, 0 where not |
+| kv | (context, 1, layers, 2, kv_heads, head_dim) | float32 | rows >= start are ignored |
+| logits | (1, block, vocab) | float32 | raw; graph `step` as a whole |
+| hidden | (1, block, dim) | float32 | in place of logits, where the head is a graph of its own |
+| kv_new | (block, 1, layers, 2, kv_heads, head_dim) | float32 | keys rotated, then values |
+
+`block` counts rows: 1 for plain causal decoding, B (1 + B) for B drafts and their proposals. All
+rows see the whole cache, and of each other what `visible` says; each must see itself. The head
+apart, as graph `head`, reads `rows` (1, block, dim) float32, role hidden_rows, and gives logits.
+
+The layers are `BlockStep`'s. Source: TiDAR, arXiv 2511.08923.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .block_step import HIDDEN_SCORE, BlockStep
+from .layers import rotation
+from .transformer import Transformer
+
+
+class DraftStep(BlockStep):
+    """Runs rows at any positions behind `start`, under any visibility among themselves."""
+
+    def __init__(self, model: Transformer, *, with_head: bool) -> None:
+        """Wraps a causal model; without a head it gives what the head would read."""
+        super().__init__(model)
+        self.with_head = with_head
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        ids: torch.Tensor,
+        start: torch.Tensor,
+        offsets: torch.Tensor,
+        visible: torch.Tensor,
+        kv: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (logits or hidden, kv_new); the module's docstring has the table."""
+        positions = (start[:, None] + offsets).to(torch.int64)
+        angles = rotation(positions, self.model.inv_freq)
+        rows = torch.arange(kv.shape[0], device=start.device)
+        past = (rows[None, :] >= start[:, None]).to(torch.float32)
+        past = past.expand(ids.shape[1], -1)
+        hidden = torch.cat([past, 1.0 - visible], dim=1)[None, None] * HIDDEN_SCORE
+        x, kv_new = self.trunk(ids, angles, kv, self.per_group(hidden))
+        return (self.model.head(x) if self.with_head else x), kv_new
+
+
+class Head(nn.Module):
+    """The head as a graph of its own, over the rows whose logits are wanted."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.head = model.head
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor]:
+        """(1, block, dim) to (1, block, vocab)."""
+        head = self.model.head
+        assert isinstance(head, nn.Linear)
+        return (head(rows),)
