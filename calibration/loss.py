@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..runtime.engines.base import EngineSet
-from ..runtime.evaluate import Progress, bound_totals, half_width, windows_of
+from ..runtime.evaluate import Progress, bound_totals, evaluation_block, half_width, windows_of
 from ..runtime.families import find_family
-from ..runtime.families.window import choose_block, contexts_by_block, default_block
 from ..runtime.manifest import Manifest
 from .modes import modes_of
 
@@ -64,8 +63,7 @@ def decoded_blocks(manifest: Manifest, engines: EngineSet) -> tuple[int | None, 
     # An exact likelihood is the same whatever the positions per run.
     if not sizes or find_family(manifest.family).exact:
         return (None,)
-    shapes = contexts_by_block(manifest.graphs, manifest.graphs[0].name)
-    usual = choose_block(shapes, default_block(manifest), manifest.block_sizes)
+    usual = evaluation_block(manifest, engines.specs)
     return tuple(sorted(sizes, key=lambda size: (size != usual, size)))
 
 
