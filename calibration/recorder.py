@@ -84,7 +84,8 @@ class Recorder:
         place = (spec.name, spec.block, spec.context, start, slot)
         moved = place != self._place
         last = self._pending[-1].inputs.arrays if self._pending and not moved else {}
-        copies, rows = {}, {}
+        copies: dict[str, np.ndarray] = {}
+        rows: dict[str, int] = {}
         for tensor in spec.inputs:
             if tensor.role == "kv":
                 # What lies behind is an older text's, and nothing reads it.
@@ -95,8 +96,9 @@ class Recorder:
             if tensor.role == "canvas" and self.clean is not None:
                 self._unmask(array, start)
             known = last.get(tensor.name)
-            same = known is not None and np.array_equal(known, array)
-            copies[tensor.name] = known if same else array
+            if known is not None and np.array_equal(known, array):
+                array = known
+            copies[tensor.name] = array
         run = _Run(
             spec=spec,
             inputs=Inputs(copies, rows),
@@ -155,9 +157,9 @@ class Recorder:
 
     def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
         """Gives the first rows of a cache; what a text had before is shared, not copied again."""
-        known: np.ndarray = self._caches.get(key, given[:0].copy())
+        known = self._caches[key] if key in self._caches else given[:0].copy()
         count = len(known)
-        owner = known if known.base is None else known.base
+        owner: np.ndarray = known if known.base is None else known.base
         if count > rows or len(owner) < rows or not np.array_equal(given[:count], known):
             # Another text, or one that has outgrown its place.
             count, owner = 0, np.empty_like(given)
