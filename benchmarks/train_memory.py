@@ -63,6 +63,7 @@ def make_model(size: str, context: int) -> tuple[Any, Any, dict[str, Any]]:
         model = family.make_model(config["model"])
     # Drawn in place: a normal distribution over so many weights would take longer than the step.
     model = model.to_empty(device="cpu")
+    model.head.weight = model.embed.weight  # emptying has parted them
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(-0.02, 0.02)
