@@ -15,7 +15,7 @@ import numpy as np
 
 from ..runtime.engines.base import EngineSet
 from ..runtime.families import decoding_settings, find_family
-from ..runtime.families.base import Request, Shaped
+from ..runtime.families.base import Request, Roomed
 from ..runtime.manifest import Manifest
 from ..runtime.tokenizer import Tokenizer
 from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
@@ -173,8 +173,8 @@ class Examiner:
         settings = decoding_settings(self._manifest, {})
         family = find_family(self._manifest.family)
         most = self._manifest.max_position
-        if isinstance(family, Shaped):
-            most = min(most, family.positions(self._manifest))
+        if isinstance(family, Roomed):
+            most = min(most, family.positions(self._manifest, engines.specs, settings))
         return [
             decode_trajectory(
                 self._manifest,

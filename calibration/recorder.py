@@ -63,9 +63,9 @@ class Recorder:
         self._kept = Reservoir(per_stratum=per_stratum, max_bytes=max_bytes, seed=seed)
         self._pending: list[_Run] = []
         self._place: tuple[Any, ...] = ()
-        self._other: Canvas | None = None
         self._caches: dict[tuple[str, int], np.ndarray] = {}
         """The rows in use of each text's cache, as its last run had them."""
+        self._other: Canvas | None = None
         self.source = "decode"
         """Written on what is recorded from now on."""
         self.clean: np.ndarray | None = None
@@ -118,7 +118,7 @@ class Recorder:
             graph=spec.name,
             block=spec.block,
             context=spec.context,
-            inputs=Inputs({item.name: np.array(inputs[item.name]) for item in spec.inputs}, {}),
+            inputs=Inputs({t.name: np.array(inputs[t.name]) for t in spec.inputs}),
             mask_ratio=0.0,
             progress=1.0,
             frontier=every,
@@ -155,7 +155,7 @@ class Recorder:
 
     def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
         """Gives the first rows of a cache; what a text had before is shared, not copied again."""
-        known = self._caches.get(key, given[:0].copy())
+        known: np.ndarray = self._caches.get(key, given[:0].copy())
         count = len(known)
         owner = known if known.base is None else known.base
         if count > rows or len(owner) < rows or not np.array_equal(given[:count], known):
@@ -219,12 +219,12 @@ def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
     """Gives (block,) bool: the positions that the next run sees changed.
 
     If that does not look at the masked ones any more, the block is finished: all were committed.
-    Rows that are told what they see are drafts and proposals: see `_kept`.
+    Rows that are told what they see are drafts and proposals: see `_kept_rows`.
     """
     frontier = np.zeros(run.spec.block, bool)
     told = next((t.name for t in run.spec.inputs if t.role == "visible"), None)
     if told is not None and masked.any() and after is not None:
-        return _kept(run.inputs[told], masked, after.start - run.start)
+        return _kept_rows(run.inputs[told], masked, after.start - run.start)
     if after is None or after.spec.name != run.spec.name:
         return masked
     first = max(run.start, after.start)
@@ -238,7 +238,7 @@ def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
     return frontier
 
 
-def _kept(visible: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:
+def _kept_rows(visible: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:
     """Gives (block,) bool: the rows that a draft-and-verify run's next tokens come from.
 
     Args:

@@ -18,11 +18,14 @@ from .targets import Target, normal_mode_name
 from .targets import target as find_target
 
 _MEASURED_PARTS = {
-    "runtime": ("interpreter and packages", "bundle and tokenizer", "engine's library"),
-    "weights": ("weights and session",),
+    "runtime, weights": (
+        "interpreter and packages", "bundle and tokenizer", "engine's library",
+        "weights and session",
+    ),
     "activations, kv": ("buffers and activations",),
-}
-"""Parts of the measurement by parts of the plan; cache and activations fill while texts run."""
+}  # fmt: skip
+"""Parts of the measurement by parts of the plan. A session's code comes with its weights; cache and
+activations fill while texts run, as far as these use the shapes that the plan has."""
 
 
 def add_prediction(

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..decoding import DecodingSettings
 from ..engines.base import EngineSet
 from ..errors import ConfigError
 from ..manifest import GraphSpec, Manifest
@@ -75,9 +76,12 @@ class DraftFamily:
         check_manifest(manifest)
         return causal_likelihood(manifest, engines, ops, windows, samples=samples, graph=GRAPH)
 
-    def positions(self, manifest: Manifest) -> int:
-        """See Shaped: every token but the newest has a row in the cache."""
-        contexts = contexts_by_block(manifest.graphs, GRAPH).values()
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """See Roomed: every token but the newest has a row in the cache."""
+        del settings
+        contexts = contexts_by_block(specs, GRAPH).values()
         return min(manifest.max_position, min(sizes[-1] for sizes in contexts))
 
     def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:

@@ -74,6 +74,12 @@ def canvas_block(
     return min(fitting)
 
 
+def capacity(contexts: Sequence[int], block: int, max_position: int) -> int:
+    """Gives how many positions a window has: the blocks that fit the cache, and one more."""
+    blocks_cached = min(contexts[-1] // block, max(0, max_position // block - 1))
+    return (blocks_cached + 1) * block
+
+
 def bucket(contexts: Sequence[int], rows: int) -> int:
     """Gives the smallest context of at least `rows` rows; ConfigError if there is none."""
     for context in contexts:
