@@ -143,7 +143,7 @@ def test_drafts_are_shown_as_provisional_until_they_are_kept_or_replaced():
     assert any(not span.committed and all(span.fixed) for span in spans)
 
     class Shown:
-        given_ids, nfe = asked.prompt_ids, 1
+        given_ids, nfe, fills = asked.prompt_ids, 1, True  # so that nothing is cut off
 
         def __iter__(self):
             return iter(spans)
@@ -211,5 +211,7 @@ def test_block_sizes_are_those_of_drafts_and_positions_those_of_the_cache():
     engines = DraftEngines(Model(30), [2, 3], [16, 64])
     manifest = draft_manifest(engines)
     assert decoding_blocks(manifest) == {2: (16, 64), 3: (16, 64)}
-    assert DraftFamily().positions(manifest) == 64
-    assert DraftFamily().positions(draft_manifest(engines, max_position=40)) == 40
+    settings = decoding_settings(manifest, {})
+    assert DraftFamily().positions(manifest, engines.specs, settings) == 64
+    short = draft_manifest(engines, max_position=40)
+    assert DraftFamily().positions(short, engines.specs, settings) == 40
