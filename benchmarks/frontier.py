@@ -20,8 +20,8 @@ from typing import Any
 import click
 
 from ..calibration.judge import Judge
+from ..jetson.sweep import parse_cell
 from ..runtime.cli_common import DlmCommand
-from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.pipeline import Pipeline
 from .quality import compare, read_texts
@@ -52,20 +52,6 @@ COLUMNS = (
     ("texts", "num_texts"),
     ("costs", "costs"),
 )
-
-
-def parse_cell(text: str) -> dict[str, Any]:
-    """Reads `rule` or `rule:value` into decoding settings; raises ConfigError."""
-    name, _, value = text.partition(":")
-    if name not in RULES or (value and not RULES[name].options):
-        raise ConfigError(f"wanted a cell as rule or rule:value, found {text!r}")
-    if not value:
-        return {"rule": name}
-    option = RULES[name].options[0]
-    try:
-        return {"rule": name, option: int(value) if option == "steps" else float(value)}
-    except ValueError:
-        raise ConfigError(f"wanted a number behind the colon, found {text!r}") from None
 
 
 def costs(figures: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:

@@ -8,30 +8,15 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..runtime.files import write_whole
+from ..runtime.machine import cpu_name, package_versions, usable_cores
+
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch")
-
-
-def _cpu_model() -> str:
-    """The processor's name, from the kernel where that is Linux."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _short(argument: str) -> str:
@@ -51,24 +36,19 @@ def record() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).stem, *map(_short, sys.argv[1:])],
         "machine": {
-            "cpu": _cpu_model(),
-            "num_cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
+            "cpu": cpu_name(),
+            "num_cores": usable_cores(),
             "platform": platform.platform(terse=True),
             "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },
-        "versions": {"python": platform.python_version()}
-        | {package: _installed(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()} | package_versions(PACKAGES),
     }
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes beside and renames, so that an interrupted run leaves the older file whole."""
+    """Writes a file of results; an interrupted run leaves the older one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     click.echo(f"wrote {path}", err=True)
 
 

@@ -174,7 +174,7 @@ class Examiner:
         family = find_family(self._manifest.family)
         most = self._manifest.max_position
         if isinstance(family, Roomed):
-            most = min(most, family.positions(self._manifest))
+            most = min(most, family.positions(self._manifest, engines.specs, settings))
         return [
             decode_trajectory(
                 self._manifest,

@@ -119,7 +119,7 @@ class Recorder:
             graph=spec.name,
             block=spec.block,
             context=spec.context,
-            inputs=Inputs({item.name: np.array(inputs[item.name]) for item in spec.inputs}, {}),
+            inputs=Inputs({t.name: np.array(inputs[t.name]) for t in spec.inputs}),
             mask_ratio=0.0,
             progress=1.0,
             frontier=every,
@@ -156,7 +156,7 @@ class Recorder:
 
     def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
         """Gives the first rows of a cache; what a text had before is shared, not copied again."""
-        known = self._caches.get(key, given[:0].copy())
+        known: np.ndarray = self._caches.get(key, given[:0].copy())
         count = len(known)
         owner = known if known.base is None else known.base
         if count > rows or len(owner) < rows or not np.array_equal(given[:count], known):

@@ -14,7 +14,7 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
 from ..runtime.errors import CalibrationError, ConfigError
-from ..runtime.families import find_family
+from ..runtime.families import decoding_settings, find_family
 from ..runtime.families.base import Request, Roomed
 from ..runtime.manifest import Manifest
 from ..runtime.ops.numpy_ops import NumpyOps
@@ -125,7 +125,8 @@ class Session:
     def room(self, block: int | None) -> int:
         """Positions that a text can have at a block size."""
         if isinstance(self.family, Roomed):
-            return self.family.positions(self.manifest)
+            settings = decoding_settings(self.manifest, {"block_size": block})
+            return self.family.positions(self.manifest, self.engines.specs, settings)
         widest = max(
             spec.context // spec.block * spec.block + spec.block
             for spec in self.engines.specs

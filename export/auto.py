@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jetson.plan import Plan, plan_bundle
+from ..jetson.plan import MemoryPlan, Plan, plan_bundle
 from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
 from ..runtime.errors import CalibrationError, ConfigError, EngineError
@@ -27,10 +27,10 @@ from ..runtime.evaluate import evaluate_ids
 from ..runtime.families import decoding_settings, find_family
 from ..runtime.families.base import Request
 from ..runtime.families.heads import HEAD
-from ..runtime.families.tidar_layout import draft_block
 from ..runtime.generate import generate
 from ..runtime.ops.numpy_ops import NumpyOps
 from .buckets import best_buckets
+from .offers import Offer, memory_of, offers_of
 from .pack import draft_bundle, make_models
 from .settings import PRECISIONS, ExportSettings
 from .source import Source, load_source
@@ -52,6 +52,9 @@ class Candidate:
 
     precision: str
     block: int
+    """That text was decoded and scored with."""
+    blocks: tuple[int | str, ...]
+    """That the bundle is made with."""
     contexts: tuple[int, ...]
     perplexity: float
     """Bound on real text."""
@@ -62,6 +65,7 @@ class Candidate:
     tokens_per_s: float
     """Predicted, over a text as long as the model's positions."""
     memory_mib: float
+    """Predicted, of the shapes that this candidate ships."""
     fits: bool
     """Whether memory and quality are within their budgets."""
 
@@ -120,7 +124,7 @@ def choose(
     chosen = replace(
         settings,
         precision=best.precision,
-        blocks=(best.block,) if best.block > 1 else settings.blocks,
+        blocks=best.blocks,
         contexts=best.contexts or settings.contexts,
     )
     return chosen, {"chosen": asdict(best), "candidates": [asdict(item) for item in judged]}
@@ -143,7 +147,8 @@ def _candidates(
 ) -> list[Candidate]:
     """Makes one precision; measures and predicts every block size of it."""
     source = load_source(checkpoint_path, settings)
-    if not settings.contexts and _has_cache(source):
+    cut = not settings.contexts
+    if cut and _has_cache(source):
         settings = replace(settings, contexts=_buckets(source))
     made = make_models(source, settings, progress)
     ids = _held_out(source, settings)
@@ -153,13 +158,13 @@ def _candidates(
         plan = plan_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
         engines = open_engines(draft, "onnxruntime")
         try:
-            for block in _blocks(draft, settings):
-                found.append(_candidate(draft, plan, engines, ids, block))
+            for offer in _affordable(draft, source, settings, cut):
+                found.append(_candidate(draft, source, settings, plan, engines, ids, offer))
                 item = found[-1]
                 progress(
-                    f"auto: {item.precision}, block {block}: perplexity {item.perplexity:.2f}, "
-                    f"{item.tokens_per_nfe:.2f} tokens per run, {item.tokens_per_s:,.0f} tokens/s "
-                    "predicted"
+                    f"auto: {item.precision}, block {item.block}: perplexity "
+                    f"{item.perplexity:.2f}, {item.tokens_per_nfe:.2f} tokens per run, "
+                    f"{item.tokens_per_s:,.0f} tokens/s and {item.memory_mib:,.0f} MiB predicted"
                 )
         finally:
             engines.close()
@@ -180,59 +185,77 @@ def _has_cache(source: Source) -> bool:
     return any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
 
 
+def _affordable(draft: Bundle, source: Source, settings: ExportSettings, cut: bool) -> list[Offer]:
+    """Per block, the most capable offer that fits the memory; the smallest one if none does.
+
+    A shorter context or canvas loses what texts can see, so it is offered only where a longer one
+    does not fit.
+    """
+    best: dict[int, Offer] = {}
+    done: set[int] = set()
+    for offer in offers_of(draft, settings, cut=cut):
+        # All canvases stand for one choice: how many of them there is room for.
+        key = offer.block if offer.contexts else 0
+        if key in done:
+            continue
+        best[key] = offer
+        contexts = offer.contexts[-1:]
+        memory = memory_of(draft, source.graphs, settings.target, offer.blocks, contexts)
+        if _fits(memory, settings):
+            done.add(key)
+    return list(best.values())
+
+
+def _fits(memory: MemoryPlan, settings: ExportSettings) -> bool:
+    limit = settings.max_memory_mib
+    return memory.fits and (limit is None or memory.total <= limit)
+
+
 def _candidate(
-    draft: Bundle, plan: Plan, engines: EngineSet, ids: np.ndarray, block: int
+    draft: Bundle,
+    source: Source,
+    settings: ExportSettings,
+    plan: Plan,
+    engines: EngineSet,
+    ids: np.ndarray,
+    offer: Offer,
 ) -> Candidate:
-    exact = find_family(draft.manifest.family).exact
+    manifest = draft.manifest
+    exact = find_family(manifest.family).exact
+    seen = offer.contexts[-1] if offer.contexts else None
     result = evaluate_ids(
-        draft.manifest,
+        manifest,
         engines,
         ids,
-        block_size=None if exact else _asked(block),
+        context=seen if seen is not None and seen < manifest.max_position else None,
+        block_size=None if exact else _asked(offer.block),
         relative_half_width=0.001,
         max_samples=BOUND_SAMPLES,
     )
-    tokens = _tokens_per_nfe(draft, engines, block)
-    rows = _draft_rows(draft).get(block, block)
-    heads = [part for (name, size, _), part in plan.graphs.items() if (name, size) == (HEAD, block)]
+    tokens = _tokens_per_nfe(draft, engines, offer.block)
+    shape = HEAD, offer.block
+    heads = [part for (name, size, _), part in plan.graphs.items() if (name, size) == shape]
     contexts, rate = best_buckets(
-        plan, rows, tokens, draft.manifest.max_position,
+        plan,
+        offer.rows,
+        tokens,
+        manifest.max_position,
+        offer.contexts,
         beside_ms=HEADS_PER_STEP * sum(part.step_ms + part.outside_ms for part in heads),
-    )  # fmt: skip
+    )
+    memory = memory_of(draft, source.graphs, settings.target, offer.blocks, contexts)
     return Candidate(
-        precision=draft.manifest.precision,
-        block=block,
+        precision=manifest.precision,
+        block=offer.block,
+        blocks=offer.blocks,
         contexts=contexts,
         perplexity=result.perplexity,
         loss_percent=0.0,
         tokens_per_nfe=tokens,
         tokens_per_s=rate,
-        memory_mib=plan.memory.total,
-        fits=plan.memory.fits,
+        memory_mib=memory.total,
+        fits=_fits(memory, settings),
     )
-
-
-def _blocks(draft: Bundle, settings: ExportSettings) -> list[int]:
-    """Block sizes to choose from: those asked for, else those learnt, as far as text goes on
-    behind them. The whole canvas is for infilling; shapes of twice a block serve that block."""
-    manifest = draft.manifest
-    if drafts := _draft_rows(draft):
-        return sorted(drafts)
-    if manifest.model.get("causal"):
-        return [min(spec.block for spec in manifest.graphs)]
-    going_on = {spec.block for spec in manifest.graphs if spec.context >= spec.block}
-    asked = {size for size in settings.blocks if isinstance(size, int)} or manifest.block_sizes
-    return sorted(going_on.intersection(asked) or {spec.block for spec in manifest.graphs})
-
-
-def _draft_rows(draft: Bundle) -> dict[int, int]:
-    """Rows of the run that drafts so many tokens, by that number; none for other models."""
-    found = {}
-    for spec in draft.manifest.graphs:
-        block = draft_block(spec.block)
-        if block is not None and any(tensor.role == "visible" for tensor in spec.inputs):
-            found[block] = spec.block
-    return found
 
 
 def _asked(block: int) -> int | None:
@@ -268,12 +291,10 @@ def _tokens_per_nfe(draft: Bundle, engines: EngineSet, block: int) -> float:
 def _judge(candidates: list[Candidate], settings: ExportSettings) -> list[Candidate]:
     """Holds every candidate to the budgets."""
     best = min(item.perplexity for item in candidates)
-    limit = settings.max_memory_mib
     judged = []
     for item in candidates:
         loss = 100 * (item.perplexity / best - 1)
         fits = item.fits and loss <= settings.max_loss
-        fits = fits and (limit is None or item.memory_mib <= limit)
         judged.append(replace(item, loss_percent=loss, fits=fits))
     return judged
 

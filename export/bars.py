@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..runtime.cli_eval import ProgressBar
+from ..runtime.progress import ProgressLine
 
 
 @contextmanager
@@ -14,7 +14,7 @@ def bar(*, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     if quiet:
         yield lambda done, total: None
         return
-    drawn = ProgressBar()
+    drawn = ProgressLine()
     try:
         yield drawn.show
     finally:

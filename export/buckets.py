@@ -12,7 +12,13 @@ build."""
 
 
 def best_buckets(
-    plan: Plan, block: int, tokens_per_nfe: float, positions: int, *, beside_ms: float = 0.0
+    plan: Plan,
+    block: int,
+    tokens_per_nfe: float,
+    positions: int,
+    offered: Sequence[int] = (),
+    *,
+    beside_ms: float = 0.0,
 ) -> tuple[tuple[int, ...], float]:
     """Returns the fewest context buckets that decode about as fast as all, and their tokens/s.
 
@@ -20,13 +26,15 @@ def best_buckets(
     faster by WORTH. Graphs without a cache have none.
 
     Args:
-        plan: Of every shape.
+        plan: Of all shapes.
         block: Rows of the run that a text is decoded by.
         tokens_per_nfe: Generated tokens per such run.
         positions: Of a text.
+        offered: Buckets to choose from; empty: those of the plan.
         beside_ms: What each run takes besides, such as those of a head that is a graph of its own.
     """
     sizes = [context for _, size, context in plan.graphs if size == block]
+    sizes = [size for size in sizes if size in offered] or sizes
     kept = [max(sizes)]
     rate = text_rate(plan, kept, block, tokens_per_nfe, positions, beside_ms)
     while True:
@@ -56,7 +64,8 @@ def text_rate(
     """Predicted tokens/s over a text of so many positions, with these context buckets.
 
     A block takes block / tokens_per_nfe runs; where the graph has a shape of twice the block, one
-    of them is that one, which stores the block before.
+    of them is that one, which stores the block before. Behind the largest context the window
+    slides, half of it at a time: each block then costs one more run, which fills the cache again.
     """
     times = {
         (size, context): part.step_ms + part.outside_ms
@@ -69,4 +78,5 @@ def text_rate(
         bucket = min((size for size in kept if size >= start), default=max(kept))
         one = times[block, bucket] + beside_ms
         total += (runs - 1) * one + times.get((2 * block, bucket), one)
+        total += one if 0 < max(kept) < start else 0.0
     return 1e3 * block * len(starts) / total

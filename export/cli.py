@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..jetson.targets import TARGETS, describe
+from ..jetson.targets import JETPACKS, TARGETS, describe, jetpack_lines
 from ..runtime.cli_common import DlmCommand, common_options, print_json
 from ..runtime.errors import ConfigError
 
@@ -77,13 +77,19 @@ def _decoding(text: str | None) -> dict[str, Any]:
     return value
 
 
-def _list_targets(as_json: bool) -> None:
-    """Prints every target with its power modes."""
+def _list_targets(as_json: bool, verbose: int) -> None:
+    """Prints every target with its power modes, and what each JetPack brings."""
     if as_json:
-        print_json({name: item.to_json() for name, item in TARGETS.items()})
+        targets = {name: item.to_json() for name, item in TARGETS.items()}
+        print_json({"targets": targets, "jetpacks": [asdict(item) for item in JETPACKS]})
         return
     for item in TARGETS.values():
-        click.echo(describe(item))
+        click.echo(describe(item, sources=bool(verbose)))
+    click.echo()
+    for line in jetpack_lines(sources=bool(verbose)):
+        click.echo(line)
+    if not verbose:
+        click.echo("\nWhere each fact is from: -v, or --json.")
 
 
 def _export_chosen(
@@ -234,14 +240,14 @@ def main(
     with drawings goes into the bundle and beside it.
     """
     if given["target"] == "list":
-        _list_targets(as_json)
+        _list_targets(as_json, verbose)
         return
     if checkpoint is None:
         raise click.UsageError("Missing argument 'CHECKPOINT'.")
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     # torch takes seconds to import: usage errors should not wait for it.
-    from ..runtime.cli_load import BuildLine
+    from ..runtime.progress import ProgressLine
     from .pack import ExportSettings, export_checkpoint
     from .plans import build_if_at_hand
 
@@ -257,11 +263,11 @@ def main(
         report = _export_chosen(checkpoint, output, settings, progress)
     else:
         report = export_checkpoint(checkpoint, output, settings, progress)
-    line = BuildLine(sys.stderr)
+    line = ProgressLine()
     try:
-        built = build_if_at_hand(output, settings.target, line.show)
+        built = build_if_at_hand(output, settings.target, line.show_share)
     finally:
-        line.end()
+        line.wipe()
     if as_json:
         print_json({**report, "tensorrt": built})
         return

@@ -16,7 +16,7 @@ from ..runtime.check import GOLDEN_VERSION, record_run
 from ..runtime.engines.base import Engine, EngineSet
 from ..runtime.manifest import GraphSpec, Manifest
 from ..train.families.base import Corrupt
-from .canvases import Canvas, canvases, noisy_canvas, starts_of
+from .canvases import Canvas, canvases, noisy_canvas, splits_of, starts_of
 
 MAX_BLOCKS = 3
 """Committed blocks in front of the last canvases of a case."""
@@ -47,9 +47,10 @@ def _case(
     for start in range(0, last + 1, spec.block):
         clean = noisy_canvas(spec, ids, start, corrupt, 0.0, seed)
         if start in (0, last):
-            for canvas in canvases(spec, ids, start, corrupt, seed):
-                if canvas.mask_ratio in RATIOS:
-                    runs.append(record_run(engine, _values(engine, canvas), commit=None))
+            for split in splits_of(spec):
+                for canvas in canvases(spec, ids, start, corrupt, seed, split):
+                    if canvas.mask_ratio in RATIOS:
+                        runs.append(record_run(engine, _values(engine, canvas), commit=None))
         if has_cache and start < last:
             runs.append(record_run(engine, _values(engine, clean), commit=start))
     return {"graph": spec.name, "block": spec.block, "context": spec.context, "runs": runs}

@@ -18,7 +18,7 @@ import torch
 from ..runtime.engines.base import Engine, EngineSet
 from ..runtime.manifest import GraphSpec, Manifest
 from ..train.families.base import ExportGraph
-from .canvases import Canvas, canvases, noisy_canvas, starts_of
+from .canvases import Canvas, canvases, noisy_canvas, splits_of, starts_of
 from .figures import TOLERANCES, Figures, Tolerance
 
 MANY_SCORES = 1 << 20
@@ -149,6 +149,7 @@ def compare(
         name = f"graph {spec.name}, block {spec.block}, context {spec.context}"
         figures.require(tolerance, f"{name}, against PyTorch")
         entry = {"graph": spec.name, "block": spec.block, "context": spec.context}
+        entry["splits"] = list(splits_of(spec))
         entry["against_torch"] = figures.to_json()
         if cached.rows:
             cached.require(tolerance, f"{name}, cached against uncached")
@@ -181,25 +182,27 @@ def _compare_shape(
     few = spec.block * manifest.vocab_size > MANY_SCORES
     torch_side = TorchSide(graph, spec)
     engine = engines.engine(spec.name, spec.block, spec.context)
-    filled = 0
-    for start in starts_of(spec, manifest.max_position):
-        for begin in range(filled, start, spec.block):
-            clean = noisy_canvas(spec, ids, begin, graph.corrupt, 0.0, seed)
-            torch_side.run(clean, commit=True)
-            run_engine(engine, clean, commit=True)
-        filled = max(filled, start)
-        for canvas in canvases(spec, ids, start, graph.corrupt, seed):
-            if few and canvas.mask_ratio not in FEW_RATIOS:
-                continue
-            found = run_engine(engine, canvas, commit=False)
-            wanted = torch_side.run(canvas, commit=False)
-            if apart:
-                assert head is not None
-                found, wanted = _with_head(head, found), _with_head(head, wanted)
-            figures.add(found, wanted, canvas.mask_ratio)
-            plain = canvas.mask_ratio in (0.0, 1.0)
-            if graph.uncached is not None and plain and _comparable(graph, canvas):
-                cached.add(found, _uncached(graph, ids[None, :start], canvas), canvas.mask_ratio)
+    for split in splits_of(spec):
+        # Two blocks in one run store what two runs of one store: the cache is filled anew.
+        filled = 0
+        for start in starts_of(spec, manifest.max_position):
+            for begin in range(filled, start, spec.block):
+                clean = noisy_canvas(spec, ids, begin, graph.corrupt, 0.0, seed, split)
+                torch_side.run(clean, commit=True)
+                run_engine(engine, clean, commit=True)
+            filled = max(filled, start)
+            for canvas in canvases(spec, ids, start, graph.corrupt, seed, split):
+                if few and canvas.mask_ratio not in FEW_RATIOS:
+                    continue
+                found = run_engine(engine, canvas, commit=False)
+                wanted = torch_side.run(canvas, commit=False)
+                if apart:
+                    assert head is not None
+                    found, wanted = _with_head(head, found), _with_head(head, wanted)
+                figures.add(found, wanted, canvas.mask_ratio)
+                if graph.uncached is not None and _comparable(graph, canvas):
+                    plain = _uncached(graph, ids[None, : start + split], canvas)
+                    cached.add(found[:, split:], plain, canvas.mask_ratio)
     return figures, cached
 
 
@@ -225,7 +228,10 @@ def _compare_head(
 
 
 def _comparable(graph: ExportGraph, canvas: Canvas) -> bool:
-    """The uncached forward tells a time-conditioned model that all is masked."""
+    """The uncached forward tells a time-conditioned model that all is masked; others are compared
+    on what is clean, too."""
+    if canvas.mask_ratio not in (0.0, 1.0):
+        return False
     timed = any(tensor.role == "time" for tensor in graph.inputs)
     return not timed or canvas.mask_ratio == 1.0
 
@@ -233,5 +239,5 @@ def _comparable(graph: ExportGraph, canvas: Canvas) -> bool:
 @torch.no_grad()
 def _uncached(graph: ExportGraph, context: np.ndarray, canvas: Canvas) -> np.ndarray:
     assert graph.uncached is not None
-    given = torch.as_tensor(context), torch.as_tensor(canvas.ids)
+    given = torch.as_tensor(context), torch.as_tensor(canvas.ids[:, canvas.split :])
     return graph.uncached(*given, canvas.extra).numpy()

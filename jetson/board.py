@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..runtime.machine import (
+    board_model,
+    cpu_name,
+    package_versions,
+    read_l4t,
+    read_meminfo,
+    usable_cores,
+)
 from .power import current_mode
 from .sysfs import ROOT, read_text
-from .targets import jetpack_of
+from .targets import MODULES, jetpack_of
 
-_MODEL = "proc/device-tree/model"
-_RELEASE = "etc/nv_tegra_release"
-_CPU_MODEL = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
+_COMPATIBLE = "proc/device-tree/compatible"
+_PART = re.compile(r"p3\d{3}-\d{4}")
 _PACKAGES = ("numpy", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings", "tokenizers")
 _BOARDS = (
     ("orin nano", (("orin-nano-4gb", 0, 6000), ("orin-nano", 6000, 1 << 40))),
     ("orin nx", (("orin-nx-8gb", 0, 12000), ("orin-nx", 12000, 1 << 40))),
-    ("agx orin", (("agx-orin", 0, 1 << 40),)),
+    ("agx orin", (("agx-orin-32gb", 0, 45000), ("agx-orin", 45000, 1 << 40))),
 )
-"""Target by model and MemTotal in MiB: the device tree of a kit does not tell 4 from 8 GB."""
+"""Target by model and MemTotal in MiB, where the device tree names no module that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,35 +65,29 @@ class Machine:
 
 def read_machine(root: Path = ROOT) -> Machine:
     """Looks at this machine; what cannot be read is empty or 0."""
-    tree = read_text(root / _MODEL)
+    tree = board_model(root)
     l4t = read_l4t(root)
     release = jetpack_of(l4t) if l4t else None
     memory = read_meminfo(root)
     total = memory.get("MemTotal", 0.0)
     cpu = cpu_name(root)
     mode = current_mode(root)
+    versions = package_versions(_PACKAGES)
     return Machine(
         model=tree or cpu,
         is_jetson=l4t is not None or "jetson" in (tree or "").lower(),
         l4t=l4t,
         jetpack=release.version if release else None,
         cpu=cpu,
-        cores=_cores(),
+        cores=usable_cores(),
         memory_mib=total,
         swap_mib=memory.get("SwapTotal", 0.0),
         kernel=platform.release(),
         python=platform.python_version(),
         power_mode=mode.name if mode else None,
-        target=target_of(tree or "", total),
-        packages=installed(),
+        target=target_of(tree or "", total, read_text(root / _COMPATIBLE) or ""),
+        packages={name: found for name, found in versions.items() if found},
     )
-
-
-def read_l4t(root: Path) -> str | None:
-    """Returns the L4T release of a Jetson, such as 36.4.7; None elsewhere."""
-    text = read_text(root / _RELEASE) or ""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text)
-    return f"{found[1]}.{found[2]}" if found else None
 
 
 def release_at_least(l4t: str, wanted: str) -> bool:
@@ -97,39 +96,18 @@ def release_at_least(l4t: str, wanted: str) -> bool:
     return first >= second
 
 
-def read_meminfo(root: Path) -> dict[str, float]:
-    """Returns /proc/meminfo in MiB by name."""
-    text = read_text(root / "proc/meminfo") or ""
-    return {name: int(kib) / 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
+def target_of(model: str, memory_mib: float, compatible: str = "") -> str:
+    """Returns the target whose board this is; `host` for every other machine.
 
-
-def cpu_name(root: Path) -> str:
-    """Returns the CPU's name as the kernel has it; ARM kernels give none."""
-    found = _CPU_MODEL.search(read_text(root / "proc/cpuinfo") or "")
-    return found[1].strip() if found else platform.machine()
-
-
-def target_of(model: str, memory_mib: float) -> str:
-    """Returns the target whose board this is; `host` for every other machine."""
+    Args:
+        model: as the device tree has it.
+        memory_mib: MemTotal.
+        compatible: as the device tree has it: carrier board and module by part number.
+    """
+    for part in _PART.findall(compatible):
+        if part in MODULES:
+            return MODULES[part]
     for name, sizes in _BOARDS:
         if name in model.lower():
             return next(t for t, low, high in sizes if low <= memory_mib < high)
     return "host"
-
-
-def installed() -> dict[str, str]:
-    """Returns versions of the packages that matter here."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1

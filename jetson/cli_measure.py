@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from ..runtime.cli_options import read_prompts
 from ..runtime.errors import DlmError
 from ..runtime.families.window import contexts_by_block
 from ..runtime.pipeline import Pipeline
+from ..runtime.progress import ProgressLine
 from .board import read_machine
 from .cli_runs import NAME, PAGE_NAME, RUN_NAME, draw, prepare_folder, show, write_run
 from .power import current_mode, find_mode, mode_command, set_mode
-from .profile import DEFAULT_PROMPTS, ProfileOptions, Profiler
+from .profile import Profiler
+from .profile_options import ProfileOptions
 from .sweep import Axes, Sweep, parse_axes, require_blocks
 from .sysfs import ROOT
 from .targets import target as find_target
@@ -34,7 +36,7 @@ def measure(
 ) -> None:
     """Measures, prints and writes; exits 130 with what there was on Ctrl-C."""
     axes = parse_axes(given["axes"])
-    prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else DEFAULT_PROMPTS
+    prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else None
     options = ProfileOptions(
         bundle=bundle,
         engine=given["engine"],
@@ -54,9 +56,9 @@ def measure(
     out: Path | None = given["out"]
     if out is not None:
         prepare_folder(out, (RUN_NAME, PAGE_NAME), overwrite=given["overwrite"])
-    bar = Progress()
+    bar = ProgressLine()
     with _power_mode(given["power_mode"]):
-        profiler = Profiler(options, progress=bar.show)
+        profiler = Profiler(options, progress=partial(_draw, bar))
         complete = False
         try:
             profiler.measure()
@@ -83,6 +85,11 @@ def measure(
         sys.exit(EXIT_INTERRUPTED)
 
 
+def _draw(bar: ProgressLine, what: str, done: int, planned: int) -> None:
+    """The profiler's progress on a line."""
+    bar.show(done, planned, what)
+
+
 def _check_first(bundle: Path | None, axes: Axes, given: Mapping[str, Any]) -> None:
     """Refuses target, mode, judge and blocks that would fail only when all is measured."""
     place = find_target(given["target"] or read_machine(ROOT).target)
@@ -95,7 +102,7 @@ def _check_first(bundle: Path | None, axes: Axes, given: Mapping[str, Any]) -> N
         require_blocks(axes.blocks, contexts_by_block(graphs, graphs[0].name))
 
 
-def _sweep(profiler: Profiler, axes: Axes, given: Mapping[str, Any], bar: Progress) -> None:
+def _sweep(profiler: Profiler, axes: Axes, given: Mapping[str, Any], bar: ProgressLine) -> None:
     """Runs the sweep into the profiler's record; an interrupted one leaves its cells there."""
     assert profiler.pipeline is not None
     judge = Pipeline.load(given["judge"], threads=given["threads"]) if given["judge"] else None
@@ -107,7 +114,7 @@ def _sweep(profiler: Profiler, axes: Axes, given: Mapping[str, Any], bar: Progre
             prompts=profiler.record["settings"]["prompts"],
             num_texts=given["texts"],
             judge=judge,
-            progress=bar.show,
+            progress=partial(_draw, bar),
         )
         try:
             with profiler.span("sweep"):
@@ -151,29 +158,3 @@ def _power_mode(wanted: str | None) -> Iterator[None]:
         if before is not None:
             note(NAME, f"setting power mode {before.name} back: {' '.join(mode_command(before))}")
             set_mode(ROOT, before)
-
-
-class Progress:
-    """One line on stderr, redrawn in place; nothing where stderr is not a terminal."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._begin: dict[str, float] = {}
-
-    def show(self, what: str, done: int, planned: int) -> None:
-        """Draws how far a part has come."""
-        if not self._live:
-            return
-        begin = self._begin.setdefault(what, time.monotonic())
-        share = done / max(planned, 1)
-        left = (time.monotonic() - begin) * (1 / share - 1) if share else None
-        rest = "" if left is None else f", {left:.0f} s left"
-        bar = "#" * round(30 * share)
-        sys.stderr.write(f"\r{what:<8} [{bar:<30}] {done}/{planned}{rest} \x1b[K")
-        sys.stderr.flush()
-
-    def wipe(self) -> None:
-        """Clears the line."""
-        if self._live and self._begin:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

@@ -12,6 +12,7 @@ import click
 
 from ..runtime.cli_common import note, print_json
 from ..runtime.errors import ConfigError, DlmError
+from ..runtime.files import write_whole
 from .compare import compare, read_run
 from .table import compare_lines, lines
 
@@ -45,15 +46,12 @@ def prepare_folder(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
 
 
 def write_run(record: Mapping[str, Any], folder: Path) -> Path:
-    """Writes run.json beside its name and renames it; an earlier run's page goes."""
+    """Writes run.json whole or not at all; an earlier run's page goes."""
     path = folder / RUN_NAME
-    draft = path.with_name(f".{RUN_NAME}.part")
     try:
-        draft.write_text(json.dumps(record, ensure_ascii=False, allow_nan=False), "utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(record, ensure_ascii=False, allow_nan=False))
         (folder / PAGE_NAME).unlink(missing_ok=True)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise DlmError(f"cannot write {path}: {error.strerror}; choose another place") from error
     return path
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..runtime.cache import REMEDY, cache_root
 from ..runtime.errors import BundleError
-from .board import Machine, read_meminfo
+from ..runtime.machine import read_meminfo
+from .board import Machine
 from .power import find_rails
 
 MIN_FREE_MIB = 1024

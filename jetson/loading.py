@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import Bundle, default_bundle_path, open_bundle
+from ..runtime.bundle import default_bundle_path, open_bundle
 from ..runtime.engines import open_engines
+from ..runtime.engines.base import EngineSet
 from ..runtime.pipeline import Pipeline
 from ..runtime.tokenizer import Tokenizer
-from .memory import process_memory
+from .memory import DEVICE_USED, engine_memory, process_memory
 
 
 class MemoryNotes:
@@ -20,13 +21,16 @@ class MemoryNotes:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.parts: list[dict[str, Any]] = []
+        self.engines: EngineSet | None = None
+        """Once they are open; where they have a device, its memory is noted as well."""
 
     def add(self, name: str, seconds: float | None) -> None:
-        """Notes what is resident now, and how long the part took; nothing where nobody counts."""
+        """Notes what is in use now, and how long the part took; nothing where nobody counts."""
         now = process_memory(self._root)
         if now is None:
             return
         before = self.parts[-1]["resident_mib"] if self.parts else 0.0
+        device = {} if self.engines is None else engine_memory(self.engines)
         self.parts.append(
             {
                 "name": name,
@@ -34,6 +38,7 @@ class MemoryNotes:
                 "resident_mib": round(now.resident, 2),
                 "anonymous_mib": round(now.anonymous, 2),
                 "file_mib": round(now.file, 2),
+                "device_used_mib": round(device[DEVICE_USED], 2) if DEVICE_USED in device else None,
                 "seconds": None if seconds is None else round(seconds, 4),
             }
         )
@@ -66,25 +71,10 @@ def load_by_parts(
         threads,
         report=lambda fraction, phase: progress("building a plan", int(100 * fraction), 100),
     )
+    notes.engines = engines
     notes.add("engine's library", clock() - begin)
     begin = clock()
     for spec in {spec.file: spec for spec in reversed(engines.specs)}.values():
         engines.engine(spec.name, spec.block, spec.context)
     notes.add("weights and session", clock() - begin)
     return Pipeline(bundle, engines, tokenizer)
-
-
-def bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    """Returns what a report says of a bundle."""
-    manifest = bundle.manifest
-    return {
-        "name": bundle.path.name,
-        "sha256": bundle.sha256,
-        "size_mib": round(bundle.path.stat().st_size / (1 << 20), 2),
-        "family": manifest.family,
-        "precision": manifest.precision,
-        "target": manifest.target,
-        "num_parameters": manifest.model.get("num_parameters"),
-        "vocab_size": manifest.vocab_size,
-        "block_sizes": list(manifest.block_sizes),
-    }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
+from ..runtime.machine import read_meminfo
 from .cost import GraphCost
 from .energy import Power, power
 from .host import HostRates, HostSpeed
@@ -104,12 +104,17 @@ class Cpu:
         """Takes measured rates; without them only memory can be told."""
         self._rates = rates
         self.runtime_mib = CPU_RUNTIME_MIB if rates is None else rates.resident_mib
-        self.available_mib = free_memory_mib() if place.name == "host" else None
+        self.available_mib = read_meminfo().get("MemAvailable") if place.name == "host" else None
         self.assumptions: tuple[str, ...] = ()
         if rates is not None:
             self.assumptions += (
                 f"rates measured on this machine ({rates.cpu}, {rates.threads} threads)",
             )
+            if rates.crowded:
+                self.assumptions += (
+                    f"other programs ran meanwhile: {rates.waited_share:.0%} of the time went by "
+                    "waiting for a CPU, so that rates are too low; they are measured again",
+                )
         if place.name != "host":
             self.assumptions += ("the CPU the bundle will run on may be another one",)
 
@@ -138,13 +143,3 @@ class Cpu:
     def power(self, cost: GraphCost, run: RunTime, outside_ms: float) -> Power | None:
         """See Machine: nothing is known of a CPU's power."""
         return None
-
-
-def free_memory_mib() -> float | None:
-    """Memory that this machine has free for programs; None where nobody says."""
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 1024
-    return None

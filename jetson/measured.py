@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..runtime.engines.base import LayerTimes
+from .memory import DEVICE_USED, ENGINE_ACCOUNT, MALLOC
 from .power import total_rails
 from .run_record import TextRun
 from .series import Series
@@ -45,6 +46,15 @@ def run_energy(
         found["idle_watts"] = round(watts, 3)
         found["tokens_per_joule_above_idle"] = round(tokens / above, 4) if above > 0 else None
     return found
+
+
+def allocator_peaks(series: Series) -> dict[str, float]:
+    """Returns the most that malloc, the engine and the device ever held, in MiB, as was seen."""
+    return {
+        f"{key}_peak_mib": round(max(series.columns[name].values), 2)
+        for key, name in (("malloc", MALLOC), ("engine", ENGINE_ACCOUNT), ("device", DEVICE_USED))
+        if name in series.columns
+    }
 
 
 def layer_record(times: LayerTimes, runs: Sequence[TextRun]) -> dict[str, Any]:

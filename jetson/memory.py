@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sysfs import Sensor, read_text
+from ..runtime.engines.base import Accountable, EngineSet
+from .sysfs import OpenFile, Sensor, read_text
 
+MEMORY_HZ = 20.0
+DEVICE_USED, ENGINE_ACCOUNT, MALLOC = "device used", "engine's account", "malloc"
 _MIB = 1 << 20
 
 
@@ -73,8 +76,23 @@ def malloc_reader() -> Sensor | None:
             info = mallinfo2()
             return (info.uordblks + info.hblkhd) / _MIB
 
-        return Sensor(name="malloc", kind="memory", unit="MiB", read=read)
+        return Sensor(name=MALLOC, kind="memory", unit="MiB", read=read, max_hz=MEMORY_HZ)
     return None
+
+
+def engine_memory(engines: EngineSet) -> dict[str, float]:
+    """Returns what an open engine holds in MiB, by name; to be asked from the thread that runs it.
+
+    `device used` is the driver's count of device memory in use, by every program: on a board that
+    is the whole system's memory. `engine's account` is the sum of what the engine allocated.
+    """
+    found: dict[str, float] = {}
+    if engines.device is not None:
+        free, total = engines.device.memory()
+        found[DEVICE_USED] = (total - free) / _MIB
+    if isinstance(engines, Accountable):
+        found[ENGINE_ACCOUNT] = sum(engines.account().values()) / _MIB
+    return found
 
 
 def process_sensors(root: Path) -> Iterator[Sensor]:
@@ -87,11 +105,12 @@ def process_sensors(root: Path) -> Iterator[Sensor]:
 
 
 def _resident(path: Path) -> Sensor:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    file = OpenFile(path)
     page = os.sysconf("SC_PAGE_SIZE") / _MIB
     return Sensor(
         name="resident",
         kind="memory",
         unit="MiB",
-        read=lambda: int(os.pread(descriptor, 128, 0).split()[1]) * page,
+        read=lambda: int(file.start(128).split()[1]) * page,
+        max_hz=MEMORY_HZ,
     )

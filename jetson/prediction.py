@@ -12,16 +12,20 @@ from typing import Any
 
 from ..runtime.bundle import default_bundle_path, open_bundle
 from ..runtime.errors import ConfigError
+from ..runtime.families.base import HEAD_PHASE
 from .plan import plan_bundle
 from .targets import Target, normal_mode_name
 from .targets import target as find_target
 
 _MEASURED_PARTS = {
-    "runtime": ("interpreter and packages", "bundle and tokenizer", "engine's library"),
-    "weights": ("weights and session",),
+    "runtime, weights": (
+        "interpreter and packages", "bundle and tokenizer", "engine's library",
+        "weights and session",
+    ),
     "activations, kv": ("buffers and activations",),
-}
-"""Parts of the measurement by parts of the plan; cache and activations fill while texts run."""
+}  # fmt: skip
+"""Parts of the measurement by parts of the plan. A session's code comes with its weights; cache and
+activations fill while texts run, as far as these use the shapes that the plan has."""
 
 
 def add_prediction(
@@ -98,7 +102,7 @@ def compare_with_plan(
 def _times(record: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     summary = record["summary"]
     planned = {(g["block"], g["context"]): g for g in plan["graphs"]}
-    steps = [p for p in summary["phases"] if p["phase"] not in ("prefill", "commit")]
+    steps = [p for p in summary["phases"] if p["phase"] not in ("prefill", "commit", HEAD_PHASE)]
     for phase in steps:
         found = planned.get((phase["block"], phase["context"]))
         if found is not None:

@@ -6,65 +6,34 @@ no plot and no option parser; predictions and sweeps are added by `prediction.py
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..runtime.bundle import bundle_facts
 from ..runtime.cli_options import with_rule
 from ..runtime.engines.base import Accountable, LayerClocks
+from ..runtime.errors import ConfigError
 from ..runtime.pipeline import Pipeline
 from .board import read_machine
-from .loading import MemoryNotes, bundle_facts, load_by_parts
-from .measured import layer_record, run_energy
-from .memory import process_memory, reset_peak
+from .loading import MemoryNotes, load_by_parts
+from .measured import allocator_peaks, layer_record, run_energy
+from .memory import engine_memory, process_memory, reset_peak
+from .profile_options import DEFAULT_PROMPTS, ProfileOptions
 from .run_record import TextRun, summarise
-from .sampler import DEFAULT_RATE, Sampler
+from .sampler import Sampler
 from .sysfs import ROOT
 from .throttling import crowding, foreign, throttling, waited_seconds
 from .timed_text import timed_text
 
 SCHEMA = 1
-DEFAULT_PROMPTS = (
-    "",
-    "Once upon a time",
-    "The little dog was very happy because",
-    "One day, a girl named Sue went to the park with her mom. She saw a big red ball under a tree "
-    "and she wanted to play with it. But the ball was not hers, so she asked her mom what to do.",
-)
-"""Unconditional, short, middling, and one of some fifty tokens, so that prefill has work."""
 IDLE_SECONDS = 1.0
 """How long the board is watched doing nothing, where there is a power rail."""
 LAYER_TEXTS = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileOptions:
-    """What to measure."""
-
-    bundle: Path | None = None
-    """None: the model that ships with the package."""
-    engine: str = "auto"
-    threads: int | None = None
-    expect_sha256: str | None = None
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    runs: int = 3
-    """Texts per prompt."""
-    warm_up: int = 1
-    """Texts that are not counted, before the others."""
-    max_tokens: int | None = None
-    """New tokens at most per text; None: the runtime's own limit."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Overrides of the bundle's decoding settings."""
-    seed: int = 0
-    sensors: str = "auto"
-    rate: float = DEFAULT_RATE
-    """Readings per second."""
-    layers: bool = True
-    """Time single layers, in a run of its own."""
 
 
 class Profiler:
@@ -91,6 +60,7 @@ class Profiler:
         self.settled_runs: list[TextRun] = []
         """Texts whose stages were waited for one by one; none where runs are synchronous."""
         self._settings: Mapping[str, Any] = {}
+        self._prompts: tuple[str, ...] = options.prompts or ()
         self._settle: Callable[[], None] | None = None
         self._spans: list[dict[str, Any]] = []
         self._notes = MemoryNotes(root)
@@ -130,7 +100,11 @@ class Profiler:
         series = self.sampler.series
         self.record["complete"] = complete
         self.record["spans"] = self._spans
-        self.record["memory"] = self.record.get("memory", {}) | {"parts": self._notes.parts}
+        self.record["memory"] = {
+            **self.record.get("memory", {}),
+            **allocator_peaks(series),
+            "parts": self._notes.parts,
+        }
         self.record["sensors"] = self.sampler.to_json(self.zero)
         self._summarise()
         window = self._window("runs")
@@ -186,6 +160,8 @@ class Profiler:
             progress=self._progress,
         )
         self._settings = with_rule(options.settings, pipeline.settings().rule)
+        if options.prompts is None:
+            self._prompts = self._fitting(pipeline, DEFAULT_PROMPTS)
         engines = pipeline.engines
         self.record["bundle"] = bundle_facts(pipeline.bundle)
         self.record["foreign"] = foreign(pipeline.manifest.target, self.record["machine"]["target"])
@@ -200,9 +176,18 @@ class Profiler:
             "runs": options.runs,
             "warm_up": options.warm_up,
             "max_tokens": options.max_tokens,
-            "prompts": list(options.prompts),
+            "prompts": list(self._prompts),
         }
         return pipeline
+
+    def _fitting(self, pipeline: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
+        """Returns the prompts that the bundle has room for; the empty one always fits."""
+        found = []
+        for prompt in prompts:
+            with contextlib.suppress(ConfigError):
+                pipeline.generate(prompt, max_tokens=1, **self._settings)
+                found.append(prompt)
+        return tuple(found)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -219,7 +204,7 @@ class Profiler:
     ) -> TextRun:
         """Generates one text as the options say, but for these settings."""
         options = self._options
-        return timed_text(
+        run = timed_text(
             pipeline,
             prompt,
             number=number,
@@ -229,6 +214,15 @@ class Profiler:
             settings=self._settings if settings is None else settings,
             settle=self._settle,
         )
+        if pipeline is self.pipeline:
+            self._note_memory(pipeline)
+        return run
+
+    def _note_memory(self, pipeline: Pipeline) -> None:
+        """Puts what the engine holds now beside what the sensors say."""
+        now = time.perf_counter()
+        for name, value in engine_memory(pipeline.engines).items():
+            self.sampler.series.add(name, "memory", "MiB", now, value)
 
     def _warm_up(self, pipeline: Pipeline) -> None:
         """Generates what does not count; its first text tells how much memory running takes."""
@@ -238,7 +232,7 @@ class Profiler:
         begin = time.perf_counter()
         for number in range(options.warm_up):
             self._progress("warm-up", number, options.warm_up)
-            self.generate(pipeline, options.prompts[-1], len(options.prompts) - 1, number)
+            self.generate(pipeline, self._prompts[-1], len(self._prompts) - 1, number)
         if options.warm_up:
             self._notes.add("buffers and activations", time.perf_counter() - begin)
         now = process_memory(self._root)
@@ -251,10 +245,10 @@ class Profiler:
 
     def _generate(self, pipeline: Pipeline) -> None:
         options = self._options
-        planned = options.runs * len(options.prompts)
+        planned = options.runs * len(self._prompts)
         waited = waited_seconds(self._root)
         for index in range(options.runs):
-            for number, prompt in enumerate(options.prompts):
+            for number, prompt in enumerate(self._prompts):
                 self._progress("texts", len(self.runs), planned)
                 self.runs.append(self.generate(pipeline, prompt, number, index))
         if waited is not None:
@@ -279,8 +273,8 @@ class Profiler:
 
         self._settle = settle
         try:
-            for number, prompt in enumerate(self._options.prompts):
-                self._progress("stages", number, len(self._options.prompts))
+            for number, prompt in enumerate(self._prompts):
+                self._progress("stages", number, len(self._prompts))
                 self.settled_runs.append(self.generate(pipeline, prompt, number, 0))
         finally:
             self._settle = None
@@ -288,7 +282,7 @@ class Profiler:
     def _time_layers(self, pipeline: Pipeline, clocks: LayerClocks) -> None:
         """Generates with the engine's own clocks on, in a pass that counts for nothing else."""
         self._progress("layers", 0, 1)
-        prompts = self._options.prompts
+        prompts = self._prompts
         clocks.start_layers()
         runs = [
             self.generate(pipeline, prompts[number % len(prompts)], number, 0)

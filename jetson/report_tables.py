@@ -118,16 +118,22 @@ def _memory(page: Page, memory: Mapping[str, Any]) -> None:
     page.heading("Memory")
     if memory.get("parts"):
         page.table(
-            ["part", "adds MiB", "resident then", "of it anonymous", "of it files", "seconds"],
+            ["part", "adds MiB", "resident then", "of it anonymous", "of it files",
+             "device in use", "seconds"],
             [
                 [p["name"], f"{p['mib']:.1f}", f"{p['resident_mib']:.1f}",
-                 f"{p['anonymous_mib']:.1f}", f"{p['file_mib']:.1f}", _number(p["seconds"])]
+                 f"{p['anonymous_mib']:.1f}", f"{p['file_mib']:.1f}",
+                 _number(p["device_used_mib"]), _number(p["seconds"])]
                 for p in memory["parts"]
             ],
         )  # fmt: skip
     rows = [["highest resident", _number(memory.get("peak_mib"))]]
     rows.append(["highest until loaded", _number(memory.get("load_peak_mib"))])
     rows.append(["resident at the end of the texts", _number(memory.get("steady_mib"))])
+    rows.append(["most that malloc had handed out", _number(memory.get("malloc_peak_mib"))])
+    rows.append(["most that the engine accounts for", _number(memory.get("engine_peak_mib"))])
+    if "device_peak_mib" in memory:
+        rows.append(["most of the device in use, by all", _number(memory["device_peak_mib"])])
     for name, value in memory.get("engine_account_mib", {}).items():
         rows.append([f"engine's own account: {name}", f"{value:.2f}"])
     page.table(["", "MiB"], rows)

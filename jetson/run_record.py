@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from ..runtime.families.base import HEAD_PHASE
 from ..runtime.generate import GraphRun
 from ..runtime.text_generation import TextResult
 
@@ -29,6 +30,8 @@ NO_TEXT = ("prefill", "commit")
 """Phases that make no token."""
 ADVANCE = "advance"
 """The phase that does both, over two blocks."""
+NO_BLOCK = (*NO_TEXT, ADVANCE, HEAD_PHASE, "verify")
+"""Phases whose shape does not tell how many positions are denoised together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,7 @@ class TextRun:
     num_tokens: int
     """New ones."""
     nfe: int
-    """Graph runs, prefill and commits among them."""
+    """Graph runs, prefill and commits among them; heads of their own are not counted apart."""
     num_blocks: int
     """Blocks that new text was put into; 0 for a rule without blocks."""
     first_s: float
@@ -139,7 +142,7 @@ def text_run(
 
 def _block(steps: Sequence[GraphRun]) -> int:
     """Returns how many positions a step denoises together; 0 for a rule that goes one by one."""
-    widths = [run.block for run in steps if run.phase not in (*NO_TEXT, ADVANCE)]
+    widths = [run.block for run in steps if run.phase not in NO_BLOCK]
     return min(widths, default=0) if min(widths, default=0) > 1 else 0
 
 
@@ -201,7 +204,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def summarise(runs: Sequence[TextRun]) -> dict[str, Any]:
     """Returns every figure of a set of texts, as spreads by name."""
-    steps = [s for run in runs for s in run.steps if s.phase not in (*NO_TEXT, ADVANCE)]
+    steps = [s for run in runs for s in run.steps if s.phase not in (*NO_TEXT, ADVANCE, HEAD_PHASE)]
     blockwise = [run for run in runs if run.num_blocks]
     figures = {
         "tokens_per_s": spread([run.tokens_per_s for run in runs], "tokens/s"),

@@ -6,12 +6,13 @@ words, and nothing here fails because of it. Power rails are in `power.py`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from .power import find_rails
-from .sysfs import NumberFile, Sensor, first_existing, number_file, read_text
+from .sysfs import NumberFile, OpenFile, Sensor, first_existing, number_file, read_text
 
 _GPU_LOADS = (
     "sys/devices/platform/gpu.0/load",
@@ -29,8 +30,10 @@ _ALERT = "-throttle-alert"
 _EVENTS = "sys/devices/platform/soctherm-oc-event/hwmon/hwmon*/oc*_event_cnt"
 """Undervoltage (1) and overcurrent (2: average, 3: instantaneous) throttling, since boot."""
 _X86_EVENTS = "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count"
-_SLOW = 5
-"""Heat, counters and the system's memory change slowly, and the last costs 0.16 ms to read."""
+CLOCK_HZ = 20.0
+"""Governors look at load and set clocks at most this often."""
+_SLOW_HZ = 4.0
+"""Heat, counters and the system's memory change slowly, and the last costs most to read."""
 _MEM_AVAILABLE = re.compile(rb"MemAvailable:\s+(\d+)")
 
 
@@ -63,23 +66,23 @@ def missing_kinds(sensors: list[Sensor]) -> list[str]:
 
 
 def _scaled(
-    name: str, kind: str, unit: str, file: NumberFile, factor: float, every: int = 1
+    name: str, kind: str, unit: str, file: NumberFile, factor: float, max_hz: float
 ) -> Sensor:
-    return Sensor(name=name, kind=kind, unit=unit, read=lambda: file.read() * factor, every=every)
+    return Sensor(name=name, kind=kind, unit=unit, read=lambda: file.read() * factor, max_hz=max_hz)
 
 
 def _gpu(root: Path) -> Iterator[Sensor]:
     load = first_existing(root, _GPU_LOADS)
     file = number_file(load) if load else None
     if file:
-        yield _scaled("gpu load", "load", "%", file, 0.1)
+        yield _scaled("gpu load", "load", "%", file, 0.1, CLOCK_HZ)
     folder = first_existing(root, _GPU_CLOCKS)
     clock = number_file(folder / "cur_freq") if folder else None
     if clock:
-        yield _scaled("gpu clock", "clock", "MHz", clock, 1e-6)
+        yield _scaled("gpu clock", "clock", "MHz", clock, 1e-6, CLOCK_HZ)
     memory = number_file(root / _MEMORY_CLOCK)
     if memory:
-        yield _scaled("emc clock", "clock", "MHz", memory, 1e-6)
+        yield _scaled("emc clock", "clock", "MHz", memory, 1e-6, CLOCK_HZ)
 
 
 def gpu_clock_limit(root: Path) -> float | None:
@@ -100,6 +103,7 @@ def _cpu_clocks(root: Path) -> Iterator[Sensor]:
             kind="clock",
             unit="MHz",
             read=lambda: max(file.read() for file in found) * 1e-3,
+            max_hz=CLOCK_HZ,
         )
 
 
@@ -112,7 +116,7 @@ def _temperatures(root: Path) -> Iterator[Sensor]:
         if not name or name in seen or file is None or file.read() <= 0:
             continue
         seen.add(name)
-        yield _scaled(name, "temperature", "°C", file, 1e-3, _SLOW)
+        yield _scaled(name, "temperature", "°C", file, 1e-3, _SLOW_HZ)
 
 
 def _throttling(root: Path) -> Iterator[Sensor]:
@@ -120,21 +124,21 @@ def _throttling(root: Path) -> Iterator[Sensor]:
         name = read_text(folder / "type") or ""
         file = number_file(folder / "cur_state")
         if name.endswith(_ALERT) and file:
-            yield _scaled(name, "throttle", "", file, 1.0, _SLOW)
+            yield _scaled(name, "throttle", "", file, 1.0, _SLOW_HZ)
     for path in (*sorted(root.glob(_EVENTS)), root / _X86_EVENTS):
         file = number_file(path)
         if file:
-            yield _scaled(path.name, "events", "", file, 1.0, _SLOW)
+            yield _scaled(path.name, "events", "", file, 1.0, _SLOW_HZ)
 
 
 def _system_memory(root: Path) -> Iterator[Sensor]:
-    path = root / "proc/meminfo"
-    if path.exists():
+    with contextlib.suppress(OSError):
+        file = OpenFile(root / "proc/meminfo")
 
         def available() -> float:
-            found = _MEM_AVAILABLE.search(path.read_bytes())
+            found = _MEM_AVAILABLE.search(file.start(256))
             if found is None:
                 raise ValueError("no MemAvailable")
             return int(found[1]) / 1024
 
-        yield Sensor(name="system free", kind="memory", unit="MiB", read=available, every=_SLOW)
+        yield Sensor(name="system free", kind="memory", unit="MiB", read=available, max_hz=_SLOW_HZ)

@@ -54,8 +54,11 @@ def parse_axes(texts: Sequence[str]) -> Axes:
                 f"block=16,32; found {text!r}"
             )
         found[name] = tuple(values.split(","))
-    for cell in found.get("rule", ()):
-        parse_cell(cell)
+    try:
+        for cell in found.get("rule", ()):
+            parse_cell(cell)
+    except ConfigError as error:
+        raise ConfigError(f"--axis rule: {error}") from None
     return Axes(
         rules=found.get("rule"),
         blocks=_whole("block", found.get("block")),
@@ -76,7 +79,7 @@ def parse_cell(text: str) -> dict[str, Any]:
     name, _, value = text.partition(":")
     if name not in RULES or (value and not RULES[name].options):
         raise ConfigError(
-            f"--axis rule wants rule or rule:value, a rule among {', '.join(RULES)}; found {text!r}"
+            f"wanted rule or rule:value, a rule among {', '.join(RULES)}; found {text!r}"
         )
     if not value:
         return {"rule": name}
@@ -84,7 +87,20 @@ def parse_cell(text: str) -> dict[str, Any]:
     try:
         return {"rule": name, option: int(value) if option == "steps" else float(value)}
     except ValueError:
-        raise ConfigError(f"--axis rule wants a number behind the colon, found {text!r}") from None
+        raise ConfigError(f"wanted a number behind the colon, found {text!r}") from None
+
+
+def learnt_blocks(pipeline: Pipeline) -> list[int]:
+    """Returns the block sizes that a sweep tries unasked: those that the model has learnt.
+
+    A bundle has further shapes (twice a block, to store one and begin the next; the whole canvas,
+    for infilling), which run, but whose text says nothing of the model. Of a model that knows no
+    block size, all that leave room for a context are taken.
+    """
+    manifest = pipeline.manifest
+    shapes = contexts_by_block(pipeline.engines.specs, manifest.graphs[0].name)
+    usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
+    return [block for block in usable if block in manifest.block_sizes] or usable or list(shapes)
 
 
 def require_blocks(blocks: Iterable[int], offered: Collection[int]) -> None:
@@ -137,9 +153,8 @@ class Sweep:
         """Returns (settings over the profiler's own, threads; None: those open) of every cell."""
         pipeline = self._pipeline
         shapes = contexts_by_block(pipeline.engines.specs, pipeline.manifest.graphs[0].name)
-        usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
         own = self._profiler.settings.get("block_size")
-        blocks = list(self._axes.blocks or ([own] if own in shapes else usable))
+        blocks = list(self._axes.blocks or ([own] if own in shapes else learnt_blocks(pipeline)))
         require_blocks(blocks, shapes)
         planned: list[tuple[dict[str, Any], int | None]] = []
         takes_blocks = self._accepts({"block_size": blocks[0]})

@@ -6,12 +6,16 @@ root. Whatever is absent gives None: to say so is the caller's business.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path("/")
+from ..runtime.machine import ROOT, read_text
+
+__all__ = ["ROOT", "NumberFile", "OpenFile", "Sensor", "first_existing", "number_file"]
+__all__ += ["read_number", "read_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,16 +29,9 @@ class Sensor:
     unit: str
     read: Callable[[], float]
     """Raises OSError or ValueError once the sensor has gone."""
-    every: int = 1
-    """Read at every so-manieth reading only: what changes slowly, or costs much."""
-
-
-def read_text(path: Path) -> str | None:
-    """Returns a file's text, stripped of the NUL that device-tree files end with; None: absent."""
-    try:
-        return path.read_bytes().decode("utf-8", "replace").strip("\0\n ")
-    except OSError:
-        return None
+    max_hz: float = math.inf
+    """Readings per second beyond which nothing new is told, or not worth its cost. Sensors of one
+    rate are read together: their values stand side by side."""
 
 
 def read_number(path: Path) -> float | None:
@@ -51,21 +48,29 @@ def first_existing(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).exists()), None)
 
 
-class NumberFile:
-    """A file that holds one number, kept open: a reading is one system call and no path walk."""
+class OpenFile:
+    """A file kept open: a reading is one system call and no path walk."""
 
     def __init__(self, path: Path) -> None:
         """Opens it; OSError if that is not allowed."""
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def read(self) -> float:
-        """Returns the number now; OSError or ValueError once the device behind it has gone."""
-        return float(os.pread(self._descriptor, 64, 0))
+    def start(self, size: int) -> bytes:
+        """Returns the first bytes as they are now; OSError once what is behind them has gone."""
+        return os.pread(self._descriptor, size, 0)
 
     def __del__(self) -> None:
         descriptor = getattr(self, "_descriptor", None)
         if descriptor is not None:
             os.close(descriptor)
+
+
+class NumberFile(OpenFile):
+    """A file that holds one number."""
+
+    def read(self) -> float:
+        """Returns the number now; OSError or ValueError once the device behind it has gone."""
+        return float(os.pread(self._descriptor, 64, 0))
 
 
 def number_file(path: Path) -> NumberFile | None:

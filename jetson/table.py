@@ -89,6 +89,10 @@ def _memory(record: Mapping[str, Any]) -> Iterator[str]:
         peak = f"highest {memory['peak_mib']:.1f}" if "peak_mib" in memory else ""
         if "load_peak_mib" in memory:
             peak += f", {memory['load_peak_mib']:.1f} until loaded"
+        if "malloc_peak_mib" in memory:
+            peak += f", malloc at most {memory['malloc_peak_mib']:.1f}"
+        if "device_peak_mib" in memory:
+            peak += f", device in use at most {memory['device_peak_mib']:.1f}"
         yield "; ".join(
             part for part in (peak, f"engine's own account: {held}" if held else "") if part
         )

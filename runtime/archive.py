@@ -7,7 +7,6 @@ damaged or hostile archive ends as `BundleError`, and no more is read than was d
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 import struct
 import zipfile
@@ -15,10 +14,10 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from threading import get_ident
 from typing import BinaryIO
 
 from .errors import BundleError
+from .files import written_beside
 from .manifest import Member
 
 CHUNK = 1 << 20
@@ -197,27 +196,19 @@ def write_archive(
     Raises:
         OSError: The file cannot be written; nothing is left behind, `path` is untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
-    try:
-        with partial.open("wb") as handle:
-            with zipfile.ZipFile(handle, "w") as archive:
-                sizes = {name: _size(content) for name, content in members.items()}
-                done = 0
-                for name, content in members.items():
-                    size = sizes[name]
-                    info = zipfile.ZipInfo(name, date_time=_EPOCH)
-                    info.external_attr = (stat.S_IFREG | 0o644) << 16
-                    info.create_system = 3
-                    info.file_size = size  # so that zip64 is chosen for large members only
-                    if _saving(content, size) > MIN_SAVING:
-                        info.compress_type = zipfile.ZIP_DEFLATED
-                    with archive.open(info, "w") as stream:
-                        for chunk in _source(content):
-                            stream.write(chunk)
-                            done += len(chunk)
-                            progress(done, sum(sizes.values()))
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_beside(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+        sizes = {name: _size(content) for name, content in members.items()}
+        done = 0
+        for name, content in members.items():
+            size = sizes[name]
+            info = zipfile.ZipInfo(name, date_time=_EPOCH)
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            info.create_system = 3
+            info.file_size = size  # so that zip64 is chosen for large members only
+            if _saving(content, size) > MIN_SAVING:
+                info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w") as stream:
+                for chunk in _source(content):
+                    stream.write(chunk)
+                    done += len(chunk)
+                    progress(done, sum(sizes.values()))

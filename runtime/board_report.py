@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle
-from .cache import write_beside
+from .bundle import bundle_facts
 from .check import check_bundle
 from .cli_common import peak_rss_mib
 from .errors import DataError, DlmError
+from .files import write_whole
 from .machine import machine_facts, package_versions
 from .ops.cuda_ops import CudaOps
 from .ops.kernel_check import check_kernels
@@ -63,7 +63,8 @@ def board_report(
     except DlmError as error:
         return {**report, "ok": False, "engine": {"error": str(error)}, "notes": notes}
     with pipeline:
-        report["bundle"] = bundle_facts(pipeline.bundle)
+        shapes = [[spec.name, spec.block, spec.context] for spec in pipeline.manifest.graphs]
+        report["bundle"] = bundle_facts(pipeline.bundle) | {"shapes": shapes}
         report["engine"] = engine_facts(pipeline)
         parts: dict[str, Callable[[], Any]] = {
             "golden": lambda: check_bundle(pipeline.bundle, pipeline.engines, pipeline.ops),
@@ -89,21 +90,6 @@ def _verdict(report: dict[str, Any]) -> bool:
     kernels_found = report["kernels"]
     agree = not isinstance(kernels_found, list) or all(item["ok"] for item in kernels_found)
     return not failed and agree and bool(report["golden"].get("ok"))
-
-
-def bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    """Returns what the bundle is."""
-    manifest = bundle.manifest
-    return {
-        "name": bundle.path.name,
-        "sha256": bundle.sha256,
-        "family": manifest.family,
-        "precision": manifest.precision,
-        "target": manifest.target,
-        "num_parameters": manifest.model.get("num_parameters"),
-        "vocab_size": manifest.vocab_size,
-        "shapes": [[spec.name, spec.block, spec.context] for spec in manifest.graphs],
-    }
 
 
 def engine_facts(pipeline: Pipeline) -> dict[str, Any]:
@@ -220,7 +206,7 @@ def memory(pipeline: Pipeline) -> dict[str, Any]:
 def write_report(report: dict[str, Any], path: Path) -> None:
     """Writes the report so that the file is whole or not there; DataError if it cannot be."""
     try:
-        write_beside(path, (json.dumps(report, indent=1) + "\n").encode())
+        write_whole(path, json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise DataError(
             f"cannot write the report {path} ({error.strerror}): choose another FILE"

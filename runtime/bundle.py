@@ -36,6 +36,7 @@ from .unpack import known_entry, make_entry
 MAX_MANIFEST_BYTES = 4 << 20
 REPORT_NAME = "report.json"
 DEFAULT_NAME = "model.dlm"
+DESKTOP = "Pipeline.from_pretrained of dlm_edge.train.pretrained"
 """What a bundle beside other files of a model is called."""
 
 
@@ -123,6 +124,12 @@ def write_bundle(
         ) from error
 
 
+def holds_bundle(path: str | Path) -> bool:
+    """Tells whether a path means a bundle: a file, a `.dlm` name, or a folder with such a file."""
+    path = Path(path).expanduser()
+    return path.is_file() or path.suffix == ".dlm" or any(path.glob("*.dlm"))
+
+
 def find_bundle(path: str | Path) -> Path:
     """Gives the bundle that a path means: the file itself, or the one bundle of a folder.
 
@@ -133,8 +140,8 @@ def find_bundle(path: str | Path) -> Path:
     if not path.is_dir():
         if path.suffix != ".dlm" and not path.exists():
             raise BundleError(
-                f"{path} is no file or folder here; if it is the name of a model elsewhere, make a "
-                f"bundle of it first: dlm-export {path} -o model.dlm"
+                f"{path} is no file or folder here; the name of a checkpoint on the Hugging Face "
+                f"hub is opened by {DESKTOP}, or becomes a bundle: dlm-export {path} -o model.dlm"
             )
         return path
     found = sorted(path.glob("*.dlm"))
@@ -147,8 +154,8 @@ def find_bundle(path: str | Path) -> Path:
         raise BundleError(f"{path} holds {len(found)} bundles ({names}): name one of these files")
     if (path / "model.safetensors").is_file():
         raise BundleError(
-            f"{path} holds a checkpoint, which needs torch: make a bundle of it with dlm-export "
-            f"{path} -o {path / DEFAULT_NAME}"
+            f"{path} holds a checkpoint, which needs torch: open it with {DESKTOP}, or make a "
+            f"bundle of it: dlm-export {path} -o {path / DEFAULT_NAME}"
         )
     raise BundleError(f"{path} holds no bundle (a .dlm file); choose another folder")
 
@@ -196,3 +203,19 @@ def _open_file(path: Path) -> BinaryIO:
             f"{path} is not a file or is empty; name a .dlm file that dlm-export wrote"
         )
     return handle
+
+
+def bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    """Returns what a report says of a bundle."""
+    manifest = bundle.manifest
+    return {
+        "name": bundle.path.name,
+        "sha256": bundle.sha256,
+        "size_mib": round(bundle.path.stat().st_size / (1 << 20), 2),
+        "family": manifest.family,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "num_parameters": manifest.model.get("num_parameters"),
+        "vocab_size": manifest.vocab_size,
+        "block_sizes": list(manifest.block_sizes),
+    }

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BundleError
+from .files import write_whole
 
 REMEDY = "set XDG_CACHE_HOME to a writable folder"
 
@@ -63,11 +63,8 @@ def locked(path: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None
 
 
 def write_beside(path: Path, data: bytes) -> None:
-    """Writes a small file so that readers see the old bytes or the new ones, never half."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with open(handle, "wb") as out:
-            out.write(data)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """Writes a small file of the cache whole or not at all.
+
+    A power failure may cost it, since it can be made again: nothing waits for the disk.
+    """
+    write_whole(path, data, durable=False, private=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from .board_report import board_report, write_report
 from .cli_common import note, print_json
-from .cli_load import BuildLine
 from .cli_options import RunOptions
 from .engines import BuildSettings
 from .errors import EngineError
 from .pipeline import Pipeline
+from .progress import ProgressLine
 
 _NAME = "dlm-run"
 
@@ -25,7 +23,7 @@ def report(options: RunOptions) -> None:
         DataError: It cannot be written.
     """
     assert options.report_path is not None
-    line, notes = BuildLine(sys.stderr), []
+    line, notes = ProgressLine(), []
 
     def load() -> Pipeline:
         try:
@@ -36,10 +34,10 @@ def report(options: RunOptions) -> None:
                 expect_sha256=options.expect_sha256,
                 build=BuildSettings(weakly_typed=options.weak_types),
                 note=notes.append,
-                report=line.show,
+                report=line.show_share,
             )
         finally:
-            line.end()
+            line.wipe()
 
     found = board_report(load, notes, lambda part: note(_NAME, part) if options.verbose else None)
     write_report(found, options.report_path)

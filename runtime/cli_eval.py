@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +13,7 @@ import click
 
 from .cli_common import DlmCommand, common_options, peak_rss_mib, print_json
 from .errors import DataError
+from .progress import ProgressLine
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -116,7 +116,7 @@ def evaluate_file(
     begin = time.perf_counter()
     stream = list(_stream(data, limit, tokenizer, manifest.eos_token_id))
     ids = np.array(stream, np.int64)
-    bar = ProgressBar()
+    bar = ProgressLine()
     try:
         result = evaluate_ids(
             manifest,
@@ -167,33 +167,6 @@ def _stream(data: str, limit: int | None, tokenizer: Tokenizer, eos: int) -> Ite
     for document in islice(read_documents(data), limit):
         yield eos
         yield from tokenizer.encode(document)
-
-
-class ProgressBar:
-    """One line on stderr, redrawn in place; nothing where stderr is not a terminal."""
-
-    def __init__(self) -> None:
-        self._begin = time.monotonic()
-        self._live = sys.stderr.isatty()
-        self._drawn = 0.0
-
-    def show(self, done: int, planned: int) -> None:
-        """Draws how much is done, ten times a second at most."""
-        now = time.monotonic()
-        if not self._live or now - self._drawn < 0.1:
-            return
-        self._drawn = now
-        share = done / max(planned, 1)
-        left = (now - self._begin) * (1 / share - 1) if share else 0.0
-        bar = "#" * round(30 * share)
-        sys.stderr.write(f"\r[{bar:<30}] {share:>4.0%}, {left:.0f} s left \x1b[K")
-        sys.stderr.flush()
-
-    def wipe(self) -> None:
-        """Clears the line."""
-        if self._live and self._drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TextIO
 
 from .cli_common import note
 from .engines import BuildSettings
 from .pipeline import Pipeline
-
-_WIDTH = 24
-
-
-class BuildLine:
-    """One line on a terminal that shows how far a build is; nothing elsewhere."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._shown = ""
-
-    def show(self, fraction: float, phase: str) -> None:
-        """Redraws the line if it would look different."""
-        filled = round(min(max(fraction, 0.0), 1.0) * _WIDTH)
-        bar = "#" * filled + "." * (_WIDTH - filled)
-        line = f"building [{bar}] {fraction:4.0%} {phase[:32]:<32}"
-        if self._out.isatty() and line != self._shown:
-            self._out.write(f"\r{line}")
-            self._out.flush()
-            self._shown = line
-
-    def end(self) -> None:
-        """Removes the line."""
-        if self._shown:
-            self._out.write("\r" + " " * len(self._shown) + "\r")
-            self._out.flush()
-            self._shown = ""
+from .progress import ProgressLine
 
 
 def load_pipeline(
@@ -53,10 +25,10 @@ def load_pipeline(
     Raises:
         DlmError: As `Pipeline.load`.
     """
-    line = BuildLine(sys.stderr)
+    line = ProgressLine()
 
     def say(text: str) -> None:
-        line.end()
+        line.wipe()
         note(command, text)
 
     try:
@@ -67,10 +39,10 @@ def load_pipeline(
             expect_sha256=expect_sha256,
             build=BuildSettings(weakly_typed=weak_types),
             note=say,
-            report=line.show,
+            report=line.show_share,
         )
     finally:
-        line.end()
+        line.wipe()
     if verbose:
         engines = pipeline.engines
         note(command, f"{pipeline.bundle.path} on {engines.name}, threads {engines.threads}")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from .bundle import default_bundle_path, open_bundle
 from .cli_common import note, print_json
-from .cli_load import BuildLine
 from .cli_options import RunOptions
 from .engines.gpu import read_gpu
 from .engines.plan_cache import PlanCache
 from .engines.tensorrt_build import BuildSettings, import_tensorrt
 from .engines.tensorrt_plans import Plan, build_plans
+from .progress import ProgressLine
 
 _NAME = "dlm-run"
 _MIB = 1 << 20
@@ -33,7 +32,7 @@ def build(options: RunOptions) -> None:
     bundle = open_bundle(path, expect_sha256=options.expect_sha256)
     cache = PlanCache(lambda line: note(_NAME, line))
     settings = BuildSettings(weakly_typed=options.weak_types)
-    line = BuildLine(sys.stderr)
+    line = ProgressLine()
     plans = build_plans(
         trt,
         bundle,
@@ -41,14 +40,14 @@ def build(options: RunOptions) -> None:
         cache,
         settings,
         rebuild=options.task == "rebuild",
-        report=line.show,
+        report=line.show_share,
     )
     try:
         for plan in plans:
-            line.end()
+            line.wipe()
             _print_plan(plan, plan.key.file, options)
     finally:
-        line.end()
+        line.wipe()
 
 
 def _print_plan(plan: Plan, file: str, options: RunOptions) -> None:

@@ -20,7 +20,13 @@ import numpy as np
 from .engines.base import EngineSet
 from .errors import ConfigError, DataError
 from .families import find_family
-from .families.window import banned_ids, choose_block, contexts_by_block, default_block
+from .families.window import (
+    banned_ids,
+    choose_block,
+    contexts_by_block,
+    default_block,
+    text_graph,
+)
 from .manifest import GraphSpec, Manifest
 from .ops.base import Ops
 from .ops.choose import ops_for
@@ -165,14 +171,6 @@ def evaluation_block(
     default = None if find_family(manifest.family).exact else default_block(manifest)
     shapes = contexts_by_block(specs, text_graph(specs))
     return choose_block(shapes, asked or default, manifest.block_sizes)
-
-
-def text_graph(specs: Sequence[GraphSpec]) -> str:
-    """Gives the name of the graph that takes a text's ids."""
-    return next(
-        (spec.name for spec in specs if any(tensor.role == "canvas" for tensor in spec.inputs)),
-        specs[0].name,
-    )
 
 
 def bound_totals(

@@ -37,7 +37,8 @@ class Frame:
 def canvases(generation: TextGeneration, mask_token_id: int | None) -> Iterator[tuple[int, Canvas]]:
     """Decodes on, and yields (graph runs so far, the canvas) after each step that changed it.
 
-    The canvas is one object, which goes on changing.
+    The canvas is one object, which goes on changing. The last one is the text: where that ended
+    early, what stood behind its end is gone.
     """
     canvas = Canvas(generation.given_ids, mask_token_id)
     nfe = 0
@@ -47,6 +48,8 @@ def canvases(generation: TextGeneration, mask_token_id: int | None) -> Iterator[
             yield nfe, canvas
         nfe = generation.nfe
         canvas.apply(span)
+    if not generation.fills:
+        canvas.cut(len(generation.given_ids) + len(generation.so_far().token_ids))
     yield nfe, canvas
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import DlmError
+from .files import write_whole
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -82,13 +83,10 @@ class Page:
         )
 
     def write(self, path: Path) -> None:
-        """Writes the page beside its name and renames it; DlmError if that fails."""
-        draft = path.with_name(f".{path.name}.part")
+        """Writes the page whole or not at all; DlmError if that fails."""
         try:
-            draft.write_text(self.render(), encoding="utf-8")
-            draft.replace(path)
+            write_whole(path, self.render())
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise DlmError(
                 f"cannot write {path}: {error.strerror}; choose another place"
             ) from error

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from .bundle import Bundle, default_bundle_path, find_bundle, open_bundle
 from .decoding import DecodingSettings, with_steps
@@ -34,6 +34,8 @@ from .tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens when the caller does not say; fewer if the model's positions end before."""
+
+_Opened = TypeVar("_Opened", bound="Pipeline")
 
 __all__ = ["Frame", "Pipeline", "TextGeneration", "TextResult", "TextSpan"]
 
@@ -56,7 +58,7 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls,
+        cls: type[_Opened],
         path: str | Path | None = None,
         *,
         engine: str = "auto",
@@ -65,7 +67,7 @@ class Pipeline:
         build: BuildSettings | None = None,
         note: Callable[[str], None] = lambda line: None,
         report: Callable[[float, str], None] = lambda fraction, phase: None,
-    ) -> Pipeline:
+    ) -> _Opened:
         """Opens a bundle.
 
         Args:
@@ -102,8 +104,12 @@ class Pipeline:
         return pipeline
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
-        """Opens a bundle by its file or the folder that holds it; options and errors of `load`."""
+    def from_pretrained(cls: type[_Opened], path: str | Path, **options: Any) -> _Opened:
+        """Opens a bundle by its file or the folder that holds it; options and errors of `load`.
+
+        `Pipeline` of `dlm_edge.train.pretrained` opens checkpoints and names of the Hugging Face
+        hub as well, which takes PyTorch.
+        """
         return cls.load(find_bundle(path), **options)
 
     @property
@@ -209,19 +215,21 @@ class Pipeline:
         if "" in stop:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
         ids = tuple(prompt_ids)
-        if len(ids) >= self._positions and not slide:
+        chosen = self.settings(**settings)
+        positions = self._positions(chosen)
+        if len(ids) >= positions and not slide:
             raise ConfigError(
                 f"the prompt has {len(ids)} tokens, start token included; this bundle sees "
-                f"{self._positions} positions: shorten it, or let it slide (--slide; slide=True), "
-                "then only its tail is seen"
+                f"{positions} positions as it decodes here: shorten it, or let it slide (--slide; "
+                "slide=True), then only its tail is seen"
             )
         held = self._last.cached_ids if reuse and self._last is not None else ()
         request = Request(
             prompt_ids=ids,
-            max_tokens=max_tokens or self._room(len(ids)),
+            max_tokens=max_tokens or _room(positions - len(ids)),
             seed=seed,
             sample_index=sample_index,
-            settings=self.settings(**settings),
+            settings=chosen,
             banned_ids=self._missing_ids,
             end_ids=end_ids,
             num_cached=min(num_common(held, ids), len(ids) - 1),
@@ -307,19 +315,13 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _positions(self) -> int:
+    def _positions(self, settings: DecodingSettings) -> int:
         """Positions that a text may have before a window must slide."""
         family = find_family(self.manifest.family)
         if isinstance(family, Roomed):
-            return family.positions(self.manifest)
+            return family.positions(self.manifest, self.engines.specs, settings)
         widest = max(spec.context + spec.block for spec in self.engines.specs)
         return min(self.manifest.max_position, widest)
-
-    def _room(self, num_given: int) -> int:
-        """New tokens that fit without a sliding window, 256 at most; 256 if none fits."""
-        room = min(self._positions - num_given, DEFAULT_MAX_TOKENS)
-        return room if room > 0 else DEFAULT_MAX_TOKENS
 
     def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
         """Starts a request whose text has been tokenised since `begin`."""
@@ -343,6 +345,11 @@ class Pipeline:
             text_seconds=text_seconds,
             **form,
         )
+
+
+def _room(left: int) -> int:
+    """New tokens by default: what fits without a sliding window, 256 at most; 256 if none fits."""
+    return min(left, DEFAULT_MAX_TOKENS) if left > 0 else DEFAULT_MAX_TOKENS
 
 
 def num_common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -18,6 +18,7 @@ Source: SEDD (arXiv 2310.16834), sections 3.2 and 3.3.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .schedule import apply
@@ -75,6 +76,14 @@ def uniform_entropy(
     inverse = 1.0 + num_states / odds
     moved = linear + (num_states / odds) * at_x0 + inverse * (log_rho + 1.0) + (others - 1)
     return (total - kept - changed * (moved - kept)) / num_states
+
+
+def prior_nats(last: float, num_states: int) -> float:
+    """KL(p(x_1 | x_0) || uniform) per token of the uniform graph, in nats; `last` is sigma(1)."""
+    other = -math.expm1(-last) / num_states
+    own = math.exp(-last) + other
+    nats = own * math.log(num_states * own)
+    return nats + (num_states - 1) * other * math.log(num_states * other)
 
 
 def spread_sigma(level: Any, sigma_max: float) -> tuple[Any, Any]:

@@ -105,6 +105,11 @@ class TextGeneration:
         return self._spans
 
     @property
+    def fills(self) -> bool:
+        """True for a template's gaps; False for a text that goes on behind a prompt."""
+        return self._template is not None
+
+    @property
     def nfe(self) -> int:
         """Graph runs so far."""
         return self._loop.result.nfe

@@ -66,6 +66,10 @@ class Canvas:
             else:
                 self._states[at] = MASKED
 
+    def cut(self, length: int) -> None:
+        """Drops the positions from `length` on: a text that ended is no longer than that."""
+        del self._ids[length:], self._states[length:]
+
     def runs(self) -> list[tuple[str, list[int]]]:
         """Returns (state, ids) of each longest run of positions in one state, left to right."""
         pairs = zip(self._states, self._ids, strict=True)

@@ -21,4 +21,5 @@ RATES = HostRates(
     sample_item_s=1e-9,
     step_s=1e-5,
     resident_mib=50.0,
+    waited_share=0.0,
 )

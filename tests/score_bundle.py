@@ -29,17 +29,22 @@ def tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def probabilities() -> np.ndarray:
-    """(256, VOCAB) float32: what each position may be; MASK is no state, and has 0."""
+def probabilities(end: int | None = None) -> np.ndarray:
+    """(256, VOCAB) float32: what each position may be; MASK is no state, and has 0.
+
+    Given `end`, the text ends at that position, one time in five at another one.
+    """
     ids = Tokenizer.from_str(tokenizer_json()).encode(STORY).ids
     rows = np.random.default_rng(0).gamma(1.0, size=(256, VOCAB)).astype(np.float32)
     for position in range(1, 256):
         rows[position, ids[(position - 1) % len(ids)]] = 1000.0
     rows[:, EOS], rows[:, MASK] = 1e-6, 0.0
+    if end is not None:
+        rows[end, EOS] = 1e6
     return rows / rows.sum(axis=1, keepdims=True)
 
 
-def graph_bytes(*, absorb: bool) -> bytes:
+def graph_bytes(*, absorb: bool, end: int | None = None) -> bytes:
     shared = [
         helper.make_node("Shape", ["ids"], ["shape"]),
         helper.make_node("Gather", ["shape", "index"], ["length"]),
@@ -69,7 +74,7 @@ def graph_bytes(*, absorb: bool) -> bytes:
         helper.make_node("Unsqueeze", ["scores", "axis"], ["log_score"]),
     ]
     constants = {
-        "table": probabilities(),
+        "table": probabilities(end),
         "index": np.int64(1),
         "zero": np.int64(0),
         "one": np.float32(1),
@@ -111,8 +116,8 @@ def graph_spec(block: int) -> GraphSpec:
     )
 
 
-def write_score(path: Path, graph: str = "uniform") -> Path:
-    """Writes the bundle to a path that ends in .dlm, and returns it."""
+def write_score(path: Path, graph: str = "uniform", end: int | None = None) -> Path:
+    """Writes the bundle to a path that ends in .dlm, and returns it; `end`: see probabilities."""
     manifest = Manifest(
         family="sedd",
         model={"graph": graph},
@@ -131,7 +136,7 @@ def write_score(path: Path, graph: str = "uniform") -> Path:
         provenance={},
     )
     members: dict[str, bytes | Path] = {
-        "graphs/score.onnx": graph_bytes(absorb=graph == "absorb"),
+        "graphs/score.onnx": graph_bytes(absorb=graph == "absorb", end=end),
         "tokenizer.json": tokenizer_json().encode(),
         "report.json": b"{}",
         "card.md": b"A toy.\n",

@@ -1,11 +1,13 @@
-"""Checkpoints as people know them elsewhere: load one by path or hub name and write text with it.
+"""Checkpoints as people know them elsewhere: open one by path or hub name and write text with it.
 
-    from dlm_edge.train.pretrained import load_pretrained
-    pipeline = load_pretrained("owner/name")
+    from dlm_edge.train.pretrained import Pipeline
+    pipeline = Pipeline.from_pretrained("owner/name")
     print(pipeline.generate("Once upon a time").result().text)
+    pipeline.save_pretrained("folder")
 
-The same `Pipeline` as a bundle's, over PyTorch, without export: for looking at a model on the
-desktop. For speed, and for a board, export a bundle. Knows no family.
+The runtime's `Pipeline`, which opens bundles as that does, and a checkpoint over PyTorch, without
+export: for looking at a model on the desktop. For speed, and for a board, export a bundle. It
+stands here because the runtime knows no PyTorch. Knows no family.
 """
 
 from __future__ import annotations
@@ -14,26 +16,72 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..runtime.bundle import Bundle
-from ..runtime.pipeline import Pipeline
+from ..runtime import pipeline as runtime
+from ..runtime.bundle import Bundle, find_bundle, holds_bundle
+from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.tokenizer import Tokenizer
 from .checkpoint import read_checkpoint, write_checkpoint
 from .evaluate import open_checkpoint
 
 
-def load_pretrained(where: str | Path) -> Pipeline:
-    """Opens a checkpoint folder, or `owner/name` of the Hugging Face hub.
+class Pipeline(runtime.Pipeline):
+    """A bundle or a checkpoint ready to generate."""
 
-    Raises:
-        CheckpointError: There is none, it is damaged, or of a family unknown to this version.
-    """
-    checkpoint = read_checkpoint(where)
-    manifest, engines = open_checkpoint(checkpoint)
-    folder = checkpoint.path
-    bundle = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
-    return Pipeline(bundle, engines, Tokenizer(checkpoint.tokenizer_json))
+    checkpoint_path: Path | None = None
+    """The checkpoint's folder, the hub's cache for a name; None for a bundle."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
+        """Opens a bundle, a checkpoint folder, or `owner/name` of the Hugging Face hub.
+
+        Args:
+            path: A `.dlm` file or a folder that holds one: that bundle. Another folder, or a name
+                of the hub (`owner/name@revision`; `hf:owner/name` whatever folders there are): a
+                checkpoint.
+            **options: Of `load`. A checkpoint has `threads` only: PyTorch's, in the whole process.
+
+        Raises:
+            BundleError: A bundle that is missing, damaged or ambiguous.
+            CheckpointError: There is none, it is damaged, or of a family unknown to this version.
+            ConfigError: An option that a checkpoint does not have.
+        """
+        if holds_bundle(path):
+            return cls.load(find_bundle(path), **options)
+        threads = options.pop("threads", None)
+        if options:
+            raise ConfigError(
+                f"{path} is no bundle, and a checkpoint has no option {min(options)}: it runs on "
+                "PyTorch as it is; leave it out, or make a bundle with dlm-export"
+            )
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ConfigError(f"threads must be 1 or more, not {threads!r}")
+        checkpoint = read_checkpoint(path)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        manifest, engines = open_checkpoint(checkpoint)
+        folder = checkpoint.path
+        bundle = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
+        opened = cls(bundle, engines, Tokenizer(checkpoint.tokenizer_json))
+        opened.checkpoint_path = folder
+        return opened
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the checkpoint's three files, as the function `save_pretrained` does.
+
+        Raises:
+            CheckpointError: It was opened from a bundle, its folder is gone, or the new one cannot
+                be written.
+        """
+        if self.checkpoint_path is None:
+            raise CheckpointError(
+                f"{self.bundle.path} is a bundle, which holds graphs, not a checkpoint: copy the "
+                "file, or save the checkpoint that it was made of"
+            )
+        kept = read_checkpoint(self.checkpoint_path)
+        write_checkpoint(Path(folder), kept.config, kept.weights, kept.tokenizer_json)
 
 
 def save_pretrained(
@@ -45,8 +93,8 @@ def save_pretrained(
         model: What the family's `make_model` gave.
         config: What its `make_config` gave.
         tokenizer_json: Text of a tokenizer.json.
-        folder: Made if missing; `dlm-export`, `--init` and `load_pretrained` read it, and so does
-            the hub.
+        folder: Made if missing; `dlm-export`, `--init` and `Pipeline.from_pretrained` read it, and
+            so does the hub.
 
     Raises:
         CheckpointError: A weight is not finite, or the folder cannot be written.

@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ...runtime.errors import ConfigError
-from .boards import BOARDS
-from .jetpack import JETPACKS, jetpack_of
+from .boards import BOARDS, MODULES
+from .jetpack import JETPACKS, jetpack_lines, jetpack_of
 from .types import JetPack, Mode, Target, normal_mode_name
 
 __all__ = [
     "JETPACKS",
+    "MODULES",
     "TARGETS",
     "JetPack",
     "Mode",
     "Target",
     "describe",
+    "jetpack_lines",
     "jetpack_of",
     "normal_mode_name",
     "target",
@@ -56,11 +58,17 @@ def target(name: str) -> Target:
     return TARGETS[name]
 
 
-def describe(item: Target) -> str:
-    """Returns what `--target list` prints about one target: a line, and one per power mode."""
+def describe(item: Target, *, sources: bool = False) -> str:
+    """Returns what `--target list` prints about one target: a line, and one per power mode.
+
+    Args:
+        item: the target.
+        sources: add where each fact is from.
+    """
     lines = [f"{item.name:14} {item.title}"]
     if item.is_gpu:
-        lines[0] += f": {item.memory_mib:,} MiB, {item.system_mib:,} of them the system's"
+        left = item.memory_mib - item.system_mib
+        lines[0] += f": {left:,} MiB left of {item.memory_mib:,}, {item.bus_bits} bits"
     for mode in item.modes.values():
         cap = f"{mode.watts:g} W" if mode.watts else "no cap"
         first = " (default)" if mode.name == item.default_mode else ""
@@ -69,4 +77,11 @@ def describe(item: Target) -> str:
             f"{mode.bandwidth_gb_s:5.1f} GB/s  {mode.fp16_tflops:5.1f} TFLOPS fp16  "
             f"{mode.int8_tops:5.1f} TOPS int8{first}"
         )
+    if not sources:
+        return "\n".join(lines)
+    for fact, source in item.sources.items():
+        lines.append(f"    {fact.replace('_', ' ')}: {source}")
+    for source in dict.fromkeys(mode.source for mode in item.modes.values()):
+        names = ", ".join(mode.name for mode in item.modes.values() if mode.source == source)
+        lines.append(f"    modes {names}: {source}")
     return "\n".join(lines)

@@ -90,7 +90,8 @@ ORIN_NANO_4GB = Target(
             64,
             "p3767_0004_super",
             (
-                ("7w-ai", 1, 7.0, 2, 408.0, 4, 806.4, 2133.0, _CONF.format("p3767_0004")),
+                # Only the file before Super has it, under the number that Super gives to 25W.
+                ("7w-ai", None, 7.0, 2, 408.0, 4, 806.4, 2133.0, _CONF.format("p3767_0004")),
                 ("10w", 0, 10.0, 2, 612.0, 6, 1497.6, 2133.0),
                 ("25w", 1, 25.0, 2, 1020.0, 6, 1728.0, 3199.0),
                 ("maxn-super", 2, None, 2, 1020.0, 6, 1728.0, 3199.0, _DUMP),
@@ -216,4 +217,55 @@ AGX_ORIN = Target(
     ),
 )
 
-BOARDS = (ORIN_NANO, ORIN_NANO_4GB, ORIN_NX, ORIN_NX_8GB, AGX_ORIN)
+AGX_ORIN_32GB = Target(
+    name="agx-orin-32gb",
+    title="Jetson AGX Orin 32 GB",
+    kind="gpu",
+    compute_capability="8.7",
+    part_number="p3701-0004",
+    bus_bits=256,
+    l2_mib=4.0,
+    memory_mib=30697,
+    system_mib=519,
+    default_mode="30w",
+    modes=MappingProxyType(
+        _modes(
+            256,
+            "p3701_0004",
+            (
+                ("15w", 1, 15.0, 3, 408.0, 4, 1113.6, 2133.0),
+                ("30w", 2, 30.0, 4, 612.0, 8, 1728.0, 3199.0),
+                ("40w", 3, 40.0, 7, 816.0, 8, 1497.6, 3199.0),
+                (
+                    *("maxn", 0, None, 7, 930.0, 8, 2201.6, 3199.0),
+                    "AGX Orin series data sheet: GPU 930 MHz, CPU 2.2 GHz; as the 64 GB module's",
+                ),
+            ),
+        )
+    ),
+    sources=MappingProxyType(
+        {
+            "memory_mib": _TEGRASTATS.format(30697) + " (8 cores, JetPack 6)",
+            "system_mib": "estimated: as the Orin Nano's",
+            "bus_bits": _BUS,
+            "l2_mib": "estimated: as the 64 GB module's",
+        }
+    ),
+)
+
+BOARDS = (ORIN_NANO, ORIN_NANO_4GB, ORIN_NX, ORIN_NX_8GB, AGX_ORIN_32GB, AGX_ORIN)
+MODULES = MappingProxyType(
+    {
+        "p3767-0003": "orin-nano",
+        "p3767-0005": "orin-nano",  # of the developer kit
+        "p3767-0004": "orin-nano-4gb",
+        "p3767-0000": "orin-nx",
+        "p3767-0002": "orin-nx",
+        "p3767-0001": "orin-nx-8gb",
+        "p3701-0004": "agx-orin-32gb",
+        "p3701-0005": "agx-orin",
+    }
+)
+"""Module's part number, as the device tree's `compatible` has it -> target. The first AGX Orin kit
+(p3701-0000) has the GPU of the 64 GB module and the memory of the other: memory decides there.
+Source: the same repository as the files of modes, which picks one by these numbers."""

@@ -34,8 +34,18 @@ JETPACKS: tuple[JetPack, ...] = (
         cuda="12.6",
         tensorrt="10.3.0",
         orin=True,
-        note="adds the Super power modes; from 36.4.7 on NvMap may fail large allocations",
+        note="adds the Super power modes",
         source="OE4T/meta-tegra scarthgap: cuda-cudart_12.6.68, tensorrt-core_10.3.0.30",
+    ),
+    JetPack(
+        version="6.2.1",
+        l4t="36.4.4",
+        python="3.10",
+        cuda="12.6",
+        tensorrt="10.3.0",
+        orin=True,
+        note="from L4T 36.4.7 on, its updates, NvMap may fail large allocations",
+        source="unslothai/unsloth issue 3113: nvidia-jetpack 6.2.1+b38, TensorRT 10.3.0.30",
     ),
     JetPack(
         version="6.2.2",
@@ -121,3 +131,14 @@ def jetpack_of(l4t: str) -> JetPack | None:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def jetpack_lines(*, sources: bool = False) -> list[str]:
+    """Returns the table of releases as text; with `sources`, where each row is from as well."""
+    head = ("JetPack", "L4T", "Python", "CUDA", "TensorRT", "")
+    rows = [
+        (item.version, item.l4t, item.python, item.cuda, item.tensorrt, item.note)
+        for item in JETPACKS
+    ]
+    lines = ["{:9} {:8} {:7} {:5} {:9} {}".format(*row).rstrip() for row in (head, *rows)]
+    return lines + [f"{item.version:9} from {item.source}" for item in JETPACKS if sources]

@@ -22,8 +22,8 @@ class Mode:
 
     name: str
     """nvpmodel's name in lower case, `-` for `_`: 7w, 15w, 25w, maxn-super."""
-    nvpmodel_id: int
-    """What `nvpmodel -m` takes."""
+    nvpmodel_id: int | None
+    """What `nvpmodel -m` takes; None: the board's present file has no such mode."""
     watts: float | None
     """Power budget of the module; None: no cap."""
     num_sms: int

@@ -17,7 +17,6 @@ import json
 import mmap
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from typing import Any
 
 from ..cache import REMEDY, cache_root, locked, write_beside
 from ..errors import EngineError
+from ..files import UNFINISHED, written_beside
 
 FORMAT = "dlm-plan 1"
 HEADER_BYTES = 4096
@@ -189,7 +189,7 @@ class PlanCache:
                 entry.path.unlink(missing_ok=True)
                 number, size = number + 1, size + entry.bytes
         if bundle_sha256 is None:
-            for path in (*self.folder.glob("*.timing"), *self.folder.glob(".*.partial")):
+            for path in (*self.folder.glob("*.timing"), *self.folder.glob(f".*{UNFINISHED}")):
                 path.unlink(missing_ok=True)
         return number, size
 
@@ -235,7 +235,7 @@ class PlanCache:
             )
 
     def _store(self, key: PlanKey, plan: NewPlan) -> None:
-        """Writes beside and renames; whatever interrupts this leaves no half plan."""
+        """Writes a plan; whatever interrupts this leaves no half of one."""
         header = {
             "format": FORMAT,
             "key": asdict(key),
@@ -247,16 +247,9 @@ class PlanCache:
         line = json.dumps(header).encode("ascii") + b"\n"
         assert len(line) <= HEADER_BYTES, "facts outgrew the plan's header"
         path = self._path(key)
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{path.stem}.", suffix=".partial")
-        try:
-            with open(handle, "wb") as out:
-                out.write(line.ljust(HEADER_BYTES, b" "))
-                out.write(plan.data)
-                out.flush()
-                os.fsync(out.fileno())  # boards lose power: the rename must not outlive the bytes
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with written_beside(path, private=True) as beside, beside.open("wb") as out:
+            out.write(line.ljust(HEADER_BYTES, b" "))
+            out.write(plan.data)
 
 
 def _unwritable(folder: Path, error: OSError) -> EngineError:

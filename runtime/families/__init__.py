@@ -7,10 +7,11 @@ from ..decoding import DecodingSettings
 from ..errors import ConfigError
 from ..manifest import Manifest
 from .ar import CausalFamily
-from .base import DeviceFamily, resolve_settings
+from .base import DeviceFamily, Shaped, resolve_settings
 from .mdlm import MaskedFamily
 from .sedd import ScoreFamily
 from .tidar import DraftFamily
+from .window import contexts_by_block, text_graph
 
 FAMILIES: Mapping[str, DeviceFamily] = {
     family.name: family for family in (MaskedFamily(), CausalFamily(), ScoreFamily(), DraftFamily())
@@ -34,3 +35,15 @@ def decoding_settings(manifest: Manifest, overrides: Mapping[str, Any]) -> Decod
         ConfigError: An unknown family or setting, a value out of range, a contradiction.
     """
     return resolve_settings(manifest, find_family(manifest.family), overrides)
+
+
+def decoding_blocks(manifest: Manifest) -> dict[int, tuple[int, ...]]:
+    """Gives the contexts, ascending, per value that the setting `block_size` can have; ascending.
+
+    Raises:
+        ConfigError: An unknown family, or a bundle without graphs to decode by.
+    """
+    family = find_family(manifest.family)
+    if isinstance(family, Shaped):
+        return family.blocks(manifest)
+    return contexts_by_block(manifest.graphs, text_graph(manifest.graphs))

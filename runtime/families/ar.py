@@ -14,7 +14,7 @@ dropped, the rest prefilled again, and `approximate` is set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
-from ..manifest import Manifest
+from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
 from ..philox import check_key
 from .base import HEAD_PHASE, Request, Span, UpdateRule, check_rule, resolve_settings
@@ -53,9 +53,8 @@ class CausalRule:
         self._hidden: Any = None
         self._filler = manifest.eos_token_id
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
-        self._shapes = _cached_shapes(engines, graph)
-        largest = min(contexts[-1] for contexts in self._shapes.values())
-        self._capacity = min(largest, manifest.max_position)
+        self._shapes = _cached_shapes(engines.specs, graph)
+        self._capacity = _capacity(self._shapes, manifest)
         self._canvas = ops.canvas(
             block=1,
             vocab_size=manifest.vocab_size,
@@ -179,9 +178,9 @@ class CausalRule:
         return (Span(position=position, token_ids=new, committed=True),)
 
 
-def _cached_shapes(engines: EngineSet, graph: str) -> dict[int, tuple[int, ...]]:
+def _cached_shapes(specs: Sequence[GraphSpec], graph: str = GRAPH) -> dict[int, tuple[int, ...]]:
     """Gives the shapes whose context holds at least one block: the others can store nothing."""
-    shapes = contexts_by_block(engines.specs, graph)
+    shapes = contexts_by_block(specs, graph)
     fitting = {block: contexts for block, contexts in shapes.items() if contexts[-1] >= block}
     if not fitting:
         raise ConfigError(
@@ -210,7 +209,7 @@ def causal_likelihood(
     graph: str = GRAPH,
 ) -> Iterator[np.ndarray]:
     """Yields, per window, its exact likelihood: (len(samples), L) float64 nats, equal rows."""
-    shapes, heads = _cached_shapes(engines, graph), Heads(engines.specs)
+    shapes, heads = _cached_shapes(engines.specs, graph), Heads(engines.specs)
     block = max(shapes)
     for window in windows:
         nats = np.zeros(len(window))
@@ -236,6 +235,11 @@ def causal_likelihood(
         yield np.repeat(nats[None], len(samples), axis=0)
 
 
+def _capacity(shapes: Mapping[int, Sequence[int]], manifest: Manifest) -> int:
+    """Gives how many known ids a window holds, which the largest cache of every shape must."""
+    return min(min(contexts[-1] for contexts in shapes.values()), manifest.max_position)
+
+
 class CausalFamily:
     """What the table of families holds for `ar`."""
 
@@ -251,8 +255,17 @@ class CausalFamily:
         check_request(manifest, request)
         settings = check_rule(self, request.settings or resolve_settings(manifest, self, {}))
         if settings.block_size is not None:
-            raise ConfigError("block_size has no effect on a causal model; leave it out")
+            raise ConfigError(
+                "--block (block_size) has no effect on a causal model, which goes token by token; "
+                "leave it out"
+            )
         return CausalRule(manifest, engines, ops, request, settings)
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """See Roomed: the newest token needs no place in the cache."""
+        return min(_capacity(_cached_shapes(specs), manifest) + 1, manifest.max_position)
 
     def bound(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, ConfigError
-from ..manifest import Manifest
+from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
 
 HEAD_PHASE = "head"
@@ -165,10 +165,30 @@ class Resumable(Protocol):
 
 @runtime_checkable
 class Roomed(Protocol):
-    """A family whose texts do not have the positions of a context and a block behind it."""
+    """A family that knows better than the widest graph how long its texts may get."""
 
-    def positions(self, manifest: Manifest) -> int:
-        """Gives how many positions a text may have before a window must slide."""
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """Gives how many positions a text may have before its window slides.
+
+        Args:
+            manifest: The bundle's.
+            specs: The shapes that the engine offers.
+            settings: Of the request: a text decodes at one block size.
+
+        Raises:
+            ConfigError: No graph has the block size of the settings.
+        """
+        ...
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A family whose graphs' blocks are not blocks of a text; families need not say it."""
+
+    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
+        """Gives the contexts, ascending, per value of the setting `block_size`; none: no choice."""
         ...
 
 

@@ -9,15 +9,23 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..decoding import DecodingSettings
 from ..engines.base import EngineSet
 from ..errors import ConfigError
-from ..manifest import Manifest
+from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
 from ..philox import check_key
 from .base import Request, UpdateRule, check_rule, resolve_settings
 from .mdlm_bound import masked_bound
 from .mdlm_rule import GRAPH, MaskedRule
-from .window import check_ends, check_ids, choose_block, contexts_by_block, default_block
+from .window import (
+    capacity,
+    check_ends,
+    check_ids,
+    choose_block,
+    contexts_by_block,
+    default_block,
+)
 
 
 class MaskedFamily:
@@ -53,6 +61,14 @@ class MaskedFamily:
                 raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
         settings = request.settings or resolve_settings(manifest, self, {})
         return MaskedRule(manifest, engines, ops, request, check_rule(self, settings))
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """See Roomed."""
+        shapes = contexts_by_block(specs, GRAPH)
+        block = choose_block(shapes, settings.block_size, manifest.block_sizes)
+        return capacity(shapes[block], block, manifest.max_position)
 
     def bound(
         self,

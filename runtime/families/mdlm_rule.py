@@ -44,6 +44,7 @@ from .window import (
     banned_ids,
     bucket,
     canvas_block,
+    capacity,
     choose_block,
     contexts_by_block,
     feed,
@@ -87,10 +88,7 @@ class MaskedRule:
         self._contexts = shapes[self._block]
         splits = has_input(engines.specs, GRAPH, "split")
         self._double_contexts = shapes.get(2 * self._block, ()) if splits else ()
-        blocks_cached = min(
-            self._contexts[-1] // self._block, max(0, manifest.max_position // self._block - 1)
-        )
-        self._capacity = (blocks_cached + 1) * self._block
+        self._capacity = capacity(self._contexts, self._block, manifest.max_position)
         steps = settings.steps or self._block
         self._canvas = ops.canvas(
             block=self._block,
@@ -107,6 +105,7 @@ class MaskedRule:
         # Outputs on which nothing was committed serve again, unless time went on for the graph.
         self._repeats = RULES[settings.rule].scheduled and not self._sees_time
         self._chances = mask_chances(manifest, steps)
+        self._num_masks = self._num_kept = 0
         self._phase = "store"
         self._cached = 0
         self._ended = False
@@ -197,7 +196,13 @@ class MaskedRule:
             return 0.0
         if self._canvas.settings.rule == "ancestral":
             return float(self._chances[self._canvas.step if ids is None else 0])
-        return float(np.mean((self._ops.ids(self._canvas) if ids is None else ids) == self._mask))
+        masks = self._num_masks if ids is None else np.count_nonzero(ids == self._mask)
+        return float(masks / self._block)
+
+    def _count(self, ids: np.ndarray, masked: np.ndarray) -> None:
+        """Counts a new block's masks: all, and those behind the text, which are never filled."""
+        self._num_masks = int(np.count_nonzero(ids == self._mask))
+        self._num_kept = self._num_masks - int(np.count_nonzero(masked))
 
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""
@@ -239,6 +244,7 @@ class MaskedRule:
         ids[: len(tail)] = tail
         masked = (index >= len(tail)) & (position + index < self._text.limit)
         self._ops.begin_block(self._canvas, ids, masked, position=position, first=len(tail))
+        self._count(ids, masked)
         self._phase = "denoise"
 
     def _begin_infill(self, template: np.ndarray) -> None:
@@ -249,6 +255,7 @@ class MaskedRule:
         if len(template) < self._block and template[-1] != self._eos:
             ids[len(template)] = self._eos
         left = self._ops.begin_block(self._canvas, ids, masked, position=0, first=0)
+        self._count(ids, masked)
         self._phase = "denoise" if left else "done"
         if not left:
             self._text.extend(0, template)
@@ -256,12 +263,14 @@ class MaskedRule:
     def _denoise(self, engine: Engine, output: Any) -> Sequence[Span]:
         """One step on a block's logits; more on the same while nothing changes, if they serve
         again."""
-        exact = self._repeats or self._waits()
+        # A graph that sees time is told of the step before, which therefore must be known.
+        exact = self._repeats or self._sees_time or self._waits()
         while True:
             self._ops.sample(output, self._canvas)
             progress = self._ops.commit(self._canvas, exact=exact)
             if progress.num_committed or not progress.num_masked or not self._repeats:
                 break
+        self._num_masks = progress.num_masked + self._num_kept
         spans = []
         finished = progress.num_masked == 0
         if finished or self._ops.synchronous:
@@ -273,10 +282,17 @@ class MaskedRule:
         return spans
 
     def _waits(self) -> bool:
-        """Whether each step's own report is worth waiting for; see MAX_WAITING."""
+        """Whether each step's own report is worth waiting for; see MAX_WAITING.
+
+        It is where the run that a late report costs cannot serve as the block's own `store`: none
+        follows the last block or one after which the window slides, and `advance` stores a block
+        for nothing.
+        """
+        rows = self._cached + self._block
         last = self._canvas.position + self._block >= self._text.limit
-        saves_a_run = last or bool(self._double_contexts)
-        return saves_a_run and self._canvas.num_masked_at_start <= MAX_WAITING
+        slides = rows >= self._capacity
+        doubles = bool(self._double_contexts) and self._double_contexts[-1] >= rows
+        return (last or slides or doubles) and self._canvas.num_masked_at_start <= MAX_WAITING
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
         position = self._canvas.position
@@ -302,7 +318,7 @@ class MaskedRule:
         elif self._cached + self._block >= self._capacity:
             self._slide()
         else:
-            if progress.behind and not self._sees_time:
+            if progress.behind:
                 context = bucket(self._contexts, self._cached + self._block)
                 holder = self._engines.engine(GRAPH, self._block, context)
                 append(self._ops, engine, self._cached, self._block, into=holder)

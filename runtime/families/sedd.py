@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..decoding import DecodingSettings
 from ..engines.base import EngineSet
 from ..errors import ConfigError
-from ..manifest import Manifest
+from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
 from ..philox import check_key
 from ..transition import GRAPHS
 from .base import Request, UpdateRule, check_rule, resolve_settings
 from .sedd_bound import score_bound
-from .sedd_rule import GRAPH, ScoreRule
+from .sedd_rule import GRAPH, ScoreRule, window_size
 from .window import check_ends, check_ids, contexts_by_block
 
 
@@ -45,6 +46,13 @@ class ScoreFamily:
                 raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
         settings = check_rule(self, request.settings or resolve_settings(manifest, self, {}))
         return ScoreRule(manifest, engines, ops, request, settings)
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """See Roomed: the canvas asked for, else the longest one."""
+        shapes = contexts_by_block(specs, GRAPH)
+        return window_size(shapes, max(shapes), settings.block_size)
 
     def bound(
         self,

@@ -37,7 +37,7 @@ from ..manifest import Manifest
 from ..ops.base import Ops
 from ..philox import DrawKind, uniforms
 from ..schedule import schedule_from_json
-from ..score_entropy import absorb_entropy, move_odds, uniform_entropy
+from ..score_entropy import absorb_entropy, move_odds, prior_nats, uniform_entropy
 from .mdlm_bound import levels, masked_set
 from .sedd_rule import GRAPH, absorbs, num_states
 from .window import banned_ids, logits
@@ -122,14 +122,6 @@ def draw_hits(draws: np.ndarray, level: float, last: float) -> Noised:
         return Noised(hit, sigma, 0.0)
     weight = (count + 1) * chance / hits if hits else 1.0
     return Noised(hit, sigma, weight / (1.0 - chance) / (1.0 - tail))
-
-
-def prior_nats(last: float, num_states: int) -> float:
-    """KL(p(x_1 | x_0) || uniform) per token, in nats."""
-    other = -math.expm1(-last) / num_states
-    own = math.exp(-last) + other
-    nats = own * math.log(num_states * own)
-    return nats + (num_states - 1) * other * math.log(num_states * other)
 
 
 def _run(ops: Ops, engine: Engine, ids: np.ndarray, sigma: float) -> np.ndarray:

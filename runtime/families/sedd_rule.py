@@ -34,7 +34,7 @@ from ..philox import DrawKind, uniforms
 from ..schedule import schedule_from_json
 from ..transition import transition_table
 from .base import Request, Span
-from .window import Text, banned_ids, canvas_block, choose_block, contexts_by_block, logits
+from .window import Text, banned_ids, canvas_block, choose_block, contexts_by_block
 
 GRAPH = "score"
 
@@ -56,9 +56,11 @@ class ScoreRule:
         self._mask, self._absorbs = manifest.mask_token_id, absorbs(manifest)
         template = request.template_ids
         shapes = contexts_by_block(engines.specs, GRAPH)
+        spec = next(spec for spec in engines.specs if spec.name == GRAPH)
+        self._names = {role: spec.tensor(role).name for role in ("canvas", "sigma", "logits")}
         if template is None:
             self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
-            self._block = _window_size(shapes, self._text.limit, settings.block_size)
+            self._block = window_size(shapes, self._text.limit, settings.block_size)
         else:
             self._text = Text((), len(template))
             self._block = canvas_block(shapes, len(template))
@@ -126,13 +128,12 @@ class ScoreRule:
 
     def feed(self, engine: Engine) -> None:
         """See UpdateRule."""
-        spec = engine.spec
-        self._ops.assign(engine.inputs[spec.tensor("canvas").name], self._canvas.ids)
-        self._ops.assign(engine.inputs[spec.tensor("sigma").name], self._canvas.sigma)
+        self._ops.assign(engine.inputs[self._names["canvas"]], self._canvas.ids)
+        self._ops.assign(engine.inputs[self._names["sigma"]], self._canvas.sigma)
 
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""
-        self._ops.sample(logits(engine), self._canvas)
+        self._ops.sample(engine.outputs[self._names["logits"]], self._canvas)
         # Of the last step nothing but its own report tells that all is done.
         last = self._canvas.step + 1 >= self._num_steps
         progress = self._ops.commit(self._canvas, exact=last)
@@ -187,6 +188,8 @@ class ScoreRule:
         position = self._canvas.position
         end = min(progress.num_final, self._text.limit - position)
         before = self._text.num_known
+        if position + end <= before:
+            return
         new = self._text.extend(position, self._ops.ids(self._canvas)[:end])
         if new:
             yield Span(position=before, token_ids=new, committed=True)
@@ -220,7 +223,7 @@ def num_states(manifest: Manifest) -> int:
     return manifest.vocab_size - len(banned_ids(manifest))
 
 
-def _window_size(shapes: dict[int, tuple[int, ...]], length: int, asked: int | None) -> int:
+def window_size(shapes: dict[int, tuple[int, ...]], length: int, asked: int | None) -> int:
     """Gives the canvas asked for, else the smallest that holds a text, else the largest."""
     if asked is not None:
         return choose_block(shapes, asked)

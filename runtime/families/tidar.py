@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..decoding import DecodingSettings
 from ..engines.base import EngineSet
 from ..errors import ConfigError
 from ..manifest import GraphSpec, Manifest
@@ -75,10 +76,17 @@ class DraftFamily:
         check_manifest(manifest)
         return causal_likelihood(manifest, engines, ops, windows, samples=samples, graph=GRAPH)
 
-    def positions(self, manifest: Manifest) -> int:
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
         """See Roomed: every token but the newest has a row in the cache."""
-        contexts = contexts_by_block(manifest.graphs, GRAPH).values()
+        del settings
+        contexts = contexts_by_block(specs, GRAPH).values()
         return min(manifest.max_position, min(sizes[-1] for sizes in contexts))
+
+    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
+        """See Shaped: what can be drafted together."""
+        return contexts_by_draft(manifest.graphs)
 
 
 def contexts_by_draft(specs: Sequence[GraphSpec]) -> dict[int, tuple[int, ...]]:

@@ -28,6 +28,14 @@ def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple
     return {block: tuple(sorted(found[block])) for block in sorted(found)}
 
 
+def text_graph(specs: Sequence[GraphSpec]) -> str:
+    """Gives the name of the graph that takes a text's ids."""
+    return next(
+        (spec.name for spec in specs if any(tensor.role == "canvas" for tensor in spec.inputs)),
+        specs[0].name,
+    )
+
+
 def default_block(manifest: Manifest) -> int | None:
     """Gives the block size that the bundle decodes by, if it names one."""
     return manifest.decoding.get("block_size")
@@ -64,6 +72,12 @@ def canvas_block(
             "shorten it, or export with a larger whole-canvas block"
         )
     return min(fitting)
+
+
+def capacity(contexts: Sequence[int], block: int, max_position: int) -> int:
+    """Gives how many positions a window has: the blocks that fit the cache, and one more."""
+    blocks_cached = min(contexts[-1] // block, max(0, max_position // block - 1))
+    return (blocks_cached + 1) * block
 
 
 def bucket(contexts: Sequence[int], rows: int) -> int:

@@ -45,6 +45,8 @@ class _Scratch:
         self.rows = TransitionScratch(block, vocab_size, banned) if transition else None
         self.banned = np.array(banned, dtype=np.int64)
         self.draws: dict[DrawKind, tuple[int, np.ndarray]] = {}
+        self.hole = -1
+        """Index of the first mask at the last commit, all before it being no end of text; or -1."""
 
 
 class NumpyOps(NumpyDrafts):
@@ -105,6 +107,7 @@ class NumpyOps(NumpyDrafts):
         canvas.step, canvas.time = 0, 1.0
         canvas.num_masked = canvas.num_masked_at_start = int(np.count_nonzero(masked))
         canvas.scratch.draws.clear()
+        canvas.scratch.hole = -1
         if canvas.transition is not None:
             canvas.sigma[0] = canvas.transition[0, 0]
         return canvas.num_masked
@@ -209,17 +212,9 @@ class NumpyOps(NumpyDrafts):
     def _draws(self, canvas: Canvas, kind: DrawKind) -> np.ndarray:
         """Gives this step's uniforms of every position: (block,) float64."""
         made = canvas.scratch.draws.get(kind)
-        count = STEPS_PER_DRAW
-        if canvas.transition is not None:  # all of its steps will be taken, whatever is drawn
-            fitting = max(count, DRAWS_AT_ONCE // len(canvas.masked))
-            count = min(len(canvas.transition), fitting)
-        start = canvas.step - canvas.step % count
-        if made is None or made[0] != start:
-            positions = canvas.position + np.arange(len(canvas.masked))
-            steps = start + np.arange(count)[:, None]
-            made = (start, uniforms(canvas.seed, canvas.sample_index, positions, steps, kind))
-            canvas.scratch.draws[kind] = made
-        return made[1][canvas.step - start]
+        if made is None or not made[0] <= canvas.step < made[0] + len(made[1]):
+            made = canvas.scratch.draws[kind] = (canvas.step, _coming_draws(canvas, kind))
+        return made[1][canvas.step - made[0]]
 
     def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
         """See Ops."""
@@ -246,11 +241,19 @@ class NumpyOps(NumpyDrafts):
     def _end_of_text(self, canvas: Canvas) -> tuple[int, bool]:
         """Gives the number of leading final positions, and whether the text ends behind them."""
         ids = canvas.ids[0]
+        first = canvas.scratch.hole
+        if first >= 0 and ids[first] == canvas.mask_token_id:
+            return first, False
         holes = ids == canvas.mask_token_id
-        num_final = int(holes.argmax()) if holes.any() else len(ids)
-        stops = np.flatnonzero(ids[canvas.first : num_final] == canvas.eos_token_id)
-        if len(stops):
-            return canvas.first + int(stops[0]), True
+        num_final = int(holes.argmax())
+        if not holes[num_final]:
+            num_final = len(ids)
+        if num_final > canvas.first:
+            stops = ids[canvas.first : num_final] == canvas.eos_token_id
+            stop = int(stops.argmax())
+            if stops[stop]:
+                return canvas.first + stop, True
+        canvas.scratch.hole = num_final if num_final < len(ids) else -1
         return num_final, False
 
     def ids(self, canvas: Canvas) -> np.ndarray:
@@ -276,3 +279,21 @@ class NumpyOps(NumpyDrafts):
     def to_host(self, array: Any) -> np.ndarray:
         """See Ops."""
         return np.asarray(array)
+
+
+def _coming_draws(canvas: Canvas, kind: DrawKind) -> np.ndarray:
+    """Draws the uniforms of this step and some that follow: (steps, block) float64."""
+    block, count = len(canvas.masked), STEPS_PER_DRAW
+    places = np.arange(block)
+    if canvas.transition is not None:
+        # All of its steps will be taken, and only by what is free now.
+        places = canvas.masked.nonzero()[0]
+        fitting = max(count, DRAWS_AT_ONCE // max(len(places), 1))
+        count = max(min(fitting, len(canvas.transition) - canvas.step), 1)
+    steps = canvas.step + np.arange(count)[:, None]
+    draws = uniforms(canvas.seed, canvas.sample_index, canvas.position + places, steps, kind)
+    if len(places) == block:
+        return draws
+    spread = np.zeros((count, block))
+    spread[:, places] = draws
+    return spread

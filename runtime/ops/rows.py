@@ -7,10 +7,17 @@ logits costs a small part of a small model's run. Knows no canvas and no rule.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 import numpy as np
 
 from ..errors import EngineError
 from .base import CHUNK
+
+FEW_ROWS = 6
+"""Up to so many rows are located one by one, with the same sums: on an EPYC core, after a graph run
+has taken the caches, that costs 6 us each, while all together cost 55 at least."""
 
 NOTHING = np.float32(-200.0)
 """exp of it is 0 in float32, and 0 times it is 0, which does not hold for -inf."""
@@ -189,15 +196,32 @@ def locate(
     Returns:
         (n,) int64 ids.
     """
-    own = np.arange(len(rows))
-    cumulative = np.cumsum(sums[rows], axis=1, dtype=np.float64)
-    target = uniforms * cumulative[:, -1]
-    chunk = np.add.reduce(cumulative <= target[:, None], axis=1)
-    np.minimum(chunk, cumulative.shape[1] - 1, out=chunk)
+    if len(rows) <= FEW_ROWS:
+        draws = zip(rows.tolist(), uniforms.tolist(), strict=True)
+        found = [_locate_one(chunks[row], sums[row], uniform) for row, uniform in draws]
+        return np.array(found, np.int64)
+    before = np.zeros((len(rows), sums.shape[1] + 1))
+    np.add.accumulate(sums[rows], axis=1, dtype=np.float64, out=before[:, 1:])
+    target = uniforms * before[:, -1]
+    # The last chunk is the target's where no other is.
+    chunk = np.add.reduce(before[:, 1:-1] <= target[:, None], axis=1)
     within = chunks[rows, chunk].astype(np.float64)
-    within[:, 0] += np.where(chunk > 0, cumulative[own, chunk - 1], 0.0)
-    index = np.add.reduce(np.cumsum(within, axis=1) <= target[:, None], axis=1)
-    for one in np.flatnonzero(index == CHUNK):
+    within[:, 0] += before[np.arange(len(rows)), chunk]
+    index = np.add.reduce(np.add.accumulate(within, axis=1) <= target[:, None], axis=1)
+    for one in (index == CHUNK).nonzero()[0]:
         # The chunk's float32 sum was above the float64 one by rounding: its last weight.
         index[one] = np.flatnonzero(chunks[rows[one], chunk[one]])[-1]
+    return chunk * CHUNK + index
+
+
+def _locate_one(chunks: np.ndarray, sums: np.ndarray, uniform: float) -> int:
+    """Draws one id from one row of weights, (chunks, 64) with their (chunks,) sums."""
+    before = list(accumulate(sums.tolist(), initial=0.0))
+    target = uniform * before[-1]
+    # The last chunk is the target's where no other is.
+    chunk = min(bisect_right(before, target, lo=1), len(sums)) - 1
+    first, *others = chunks[chunk].tolist()
+    index = bisect_right(list(accumulate(others, initial=first + before[chunk])), target)
+    if index == CHUNK:
+        index = int(np.flatnonzero(chunks[chunk])[-1])
     return chunk * CHUNK + index

@@ -2,10 +2,14 @@
 
 Rows go through in groups that fit the second-level cache, so that log-scores are read from memory
 once, while the number of calls stays small for small vocabularies. Only rows that move are looked
-at again. Knows no graph of noise.
+at again. With a small vocabulary it is calls that cost: the first of each kind takes 5 to 20 us,
+since the graph run has emptied the caches. So calls are few, and of few kinds. Knows no graph of
+noise.
 """
 
 from __future__ import annotations
+
+from math import inf
 
 import numpy as np
 
@@ -43,7 +47,7 @@ class TransitionScratch:
         self,
         log_score: np.ndarray,
         rows: np.ndarray,
-        ids: np.ndarray,
+        ids: np.ndarray | None,
         *,
         bias: np.ndarray | None,
         allowed: np.ndarray | None,
@@ -53,7 +57,7 @@ class TransitionScratch:
         Args:
             log_score: (block, V) float32 or float16.
             rows: (n,) ascending, n at most `group`.
-            ids: (n,) the tokens there.
+            ids: (n,) the tokens there; None: MASK, which is banned.
             bias: (V,) float32 added to the log-scores, or None.
             allowed: (block, ceil(V / 32)) uint32, or None.
         """
@@ -61,12 +65,16 @@ class TransitionScratch:
         weights = self.weights[:count]
         if rows[-1] - first == count - 1:
             source = log_score[first : first + count]
+        elif log_score.dtype == np.float32:
+            # Rows are within; with "raise" they would be copied twice.
+            source = log_score.take(rows, axis=0, out=self.logits[:count], mode="clip")
         else:
-            source = np.take(log_score, rows, axis=0)
+            source = log_score.take(rows, axis=0)
         if bias is not None:
             source = np.add(source, bias, out=self.logits[:count])
         np.exp(source, out=weights, dtype=np.float32)
-        weights[self.index[:count], ids] = 0.0
+        if ids is not None:
+            weights[self.index[:count], ids] = 0.0
         for token in self.banned:
             weights[:, token] = 0.0
         if allowed is not None:
@@ -80,14 +88,16 @@ class TransitionScratch:
         return np.add.reduce(self.sums[:count], axis=1, dtype=np.float64)
 
     def lower(self, slots: np.ndarray, floor: np.ndarray) -> np.ndarray:
-        """Subtracts (n,) from some slots, not below 0; gives their sums as `total` does."""
-        rows = self.flat[slots]
-        np.subtract(rows, floor.astype(np.float32)[:, None], out=rows)
+        """Subtracts (n,) from some slots, not below 0; gives their sums as `total` does.
+
+        They are moved into the first n slots.
+        """
+        count = len(slots)
+        rows = self.flat[:count]
+        kept = rows if slots[-1] == count - 1 else self.flat[slots]
+        np.subtract(kept, floor.astype(np.float32)[:, None], out=rows)
         np.maximum(rows, np.float32(0.0), out=rows)
-        self.flat[slots] = rows
-        sums = np.add.reduce(rows.reshape(len(slots), -1, CHUNK), axis=2)
-        self.sums[slots] = sums
-        return np.add.reduce(sums, axis=1, dtype=np.float64)
+        return self.total(count)
 
     def draw(self, slots: np.ndarray, shares: np.ndarray, settings: DecodingSettings) -> np.ndarray:
         """Draws an id from each of some slots: (n,) int64."""
@@ -112,7 +122,7 @@ def transit(
     scratch: TransitionScratch,
     log_score: np.ndarray,
     rows: np.ndarray,
-    ids: np.ndarray,
+    ids: np.ndarray | None,
     step: np.ndarray,
     uniforms: np.ndarray,
     settings: DecodingSettings,
@@ -126,7 +136,7 @@ def transit(
         scratch: Of this block and vocabulary.
         log_score: (block, V) float32 or float16, read only.
         rows: (n,) int64 ascending: the rows to draw.
-        ids: (n,) the tokens there.
+        ids: (n,) the tokens there; None: MASK, which is banned.
         step: (5,) row of `transition.transition_table`.
         uniforms: (n,) float64.
         settings: Temperature, top-k and top-p.
@@ -139,46 +149,78 @@ def transit(
     Raises:
         EngineError: NaN or overflow in a row, or nothing that it could do.
     """
+    moving, tokens = _transit(
+        scratch, log_score, rows, ids, step, uniforms, settings, bias=bias, allowed=allowed
+    )
     moved = np.zeros(len(rows), bool)
-    tokens = []
+    moved[moving] = True
+    return moved, tokens
+
+
+def _transit(
+    scratch: TransitionScratch,
+    log_score: np.ndarray,
+    rows: np.ndarray,
+    ids: np.ndarray | None,
+    step: np.ndarray,
+    uniforms: np.ndarray,
+    settings: DecodingSettings,
+    *,
+    bias: np.ndarray | None,
+    allowed: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Does what `transit` does; gives (m,) indices of `rows` instead of (n,) flags."""
+    found = []
     for begin in range(0, len(rows), scratch.group):
         part = slice(begin, begin + scratch.group)
+        own = None if ids is None else ids[part]
         with np.errstate(over="ignore", invalid="ignore"):
-            scratch.ratios(log_score, rows[part], ids[part], bias=bias, allowed=allowed)
+            scratch.ratios(log_score, rows[part], own, bias=bias, allowed=allowed)
             total = scratch.total(len(rows[part]))
-        slots, shares = _movers(scratch, total, step, uniforms[part])
-        if len(slots):
-            moved[begin + slots] = True
-            tokens.append(scratch.draw(slots, shares, settings))
-    return moved, np.concatenate(tokens) if tokens else np.zeros(0, np.int64)
+            moving, slots, shares = _movers(scratch, total, step, uniforms[part])
+        if len(moving):
+            found.append((begin + moving, scratch.draw(slots, shares, settings)))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate([part for part, _ in found]), np.concatenate([part for _, part in found])
 
 
 def _movers(
     scratch: TransitionScratch, total: np.ndarray, step: np.ndarray, uniforms: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gives the slots that move, and the share of its weights at which each one's draw lies.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gives the rows that move, as indices of `total`, the slots where each one's weights stand,
+    and the share of them at which its draw lies.
 
     A row's weights are at most its ratios, so most rows that stay are known to from the sum of
-    these alone; only the others' weights are made.
+    these alone; only the others' weights are made. Rows that are NaN, infinite or 0 throughout are
+    among the others: no comparison finds that they stay.
     """
     _, gain, offset, stay, slope = step.tolist()
-    still = np.maximum(stay - slope * total, 0.0)
-    most = gain * total
-    _check(most + still)
-    slots = np.flatnonzero(most * (1.0 - uniforms) * ROUNDING >= uniforms * still)
-    mass = total[slots]
-    if offset and len(slots):
-        mass = scratch.lower(slots, offset * (1.0 + mass))
+    still = stay - slope * total
+    still[still < 0.0] = 0.0
+    most = (gain * ROUNDING) * total
+    stays = uniforms * (most + still) > most
+    rows = slots = (~stays).nonzero()[0]
+    if not len(rows):
+        return rows, rows, total[:0]
+    mass = total[rows]
+    if offset:
+        _check(mass + still[rows])  # NaN would stay in the scratch, behind the vocabulary's end
+        mass = scratch.lower(rows, offset * (1.0 + mass))
+        slots = scratch.index[: len(rows)]
     move = gain * mass
-    everything = move + still[slots]
+    everything = move + still[rows]
     _check(everything)
-    target = uniforms[slots] * everything
+    target = uniforms[rows] * everything
     goes = target < move
-    return slots[goes], target[goes] / move[goes]
+    return rows[goes], slots[goes], target[goes] / move[goes]
 
 
 def _check(everything: np.ndarray) -> None:
-    if len(everything) and not (everything.min() > 0.0 and everything.max() < np.inf):
+    # In Python: few rows get here, and NaN compares as what it is.
+    if not all(0.0 < mass < inf for mass in everything.tolist()):
         raise EngineError(
             "a row of log-scores has ratios that are not finite, or all 0; the graph "
             "overflows: try another precision, or allow more tokens"
@@ -187,30 +229,31 @@ def _check(everything: np.ndarray) -> None:
 
 def draw_transition(canvas: Canvas, log_score: np.ndarray, uniforms: np.ndarray) -> None:
     """Draws where every free position of a NumPy canvas goes; uniforms are (block,) float64."""
-    rows = np.flatnonzero(canvas.masked)
+    rows = canvas.masked.nonzero()[0]
     canvas.chosen.fill(False)
     if not len(rows):
         return
-    moved, tokens = transit(
+    moving, tokens = _transit(
         canvas.scratch.rows,
         log_score,
         rows,
-        canvas.ids[0, rows],
+        None if canvas.mask_token_id in canvas.banned else canvas.ids[0, rows],
         canvas.transition[canvas.step],
         uniforms[rows],
         canvas.settings,
         bias=canvas.bias,
         allowed=canvas.allowed,
     )
-    canvas.chosen[rows] = moved
-    canvas.candidate[rows[moved]] = tokens
+    moved = rows[moving]
+    canvas.chosen[moved] = True
+    canvas.candidate[moved] = tokens
 
 
 def commit_transition(canvas: Canvas) -> int:
     """Moves what was chosen, and goes on to the next step; returns how many moved."""
     if not canvas.num_masked:
         return 0
-    moved = np.flatnonzero(canvas.chosen)
+    moved = canvas.chosen.nonzero()[0]
     canvas.ids[0, moved] = canvas.candidate[moved]
     canvas.step += 1
     if canvas.mask_token_id >= 0:

@@ -7,7 +7,7 @@ from dlm_edge.benchmarks.cold_start import measure_process
 from dlm_edge.benchmarks.contestants import override
 from dlm_edge.benchmarks.decode import resume
 from dlm_edge.benchmarks.decode_report import agreement, summarise
-from dlm_edge.benchmarks.frontier import costs, judge_cells, parse_cell
+from dlm_edge.benchmarks.frontier import costs, judge_cells
 from dlm_edge.benchmarks.report import record, table, write_json
 from dlm_edge.runtime.errors import ConfigError, DlmError
 
@@ -36,15 +36,6 @@ def test_temperature_0_drops_what_has_no_effect_there() -> None:
     settings = {"rule": "threshold", "temperature": 1.0, "top_p": 0.9}
     assert override(settings, {"temperature": 0.0}) == {"rule": "threshold", "temperature": 0.0}
     assert override(settings, {}) == settings
-
-
-def test_cells_are_rules_with_the_value_of_their_option() -> None:
-    assert parse_cell("threshold:0.9") == {"rule": "threshold", "threshold": 0.9}
-    assert parse_cell("low_confidence:16") == {"rule": "low_confidence", "steps": 16}
-    assert parse_cell("first_hitting") == {"rule": "first_hitting"}
-    for wrong in ("nonsense", "first_hitting:3", "threshold:high"):
-        with pytest.raises(ConfigError, match="wanted"):
-            parse_cell(wrong)
 
 
 def test_a_cost_is_a_difference_beyond_both_intervals() -> None:

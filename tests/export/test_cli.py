@@ -91,10 +91,12 @@ def test_bad_options_are_one_line_and_exit_2(asked, tmp_path, arguments, word):
 def test_targets_are_listed_without_a_checkpoint(asked):
     result = invoke("--target", "list")
     assert result.exit_code == 0
-    for word in ("orin-nano-4gb", "maxn-super", "102.4 GB/s", "host"):
+    for word in ("orin-nano-4gb", "maxn-super", "102.4 GB/s", "host", "10.16.2"):
         assert word in result.stdout
     listed = json.loads(invoke("--target", "list", "--json").stdout)
-    assert listed["orin-nano"]["modes"]["25w"]["gpu_mhz"] == 918.0
+    assert listed["targets"]["orin-nano"]["modes"]["25w"]["gpu_mhz"] == 918.0
+    assert {item["version"]: item["l4t"] for item in listed["jetpacks"]}["6.2.1"] == "36.4.4"
+    assert "deviceQuery" in invoke("--target", "list", "-v").stdout
     assert not asked
 
 

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from dlm_edge.jetson.profile import ProfileOptions, Profiler
+from dlm_edge.jetson.profile import Profiler
+from dlm_edge.jetson.profile_options import ProfileOptions
 from fake_board import make_board
 from untrained_draft import make_draft
 

@@ -1,8 +1,9 @@
 import pytest
-from dlm_edge.jetson.board import read_l4t, read_machine, release_at_least, target_of
+from dlm_edge.jetson.board import read_machine, release_at_least, target_of
 from dlm_edge.jetson.power import current_mode, find_mode, list_modes, mode_command, set_mode
 from dlm_edge.jetson.targets import TARGETS
 from dlm_edge.runtime.errors import ConfigError, DeviceError
+from dlm_edge.runtime.machine import read_l4t
 from fake_board import write
 
 
@@ -23,12 +24,19 @@ def test_a_board_is_known_by_its_model_and_memory(board):
         ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 15656, "orin-nx"),
         ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 7620, "orin-nx-8gb"),
         ("NVIDIA Jetson AGX Orin Developer Kit", 62841, "agx-orin"),
+        ("NVIDIA Jetson AGX Orin", 30697, "agx-orin-32gb"),
         ("Raspberry Pi 5", 8000, "host"),
     ],
 )
 def test_every_model_has_its_target(model, memory, target):
     assert target_of(model, memory) == target
     assert target in TARGETS
+
+
+def test_the_modules_part_number_decides_before_the_memory(board):
+    tree = "nvidia,p3768-0000+p3767-0004-super\0nvidia,p3767-0004\0nvidia,tegra234\0"
+    write(board, "proc/device-tree/compatible", tree)
+    assert read_machine(board).target == "orin-nano-4gb"
 
 
 def test_another_machine_is_the_host(tmp_path):

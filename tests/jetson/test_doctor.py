@@ -57,7 +57,7 @@ def test_a_board_with_everything_is_ready(ready_board):
     found, by_name = checks(ready_board)
     assert found.ready
     assert {name for name, check in by_name.items() if check.state in ("warn", "fail")} == set()
-    assert by_name["JetPack"].found == "JetPack 6.2 (L4T 36.4.7)"
+    assert by_name["JetPack"].found == "JetPack 6.2.1 (L4T 36.4.7)"
     assert by_name["CUDA toolkit"].found == "12.6"
     assert by_name["power mode"].found == "25W"
 

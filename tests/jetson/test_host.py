@@ -1,12 +1,14 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
 import pytest
 from dlm_edge.jetson import host, host_probe
 from dlm_edge.jetson.host import host_rates
+from dlm_edge.jetson.machines import Cpu
 from dlm_edge.jetson.probe_graphs import Op, onnx_bytes
+from dlm_edge.jetson.targets import TARGETS
 from dlm_edge.runtime.cache import cache_root
 from onnx.reference import ReferenceEvaluator
 from round_rates import RATES
@@ -39,6 +41,30 @@ def test_a_machine_is_measured_once_and_then_remembered(measured):
     assert host_rates(2) == RATES
     assert host_rates(1, again=True) == RATES
     assert measured == [1, 2, 1]
+
+
+def test_crowded_figures_of_several_threads_are_measured_again_and_the_better_ones_kept(
+    measured, monkeypatch
+):
+    shares = [0.4, 0.6, 0.01]
+
+    def measure(threads):
+        return replace(RATES, threads=threads, waited_share=shares.pop(0))
+
+    monkeypatch.setattr(host, "measure", measure)
+    lines = []
+    assert host_rates(2).waited_share == 0.4
+    assert host_rates(2, lines.append).waited_share == 0.4
+    assert "again, for other programs ran" in lines[0]
+    assert host_rates(2).waited_share == 0.01
+    # One thread is measured in CPU time.
+    assert not replace(RATES, threads=1, waited_share=0.9).crowded
+
+
+def test_a_plan_from_crowded_figures_says_so():
+    crowded = replace(RATES, threads=2, waited_share=0.4)
+    (line,) = [text for text in Cpu(TARGETS["host"], crowded).assumptions if "40%" in text]
+    assert "other programs ran" in line
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"version": 1, "unknown": 2}'])

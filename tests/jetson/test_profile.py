@@ -1,9 +1,11 @@
 """One real run of the model that ships, on a faked board."""
 
 import pytest
-from dlm_edge.jetson.profile import ProfileOptions, Profiler
+from dlm_edge.jetson.profile import Profiler
+from dlm_edge.jetson.profile_options import ProfileOptions
 from dlm_edge.jetson.run_record import STAGES
 from dlm_edge.runtime.pipeline import Pipeline
+from toy_bundle import write_toy
 
 
 def test_texts_are_those_that_the_pipeline_writes_without_a_profiler(record):
@@ -25,6 +27,21 @@ def test_stages_of_every_text_add_up_to_its_time(record):
         assert 0 < run["first_s"] <= run["first_block_s"] <= run["total_s"] + 0.05
 
 
+def held_at_start(record):
+    return record["sensors"]["columns"]["malloc"]["values"][0]
+
+
+def test_default_prompts_that_a_bundle_has_no_room_for_are_left_out(tmp_path):
+    options = ProfileOptions(
+        bundle=write_toy(tmp_path), threads=1, runs=1, max_tokens=4, sensors="none", layers=False
+    )
+    profiler = Profiler(options)
+    profiler.measure()
+    found = profiler.finish(complete=True)
+    assert found["settings"]["prompts"] == [""]
+    assert len(found["runs"]) == 1
+
+
 def test_memory_parts_lead_from_nothing_to_what_is_resident(record):
     parts = record["memory"]["parts"]
     assert [part["name"] for part in parts] == [
@@ -34,7 +51,10 @@ def test_memory_parts_lead_from_nothing_to_what_is_resident(record):
     assert sum(part["mib"] for part in parts) == pytest.approx(parts[-1]["resident_mib"], abs=0.1)
     assert record["memory"]["peak_mib"] >= parts[-1]["resident_mib"] - 1
     assert record["memory"]["load_peak_mib"] >= parts[-2]["resident_mib"] - 1
+    assert parts[-1]["device_used_mib"] is None
+    assert record["memory"]["malloc_peak_mib"] > held_at_start(record)
     held = record["memory"]["engine_account_mib"]
+    assert record["memory"]["engine_peak_mib"] == pytest.approx(sum(held.values()), abs=0.02)
     assert held["weights"] == pytest.approx(8.16, abs=0.1)
     # kv: 256 rows x 4 layers x 2 x 4 heads x 64 float32
     assert held["kv"] == pytest.approx(256 * 4 * 2 * 4 * 64 * 4 / 2**20)
@@ -60,7 +80,7 @@ def test_power_of_the_faked_board_becomes_tokens_per_joule(record):
 def test_the_machine_is_the_board(record):
     machine = record["machine"]
     assert machine["is_jetson"]
-    assert (machine["l4t"], machine["jetpack"]) == ("36.4.7", "6.2")
+    assert (machine["l4t"], machine["jetpack"]) == ("36.4.7", "6.2.1")
     assert (machine["target"], machine["power_mode"]) == ("orin-nano", "25W")
 
 
@@ -112,6 +132,9 @@ def test_an_engine_that_only_enqueues_is_settled_in_a_pass_of_its_own(monkeypatc
 
         def synchronize(self):
             calls.append("wait")
+
+        def memory(self):
+            return 1 << 20, 3 << 20
 
     load = profiler._load
 

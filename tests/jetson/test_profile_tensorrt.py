@@ -1,7 +1,8 @@
 """A profile on TensorRT, on a stand-in for a board: all is ours but its runtime and driver."""
 
 import pytest
-from dlm_edge.jetson.profile import ProfileOptions, Profiler
+from dlm_edge.jetson.profile import Profiler
+from dlm_edge.jetson.profile_options import ProfileOptions
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
 from toy_bundle import write_toy
@@ -36,6 +37,17 @@ def test_stages_are_settled_layers_timed_and_memory_accounted(toy):
     assert record["engine"]["name"] == "tensorrt"
     held = record["memory"]["engine_account_mib"]
     assert {"weights", "scratch", "kv", "logits", "inputs"} <= held.keys()
+    assert record["memory"]["engine_peak_mib"] == pytest.approx(sum(held.values()), abs=0.02)
+    used = [part["device_used_mib"] for part in record["memory"]["parts"]]
+    # Nothing runs on a device before the engine's library is there.
+    assert used[:2] == [None, None]
+    assert 0 <= used[2] <= used[-1] <= record["memory"]["device_peak_mib"]
+    for name in ("device used", "engine's account"):
+        column = record["sensors"]["columns"][name]
+        assert (column["kind"], column["unit"]) == ("memory", "MiB")
+        assert column["values"][-1] > 0
+        # Once per text: warm-up, runs, stages, layers.
+        assert len(column["values"]) == 1 + len(wanted) + len(options.prompts) + 1
     layers = record["layers"]
     assert [(la["name"], la["kind"]) for la in layers["layers"]] == [
         ("{ForeignNode[body]}", "fused"), ("head", "layer"),

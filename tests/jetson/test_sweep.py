@@ -1,10 +1,20 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dlm_edge.jetson.profile import ProfileOptions, Profiler
+from dlm_edge.jetson.profile import Profiler
+from dlm_edge.jetson.profile_options import ProfileOptions
 from dlm_edge.jetson.quality import Judge, distinct, measure_quality, word_entropy
-from dlm_edge.jetson.sweep import Axes, Sweep, flags, mark_frontier, parse_axes, parse_cell
+from dlm_edge.jetson.sweep import (
+    Axes,
+    Sweep,
+    flags,
+    learnt_blocks,
+    mark_frontier,
+    parse_axes,
+    parse_cell,
+)
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.evaluate import evaluate_ids
 from dlm_edge.runtime.pipeline import Pipeline
@@ -145,3 +155,15 @@ def test_an_interrupted_sweep_keeps_its_cells(profiler, monkeypatch):
 def test_a_block_that_the_bundle_has_not_is_refused(profiler):
     with pytest.raises(ConfigError, match="blocks 16, 32, 256"):
         sweep(profiler, axes=["block=7"])
+
+
+@pytest.mark.parametrize(
+    ("learnt", "blocks"), [((16, 32, 256), [16, 32]), ((16,), [16]), ((), [16, 32, 64])]
+)
+def test_unasked_a_sweep_tries_the_blocks_that_the_model_has_learnt(learnt, blocks):
+    # 64 is twice 32, for storing one block and beginning the next; 256 is the whole canvas.
+    shapes = [(16, 256), (32, 256), (64, 256), (256, 0)]
+    specs = [SimpleNamespace(name="denoise", block=b, context=c) for b, c in shapes]
+    manifest = SimpleNamespace(graphs=specs, block_sizes=learnt)
+    pipeline = SimpleNamespace(manifest=manifest, engines=SimpleNamespace(specs=specs))
+    assert learnt_blocks(pipeline) == blocks

@@ -3,8 +3,10 @@ import json
 import pytest
 from dlm_edge.jetson.targets import (
     JETPACKS,
+    MODULES,
     TARGETS,
     describe,
+    jetpack_lines,
     jetpack_of,
     normal_mode_name,
     target,
@@ -53,6 +55,7 @@ def test_agx_orins_names_of_modes_are_found():
         ("orin-nano", "15w", 40 / 2, 68.3),
         ("orin-nano-4gb", "maxn-super", 34 / 2, 51.2),
         ("agx-orin", "maxn", 170 / 2, 204.8),
+        ("agx-orin-32gb", "maxn", 108 / 2, 204.8),
     ],
 )
 def test_rates_follow_from_clocks_as_the_data_sheets_have_them(name, mode, int8_tops, bandwidth):
@@ -79,7 +82,8 @@ def test_every_target_has_sources_and_a_default_that_exists(item):
     if item.is_gpu:
         assert item.default_mode in item.modes
         assert {"memory_mib", "system_mib", "bus_bits"} <= set(item.sources)
-        assert len({mode.nvpmodel_id for mode in item.modes.values()}) >= len(item.modes) - 1
+        numbers = [mode.nvpmodel_id for mode in item.modes.values()]
+        assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize("item", TARGETS.values())
@@ -94,7 +98,8 @@ def test_a_target_is_printed_and_written_as_json(item):
     ("l4t", "version"),
     [
         ("36.4.3", "6.2"),
-        ("36.4.7", "6.2"),
+        ("36.4.4", "6.2.1"),
+        ("36.4.7", "6.2.1"),
         ("36.5.0", "6.2.2"),
         ("39.2.1", "7.2.1"),
         ("36.2.0", None),
@@ -110,3 +115,16 @@ def test_a_release_is_the_newest_jetpack_of_its_line(l4t, version):
 def test_every_jetpack_says_where_it_comes_from():
     assert all(item.source for item in JETPACKS)
     assert [item.version for item in JETPACKS if not item.orin] == ["7.0", "7.1"]
+
+
+def test_the_list_has_a_row_per_jetpack_and_sources_on_request():
+    lines = jetpack_lines()
+    assert len(lines) == 1 + len(JETPACKS)
+    assert "6.2.1     36.4.4   3.10    12.6  10.3.0" in "\n".join(lines)
+    assert jetpack_lines(sources=True)[-1].endswith(JETPACKS[-1].source)
+    assert "deviceQuery" in describe(TARGETS["orin-nano"], sources=True)
+
+
+def test_every_part_number_is_of_a_target_that_exists():
+    assert set(MODULES.values()) == {item.name for item in TARGETS.values() if item.is_gpu}
+    assert all(MODULES[item.part_number] == item.name for item in TARGETS.values() if item.is_gpu)

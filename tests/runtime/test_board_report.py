@@ -15,6 +15,7 @@ from dlm_edge.runtime.ops.kernel_check import KernelCheck, check_kernels
 from dlm_edge.train.families.graphs import mask_noise
 from emulation.board import make_board
 from emulation.probes import copy_kernels
+from fake_board import make_board as make_files
 from toy_bundle import VOCAB, toy_manifest, toy_members, write_toy
 
 
@@ -124,9 +125,8 @@ def test_a_check_of_nothing_is_not_ok():
 
 
 def test_a_boards_name_and_release_are_read_from_their_files(tmp_path):
-    (tmp_path / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
-    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3\nmore\n")
-    facts = machine_facts(tmp_path / "model", tmp_path / "release")
-    assert facts["board"] == "NVIDIA Jetson Orin Nano"
-    assert facts["l4t"] == "# R36 (release), REVISION: 4.3"
-    assert machine_facts(tmp_path / "no", tmp_path / "no")["board"] is None
+    facts = machine_facts(make_files(tmp_path / "board"))
+    assert facts["board"].startswith("NVIDIA Jetson Orin Nano")
+    assert facts["l4t"] == "36.4.7"
+    assert facts["memory_mib"] == 7620
+    assert machine_facts(tmp_path / "no")["board"] is None

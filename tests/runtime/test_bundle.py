@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.runtime import archive, unpack
+from dlm_edge.runtime import archive, files, unpack
 from dlm_edge.runtime.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.errors import BundleError
 from hypothesis import HealthCheck, given, settings
@@ -336,14 +336,14 @@ def test_nothing_stays_when_writing_fails(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archive.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(BundleError, match="No space left"):
         write_bundle(path, toy_manifest(), members)
 
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(archive.os, "fsync", interrupt)
+    monkeypatch.setattr(files.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_bundle(path, toy_manifest(), members)
     assert [item.name for item in tmp_path.iterdir()] == ["parts"]

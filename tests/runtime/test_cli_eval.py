@@ -1,12 +1,10 @@
 import hashlib
-import io
 import json
 import math
-import sys
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime.cli_eval import ProgressBar, main
+from dlm_edge.runtime.cli_eval import main
 
 STORY = "The cat sat, the café shut."
 KEYS = {
@@ -113,17 +111,3 @@ def test_options_out_of_range_end_with_status_2(tiny_bundle, data):
 
 def test_a_missing_bundle_is_refused(data):
     assert "missing.dlm" in refused(1, "missing.dlm", "--data", data)
-
-
-def test_the_progress_bar_shows_on_a_terminal_only_and_wipes_itself(monkeypatch):
-    for is_terminal in (False, True):
-        out = io.StringIO()
-        monkeypatch.setattr(out, "isatty", lambda found=is_terminal: found)
-        monkeypatch.setattr(sys, "stderr", out)
-        bar = ProgressBar()
-        bar.show(1, 4)
-        bar.show(2, 4)  # too soon after the last drawing
-        bar.wipe()
-        assert (" 25%" in out.getvalue()) == is_terminal
-        assert " 50%" not in out.getvalue()
-        assert out.getvalue().endswith("\r\x1b[K") == is_terminal

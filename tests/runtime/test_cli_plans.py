@@ -4,7 +4,7 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime import cli_load, cli_plans
+from dlm_edge.runtime import cli_plans
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.cli import main
 from dlm_edge.runtime.engines.gpu import Gpu
@@ -152,17 +152,3 @@ class Terminal:
 
     def flush(self):
         pass
-
-
-def test_the_progress_line_is_drawn_when_it_changes_and_removed_at_the_end():
-    out = Terminal()
-    line = cli_load.BuildLine(out)
-    line.show(0.5, "Timing tactics")
-    drawn = out.text
-    assert "############............" in drawn
-    assert " 50% Timing tactics" in drawn
-    line.show(0.5, "Timing tactics")
-    assert out.text == drawn
-    line.end()
-    assert out.text.endswith("\r")
-    assert "\n" not in out.text

@@ -3,6 +3,7 @@ import json
 import pytest
 from dlm_edge.runtime.errors import BundleError, ConfigError
 from dlm_edge.runtime.pipeline import Pipeline
+from manifests import denoise_spec
 
 STORY = "The cat sat, the café shut. "
 
@@ -68,6 +69,23 @@ def test_a_text_beyond_the_positions_is_marked_approximate(pipeline):
 def test_a_prompt_beyond_the_positions_is_refused_unless_it_may_slide(pipeline):
     with pytest.raises(ConfigError, match="shorten it"):
         pipeline.generate("The cat " * 20)
+
+
+def test_a_prompt_is_held_to_the_positions_of_the_block_size_that_decodes_it(make_bundle):
+    # Blocks of 8 see 24 positions here, the whole canvas 64.
+    specs = [denoise_spec(*shape, vocab=258, cache=(1, 1, 2, 1, 1)) for shape in ((8, 16), (64, 8))]
+    path = make_bundle(graphs=tuple(specs), block_sizes=(8, 64))
+    prompt = "The cat sat, the café shut. "
+    with Pipeline.load(path, threads=1) as pipeline:
+        with pytest.raises(ConfigError, match="this bundle sees 24 positions as it decodes here"):
+            pipeline.generate(prompt, block_size=8)
+        assert (
+            pipeline.generate(prompt, block_size=8, slide=True, max_tokens=4).result().approximate
+        )
+        assert not pipeline.generate(prompt, block_size=64, max_tokens=4).result().approximate
+        result = pipeline.generate("The cat", block_size=8).result()
+        assert len(result.token_ids) == 24 - 1 - 7
+        assert not result.approximate
 
 
 def test_a_stop_string_ends_the_text_and_its_tokens(pipeline):

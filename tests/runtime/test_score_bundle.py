@@ -122,6 +122,25 @@ def test_frames_are_the_canvases_of_every_step_and_end_with_the_text(pipeline):
     assert filled[-1].text.endswith("sat")
 
 
+@pytest.mark.parametrize("graph", ["uniform", "absorb"])
+def test_the_last_frame_of_a_text_that_ends_early_is_the_text_and_nothing_behind_it(
+    graph, tmp_path
+):
+    path = write_score(tmp_path / "ends.dlm", graph, end=9)
+    with Pipeline.load(path, threads=1) as pipeline:
+        whole = pipeline.generate("The", num_steps=6, max_tokens=12).result()
+        for stop, reason in (((), "end"), ((whole.text[2],), "stop")):
+            options = {"num_steps": 6, "max_tokens": 12, "stop": stop}
+            frames = list(pipeline.frames("The", **options))
+            text = pipeline.generate("The", **options).result()
+            assert text.finish_reason == reason
+            assert frames[-1].nfe == text.nfe
+            assert frames[-1].token_ids[4:] == text.token_ids
+            assert len(frames[-1].token_ids) < len(frames[-2].token_ids) == 16
+            assert frames[-1].text.startswith("The" + text.text)
+            assert all(state in ("given", "committed") for state, _ in frames[-1].pieces)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -147,7 +166,7 @@ def test_a_folder_is_opened_by_the_bundle_in_it(tmp_path):
     with pytest.raises(BundleError, match="holds no bundle"):
         Pipeline.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BundleError, match="dlm-export"):
+    with pytest.raises(BundleError, match=r"train\.pretrained, or make a bundle of it: dlm-export"):
         Pipeline.from_pretrained(tmp_path)
     with pytest.raises(BundleError, match="dlm-export someone/model"):
         Pipeline.from_pretrained("someone/model")

@@ -8,6 +8,7 @@ import torch
 from dlm_edge.runtime.score_entropy import (
     absorb_entropy,
     move_odds,
+    prior_nats,
     spread_sigma,
     uniform_entropy,
     uniform_ratio,
@@ -144,3 +145,9 @@ def test_the_bound_of_the_true_score_is_the_negative_log_likelihood():
                 cost[x0] += moves[x0, x] * weight * uniform_of(s, x, x0, sigma) / len(level)
     # The rest of the bound, the divergence of the fully noised token from uniform, is 0 by then.
     np.testing.assert_allclose(cost, -np.log(prior), rtol=2e-3)
+
+
+@pytest.mark.parametrize("last", [0.5, 3.0, 20.0])
+def test_prior_nats_are_the_divergence_from_uniform(last):
+    row = transition(last)[0]
+    assert prior_nats(last, K) == pytest.approx((row * np.log(K * row)).sum(), abs=1e-12)

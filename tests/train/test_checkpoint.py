@@ -64,7 +64,7 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(tmp_path: Path, monkey
         save_state(tmp_path, 2, {"step": 2})
     assert torch.equal(read_checkpoint(tmp_path).weights["embed.weight"], before)
     assert load_state(tmp_path) == {"step": 1}
-    assert not list(tmp_path.rglob(".writing-*"))
+    assert not list(tmp_path.rglob(".*.partial"))
 
 
 def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path):

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from dlm_edge.train.files import TEMPORARY, new_folder, remove_unfinished, write_file, write_text
+from dlm_edge.runtime.files import name_beside
+from dlm_edge.train.files import new_folder, remove_unfinished, write_file, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path):
@@ -45,7 +46,7 @@ def test_the_folder_of_a_faster_process_is_kept(tmp_path: Path):
 
 
 def test_old_remains_of_killed_processes_are_removed(tmp_path: Path):
-    old, new = tmp_path / f"{TEMPORARY}old", tmp_path / f"{TEMPORARY}new"
+    old, new = name_beside(tmp_path / "old"), name_beside(tmp_path / "new")
     for folder in (old, new):
         folder.mkdir()
     (tmp_path / "kept").write_text("x")

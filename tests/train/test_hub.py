@@ -7,6 +7,7 @@ import pytest
 from dlm_edge.runtime.errors import CheckpointError
 from dlm_edge.train.checkpoint import read_checkpoint
 from dlm_edge.train.hub import checkpoint_folder
+from dlm_edge.train.pretrained import Pipeline
 from tiny_checkpoint import make_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -58,3 +59,10 @@ def test_paths_are_paths_and_odd_names_are_named(tmp_path):
     assert str(checkpoint_folder("./someone/stories")) == "someone/stories"
     with pytest.raises(CheckpointError, match="hf:owner/name"):
         checkpoint_folder("hf:stories")
+
+
+def test_a_pipeline_is_opened_by_the_name_of_its_checkpoint(cached):
+    with Pipeline.from_pretrained("someone/stories", threads=1) as pipeline:
+        named = pipeline.generate("once", max_tokens=4, seed=1).result().text
+    with Pipeline.from_pretrained(cached, threads=1) as pipeline:
+        assert pipeline.generate("once", max_tokens=4, seed=1).result().text == named

@@ -29,7 +29,7 @@ from ..noise import MASKINGS
 from .base import ExportGraph, GraphTensor, LossOutput
 from .mdlm import parse_block_sizes, split_weights
 from .options import check_options, common_config
-from .sedd_loss import canvas_noise, cut, draw, position_nats
+from .sedd_loss import canvas_noise, cut, draw, end_nats, position_nats
 from .shapes import canvas_shapes
 
 OWN_OPTIONS = (
@@ -132,9 +132,13 @@ class Sedd:
     def eval_loss(
         self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
-        """See Family; a length below the context counts as if every token were scored."""
+        """See Family; a length below the context counts as if every token were scored.
+
+        The prior term is in it: what the largest noise leaves of the text.
+        """
         masking = "count" if config["model"]["graph"] == "absorb" else "independent"
         batch, context = ids.shape
+        prior = end_nats(config)
         figures: dict[str, torch.Tensor] = {}
         for length in config["block_sizes"]:
             generator = torch.Generator().manual_seed(seed)
@@ -143,7 +147,8 @@ class Sedd:
             nats = position_nats(model, rows, noisy, config).double().cpu()
             scored = rows.shape[0] // batch * (length - 1)
             name = "full" if length == config["model"]["context"] else str(length)
-            figures[name] = nats.view(batch, -1).sum(dim=1) * ((context - 1) / scored)
+            spent = nats.view(batch, -1).sum(dim=1) + scored * prior
+            figures[name] = spent * ((context - 1) / scored)
         return figures
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:

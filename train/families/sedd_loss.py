@@ -18,7 +18,13 @@ from torch import nn
 
 from ...runtime.errors import ConfigError
 from ...runtime.schedule import schedule_from_json
-from ...runtime.score_entropy import absorb_entropy, move_odds, spread_sigma, uniform_entropy
+from ...runtime.score_entropy import (
+    absorb_entropy,
+    move_odds,
+    prior_nats,
+    spread_sigma,
+    uniform_entropy,
+)
 from ..noise import draw_noise, draw_times
 from .base import Corrupt
 from .mdlm import forbidden_ids
@@ -139,6 +145,17 @@ def replaced(
     at_x0 = log_score.gather(-1, x0.long()[..., None])[..., 0]
     changed = (xt != x0).to(total.dtype)
     return uniform_entropy(total, kept.sum(dim=-1), at_x0, changed, sigma, len(states))
+
+
+def end_nats(config: Mapping[str, Any]) -> float:
+    """Gives the bound's prior term per token: KL from the noisiest text to what decoding starts at.
+
+    None under the absorbing graph, whose draws of `masking` count reach the whole range of masks.
+    """
+    if config["model"]["graph"] == "absorb":
+        return 0.0
+    last = float(schedule_from_json(config["noise_schedule"]).sigma(1.0))
+    return prior_nats(last, len(states_of(config)))
 
 
 def canvas_noise(config: Mapping[str, Any]) -> Corrupt:

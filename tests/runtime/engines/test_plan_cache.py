@@ -5,7 +5,7 @@ import stat
 from dataclasses import replace
 
 import pytest
-from dlm_edge.runtime.engines import plan_cache
+from dlm_edge.runtime import files
 from dlm_edge.runtime.engines.plan_cache import HEADER_BYTES, NewPlan, PlanCache, PlanKey
 from dlm_edge.runtime.errors import DlmError, EngineError
 
@@ -138,7 +138,7 @@ def test_an_interrupted_write_leaves_no_half_plan(cache, monkeypatch):
     def interrupted(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plan_cache.os, "fsync", interrupted)
+    monkeypatch.setattr(files.os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.obtain(KEY, new_plan)
     assert not [path for path in cache.folder.iterdir() if path.suffix != ".lock"]
@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_gives_one_line(cache, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(plan_cache.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(EngineError, match=r"no space for a plan under .*XDG_CACHE_HOME"):
         cache.obtain(KEY, new_plan)
     assert not list(cache.folder.glob(".*"))

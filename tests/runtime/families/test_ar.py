@@ -91,3 +91,13 @@ def test_what_a_causal_model_cannot_do_is_refused():
     ):
         with pytest.raises(ConfigError):
             generate(manifest, engines, NumpyOps(), Request(**{**base, **fields}))
+
+
+def test_a_block_size_is_refused_by_the_name_of_its_option():
+    engines = TableEngines(TABLE, [(1, 64), (8, 64)], V)
+    request = Request(
+        prompt_ids=(0, 4), max_tokens=2, seed=2, sample_index=0,
+        settings=DecodingSettings(rule="next_token", block_size=8),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--block .* has no effect on a causal model"):
+        generate(make_manifest(engines, family="ar"), engines, NumpyOps(), request)

@@ -7,10 +7,10 @@ import pytest
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.evaluate import evaluate_ids
 from dlm_edge.runtime.families import FAMILIES
-from dlm_edge.runtime.families.sedd_bound import SPLIT, draw_hits, prior_nats
+from dlm_edge.runtime.families.sedd_bound import SPLIT, draw_hits
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.runtime.schedule import schedule_from_json
-from dlm_edge.runtime.score_entropy import absorb_entropy, uniform_entropy
+from dlm_edge.runtime.score_entropy import absorb_entropy, prior_nats, uniform_entropy
 from score_engines import ScoreEngines, joint_score, kernel, score_manifest
 
 K, V = 3, 5  # end of text 0, two more, padding 3, mask 4
@@ -135,12 +135,6 @@ def test_hits_and_noise_of_a_draw_are_jointly_those_of_independent_hits():
     assert max(d.sigma for d in draws if d.weight) == pytest.approx(last, rel=0.01)
     small = [draw_hits(rng.random(6), (i + 0.5) / 999, SPLIT / 2) for i in range(999)]
     assert max(d.sigma for d in small if d.weight) <= SPLIT / 2
-
-
-def test_prior_nats_are_the_divergence_from_uniform():
-    for last in (0.5, 3.0, 20.0):
-        row = kernel("uniform", K, last)[0]
-        assert prior_nats(last, K) == pytest.approx((row * np.log(K * row)).sum(), abs=1e-12)
 
 
 def test_equal_seeds_mask_what_the_masked_models_bound_masks():

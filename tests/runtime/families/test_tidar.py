@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.evaluate import evaluate_ids
-from dlm_edge.runtime.families import FAMILIES, decoding_settings
+from dlm_edge.runtime.families import FAMILIES, decoding_blocks, decoding_settings
+from dlm_edge.runtime.families.tidar import DraftFamily
 from dlm_edge.runtime.families.tidar_layout import draft_layout, draft_rows, open_layout
 from dlm_edge.runtime.frames import canvases
 from dlm_edge.runtime.generate import Generation, generate
@@ -432,3 +433,11 @@ def test_the_baseline_leaves_the_bundles_block_size_and_beta_out():
     plain = decoding_settings(manifest, {"rule": "next_token"})
     assert (plain.block_size, plain.beta) == (None, None)
     assert decoding_settings(manifest, {"beta": 0.25}).beta == 0.25
+
+
+def test_block_sizes_are_those_of_drafts_and_positions_those_of_the_cache():
+    engines = DraftEngines(Model(30), [2, 3], [16, 64])
+    manifest = draft_manifest(engines)
+    assert decoding_blocks(manifest) == {2: (16, 64), 3: (16, 64)}
+    assert DraftFamily().positions(manifest) == 64
+    assert DraftFamily().positions(draft_manifest(engines, max_position=40)) == 40

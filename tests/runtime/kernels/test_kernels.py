@@ -17,6 +17,7 @@ ENUM_OF_RULE = {
     "entropy": "HIGHEST",
     "margin": "HIGHEST",
     "next_token": "HIGHEST",
+    "draft_verify": "HIGHEST",
     "tweedie": "TRANSITION",
     "euler": "TRANSITION",
 }

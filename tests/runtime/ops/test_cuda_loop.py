@@ -83,7 +83,28 @@ def test_the_causal_family_gives_the_same_text(device, temperature):
 @pytest.mark.parametrize("rule", ["ancestral", "threshold"])
 def test_graphs_that_see_time_are_told_the_same(device, rule):
     settings = DecodingSettings(rule=rule, temperature=1.0)
-    host, found = results(device, request(settings=settings), run_ahead=False, timed=True)
+    for run_ahead in (False, True):
+        host, found = results(device, request(settings=settings), run_ahead=run_ahead, timed=True)
+        assert (found.token_ids, found.nfe) == (host.token_ids, host.nfe)
+
+
+def test_what_a_graph_that_sees_time_is_told_is_not_read_back_from_the_device(device):
+    settings = DecodingSettings(rule="low_confidence")
+    counts = []
+    for timed in (False, True):
+        before = device.counts.get("downloads", 0)
+        _, found = results(device, request(settings=settings), timed=timed)
+        counts.append(device.counts.get("downloads", 0) - before)
+    # The stand-in for an engine reads its inputs, this one too.
+    assert counts[1] - counts[0] == found.nfe
+
+
+@pytest.mark.parametrize("rule", ["threshold", "low_confidence", "first_hitting"])
+def test_no_run_is_lost_where_the_window_slides(device, rule):
+    settings = DecodingSettings(rule=rule, temperature=1.0)
+    asked = request(settings=settings, max_tokens=150)
+    host, found = results(device, asked)
+    assert host.approximate
     assert (found.token_ids, found.nfe) == (host.token_ids, host.nfe)
 
 

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.ops.rows import (
+    FEW_ROWS,
     RowScratch,
     draw,
     entropy,
     exponentiate,
     highest,
+    locate,
     margin,
     process,
     sum_chunks,
@@ -150,3 +152,24 @@ def test_rows_without_a_finite_highest_logit_are_an_error(value):
     row[2] = value
     with pytest.raises(EngineError):
         highest(row)
+
+
+@given(vocab_sizes, seeds)
+def test_rows_located_one_by_one_and_all_together_are_the_same(size, seed):
+    rng = np.random.default_rng(seed)
+    count = 3 * FEW_ROWS
+    scratch = RowScratch(count, size)
+    scratch.weights[:] = rng.random((count, size)) ** rng.choice([1, 20])
+    scratch.weights[rng.random((count, size)) < 0.5] = 0
+    scratch.weights[:, rng.integers(size)] = 0.3
+    for slot in range(count):
+        sum_chunks(scratch, slot)
+    uniforms = rng.random(count)
+    uniforms[:3] = (0.0, 1 - 2.0**-53, 0.5)
+    rows = rng.permutation(count)
+    together = locate(scratch.chunks, scratch.sums, rows, uniforms)
+    for first in range(0, count, FEW_ROWS):
+        some = slice(first, first + FEW_ROWS)
+        found = locate(scratch.chunks, scratch.sums, rows[some], uniforms[some])
+        assert np.array_equal(found, together[some])
+        assert (scratch.weights[rows[some], found] > 0).all()

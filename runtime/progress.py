@@ -1,0 +1,54 @@
+"""One line on a terminal that tells how far long work is; nothing where stderr is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+_WIDTH = 30
+_EVERY_S = 0.1
+
+
+class ProgressLine:
+    """A bar with the time left, redrawn in place."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        """Takes a stream; None: stderr."""
+        self._out = sys.stderr if out is None else out
+        self._live = self._out.isatty()
+        self._begin: dict[str, float] = {}
+        self._drawn_at = 0.0
+        self._what: str | None = None
+        """What the line on the screen is about; None: there is no line."""
+
+    def show(self, done: float, planned: float, what: str = "") -> None:
+        """Draws how far a part is; ten times a second at most while it is the same part.
+
+        Args:
+            done: of the part.
+            planned: all of it, in the same unit.
+            what: the part's name; each has a clock of its own.
+        """
+        now = time.monotonic()
+        if not self._live or (what == self._what and now - self._drawn_at < _EVERY_S):
+            return
+        self._drawn_at, self._what = now, what
+        begin = self._begin.setdefault(what, now)
+        share = min(max(done / planned, 0.0), 1.0) if planned else 0.0
+        bar = "#" * round(_WIDTH * share)
+        left = f", {(now - begin) * (1 / share - 1):.0f} s left" if share and now > begin else ""
+        name = f"{what[:32]} " if what else ""
+        self._out.write(f"\r{name}[{bar:<{_WIDTH}}] {share:>4.0%}{left} \x1b[K")
+        self._out.flush()
+
+    def show_share(self, share: float, what: str) -> None:
+        """As `show`, for a part that tells its share from 0 to 1: the build of a plan."""
+        self.show(share, 1.0, what)
+
+    def wipe(self) -> None:
+        """Clears the line."""
+        if self._what is not None:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+            self._what = None
