@@ -156,7 +156,7 @@ class Recorder:
 
     def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
         """Gives the first rows of a cache; what a text had before is shared, not copied again."""
-        known: np.ndarray = self._caches.get(key, given[:0].copy())
+        known = self._caches[key] if key in self._caches else given[:0].copy()
         count = len(known)
         owner = known if known.base is None else known.base
         if count > rows or len(owner) < rows or not np.array_equal(given[:count], known):
