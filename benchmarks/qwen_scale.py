@@ -179,35 +179,37 @@ def main(
         click.echo("making the random checkpoint", err=True)
         make_checkpoint(source, tokenizer, size, layers)
     found: list[dict[str, Any]] = []
+    about = record()
+
+    def note(what: str, command: Sequence[str], **more: Any) -> None:
+        """Measures a command; what there is so far is kept, for the whole takes an hour."""
+        found.append({**measured(what, command), **more})
+        if json_path is not None:
+            write_json(json_path, {**about, "size": size, "steps": found})
+
     if not (checkpoint / "config.json").exists():
-        found.append(measured("convert", _train(source, checkpoint, block)))
+        note("convert", _train(source, checkpoint, block))
     for step in steps.split(","):
         precision, _, target = step.partition(":")
         bundle = work / f"{precision}-{target}.dlm"
         bundle.unlink(missing_ok=True)
-        shape = ["--block", str(block), "--context", str(context)]
         # Random weights have no text to be calibrated on.
         extra = ["--uncalibrated"] if precision == "int8" else []
-        found.append(
-            measured(
-                f"export {step}",
-                ["-m", "dlm_edge.export.cli", str(checkpoint), "--target", target, "--precision",
-                 precision, *shape, *extra, "-o", str(bundle)],
-            )
+        note(
+            f"export {step}",
+            ["-m", "dlm_edge.export.cli", str(checkpoint), "--target", target, "--precision",
+             precision, "--block", str(block), "--context", str(context), *extra,
+             "-o", str(bundle)],
         )  # fmt: skip
-        found[-1]["bundle_mib"] = bundle.stat().st_size / MIB
         if target == "cpu":
-            found.append(
-                measured(
-                    f"run {step}",
-                    ["-m", "dlm_edge.runtime.cli", str(bundle), "Once upon a time", "--max-tokens",
-                     "8", "--verbose"],
-                )
+            note(
+                f"run {step}",
+                ["-m", "dlm_edge.runtime.cli", str(bundle), "Once upon a time", "--max-tokens",
+                 "8", "--verbose"],
+                bundle_mib=bundle.stat().st_size / MIB,
             )  # fmt: skip
         else:
-            found.append(measured(f"gate {step}", ["-c", GATE, str(bundle)]))
-    if json_path is not None:
-        write_json(json_path, {**record(), "size": size, "steps": found})
+            note(f"gate {step}", ["-c", GATE, str(bundle)], bundle_mib=bundle.stat().st_size / MIB)
 
 
 def _train(source: Path, checkpoint: Path, block: int) -> list[str]:

@@ -18,6 +18,7 @@ from ..runtime.engines.base import Engine, EngineSet
 from ..runtime.errors import CalibrationError
 from ..runtime.manifest import GraphSpec
 from .canvases import LATE_WEIGHT, Canvas, Inputs
+from .frontier import by_position, changed_rows
 from .reservoir import Reservoir
 
 
@@ -63,9 +64,9 @@ class Recorder:
         self._kept = Reservoir(per_stratum=per_stratum, max_bytes=max_bytes, seed=seed)
         self._pending: list[_Run] = []
         self._place: tuple[Any, ...] = ()
+        self._other: Canvas | None = None
         self._caches: dict[tuple[str, int], np.ndarray] = {}
         """The rows in use of each text's cache, as its last run had them."""
-        self._other: Canvas | None = None
         self.source = "decode"
         """Written on what is recorded from now on."""
         self.clean: np.ndarray | None = None
@@ -84,8 +85,7 @@ class Recorder:
         place = (spec.name, spec.block, spec.context, start, slot)
         moved = place != self._place
         last = self._pending[-1].inputs.arrays if self._pending and not moved else {}
-        copies: dict[str, np.ndarray] = {}
-        rows: dict[str, int] = {}
+        copies, rows = {}, {}
         for tensor in spec.inputs:
             if tensor.role == "kv":
                 # What lies behind is an older text's, and nothing reads it.
@@ -96,9 +96,8 @@ class Recorder:
             if tensor.role == "canvas" and self.clean is not None:
                 self._unmask(array, start)
             known = last.get(tensor.name)
-            if known is not None and np.array_equal(known, array):
-                array = known
-            copies[tensor.name] = array
+            same = known is not None and np.array_equal(known, array)
+            copies[tensor.name] = known if same else array
         run = _Run(
             spec=spec,
             inputs=Inputs(copies, rows),
@@ -178,7 +177,7 @@ class Recorder:
         """Gives (block,) bool; nothing is masked on a canvas of floats."""
         if self._mask is None or not np.issubdtype(run.canvas.dtype, np.integer):
             return np.zeros(run.spec.block, bool)
-        return (_by_position(run.canvas, run.spec.block) == self._mask).any(axis=1)
+        return (by_position(run.canvas, run.spec.block) == self._mask).any(axis=1)
 
     def _canvas(
         self,
@@ -196,7 +195,7 @@ class Recorder:
             # Independent draws do not follow each other; what they mask is what training scores.
             frontier, progress = masked, 1.0 - noise
         else:
-            frontier = _changed(run, after, masked)
+            frontier = changed_rows(run, after, masked)
         return Canvas(
             graph=run.spec.name,
             block=run.spec.block,
@@ -215,53 +214,6 @@ def _level(given: Mapping[str, np.ndarray]) -> float | None:
     if "sigma" in given:
         return float(-np.expm1(-np.max(given["sigma"])))
     return None
-
-
-def _changed(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
-    """Gives (block,) bool: the positions that the next run sees changed.
-
-    If that does not look at the masked ones any more, the block is finished: all were committed.
-    Rows that are told what they see are drafts and proposals: see `_kept_rows`.
-    """
-    frontier = np.zeros(run.spec.block, bool)
-    told = next((t.name for t in run.spec.inputs if t.role == "visible"), None)
-    if told is not None and masked.any() and after is not None:
-        return _kept_rows(run.inputs[told], masked, after.start - run.start)
-    if after is None or after.spec.name != run.spec.name:
-        return masked
-    first = max(run.start, after.start)
-    last = min(run.start + run.spec.block, after.start + after.spec.block)
-    seen = slice(first - run.start, max(first, last) - run.start)
-    if masked.any() and not masked[seen].any():
-        return masked
-    old = _by_position(run.canvas, run.spec.block)[seen]
-    new = _by_position(after.canvas, after.spec.block)[first - after.start :][: len(old)]
-    frontier[seen] = (old != new).any(axis=1)
-    return frontier
-
-
-def _kept_rows(visible: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:
-    """Gives (block,) bool: the rows that a draft-and-verify run's next tokens come from.
-
-    Args:
-        visible: (block, block): nonzero where a row sees another.
-        masked: (block,) bool.
-        count: Drafts that were kept.
-
-    Returns:
-        The kept drafts, and the masks of the proposal that sees just these.
-    """
-    seen_drafts = (visible[:, ~masked] > 0).sum(axis=1)
-    return np.where(masked, seen_drafts == count, np.cumsum(~masked) <= count)
-
-
-def _by_position(canvas: np.ndarray, block: int) -> np.ndarray:
-    """Gives (block, …) of a canvas (batch, block, …): everything that stands at one position.
-
-    Canvases of another length (drafts with their proposals) are cut or cycled to the block.
-    """
-    rows = np.moveaxis(canvas, 1, 0).reshape(canvas.shape[1], -1)
-    return rows if len(rows) == block else np.resize(rows, (block, rows.shape[1]))
 
 
 class _RecordingEngine:
