@@ -38,7 +38,9 @@ def test_counts_are_those_of_sorting(rows, vocab, seed):
 
 def decode(*states, given=1):
     arrays = tuple(np.array(state) for state in states)
-    return Trajectory(states=arrays, tokens=arrays[-1][arrays[-1] >= 0], num_given=given)
+    return Trajectory(
+        states=arrays, tokens=arrays[-1][arrays[-1] >= 0], num_given=given, nfe=len(arrays)
+    )
 
 
 def test_equal_decodes_agree_at_every_step():

@@ -18,6 +18,7 @@ from dlm_edge.runtime.errors import (
     EngineError,
 )
 from tiny_checkpoint import make_checkpoint
+from tokenizers import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def exported_fp16(checkpoint, tmp_path_factory):
 def traced_before(exported, monkeypatch):
     """Saves the seconds that tracing takes where something else is tested."""
     graph = open_bundle(exported[0]).member("graphs/denoise.onnx")
-    monkeypatch.setattr(pack, "trace", lambda *args: onnx.load(str(graph)))
+    monkeypatch.setattr(pack, "trace_outside", lambda *args: (onnx.load(str(graph)), {}))
 
 
 def num_layer_weights(bundle):
@@ -199,9 +200,18 @@ def test_an_unknown_family_is_one_line(checkpoint, tmp_path):
     assert "unheard" in refused(DlmError, copy, tmp_path / "x.dlm")
 
 
-def test_a_tokenizer_of_another_size_is_one_line(checkpoint, tmp_path):
+def test_a_tokenizer_with_more_tokens_than_the_model_is_one_line(tmp_path):
     make_checkpoint(tmp_path / "other", vocab_size=300)
-    assert "258 tokens" in refused(ConfigError, tmp_path / "other", tmp_path / "x.dlm")
+    text = (tmp_path / "other" / "tokenizer.json").read_text()
+    (tmp_path / "other" / "tokenizer.json").write_text(with_more_tokens(text, 43))
+    assert "301 tokens" in refused(ConfigError, tmp_path / "other", tmp_path / "x.dlm")
+
+
+def with_more_tokens(tokenizer_json, count):
+    """Adds so many special tokens to a tokenizer."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.add_special_tokens([f"<|more {number}|>" for number in range(count)])
+    return tokenizer.to_str()
 
 
 def test_text_that_cannot_be_read_is_one_line(checkpoint, tmp_path):
