@@ -128,7 +128,8 @@ def test_a_text_beyond_the_context_is_said_to_be_approximate(tiny_bundle):
 def test_a_prompt_beyond_the_context_is_refused_with_its_length_and_the_remedy(tiny_bundle):
     result = run(tiny_bundle, "The " * 30, "--max-tokens", 3)
     assert result.exit_code == 2
-    assert "positions: shorten it" in result.stderr
+    assert "121 tokens" in result.stderr
+    assert "shorten it" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
