@@ -15,6 +15,9 @@ from ..device import Device
 from ..errors import EngineError
 from ..manifest import GraphSpec
 
+CPU_TARGETS = ("cpu", "host")
+"""Targets whose int8 graphs are made for the integer operators of ONNX Runtime on CPUs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTime:

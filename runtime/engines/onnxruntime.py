@@ -22,18 +22,16 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import EngineError
 from ..manifest import GraphSpec, Manifest, TensorSpec
-from .base import LayerTimes, find_spec
+from .base import CPU_TARGETS, LayerTimes, find_spec
 from .onnxruntime_layers import read_profiles
 
 MAX_DEFAULT_THREADS = 8
 """Blocks of 32 rows do not feed more cores than about this."""
-OWN_TARGETS = ("cpu", "host")
-"""Targets whose quantised graphs were made for this backend's kernels."""
 
 
 def is_foreign_int8(manifest: Manifest) -> bool:
     """True for quantised graphs that were made for other kernels than this backend's."""
-    return manifest.precision == "int8" and manifest.target not in OWN_TARGETS
+    return manifest.precision == "int8" and manifest.target not in CPU_TARGETS
 
 
 def import_backend() -> Any:

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..bundle import Bundle
+from ..errors import EngineError
 from ..manifest import GraphSpec
+from .base import CPU_TARGETS
 from .gpu import Gpu
 from .plan_cache import NewPlan, PlanCache, PlanKey
 from .tensorrt_build import BuildSettings, build_plan
@@ -81,6 +83,12 @@ def plan_for(
     Raises:
         EngineError: It cannot be built, or the cache cannot be written.
     """
+    manifest = bundle.manifest
+    if manifest.precision == "int8" and manifest.target in CPU_TARGETS:
+        raise EngineError(
+            f"the bundle's int8 graphs are made for --target {manifest.target}, with integer "
+            "operators that TensorRT has not: export it with --target orin-nano (or your board)"
+        )
     specs = graph_files(bundle)[file]
     key = plan_key(trt, bundle, file, specs[0].precision, gpu, settings)
     built: list[Mapping[str, Any]] = []

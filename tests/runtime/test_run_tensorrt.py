@@ -201,16 +201,20 @@ def test_steps_that_cannot_be_captured_go_out_call_by_call_and_that_is_said(toy,
     assert board.device.counts["replays"] == 0
 
 
-def test_the_shipped_model_writes_the_story_that_it_writes_on_the_cpu(monkeypatch, tmp_path):
+def test_int8_graphs_of_a_cpu_are_refused_by_name_and_auto_says_so_and_goes_on(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     make_board(monkeypatch)
     ask = ("Once upon a time", "--max-tokens", "24", "--temperature", "0.8", "--json")
-    cpu, gpu = (
-        json.loads(run(*ask, "--engine", engine).stdout) for engine in ("onnxruntime", "tensorrt")
-    )
-    assert gpu["engine"] == "tensorrt"
-    assert gpu["token_ids"] == cpu["token_ids"]
-    assert gpu["nfe"] <= cpu["nfe"] + 1
+    refused = run(*ask, "--engine", "tensorrt")  # the model that ships
+    assert refused.exit_code == 1
+    assert "--target orin-nano" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    found = run(*ask)
+    assert "takes ONNX Runtime" in found.stderr
+    wanted = json.loads(run(*ask, "--engine", "onnxruntime").stdout)
+    assert json.loads(found.stdout)["token_ids"] == wanted["token_ids"]
 
 
 def with_half_cache(folder):
