@@ -1,7 +1,8 @@
 """Gives the PyTorch peers their model: from a checkpoint folder, or from a bundle's own graph.
 
 The second way lets a benchmark run where there is a bundle and no checkpoint, and gives all
-contestants the same numbers also where the bundle stores them in half precision. The exporter
+contestants the same numbers also where the bundle stores them in half precision or as int8; of the
+latter, PyTorch computes in float32 with the rounded weights. The exporter
 keeps the names of norms; it transposes and renames the matrices, which are therefore found by the
 order in which the graph multiplies by them, and checked by their shapes and, in `check_same`, by
 the logits they give. (Norms that are equal to each other, as before training, lose their names.)
@@ -25,6 +26,8 @@ from ..train.nn.transformer import Transformer
 LAYER_MATRICES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
 """In the order in which a layer multiplies by them."""
 MAX_LOGIT_ERROR = 2e-2
+MAX_INT8_ERROR = 1e-1
+"""Where the bundle rounds activations in each run, which PyTorch does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,10 @@ def _read_state(bundle: Bundle, model: Transformer) -> dict[str, torch.Tensor]:
     file = bundle.manifest.graphs[0].file
     graph = onnx.load(str(bundle.member(file))).graph
     known = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    gathered = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    for name in [name for name in known if name.endswith(".int8")]:
+        step = known[name.removesuffix("int8") + "scale"].astype(np.float32)
+        known[name] = known[name] * (step[:, None] if name in gathered else step)
     matrices: list[np.ndarray] = []
     for node in graph.node:
         source = known.get(node.input[0]) if node.input else None
@@ -114,7 +121,7 @@ def _read_state(bundle: Bundle, model: Transformer) -> dict[str, torch.Tensor]:
             known[node.output[0]] = source.T
         elif node.op_type == "Gather" and source is not None and source.ndim == 2:
             known["model.embed.weight"] = source
-        elif node.op_type == "MatMul":
+        elif node.op_type in ("MatMul", "MatMulInteger"):
             matrix = known.get(node.input[1])
             if matrix is not None and matrix.ndim == 2:
                 matrices.append(matrix)
@@ -151,7 +158,7 @@ def check_same(peer: PeerModel, bundle: Bundle) -> float:
         canvas = torch.from_numpy(ids.astype(np.int64))[None]
         theirs = peer.model(canvas, torch.arange(spec.block))[0].numpy()
     error = float(np.abs(ours - theirs).max() / max(1.0, float(np.abs(theirs).max())))
-    if not error <= MAX_LOGIT_ERROR:
+    if not error <= (MAX_INT8_ERROR if bundle.manifest.precision == "int8" else MAX_LOGIT_ERROR):
         raise CheckpointError(
             f"PyTorch's logits differ from the bundle's by {error:.2g} of their largest: the "
             "checkpoint is not the one that the bundle was exported from; give that one"
