@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..runtime.engines.base import EngineSet
-from ..runtime.families import decoding_settings, find_family
-from ..runtime.families.base import Request, Roomed
+from ..runtime.families import decoding_settings, text_positions
+from ..runtime.families.base import Request
 from ..runtime.manifest import Manifest
 from ..runtime.tokenizer import Tokenizer
 from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
@@ -171,10 +171,7 @@ class Examiner:
 
     def _decode(self, engines: EngineSet) -> list[Trajectory]:
         settings = decoding_settings(self._manifest, {})
-        family = find_family(self._manifest.family)
-        most = self._manifest.max_position
-        if isinstance(family, Roomed):
-            most = min(most, family.positions(self._manifest, engines.specs, settings))
+        most = text_positions(self._manifest, engines.specs, settings)
         return [
             decode_trajectory(
                 self._manifest,

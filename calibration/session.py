@@ -14,8 +14,8 @@ import numpy as np
 from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineSet, open_engines
 from ..runtime.errors import CalibrationError, ConfigError
-from ..runtime.families import decoding_settings, find_family
-from ..runtime.families.base import Request, Roomed
+from ..runtime.families import decoding_settings, find_family, text_positions
+from ..runtime.families.base import Request
 from ..runtime.manifest import Manifest
 from ..runtime.ops.numpy_ops import NumpyOps
 from .canvases import NUM_DECILES, CanvasSet, Stratum
@@ -124,15 +124,8 @@ class Session:
 
     def room(self, block: int | None) -> int:
         """Positions that a text can have at a block size."""
-        if isinstance(self.family, Roomed):
-            settings = decoding_settings(self.manifest, {"block_size": block})
-            return self.family.positions(self.manifest, self.engines.specs, settings)
-        widest = max(
-            spec.context // spec.block * spec.block + spec.block
-            for spec in self.engines.specs
-            if block is None or spec.block == block
-        )
-        return min(self.manifest.max_position, widest)
+        settings = decoding_settings(self.manifest, {"block_size": block})
+        return text_positions(self.manifest, self.engines.specs, settings)
 
     def room_of(self, mode: Mode) -> int:
         """Positions that a text decoded in one way can have."""

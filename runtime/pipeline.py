@@ -22,8 +22,8 @@ from .bundle import Bundle, default_bundle_path, find_bundle, open_bundle
 from .decoding import DecodingSettings, with_steps
 from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
-from .families import decoding_settings, find_family
-from .families.base import Request, Roomed
+from .families import decoding_settings, find_family, text_positions
+from .families.base import Request
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
 from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
@@ -216,7 +216,7 @@ class Pipeline:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
         ids = tuple(prompt_ids)
         chosen = self.settings(**settings)
-        positions = self._positions(chosen)
+        positions = text_positions(self.manifest, self.engines.specs, chosen)
         if len(ids) >= positions and not slide:
             raise ConfigError(
                 f"the prompt has {len(ids)} tokens, start token included; this bundle sees "
@@ -314,14 +314,6 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _positions(self, settings: DecodingSettings) -> int:
-        """Positions that a text may have before a window must slide."""
-        family = find_family(self.manifest.family)
-        if isinstance(family, Roomed):
-            return family.positions(self.manifest, self.engines.specs, settings)
-        widest = max(spec.context + spec.block for spec in self.engines.specs)
-        return min(self.manifest.max_position, widest)
 
     def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
         """Starts a request whose text has been tokenised since `begin`."""

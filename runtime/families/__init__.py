@@ -1,13 +1,13 @@
 """The device's table of families: the only place on this side that lists them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..decoding import DecodingSettings
 from ..errors import ConfigError
-from ..manifest import Manifest
+from ..manifest import GraphSpec, Manifest
 from .ar import CausalFamily
-from .base import DeviceFamily, Shaped, resolve_settings
+from .base import DeviceFamily, Roomed, Shaped, resolve_settings
 from .mdlm import MaskedFamily
 from .sedd import ScoreFamily
 from .tidar import DraftFamily
@@ -47,3 +47,17 @@ def decoding_blocks(manifest: Manifest) -> dict[int, tuple[int, ...]]:
     if isinstance(family, Shaped):
         return family.blocks(manifest)
     return contexts_by_block(manifest.graphs, text_graph(manifest.graphs))
+
+
+def text_positions(
+    manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+) -> int:
+    """Gives how many positions a text may have before its window slides.
+
+    Raises:
+        ConfigError: An unknown family, or no graph has the block size of the settings.
+    """
+    family = find_family(manifest.family)
+    if isinstance(family, Roomed):
+        return family.positions(manifest, specs, settings)
+    return min(manifest.max_position, max(spec.context + spec.block for spec in specs))
