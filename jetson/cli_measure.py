@@ -13,7 +13,7 @@ from ..runtime.bundle import default_bundle_path, open_bundle
 from ..runtime.cli_common import EXIT_INTERRUPTED, note
 from ..runtime.cli_options import read_prompts
 from ..runtime.errors import DlmError
-from ..runtime.families.window import contexts_by_block
+from ..runtime.families import decoding_blocks
 from ..runtime.pipeline import Pipeline
 from ..runtime.progress import ProgressLine
 from .board import read_machine
@@ -98,8 +98,8 @@ def _check_first(bundle: Path | None, axes: Axes, given: Mapping[str, Any]) -> N
     if given["judge"] is not None:
         open_bundle(given["judge"])
     if axes.blocks:
-        graphs = open_bundle(bundle or default_bundle_path()).manifest.graphs
-        require_blocks(axes.blocks, contexts_by_block(graphs, graphs[0].name))
+        opened = open_bundle(bundle or default_bundle_path())
+        require_blocks(axes.blocks, decoding_blocks(opened.manifest))
 
 
 def _sweep(profiler: Profiler, axes: Axes, given: Mapping[str, Any], bar: ProgressLine) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 from ..runtime.decoding import RULES
 from ..runtime.engines.onnxruntime import default_threads
 from ..runtime.errors import ConfigError
-from ..runtime.families import decoding_settings
-from ..runtime.families.window import contexts_by_block
+from ..runtime.families import decoding_blocks, decoding_settings
 from ..runtime.pipeline import Pipeline
 from .profile import Profiler
 from .quality import Judge, measure_quality
@@ -98,7 +97,7 @@ def learnt_blocks(pipeline: Pipeline) -> list[int]:
     block size, all that leave room for a context are taken.
     """
     manifest = pipeline.manifest
-    shapes = contexts_by_block(pipeline.engines.specs, manifest.graphs[0].name)
+    shapes = decoding_blocks(manifest)
     usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
     return [block for block in usable if block in manifest.block_sizes] or usable or list(shapes)
 
@@ -152,7 +151,7 @@ class Sweep:
     def _plan(self) -> list[tuple[dict[str, Any], int | None]]:
         """Returns (settings over the profiler's own, threads; None: those open) of every cell."""
         pipeline = self._pipeline
-        shapes = contexts_by_block(pipeline.engines.specs, pipeline.manifest.graphs[0].name)
+        shapes = decoding_blocks(pipeline.manifest)
         own = self._profiler.settings.get("block_size")
         blocks = list(self._axes.blocks or ([own] if own in shapes else learnt_blocks(pipeline)))
         require_blocks(blocks, shapes)

@@ -153,7 +153,7 @@ def test_an_interrupted_sweep_keeps_its_cells(profiler, monkeypatch):
 
 
 def test_a_block_that_the_bundle_has_not_is_refused(profiler):
-    with pytest.raises(ConfigError, match="blocks 16, 32, 256"):
+    with pytest.raises(ConfigError, match="blocks 16, 32, 64, 256"):
         sweep(profiler, axes=["block=7"])
 
 
@@ -163,7 +163,8 @@ def test_a_block_that_the_bundle_has_not_is_refused(profiler):
 def test_unasked_a_sweep_tries_the_blocks_that_the_model_has_learnt(learnt, blocks):
     # 64 is twice 32, for storing one block and beginning the next; 256 is the whole canvas.
     shapes = [(16, 256), (32, 256), (64, 256), (256, 0)]
-    specs = [SimpleNamespace(name="denoise", block=b, context=c) for b, c in shapes]
-    manifest = SimpleNamespace(graphs=specs, block_sizes=learnt)
+    ids = SimpleNamespace(role="canvas")
+    specs = [SimpleNamespace(name="denoise", block=b, context=c, inputs=[ids]) for b, c in shapes]
+    manifest = SimpleNamespace(family="mdlm", graphs=specs, block_sizes=learnt)
     pipeline = SimpleNamespace(manifest=manifest, engines=SimpleNamespace(specs=specs))
     assert learnt_blocks(pipeline) == blocks
