@@ -23,10 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import nn
 
 from ..runtime.cli_common import DlmCommand
-from ..runtime.errors import CheckpointError, DataError
+from ..runtime.errors import CheckpointError, ConfigError, DataError
 from ..runtime.files import write_whole
 from ..runtime.text import SEPARATOR
 from .checkpoint import load_weights, read_checkpoint
@@ -159,9 +158,14 @@ def continuations(
 
 def _open(path: Path) -> tuple[Transformer, Tokenizer, dict]:
     checkpoint = read_checkpoint(path)
-    model: nn.Module = FAMILIES[checkpoint.config["family"]].make_model(checkpoint.config["model"])
+    family = FAMILIES.get(checkpoint.config["family"])
+    model = None if family is None else family.make_model(checkpoint.config["model"])
     if not isinstance(model, Transformer) or not model.config.causal:
         raise CheckpointError(f"{path}: not a causal model; give one of family ar or tidar")
+    if model.config.context <= GIVEN[0]:
+        raise CheckpointError(
+            f"{path}: knows {model.config.context} positions, too few to continue {GIVEN[0]} tokens"
+        )
     load_weights(model, checkpoint)
     return model.eval(), Tokenizer.from_str(checkpoint.tokenizer_json), checkpoint.config
 
@@ -169,10 +173,14 @@ def _open(path: Path) -> tuple[Transformer, Tokenizer, dict]:
 @click.command("own-text", cls=DlmCommand, context_settings={"max_content_width": 100})
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Real text whose beginnings are continued.")
-@click.option("--num", default=4096, show_default=True, help="Texts to write.")
-@click.option("--batch", default=128, show_default=True, help="Texts at a time.")
+@click.option(
+    "--num", type=click.IntRange(1), default=4096, show_default=True, help="Texts to write."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=128, show_default=True, help="Texts at a time."
+)
 @click.option("--seed", default=0, show_default=True, help="Which real texts, in which order.")
-@click.option("--threads", type=int, help="CPU threads.  [default: torch's]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Text file to write.")
 def main(
     checkpoint: Path, data: str, num: int, batch: int, seed: int, threads: int | None, out: Path
@@ -181,6 +189,12 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     model, tokenizer, config = _open(checkpoint)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {out.parent}: {error.strerror}; choose another --out"
+        ) from error
     real = list(documents(find_source(data)))
     order = np.random.default_rng(seed).permutation(len(real))
     special = {config.get("mask_token_id"), config.get("pad_token_id")} - {config["eos_token_id"]}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 import torch
 from click.testing import CliRunner
+from dlm_edge.train.data import documents, find_source
 from dlm_edge.train.nn.backbones import make_backbone
 from dlm_edge.train.nn.config import resolve_model
 from dlm_edge.train.nn.masks import causal_mask
 from dlm_edge.train.nn.transformer import Transformer
 from dlm_edge.train.own_text import CausalBatch, finished, main, whole_sentences
+from tiny_checkpoint import make_checkpoint
 
 EOS = 0
 
@@ -78,3 +83,28 @@ def test_a_checkpoint_that_is_missing_is_one_line(tmp_path) -> None:
     assert result.exit_code == 1
     assert "no checkpoint here" in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("family", ["mdlm", "unheard"])
+def test_what_is_no_causal_model_is_one_line(tmp_path, family):
+    make_checkpoint(tmp_path / "c")
+    path = tmp_path / "c" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "family": family}))
+    out = tmp_path / "o.txt"
+    asked = [str(tmp_path / "c"), "--data", str(tmp_path), "--out", str(out)]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 1
+    assert "not a causal model" in result.output
+    assert not out.exists()
+
+
+def test_the_command_writes_documents_that_training_reads(tmp_path):
+    make_checkpoint(tmp_path / "c", family="ar")
+    real, out = tmp_path / "real.txt", tmp_path / "new" / "own.txt"
+    real.write_text("Oh. A boat sails by.\n<|endoftext|>\nHi. You see it too.")
+    asked = [str(tmp_path / "c"), "--data", str(real), "--batch", "2", "--out", str(out)]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 0, result.output
+    assert "2 texts" in result.output
+    found = sorted(documents(find_source(str(out))))
+    assert [text[:3] for text in found] == ["Hi.", "Oh."]
