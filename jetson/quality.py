@@ -9,7 +9,6 @@ four-word sequences that occur once in it.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -18,8 +17,9 @@ import numpy as np
 
 from ..runtime.errors import DataError
 from ..runtime.evaluate import evaluate_ids
-from ..runtime.families.window import contexts_by_block
+from ..runtime.families.window import contexts_by_block, text_graph
 from ..runtime.pipeline import Pipeline
+from ..runtime.word_figures import ngrams, word_entropy
 
 _MARGIN = 0.05
 """Relative half width asked of one text's bound: far below what texts differ by."""
@@ -48,8 +48,8 @@ class Judge:
     def __init__(self, pipeline: Pipeline) -> None:
         """Takes a bundle that stays open as long as the judge is used."""
         self._pipeline = pipeline
-        manifest = pipeline.manifest
-        shapes = contexts_by_block(pipeline.engines.specs, manifest.graphs[0].name)
+        specs = pipeline.engines.specs
+        shapes = contexts_by_block(specs, text_graph(specs))
         cached = [block for block, contexts in shapes.items() if contexts[-1] >= block]
         self._block = min(cached, default=min(shapes))
 
@@ -74,27 +74,20 @@ class Judge:
 
 def measure_quality(texts: Sequence[str], judge: Judge) -> Quality:
     """Reads every text."""
+    words = [text.lower().split() for text in texts]
     found = [judge.bits_per_char(text) for text in texts]
     bits = [value for value in found if value is not None]
     return Quality(
         bits_per_char=fmean(bits) if bits else None,
         half_width=1.96 * stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else None,
-        entropy=fmean([word_entropy(text) for text in texts] or [0.0]),
-        distinct_4=fmean([distinct(text, 4) for text in texts] or [0.0]),
+        entropy=fmean([word_entropy(each) for each in words] or [0.0]),
+        distinct_4=fmean([distinct(each, 4) for each in words] or [0.0]),
         num_texts=len(texts),
         num_scored=len(bits),
     )
 
 
-def word_entropy(text: str) -> float:
-    """Returns the entropy of a text's words in nats; 0 without words."""
-    counts = Counter(text.lower().split())
-    total = sum(counts.values())
-    return -sum(c / total * math.log(c / total) for c in counts.values())
-
-
-def distinct(text: str, size: int) -> float:
+def distinct(words: Sequence[str], size: int) -> float:
     """Returns the share of word sequences of this size that are different; 0 without any."""
-    words = text.lower().split()
-    grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    grams = ngrams(words, size)
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .engines.base import EngineSet
@@ -160,6 +160,12 @@ class Generation:
         """What a request that begins with these ids need not compute again."""
         rule = self._rule
         return tuple(rule.cached_ids.tolist()) if isinstance(rule, Resumable) else ()
+
+    def num_held(self, ids: Sequence[int]) -> int:
+        """Gives how many of a text's first ids a request need not compute again."""
+        held = self.cached_ids
+        length = min(len(held), len(ids))
+        return next((i for i in range(length) if held[i] != ids[i]), length)
 
 
 def generate(

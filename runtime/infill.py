@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import ConfigError
+from .manifest import Manifest
+from .tokenizer import Tokenizer
 
 DEFAULT_GAP_TOKENS = 12
 """Tokens per gap when the caller does not say: about nine English words."""
@@ -131,3 +133,20 @@ def lay_out(
             gaps.append(slice(len(ids), len(ids) + lengths[index]))
             ids.extend([mask_token_id] * lengths[index])
     return TemplateCanvas(ids=tuple(ids), gaps=tuple(gaps))
+
+
+def open_template(
+    text: str, gap_tokens: int | Sequence[int], manifest: Manifest, tokenizer: Tokenizer
+) -> tuple[Template, TemplateCanvas]:
+    """Reads a template and lays it out for a bundle; errors of the steps, and ConfigError for a
+    model that cannot infill."""
+    mask_token_id = manifest.mask_token_id
+    if mask_token_id is None:
+        raise ConfigError(
+            f"this bundle's family {manifest.family} cannot infill: it has no mask token; "
+            "use a bundle of a family that has one"
+        )
+    template = parse_template(text)
+    lengths = gap_lengths(template, gap_tokens)
+    special = {"eos_token_id": manifest.eos_token_id, "mask_token_id": mask_token_id}
+    return template, lay_out(template, lengths, tokenizer.encode, tokenizer.decode, **special)

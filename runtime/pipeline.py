@@ -26,7 +26,7 @@ from .families import decoding_settings, find_family, text_positions
 from .families.base import Request
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
-from .infill import DEFAULT_GAP_TOKENS, gap_lengths, lay_out, parse_template
+from .infill import DEFAULT_GAP_TOKENS, open_template
 from .manifest import Manifest
 from .ops.choose import ops_for
 from .text_generation import TextGeneration, TextResult, TextSpan
@@ -223,7 +223,7 @@ class Pipeline:
                 f"{positions} positions as it decodes here: shorten it, or let it slide (--slide; "
                 "slide=True), then only its tail is seen"
             )
-        held = self._last.cached_ids if reuse and self._last is not None else ()
+        held = self._last.num_held(ids) if reuse and self._last is not None else 0
         request = Request(
             prompt_ids=ids,
             max_tokens=max_tokens or _room(positions - len(ids)),
@@ -232,7 +232,7 @@ class Pipeline:
             settings=chosen,
             banned_ids=self._missing_ids,
             end_ids=end_ids,
-            num_cached=min(num_common(held, ids), len(ids) - 1),
+            num_cached=min(held, len(ids) - 1),
             provisional=provisional,
         )
         return self._start(request, begin, prompt_ids=ids, stop=stop)
@@ -282,17 +282,8 @@ class Pipeline:
             ConfigError: no gap, a text that no canvas of the bundle holds, fixed text that the
                 tokenizer cannot give back, or a model that cannot infill.
         """
-        mask_token_id = self.manifest.mask_token_id
-        if mask_token_id is None:
-            raise ConfigError(
-                f"this bundle's family {self.manifest.family} cannot infill: it has no mask token; "
-                "use a bundle of a family that has one"
-            )
         begin = time.perf_counter()
-        form = parse_template(template)
-        coder = (self.tokenizer.encode, self.tokenizer.decode)
-        special = {"eos_token_id": self.manifest.eos_token_id, "mask_token_id": mask_token_id}
-        canvas = lay_out(form, gap_lengths(form, gap_tokens), *coder, **special)
+        form, canvas = open_template(template, gap_tokens, self.manifest, self.tokenizer)
         request = Request(
             prompt_ids=(),
             max_tokens=0,
@@ -342,9 +333,3 @@ class Pipeline:
 def _room(left: int) -> int:
     """New tokens by default: what fits without a sliding window, 256 at most; 256 if none fits."""
     return min(left, DEFAULT_MAX_TOKENS) if left > 0 else DEFAULT_MAX_TOKENS
-
-
-def num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Gives how many ids two texts begin with alike."""
-    length = min(len(one), len(other))
-    return next((i for i in range(length) if one[i] != other[i]), length)

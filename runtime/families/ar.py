@@ -28,13 +28,14 @@ from ..philox import check_key
 from .base import HEAD_PHASE, Request, Span, UpdateRule, check_rule, resolve_settings
 from .heads import Heads, hidden_rows
 from .mdlm_bound import negative_log_likelihood
+from .text_rule import TextRule
 from .window import Text, append, banned_ids, bucket, check_ids, contexts_by_block, feed, logits
 
 GRAPH = "denoise"
 _NO_MASK = -1
 
 
-class CausalRule:
+class CausalRule(TextRule):
     """One text being continued token by token."""
 
     def __init__(
@@ -53,6 +54,7 @@ class CausalRule:
         self._hidden: Any = None
         self._filler = manifest.eos_token_id
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
+        self._num_given = len(request.prompt_ids)
         self._shapes = _cached_shapes(engines.specs, graph)
         self._capacity = _capacity(self._shapes, manifest)
         self._canvas = ops.canvas(
@@ -70,8 +72,6 @@ class CausalRule:
         self._count = 0
         self._block = 1
         self._done = self._text.num_known >= self._text.limit
-        self._ended = False
-        self._approximate = False
         self._plan()
 
     @property
@@ -80,31 +80,6 @@ class CausalRule:
         if self._hidden is not None:
             return HEAD_PHASE
         return "prefill" if self._cached < self.num_given else "denoise"
-
-    @property
-    def done(self) -> bool:
-        """See UpdateRule."""
-        return self._done
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """See UpdateRule."""
-        return self._text.ids
-
-    @property
-    def num_given(self) -> int:
-        """See UpdateRule."""
-        return len(self._request.prompt_ids)
-
-    @property
-    def ended(self) -> bool:
-        """See UpdateRule."""
-        return self._ended
-
-    @property
-    def approximate(self) -> bool:
-        """See UpdateRule."""
-        return self._approximate
 
     @property
     def cached_ids(self) -> np.ndarray:

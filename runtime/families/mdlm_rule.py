@@ -38,6 +38,7 @@ from ..manifest import Manifest
 from ..ops.base import Ops, Progress
 from .base import Request, Span
 from .mdlm_steps import mask_chances, unmask_chances
+from .text_rule import TextRule
 from .window import (
     Text,
     append,
@@ -60,7 +61,7 @@ costs one launch's time per step, about 1/30 of a run of a 100 M model on the bo
 it is awaited in blocks of up to so many masked positions, which are as many steps at most."""
 
 
-class MaskedRule:
+class MaskedRule(TextRule):
     """One text being denoised block by block; see the module's documentation."""
 
     def __init__(
@@ -108,8 +109,6 @@ class MaskedRule:
         self._num_masks = self._num_kept = 0
         self._phase = "store"
         self._cached = 0
-        self._ended = False
-        self._approximate = False
         self._open(template)
 
     def _open(self, template: Sequence[int] | None) -> None:
@@ -138,26 +137,6 @@ class MaskedRule:
     def done(self) -> bool:
         """See UpdateRule."""
         return self._phase == "done"
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """See UpdateRule."""
-        return self._text.ids
-
-    @property
-    def num_given(self) -> int:
-        """See UpdateRule; 0 when infilling."""
-        return self._num_given
-
-    @property
-    def ended(self) -> bool:
-        """See UpdateRule."""
-        return self._ended
-
-    @property
-    def approximate(self) -> bool:
-        """See UpdateRule."""
-        return self._approximate
 
     def next_run(self) -> tuple[str, int, int]:
         """See UpdateRule."""

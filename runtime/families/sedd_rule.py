@@ -34,12 +34,13 @@ from ..philox import DrawKind, uniforms
 from ..schedule import schedule_from_json
 from ..transition import transition_table
 from .base import Request, Span
+from .text_rule import TextRule
 from .window import Text, banned_ids, canvas_block, choose_block, contexts_by_block
 
 GRAPH = "score"
 
 
-class ScoreRule:
+class ScoreRule(TextRule):
     """One text being denoised as a whole; see the module's documentation."""
 
     def __init__(
@@ -89,38 +90,12 @@ class ScoreRule:
                 num_states(manifest),
             ),
         )
-        self._done = self._ended = self._approximate = False
         if template is not None:
             self._begin_infill(np.array(template, np.int32))
         elif self._text.num_known >= self._text.limit:
             self._done = True
         else:
             self._begin_window()
-
-    @property
-    def done(self) -> bool:
-        """See UpdateRule."""
-        return self._done
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """See UpdateRule."""
-        return self._text.ids
-
-    @property
-    def num_given(self) -> int:
-        """See UpdateRule; 0 when infilling."""
-        return self._num_given
-
-    @property
-    def ended(self) -> bool:
-        """See UpdateRule."""
-        return self._ended
-
-    @property
-    def approximate(self) -> bool:
-        """See UpdateRule."""
-        return self._approximate
 
     def next_run(self) -> tuple[str, int, int]:
         """See UpdateRule."""

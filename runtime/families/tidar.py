@@ -79,7 +79,7 @@ class DraftFamily:
     def positions(
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
     ) -> int:
-        """See DeviceFamily: every token but the newest has a row in the cache."""
+        """See Roomed: every token but the newest has a row in the cache."""
         del settings
         contexts = contexts_by_block(specs, GRAPH).values()
         return min(manifest.max_position, min(sizes[-1] for sizes in contexts))

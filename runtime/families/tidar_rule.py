@@ -33,6 +33,7 @@ from ..ops.base import Ops
 from ..ops.drafts import Verified
 from .base import HEAD_PHASE, Request, Span
 from .heads import Heads, hidden_rows
+from .text_rule import TextRule
 from .tidar_layout import Layout, causal_layout, draft_layout, draft_rows, open_layout
 from .window import Text, append, banned_ids, bucket, feed, lay_out, logits
 
@@ -51,7 +52,7 @@ Sampling = Generator[Rows, Any, Verified]
 """What is done with a run's logits: says which rows it wants, is sent them, and so on."""
 
 
-class DraftRule:
+class DraftRule(TextRule):
     """One text being continued by drafts; see the module's documentation."""
 
     def __init__(
@@ -82,6 +83,7 @@ class DraftRule:
         self._block, self._rows, self._contexts = block, draft_rows(block), contexts
         self._capacity = min(contexts[-1], manifest.max_position)
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
+        self._num_given = len(request.prompt_ids)
         self._heads = Heads(engines.specs)
         self._heads.check(block)
         self._mixed = settings.beta is not None and settings.beta < 1.0
@@ -106,8 +108,6 @@ class DraftRule:
         self._wanted: Rows | None = None
         self._shown_end = 0
         self._done = self._text.num_known >= self._text.limit
-        self._ended = False
-        self._approximate = False
         self._plan()
 
     @property
@@ -116,31 +116,6 @@ class DraftRule:
         if self._wanted is not None:
             return HEAD_PHASE
         return "verify" if self._kind == "verify" else "prefill"
-
-    @property
-    def done(self) -> bool:
-        """See UpdateRule."""
-        return self._done
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """See UpdateRule."""
-        return self._text.ids
-
-    @property
-    def num_given(self) -> int:
-        """See UpdateRule."""
-        return len(self._request.prompt_ids)
-
-    @property
-    def ended(self) -> bool:
-        """See UpdateRule."""
-        return self._ended
-
-    @property
-    def approximate(self) -> bool:
-        """See UpdateRule."""
-        return self._approximate
 
     @property
     def cached_ids(self) -> np.ndarray:

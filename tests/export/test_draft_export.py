@@ -12,7 +12,9 @@ from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families.tidar import contexts_by_draft
 from dlm_edge.runtime.families.tidar_layout import draft_rows
+from dlm_edge.runtime.families.window import choose_block
 from dlm_edge.runtime.pipeline import Pipeline
 from tiny_checkpoint import make_checkpoint
 
@@ -123,8 +125,12 @@ def test_drafts_and_token_by_token_write_the_same_text(in_parts, whole):
         assert texts[0] == texts[1] == texts[2]
 
 
-def test_decoding_takes_the_longest_draft_that_was_asked_for(in_parts):
-    assert open_bundle(in_parts[0]).manifest.decoding["block_size"] == max(BLOCKS)
+def test_decoding_is_left_to_take_the_longest_draft_that_was_learnt(in_parts):
+    manifest = open_bundle(in_parts[0]).manifest
+    assert "block_size" not in manifest.decoding
+    shapes = contexts_by_draft(manifest.graphs)
+    assert list(shapes) == sorted(BLOCKS)
+    assert choose_block(shapes, None, (min(BLOCKS),)) == min(BLOCKS)
 
 
 @pytest.mark.parametrize(

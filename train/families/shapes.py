@@ -33,18 +33,12 @@ class Shape:
     """0 for graphs without a cache."""
     double: bool = False
     """Twice a block size: one run stores a finished block and begins the next."""
-    draft: int = 0
-    """Tokens that a run of `block` rows drafts, for graphs whose rows are no block; 0: none."""
 
 
 def default_block(shapes: Iterable[Shape]) -> int | None:
-    """Gives the block size that decoding takes where the shapes do not show which were asked for:
-    of drafts the longest, else, among doubles, the largest that a text can be continued with. None
-    without either, or if no text can."""
+    """Gives the block size that decoding takes where doubles hide which ones were asked for: the
+    largest that a text can be continued with. None without doubles, or if no text can."""
     listed = tuple(shapes)
-    drafts = [shape.draft for shape in listed if shape.draft]
-    if drafts:
-        return max(drafts)
     own = [shape.block for shape in listed if not shape.double and shape.context >= shape.block]
     return max(own, default=None) if any(shape.double for shape in listed) else None
 
@@ -189,12 +183,8 @@ def draft_shapes(
     sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
     rows = set(contexts) or {max(max_position // 2, 1), max_position}
     _check("--context", rows, max_position)
-    kinds = {CAUSAL_BLOCK: 0} | {draft_rows(size): size for size in sizes}
-    return tuple(
-        Shape(block=block, context=context, draft=draft)
-        for context in sorted(rows)
-        for block, draft in sorted(kinds.items())
-    )
+    counts = sorted({CAUSAL_BLOCK, *(draft_rows(size) for size in sizes)})
+    return tuple(Shape(block=count, context=size) for size in sorted(rows) for count in counts)
 
 
 def head_shapes(
