@@ -129,13 +129,16 @@ def make_models(source: Source, settings: ExportSettings, progress: Callable[[st
     edits = read_plan(settings.plan) if settings.plan else None
     judge = Judge(settings.judge) if settings.judge and texts else None
     models, manifest = _trace_all(source.graphs, source.manifest, settings, progress)
+    apart = any(graph.rows_apart for graph in source.graphs)
+    recipe = recipe_for(settings.target, rows_apart=apart)
     if texts is not None:
         wishes = _wishes(settings, edits, judge)
-        shipped = Quantiser(models, manifest, source.tokenizer, texts, wishes, progress).run()
+        shipped = Quantiser(
+            models, manifest, source.tokenizer, texts, recipe, wishes, progress
+        ).run()
         quality = quality_report(shipped, wishes, texts, manifest.family)
         extra = report_members(shipped, quality)
         return Made(models=shipped.models, manifest=manifest, quality=quality, extra=extra)
-    recipe = recipe_for(settings.target)
     if settings.precision == "int8":
         progress("uncalibrated: what int8 costs is not measured")
         plan = round_weights(models, manifest, recipe, progress)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..calibration.bench import Models, Workbench, describe_graph
 from ..calibration.budget import fit_budget, single_trial
-from ..calibration.calibrate import Calibrator, Fitted
+from ..calibration.calibrate import Calibrator, Fitted, Recipe
 from ..calibration.canvases import CanvasSet
 from ..calibration.extremes import beyond_float16, largest_values
 from ..calibration.loss import LossText, Ratio, cut_texts
@@ -32,7 +32,6 @@ from ..runtime.manifest import Manifest
 from ..runtime.tokenizer import Tokenizer
 from .bars import bar
 from .choose import choose
-from .recipes import recipe_for
 from .recording import HELD_OUT_NAME, Recording
 from .texts import Texts
 from .wishes import SETS, Shipped, Wishes
@@ -54,10 +53,12 @@ class Quantiser:
         manifest: Manifest,
         tokenizer: Tokenizer,
         texts: Texts,
+        recipe: Recipe,
         wishes: Wishes,
         say: Callable[[str], None],
     ) -> None:
-        """Takes float32 graphs by name, and the draft manifest that has their shapes."""
+        """Takes float32 graphs by name, the draft manifest that has their shapes, and how a
+        target's graphs are made."""
         members = {spec.file: describe_graph(models[spec.name]) for spec in manifest.graphs}
         self._manifest = replace(manifest, precision="fp32", members=members)
         self._models, self._tokenizer, self._texts = models, tokenizer, texts
@@ -67,7 +68,7 @@ class Quantiser:
             spec.name: {tensor.name: tensor.role for tensor in spec.inputs}
             for spec in manifest.graphs
         }
-        self._calibrator = Calibrator(models, roles, recipe_for(wishes.target))
+        self._calibrator = Calibrator(models, roles, recipe)
         self._recording = Recording(
             models, self._calibrator.layers, self._manifest, tokenizer, texts, wishes, say
         )

@@ -30,8 +30,13 @@ def graphs_for(target: str, graphs: Sequence[ExportGraph]) -> tuple[ExportGraph,
     return tuple(part for graph in graphs for part in (graph.parts or (graph,)))
 
 
-def recipe_for(target: str) -> Recipe:
-    """Returns a target's recipe: typed graphs for GPUs, the CPU's own for all others."""
+def recipe_for(target: str, *, rows_apart: bool = False) -> Recipe:
+    """Returns a target's recipe: typed graphs for GPUs, the CPU's own for all others.
+
+    Args:
+        target: Name of `--target`.
+        rows_apart: See ExportGraph. A GPU's int8 has fixed scales, the same for every row.
+    """
     if target in GPU_TARGETS:
         return Recipe(
             target=target,
@@ -46,7 +51,7 @@ def recipe_for(target: str) -> Recipe:
     return Recipe(
         target=target,
         default_plan=cpu_plan,
-        build=partial(_cpu_int8, limit=limit),
+        build=partial(_cpu_int8, limit=limit, rows_apart=rows_apart),
         weight_limit=limit,
         dynamic=True,
         build_fp16=_stored_fp16,
@@ -67,11 +72,11 @@ def _typed_fp16(model: onnx.ModelProto, float32: Sequence[str]) -> onnx.ModelPro
 
 
 def _cpu_int8(
-    model: onnx.ModelProto, layers: Layers, plan: GraphPlan, *, limit: int
+    model: onnx.ModelProto, layers: Layers, plan: GraphPlan, *, limit: int, rows_apart: bool
 ) -> onnx.ModelProto:
     from ..calibration.cpu import quantize_for_cpu
 
-    made = quantize_for_cpu(model, layers, plan, limit=limit)
+    made = quantize_for_cpu(model, layers, plan, limit=limit, rows_apart=rows_apart)
     store_fp16(made)  # what stays in floating point takes half the bytes, as without int8
     return made
 

@@ -69,12 +69,16 @@ def arrays_of(model):
     return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
 
 
-def by_hand(model, tokens, limit):
-    """What the integer recipe should give, in NumPy: one scale of activations per product."""
+def by_hand(model, tokens, limit, *, rows_apart=False):
+    """What the integer recipe should give, in NumPy: a scale per activation or per row of it."""
     arrays = arrays_of(model)
 
     def product(x, matrix):
         values, scales = quantize_matrix(matrix, 1, limit)
+        if rows_apart:
+            step = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+            coded = np.rint(x / step).astype(np.int64)
+            return (coded @ values.astype(np.int64)).astype(np.float32) * scales * step
         low, high = min(x.min(), 0.0), max(x.max(), 0.0)
         step = np.float32((high - low) / 255)
         zero = np.clip(np.rint(-low / step), 0, 255)
@@ -90,15 +94,40 @@ def by_hand(model, tokens, limit):
     return product(x, arrays["model.embed.weight"].T)
 
 
+@pytest.mark.parametrize("rows_apart", [False, True])
 @pytest.mark.parametrize("limit", [SAFE_RANGE, FULL_RANGE])
-def test_graph_computes_what_the_arithmetic_says(limit):
+def test_graph_computes_what_the_arithmetic_says(limit, rows_apart):
     model = small_graph()
     layers = find_layers(model, ROLES)
-    made = quantize_for_cpu(model, layers, cpu_plan(layers), limit=limit)
+    how = {"limit": limit, "rows_apart": rows_apart}
+    made = quantize_for_cpu(model, layers, cpu_plan(layers), **how)
     onnx.checker.check_model(made, full_check=True)
     tokens = ids(block=9)
-    wanted = by_hand(model, tokens, limit)
+    wanted = by_hand(model, tokens, limit, rows_apart=rows_apart)
     assert logits(made, tokens) == pytest.approx(wanted, abs=2e-5)
+
+
+@pytest.mark.parametrize("rows_apart", [False, True])
+def test_a_row_knows_the_rows_of_its_run_only_where_they_share_a_scale(rows_apart):
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    made = quantize_for_cpu(model, layers, cpu_plan(layers), rows_apart=rows_apart)
+    tokens = ids(block=9)
+    whole = logits(made, tokens)
+    alone = np.concatenate([logits(made, tokens[:, i : i + 1]) for i in range(9)], axis=1)
+    assert np.array_equal(whole, alone) == rows_apart
+
+
+def test_a_row_of_zeros_stays_one():
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    for item in model.graph.initializer:
+        if item.name == "model.norm.weight":
+            item.CopyFrom(
+                numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(item)), item.name)
+            )
+    made = quantize_for_cpu(model, layers, cpu_plan(layers), rows_apart=True)
+    assert np.isfinite(logits(made, ids())).all()
 
 
 @pytest.mark.parametrize("tied", [True, False])

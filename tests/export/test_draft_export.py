@@ -1,6 +1,7 @@
 """A model that drafts and verifies: exported in parts for a CPU, whole for a board, and decoded."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from dlm_edge.runtime.check import check_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.tidar import contexts_by_draft
-from dlm_edge.runtime.families.tidar_layout import draft_rows
+from dlm_edge.runtime.families.tidar_layout import causal_layout, draft_rows
 from dlm_edge.runtime.families.window import choose_block
 from dlm_edge.runtime.pipeline import Pipeline
 from tiny_checkpoint import make_checkpoint
@@ -181,6 +182,26 @@ def test_int8_without_text_rounds_weights_only_where_scales_would_be_fixed(
     assert found == ({"int8-weight"} if target == "orin-nano" else {"int8", "int8-weight"})
     with Pipeline.load(tmp_path / "model.dlm", engine="onnxruntime") as pipeline:
         assert np.isfinite(pipeline.generate("The", max_tokens=4).result().nfe)
+
+
+def test_int8_on_a_cpu_reads_a_token_alone_as_among_the_rows_of_a_run(tmp_path):
+    """One scale of activations for all rows would let drafts into the verdict on them."""
+    make_checkpoint(tmp_path / "checkpoint", "tidar", scale=1.0, **OPTIONS)
+    settings = ExportSettings(precision="int8", uncalibrated=True, **SIZES)
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "model.dlm", settings)
+    ids = np.random.default_rng(5).integers(2, 258, draft_rows(max(BLOCKS)))
+    found = {}
+    with closing(open_engines(open_bundle(tmp_path / "model.dlm"), "onnxruntime")) as engines:
+        for rows in (1, len(ids)):
+            engine, layout = engines.engine("step", rows, CONTEXT), causal_layout(rows)
+            given = {"ids": ids[None, :rows], "start": [0], "kv": 0}
+            given |= {"offsets": layout.offsets, "visible": layout.visible}
+            for name, value in given.items():
+                engine.inputs[name][...] = value
+            engine.run()
+            found[rows] = engine.outputs["hidden"][0, 0].copy()
+    one, among = found.values()
+    assert np.abs(one - among).max() < 1e-5 * np.abs(one).max()
 
 
 def test_auto_weighs_draft_lengths_by_the_runs_that_they_take(folder, monkeypatch):
