@@ -5,10 +5,11 @@
 Greedy. Every text is written by the same engine causally, token by token, and by drafts of each
 block size that the bundle has, rounds interleaved in rotating order. All must be equal token for
 token, or the benchmark fails; but where int8 rounds, the last bits of a sum, which depend on the
-shape of a run, may decide a token, so there equal texts are counted. Texts are counted up to the first n-gram of 8 tokens that comes back:
-repetition is easy to draft. Time is the process's CPU time on one thread; ratios are taken within
-rounds, medians over them. `break-even` is how many tokens a run would have to make for drafting to
-be as fast as causal decoding on this machine: the ratio of what one run of each takes.
+shape of a run, may decide a token, so there equal texts are counted. Texts are counted up to the
+first n-gram of 8 tokens that comes back: repetition is easy to draft. Time is the process's CPU
+time on one thread; ratios are taken within rounds, medians over them. `break-even` is how many
+tokens a run would have to make for drafting to be as fast as causal decoding on this machine: the
+ratio of what one run of each takes.
 """
 
 from __future__ import annotations
