@@ -134,7 +134,9 @@ def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     from .convert import convert
 
     options = _family_options(ctx, given)
-    return convert(given["init"], given["out"], given["family"], options, given["context"])
+    asked = ctx.get_parameter_source("context") is click.core.ParameterSource.COMMANDLINE
+    context = given["context"] if asked else None
+    return convert(given["init"], given["out"], given["family"], options, context)
 
 
 def _evaluate(
