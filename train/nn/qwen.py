@@ -61,7 +61,7 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
     """
     try:
         return _shape(config, where)
-    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+    except (ConfigError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(
             f"{where}: config.json describes no model ({error}); copy it again"
         ) from error
