@@ -77,6 +77,8 @@ def _noise(shipped: Shipped) -> str:
 
 
 def _loss(ratio: Ratio) -> str:
+    if ratio.low == ratio.high:  # an exact likelihood: nothing is drawn
+        return f"{100 * ratio.loss:+.3f} %"
     return (
         f"{100 * ratio.loss:+.3f} % ({100 * (ratio.low - 1):+.3f} to "
         f"{100 * (ratio.high - 1):+.3f} with 95 %)"
