@@ -97,10 +97,10 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
     page.paragraph(
         f"{_about_perplexity(text)} Top-1 and top-5 compare each model's most likely tokens with "
         "fp32's on equal canvases (top-5: mean share of the five that both have). Same tokens: "
-        f"finished texts of {text['num_decodes']} equal prompts, seeds and random numbers, each model following its "
-        "own tokens; tokens per run: of those texts, by graph runs. Judge: perplexity of those "
-        "texts under an external model, lower is more predictable; entropy: of a text's words, "
-        "nats. MiB: graphs and weights.",
+        f"finished texts of {text['num_decodes']} equal prompts, seeds and random numbers, each "
+        "model following its own tokens; tokens per run: of those texts, by graph runs. Judge: "
+        "perplexity of those texts under an external model, lower is more predictable; entropy: of "
+        "a text's words, nats. MiB: graphs and weights.",
         kind="note",
     )
     _blocks(page, report)
