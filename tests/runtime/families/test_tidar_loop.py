@@ -98,6 +98,26 @@ def test_a_text_beyond_the_context_goes_on_in_a_window_and_says_so(split, bound)
     assert not short.approximate
 
 
+def test_draws_are_keyed_by_places_in_the_text_also_when_a_window_has_moved():
+    class Watched(NumpyOps):
+        places = ()
+
+        def begin_drafts(self, drafts, *, start, position):
+            self.places += ((start, position),)
+            super().begin_drafts(drafts, start=start, position=position)
+
+    ops, engines = Watched(), DraftEngines(Model(30, seed=2, agreement=8.0), [3], [24])
+    asked = draft_request(
+        prompt_ids=tuple(range(1, 20)), max_tokens=60, banned_ids=(0,), temperature=1.0
+    )
+    found = generate(draft_manifest(engines), engines, ops, asked)
+    (first, second, *others) = ops.places
+    assert (found.approximate, first) == (True, (18, 18))
+    for start, position in (second, *others):
+        assert start == 11  # half of the window is read again
+        assert position > 23  # while the text goes on
+
+
 @pytest.mark.parametrize("rule", ["draft_verify", "next_token"])
 @pytest.mark.parametrize("split", [False, True])
 def test_a_request_that_begins_with_what_is_cached_computes_only_the_rest(rule, split):
