@@ -85,9 +85,8 @@ def convert(
     with torch.device("meta"):
         module = family.make_model(config["model"])
     weights = start.fitting(module, tokenizer)
-    checkpoint = start.checkpoint
     config["training"] = {"settings": {"init": init}, "converted": True}
-    write_checkpoint(Path(out), config, weights, tokenizer.to_str(), checkpoint.companions)
+    write_checkpoint(Path(out), config, weights, tokenizer.to_str(), start.companions(tokenizer))
     return {
         "checkpoint": out,
         "status": "converted",

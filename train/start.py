@@ -7,6 +7,7 @@ tokenizer has ids, else a new one, and starts as the mean of all others. Knows n
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..runtime.errors import CheckpointError, ConfigError
 from .checkpoint import Checkpoint, fitting_weights, read_config, read_files, read_json
-from .hub import checkpoint_folder
+from .hub import TOKENIZER_CONFIG, checkpoint_folder
 from .nn.config import ModelConfig
 from .nn.qwen import read_shape
 from .tokenizer import EOS_TOKEN, MASK_TOKEN, vocab_size_of
@@ -38,6 +39,7 @@ SHAPE_OPTIONS = (
 )
 """What a family's options take over from the checkpoint."""
 _SIZES = frozenset(SHAPE_OPTIONS[:6])
+_PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +87,35 @@ class Start:
         weights |= {name: torch.zeros(wanted[name].shape) for name in fresh}
         if fresh:
             _say(f"the checkpoint has no biases of queries, keys and values: {len(fresh)} are 0")
-        added = {
-            token: number
-            for token in (EOS_TOKEN, MASK_TOKEN)
-            if (number := tokenizer.token_to_id(token)) is not None
-            and before.token_to_id(token) is None
-        }
-        if added:
+        if added := _added(before, tokenizer):
             weights = _with_rows(weights, added)
         return fitting_weights(module, replace(self.checkpoint, weights=weights))
+
+    def companions(self, tokenizer: Tokenizer) -> dict[str, str]:
+        """The files that stay with the tokenizer, which tell transformers of tokens added to it."""
+        kept = dict(self.checkpoint.companions)
+        try:
+            config = json.loads(kept.get(TOKENIZER_CONFIG, "{}"))
+            known = config.get("added_tokens_decoder")
+        except (ValueError, AttributeError):  # not ours to mend; export says what it lacks
+            return kept
+        added = _added(_tokenizer(self.checkpoint), tokenizer)
+        if added and isinstance(known, dict):  # without the list, transformers reads tokenizer.json
+            config["added_tokens_decoder"] = known | {
+                str(number): {"content": token, **_PLAIN, "special": True}
+                for token, number in added.items()
+            }
+            kept[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        return kept
+
+
+def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
+    """The special tokens that only `now` has, and their ids."""
+    return {
+        token: number
+        for token in (EOS_TOKEN, MASK_TOKEN)
+        if (number := now.token_to_id(token)) is not None and before.token_to_id(token) is None
+    }
 
 
 def read_start(where: str | Path) -> Start:

@@ -174,6 +174,36 @@ def test_converting_claims_no_positions_that_the_model_does_not_know(tmp_path):
     assert read_checkpoint(tmp_path / "plain").config["model"]["context"] == 64
 
 
+def test_transformers_reads_the_added_mask_and_what_stood_beside_it(tmp_path):
+    """Where tokenizer_config.json lists added tokens, transformers goes by that list."""
+    make_qwen(tmp_path / "theirs")
+    end = {"content": "<|endoftext|>", "special": True}
+    given = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {"0": end},
+        "chat_template": '{{ "x" }} é',
+    }
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(given), encoding="utf-8")
+    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
+    found = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert found["chat_template"] == given["chat_template"]
+    assert found["added_tokens_decoder"]["0"] == end
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert read.convert_tokens_to_ids("<|mask|>") == 257
+    # Again: the mask is there, and nothing changes.
+    convert(str(tmp_path / "ours"), str(tmp_path / "again"), "ar", {}, 32)
+    again = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert again == found
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"added_tokens_decoder": 3}'])
+def test_a_tokenizers_settings_that_cannot_be_read_stay_as_they_are(tmp_path, text):
+    make_qwen(tmp_path / "theirs")
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
+    assert (tmp_path / "ours" / "tokenizer_config.json").read_text(encoding="utf-8") == text
+
+
 def test_positions_that_a_model_knows_stay_and_shape_options_are_its(tmp_path):
     make_qwen(tmp_path / "theirs")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {"block_sizes": "4"}, 32)
