@@ -107,7 +107,11 @@ def compare(
                 totals[one] += found["cpu"]
                 nfe[one] += found["nfe"]
                 if texts.setdefault(index, found["ids"]) != found["ids"]:
-                    raise DlmError(f"drafts of {one} and causal decoding differ on {prompt!r}")
+                    raise DlmError(
+                        f"drafts of {one} and causal decoding differ on {prompt!r}; those "
+                        "of an int8 bundle for a CPU, whose runs take scales from all of their "
+                        "rows, may: measure it in fp32 or fp16"
+                    )
         for one in contestants:
             cpu[one].append(totals[one])
     tokens = sum(len(ids) for ids in texts.values())
