@@ -31,7 +31,8 @@ ENOUGH_TOP1 = 0.98
 SCALES_OF_RUNS = (
     "In int8 on {} a run takes its scales from all of its rows, so that what one row gives depends "
     "a little on the others: where two tokens are nearly equal, a run that verifies drafts may "
-    "take another than --rule next_token. In fp32 and fp16, and on boards, texts are the same."
+    "take another than --rule next_token. In fp32 and fp16, and on boards, whose scales are fixed, "
+    "only the order of sums differs."
 )
 MOST_FP16_LOSS = 0.001
 """Share of perplexity that rounding to float16 may cost before the report warns."""
