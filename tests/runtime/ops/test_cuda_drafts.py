@@ -64,6 +64,9 @@ def test_a_full_cache_takes_what_it_has_room_for(cuda):
     assert pair.host.scratch.found.num_kept == 5
     assert pair.caches[1][37].sum() == 0
     assert pair.caches[1][39].sum() != 0
+    full = pair.caches[1].copy()  # and nothing where there is none
+    assert pair.step(random_steps(2, pair.host, 5, noise=0.0))[2] == []
+    assert np.array_equal(pair.caches[1], full)
 
 
 def verify(ops, logits, drafts):
