@@ -316,6 +316,10 @@ FAULTS = {
         "lm_head.weight is another matrix than model.embed_tokens.weight",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "pickled weights": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        r"weights are in pytorch_model\*.bin only",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     "bad tokenizer": (
         lambda f: (f / "tokenizer.json").write_text("{}"),
