@@ -98,6 +98,27 @@ def test_a_text_beyond_the_context_goes_on_in_a_window_and_says_so(split, bound)
     assert not short.approximate
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_what_is_not_called_approximate_is_the_causal_text(split):
+    """Around the last position that a model knows, which a step of drafts may run beyond."""
+    model, flagged = Model(30, seed=2, agreement=8.0), []
+    for limit in range(1, 16):
+        found, alone = (
+            run(
+                DraftEngines(model, [4], [64], split=split),
+                draft_request(rule, prompt_ids=tuple(range(1, 15)), max_tokens=limit,
+                              banned_ids=(0,)),
+                max_position=20,
+            )
+            for rule in ("draft_verify", "next_token")
+        )  # fmt: skip
+        assert found.approximate == alone.approximate == (14 + limit > 21)
+        if not found.approximate:
+            assert found.token_ids == alone.token_ids
+        flagged.append(found.approximate)
+    assert set(flagged) == {False, True}
+
+
 def test_draws_are_keyed_by_places_in_the_text_also_when_a_window_has_moved():
     class Watched(NumpyOps):
         places = ()
