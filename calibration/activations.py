@@ -2,7 +2,8 @@
 
 Runs the floating-point graph with inner values exposed as outputs, one canvas at a time, so that
 memory grows with the number of values and not with canvases. Every position counts by its
-canvas's weights. Of a value only its magnitude is kept: scales are symmetric around 0.
+canvas's weights; one that weighs nothing is left out. Of a value only its magnitude is kept: scales
+are symmetric around 0.
 
 The `calibrate` module of onnxruntime.quantization is not used for this: its collectors hold every
 output of every batch in memory before they count, know no weights, and quantise whole tensors of
@@ -167,11 +168,12 @@ class _Collector:
         """Takes a value (…, channels) float32 of one run."""
         rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
         weights = _weights(array, canvas)
-        magnitudes = np.abs(rows)
         self._low = min(self._low, float(rows.min()))
         self._high = max(self._high, float(rows.max()))
+        rows, weights = rows[weights > 0], weights[weights > 0]  # what nothing reads may clip
+        magnitudes = np.abs(rows)
         self._histogram.add(magnitudes.ravel(), np.repeat(weights, rows.shape[1]))
-        largest = magnitudes.max(axis=0)
+        largest = magnitudes.max(axis=0, initial=0.0)
         decile = min(canvas.decile, NUM_DECILES)
         self._by_decile[decile] = max(self._by_decile.get(decile, 0.0), float(largest.max()))
         if self._channel_max is None:

@@ -23,7 +23,7 @@ from ..runtime.manifest import GraphSpec
 from ..train.files import write_file
 from .canvases import SOURCES, Canvas, CanvasSet, Inputs
 
-VERSION = 1
+VERSION = 2
 INDEX = "index.json"
 MAX_INDEX_BYTES = 64 << 20
 MAX_BYTES = 8 << 30
@@ -114,6 +114,7 @@ def _canvas_json(canvas: Canvas, store: Callable[[np.ndarray], list[int]]) -> di
         "frontier": np.flatnonzero(canvas.frontier).tolist(),
         "weight": canvas.weight,
         "source": canvas.source,
+        "rest": canvas.rest,
     }
 
 
@@ -222,4 +223,5 @@ def _canvases(
             frontier=frontier,
             weight=float(item["weight"]),
             source=item["source"],
+            rest=float(item["rest"]),
         )

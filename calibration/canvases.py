@@ -86,6 +86,9 @@ class Canvas:
     """Of the whole canvas in statistics."""
     source: str
     """One of SOURCES: a decoding step, training-style masks, unmasked text, random tokens."""
+    rest: float = 1.0
+    """What a position off the frontier counts; 0 where nothing reads it, as the proposals that a
+    run of drafts does not follow."""
 
     @property
     def decile(self) -> int:
@@ -100,7 +103,7 @@ class Canvas:
     @property
     def row_weights(self) -> np.ndarray:
         """(block,) float64: what each position counts in statistics."""
-        return self.weight * (1.0 + FRONTIER_WEIGHT * self.frontier)
+        return self.weight * np.where(self.frontier, 1.0 + FRONTIER_WEIGHT, self.rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,9 +29,9 @@ def changed_rows(run: SeenRun, after: SeenRun | None, masked: np.ndarray) -> np.
     Rows that are told what they see are drafts and proposals: see `kept_rows`.
     """
     frontier = np.zeros(run.spec.block, bool)
-    told = next((t.name for t in run.spec.inputs if t.role == "visible"), None)
-    if told is not None and masked.any() and after is not None:
-        return kept_rows(run.inputs[told], masked, after.start - run.start)
+    if drafts(run.spec) and masked.any() and after is not None:
+        visible = run.inputs[run.spec.tensor("visible").name]
+        return kept_rows(visible, masked, after.start - run.start)
     if after is None or after.spec.name != run.spec.name:
         return masked
     first = max(run.start, after.start)
@@ -43,6 +43,11 @@ def changed_rows(run: SeenRun, after: SeenRun | None, masked: np.ndarray) -> np.
     new = by_position(after.canvas, after.spec.block)[first - after.start :][: len(old)]
     frontier[seen] = (old != new).any(axis=1)
     return frontier
+
+
+def drafts(spec: GraphSpec) -> bool:
+    """Tells whether rows are told what they see: then most are proposals that come to nothing."""
+    return any(tensor.role == "visible" for tensor in spec.inputs)
 
 
 def kept_rows(visible: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:

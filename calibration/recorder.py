@@ -18,7 +18,7 @@ from ..runtime.engines.base import Engine, EngineSet
 from ..runtime.errors import CalibrationError
 from ..runtime.manifest import GraphSpec
 from .canvases import LATE_WEIGHT, Canvas, Inputs
-from .frontier import by_position, changed_rows
+from .frontier import by_position, changed_rows, drafts
 from .reservoir import Reservoir
 
 
@@ -206,6 +206,7 @@ class Recorder:
             frontier=frontier,
             weight=1.0 + LATE_WEIGHT * progress,
             source=self.source,
+            rest=0.0 if drafts(run.spec) and masked.any() and frontier.any() else 1.0,
         )
 
 

@@ -20,6 +20,13 @@ def lost(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.3f}"
 
 
+def lost_between(ratio: Mapping[str, float]) -> str:
+    """Writes the interval of a ratio; an exact likelihood, of which nothing is drawn, has none."""
+    if ratio["low"] == ratio["high"]:
+        return "exact"
+    return f"{lost(ratio['low'])} to {lost(ratio['high'])}"
+
+
 def drawing_of(figure: Callable[..., Any], title: str, across: str, up: str, height: float = 3.2):
     """Starts a drawing of the page's looks; gives it and its axes."""
     drawing = figure(figsize=(WIDTH, height))
@@ -55,8 +62,9 @@ def show_sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[...
     first = costs[0]
     page.figure(
         drawing,
-        f"Each layer quantised while all others are in floating point, with 95 % intervals. The "
-        f"most expensive is {first['layer']}: {values[0]:+.3f} %.",
+        "Each layer quantised while all others are in floating point"
+        f"{', with 95 % intervals' if any(map(any, spread)) else ''}. The most expensive is "
+        f"{first['layer']}: {values[0]:+.3f} %.",
     )
     budget = report["budget"]
     page.table(
@@ -65,7 +73,7 @@ def show_sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[...
             (
                 trial["num_float"],
                 lost(trial["ratio"]["value"]),
-                f"{lost(trial['ratio']['low'])} to {lost(trial['ratio']['high'])}",
+                lost_between(trial["ratio"]),
             )
             for trial in budget["trials"]
         ],

@@ -14,6 +14,7 @@ from .report_layers import (
     COLORS,
     drawing_of,
     lost,
+    lost_between,
     show_canvases,
     show_ranges,
     show_sensitivity,
@@ -68,7 +69,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
                 f"{item['perplexity']['perplexity']:.3f}",
                 _interval(item["perplexity"], "{:.2f}"),
                 lost(item["ratio"]["value"]),
-                f"{lost(item['ratio']['low'])} to {lost(item['ratio']['high'])}",
+                lost_between(item["ratio"]),
             )
             for item in figures
         ],
@@ -94,19 +95,30 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
     )  # fmt: skip
     text = report["text"]
     page.paragraph(
-        f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens"
-        f"{_at_block(text['block'])}, {text['num_samples']} draws of noise per window; what is "
-        "lost is measured in pairs under equal noise, which is why its interval is so much "
-        "narrower. Top-1 and top-5 compare each model's most likely tokens with fp32's on equal "
-        "canvases (top-5: mean share of the five that both have). Same tokens: finished texts of "
-        f"{text['num_decodes']} equal prompts, seeds and random numbers, each model following its "
-        "own tokens; tokens per run: of those texts, by graph runs. Judge: perplexity of those "
-        "texts under an external model, lower is more predictable; entropy: of a text's words, "
-        "nats. MiB: graphs and weights.",
+        f"{_about_perplexity(text)} Top-1 and top-5 compare each model's most likely tokens with "
+        "fp32's on equal canvases (top-5: mean share of the five that both have). Same tokens: "
+        f"finished texts of {text['num_decodes']} equal prompts, seeds and random numbers, each "
+        "model following its own tokens; tokens per run: of those texts, by graph runs. Judge: "
+        "perplexity of those texts under an external model, lower is more predictable; entropy: of "
+        "a text's words, nats. MiB: graphs and weights.",
         kind="note",
     )
     _blocks(page, report)
     _tables(page, report)
+
+
+def _about_perplexity(text: Mapping[str, Any]) -> str:
+    if text["num_samples"] == 1:
+        return (
+            f"Perplexity is the exact likelihood of {text['num_tokens']:,} held-out tokens, for "
+            "which nothing is drawn: it says how good the text is, and nothing of drafts."
+        )
+    return (
+        f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens"
+        f"{_at_block(text['block'])}, {text['num_samples']} draws of noise per window; what is "
+        "lost is measured in pairs under equal noise, which is why its interval is so much "
+        "narrower."
+    )
 
 
 def _at_block(block: int | None) -> str:
@@ -126,7 +138,7 @@ def _blocks(page: Page, report: Mapping[str, Any]) -> None:
                 f"{found['perplexity']['perplexity']:.3f}",
                 _interval(found["perplexity"], "{:.2f}"),
                 lost(found["ratio"]["value"]),
-                f"{lost(found['ratio']['low'])} to {lost(found['ratio']['high'])}",
+                lost_between(found["ratio"]),
             )
             for block in map(str, report["text"]["blocks"])
             for item in report["variants"].values()
@@ -151,7 +163,7 @@ def _tables(page: Page, report: Mapping[str, Any]) -> None:
                 item["layer"],
                 item["precision"],
                 lost(item["ratio"]["value"]),
-                f"{lost(item['ratio']['low'])} to {lost(item['ratio']['high'])}",
+                lost_between(item["ratio"]),
                 "harmless" if item["harmless"] else "not harmless",
             )
             for item in report["tables"]
@@ -165,6 +177,8 @@ def _tables(page: Page, report: Mapping[str, Any]) -> None:
 
 
 def _interval(values: Mapping[str, float], form: str) -> str:
+    if values["low"] == values["high"]:
+        return "exact"
     return f"{form.format(values['low'])} to {form.format(values['high'])}"
 
 

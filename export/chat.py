@@ -116,7 +116,8 @@ def pieces_of(config: Mapping[str, Any], special_names: Sequence[str]) -> ChatTe
     """Takes a template apart; raises ConfigError, in words that follow "of the template"."""
     template = config["chat_template"]
     if isinstance(template, list):  # several by name, of which one is for conversations
-        named = {item.get("name"): item.get("template") for item in template}
+        listed = [item for item in template if isinstance(item, Mapping)]
+        named = {item.get("name"): item.get("template") for item in listed}
         template = named.get("default")
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
         raise ConfigError("there is none for plain conversations")
@@ -207,7 +208,8 @@ def _verify(renderer: _Renderer, found: ChatTemplate) -> None:
     answer = {"role": "assistant", "content": "Hi. What shall we do?\n\n1. Sing\n2. Sail"}
     other = {"role": "user", "content": "Sail {{ away }} <far>, 'please' & \"now\" \u00e9\u4e16"}
     system = {"role": "system", "content": "Answer briefly.\nNo jokes."}
-    conversations = [[first], [first, answer, other], [first, answer, other, answer, first]]
+    thought = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nLet us sing."}
+    conversations = [[first], [first, answer, other], [first, answer, other, thought, first]]
     if found.system is not None:
         conversations += [[system, *item] for item in conversations]
     for messages in conversations:

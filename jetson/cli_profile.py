@@ -18,7 +18,8 @@ from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError
 
 NAME = "dlm-profile"
-_DECODING = ("rule", "threshold", "factor", "entropy_bound", "steps", "temperature", "block")
+_DECODING = ("rule", "threshold", "factor", "entropy_bound", "beta", "steps")
+_DECODING += ("temperature", "block")
 _TASKS = ("--render", "--compare", "--doctor")
 
 
@@ -54,6 +55,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--threshold", type=float, help="Commit every confidence from this on."),
         click.option("--factor", type=float, help="Larger commits more at once."),
         click.option("--entropy-bound", type=float, help="Commit up to so many nats per step."),
+        click.option("--beta", type=float, help="Drafts: share of causal logits; 1 is lossless."),
         click.option("--steps", type=whole, help="Steps per block."),
         click.option("--temperature", type=float, help="0 takes the most likely token."),
         click.option("--block", type=whole, help="Positions denoised together."),

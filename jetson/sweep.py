@@ -6,6 +6,7 @@ bundle's own rule and block and are judged by their speed alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from ..runtime.decoding import RULES
 from ..runtime.engines.onnxruntime import default_threads
 from ..runtime.errors import ConfigError
-from ..runtime.families import decoding_blocks, decoding_settings
+from ..runtime.families import FAMILIES, decoding_blocks, decoding_settings
 from ..runtime.pipeline import Pipeline
 from .profile import Profiler
 from .quality import Judge, measure_quality
@@ -27,8 +28,11 @@ RULE_CELLS = (
     *(f"threshold:{value}" for value in (0.95, 0.9, 0.8, 0.7, 0.5)),
     *(f"factor:{value}" for value in (0.5, 1.0, 2.0)),
     *(f"entropy_bound:{value}" for value in (0.1, 0.5)),
+    "draft_verify:0.5",
+    "next_token",
 )
-"""Tried where the bundle's family takes them; `low_confidence` commits one token per step."""
+"""Tried where the bundle's family takes them; `low_confidence` and `next_token` commit one token
+per step, which is what drafts are measured against."""
 _FLAGS = {"rule": "--rule", "block_size": "--block", "steps": "--steps"}
 
 
@@ -94,11 +98,14 @@ def learnt_blocks(pipeline: Pipeline) -> list[int]:
 
     A bundle has further shapes (twice a block, to store one and begin the next; the whole canvas,
     for infilling), which run, but whose text says nothing of the model. Of a model that knows no
-    block size, all that leave room for a context are taken.
+    block size, all that leave room for a context are taken; and of drafts, whose text is the same
+    at every size.
     """
     manifest = pipeline.manifest
     shapes = decoding_blocks(manifest)
     usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
+    if RULES[FAMILIES[manifest.family].default_rule].drafts:
+        return usable
     return [block for block in usable if block in manifest.block_sizes] or usable or list(shapes)
 
 
@@ -155,18 +162,17 @@ class Sweep:
         own = self._profiler.settings.get("block_size")
         blocks = list(self._axes.blocks or ([own] if own in shapes else learnt_blocks(pipeline)))
         require_blocks(blocks, shapes)
-        planned: list[tuple[dict[str, Any], int | None]] = []
+        planned: dict[str, dict[str, Any]] = {}
         takes_blocks = self._accepts({"block_size": blocks[0]})
         for block in blocks if takes_blocks else [None]:
             size = {} if block is None else {"block_size": block}
-            planned.append((size, None))
-            for name in self._axes.rules or RULE_CELLS:
-                settings = parse_cell(name) | size
+            for name in ("", *(self._axes.rules or RULE_CELLS)):
+                cell = self._with_own({**(parse_cell(name) if name else {}), **size})
                 # A family refuses the rules it has not; those asked for by name may not vanish.
-                if self._axes.rules is not None or self._accepts(self._with_own(settings)):
-                    planned.append((settings, None))
-        planned += [({}, threads) for threads in self._thread_counts()]
-        return [(self._with_own(cell), threads) for cell, threads in planned]
+                if not name or self._axes.rules is not None or self._accepts(cell):
+                    planned.setdefault(self._effective(cell), cell)
+        cells: list[tuple[dict[str, Any], int | None]] = [(cell, None) for cell in planned.values()]
+        return cells + [(self._with_own({}), threads) for threads in self._thread_counts()]
 
     def _with_own(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a cell over the profiler's settings, without what belongs to another rule."""
@@ -175,7 +181,17 @@ class Sweep:
             options = {option for rule in RULES.values() for option in rule.options}
             for option in options.difference(RULES[cell["rule"]].options):
                 own.pop(option, None)
-        return {**own, **cell}
+        found = {**own, **cell}
+        if not RULES[found.get("rule", self._pipeline.settings().rule)].blocks:
+            found.pop("block_size", None)
+        return found
+
+    def _effective(self, cell: Mapping[str, Any]) -> str:
+        """Returns what tells a cell from others, which may come to the same settings."""
+        try:
+            return json.dumps(self._pipeline.settings(**cell).to_json(), sort_keys=True)
+        except ConfigError:  # said when the cell is measured
+            return json.dumps(dict(cell), sort_keys=True)
 
     def _accepts(self, settings: Mapping[str, Any]) -> bool:
         try:

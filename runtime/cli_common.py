@@ -179,6 +179,22 @@ def print_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+def figures_line(figures: Mapping[str, Any]) -> str:
+    """Returns a line of what `evaluate_file` and `evaluate_checkpoint` measured."""
+    low, high = figures["perplexity_low"], figures["perplexity_high"]
+    interval, drawn = f"{low:.4g} to {high:.4g} with 95 %", ""
+    if low == high and figures["num_samples"] == 1:
+        interval = "exact"
+    else:
+        drawn = f", {figures['num_samples']} samples, block {figures['block']}"
+    return (
+        f"perplexity {figures['perplexity']:.4g} ({interval}), {figures['nats_per_token']:.4f} "
+        f"nats/token, {figures['bits_per_char']:.4f} bits/char; {figures['num_tokens']} tokens of "
+        f"{figures['num_documents']} documents{drawn}, {figures['engine']} "
+        f"{figures['precision']}, {figures['seconds']:.1f} s"
+    )
+
+
 def refuse_together(given: Mapping[str, bool], *groups: tuple[str, str, str]) -> None:
     """Refuses contradictory options: per group (option, option, why they contradict).
 

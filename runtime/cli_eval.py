@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_common import DlmCommand, common_options, peak_rss_mib, print_json
+from .cli_common import DlmCommand, common_options, figures_line, peak_rss_mib, print_json
 from .errors import DataError
 from .progress import ProgressLine
 
@@ -64,7 +64,8 @@ def main(
     """Measures the bound on a text's perplexity, with the interval of its random masks.
 
     Every token of the text but the first is scored exactly once; equal seeds give equal masks, so
-    that two bundles of one model compare in pairs. The causal family is exact.
+    that two bundles of one model compare in pairs. Models that write from left to right are
+    exact.
     """
     from .cli_load import load_pipeline
 
@@ -80,13 +81,7 @@ def main(
     if as_json:
         print_json(report)
         return
-    click.echo(
-        f"perplexity {report['perplexity']:.4g} ({report['perplexity_low']:.4g} to "
-        f"{report['perplexity_high']:.4g} with 95 %), {report['nats_per_token']:.4f} nats/token, "
-        f"{report['bits_per_char']:.4f} bits/char; {report['num_tokens']} tokens of "
-        f"{report['num_documents']} documents, {report['num_samples']} samples, block "
-        f"{report['block']}, {report['engine']} {report['precision']}, {report['seconds']:.1f} s"
-    )
+    click.echo(figures_line(report))
 
 
 def evaluate_file(

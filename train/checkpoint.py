@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,28 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("model"), dict):
         raise CheckpointError(f"{path}: the model's shape is missing; copy it again")
+    _check_numbers(path, config)
     return config
+
+
+def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for special ids and block sizes that no checkpoint has."""
+    rows, sizes = config.get("vocab_size"), config.get("block_sizes")
+    found = [config.get(f"{name}_token_id", "missing") for name in ("eos", "mask", "pad")]
+    ids = [found[0], *(number for number in found[1:] if number is not None)]
+    if not _are_numbers([rows], 1) or not _are_numbers(ids, 0) or max(ids) >= rows:
+        raise CheckpointError(
+            f"{path}: the special tokens have the ids {found} (end of text, mask, padding) in a "
+            f"vocabulary of {rows}, which cannot be; copy it again"
+        )
+    if found[0] == found[1]:
+        raise CheckpointError(f"{path}: end of text and mask are one token; copy it again")
+    if not isinstance(sizes, list) or not sizes or not _are_numbers(sizes, 1):
+        raise CheckpointError(f"{path}: block_sizes is {sizes!r}, no list of sizes; copy it again")
+
+
+def _are_numbers(values: Iterable[Any], least: int) -> bool:
+    return all(type(value) is int and value >= least for value in values)
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

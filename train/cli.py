@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.cli_common import EXIT_INTERRUPTED, common_options, print_json, refuse_together
+from ..runtime.cli_common import (
+    EXIT_INTERRUPTED,
+    common_options,
+    figures_line,
+    print_json,
+    refuse_together,
+)
 from ..runtime.errors import ConfigError
 from .cli_options import GroupedCommand, GroupedOption, training_options
 
@@ -55,7 +61,7 @@ def main(
         if as_json:
             print_json(figures)
         else:
-            _print_figures(figures)
+            click.echo(figures_line(figures))
         return 0
     if given["max_steps"] == 0 and not resume:
         summary = _convert(ctx, given)
@@ -134,7 +140,9 @@ def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     from .convert import convert
 
     options = _family_options(ctx, given)
-    return convert(given["init"], given["out"], given["family"], options, given["context"])
+    asked = ctx.get_parameter_source("context") is click.core.ParameterSource.COMMANDLINE
+    context = given["context"] if asked else None
+    return convert(given["init"], given["out"], given["family"], options, context)
 
 
 def _evaluate(
@@ -149,17 +157,6 @@ def _evaluate(
     )
 
 
-def _print_figures(figures: dict[str, Any]) -> None:
-    click.echo(
-        f"perplexity {figures['perplexity']:.4g} ({figures['perplexity_low']:.4g} to "
-        f"{figures['perplexity_high']:.4g} with 95 %), {figures['nats_per_token']:.4f} nats/token, "
-        f"{figures['bits_per_char']:.4f} bits/char; {figures['num_tokens']} tokens of "
-        f"{figures['num_documents']} documents, {figures['num_samples']} samples, block "
-        f"{figures['block']}, {figures['engine']} {figures['precision']}, "
-        f"{figures['seconds']:.1f} s"
-    )
-
-
 def _print_summary(summary: dict[str, Any]) -> None:
     if summary["steps"]:
         click.echo(
@@ -167,11 +164,12 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"{summary['tokens_seen']:,} tokens, {summary['seconds']:.0f} s"
         )
     for name, item in summary["held_out"].items():
+        block = "block " if name.isdecimal() or name == "full" else ""
         interval = "one sequence, so no interval"
         if item["half_width"] is not None:
             interval = f"{item['perplexity_low']:.2f} to {item['perplexity_high']:.2f} with 95 %"
         click.echo(
-            f"held out, block {name}: {item['nats_per_token']:.4f} nats/token, "
+            f"held out, {block}{name}: {item['nats_per_token']:.4f} nats/token, "
             f"perplexity {item['perplexity']:.2f} ({interval})"
         )
     path = summary["checkpoint"]

@@ -16,6 +16,7 @@ PRECISIONS: Mapping[str, str] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 LOGS = ("tensorboard", "wandb", "none")
+DEFAULT_CONTEXT = 256
 DEFAULT_STEPS = 5000
 """Length of a run that gives neither steps nor minutes."""
 
@@ -44,7 +45,7 @@ class TrainConfig:
     """Folder of prepared data; None is the user's cache folder."""
     options: dict[str, Any] = field(default_factory=dict)
     """What the family is given: size, shape, block sizes, …"""
-    context: int = 256
+    context: int = DEFAULT_CONTEXT
     """Tokens of a training sequence."""
     batch_size: int = 32
     """Sequences of an optimiser step, over all devices and accumulation steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 
 from ..runtime.errors import ConfigError
 from .checkpoint import write_checkpoint
+from .config import DEFAULT_CONTEXT
 from .families import FAMILIES
 from .families.base import Family
-from .start import read_start
+from .start import Start, read_start
 from .tokenizer import load_tokenizer, special_ids, vocab_size_of
 
 
@@ -32,14 +34,29 @@ def resolve_config(
     rows = max(special["vocab_size"], given.pop("vocab_size", 0))
     known = given.pop("context", 0)
     config = family.make_config({**given, **special, "vocab_size": rows, "context": context})
+    if 0 < known < context:
+        print(f"{context} positions: the model knows {known} so far", file=sys.stderr)
     if config["model"].get("causal") and known > context:
         # What a causal model learnt on longer sequences stays; others denoise whole canvases.
         config["model"]["context"] = known
     return config
 
 
+def _positions(start: Start, asked: int | None) -> int:
+    """The positions asked for, or those that the checkpoint knows; ConfigError for more."""
+    known = None if start.shape is None else start.shape.context
+    if known is None:
+        return DEFAULT_CONTEXT if asked is None else asked
+    if asked is not None and asked > known:
+        raise ConfigError(
+            f"--context {asked}: the checkpoint knows {known} positions, and conversion teaches it "
+            "no more; leave it out, or train on longer sequences"
+        )
+    return known if asked is None else asked
+
+
 def convert(
-    init: str, out: str, family_name: str, options: Mapping[str, Any], context: int
+    init: str, out: str, family_name: str, options: Mapping[str, Any], context: int | None
 ) -> dict[str, Any]:
     """Writes the checkpoint `init` as one of a family.
 
@@ -48,7 +65,8 @@ def convert(
         out: Folder to write.
         family_name: Of the result.
         options: The family's.
-        context: Tokens of a training sequence; a causal model keeps what it knows beyond.
+        context: Positions of the result; a causal model keeps what it knows beyond. None: those
+            that the checkpoint knows.
 
     Returns:
         A summary as `train` gives it.
@@ -63,13 +81,12 @@ def convert(
         raise ConfigError(f"--out {out} is the folder of --init; give another one")
     tokenizer = load_tokenizer(start.checkpoint.path)
     special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
-    config = resolve_config(family, start.options(options), special, context)
+    config = resolve_config(family, start.options(options), special, _positions(start, context))
     with torch.device("meta"):
         module = family.make_model(config["model"])
     weights = start.fitting(module, tokenizer)
-    checkpoint = start.checkpoint
     config["training"] = {"settings": {"init": init}, "converted": True}
-    write_checkpoint(Path(out), config, weights, tokenizer.to_str(), checkpoint.companions)
+    write_checkpoint(Path(out), config, weights, tokenizer.to_str(), start.companions(tokenizer))
     return {
         "checkpoint": out,
         "status": "converted",

@@ -18,7 +18,8 @@ from .tensor_files import INDEX, WEIGHTS, read_index
 PREFIX = "hf:"
 """Marks a name of the hub that a folder here might have, too."""
 FILES = ("config.json", "tokenizer.json")
-COMPANIONS = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+COMPANIONS = (TOKENIZER_CONFIG, "chat_template.jinja", "generation_config.json")
 """Files that a checkpoint may have beside them, and that stay with it."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 

@@ -63,7 +63,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     beside = {"tokenizer.json": tokenizer.to_str(), **read_companions(out)}
     if start is not None:
         start.load(module, tokenizer)
-        beside |= start.checkpoint.companions
+        beside |= start.companions(tokenizer)
         start = None  # as large as the model
     lora = _fit(module, model_config, config)
     batches = Batches(

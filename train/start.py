@@ -1,12 +1,13 @@
 """What `--init` starts from: one of our checkpoints, or a Hugging Face one of a Qwen model.
 
-The model's shape and the tokenizer come from it. A mask token that the tokenizer lacks is added;
-its row of the embedding is a spare one where the table has more rows than the tokenizer has ids,
-else a new one, and starts as the mean of all others. Knows no family.
+The model's shape and the tokenizer come from it. A mask (or end-of-text) token that the tokenizer
+lacks is added; its row of the embedding is a spare one where the table has more rows than the
+tokenizer has ids, else a new one, and starts as the mean of all others. Knows no family.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -19,10 +20,10 @@ from torch import nn
 
 from ..runtime.errors import CheckpointError, ConfigError
 from .checkpoint import Checkpoint, fitting_weights, read_config, read_files, read_json
-from .hub import checkpoint_folder
+from .hub import TOKENIZER_CONFIG, checkpoint_folder
 from .nn.config import ModelConfig
 from .nn.qwen import read_shape
-from .tokenizer import MASK_TOKEN, vocab_size_of
+from .tokenizer import EOS_TOKEN, MASK_TOKEN, vocab_size_of
 
 SHAPE_OPTIONS = (
     "dim",
@@ -38,6 +39,7 @@ SHAPE_OPTIONS = (
 )
 """What a family's options take over from the checkpoint."""
 _SIZES = frozenset(SHAPE_OPTIONS[:6])
+_PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +87,35 @@ class Start:
         weights |= {name: torch.zeros(wanted[name].shape) for name in fresh}
         if fresh:
             _say(f"the checkpoint has no biases of queries, keys and values: {len(fresh)} are 0")
-        mask = tokenizer.token_to_id(MASK_TOKEN)
-        if mask is not None and before.token_to_id(MASK_TOKEN) is None:
-            weights = _with_mask(weights, mask)
+        if added := _added(before, tokenizer):
+            weights = _with_rows(weights, added)
         return fitting_weights(module, replace(self.checkpoint, weights=weights))
+
+    def companions(self, tokenizer: Tokenizer) -> dict[str, str]:
+        """The files that stay with the tokenizer, which tell transformers of tokens added to it."""
+        kept = dict(self.checkpoint.companions)
+        try:
+            config = json.loads(kept.get(TOKENIZER_CONFIG, "{}"))
+            known = config.get("added_tokens_decoder")
+        except (ValueError, AttributeError):  # not ours to mend; export says what it lacks
+            return kept
+        added = _added(_tokenizer(self.checkpoint), tokenizer)
+        if added and isinstance(known, dict):  # without the list, transformers reads tokenizer.json
+            config["added_tokens_decoder"] = known | {
+                str(number): {"content": token, **_PLAIN, "special": True}
+                for token, number in added.items()
+            }
+            kept[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        return kept
+
+
+def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
+    """The special tokens that only `now` has, and their ids."""
+    return {
+        token: number
+        for token in (EOS_TOKEN, MASK_TOKEN)
+        if (number := now.token_to_id(token)) is not None and before.token_to_id(token) is None
+    }
 
 
 def read_start(where: str | Path) -> Start:
@@ -143,19 +170,22 @@ def _check_tokenizers(before: Tokenizer, now: Tokenizer) -> None:
             )
 
 
-def _with_mask(weights: dict[str, torch.Tensor], mask: int) -> dict[str, torch.Tensor]:
-    """Gives the mask's row of embedding and head the mean of the rows before it."""
+def _with_rows(
+    weights: dict[str, torch.Tensor], added: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """Gives the rows of added tokens in embedding and head the mean of the rows before them."""
     tables = [name for name in ("embed.weight", "head.weight") if name in weights]
-    rows = len(weights["embed.weight"])
-    where = f"spare row {mask} of {rows}" if mask < rows else f"new row {mask}"
-    _say(f"{MASK_TOKEN} takes the {where} of the embedding and starts as the mean of the others")
+    rows, first = len(weights["embed.weight"]), min(added.values())
+    for token, number in added.items():
+        where = f"spare row {number} of {rows}" if number < rows else f"new row {number}"
+        _say(f"{token} takes the {where} of the embedding and starts as the mean of the others")
     grown: dict[int, torch.Tensor] = {}
     for name in tables:
         table = weights[name]
         if table.data_ptr() not in grown:
-            longer = torch.zeros(max(rows, mask + 1), table.shape[1])
+            longer = torch.zeros(max(rows, *(1 + row for row in added.values())), table.shape[1])
             longer[:rows] = table
-            longer[mask] = table[:mask].mean(dim=0)
+            longer[list(added.values())] = table[:first].mean(dim=0)
             grown[table.data_ptr()] = longer
         weights[name] = grown[table.data_ptr()]
     return weights

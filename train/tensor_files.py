@@ -57,6 +57,11 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
+        if any(path.parent.glob("pytorch_model*.bin")):
+            raise CheckpointError(
+                f"{path.parent}: weights are in pytorch_model*.bin only, which can run code and is "
+                "not read; load them with transformers and save_pretrained(FOLDER) as safetensors"
+            )
         raise CheckpointError(f"{path.parent}: {path.name} is missing; copy the whole folder")
     try:
         return load_file(path)

@@ -82,6 +82,7 @@ class DraftRule(TextRule):
         self._mask, self._filler = manifest.mask_token_id, manifest.eos_token_id
         self._block, self._rows, self._contexts = block, draft_rows(block), contexts
         self._capacity = min(contexts[-1], manifest.max_position)
+        self._max_position = manifest.max_position
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         self._num_given = len(request.prompt_ids)
         self._heads = Heads(engines.specs)
@@ -244,6 +245,8 @@ class DraftRule(TextRule):
         position = self._text.num_known
         ids = np.array(found.ids[: len(found.ids) - found.ended], np.int32)
         new = self._text.extend(position, ids[: self._text.limit - position])
+        # A step may end behind the last position that the model knows; a window follows it.
+        self._approximate |= len(self._text.window) > self._max_position + 1
         self._ended = found.ended and self._text.num_known < self._text.limit
         spans = [Span(position=position, token_ids=new, committed=True)] if new else []
         if self._request.provisional:

@@ -112,8 +112,8 @@ class NumpyDrafts:
     def append_kept(self, kv: Any, kv_new: Any, drafts: Drafts) -> None:
         """See DraftOps."""
         start = drafts.scratch.appended
-        end = min(start + drafts.scratch.found.num_kept, len(kv))
-        kv[start:end] = kv_new[: end - start]
+        count = max(0, min(drafts.scratch.found.num_kept, len(kv) - start))
+        kv[start : start + count] = kv_new[:count]
 
     def propose(self, masks: Any, drafts: Drafts) -> None:
         """See DraftOps."""

@@ -33,6 +33,10 @@ THINKING = (
     "{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+FORGETFUL = CHATML.replace(
+    "'\\n' + message.content +", "'\\n' + message.content.split('</think>')[-1] +"
+)
+"""Drops the thoughts of earlier answers, as templates of models that think do."""
 DATED = "{{ strftime_now('%d') }}" + THINKING
 NAMES = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>")
 
@@ -74,6 +78,7 @@ def test_a_template_that_refuses_system_texts_has_no_place_for_them():
     ("template", "why"),
     [
         (THINKING, "ends differently|sum of its pieces|begins differently"),
+        (FORGETFUL, "sum of its pieces"),
         (DATED, "strftime_now"),
         ("{% for", "no template"),
         ("{{ messages[0].content }}", "does not come out"),
@@ -99,6 +104,13 @@ def test_a_refused_template_is_told_in_one_line():
     assert "without chat" in why
     assert "\n" not in why
     assert "not readable" in read_chat({CONFIG_NAME: "{"}, "{}")[1]
+
+
+@pytest.mark.parametrize("template", [3, [3], [{"name": "tools", "template": "x"}], {}, [[]]])
+def test_templates_of_no_known_form_are_told_in_a_line(template):
+    found, why = read_chat({CONFIG_NAME: json.dumps({"chat_template": template})}, "{}")
+    assert found is None
+    assert "\n" not in why
 
 
 def test_a_template_in_a_file_of_its_own_goes_before_the_one_of_the_settings():

@@ -161,6 +161,12 @@ def test_int8_is_calibrated_on_runs_that_draft_and_verify(tmp_path, target):
     assert pace["tokens_per_nfe_of_fp32"] > 0
     assert quality["variants"]["fp32"]["agreement"]["about_to_be_committed"]["top1"] == 1.0
     assert quality["variants"]["int8"]["agreement"]["about_to_be_committed"]["rows"] > 10
+    # A likelihood that is exact has no interval, and none is shown.
+    assert not any("with 95 %" in line for line in quality["findings"])
+    page = (tmp_path / "model.report" / "report.html").read_text(encoding="utf-8")
+    assert "<td>exact</td>" in page
+    assert "95 % intervals" not in page
+    assert "Perplexity is the exact likelihood of" in page
     layers = [
         layer for graph in quality["plan"]["graphs"].values() for layer in graph["layers"].values()
     ]

@@ -1,10 +1,10 @@
-"""What the report says of the comparison with clean text."""
+"""What the report says in words: of clean text, and of drafts."""
 
 from types import SimpleNamespace
 
 import pytest
 from dlm_edge.calibration.loss import Ratio
-from dlm_edge.export.quality_report import _compared
+from dlm_edge.export.quality_report import _compared, _pace
 
 
 def lines(low, sets=("decode", "clean"), chosen="decode"):
@@ -31,3 +31,17 @@ def test_clean_text_without_scales_is_not_called_worse():
     found = " ".join(lines(1.0, sets=("decode",)))
     assert "worse" not in found
     assert "gave no scales: it is constant" in found
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "told"),
+    [("int8", "cpu", True), ("int8", "host", True), ("int8", "orin-nano", False),
+     ("fp16", "cpu", False)],
+)  # fmt: skip
+def test_where_scales_are_those_of_a_run_drafts_are_not_said_to_be_lossless(name, target, told):
+    pace = {"tokens_per_nfe": 2.5, "tokens_per_nfe_of_fp32": 3.0}
+    found = _pace(SimpleNamespace(name=name, trajectory=pace), target)  # type: ignore[arg-type]
+    assert "2.50 tokens per graph run" in found[0]
+    assert any("scales from all of its rows" in line for line in found) == told
+    alone = SimpleNamespace(name=name, trajectory=dict.fromkeys(pace, 1.0))
+    assert _pace(alone, target) == []  # type: ignore[arg-type]

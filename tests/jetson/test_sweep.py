@@ -165,3 +165,52 @@ def test_unasked_a_sweep_tries_the_blocks_that_the_model_has_learnt(learnt, bloc
     manifest = SimpleNamespace(family="mdlm", graphs=specs, block_sizes=learnt)
     pipeline = SimpleNamespace(manifest=manifest, engines=SimpleNamespace(specs=specs))
     assert learnt_blocks(pipeline) == blocks
+
+
+@pytest.fixture(scope="module")
+def drafting(tmp_path_factory):
+    """A profiler of a bundle that drafts 2 or 4 tokens, of which the model has learnt 4."""
+    pytest.importorskip("torch")
+    from dlm_edge.export.pack import ExportSettings, export_checkpoint
+    from tiny_checkpoint import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("drafts")
+    make_checkpoint(
+        folder / "checkpoint", "tidar", mask_token_id=1, block_sizes="4", context=64,
+        backbone="qwen2", num_heads=2, dim=32, num_layers=1,
+    )  # fmt: skip
+    settings = ExportSettings(target="cpu", precision="fp32", blocks=(2, 4), contexts=(64,))
+    export_checkpoint(folder / "checkpoint", folder / "draft.dlm", settings)
+    options = ProfileOptions(
+        bundle=folder / "draft.dlm", threads=1, max_tokens=12, sensors="none", settings={}
+    )
+    made = Profiler(options)
+    made.pipeline = made._load()
+    yield made
+    made.pipeline.close()
+
+
+def test_drafts_stand_beside_the_causal_decoding_that_they_are_measured_against(drafting):
+    run = sweep(drafting, axes=["threads=1"])
+    assert [settings for settings, _ in run._planned] == [
+        {"block_size": 2},
+        {"rule": "draft_verify", "beta": 0.5, "block_size": 2},
+        {"rule": "next_token"},
+        {"block_size": 4},
+        {"rule": "draft_verify", "beta": 0.5, "block_size": 4},
+    ]
+    run.run()
+    cells = run.to_json()["cells"]
+    assert cells[2]["tokens_per_nfe"] == 1.0
+    assert cells[2]["flags"] == "--rule next_token --threads 1"
+    assert cells[0]["quality"] == cells[2]["quality"] == cells[3]["quality"]  # the same texts
+
+
+@pytest.mark.parametrize("own", [{}, {"block_size": 4}, {"rule": "next_token"}], ids=str)
+def test_causal_decoding_is_asked_for_by_name_whatever_block_size_is_set(
+    drafting, monkeypatch, own
+):
+    monkeypatch.setattr(drafting, "_settings", own)
+    run = sweep(drafting, axes=["rule=next_token", "threads=1"])
+    assert {"rule": "next_token"} in [settings for settings, _ in run._planned]
+    run.run()

@@ -73,8 +73,10 @@ def run(*arguments):
 
 def test_the_command_takes_the_rules_options(bundles):
     plain = json.loads(run(bundles["parts"], "abc", "--json", "--max-tokens", "9").stdout)
-    assert (plain["rule"], plain["settings"]["block_size"]) == ("draft_verify", 4)
-    assert plain["settings"]["beta"] == 1.0
+    assert (plain["rule"], plain["settings"]["beta"]) == ("draft_verify", 1.0)
+    largest = run(bundles["parts"], "abc", "--json", "--max-tokens", "9", "--block-size", "4")
+    found = json.loads(largest.stdout)  # what decoding takes unless asked
+    assert (found["nfe"], found["token_ids"]) == (plain["nfe"], plain["token_ids"])
     other = run(bundles["parts"], "abc", "--json", "--beta", "0.5", "--block-size", "2")
     record = json.loads(other.stdout)
     assert (record["settings"]["beta"], record["settings"]["block_size"]) == (0.5, 2)

@@ -17,7 +17,15 @@ from dlm_edge.train.checkpoint import (
 from safetensors import SafetensorError
 from torch import nn
 
-CONFIG = {"family": "mdlm", "model": {"dim": 4}}
+CONFIG = {
+    "family": "mdlm",
+    "model": {"dim": 4},
+    "vocab_size": 5,
+    "eos_token_id": 0,
+    "mask_token_id": 1,
+    "pad_token_id": None,
+    "block_sizes": [2],
+}
 
 
 class Tied(nn.Module):
@@ -114,6 +122,34 @@ def test_a_damaged_checkpoint_is_one_clear_line(
     else:
         (folder / name).write_text(content)
     with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask_token_id": 5}, r"ids \[0, 5, None\] .* vocabulary of 5, which cannot be"),
+        ({"mask_token_id": "x"}, "which cannot be"),
+        ({"eos_token_id": None}, "which cannot be"),
+        ({"pad_token_id": -1}, "which cannot be"),
+        ({"vocab_size": None}, "which cannot be"),
+        ({"mask_token_id": 0}, "end of text and mask are one token"),
+        ({"block_sizes": []}, r"block_sizes is \[\]"),
+        ({"block_sizes": "8"}, "block_sizes is '8'"),
+        ({"block_sizes": [8, 0]}, "no list of sizes"),
+    ],
+    ids=str,
+)
+def test_numbers_that_no_checkpoint_has_are_one_clear_line(tmp_path: Path, changes, message):
+    folder = written(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **changes}))
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(folder)
+    for name in changes:
+        content.pop(name)
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="copy it again"):
         read_checkpoint(folder)
 
 

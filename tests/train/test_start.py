@@ -140,6 +140,70 @@ def test_a_mask_is_added_in_a_spare_row_or_a_new_one_and_said(tmp_path, capsys):
         assert checkpoint.config["vocab_size"] == rows == len(checkpoint.weights["embed.weight"])
 
 
+@pytest.mark.parametrize("rows", [255, 256, 300])
+def test_an_end_of_text_token_is_added_like_a_mask_and_its_row_is_no_zero(tmp_path, capsys, rows):
+    """A model of 255 ids that has neither: both rows are spare, or new, or one of each."""
+    content = json.loads(tokenizer_without_mask())
+    content["added_tokens"] = []
+    vocab = [token for token in content["model"]["vocab"] if token != "<|endoftext|>"][:255]
+    content["model"]["vocab"] = {token: index for index, token in enumerate(vocab)}
+    make_qwen(tmp_path / "theirs", vocab_size=rows)
+    (tmp_path / "theirs" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
+    assert "added to the tokenizer: <|endoftext|>, <|mask|>" in capsys.readouterr().err
+    checkpoint = read_checkpoint(tmp_path / "ours")
+    assert [checkpoint.config[f"{name}_token_id"] for name in ("eos", "mask")] == [255, 256]
+    for name in ("embed.weight", "head.weight"):
+        table = checkpoint.weights[name]
+        assert len(table) == max(rows, 257)
+        for row in (255, 256):
+            torch.testing.assert_close(table[row], table[:255].mean(dim=0))
+
+
+def test_converting_claims_no_positions_that_the_model_does_not_know(tmp_path):
+    make_qwen(tmp_path / "theirs")
+    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, None)
+    assert read_checkpoint(tmp_path / "ours").config["model"]["context"] == 64
+    with pytest.raises(ConfigError, match="--context 65: the checkpoint knows 64 positions"):
+        convert(str(tmp_path / "theirs"), str(tmp_path / "more"), "tidar", {}, 65)
+    result = run(
+        *("--family", "tidar", "--init", str(tmp_path / "theirs"), "--max-steps", "0"),
+        *("--out", str(tmp_path / "plain")),
+    )
+    assert result.exit_code == 0, result.output
+    assert read_checkpoint(tmp_path / "plain").config["model"]["context"] == 64
+
+
+def test_transformers_reads_the_added_mask_and_what_stood_beside_it(tmp_path):
+    """Where tokenizer_config.json lists added tokens, transformers goes by that list."""
+    make_qwen(tmp_path / "theirs")
+    end = {"content": "<|endoftext|>", "special": True}
+    given = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {"0": end},
+        "chat_template": '{{ "x" }} é',
+    }
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(given), encoding="utf-8")
+    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
+    found = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert found["chat_template"] == given["chat_template"]
+    assert found["added_tokens_decoder"]["0"] == end
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert read.convert_tokens_to_ids("<|mask|>") == 257
+    # Again: the mask is there, and nothing changes.
+    convert(str(tmp_path / "ours"), str(tmp_path / "again"), "ar", {}, 32)
+    again = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert again == found
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"added_tokens_decoder": 3}'])
+def test_a_tokenizers_settings_that_cannot_be_read_stay_as_they_are(tmp_path, text):
+    make_qwen(tmp_path / "theirs")
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
+    assert (tmp_path / "ours" / "tokenizer_config.json").read_text(encoding="utf-8") == text
+
+
 def test_positions_that_a_model_knows_stay_and_shape_options_are_its(tmp_path):
     make_qwen(tmp_path / "theirs")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {"block_sizes": "4"}, 32)
@@ -187,6 +251,11 @@ def with_extra(folder: Path, *names: str) -> None:
     save_file({**tensors, **extra}, folder / "model.safetensors")
 
 
+def with_tensor(folder: Path, name: str, tensor: torch.Tensor) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: tensor}, folder / "model.safetensors")
+
+
 FAULTS = {
     "missing": (
         lambda f: without(f, "model.layers.1.self_attn.k_proj.bias"),
@@ -226,7 +295,31 @@ FAULTS = {
         "mlp.gate_proj.weight is .80, 48., config.json makes it .72, 48.",
     ),
     "no size": (lambda f: edit_config(f, hidden_size=None), "hidden_size is missing"),
+    "word for a scaling": (
+        lambda f: edit_config(f, rope_scaling="yarn"),
+        "config.json describes no model",
+    ),
+    "word for a number": (
+        lambda f: edit_config(f, rms_norm_eps="small"),
+        "config.json describes no model .could not convert string",
+    ),
+    "heads": (
+        lambda f: edit_config(f, num_key_value_heads=4),
+        "config.json describes no model .model num_kv_heads 4 must divide num_heads 6",
+    ),
+    "whole numbers": (
+        lambda f: with_tensor(f, "model.norm.weight", torch.ones(48, dtype=torch.int8)),
+        "tensor model.norm.weight is of int8, no weights in floating point",
+    ),
+    "another head": (
+        lambda f: edit_config(f, tie_word_embeddings=True),
+        "lm_head.weight is another matrix than model.embed_tokens.weight",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "pickled weights": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        r"weights are in pytorch_model\*.bin only",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     "bad tokenizer": (
         lambda f: (f / "tokenizer.json").write_text("{}"),

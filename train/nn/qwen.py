@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, ConfigError
 from .config import ROPE_THETA, ModelConfig
 
 ARCHITECTURES: Mapping[str, str] = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -57,8 +57,17 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
 
     Raises:
         CheckpointError: It is of an architecture, rotary scaling or quantisation that is not
-            supported, or lacks a size.
+            supported, lacks a size, or has a value that no model of that kind can have.
     """
+    try:
+        return _shape(config, where)
+    except (ConfigError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where}: config.json describes no model ({error}); copy it again"
+        ) from error
+
+
+def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
     backbone = _supported(config, where)
     sizes = {
         "vocab_size": "vocab_size",
@@ -92,6 +101,7 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
 def _supported(config: Mapping[str, Any], where: str) -> str:
     """The backbone of a config.json; raises CheckpointError on what would compute otherwise."""
     named = config.get("architectures") or [ARCHITECTURES.get(str(config.get("model_type")))]
+    named = [named] if isinstance(named, str) else named
     backbones = [name for name, architecture in ARCHITECTURES.items() if architecture in named]
     if not backbones:
         raise CheckpointError(
@@ -207,6 +217,13 @@ def read_tensors(
         )
     for name, size in wanted.items():
         _check_size(name, tuple(tensors[name].shape), size, where)
+        if not tensors[name].is_floating_point():
+            kind = str(tensors[name].dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{where}: tensor {name} is of {kind}, no weights in floating point; choose the "
+                "checkpoint that was not quantised"
+            )
+    _check_tie(tensors, shape, where)
     own = {}
     for ours, each in parts.items():
         rows = [tensors[name].float() for name, _ in each]
@@ -214,6 +231,18 @@ def read_tensors(
     if shape.tie_embeddings:
         own["head.weight"] = own["embed.weight"]
     return own
+
+
+def _check_tie(tensors: Mapping[str, torch.Tensor], shape: ModelConfig, where: str) -> None:
+    """Raises CheckpointError for a head beside the embedding that it is said to be, but is not."""
+    if not shape.tie_embeddings or _HEAD not in tensors:
+        return
+    table = _WHOLE["embed.weight"]
+    if not torch.equal(tensors[_HEAD], tensors[table]):
+        raise CheckpointError(
+            f"{where}: {_HEAD} is another matrix than {table}, and config.json ties the two; set "
+            "tie_word_embeddings to false there to use both"
+        )
 
 
 def _check_size(name: str, found: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:

@@ -171,36 +171,63 @@ def counts_of(asked_of, model, num, depth):
     return found
 
 
-def chances_of(model, prompt, depth, heat):
+def shares_of(model, text, *, temperature, top_k=None, top_p=1.0, beta=1.0):
+    """The distribution of the token behind a text, (vocab,), by a forward without a cache."""
+    ids = [*text, *[model.mask] * 3]
+    seen = np.tri(len(ids))
+    seen[len(text) :, len(text) :] = 1
+    rows = model.logits(ids, np.arange(len(ids)), seen)
+    row = beta * rows[len(text) - 1] + (1 - beta) * rows[len(text)]
+    row[[model.vocab - 1, model.vocab - 2]] = -np.inf
+    p = np.exp((row - row.max()) / temperature)
+    order = np.argsort(-p, kind="stable")[:top_k]
+    before = np.cumsum(p[order]) - p[order]
+    order = order[before < top_p * p[order].sum()]
+    kept = np.zeros(len(p))
+    kept[order] = p[order] / p[order].sum()
+    return kept
+
+
+def chances_of(model, prompt, depth, **heat):
     """Exact chances of every continuation: {ids: p}; a text that ends is shorter."""
     done, open_ = {}, {(): 1.0}
     for _ in range(depth):
         following = {}
         for ids, chance in open_.items():
-            row = model.next_row([*prompt, *ids])
-            row[[model.vocab - 1, model.vocab - 2]] = -np.inf
-            p = np.exp((row - row.max()) / heat)
-            for token in np.flatnonzero(p):
+            shares = shares_of(model, [*prompt, *ids], **heat)
+            for token in np.flatnonzero(shares):
                 place = done if token == 0 else following
                 key = ids if token == 0 else (*ids, int(token))
-                place[key] = place.get(key, 0.0) + chance * p[token] / p.sum()
+                place[key] = place.get(key, 0.0) + chance * shares[token]
         open_ = following
     return {**done, **open_}
 
 
-@pytest.mark.parametrize(("agreement", "heat"), [(0.0, 1.0), (1.5, 0.8)])
-def test_sampled_texts_have_the_causal_models_distribution(agreement, heat):
-    """Chi-square over whole continuations, 1 in 1000 of which would fail a right program."""
+@pytest.mark.parametrize(
+    ("agreement", "depth", "heat"),
+    [
+        (0.0, 3, {"temperature": 1.0}),
+        (1.5, 4, {"temperature": 0.8}),
+        (0.0, 4, {"temperature": 0.4}),
+        (0.7, 4, {"temperature": 1.5, "top_k": 3}),
+        (0.7, 4, {"temperature": 2.0, "top_p": 0.85}),
+        (0.7, 3, {"temperature": 1.0, "top_k": 3, "top_p": 0.9, "beta": 0.5}),
+    ],
+    ids=str,
+)
+def test_sampled_texts_have_the_causal_models_distribution(agreement, depth, heat):
+    """Chi-square over whole continuations, 1 in 1000 of which would fail a right program.
+
+    Below beta 1 the distribution is that of both heads' logits behind the same text.
+    """
     model = Model(6, seed=11, agreement=agreement, scale=0.8)
-    prompt, num, depth = (0, 2, 1), 2000, 3
+    prompt, num = (0, 2, 1), 2000
 
     def asked(index):
-        return draft_request(
-            prompt_ids=prompt, temperature=heat, max_tokens=depth, sample_index=index
-        )
+        return draft_request(prompt_ids=prompt, max_tokens=depth, sample_index=index, **heat)
 
     found = counts_of(asked, model, num, depth)
-    chances = chances_of(model, prompt, depth, heat)
+    chances = chances_of(model, prompt, depth, **heat)
     assert set(found) <= set(chances)
     assert sum(chances.values()) == pytest.approx(1)
     rare = [key for key, chance in chances.items() if chance * num < 5]

@@ -98,6 +98,47 @@ def test_a_text_beyond_the_context_goes_on_in_a_window_and_says_so(split, bound)
     assert not short.approximate
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_what_is_not_called_approximate_is_the_causal_text(split):
+    """Around the last position that a model knows, which a step of drafts may run beyond."""
+    model, flagged = Model(30, seed=2, agreement=8.0), []
+    for limit in range(1, 16):
+        found, alone = (
+            run(
+                DraftEngines(model, [4], [64], split=split),
+                draft_request(rule, prompt_ids=tuple(range(1, 15)), max_tokens=limit,
+                              banned_ids=(0,)),
+                max_position=20,
+            )
+            for rule in ("draft_verify", "next_token")
+        )  # fmt: skip
+        assert found.approximate == alone.approximate == (14 + limit > 21)
+        if not found.approximate:
+            assert found.token_ids == alone.token_ids
+        flagged.append(found.approximate)
+    assert set(flagged) == {False, True}
+
+
+def test_draws_are_keyed_by_places_in_the_text_also_when_a_window_has_moved():
+    class Watched(NumpyOps):
+        places = ()
+
+        def begin_drafts(self, drafts, *, start, position):
+            self.places += ((start, position),)
+            super().begin_drafts(drafts, start=start, position=position)
+
+    ops, engines = Watched(), DraftEngines(Model(30, seed=2, agreement=8.0), [3], [24])
+    asked = draft_request(
+        prompt_ids=tuple(range(1, 20)), max_tokens=60, banned_ids=(0,), temperature=1.0
+    )
+    found = generate(draft_manifest(engines), engines, ops, asked)
+    (first, second, *others) = ops.places
+    assert (found.approximate, first) == (True, (18, 18))
+    for start, position in (second, *others):
+        assert start == 11  # half of the window is read again
+        assert position > 23  # while the text goes on
+
+
 @pytest.mark.parametrize("rule", ["draft_verify", "next_token"])
 @pytest.mark.parametrize("split", [False, True])
 def test_a_request_that_begins_with_what_is_cached_computes_only_the_rest(rule, split):

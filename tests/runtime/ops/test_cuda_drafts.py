@@ -64,6 +64,9 @@ def test_a_full_cache_takes_what_it_has_room_for(cuda):
     assert pair.host.scratch.found.num_kept == 5
     assert pair.caches[1][37].sum() == 0
     assert pair.caches[1][39].sum() != 0
+    full = pair.caches[1].copy()  # and nothing where there is none
+    assert pair.step(random_steps(2, pair.host, 5, noise=0.0))[2] == []
+    assert np.array_equal(pair.caches[1], full)
 
 
 def verify(ops, logits, drafts):
@@ -90,6 +93,31 @@ def test_a_row_that_is_not_finite_is_reported_if_it_is_reached(cuda, heat):
     logits[0, 2] = np.nan
     assert pair.step(logits)[2] == []
     assert pair.host.scratch.found.num_kept == 1
+
+
+@pytest.mark.parametrize("heat", [{}, {"temperature": 1.0}], ids=str)
+def test_a_masks_row_that_is_not_finite_is_reported_if_it_is_drafted_from(cuda, heat):
+    for ops in (cuda, NumpyOps()):
+        pair = DraftPair.make(cuda, settings(**heat), block=4, vocab=90)
+        pair.open(random_steps(1, pair.host, 1, noise=0.0))
+        drafts = pair.device if ops is cuda else pair.host
+        logits = random_steps(1, pair.host, 4, noise=0.0)
+        kept = verify(ops, on_device(cuda, logits) if ops is cuda else logits, drafts).num_kept
+        for place, fails in (((kept % 4) * 4 + 1, False), ((kept - 1) * 4 + 2, True)):
+            masks = np.random.default_rng(0).normal(size=(1, 16, 90)).astype(np.float32)
+            masks[0, place] = np.nan  # of another proposal first, then of the one that is read
+            given = on_device(cuda, masks) if ops is cuda else masks
+            if ops is not cuda and fails:
+                with pytest.raises(EngineError, match="highest"):
+                    ops.propose(given, drafts)
+                continue
+            ops.propose(given, drafts)
+            given = on_device(cuda, logits) if ops is cuda else logits
+            if fails:
+                with pytest.raises(EngineError, match="highest"):
+                    verify(ops, given, drafts)
+            else:
+                ops.verified(drafts)
 
 
 def test_more_stops_than_kernels_look_at_are_refused(cuda):
