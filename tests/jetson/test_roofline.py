@@ -102,6 +102,15 @@ def test_the_power_model_meets_the_points_it_was_fitted_to():
     assert peak.watts == pytest.approx(21.7, rel=0.2)
 
 
+def test_an_int8_operation_takes_half_of_a_float16_ones_energy():
+    idle, half, whole = (
+        power(MODE, 1.0, 0, fp16, int8).joules_per_run
+        for fp16, int8 in ((0.0, 0.0), (0.0, 4e12), (4e12, 0.0))
+    )
+    assert half - idle == pytest.approx((whole - idle) / 2)
+    assert whole > idle
+
+
 def test_a_mode_with_a_budget_caps_power_but_not_the_energy():
     low = NANO.modes["7w"]
     found = power(low, 1.0, int(50e9), 3e12, 0.0)
