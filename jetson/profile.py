@@ -145,7 +145,7 @@ class Profiler:
             entry["end"] = round(time.perf_counter() - self.zero, 4)
 
     def _until_layers(self) -> float:
-        """Returns when the pass over layers began: the engine's profiler fills memory of its own."""
+        """Returns when the layers' pass began, whose profiler fills memory of its own."""
         return next((self.zero + s["begin"] for s in self._spans if s["name"] == "layers"), inf)
 
     def _window(self, name: str) -> tuple[float, float] | None:
@@ -186,11 +186,7 @@ class Profiler:
         return pipeline
 
     def _fitting(self, pipeline: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
-        """Returns the prompts that the bundle has room for; the empty one always fits.
-
-        Raises:
-            ConfigError: Settings that the bundle does not take.
-        """
+        """Returns the prompts that fit, the empty one always; ConfigError for unfit settings."""
         pipeline.generate("", max_tokens=1, **self._settings)
         found = []
         for prompt in prompts:
