@@ -38,7 +38,7 @@ def prepare_folder(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(
             f"cannot write into {folder} ({error.strerror}); name a folder that may be made"

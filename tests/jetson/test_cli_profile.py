@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.jetson import cli_measure
+from dlm_edge.jetson import cli_measure, cli_runs
 from dlm_edge.jetson.cli_profile import main
 from dlm_edge.jetson.cli_runs import write_run
 from fake_board import make_board
@@ -142,6 +143,25 @@ def test_a_missing_thing_is_one_line_and_exit_1(arguments, said, monkeypatch):
     result = run(*arguments)
     assert result.exit_code == 1, result.output
     assert said in result.stderr
+
+
+def test_a_full_disk_loses_the_report_but_not_the_table(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli_runs, "write_whole", full)
+    result = run(*QUICK, "--no-layers", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "tokens/s" in result.stdout
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith("dlm-profile: error: cannot write")
+    assert "No space left on device" in error
+
+
+def test_settings_that_the_bundle_does_not_take_are_one_line():
+    result = run(*QUICK, "--block", "7")
+    assert result.exit_code == 2
+    assert "7" in result.stderr.strip().splitlines()[-1]
 
 
 def test_an_unknown_target_lists_those_there_are():
