@@ -93,8 +93,8 @@ from dlm_edge.runtime.cli_common import DlmCommand, common_options
 @common_options
 def main(as_json, verbose):
     with tempfile.TemporaryDirectory() as folder:
-        click.echo(folder)
         try:
+            click.echo(folder)
             time.sleep(60)
         finally:
             print("cleared away", flush=False)
