@@ -18,7 +18,7 @@ def room_beside() -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
             raise DlmError(
-                f"no space is left in {tempfile.gettempdir()}, where graphs and weights stand until "
-                "they are packed: free some, or name another folder as TMPDIR"
+                f"no space is left in {tempfile.gettempdir()}, where graphs and weights wait to be "
+                "packed: free some, or name another folder as TMPDIR"
             ) from error
         raise
