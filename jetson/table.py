@@ -137,6 +137,22 @@ def _sweep(record: Mapping[str, Any]) -> Iterator[str]:
     yield "{:<2}{:>9}{:>11}{:>15}{:>9}  {}".format(*columns)
     for cell in sorted(sweep["cells"], key=lambda cell: -cell["tokens_per_s"]):
         yield sweep_line(cell)
+    yield from sweep_notes(sweep)
+
+
+def sweep_notes(sweep: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what must be known of the judge's figures."""
+    judged = [cell["quality"] for cell in sweep["cells"] if cell.get("quality")]
+    if any(quality.get("together") for quality in judged):
+        yield (
+            "texts of a setting were read as one, since each alone is shorter than the judge's "
+            "smallest block"
+        )
+    if any(quality["bits_per_char"] is None for quality in judged):
+        yield (
+            "no bits per character where texts are shorter than the judge's smallest block: give a "
+            "larger --max-tokens or --texts, or another --judge"
+        )
 
 
 def sweep_line(cell: Mapping[str, Any]) -> str:

@@ -15,9 +15,11 @@ from dlm_edge.jetson.sweep import (
     parse_axes,
     parse_cell,
 )
+from dlm_edge.jetson.table import sweep_notes
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.evaluate import evaluate_ids
 from dlm_edge.runtime.pipeline import Pipeline
+from score_bundle import STORY, write_score
 
 
 def cell(speed, bits):
@@ -91,6 +93,36 @@ def test_bits_per_character_are_the_bundles_own_likelihood():
         quality = measure_quality([text, text, "Hi"], judge)
         assert (quality.num_texts, quality.num_scored) == (3, 2)
         assert quality.half_width == 0
+
+
+def test_texts_shorter_than_the_judges_block_are_read_as_one(tmp_path):
+    # Whole canvases of 16 and 32: no text of 9 is one.
+    texts = [STORY[:9], STORY[9:18], STORY[18:]]
+    with Pipeline.load(write_score(tmp_path / "score.dlm"), threads=1) as pipeline:
+        judge = Judge(pipeline)
+        assert judge.bits_per_char(texts[0]) is None
+        quality = measure_quality(texts, judge)
+        assert quality.together
+        assert (quality.num_scored, quality.half_width) == (3, None)
+        # 16 of the 30 ids are read: a start, 9 characters, another start, 5 characters.
+        ids = [0, *pipeline.tokenizer.encode(texts[0]), 0, *pipeline.tokenizer.encode(texts[1])]
+        result = evaluate_ids(
+            pipeline.manifest, pipeline.engines, np.array(ids[:16]), block_size=16,
+            relative_half_width=0.05, max_samples=8,
+        )  # fmt: skip
+        assert result.num_tokens == 15
+        assert quality.bits_per_char == pytest.approx(result.total_nats / math.log(2) / 14)
+        short = measure_quality(["The", "cat"], judge)
+        assert (short.bits_per_char, short.together) == (None, False)
+
+
+def test_what_the_judge_could_not_read_is_said():
+    quality = {"bits_per_char": None, "together": False}
+    (line,) = sweep_notes({"cells": [{"quality": quality}, {}]})
+    assert "--max-tokens" in line
+    (line,) = sweep_notes({"cells": [{"quality": {"bits_per_char": 1.0, "together": True}}]})
+    assert "read as one" in line
+    assert not list(sweep_notes({"cells": [{"quality": {"bits_per_char": 1.0}}]}))
 
 
 def sweep(profiler, **given):
