@@ -103,7 +103,7 @@ class Profiler:
         self.record["spans"] = self._spans
         self.record["memory"] = {
             **self.record.get("memory", {}),
-            **allocator_peaks(series, self._until_layers()),
+            **allocator_peaks(series, self._until_extras()),
             "parts": self._notes.parts,
         }
         self.record["sensors"] = self.sampler.to_json(self.zero)
@@ -144,9 +144,10 @@ class Profiler:
         finally:
             entry["end"] = round(time.perf_counter() - self.zero, 4)
 
-    def _until_layers(self) -> float:
-        """Returns when the layers' pass began, whose profiler fills memory of its own."""
-        return next((self.zero + s["begin"] for s in self._spans if s["name"] == "layers"), inf)
+    def _until_extras(self) -> float:
+        """Returns when the texts that count were over: profilers and judges take memory, too."""
+        extras = (span for span in self._spans if span["name"] in ("layers", "sweep"))
+        return next((self.zero + span["begin"] for span in extras), inf)
 
     def _window(self, name: str) -> tuple[float, float] | None:
         for span in self._spans:

@@ -44,6 +44,11 @@ def _head(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{engine['name']}, {engine['threads']} threads, on {_machine(machine)}"
     else:
         yield f"nothing was loaded, on {_machine(machine)}"
+    yield from warnings(record)
+
+
+def warnings(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what speaks against a run's figures."""
     if not record["complete"]:
         yield f"INTERRUPTED: {len(record.get('runs', ()))} texts were measured"
     for line in record.get("throttling", ()):

@@ -145,6 +145,18 @@ def test_a_missing_thing_is_one_line_and_exit_1(arguments, said, monkeypatch):
     assert said in result.stderr
 
 
+def test_what_speaks_against_a_run_stands_above_a_comparison(report, tmp_path):
+    path = report[0] / "run.json"
+    record = json.loads(path.read_text("utf-8"))
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps({**record, "complete": False, "throttling": ["tj was raised"]}))
+    said = run("--compare", path, slow).stdout
+    assert "slow: THROTTLED: tj was raised" in said
+    assert "slow: INTERRUPTED" in said
+    _, second = json.loads(run("--compare", path, slow, "--json").stdout)["warnings"]
+    assert "THROTTLED: tj was raised" in second
+
+
 def test_a_full_disk_loses_the_report_but_not_the_table(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

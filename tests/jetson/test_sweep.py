@@ -1,4 +1,5 @@
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -139,6 +140,15 @@ def profiler():
     made.pipeline = made._load()
     yield made
     made.pipeline.close()
+
+
+def test_a_sweeps_memory_is_not_that_of_the_texts_before_it():
+    made = Profiler(ProfileOptions(threads=1, sensors="none", layers=False))
+    with made.span("runs"):
+        made.sampler.series.add("malloc", "memory", "MiB", time.perf_counter(), 20.0)
+    with made.span("sweep"):
+        made.sampler.series.add("malloc", "memory", "MiB", time.perf_counter(), 90.0)
+    assert made.finish(complete=True)["memory"]["malloc_peak_mib"] == 20.0
 
 
 def test_a_sweep_measures_its_cells_and_marks_the_best(profiler):
