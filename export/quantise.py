@@ -80,7 +80,7 @@ class Quantiser:
         """
         wishes = self._wishes
         # A plan that cannot be is refused before anything is recorded for it.
-        self._edited(self._calibrator.default_plan({}))
+        self._calibrator.require_possible(self._edited(self._calibrator.default_plan({})))
         with self._engines(self._models, "fp32") as whole:
             stream = self._texts.stream(wishes.num_tokens)
             require_tokens(len(stream), wishes.num_tokens, decoded_blocks(self._manifest, whole))

@@ -175,6 +175,24 @@ def test_an_edited_plan_with_unknown_tensors(
     refused(outcome, "trunk.layers.9.mlp.down")
 
 
+@pytest.mark.parametrize(
+    ("layer", "field", "target", "said"),
+    [
+        ("trunk.layers.0.mlp.gate_up", {"scale": 0.01}, "cpu", "fixed scale of 0.01"),
+        ("trunk.layers.0.attention.out", {"alpha": 0.5}, "cpu", "nothing precedes it"),
+        ("trunk.layers.0.mlp.gate_up", {"precision": "int4"}, "orin-nano", "int4"),
+    ],
+)
+def test_an_edited_plan_that_cannot_be_is_refused_before_anything_is_recorded(
+    traced_before, sound, text, out, tmp_path, monkeypatch, layer, field, target, said
+):
+    plan = {"version": 1, "graphs": {"denoise": {"layers": {layer: field}}}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.setattr(quantise.Recording, "sets", None)
+    given = ("--calibration-data", text, "--plan", tmp_path / "plan.json")
+    refused(export(sound, out, *given, target=target), layer, said)
+
+
 def test_fewer_tokens_to_measure_on_than_a_block_holds(
     traced_before, sound, text, out, monkeypatch
 ):
