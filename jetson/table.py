@@ -41,7 +41,8 @@ def _head(record: Mapping[str, Any]) -> Iterator[str]:
         parameters = bundle["num_parameters"]
         size = f"{parameters / 1e6:.2f} M parameters, " if parameters else ""
         yield f"{bundle['name']}: {bundle['family']} {bundle['precision']}, {size}{rule}"
-        yield f"{engine['name']}, {engine['threads']} threads, on {_machine(machine)}"
+        threads = f"{engine['threads']} thread{'s' if engine['threads'] > 1 else ''}"
+        yield f"{engine['name']}, {threads}, on {_machine(machine)}"
     else:
         yield f"nothing was loaded, on {_machine(machine)}"
     yield from warnings(record)
@@ -123,10 +124,11 @@ def _predicted(record: Mapping[str, Any]) -> Iterator[str]:
         target = record["predicted"]
         yield ""
         head = f"against the plan for {target['target']} {target['mode'] or ''}".rstrip()
-        yield f"{head:<38}{'predicted':>11}{'measured':>11}{'ratio':>8}"
+        width = max(len(head), *(len(row["quantity"]) for row in rows)) + 1
+        yield f"{head:<{width}}{'predicted':>11}{'measured':>11}{'ratio':>8}"
         for row in rows:
             yield (
-                f"{row['quantity']:<38}{_number(row['predicted']):>11}"
+                f"{row['quantity']:<{width}}{_number(row['predicted']):>11}"
                 f"{_number(row['measured']):>11}{_number(row['ratio']):>8}"
             )
 
