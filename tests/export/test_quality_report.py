@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from dlm_edge.calibration.loss import Ratio
-from dlm_edge.export.quality_report import _compared
+from dlm_edge.export.quality_report import _compared, _warnings
 
 
 def lines(low, sets=("decode", "clean"), chosen="decode"):
@@ -31,3 +31,31 @@ def test_clean_text_without_scales_is_not_called_worse():
     found = " ".join(lines(1.0, sets=("decode",)))
     assert "worse" not in found
     assert "gave no scales: it is constant" in found
+
+
+def warnings(*, top1=0.99, rows=100, half=1.0, high=1.004):
+    def variant(value):
+        soon = {"rows": rows, "top1": top1}
+        return SimpleNamespace(
+            agreement={"about_to_be_committed": soon},
+            worst=Ratio(value=value, low=value, high=value),
+        )
+
+    return _warnings(
+        SimpleNamespace(
+            outcome=SimpleNamespace(ratio=Ratio(value=1.0, low=1.0, high=high)),
+            variants={"fp16": variant(half), "int8": variant(1.0)},
+        ),
+        SimpleNamespace(max_loss=0.005, precision="int8"),
+    )
+
+
+def test_the_report_warns_of_what_is_beyond_its_figures_and_of_nothing_else():
+    assert warnings() == warnings(top1=0.5, rows=0) == []
+    (line,) = warnings(top1=0.97)
+    assert "97.0 %" in line
+    assert "of 100 rows" in line
+    (line,) = warnings(half=1.002)
+    assert "fp16 alone loses 0.200 %" in line
+    (line,) = warnings(high=1.006)
+    assert "--force" in line
