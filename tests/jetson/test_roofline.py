@@ -58,6 +58,11 @@ def test_the_share_of_the_bandwidth_is_that_of_published_decoding_rates():
     reached = (large - small) / (1 / 32.3 - 1 / 61.0)
     peak = NANO.modes["15w"].bandwidth_gb_s * 1e9
     assert reached / peak == pytest.approx(roofline.BANDWIDTH_SHARE, rel=0.05)
+    # What is left, with the cache of 2,048 positions counted, is that of 28 layers of ten kernels.
+    cache = 28 * 2 * 8 * 128 * 2 * 2048
+    left = 1 / 61.0 - (small + cache) / (roofline.BANDWIDTH_SHARE * peak)
+    clocks = left * NANO.modes["15w"].gpu_mhz * 1e6 / 280
+    assert clocks == pytest.approx(roofline.KERNEL_CLOCKS, rel=0.3)
 
 
 def test_a_product_of_many_rows_takes_its_operations_time():
