@@ -212,6 +212,7 @@ def test_a_power_mode_is_announced_set_and_set_back(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err
     assert "setting power mode MAXN_SUPER (now 25W; it is set back afterwards)" in said
     assert "sudo -n nvpmodel -m 2" in said
+    assert "setting power mode 25W back: sudo -n nvpmodel -m 1" in said
     with cli_measure._power_mode("25W"):
         assert asked == ["MAXN_SUPER", "25W"]
     assert "25W already" in capsys.readouterr().err
