@@ -146,7 +146,9 @@ def test_a_sweeps_memory_is_not_that_of_the_texts_before_it():
     made = Profiler(ProfileOptions(threads=1, sensors="none", layers=False))
     with made.span("runs"):
         made.sampler.series.add("malloc", "memory", "MiB", time.perf_counter(), 20.0)
+    time.sleep(0.01)  # spans are told to a tenth of a millisecond
     with made.span("sweep"):
+        time.sleep(0.01)
         made.sampler.series.add("malloc", "memory", "MiB", time.perf_counter(), 90.0)
     assert made.finish(complete=True)["memory"]["malloc_peak_mib"] == 20.0
 

@@ -182,6 +182,9 @@ def test_a_text_is_measured_in_windows_of_the_largest_canvas(graph):
     assert result.perplexity_low * 0.97 < K < result.perplexity_high * 1.03
     with pytest.raises(ConfigError, match="graph of that length"):
         evaluate_ids(manifest, engines, ids, context=3)
+    # A canvas of another length than the block said to be read by would be a figure of neither.
+    with pytest.raises(ConfigError, match="give --block 2"):
+        evaluate_ids(manifest, engines, ids, context=2)
 
 
 def test_the_schedule_of_the_bundle_only_decides_where_noise_ends():
