@@ -184,7 +184,7 @@ def test_a_text_is_measured_in_windows_of_the_largest_canvas(graph):
         evaluate_ids(manifest, engines, ids, context=3)
     # A canvas of another length than the block said to be read by would be a figure of neither.
     with pytest.raises(ConfigError, match="give --block 2"):
-        evaluate_ids(manifest, engines, ids, context=2)
+        evaluate_ids(manifest, engines, ids, context=2, block_size=4)
 
 
 def test_the_schedule_of_the_bundle_only_decides_where_noise_ends():
