@@ -19,6 +19,7 @@ from ..runtime.errors import CalibrationError
 from ..runtime.families import find_family
 from ..runtime.families.base import HEAD_PHASE, Phased, Request
 from ..runtime.families.heads import Heads
+from ..runtime.families.window import banned_ids
 from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
 from ..runtime.ops.numpy_ops import NumpyOps
 from .canvases import Canvas
@@ -144,7 +145,11 @@ def score_tensor(spec: GraphSpec, vocab_size: int) -> TensorSpec | None:
 
 
 def _scores(manifest: Manifest, engines: EngineSet, canvas: Canvas) -> np.ndarray | None:
-    """Runs one canvas; gives (block, V) float32, or None where a graph has no scores."""
+    """Runs one canvas; gives (block, V) float32, or None where a graph has no scores.
+
+    What no text contains is never wanted: a score network has 0 for the mask where one stands,
+    which is more than any token's log-ratio as long as there is much noise.
+    """
     engine = engines.engine(canvas.graph, canvas.block, canvas.context)
     tensor = score_tensor(engine.spec, manifest.vocab_size)
     apart = any(item.role == "hidden" for item in engine.spec.outputs)
@@ -154,9 +159,12 @@ def _scores(manifest: Manifest, engines: EngineSet, canvas: Canvas) -> np.ndarra
         engine.inputs[name][...] = array
     engine.run()
     if tensor is None:  # the same model's head makes scores of it
-        found = Heads(engines.specs).all_rows(engines, NumpyOps(), engine, canvas.block)
-        return np.concatenate([np.array(rows, np.float32) for rows in found])
-    return np.array(engine.outputs[tensor.name][0], np.float32)
+        parts = Heads(engines.specs).all_rows(engines, NumpyOps(), engine, canvas.block)
+        found = np.concatenate([np.array(rows, np.float32) for rows in parts])
+    else:
+        found = np.array(engine.outputs[tensor.name][0], np.float32)
+    found[:, list(banned_ids(manifest))] = np.finfo(np.float32).min
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

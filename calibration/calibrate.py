@@ -18,9 +18,9 @@ from .activations import Activation, collect, layer_inputs
 from .bench import Models
 from .canvases import CanvasSet
 from .linears import Layer, find_layers
-from .plan import GraphPlan, Plan
+from .plan import GraphPlan, Plan, fixed_scale
 from .ranges import Range, choose_range
-from .smooth import search_alphas, smooth
+from .smooth import asked_folds, search_alphas, smooth
 
 Progress = Callable[[int, int], None]
 Layers = tuple[Layer, ...]
@@ -79,6 +79,16 @@ class Calibrator:
             for name, layers in self.layers.items()
         }
         return Plan(target=self.recipe.target, graphs=graphs)
+
+    def require_possible(self, plan: Plan) -> None:
+        """Raises CalibrationError for alphas and scales that no graph of this recipe can have."""
+        for graph, model in self.models.items():
+            layers = plan.graphs[graph].layers
+            alphas = {name: layer.alpha for name, layer in layers.items()}
+            asked_folds(model, self.layers[graph], alphas)
+            for name, layer in layers.items():
+                if self.recipe.dynamic and layer.scale is not None:
+                    raise fixed_scale(name, layer.scale)
 
     def fit(
         self, plan: Plan, canvases: CanvasSet, progress: Progress = lambda done, total: None

@@ -42,9 +42,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.engines.onnxruntime import import_backend
-from ..runtime.errors import CalibrationError
 from .linears import Layer
-from .plan import GraphPlan, LayerPlan
+from .plan import GraphPlan, LayerPlan, fixed_scale
 from .weights import quantize_matrix
 
 FULL_RANGE = 127
@@ -129,10 +128,7 @@ def quantize_for_cpu(
     for layer in layers:
         what = plan.layers[layer.name]
         if what.scale is not None:
-            raise CalibrationError(
-                f"layer {layer.name} of the plan has a fixed scale of {what.scale:g}, but on a CPU "
-                'each run takes its own: remove "scale"'
-            )
+            raise fixed_scale(layer.name, what.scale)
         if what.precision != "float":
             writer.write(layer, integer=what.precision == "int8")
     writer.finish()

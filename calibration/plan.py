@@ -226,6 +226,14 @@ def _is_positive(value: Any, *, zero: bool) -> bool:
     return value >= 0 if zero else value > 0
 
 
+def fixed_scale(name: str, scale: float) -> CalibrationError:
+    """Says that a layer's scale has no place where each run takes its own."""
+    return CalibrationError(
+        f"layer {name} of the plan has a fixed scale of {scale:g}, but on a CPU each run takes its "
+        'own: remove "scale"'
+    )
+
+
 def plan_bytes(plan: Plan) -> bytes:
     """Returns a plan as the bytes of its JSON file."""
     return (json.dumps(plan.to_json(), indent=1) + "\n").encode()
@@ -238,6 +246,7 @@ __all__ = [
     "Plan",
     "apply_edits",
     "default_plan",
+    "fixed_scale",
     "plan_bytes",
     "read_plan",
 ]

@@ -28,7 +28,8 @@ from .plan import GraphPlan, LayerPlan
 from .weights import FLOAT16_LIMIT, LEAST_HALF_STEP, quantize_matrix
 
 WEIGHT_LIMIT = 127
-MOST_SCALE = FLOAT16_LIMIT / 127
+MOST_SCALE = FLOAT16_LIMIT / 128
+"""The lowest integer is -128, and this is exact in float16."""
 ZERO = "int8.zero"
 
 

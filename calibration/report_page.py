@@ -82,7 +82,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
         [
             (
                 item["title"],
-                _share(item["agreement"]["about_to_be_committed"], "top1"),
+                _share_of(item["agreement"]["about_to_be_committed"], "top1"),
                 _share(item["agreement"]["all"], "top1"),
                 _share(item["agreement"]["all"], "top5"),
                 f"{100 * item['trajectory']['same_tokens']:.1f}",
@@ -184,6 +184,12 @@ def _interval(values: Mapping[str, float], form: str) -> str:
 
 def _share(counts: Mapping[str, Any], name: str) -> str:
     return f"{100 * counts[name]:.2f}" if counts["rows"] else "none"
+
+
+def _share_of(counts: Mapping[str, Any], name: str) -> str:
+    """The share with the number of rows it is of, which may be small."""
+    rows = counts["rows"]
+    return f"{_share(counts, name)} of {rows:,}" if rows else "none"
 
 
 def _with_interval(values: Mapping[str, Any], name: str, interval: str) -> str:

@@ -95,18 +95,9 @@ def smooth(
     made = onnx.ModelProto()
     made.CopyFrom(model)
     items = {item.name: item for item in made.graph.initializer}
-    folds = find_folds(model, layers)
-    asked = {name for name, alpha in alphas.items() if alpha is not None}
-    stuck = sorted(asked - {layer.name for fold in folds for layer in fold.layers})
-    if stuck:
-        raise CalibrationError(
-            f"layer {stuck[0]} has an alpha, but nothing precedes it that could take the scales: "
-            'remove "alpha" from the plan'
-        )
     # All scales come from the graph as given: one fold's rows may be another one's columns.
     work = []
-    for fold in folds:
-        alpha = _agreed(fold, alphas)
+    for fold, alpha in asked_folds(model, layers, alphas):
         if alpha is not None:
             weights = [i.by_channel(numpy_helper.to_array(items[i.weight])) for i in fold.layers]
             channel_max = activations[fold.value].channel_max
@@ -121,6 +112,21 @@ def smooth(
             columns[fold.first_column : fold.first_column + len(scales)] = 1.0 / scales
             _scale(items[fold.producer], columns[None, :])
     return made
+
+
+def asked_folds(
+    model: onnx.ModelProto, layers: Sequence[Layer], alphas: Mapping[str, float | None]
+) -> list[tuple[Fold, float | None]]:
+    """Lists what can be folded, with the strength asked for; raises what `smooth` does."""
+    folds = find_folds(model, layers)
+    asked = {name for name, alpha in alphas.items() if alpha is not None}
+    stuck = sorted(asked - {layer.name for fold in folds for layer in fold.layers})
+    if stuck:
+        raise CalibrationError(
+            f"layer {stuck[0]} has an alpha, but nothing precedes it that could take the scales: "
+            'remove "alpha" from the plan'
+        )
+    return [(fold, _agreed(fold, alphas)) for fold in folds]
 
 
 def smoothing(channel_max: np.ndarray, weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:

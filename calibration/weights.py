@@ -28,7 +28,9 @@ def quantize_matrix(
     """
     steps = np.abs(array).max(axis=1 - axis) / limit
     if half:
-        steps = np.clip(steps, LEAST_HALF_STEP, FLOAT16_LIMIT / limit).astype(np.float16)
+        # Rounded up to float16, a step of the limit itself would be too much `limit` times.
+        most = FLOAT16_LIMIT / (limit + 1)
+        steps = np.clip(steps, LEAST_HALF_STEP, most).astype(np.float16)
     steps = np.maximum(steps, LEAST_STEP).astype(np.float32)
     rounded = np.rint(array / np.expand_dims(steps, 1 - axis))
     return np.clip(rounded, -limit, limit).astype(np.int8), steps

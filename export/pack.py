@@ -43,6 +43,7 @@ from .parity import compare, find_head, hidden_rows
 from .quality_report import PLAN_NAME, quality_report, report_members, write_reports
 from .quantise import Quantiser
 from .recipes import GPU_TARGETS, recipe_for
+from .room import room_beside
 from .settings import ARITHMETIC, ExportSettings
 from .sharing import share_between
 from .source import Source, load_source
@@ -54,6 +55,7 @@ from .weights import split_weights
 from .wishes import Wishes
 
 
+@room_beside()
 def export_checkpoint(
     checkpoint_path: Path,
     output: Path,

@@ -19,7 +19,6 @@ from ..calibration.report_page import make_page
 from ..runtime.bundle import REPORT_NAME
 from ..runtime.errors import DlmError
 from ..train.files import write_file
-from .recipes import recipe_for
 from .texts import Texts
 from .wishes import SETS, Shipped, Wishes
 
@@ -28,12 +27,6 @@ PLAN_NAME = "plan.json"
 QUALITY_VERSION = 2
 ENOUGH_TOP1 = 0.98
 """Share of equal tokens at positions about to be committed, below which the report warns."""
-SCALES_OF_RUNS = (
-    "In int8 on {} a run takes its scales from all of its rows, so that what one row gives depends "
-    "a little on the others: where two tokens are nearly equal, a run that verifies drafts may "
-    "take another than --rule next_token. In fp32 and fp16, and on boards, whose scales are fixed, "
-    "only the order of sums differs."
-)
 MOST_FP16_LOSS = 0.001
 """Share of perplexity that rounding to float16 may cost before the report warns."""
 
@@ -109,7 +102,7 @@ def _findings(shipped: Shipped, wishes: Wishes) -> list[str]:
             f"{wishes.precision} at the other block sizes that texts are decoded or filled by: "
             f"{'; '.join(parts)}. The budget is for the worst of all."
         )
-    found += _pace(shipped.variants[wishes.precision], wishes.target)
+    found += _pace(shipped.variants[wishes.precision])
     found += _stored(shipped)
     kept = [
         f"{name} of {graph}" for graph, plan in shipped.plan.graphs.items() for name in plan.float32
@@ -129,19 +122,16 @@ def _findings(shipped: Shipped, wishes: Wishes) -> list[str]:
     return found
 
 
-def _pace(variant: Figures, target: str) -> list[str]:
+def _pace(variant: Figures) -> list[str]:
     """Says how many tokens a graph run makes, where models differ in that."""
     own = variant.trajectory["tokens_per_nfe"]
     whole = variant.trajectory["tokens_per_nfe_of_fp32"]
     if max(own, whole) <= 1.0:  # nothing drafts, or nothing came of it
         return []
-    found = [
+    return [
         f"{variant.name} makes {own:.2f} tokens per graph run where fp32 makes {whole:.2f}, on the "
         f"same prompts ({100 * (own / whole - 1):+.1f} %)."
     ]
-    if variant.name == "int8" and recipe_for(target).dynamic:
-        found.append(SCALES_OF_RUNS.format(target))
-    return found
 
 
 def _stored(shipped: Shipped) -> list[str]:

@@ -21,7 +21,7 @@ from ..calibration.budget import fit_budget, single_trial
 from ..calibration.calibrate import Calibrator, Fitted, Recipe
 from ..calibration.canvases import CanvasSet
 from ..calibration.extremes import beyond_float16, largest_values
-from ..calibration.loss import LossText, Ratio, cut_texts
+from ..calibration.loss import LossText, Ratio, cut_texts, decoded_blocks
 from ..calibration.plan import Plan, apply_edits, plan_bytes
 from ..calibration.quality import Examiner, Figures, Totals
 from ..calibration.sensitivity import LayerCost, all_float, layer_costs
@@ -33,7 +33,7 @@ from ..runtime.tokenizer import Tokenizer
 from .bars import bar
 from .choose import choose
 from .recording import HELD_OUT_NAME, Recording
-from .texts import Texts
+from .texts import Texts, require_tokens
 from .wishes import SETS, Shipped, Wishes
 
 NUM_SAMPLES = 8
@@ -80,8 +80,11 @@ class Quantiser:
             CalibrationError: The text, the plan or the budget cannot be used or met.
         """
         wishes = self._wishes
+        # A plan that cannot be is refused before anything is recorded for it.
+        self._calibrator.require_possible(self._edited(self._calibrator.default_plan({})))
         with self._engines(self._models, "fp32") as whole:
             stream = self._texts.stream(wishes.num_tokens)
+            require_tokens(len(stream), wishes.num_tokens, decoded_blocks(self._manifest, whole))
             texts = cut_texts(
                 self._manifest, whole, stream, num_samples=NUM_SAMPLES, seed=wishes.seed
             )
@@ -280,7 +283,9 @@ class Quantiser:
                 self._say(f"looking for values of {graph} beyond float16")
                 with bar() as show:
                     float32[graph] = beyond_float16(largest_values(model, own, names, show))
-        plan = self._calibrator.default_plan(float32)
+        return self._edited(self._calibrator.default_plan(float32))
+
+    def _edited(self, plan: Plan) -> Plan:
         if self._wishes.edits is None:
             return plan
         values = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -78,6 +78,16 @@ def read_texts(
             "another text with --data"
         )
     return Texts(calibration=tuple(calibration), held_out=tuple(held_out), source=source)
+
+
+def require_tokens(found: int, allowed: int, blocks: Iterable[int | None]) -> None:
+    """Raises CalibrationError if fewer tokens are allowed than one block of each size holds."""
+    largest = max((block for block in blocks if block), default=1)
+    if found == allowed < largest:
+        raise CalibrationError(
+            f"--loss-tokens {allowed} is fewer than a block of {largest} that texts are decoded or "
+            f"filled by, where loss is measured, too: allow {largest} or more"
+        )
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,17 @@ def measure(
             # A fault keeps what was measured before it, too; it is raised again below.
             record = profiler.finish(complete=complete)
             if out is not None and (complete or profiler.runs):
-                write_run(record, out)
-    if complete and not given["no_predict"]:
-        _predict(record, options, given)
-    if out is not None and profiler.runs:
-        write_run(record, out)
-        draw(record, out)
-    show(record, as_json=as_json)
+                # What stands in the way of writing is said below, under the table.
+                with suppress(DlmError):
+                    write_run(record, out)
+    try:
+        if complete and not given["no_predict"]:
+            _predict(record, options, given)
+        if out is not None and profiler.runs:
+            write_run(record, out)
+            draw(record, out)
+    finally:
+        show(record, as_json=as_json)
     if verbose and out is not None:
         note(NAME, f"wrote {out / RUN_NAME}")
     if not complete:

@@ -14,7 +14,7 @@ from ..runtime.cli_common import note, print_json
 from ..runtime.errors import ConfigError, DlmError
 from ..runtime.files import write_whole
 from .compare import compare, read_run
-from .table import compare_lines, lines
+from .table import compare_lines, lines, warnings
 
 NAME = "dlm-profile"
 RUN_NAME = "run.json"
@@ -38,7 +38,7 @@ def prepare_folder(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(
             f"cannot write into {folder} ({error.strerror}); name a folder that may be made"
@@ -97,9 +97,13 @@ def show_comparison(
                     dict(zip(("quantity", "first", "second", "ratio"), row, strict=True))
                     for row in rows
                 ],
+                "warnings": [list(warnings(record)) for record in records],
             }
         )
     else:
+        for name, record in zip(names, records, strict=True):
+            for line in warnings(record):
+                click.echo(f"{name}: {line}")
         for line in compare_lines(names, rows):
             click.echo(line)
     if out is not None:

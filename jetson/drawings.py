@@ -129,10 +129,15 @@ def predicted(make: Any, rows: Sequence[Mapping[str, Any]]) -> Drawing:
     return figure, "Where measurement and plan agree, bars are short; the band is ±25 %."
 
 
+def is_judged(cell: Mapping[str, Any]) -> bool:
+    """Whether a judge could read a setting's texts."""
+    return (cell.get("quality") or {}).get("bits_per_char") is not None
+
+
 def frontier(make: Any, sweep: Mapping[str, Any]) -> Drawing:
     """Speed and quality of every judged cell, the frontier joined."""
     figure, axis = _axes(make, 4.0)
-    cells = [c for c in sweep["cells"] if (c.get("quality") or {}).get("bits_per_char") is not None]
+    cells = [cell for cell in sweep["cells"] if is_judged(cell)]
     for cell in cells:
         quality, best = cell["quality"], cell["frontier"]
         axis.errorbar(

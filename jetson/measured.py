@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from ..runtime.engines.base import LayerTimes
@@ -48,13 +49,15 @@ def run_energy(
     return found
 
 
-def allocator_peaks(series: Series) -> dict[str, float]:
-    """Returns the most that malloc, the engine and the device ever held, in MiB, as was seen."""
-    return {
-        f"{key}_peak_mib": round(max(series.columns[name].values), 2)
-        for key, name in (("malloc", MALLOC), ("engine", ENGINE_ACCOUNT), ("device", DEVICE_USED))
-        if name in series.columns
-    }
+def allocator_peaks(series: Series, end: float) -> dict[str, float]:
+    """Returns the most that malloc, the engine and the device held until `end`, in MiB, as seen."""
+    found = {}
+    for key, name in (("malloc", MALLOC), ("engine", ENGINE_ACCOUNT), ("device", DEVICE_USED)):
+        column = series.columns.get(name)
+        values = column.between(-inf, end) if column else []
+        if values:
+            found[f"{key}_peak_mib"] = round(max(values), 2)
+    return found
 
 
 def layer_record(times: LayerTimes, runs: Sequence[TextRun]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Profiler:
         self.record["spans"] = self._spans
         self.record["memory"] = {
             **self.record.get("memory", {}),
-            **allocator_peaks(series),
+            **allocator_peaks(series, self._until_extras()),
             "parts": self._notes.parts,
         }
         self.record["sensors"] = self.sampler.to_json(self.zero)
@@ -143,6 +144,11 @@ class Profiler:
         finally:
             entry["end"] = round(time.perf_counter() - self.zero, 4)
 
+    def _until_extras(self) -> float:
+        """Returns when the texts that count were over: profilers and judges take memory, too."""
+        extras = (span for span in self._spans if span["name"] in ("layers", "sweep"))
+        return next((self.zero + span["begin"] for span in extras), inf)
+
     def _window(self, name: str) -> tuple[float, float] | None:
         for span in self._spans:
             if span["name"] == name and "end" in span:
@@ -181,7 +187,8 @@ class Profiler:
         return pipeline
 
     def _fitting(self, pipeline: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
-        """Returns the prompts that the bundle has room for; the empty one always fits."""
+        """Returns the prompts that fit, the empty one always; ConfigError for unfit settings."""
+        pipeline.generate("", max_tokens=1, **self._settings)
         found = []
         for prompt in prompts:
             with contextlib.suppress(ConfigError):

@@ -31,7 +31,7 @@ class Quality:
     """Of a set of texts."""
 
     bits_per_char: float | None
-    """Mean over texts; None: every text was shorter than the judge's smallest block."""
+    """Mean over texts; None: all together are shorter than the judge's smallest block."""
     half_width: float | None
     """95 % over texts; None: fewer than two."""
     entropy: float
@@ -39,7 +39,10 @@ class Quality:
     distinct_4: float
     num_texts: int
     num_scored: int
-    """Texts long enough for the judge."""
+    """Texts long enough for the judge, or part of what was long enough together."""
+    together: bool
+    """Whether texts were read as one, since each alone is shorter than the judge's smallest block:
+    a model of whole canvases reads nothing shorter than a canvas."""
 
 
 class Judge:
@@ -53,10 +56,11 @@ class Judge:
         cached = [block for block, contexts in shapes.items() if contexts[-1] >= block]
         self._block = min(cached, default=min(shapes))
 
-    def bits_per_char(self, text: str) -> float | None:
-        """Returns what a text costs the judge; None: it is too short to be read."""
+    def bits_per_char(self, *texts: str) -> float | None:
+        """Returns what texts cost the judge, one behind the other; None: too short to be read."""
         pipeline = self._pipeline
-        ids = [pipeline.manifest.eos_token_id, *pipeline.tokenizer.encode(text)]
+        parts = [pipeline.tokenizer.encode(text) for text in texts]
+        ids = [token for part in parts for token in (pipeline.manifest.eos_token_id, *part)]
         try:
             result = evaluate_ids(
                 pipeline.manifest,
@@ -68,8 +72,11 @@ class Judge:
             )
         except DataError:
             return None
-        read = pipeline.tokenizer.decode(ids[1 : 1 + result.num_tokens])
-        return result.total_nats / math.log(2) / len(read) if read else None
+        read, left = 0, result.num_tokens
+        for part in parts:
+            read += len(pipeline.tokenizer.decode(part[: max(left, 0)]))
+            left -= len(part) + 1
+        return result.total_nats / math.log(2) / read if read else None
 
 
 def measure_quality(texts: Sequence[str], judge: Judge) -> Quality:
@@ -77,13 +84,15 @@ def measure_quality(texts: Sequence[str], judge: Judge) -> Quality:
     words = [text.lower().split() for text in texts]
     found = [judge.bits_per_char(text) for text in texts]
     bits = [value for value in found if value is not None]
+    whole = None if bits or len(texts) < 2 else judge.bits_per_char(*texts)
     return Quality(
-        bits_per_char=fmean(bits) if bits else None,
+        bits_per_char=fmean(bits) if bits else whole,
         half_width=1.96 * stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else None,
         entropy=fmean([word_entropy(each) for each in words] or [0.0]),
         distinct_4=fmean([distinct(each, 4) for each in words] or [0.0]),
         num_texts=len(texts),
-        num_scored=len(bits),
+        num_scored=len(bits) if whole is None else len(texts),
+        together=whole is not None,
     )
 
 

@@ -95,7 +95,7 @@ def _figures(make: Any, record: Mapping[str, Any]) -> Iterator[tuple[str, Any, s
         yield "How long a graph run takes", *drawings.steps(make, record["runs"])
     if record.get("comparison"):
         yield "Predicted and measured", *drawings.predicted(make, record["comparison"])
-    if record.get("sweep", {}).get("cells"):
+    if any(drawings.is_judged(cell) for cell in record.get("sweep", {}).get("cells", ())):
         yield "Speed against quality", *drawings.frontier(make, record["sweep"])
     if record.get("memory", {}).get("parts"):
         yield "What memory is for", *drawings.memory_parts(make, record["memory"])

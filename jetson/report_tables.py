@@ -7,7 +7,7 @@ from typing import Any
 
 from ..runtime.page import Page
 from .run_record import STAGES
-from .table import FIGURES
+from .table import FIGURES, sweep_notes
 
 _NUM_LAYERS = 40
 
@@ -109,6 +109,8 @@ def _sweep(page: Page, sweep: Mapping[str, Any]) -> None:
             ]
         )
     page.table(columns, rows)
+    for line in sweep_notes(sweep):
+        page.paragraph(f"{line[0].upper()}{line[1:]}.")
     missing = sweep["planned"] - len(sweep["cells"])
     if missing:
         page.paragraph(f"{missing} settings were not reached.", kind="warning")

@@ -24,6 +24,12 @@ class Column:
         """Returns the values in [begin, end]."""
         return self.values[bisect_left(self.times, begin) : bisect_right(self.times, end)]
 
+    def at(self, when: float) -> float:
+        """Returns the reading next to a time; there must be one."""
+        after = bisect_left(self.times, when, hi=len(self.values))
+        near = range(max(0, after - 1), min(after + 1, len(self.values)))
+        return self.values[min(near, key=lambda index: abs(self.times[index] - when))]
+
     def integral(self, begin: float, end: float) -> float | None:
         """Returns the integral over [begin, end] by trapezoids, held constant beyond the ends.
 

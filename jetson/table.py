@@ -41,9 +41,15 @@ def _head(record: Mapping[str, Any]) -> Iterator[str]:
         parameters = bundle["num_parameters"]
         size = f"{parameters / 1e6:.2f} M parameters, " if parameters else ""
         yield f"{bundle['name']}: {bundle['family']} {bundle['precision']}, {size}{rule}"
-        yield f"{engine['name']}, {engine['threads']} threads, on {_machine(machine)}"
+        threads = f"{engine['threads']} thread{'s' if engine['threads'] > 1 else ''}"
+        yield f"{engine['name']}, {threads}, on {_machine(machine)}"
     else:
         yield f"nothing was loaded, on {_machine(machine)}"
+    yield from warnings(record)
+
+
+def warnings(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what speaks against a run's figures."""
     if not record["complete"]:
         yield f"INTERRUPTED: {len(record.get('runs', ()))} texts were measured"
     for line in record.get("throttling", ()):
@@ -118,10 +124,11 @@ def _predicted(record: Mapping[str, Any]) -> Iterator[str]:
         target = record["predicted"]
         yield ""
         head = f"against the plan for {target['target']} {target['mode'] or ''}".rstrip()
-        yield f"{head:<38}{'predicted':>11}{'measured':>11}{'ratio':>8}"
+        width = max(len(head), *(len(row["quantity"]) for row in rows)) + 1
+        yield f"{head:<{width}}{'predicted':>11}{'measured':>11}{'ratio':>8}"
         for row in rows:
             yield (
-                f"{row['quantity']:<38}{_number(row['predicted']):>11}"
+                f"{row['quantity']:<{width}}{_number(row['predicted']):>11}"
                 f"{_number(row['measured']):>11}{_number(row['ratio']):>8}"
             )
 
@@ -137,6 +144,22 @@ def _sweep(record: Mapping[str, Any]) -> Iterator[str]:
     yield "{:<2}{:>9}{:>11}{:>15}{:>9}  {}".format(*columns)
     for cell in sorted(sweep["cells"], key=lambda cell: -cell["tokens_per_s"]):
         yield sweep_line(cell)
+    yield from sweep_notes(sweep)
+
+
+def sweep_notes(sweep: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what must be known of the judge's figures."""
+    judged = [cell["quality"] for cell in sweep["cells"] if cell.get("quality")]
+    if any(quality.get("together") for quality in judged):
+        yield (
+            "texts of a setting were read as one, since each alone is shorter than the judge's "
+            "smallest block"
+        )
+    if any(quality["bits_per_char"] is None for quality in judged):
+        yield (
+            "no bits per character where texts are shorter than the judge's smallest block: give a "
+            "larger --max-tokens or --texts, or another --judge"
+        )
 
 
 def sweep_line(cell: Mapping[str, Any]) -> str:

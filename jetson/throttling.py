@@ -47,10 +47,11 @@ def _low_clock(series: Series, begin: float, end: float, root: Path) -> str | No
     loads, clocks = series.columns.get("gpu load"), series.columns.get("gpu clock")
     if not limit or loads is None or clocks is None:
         return None
+    # The two may come from different sources, each with readings at times of its own.
     busy = [
-        clock
-        for load, clock in zip(loads.between(begin, end), clocks.between(begin, end), strict=False)
-        if load >= BUSY_PERCENT
+        clocks.at(when)
+        for when, load in zip(loads.times, loads.values, strict=False)
+        if begin <= when <= end and load >= BUSY_PERCENT and clocks.values
     ]
     if busy and median(busy) < LOW_CLOCK * limit:
         return (

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -83,7 +84,8 @@ class DlmCommand(click.Command):
         if not standalone_mode:
             return run(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
-            code = run(args, prog_name, complete_var, standalone_mode=False, **extra)
+            with _unwound_when_terminated():
+                code = run(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message(), err=True)
@@ -103,6 +105,37 @@ class DlmCommand(click.Command):
             _give_up_stdout()
             fail(prog_name or "", message, code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _unwound_when_terminated() -> Iterator[None]:
+    """Has SIGTERM unwind as Ctrl-C does, so that nothing half done is left behind, then end by it.
+
+    A second one kills at once. A program that has a handler of its own keeps it.
+    """
+    asked = False
+
+    def unwind(number: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    try:
+        own = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if own:
+            signal.signal(signal.SIGTERM, unwind)
+    except ValueError:  # signals are the main thread's
+        own = False
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if asked:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _give_up_stdout() -> None:

@@ -31,9 +31,9 @@ they mean the same at any number of steps.
 
 `draft_verify` (TiDAR) keeps drafts that follow from beta times the causal logits and 1 - beta times
 the diffusion logits: at beta 1 its texts are those of `next_token`, token for token at temperature
-0, in distribution above it. That holds where what a graph gives for a row depends on what the row
-sees only; int8 graphs for CPUs take the scales of a run from all of its rows, and near ties may
-fall otherwise.
+0, in distribution above it. What a graph gives for a row depends on what the row sees only; but the
+last bits of a sum depend on the shape of a run, and where int8 rounds them, near ties may fall
+otherwise.
 
 Sources: LLaDA (low_confidence), Fast-dLLM (threshold, factor), Dream (entropy, margin, random),
 DiffusionGemma (entropy_bound), BD3-LM (first_hitting), MDLM (ancestral), SEDD (tweedie, euler),

@@ -74,6 +74,11 @@ class ScoreFamily:
                     f"windows of {len(window)} tokens need a graph of that length, the bundle has "
                     f"{', '.join(map(str, lengths))}; choose one of these as --context and --block"
                 )
+            if block_size not in (None, len(window)):
+                raise ConfigError(
+                    f"a window is one canvas: {len(window)} tokens are not read by blocks of "
+                    f"{block_size}; give --block {len(window)}, or leave --context out"
+                )
         return score_bound(manifest, engines, ops, windows, seed=seed, samples=samples)
 
 

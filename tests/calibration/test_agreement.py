@@ -95,6 +95,27 @@ def canvas(ids, frontier, source="decode"):
     )
 
 
+def test_the_mask_is_never_the_token_that_two_models_agree_on():
+    mask = VOCAB - 1
+    plain = hashed(VOCAB)
+
+    def scored(sign):
+        def scores(prefix, block):
+            found = sign * plain(prefix, block)
+            found[:, mask] = 100.0  # as a score network's own token, where there is much noise
+            return found
+
+        return scores
+
+    wanted, found = table(scored(1)), table(scored(-1))
+    manifest = make_manifest(wanted)
+    canvases = [canvas([mask] * 4, [1, 1, 1, 1])]
+    counts = Reference(manifest, wanted, canvases).agreement(found).to_json()
+    assert counts["about_to_be_committed"]["rows"] == 4
+    assert counts["about_to_be_committed"]["top1"] == 0.0
+    assert Reference(manifest, wanted, canvases).agreement(wanted).to_json()["all"]["top1"] == 1.0
+
+
 def test_only_masked_rows_are_compared_and_the_frontier_apart():
     mask = VOCAB - 1
     canvases = [

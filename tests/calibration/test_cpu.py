@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from dlm_edge.calibration import cpu
 from dlm_edge.calibration.cpu import (
     FULL_RANGE,
     SAFE_RANGE,
     cpu_plan,
-    kernels_saturate,
     quantize_for_cpu,
     weight_limit,
 )
@@ -226,9 +226,11 @@ def test_seven_bits_are_the_most_that_no_pair_of_products_saturates():
     assert 2 * 255 * SAFE_RANGE <= np.iinfo(np.int16).max < 2 * 255 * (SAFE_RANGE + 1)
 
 
-def test_only_this_machine_is_trusted_with_eight_bits():
+def test_only_this_machine_is_trusted_with_eight_bits_if_it_does_not_saturate(monkeypatch):
     assert weight_limit("cpu") == SAFE_RANGE
-    assert weight_limit("host") == (SAFE_RANGE if kernels_saturate() else FULL_RANGE)
+    for saturates, limit in ((True, SAFE_RANGE), (False, FULL_RANGE)):
+        monkeypatch.setattr(cpu, "kernels_saturate", lambda saturates=saturates: saturates)
+        assert weight_limit("host") == limit
 
 
 @pytest.mark.slow

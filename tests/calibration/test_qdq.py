@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from dlm_edge.calibration.linears import find_layers
 from dlm_edge.calibration.plan import GraphPlan, LayerPlan, default_plan
-from dlm_edge.calibration.qdq import quantize
+from dlm_edge.calibration.qdq import activation_scale, quantize
 from dlm_edge.calibration.weights import LEAST_HALF_STEP, quantize_matrix
 from dlm_edge.runtime.errors import CalibrationError
 from hypothesis import given
@@ -61,6 +61,18 @@ def test_a_weight_is_off_by_half_a_step_at_most(rows, columns, axis, size, seed)
     # The largest entry is clipped by as much as float16 rounded the step down.
     slack = 0.5 + 127 * 2.0**-11
     assert (np.abs(values * steps - array) <= slack * steps * (1 + 1e-6)).all()
+
+
+def test_a_weight_beyond_float16_is_dequantised_within_it():
+    values, scales = quantize_matrix(np.full((2, 3), 1e6, np.float32), 0, 127, half=True)
+    assert np.isfinite(np.float16(scales) * values[:, 0].astype(np.float16)).all()
+    assert values.max() == 127
+
+
+def test_an_activation_of_next_to_nothing_has_a_step_that_float16_holds():
+    (layer, *_) = find_layers(small_graph(), ROLES)
+    plan = LayerPlan(precision="int8", scale=1e-9)
+    assert activation_scale(layer, plan) == np.float16(LEAST_HALF_STEP) > 0
 
 
 def test_rows_of_zeros_have_a_step_too():
@@ -149,6 +161,10 @@ def test_a_tied_head_may_multiply_integers_while_its_embedding_is_looked_up():
 def test_a_scale_beyond_float16_is_refused_with_the_layers_name():
     model = small_graph()
     layers, plan = planned(model, **{"mlp.up": {"precision": "int8", "scale": 1e6}})
+    with pytest.raises(CalibrationError, match=r"mlp\.up.*float16"):
+        quantize(model, layers, plan)
+    # 515.7 is rounded to 516 in float16, of which 127 are beyond it.
+    layers, plan = planned(model, **{"mlp.up": {"precision": "int8", "scale": 515.7}})
     with pytest.raises(CalibrationError, match=r"mlp\.up.*float16"):
         quantize(model, layers, plan)
     layers, plan = planned(model, **{"mlp.up": {"precision": "int8"}})

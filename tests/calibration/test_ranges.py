@@ -102,6 +102,14 @@ def test_the_least_error_of_the_products_decides():
     )
 
 
+def test_every_observer_is_judged_at_the_step_it_would_have():
+    seen = activation(spiked(30.0))
+    weights = [np.random.default_rng(1).standard_normal((16, 8))]
+    found = choose_range(seen, weights)
+    for name, limit in observe(seen.histogram).items():
+        assert found.errors[name] == product_error(seen, limit / LIMIT, weights)
+
+
 def test_an_outlier_that_the_products_need_is_kept_and_one_that_they_ignore_is_cut():
     rows = spiked()
     needs = np.zeros((16, 4))

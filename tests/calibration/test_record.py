@@ -11,6 +11,7 @@ from dlm_edge.calibration.record import (
     record_canvases,
 )
 from dlm_edge.calibration.recorder import Recorder, RecordingEngines, UnsoundOutputError
+from dlm_edge.calibration.session import Session
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
@@ -54,6 +55,15 @@ def same(one, two):
         and all(np.array_equal(a.inputs[name], b.inputs[name]) for name in a.inputs)
         for a, b in zip(one.items, two.items, strict=True)
     )
+
+
+def test_windows_are_spread_over_all_of_the_text(bundle, prompts):
+    with Session(bundle, prompts * 40, SMALL, 0, None) as session:
+        windows = session.windows()
+    stream = np.concatenate(prompts * 40)
+    assert np.array_equal(windows[0], stream[: len(windows[0])])
+    assert np.array_equal(windows[-1], stream[-len(windows[-1]) :])
+    assert len(stream) > 2 * len(windows[0])
 
 
 def test_every_decile_of_every_shape_is_covered(bundle, recorded):

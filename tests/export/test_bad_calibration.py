@@ -162,11 +162,43 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_writes_only_by_force(
     )
 
 
-def test_an_edited_plan_with_unknown_tensors(traced_before, sound, text, out, tmp_path):
+def test_an_edited_plan_with_unknown_tensors(
+    traced_before, sound, text, out, tmp_path, monkeypatch
+):
     plan = {"version": 1, "graphs": {"denoise": {"layers": {"trunk.layers.9.mlp.down": {}}}}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     outcome = export(sound, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
     refused(outcome, "1 tensors that graph denoise does not have", "trunk.layers.9.mlp.down")
+    # Recording takes minutes: what is wrong in a file is said before.
+    monkeypatch.setattr(quantise.Recording, "sets", None)
+    outcome = export(sound, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
+    refused(outcome, "trunk.layers.9.mlp.down")
+
+
+@pytest.mark.parametrize(
+    ("layer", "field", "target", "said"),
+    [
+        ("trunk.layers.0.mlp.gate_up", {"scale": 0.01}, "cpu", "fixed scale of 0.01"),
+        ("trunk.layers.0.attention.out", {"alpha": 0.5}, "cpu", "nothing precedes it"),
+        ("trunk.layers.0.mlp.gate_up", {"precision": "int4"}, "orin-nano", "int4"),
+    ],
+)
+def test_an_edited_plan_that_cannot_be_is_refused_before_anything_is_recorded(
+    traced_before, sound, text, out, tmp_path, monkeypatch, layer, field, target, said
+):
+    plan = {"version": 1, "graphs": {"denoise": {"layers": {layer: field}}}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.setattr(quantise.Recording, "sets", None)
+    given = ("--calibration-data", text, "--plan", tmp_path / "plan.json")
+    refused(export(sound, out, *given, target=target), layer, said)
+
+
+def test_fewer_tokens_to_measure_on_than_a_block_holds(
+    traced_before, sound, text, out, monkeypatch
+):
+    monkeypatch.setattr(quantise, "decoded_blocks", lambda *_: (4, 500))
+    outcome = export(sound, out, "--calibration-data", text)
+    refused(outcome, "--loss-tokens 200 is fewer than a block of 500", "500 or more")
 
 
 def test_canvases_serve_another_precision_and_are_refused_for_another_seed(

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from dlm_edge.calibration.loss import Ratio
-from dlm_edge.export.quality_report import _compared, _pace
+from dlm_edge.export.quality_report import _compared, _pace, _warnings
 
 
 def lines(low, sets=("decode", "clean"), chosen="decode"):
@@ -33,15 +33,37 @@ def test_clean_text_without_scales_is_not_called_worse():
     assert "gave no scales: it is constant" in found
 
 
-@pytest.mark.parametrize(
-    ("name", "target", "told"),
-    [("int8", "cpu", True), ("int8", "host", True), ("int8", "orin-nano", False),
-     ("fp16", "cpu", False)],
-)  # fmt: skip
-def test_where_scales_are_those_of_a_run_drafts_are_not_said_to_be_lossless(name, target, told):
+def test_the_pace_is_told_where_something_drafts():
     pace = {"tokens_per_nfe": 2.5, "tokens_per_nfe_of_fp32": 3.0}
-    found = _pace(SimpleNamespace(name=name, trajectory=pace), target)  # type: ignore[arg-type]
-    assert "2.50 tokens per graph run" in found[0]
-    assert any("scales from all of its rows" in line for line in found) == told
-    alone = SimpleNamespace(name=name, trajectory=dict.fromkeys(pace, 1.0))
-    assert _pace(alone, target) == []  # type: ignore[arg-type]
+    (line,) = _pace(SimpleNamespace(name="int8", trajectory=pace))  # type: ignore[arg-type]
+    assert "2.50 tokens per graph run" in line
+    alone = SimpleNamespace(name="int8", trajectory=dict.fromkeys(pace, 1.0))
+    assert _pace(alone) == []  # type: ignore[arg-type]
+
+
+def warnings(*, top1=0.99, rows=100, half=1.0, high=1.004):
+    def variant(value):
+        soon = {"rows": rows, "top1": top1}
+        return SimpleNamespace(
+            agreement={"about_to_be_committed": soon},
+            worst=Ratio(value=value, low=value, high=value),
+        )
+
+    return _warnings(
+        SimpleNamespace(
+            outcome=SimpleNamespace(ratio=Ratio(value=1.0, low=1.0, high=high)),
+            variants={"fp16": variant(half), "int8": variant(1.0)},
+        ),
+        SimpleNamespace(max_loss=0.005, precision="int8"),
+    )
+
+
+def test_the_report_warns_of_what_is_beyond_its_figures_and_of_nothing_else():
+    assert warnings() == warnings(top1=0.5, rows=0) == []
+    (line,) = warnings(top1=0.97)
+    assert "97.0 %" in line
+    assert "of 100 rows" in line
+    (line,) = warnings(half=1.002)
+    assert "fp16 alone loses 0.200 %" in line
+    (line,) = warnings(high=1.006)
+    assert "--force" in line

@@ -142,6 +142,8 @@ def test_page_and_plan_are_in_the_bundle_and_beside_it(exported):
         assert bundle.member(name).read_bytes() == (folder / name).read_bytes()
     page = (folder / "report.html").read_text()
     assert page.count("<svg") >= 5
+    rows = report["quality"]["variants"]["int8"]["agreement"]["about_to_be_committed"]["rows"]
+    assert f" of {rows:,}</td>" in page
     assert "src=" not in page
     assert json.loads((folder / "plan.json").read_text()) == report["quality"]["plan"]
 

@@ -20,6 +20,7 @@ def test_a_board_is_known_by_its_model_and_memory(board):
     ("model", "memory", "target"),
     [
         ("NVIDIA Jetson Orin Nano Developer Kit", 7620, "orin-nano"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", 7486, "orin-nano"),
         ("NVIDIA Jetson Orin Nano Developer Kit", 3760, "orin-nano-4gb"),
         ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 15656, "orin-nx"),
         ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 7620, "orin-nx-8gb"),

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.jetson import cli_measure
+from dlm_edge.jetson import cli_measure, cli_runs
 from dlm_edge.jetson.cli_profile import main
 from dlm_edge.jetson.cli_runs import write_run
 from fake_board import make_board
@@ -144,6 +145,37 @@ def test_a_missing_thing_is_one_line_and_exit_1(arguments, said, monkeypatch):
     assert said in result.stderr
 
 
+def test_what_speaks_against_a_run_stands_above_a_comparison(report, tmp_path):
+    path = report[0] / "run.json"
+    record = json.loads(path.read_text("utf-8"))
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps({**record, "complete": False, "throttling": ["tj was raised"]}))
+    said = run("--compare", path, slow).stdout
+    assert "slow: THROTTLED: tj was raised" in said
+    assert "slow: INTERRUPTED" in said
+    _, second = json.loads(run("--compare", path, slow, "--json").stdout)["warnings"]
+    assert "THROTTLED: tj was raised" in second
+
+
+def test_a_full_disk_loses_the_report_but_not_the_table(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli_runs, "write_whole", full)
+    result = run(*QUICK, "--no-layers", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "tokens/s" in result.stdout
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith("dlm-profile: error: cannot write")
+    assert "No space left on device" in error
+
+
+def test_settings_that_the_bundle_does_not_take_are_one_line():
+    result = run(*QUICK, "--block", "7")
+    assert result.exit_code == 2
+    assert "7" in result.stderr.strip().splitlines()[-1]
+
+
 def test_an_unknown_target_lists_those_there_are():
     arguments = [a for a in QUICK if a != "--no-predict"]
     result = run(*arguments, "--no-layers", "--target", "orin-pico")
@@ -180,6 +212,7 @@ def test_a_power_mode_is_announced_set_and_set_back(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err
     assert "setting power mode MAXN_SUPER (now 25W; it is set back afterwards)" in said
     assert "sudo -n nvpmodel -m 2" in said
+    assert "setting power mode 25W back: sudo -n nvpmodel -m 1" in said
     with cli_measure._power_mode("25W"):
         assert asked == ["MAXN_SUPER", "25W"]
     assert "25W already" in capsys.readouterr().err

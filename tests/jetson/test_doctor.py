@@ -92,6 +92,19 @@ def test_each_lack_is_found_alone(ready_board, name, file, text, state, remedy):
     assert remedy in by_name[name].remedy
 
 
+@pytest.mark.parametrize(
+    ("line", "state"), [("cma=1G", "ok"), ("cma=950M@2G", "ok"), ("cma=256M", "warn")]
+)
+def test_the_area_that_nvmap_needs_is_read_with_its_unit(ready_board, line, state):
+    write(ready_board, "proc/cmdline", f"root=1 {line} rw")
+    assert checks(ready_board)[1]["NvMap"].state == state
+
+
+def test_a_jetpack_for_other_boards_is_refused(ready_board):
+    write(ready_board, "etc/nv_tegra_release", L4T.format("4.0").replace("R36", "R38"))
+    assert checks(ready_board)[1]["JetPack"].state == "fail"
+
+
 def test_nvmaps_limit_came_with_36_4_7(ready_board):
     write(ready_board, "etc/nv_tegra_release", "# R36 (release), REVISION: 4.3, GCID: 1")
     write(ready_board, "proc/cmdline", "root=1 rw")

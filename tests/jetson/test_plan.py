@@ -7,6 +7,8 @@ from dlm_edge.jetson.cost import graph_cost
 from dlm_edge.jetson.host import HostSpeed
 from dlm_edge.jetson.onnx_graph import read_graph
 from dlm_edge.jetson.plan import MemoryPlan, plan_bundle, plan_memory, require_fit
+from dlm_edge.jetson.plan_memory import memory_plan
+from dlm_edge.jetson.plan_types import key_of
 from dlm_edge.jetson.targets import target
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.errors import ConfigError
@@ -39,6 +41,15 @@ def test_rates_follow_from_the_step_and_the_tokens_per_run(typed_draft):
         assert part.joules_per_token == pytest.approx(part.watts * spent / 1e3 / 1.5)
         assert part.operations == 2 * part.macs
         assert part.weight_bytes <= part.bytes
+
+
+def test_a_run_makes_no_more_tokens_than_its_block_holds(typed_draft):
+    plan = plan_bundle(typed_draft, "orin-nano", tokens_per_nfe=12.0)
+    blocks = {part.block for part in plan.graphs.values()}
+    assert min(blocks) < 12 < max(blocks)
+    for part in plan.graphs.values():
+        spent = part.step_ms + part.outside_ms
+        assert part.tokens_per_s == pytest.approx(min(12, part.block) * 1e3 / spent)
 
 
 def test_memory_by_part_is_that_of_the_buffers(typed_draft):
@@ -140,6 +151,21 @@ def test_what_cannot_fit_is_refused_naming_the_part_and_the_setting(part, settin
         require_fit(memory_of(**{part: 97.0}), target("orin-nano"))
     assert setting in str(caught.value)
     assert "needs 101 MiB on orin-nano, which has 100 free" in str(caught.value)
+
+
+def test_two_graph_files_weigh_as_much_as_both(typed_draft):
+    manifest = typed_draft.manifest
+    one = manifest.graphs[0]
+    other = replace(one, name="head", file="graphs/head.onnx")
+    cost = graph_cost(read_graph(typed_draft.member(one.file).read_bytes()), one.block, one.context)
+    machine = machines.Gpu(target("orin-nano"), target("orin-nano").mode())
+    costs = {key_of(spec): cost for spec in (one, other)}
+    alone, both = (
+        memory_plan(replace(manifest, graphs=graphs), costs, machine)
+        for graphs in ((one,), (one, other))
+    )
+    assert both.weights == 2 * alone.weights > 0
+    assert (both.kv, both.activations) == (alone.kv, alone.activations)
 
 
 def test_a_mode_that_caps_the_power_is_a_warning(typed_draft):

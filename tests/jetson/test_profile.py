@@ -4,6 +4,7 @@ import pytest
 from dlm_edge.jetson.profile import Profiler
 from dlm_edge.jetson.profile_options import ProfileOptions
 from dlm_edge.jetson.run_record import STAGES
+from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.pipeline import Pipeline
 from toy_bundle import write_toy
 
@@ -40,6 +41,27 @@ def test_default_prompts_that_a_bundle_has_no_room_for_are_left_out(tmp_path):
     found = profiler.finish(complete=True)
     assert found["settings"]["prompts"] == [""]
     assert len(found["runs"]) == 1
+
+
+def test_settings_that_the_bundle_does_not_take_are_refused(tmp_path):
+    options = ProfileOptions(
+        bundle=write_toy(tmp_path), threads=1, sensors="none", settings={"block_size": 7}
+    )
+    profiler = Profiler(options)
+    with pytest.raises(ConfigError, match="7"):
+        profiler.measure()
+    profiler.finish(complete=False)
+
+
+def test_memory_of_the_engines_profiler_is_not_the_models(record):
+    (layers,) = (span for span in record["spans"] if span["name"] == "layers")
+    column = record["sensors"]["columns"]["malloc"]
+    before = [
+        value
+        for when, value in zip(column["times"], column["values"], strict=True)
+        if when < layers["begin"]
+    ]
+    assert record["memory"]["malloc_peak_mib"] == pytest.approx(max(before), abs=0.01)
 
 
 def test_memory_parts_lead_from_nothing_to_what_is_resident(record):

@@ -53,6 +53,14 @@ def page(full, tmp_path_factory):
     return path.read_text("utf-8")
 
 
+def test_columns_stand_below_their_heads_however_long_a_quantity_is(full):
+    table = list(lines(full))
+    head = next(line for line in table if line.startswith("against the plan"))
+    rows = [line for line in table if "captured" in line and line is not head]
+    assert rows
+    assert {len(line) for line in rows} == {len(head)}
+
+
 def test_the_page_loads_nothing_from_elsewhere(page):
     assert not re.findall(r"(?:src|href)\s*=\s*[\"'](?!#)", page)
     assert "<script" not in page

@@ -45,6 +45,26 @@ def test_a_product_of_few_rows_takes_its_weights_time():
     assert (run.bound, run.bytes) == ("memory", 4096 * 4096 * 2)
 
 
+def test_the_share_of_the_bandwidth_is_that_of_published_decoding_rates():
+    """Qwen3 0.6B and 1.7B in INT4 with TensorRT Edge-LLM: 61.0 and 32.3 tokens/s on the Nano.
+
+    What a token reads beside the cache, which is the same for both: linear layers at 4 bits with a
+    float16 scale per 128, and the float16 head; the rest of a run's time cancels.
+    """
+    small, large = (
+        linear * (0.5 + 2 / 128) + 151_936 * width * 2
+        for linear, width in ((440e6, 1024), (1410e6, 2048))
+    )
+    reached = (large - small) / (1 / 32.3 - 1 / 61.0)
+    peak = NANO.modes["15w"].bandwidth_gb_s * 1e9
+    assert reached / peak == pytest.approx(roofline.BANDWIDTH_SHARE, rel=0.05)
+    # What is left, with the cache of 2,048 positions counted, is that of 28 layers of ten kernels.
+    cache = 28 * 2 * 8 * 128 * 2 * 2048
+    left = 1 / 61.0 - (small + cache) / (roofline.BANDWIDTH_SHARE * peak)
+    clocks = left * NANO.modes["15w"].gpu_mhz * 1e6 / 280
+    assert clocks == pytest.approx(roofline.KERNEL_CLOCKS, rel=0.3)
+
+
 def test_a_product_of_many_rows_takes_its_operations_time():
     run = roofline.gpu_time(cost(product(4096, 4096, 4096)), NANO, MODE)
     rate = MODE.fp16_tflops * 1e12 * roofline.PRODUCT_SHARE
@@ -100,6 +120,15 @@ def test_the_power_model_meets_the_points_it_was_fitted_to():
     # A language model at MAXN_SUPER: 80 GB/s and 8 TFLOPS; 21.7 W published.
     peak = power(MODE, 1.0, int(80e9), 8e12, 0.0)
     assert peak.watts == pytest.approx(21.7, rel=0.2)
+
+
+def test_an_int8_operation_takes_half_of_a_float16_ones_energy():
+    idle, half, whole = (
+        power(MODE, 1.0, 0, fp16, int8).joules_per_run
+        for fp16, int8 in ((0.0, 0.0), (0.0, 4e12), (4e12, 0.0))
+    )
+    assert half - idle == pytest.approx((whole - idle) / 2)
+    assert whole > idle
 
 
 def test_a_mode_with_a_budget_caps_power_but_not_the_energy():

@@ -42,6 +42,19 @@ def test_a_sensor_that_vanishes_is_named_and_what_it_said_is_kept(board):
     assert len(found["columns"]["VDD_SOC"]["values"]) > len(found["columns"]["VDD_IN"]["values"])
 
 
+def test_a_sensor_that_has_gone_is_asked_no_more(board):
+    sampler = Sampler("sysfs", 50, root=board)
+    group = [sensor for sensor in sampler._sensors if sensor.name == "VDD_IN"]
+    write(board, f"{INA3221}/curr1_input", "")
+    sampler._read(group, 1.0)
+    said = sampler.lost["VDD_IN"]
+    write(board, f"{INA3221}/curr1_input", "684")
+    sampler._read(group, 2.0)
+    assert group == []
+    assert sampler.lost["VDD_IN"] == said
+    assert "VDD_IN" not in sampler.series.columns
+
+
 def test_without_sensors_the_process_is_still_recorded_and_the_lack_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "proc").mkdir()

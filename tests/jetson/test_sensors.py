@@ -21,6 +21,11 @@ def test_a_board_is_read_by_label_and_unit(board):
     assert found["gpu-throttle-alert"] == 0
 
 
+def test_roots_memory_clock_is_in_megahertz_where_it_can_be_read(board):
+    write(board, "sys/kernel/debug/bpmp/debug/clk/emc/rate", "3199000000\n")
+    assert readings(board)["emc clock"] == pytest.approx(3199)
+
+
 def test_what_is_no_rail_no_zone_and_no_alert_is_left_out(board):
     write(board, f"{INA3221}/in2_label", "NC\n")
     names = [sensor.name for sensor in find_sensors(board)]

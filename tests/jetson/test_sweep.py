@@ -1,4 +1,5 @@
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +16,11 @@ from dlm_edge.jetson.sweep import (
     parse_axes,
     parse_cell,
 )
+from dlm_edge.jetson.table import sweep_notes
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.evaluate import evaluate_ids
 from dlm_edge.runtime.pipeline import Pipeline
+from score_bundle import STORY, write_score
 
 
 def cell(speed, bits):
@@ -93,6 +96,36 @@ def test_bits_per_character_are_the_bundles_own_likelihood():
         assert quality.half_width == 0
 
 
+def test_texts_shorter_than_the_judges_block_are_read_as_one(tmp_path):
+    # Whole canvases of 16 and 32: no text of 9 is one.
+    texts = [STORY[:9], STORY[9:18], STORY[18:]]
+    with Pipeline.load(write_score(tmp_path / "score.dlm"), threads=1) as pipeline:
+        judge = Judge(pipeline)
+        assert judge.bits_per_char(texts[0]) is None
+        quality = measure_quality(texts, judge)
+        assert quality.together
+        assert (quality.num_scored, quality.half_width) == (3, None)
+        # 16 of the 30 ids are read: a start, 9 characters, another start, 5 characters.
+        ids = [0, *pipeline.tokenizer.encode(texts[0]), 0, *pipeline.tokenizer.encode(texts[1])]
+        result = evaluate_ids(
+            pipeline.manifest, pipeline.engines, np.array(ids[:16]), block_size=16,
+            relative_half_width=0.05, max_samples=8,
+        )  # fmt: skip
+        assert result.num_tokens == 15
+        assert quality.bits_per_char == pytest.approx(result.total_nats / math.log(2) / 14)
+        short = measure_quality(["The", "cat"], judge)
+        assert (short.bits_per_char, short.together) == (None, False)
+
+
+def test_what_the_judge_could_not_read_is_said():
+    quality = {"bits_per_char": None, "together": False}
+    (line,) = sweep_notes({"cells": [{"quality": quality}, {}]})
+    assert "--max-tokens" in line
+    (line,) = sweep_notes({"cells": [{"quality": {"bits_per_char": 1.0, "together": True}}]})
+    assert "read as one" in line
+    assert not list(sweep_notes({"cells": [{"quality": {"bits_per_char": 1.0}}]}))
+
+
 def sweep(profiler, **given):
     options = {"prompts": ("Once upon a time",), "num_texts": 2, "judge": None}
     return Sweep(
@@ -107,6 +140,17 @@ def profiler():
     made.pipeline = made._load()
     yield made
     made.pipeline.close()
+
+
+def test_a_sweeps_memory_is_not_that_of_the_texts_before_it():
+    made = Profiler(ProfileOptions(threads=1, sensors="none", layers=False))
+    with made.span("runs"):
+        made.sampler.series.add("malloc", "memory", "MiB", time.perf_counter(), 20.0)
+    time.sleep(0.01)  # spans are told to a tenth of a millisecond
+    with made.span("sweep"):
+        time.sleep(0.01)
+        made.sampler.series.add("malloc", "memory", "MiB", time.perf_counter(), 90.0)
+    assert made.finish(complete=True)["memory"]["malloc_peak_mib"] == 20.0
 
 
 def test_a_sweep_measures_its_cells_and_marks_the_best(profiler):

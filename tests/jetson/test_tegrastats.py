@@ -103,6 +103,15 @@ def test_parts_that_are_off_give_no_temperature():
     assert "cv0" not in values(line)
 
 
+def test_a_fragmented_memorys_largest_block_is_told_in_kilobytes():
+    line = BUSY.replace("(lfb 12x4MB)", "(lfb 3x512kB)")
+    assert values(line)["largest free block"] == 0.5
+
+
+def test_a_rail_without_an_average_is_read():
+    assert values("RAM 1/2MB GR3D_FREQ 1% VDD_IN 4744mW")["VDD_IN"] == 4.744
+
+
 @pytest.mark.parametrize("line", ["", "garbage", "tegrastats: permission denied"])
 def test_a_line_of_something_else_says_nothing(line):
     assert parse_line(line) == {}

@@ -24,6 +24,23 @@ def test_a_busy_gpu_below_its_highest_clock_is(board):
     assert "918 MHz" in line
 
 
+def test_a_busy_gpu_just_below_its_highest_clock_is_not(board):
+    assert throttling(busy(890.0), 0, 2, root=board) == []
+
+
+def test_load_and_clock_may_be_read_at_different_times(board):
+    # Busy in the second half at the highest clock, and clocked down while idle before.
+    series = Series()
+    for step in range(40):
+        series.add("gpu clock", "clock", "MHz", step * 0.05, 306.0 if step < 20 else 918.0)
+    for step in range(4):
+        series.add("gpu load", "load", "%", 0.25 + step * 0.5, 2.0 if step < 2 else 99.0)
+    assert throttling(series, 0, 2, root=board) == []
+    series.columns["gpu clock"].values[20:] = [612.0] * 20
+    (line,) = throttling(series, 0, 2, root=board)
+    assert "busy at 612 MHz" in line
+
+
 def test_an_idle_gpu_may_clock_down(board):
     assert throttling(busy(306.0, load=5.0), 0, 2, root=board) == []
 

@@ -1,6 +1,10 @@
 import errno
 import io
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -79,6 +83,38 @@ def test_a_usage_error_is_one_line_and_status_2():
 def test_interruption_and_a_vanished_reader_have_statuses_of_their_own():
     assert failing_with(KeyboardInterrupt()).exit_code == 130
     assert failing_with(BrokenPipeError(errno.EPIPE, "Broken pipe")).exit_code == 141
+
+
+HALF_DONE = """
+import tempfile, time
+import click
+from dlm_edge.runtime.cli_common import DlmCommand, common_options
+
+@click.command("dlm-toy", cls=DlmCommand)
+@common_options
+def main(as_json, verbose):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            click.echo(folder)
+            time.sleep(60)
+        finally:
+            print("cleared away", flush=False)
+
+main()
+"""
+
+
+def test_a_command_that_is_terminated_clears_away_what_it_began():
+    arguments = [sys.executable, "-c", HALF_DONE]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        folder = Path(process.stdout.readline().strip())
+        assert folder.is_dir()
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+        # As every program that a signal ended: a service manager takes it for a clean end.
+        assert process.wait(timeout=60) == -signal.SIGTERM
+    assert not folder.exists()
+    assert rest == "cleared away\n"
 
 
 def test_debug_prints_the_traceback_before_the_line():

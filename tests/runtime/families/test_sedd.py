@@ -171,6 +171,14 @@ def test_a_text_beyond_the_largest_canvas_goes_on_in_windows_over_its_tail(graph
     assert [ids[: len(known)] for ids, known in zip(starts, kept, strict=True)] == kept
 
 
+def test_every_window_begins_with_noise_of_its_own():
+    _, engines, _ = run("uniform", request(prompt_ids=(0, 5, 6), max_tokens=80))
+    begins = [ids for (_, sigma, ids) in engines.runs if sigma == engines.runs[0][1]]
+    assert len(begins) == 5
+    # 16 tokens are kept of the windows in the middle: the rest is drawn by absolute position.
+    assert len({ids[16:] for ids in begins[1:4]}) == 3
+
+
 @pytest.mark.parametrize("graph", ["uniform", "absorb"])
 def test_given_positions_never_change_and_gaps_see_both_sides(graph):
     template = (0, 5, 39, 39, 9, 10, 39, 11)

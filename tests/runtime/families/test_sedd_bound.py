@@ -88,11 +88,13 @@ def entropy_of(row, x, x0, sigma):
     )
 
 
-def test_the_draws_of_the_uniform_bound_add_up_to_its_integral():
-    text, noise = (0, 2, 1), NOISES[0]
+@pytest.mark.parametrize("last", [20.0, 1.0])
+def test_the_draws_of_the_uniform_bound_add_up_to_its_integral(last):
+    # At a largest noise of 1 more than a third of the text is left: the prior term is large.
+    text, noise = (0, 2, 1), NOISES[0] | {"sigma_max": last}
     totals, _ = totals_of(wrong_score, "uniform", text, 8_000, noise_schedule=noise)
     mean, error = mean_and_error(totals)
-    exact = integral(text, 20.0) + 2 * prior_nats(20.0, K)
+    exact = integral(text, last) + 2 * prior_nats(last, K)
     assert error < 0.03 * exact
     assert abs(mean - exact) < 4 * error
 
@@ -180,6 +182,9 @@ def test_a_text_is_measured_in_windows_of_the_largest_canvas(graph):
     assert result.perplexity_low * 0.97 < K < result.perplexity_high * 1.03
     with pytest.raises(ConfigError, match="graph of that length"):
         evaluate_ids(manifest, engines, ids, context=3)
+    # A canvas of another length than the block said to be read by would be a figure of neither.
+    with pytest.raises(ConfigError, match="give --block 2"):
+        evaluate_ids(manifest, engines, ids, context=2, block_size=4)
 
 
 def test_the_schedule_of_the_bundle_only_decides_where_noise_ends():
