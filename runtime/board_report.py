@@ -183,7 +183,7 @@ def speed(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "texts": NUM_TEXTS,
         "tokens": tokens,
-        "tokens_per_s": round(tokens / busy, 2),
+        "tokens_per_s": round(tokens / busy, 2) if busy > 0 else 0.0,
         "graph_runs": runs,
         "tokens_per_run": round(tokens / runs, 3),
         "ms_per_run": round(1e3 * busy / runs, 4),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,11 @@ def test_a_resumed_run_ends_with_bit_identical_weights(settings, tmp_path: Path,
             train(config, quiet=True)
     assert train(config, resume=True, quiet=True)["steps"] == 6
     assert_equal(whole.out, config.out)
+
+
+def test_a_clock_that_sees_no_time_pass_stops_no_run(settings, monkeypatch):
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: 7.0))
+    assert train(settings(max_steps=10), quiet=True)["steps"] == 10
 
 
 def test_accumulation_gives_the_weights_of_one_large_batch(settings, tmp_path: Path):
