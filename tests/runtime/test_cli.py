@@ -307,7 +307,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_bundle):
 
 def test_watching_on_a_terminal_redraws_and_ctrl_c_gives_the_cursor_back(tiny_bundle):
     leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm"}
+    environment = {**os.environ, "TERM": "xterm", "PYTHONUTF8": "1"}
     environment.pop("NO_COLOR", None)
     arguments = command(tiny_bundle, "--watch", "--watch-delay", 0.05)
     with subprocess.Popen(
