@@ -26,7 +26,7 @@ assert pipeline
 
 def resident_mib() -> float:
     """Memory of this process now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
     raise OSError("this system says nothing about memory")

@@ -17,13 +17,13 @@ import numpy as np
 
 from .bundle import bundle_facts
 from .check import check_bundle
-from .cli_common import peak_rss_mib
 from .errors import DataError, DlmError
 from .files import write_whole
 from .machine import machine_facts, package_versions
 from .ops.cuda_ops import CudaOps
 from .ops.kernel_check import check_kernels
 from .pipeline import Pipeline
+from .process import peak_rss_mib
 from .replay import ReplayingDevice
 
 FORMAT = "dlm-board-report 1"

@@ -51,11 +51,13 @@ def main(
 
         torch.set_num_threads(threads)
     if evaluate is not None:
+        from ..runtime.eval_figures import eval_line
+
         figures = _evaluate(evaluate, given["data"], given["seed"], limit, block)
         if as_json:
             print_json(figures)
         else:
-            _print_figures(figures)
+            click.echo(eval_line(figures))
         return 0
     if given["max_steps"] == 0 and not resume:
         summary = _convert(ctx, given)
@@ -146,17 +148,6 @@ def _evaluate(
 
     return evaluate_checkpoint(
         Path(checkpoint), Path(data), seed=seed, limit=limit, block_size=block
-    )
-
-
-def _print_figures(figures: dict[str, Any]) -> None:
-    click.echo(
-        f"perplexity {figures['perplexity']:.4g} ({figures['perplexity_low']:.4g} to "
-        f"{figures['perplexity_high']:.4g} with 95 %), {figures['nats_per_token']:.4f} nats/token, "
-        f"{figures['bits_per_char']:.4f} bits/char; {figures['num_tokens']} tokens of "
-        f"{figures['num_documents']} documents, {figures['num_samples']} samples, block "
-        f"{figures['block']}, {figures['engine']} {figures['precision']}, "
-        f"{figures['seconds']:.1f} s"
     )
 
 

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..runtime.errors import DataError
+from ..runtime.process import usable_cores
 from .data import Source, documents, fingerprint
 from .files import new_folder, remove_unfinished
 from .tokenizer import encode_plain, special_ids, tokenizer_sha256, vocab_size_of
@@ -86,7 +87,7 @@ def prepare(
         cache: folder that shards are kept in.
         context: tokens of a training sequence; both parts must hold at least that many.
         valid_percent: share of documents held out when `valid` is None.
-        num_workers: processes that tokenise; None takes the processor count.
+        num_workers: processes that tokenise; None takes one per usable core.
 
     Raises:
         DataError: if a part is shorter than one sequence, or a source cannot be read.
@@ -273,7 +274,7 @@ def _process_context() -> Any:
 def _num_workers(source: Source, asked: int | None) -> int:
     if asked is not None:
         return asked
-    return 1 if 0 < source.num_bytes < INLINE_BYTES else os.cpu_count() or 1
+    return 1 if 0 < source.num_bytes < INLINE_BYTES else usable_cores()
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -8,7 +8,6 @@ from click.testing import CliRunner
 from dlm_edge.runtime.cli_common import (
     DlmCommand,
     common_options,
-    peak_rss_mib,
     print_json,
     refuse_together,
     styled,
@@ -116,7 +115,3 @@ def test_styles_are_for_terminals_that_want_colour(monkeypatch):
     assert styled("", Terminal(), bold=True) == ""
     monkeypatch.setenv("NO_COLOR", "1")
     assert styled("a", Terminal(), bold=True) == "a"
-
-
-def test_peak_memory_is_that_of_this_process():
-    assert 5 < peak_rss_mib() < 1 << 20
