@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..export.pack import draft_bundle, make_models
+from ..export.models import make_models
+from ..export.pack import draft_bundle
 from ..export.settings import ExportSettings
 from ..export.source import Source
 from ..runtime.archive import describe

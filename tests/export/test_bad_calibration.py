@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from dlm_edge.export import pack, quantise, recording
+from dlm_edge.export import models, quantise, recording
 from dlm_edge.export.cli import main
 from dlm_edge.export.outside import fill
 from dlm_edge.runtime.bundle import open_bundle
@@ -55,12 +55,12 @@ def traced_once():
 
 @pytest.fixture
 def traced_before(traced_once, monkeypatch):
-    def trace(graph, shape, once=pack.trace_outside):
+    def trace(graph, shape, once=models.trace_outside):
         if not traced_once:
             traced_once[graph.name] = fill(*once(graph, shape))
         return copy.deepcopy(traced_once[graph.name]), {}
 
-    monkeypatch.setattr(pack, "trace_outside", trace)
+    monkeypatch.setattr(models, "trace_outside", trace)
 
 
 def export(checkpoint, folder, *options, precision="int8", target="orin-nano"):
@@ -199,7 +199,7 @@ def test_canvases_serve_another_precision_and_are_refused_for_another_seed(
 
 
 def test_canvases_that_could_not_be_written_are_told_before_any_work(sound, text, out, monkeypatch):
-    monkeypatch.setattr(pack, "trace_outside", None)
+    monkeypatch.setattr(models, "trace_outside", None)
     refused_code, errors, left = export(
         sound, out, "--calibration-data", text, "--canvases", out / "none" / "c"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from dlm_edge.calibration.linears import find_layers
-from dlm_edge.export import auto, quantise, recording
+from dlm_edge.export import auto, candidates, quantise, recording
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
@@ -184,7 +184,7 @@ def test_int8_without_text_rounds_weights_only_where_scales_would_be_fixed(
 
 
 def test_auto_weighs_draft_lengths_by_the_runs_that_they_take(folder, monkeypatch):
-    monkeypatch.setattr(auto, "SAMPLE_TOKENS", 16)
+    monkeypatch.setattr(candidates, "SAMPLE_TOKENS", 16)
     settings, choice = auto.choose(
         folder, ExportSettings(target="orin-nano", **SIZES), lambda line: None, precisions=("fp16",)
     )

@@ -4,7 +4,7 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import pack, recipes
+from dlm_edge.export import models, pack, recipes
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
@@ -43,7 +43,7 @@ def exported_fp16(checkpoint, tmp_path_factory):
 def traced_before(exported, monkeypatch):
     """Saves the seconds that tracing takes where something else is tested."""
     graph = open_bundle(exported[0]).member("graphs/denoise.onnx")
-    monkeypatch.setattr(pack, "trace_outside", lambda *args: (onnx.load(str(graph)), {}))
+    monkeypatch.setattr(models, "trace_outside", lambda *args: (onnx.load(str(graph)), {}))
 
 
 def num_layer_weights(bundle):

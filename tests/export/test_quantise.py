@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import pack, quantise, recording
+from dlm_edge.export import models, quantise, recording
 from dlm_edge.export.outside import fill
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
@@ -68,12 +68,12 @@ def traced_once():
 def traced_before(traced_once, monkeypatch):
     """Saves the seconds that tracing the small model takes where something else is tested."""
 
-    def trace(graph, shape, once=pack.trace_outside):
+    def trace(graph, shape, once=models.trace_outside):
         if not traced_once:
             traced_once[graph.name] = fill(*once(graph, shape))
         return copy.deepcopy(traced_once[graph.name]), {}
 
-    monkeypatch.setattr(pack, "trace_outside", trace)
+    monkeypatch.setattr(models, "trace_outside", trace)
 
 
 def test_a_bundle_for_a_board_holds_int8_weights_and_runs_here(exported):
@@ -221,7 +221,7 @@ def test_int8_for_the_cpu_loses_little_and_multiplies_integers(
 
 
 def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "trace_outside", None)
+    monkeypatch.setattr(models, "trace_outside", None)
     settings = ExportSettings(precision="int8", calibration_data=text, **COMMON)
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "new" / "folder"):
