@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from dlm_edge.export.golden import golden_vectors
-from dlm_edge.runtime import board_report, generate, text_generation
+from dlm_edge.runtime import board_report, generate, pipeline, text_generation
 from dlm_edge.runtime.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.cli import main
 from dlm_edge.runtime.engines import open_engines
@@ -63,7 +63,7 @@ def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle):
 
 
 def test_texts_that_take_less_than_a_tick_of_the_clock_are_no_fault(bundle, monkeypatch):
-    for module in (generate, text_generation):
+    for module in (generate, pipeline, text_generation):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 7.0))
     found, _ = report(bundle, "--engine", "onnxruntime")
     assert found["ok"]
