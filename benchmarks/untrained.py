@@ -77,7 +77,7 @@ def untrained_bundle(
     made = make_models(source, settings, lambda line: None)
     draft, members, _ = draft_bundle(made, settings, folder, lambda line: None)
     # A manifest without a tokenizer is refused; nothing here reads text.
-    (folder / TOKENIZER_NAME).write_text(source.tokenizer_json)
+    (folder / TOKENIZER_NAME).write_text(source.tokenizer_json, "utf-8")
     members[TOKENIZER_NAME] = folder / TOKENIZER_NAME
     described = {name: describe(content) for name, content in members.items()}
     whole = replace(draft.manifest, members=described)

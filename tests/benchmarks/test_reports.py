@@ -79,7 +79,7 @@ def test_records_hide_folders_and_results_replace_whole_files(
     found = record()
     assert found["command"] == ["decode", "m.dlm", "human=h.txt"]
     write_json(tmp_path / "new" / "r.json", found)
-    assert json.loads((tmp_path / "new" / "r.json").read_text()) == found
+    assert json.loads((tmp_path / "new" / "r.json").read_text("utf-8")) == found
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "r.json"]
 
 

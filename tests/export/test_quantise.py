@@ -140,15 +140,15 @@ def test_page_and_plan_are_in_the_bundle_and_beside_it(exported):
     bundle = open_bundle(path)
     for name in ("plan.json", "report.html"):
         assert bundle.member(name).read_bytes() == (folder / name).read_bytes()
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text("utf-8")
     assert page.count("<svg") >= 5
     assert "src=" not in page
-    assert json.loads((folder / "plan.json").read_text()) == report["quality"]["plan"]
+    assert json.loads((folder / "plan.json").read_text("utf-8")) == report["quality"]["plan"]
 
 
 def test_an_edited_plan_is_obeyed(exported, traced_before, small, text, tmp_path):
     path, _ = exported
-    plan = json.loads((path.with_suffix(".report") / "plan.json").read_text())
+    plan = json.loads((path.with_suffix(".report") / "plan.json").read_text("utf-8"))
     layers = plan["graphs"]["denoise"]["layers"]
     name = "trunk.layers.1.mlp.down"
     layers[name] = {"precision": "float"}
@@ -179,7 +179,7 @@ def test_fp16_with_a_text_has_its_loss_measured(traced_before, small, text, tmp_
     assert set(quality["variants"]) == {"fp32", "fp16"}
     assert abs(quality["variants"]["fp16"]["ratio"]["value"] - 1) < 1e-3
     assert quality["comparison"] == {}
-    assert "calibrated on" not in (tmp_path / "half.report" / "report.html").read_text()
+    assert "calibrated on" not in (tmp_path / "half.report" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

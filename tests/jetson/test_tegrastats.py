@@ -132,7 +132,7 @@ def test_lines_of_a_running_program_are_handed_on_until_it_is_stopped(tmp_path, 
     source.stop()
     assert heard[0][1]["VDD_IN"].value == 16.321
     assert heard[0][0] <= heard[1][0]
-    assert (tmp_path / "arguments").read_text().split() == ["--interval", "50"]
+    assert (tmp_path / "arguments").read_text("utf-8").split() == ["--interval", "50"]
     assert source.lost is None
 
 

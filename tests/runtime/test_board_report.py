@@ -43,7 +43,7 @@ def report(bundle, *arguments, code=0):
     target = bundle.parent / "report.json"
     result = CliRunner().invoke(main, [str(bundle), "--board-report", str(target), *arguments])
     assert result.exit_code == code, result.stderr
-    return json.loads(target.read_text()), result
+    return json.loads(target.read_text("utf-8")), result
 
 
 def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle):

@@ -183,8 +183,7 @@ def test_an_unwritable_cache_names_the_remedy(bundle_path, tmp_path, monkeypatch
 
 
 def test_a_full_disk_names_the_remedy(bundle_path, monkeypatch):
-    usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(unpack.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(unpack, "free_bytes", lambda folder: 10)
     assert "free some space" in refused(bundle_path)
 
 

@@ -116,7 +116,7 @@ def test_a_state_of_another_shape_is_refused(settings):
 def test_a_run_is_not_continued_on_another_text(settings, stories: Path, tmp_path: Path):
     train(settings(), quiet=True)
     other = tmp_path / "other.txt"
-    other.write_text(stories.read_text() + "<|endoftext|>One more.")
+    other.write_text(stories.read_text("utf-8") + "<|endoftext|>One more.")
     with pytest.raises(CheckpointError, match="text has changed"):
         train(settings(data=str(other)), resume=True, quiet=True)
 

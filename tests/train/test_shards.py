@@ -52,7 +52,7 @@ def test_a_shard_is_reused_until_the_source_changes(stories: Path, tmp_path: Pat
     with monkeypatch.context() as patch:
         patch.setattr(encode, "_encode_chunk", None)
         corpus(mine, tmp_path / "cache")
-    mine.write_text(mine.read_text() + " And then?")
+    mine.write_text(mine.read_text("utf-8") + " And then?")
     corpus(mine, tmp_path / "cache")
     assert len(list((tmp_path / "cache" / "shards").iterdir())) == 2
 
@@ -95,7 +95,7 @@ def test_a_damaged_shard_says_which_folder_to_delete(stories: Path, tmp_path: Pa
 def test_the_index_names_hashes_types_and_counts(stories: Path, tmp_path: Path):
     found = corpus(stories, tmp_path)
     (folder,) = (tmp_path / "shards").iterdir()
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text("utf-8"))
     assert index["dtype"] == "uint16"
     assert index["num_tokens"]["train"] == len(found.train.tokens)
     assert index["num_documents"]["valid"] == len(found.valid.starts)
