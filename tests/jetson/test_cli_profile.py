@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from child_programs import LOAD
 from click.testing import CliRunner
 from dlm_edge.jetson import cli_measure
 from dlm_edge.jetson.cli_profile import main
@@ -12,14 +13,7 @@ from fake_board import make_board
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--runs", "1", "--warm-up", "1", "--max-tokens", "8", "--threads", "1", "--no-predict"]
-PROGRAM = """
-import importlib.util, sys
-root = sys.argv.pop(1)
-spec = importlib.util.spec_from_file_location(
-    "dlm_edge", root + "/__init__.py", submodule_search_locations=[root])
-package = importlib.util.module_from_spec(spec)
-sys.modules["dlm_edge"] = package
-spec.loader.exec_module(package)
+PROGRAM = f"""{LOAD}
 import itertools, os, signal
 from dlm_edge.jetson import profile
 from dlm_edge.jetson.cli_profile import main

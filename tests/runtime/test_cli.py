@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from child_programs import LOAD
 from click.testing import CliRunner
 from dlm_edge.runtime.cli import main
 from dlm_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -27,14 +28,7 @@ STABLE_KEYS = {
     "rule",
     "seed",
 }
-PROGRAM = """
-import importlib.util, sys
-root = sys.argv.pop(1)
-spec = importlib.util.spec_from_file_location(
-    "dlm_edge", root + "/__init__.py", submodule_search_locations=[root])
-package = importlib.util.module_from_spec(spec)
-sys.modules["dlm_edge"] = package
-spec.loader.exec_module(package)
+PROGRAM = f"""{LOAD}
 from dlm_edge.runtime.cli import main
 main()
 """
