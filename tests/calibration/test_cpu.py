@@ -92,6 +92,8 @@ def by_hand(model, tokens, limit):
 
 @pytest.mark.parametrize("limit", [SAFE_RANGE, FULL_RANGE])
 def test_graph_computes_what_the_arithmetic_says(limit):
+    if limit == FULL_RANGE and kernels_saturate():
+        pytest.skip("no VNNI here: these kernels saturate")
     model = small_graph()
     layers = find_layers(model, ROLES)
     made = quantize_for_cpu(model, layers, cpu_plan(layers), limit=limit)
