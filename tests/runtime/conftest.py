@@ -11,6 +11,7 @@ from dlm_edge.runtime.manifest import Manifest
 from manifests import denoise_spec
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from toy_bundle import write_toy
 
 STORY = "The cat sat, the café shut. "
 """What the model writes, over and over: position p holds its byte p."""
@@ -122,3 +123,14 @@ def make_bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bundle(make_bundle):
     return make_bundle()
+
+
+@pytest.fixture
+def bundle_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_toy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bundle_bytes(tmp_path_factory):
+    return write_toy(tmp_path_factory.mktemp("bytes")).read_bytes()
