@@ -125,6 +125,11 @@ def test_a_text_longer_than_the_window_shows_its_end():
     assert "upon" in frame
 
 
+def test_a_terminal_that_tells_no_size_is_taken_for_one_of_80_columns():
+    canvas = Canvas([1, 5] * 50 + [2], MASK)
+    assert draw(Terminal(), canvas, columns=0, rows=0) == draw(Terminal(), canvas)
+
+
 def test_wrapping_counts_wide_characters_and_never_exceeds_the_columns():
     for columns in range(2, 12):
         lines = wrap([("日本 is a-very-long-word", "given"), (" é\u0301", "masked")], columns)
