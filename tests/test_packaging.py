@@ -103,3 +103,5 @@ def test_sdist_builds_the_same_package(built, wheel_names):
     shipped = {n.removeprefix("dlm_edge/") for n in wheel_names if ".dist-info/" not in n}
     assert shipped <= names
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+    # setuptools would add the tests of the top folder, without what they import.
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/"))]
