@@ -22,6 +22,8 @@ def built(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("packaging")
     ignore = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "runs", "__pycache__")
     source = shutil.copytree(ROOT, folder / "source", ignore=ignore)
+    for path in (source, *source.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)  # a checkout may be read-only
     code = (
         "from setuptools import build_meta as b;"
         "print(b.build_wheel('../out'), b.build_sdist('../out'))"
