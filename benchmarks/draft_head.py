@@ -12,7 +12,6 @@ must be worth: the tokens per run from which drafting is faster than token by to
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import click
 import numpy as np
 
 from ..runtime.cli_common import DlmCommand
+from .clocks import clock_for
 from .int8_step import interleave, open_session, summarise
 from .report import print_table, record, write_json
 
@@ -117,7 +117,7 @@ def measure(model: str, blocks: tuple[int, ...], rounds: int, threads: int) -> l
     graphs = make_graphs(shape, blocks)
     sessions = {name: open_session(graph, threads) for name, graph in graphs.items()}
     graphs.clear()
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    clock = clock_for(threads)
     rows = []
     for block in blocks:
         seconds = interleave(steps_of(sessions, shape, block), rounds, clock)

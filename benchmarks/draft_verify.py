@@ -27,6 +27,7 @@ from ..runtime.errors import ConfigError, DlmError
 from ..runtime.families import decoding_blocks
 from ..runtime.pipeline import Pipeline
 from ..runtime.word_figures import ngrams
+from .clocks import timed
 from .report import print_table, record, write_json
 from .samples import read_prompts
 
@@ -69,9 +70,11 @@ def settings_of(block: int | None) -> dict[str, Any]:
 
 def write(pipeline: Pipeline, prompt: str, length: int, block: int | None) -> dict[str, Any]:
     """Writes one text; gives its ids, runs and CPU seconds."""
-    begin = time.process_time()
-    result = pipeline.generate(prompt, max_tokens=length, **settings_of(block)).result()
-    return {"ids": result.token_ids, "nfe": result.nfe, "cpu": time.process_time() - begin}
+    result, cpu = timed(
+        lambda: pipeline.generate(prompt, max_tokens=length, **settings_of(block)).result(),
+        time.process_time,
+    )
+    return {"ids": result.token_ids, "nfe": result.nfe, "cpu": cpu}
 
 
 def lengths_of(pipeline: Pipeline, prompts: Sequence[str], longest: int) -> list[int]:

@@ -23,6 +23,7 @@ import click
 from ..runtime.cli_common import DlmCommand
 from ..runtime.errors import ConfigError
 from ..runtime.pipeline import Pipeline
+from .clocks import LEAST_S, timed
 from .report import print_table, record, write_json
 
 COLUMNS = (
@@ -49,12 +50,11 @@ def decode(
     pipeline: Pipeline, rule: str | None, steps: int, num_tokens: int, seed: int
 ) -> dict[str, float]:
     """Writes one text; gives its CPU seconds, graph runs, and the share outside the engine."""
-    begin = time.process_time()
-    result = pipeline.generate(
-        max_tokens=num_tokens, seed=seed, rule=rule, steps=steps, temperature=1.0
-    ).result()
-    cpu = time.process_time() - begin
-    inside = result.seconds["engine"]
+    options = {"max_tokens": num_tokens, "seed": seed, "rule": rule, "steps": steps}
+    result, cpu = timed(
+        lambda: pipeline.generate(temperature=1.0, **options).result(), time.process_time
+    )
+    inside = max(result.seconds["engine"], LEAST_S)
     outside = result.seconds["update"] + result.seconds["host"]
     return {"cpu": cpu, "runs": result.nfe, "outside": outside / (inside + outside)}
 

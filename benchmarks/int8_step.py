@@ -12,7 +12,6 @@ of logits with random weights, worse than that of trained ones.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ import click
 import numpy as np
 
 from ..runtime.cli_common import DlmCommand
+from .clocks import Clock, clock_for, timed
 from .report import print_table, record, write_json
 
 SHAPES: Mapping[str, dict[str, int]] = {
@@ -108,16 +108,14 @@ def open_session(model: Any, threads: int) -> Any:
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]
+    runs: Mapping[str, Callable[[], Any]], rounds: int, clock: Clock
 ) -> dict[str, list[float]]:
     """Times each call once per round, after a call that is not timed; seconds by name."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             run()
-            begin = clock()
-            run()
-            seconds[name].append(clock() - begin)
+            seconds[name].append(timed(run, clock)[1])
     return seconds
 
 
@@ -140,7 +138,7 @@ def measure(model: str, blocks: tuple[int, ...], rounds: int, threads: int) -> l
     graphs, specs = make_graphs(shape)
     size = {name: len(graph.SerializeToString()) for name, graph in graphs.items()}
     sessions = {name: open_session(graph, threads) for name, graph in graphs.items()}
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    clock = clock_for(threads)
     rows = []
     for block in blocks:
         inputs = example(specs, block, shape["vocab_size"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import open_engines
 from ..runtime.engines.base import Engine
 from ..runtime.manifest_json import manifest_from_json
+from .clocks import clock_for, timed
 
 assert pipeline
 
 
 def resident_mib() -> float:
     """Memory of this process now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
     raise OSError("this system says nothing about memory")
@@ -54,7 +54,7 @@ def main() -> None:
     folder, threads, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     manifest = manifest_from_json((folder / "manifest.json").read_bytes())
     bundle = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
-    clock: Callable[[], float] = time.thread_time if threads == 1 else time.perf_counter
+    clock = clock_for(threads)
     rng = np.random.default_rng(0)
     engines = open_engines(bundle, "onnxruntime", threads)
     taken: dict[tuple[str, int, int], list[float]] = {}
@@ -67,9 +67,7 @@ def main() -> None:
     while rounds < 5 or time.perf_counter() < end:
         for shape in shapes:
             engine = engines.engine(*shape)
-            begin = clock()
-            engine.run()
-            taken.setdefault(shape, []).append(clock() - begin)
+            taken.setdefault(shape, []).append(timed(engine.run, clock)[1])
         rounds += 1
     result: dict[str, Any] = {
         "rounds": rounds,

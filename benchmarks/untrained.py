@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..export.pack import draft_bundle, make_models
+from ..export.models import make_models
+from ..export.pack import draft_bundle
 from ..export.settings import ExportSettings
 from ..export.source import Source
 from ..runtime.archive import describe
@@ -76,7 +77,7 @@ def untrained_bundle(
     made = make_models(source, settings, lambda line: None)
     draft, members, _ = draft_bundle(made, settings, folder, lambda line: None)
     # A manifest without a tokenizer is refused; nothing here reads text.
-    (folder / TOKENIZER_NAME).write_text(source.tokenizer_json)
+    (folder / TOKENIZER_NAME).write_text(source.tokenizer_json, "utf-8")
     members[TOKENIZER_NAME] = folder / TOKENIZER_NAME
     described = {name: describe(content) for name, content in members.items()}
     whole = replace(draft.manifest, members=described)

@@ -10,49 +10,37 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from ..calibration.judge import Judge
-from ..calibration.plan import plan_bytes, read_plan
-from ..calibration.report_page import plotting
 from ..runtime.archive import describe
 from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.check import GOLDEN_NAME
 from ..runtime.engines import open_engines
-from ..runtime.errors import BundleError, CalibrationError, ConfigError
-from ..runtime.manifest import GraphSpec, Manifest
+from ..runtime.errors import BundleError, ConfigError
+from ..runtime.manifest import Manifest
 from ..runtime.manifest_check import TOKENIZER_NAME
 from ..train.families.base import ExportGraph
-from ..train.families.shapes import default_block
 from .bars import bar
 from .budget import check_budget
 from .card import CARD_NAME, read_own_text, write_card
 from .chat import chat_member
 from .golden import golden_vectors
-from .graph import graph_specs
 from .half_cache import halve_cache
 from .lean import check_valid
 from .lint import operator_counts, require_clean
-from .outside import Arrays, fill
+from .models import Made, make_models
 from .parity import compare, find_head, hidden_rows
-from .quality_report import PLAN_NAME, quality_report, report_members, write_reports
-from .quantise import Quantiser
-from .recipes import GPU_TARGETS, recipe_for
+from .quality_report import write_reports
+from .recipes import GPU_TARGETS
 from .room import room_beside
 from .settings import ARITHMETIC, ExportSettings
-from .sharing import share_between
-from .source import Source, load_source
-from .texts import Texts, find_text, read_texts
-from .trace import trace_outside
-from .uncalibrated import round_weights
-from .vocabulary import split_vocabulary
+from .source import load_source
 from .weights import split_weights
-from .wishes import Wishes
 
 
 @room_beside()
@@ -107,51 +95,6 @@ def export_checkpoint(
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
-    """A checkpoint's graphs at the precision asked for."""
-
-    models: Mapping[str, onnx.ModelProto]
-    """By name, weights inside."""
-    manifest: Manifest
-    """With every shape, without members."""
-    quality: Mapping[str, Any] | None = None
-    """What calibration measured; None where nothing was."""
-    extra: Mapping[str, bytes] = field(default_factory=dict)
-    """Members that calibration adds."""
-
-
-def make_models(source: Source, settings: ExportSettings, progress: Callable[[str], None]) -> Made:
-    """Traces a checkpoint and gives it its precision, by calibration where that is due.
-
-    Raises:
-        DlmError: Nothing to calibrate with, or a budget that cannot be held.
-    """
-    texts = _texts(source, settings)
-    edits = read_plan(settings.plan) if settings.plan else None
-    judge = Judge(settings.judge) if settings.judge and texts else None
-    models, manifest = _trace_all(source.graphs, source.manifest, settings, progress)
-    apart = any(graph.rows_apart for graph in source.graphs)
-    recipe = recipe_for(settings.target, rows_apart=apart)
-    if texts is not None:
-        wishes = _wishes(settings, edits, judge)
-        shipped = Quantiser(
-            models, manifest, source.tokenizer, texts, recipe, wishes, progress
-        ).run()
-        quality = quality_report(shipped, wishes, texts, manifest.family)
-        extra = report_members(shipped, quality)
-        return Made(models=shipped.models, manifest=manifest, quality=quality, extra=extra)
-    if settings.precision == "int8":
-        progress("uncalibrated: what int8 costs is not measured")
-        plan = round_weights(models, manifest, recipe, progress)
-        return Made(models=models, manifest=manifest, extra={PLAN_NAME: plan_bytes(plan)})
-    if settings.precision == "fp16":
-        progress("no text to measure the loss on: give --calibration-data to have it measured")
-        for name in list(models):  # one at a time, so that the float32 one is let go of
-            models[name] = recipe.build_fp16(models[name], ())
-    return Made(models=models, manifest=manifest)
-
-
 def draft_bundle(
     made: Made, settings: ExportSettings, folder: Path, progress: Callable[[str], None]
 ) -> tuple[Bundle, dict[str, bytes | Path], dict[str, Any]]:
@@ -159,39 +102,6 @@ def draft_bundle(
     (folder / "graphs").mkdir()
     members, manifest, report = _write_all(made.models, made.manifest, settings, folder, progress)
     return Bundle(path=folder, sha256="", manifest=manifest, folder=folder), members, report
-
-
-def _texts(source: Source, settings: ExportSettings) -> Texts | None:
-    """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
-    if settings.precision == "fp32" or settings.uncalibrated:
-        return None
-    found = find_text(settings.calibration_data, source.config)
-    if found is not None:
-        plotting()  # asked now, since the report is drawn after everything is measured
-        return read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
-    if settings.precision == "int8" or settings.plan:
-        raise CalibrationError(
-            f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
-            "kind that the model will write (the text that training was validated on is not here), "
-            "or --uncalibrated"
-        )
-    return None
-
-
-def _wishes(
-    settings: ExportSettings, edits: Mapping[str, Any] | None, judge: Judge | None
-) -> Wishes:
-    return Wishes(
-        precision=settings.precision,
-        target=settings.target,
-        max_loss=settings.max_loss / 100,
-        num_tokens=settings.loss_tokens,
-        edits=edits,
-        force=settings.force,
-        judge=judge,
-        canvases=settings.canvases,
-        seed=settings.seed,
-    )
 
 
 def check_output(
@@ -218,38 +128,6 @@ def check_output(
                 f"cannot write the report into {report_dir}: {there} is no folder or not writable; "
                 "choose another --report-dir"
             )
-
-
-def _trace_all(
-    graphs: Sequence[ExportGraph],
-    manifest: Manifest,
-    settings: ExportSettings,
-    progress: Callable[[str], None],
-) -> tuple[dict[str, onnx.ModelProto], Manifest]:
-    """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
-    traced: dict[str, tuple[onnx.ModelProto, Arrays]] = {}
-    specs: list[GraphSpec] = []
-    decoding = dict(manifest.decoding)
-    for graph in graphs:
-        progress(f"tracing {graph.name}")
-        shapes = graph.shapes(settings.blocks, settings.contexts)
-        default = default_block(shapes)
-        if default is not None:
-            decoding.setdefault("block_size", default)
-        traced_at = max(shapes, key=lambda shape: shape.context)
-        # A dimension of 1 would be traced as a constant.
-        shape = replace(traced_at, block=max(traced_at.block, 2))
-        traced[graph.name] = trace_outside(graph, shape)
-        file = f"graphs/{graph.name}.onnx"
-        specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
-    share_between(traced)
-    models = {}
-    for name, (model, arrays) in traced.items():
-        item_bytes = 4 if settings.precision == "fp32" else 2
-        if cut := split_vocabulary(model, arrays, item_bytes=item_bytes):
-            progress(f"{name}: {', '.join(cut)} is cut along the vocabulary, being too large")
-        models[name] = fill(model, arrays)
-    return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
 
 
 def _write_all(

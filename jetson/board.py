@@ -15,8 +15,8 @@ from ..runtime.machine import (
     package_versions,
     read_l4t,
     read_meminfo,
-    usable_cores,
 )
+from ..runtime.process import usable_cores
 from .power import current_mode
 from .sysfs import ROOT, read_text
 from .targets import MODULES, jetpack_of

@@ -58,18 +58,21 @@ def _checks(root: Path, machine: Machine, run: Run) -> Iterator[Check]:
 
 
 def run_command(command: Sequence[str]) -> tuple[int, str]:
-    """Runs a command without input; a missing one gives status 127."""
+    """Runs a command without input; one that is missing or cannot be started gives status 127."""
     try:
         result = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_SECONDS,
             check=False,
         )
     except FileNotFoundError:
         return 127, f"{command[0]}: not found"
+    except OSError as error:
+        return 127, f"{command[0]}: {error.strerror}"
     except subprocess.TimeoutExpired:
         return 124, f"no answer within {_SECONDS} s"
     return result.returncode, (result.stdout or result.stderr).strip()

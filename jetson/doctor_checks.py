@@ -11,6 +11,7 @@ from typing import Any
 
 from ..runtime.cache import REMEDY, cache_root
 from ..runtime.errors import BundleError
+from ..runtime.files import free_bytes
 from ..runtime.machine import read_meminfo
 from .board import Machine
 from .power import find_rails
@@ -113,7 +114,7 @@ def _disk() -> Check:
         return Check(
             name="disk", found=str(error), needed="a cache folder", state="fail", remedy=remedy
         )
-    free = shutil.disk_usage(folder).free / (1 << 30)
+    free = free_bytes(folder) / (1 << 30)
     return Check(
         name="disk",
         found=f"{free:.1f} GiB free at {folder}",

@@ -119,8 +119,9 @@ def set_mode(root: Path, mode: PowerMode) -> None:
             f"set it yourself with sudo nvpmodel -m {mode.number}"
         )
     result = subprocess.run(
-        command, input="NO\n", capture_output=True, text=True, timeout=60, check=False
-    )
+        command, input="NO\n", capture_output=True, timeout=60, check=False,
+        encoding="utf-8", errors="replace",
+    )  # fmt: skip
     now = current_mode(root)
     if result.returncode or now is None or now.number != mode.number:
         said = (result.stderr or result.stdout).strip().splitlines()

@@ -96,7 +96,8 @@ class Tegrastats:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 stdin=subprocess.DEVNULL,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
         except OSError as error:
             raise DeviceError(f"{COMMAND} does not start: {error.strerror}") from error

@@ -17,13 +17,13 @@ import numpy as np
 
 from .bundle import bundle_facts
 from .check import check_bundle
-from .cli_common import peak_rss_mib
 from .errors import DataError, DlmError
 from .files import write_whole
 from .machine import machine_facts, package_versions
 from .ops.cuda_ops import CudaOps
 from .ops.kernel_check import check_kernels
 from .pipeline import Pipeline
+from .process import peak_rss_mib
 from .replay import ReplayingDevice
 
 FORMAT = "dlm-board-report 1"
@@ -183,7 +183,7 @@ def speed(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "texts": NUM_TEXTS,
         "tokens": tokens,
-        "tokens_per_s": round(tokens / busy, 2),
+        "tokens_per_s": round(tokens / busy, 2) if busy > 0 else 0.0,
         "graph_runs": runs,
         "tokens_per_run": round(tokens / runs, 3),
         "ms_per_run": round(1e3 * busy / runs, 4),

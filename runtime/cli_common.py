@@ -14,7 +14,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
@@ -78,8 +77,8 @@ class DlmCommand(click.Command):
         # Named after the installed command also under `python -m`.
         prog_name = prog_name or self.name
         # Python has None where the shell closed a stream; nobody reads it, and that is no error.
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         run: Callable[..., Any] = super().main
         if not standalone_mode:
             return run(args, prog_name, complete_var, standalone_mode=False, **extra)
@@ -212,22 +211,6 @@ def print_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def figures_line(figures: Mapping[str, Any]) -> str:
-    """Returns a line of what `evaluate_file` and `evaluate_checkpoint` measured."""
-    low, high = figures["perplexity_low"], figures["perplexity_high"]
-    interval, drawn = f"{low:.4g} to {high:.4g} with 95 %", ""
-    if low == high and figures["num_samples"] == 1:
-        interval = "exact"
-    else:
-        drawn = f", {figures['num_samples']} samples, block {figures['block']}"
-    return (
-        f"perplexity {figures['perplexity']:.4g} ({interval}), {figures['nats_per_token']:.4f} "
-        f"nats/token, {figures['bits_per_char']:.4f} bits/char; {figures['num_tokens']} tokens of "
-        f"{figures['num_documents']} documents{drawn}, {figures['engine']} "
-        f"{figures['precision']}, {figures['seconds']:.1f} s"
-    )
-
-
 def refuse_together(given: Mapping[str, bool], *groups: tuple[str, str, str]) -> None:
     """Refuses contradictory options: per group (option, option, why they contradict).
 
@@ -253,18 +236,3 @@ def styled(text: str, out: TextIO, **style: bool) -> str:
     """Returns `text` in a style if `out` is a terminal that wants colour, else as it is."""
     colour = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return click.style(text, **style) if colour and text else text
-
-
-def peak_rss_mib() -> float:
-    """Returns this process's highest resident memory in MiB."""
-    try:
-        # Not getrusage, which on Linux also counts the process that started this one.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

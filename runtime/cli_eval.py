@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_common import DlmCommand, common_options, figures_line, peak_rss_mib, print_json
+from .cli_common import DlmCommand, common_options, print_json
 from .errors import DataError
+from .process import peak_rss_mib
 from .progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def main(
     exact.
     """
     from .cli_load import load_pipeline
+    from .eval_figures import eval_line
 
     with load_pipeline(
         _NAME,
@@ -81,7 +82,7 @@ def main(
     if as_json:
         print_json(report)
         return
-    click.echo(figures_line(report))
+    click.echo(eval_line(report))
 
 
 def evaluate_file(
@@ -103,6 +104,7 @@ def evaluate_file(
     """
     import numpy as np
 
+    from .eval_figures import eval_figures
     from .evaluate import evaluate_ids, evaluation_block
     from .text import file_sha256
 
@@ -126,18 +128,8 @@ def evaluate_file(
         )
     finally:
         bar.wipe()
-    # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
-    num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))
     return {
-        "perplexity": result.perplexity,
-        "perplexity_low": result.perplexity_low,
-        "perplexity_high": result.perplexity_high,
-        "nats_per_token": result.nats_per_token,
-        "bits_per_char": result.total_nats / math.log(2) / num_chars,
-        "num_tokens": result.num_tokens,
-        "num_samples": result.num_samples,
-        "num_documents": stream.count(manifest.eos_token_id),
-        "num_chars": num_chars,
+        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
         "engine": pipeline.engines.name,
         "precision": manifest.precision,
         "block": block_size,

@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from .bundle import default_bundle_path, open_bundle
-from .cli_common import EXIT_INTERRUPTED, note, peak_rss_mib, print_json, styled
+from .cli_common import EXIT_INTERRUPTED, note, print_json, styled
 from .cli_load import load_pipeline
 from .cli_options import RunOptions, read_prompts, with_rule
 from .errors import EngineError
 from .families import decoding_settings
 from .pipeline import Pipeline, TextGeneration, TextResult
+from .process import peak_rss_mib
 from .text import SEPARATOR
 
 _NAME = "dlm-run"

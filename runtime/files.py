@@ -6,7 +6,9 @@ the writer (an error, Ctrl-C, a board that loses power) leaves the old ones.
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,3 +74,10 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def free_bytes(folder: Path) -> float:
+    """Returns the room left under a folder; infinite where its file system has no limit to tell."""
+    usage = shutil.disk_usage(folder)
+    # All zero: ramfs, tmpfs without a size, some network file systems.
+    return usage.free if usage.total else math.inf

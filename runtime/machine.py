@@ -6,7 +6,6 @@ root that tests replace; what is absent is None, empty or 0, and to say so is th
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from .engines.gpu import read_gpu
 from .errors import DlmError
+from .process import usable_cores
 
 ROOT = Path("/")
 PACKAGES = (
@@ -57,14 +57,6 @@ def cpu_name(root: Path = ROOT) -> str:
     """Returns the processor's name as the kernel has it; most ARM kernels give its kind only."""
     found = _CPU_NAME.search(read_text(root / "proc/cpuinfo") or "")
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Returns how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
 
 
 def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:

@@ -6,7 +6,6 @@
 
     print(pipeline.generate("Once upon a time", seed=1, temperature=0.8).result().text)
     print(pipeline.infill("Once upon a time ___ and they were happy.").result().text)
-    print(*(result.text for result in pipeline.generate(num_samples=4)), sep="\n")
 
 Knows no family; what it joins is each other's stranger: bundle, tokenizer, engines, loop.
 """
@@ -19,21 +18,19 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from .bundle import Bundle, default_bundle_path, find_bundle, open_bundle
+from .continuation import continuation
 from .decoding import DecodingSettings, with_steps
 from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
-from .families import decoding_settings, find_family, text_positions
+from .families import decoding_settings, find_family
 from .families.base import Request
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
 from .infill import DEFAULT_GAP_TOKENS, open_template
 from .manifest import Manifest
 from .ops.choose import ops_for
-from .text_generation import TextGeneration, TextResult, TextSpan
+from .text_generation import TextGeneration, TextResult, TextSpan, request_labels
 from .tokenizer import Tokenizer
-
-DEFAULT_MAX_TOKENS = 256
-"""New tokens when the caller does not say; fewer if the model's positions end before."""
 
 _Opened = TypeVar("_Opened", bound="Pipeline")
 
@@ -85,22 +82,18 @@ class Pipeline:
             DeviceError: the GPU asked for is not there, or has not the memory.
             ConfigError: an unknown engine, or a family that this version does not know.
         """
-        clock = time.perf_counter
-        begin = clock()
-        bundle = open_bundle(
-            default_bundle_path() if path is None else path, expect_sha256=expect_sha256
-        )
+        laps = [time.perf_counter()]
+        place = default_bundle_path() if path is None else path
+        bundle = open_bundle(place, expect_sha256=expect_sha256)
         find_family(bundle.manifest.family)
-        opened = clock()
+        laps.append(time.perf_counter())
         tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
-        tokenized = clock()
+        laps.append(time.perf_counter())
         engines = open_engines(bundle, engine, threads, build=build, note=note, report=report)
+        laps.append(time.perf_counter())
         pipeline = cls(bundle, engines, tokenizer)
-        pipeline.load_seconds = {
-            "bundle": opened - begin,
-            "tokenizer": tokenized - opened,
-            "engine": clock() - tokenized,
-        }
+        parts = zip(("bundle", "tokenizer", "engine"), laps, laps[1:], strict=False)
+        pipeline.load_seconds = {part: end - begin for part, begin, end in parts}
         return pipeline
 
     @classmethod
@@ -210,32 +203,23 @@ class Pipeline:
             reuse: What the last request left in the KV cache need not be computed again.
         """
         begin = time.perf_counter() if begin is None else begin
-        if max_tokens is not None and max_tokens < 1:
-            raise ConfigError(f"max_tokens must be 1 or more, found {max_tokens}")
         if "" in stop:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
-        ids = tuple(prompt_ids)
-        chosen = self.settings(**settings)
-        positions = text_positions(self.manifest, self.engines.specs, chosen)
-        if len(ids) >= positions and not slide:
-            raise ConfigError(
-                f"the prompt has {len(ids)} tokens, start token included; this bundle sees "
-                f"{positions} positions as it decodes here: shorten it, or let it slide (--slide; "
-                "slide=True), then only its tail is seen"
-            )
-        held = self._last.num_held(ids) if reuse and self._last is not None else 0
-        request = Request(
-            prompt_ids=ids,
-            max_tokens=max_tokens or _room(positions - len(ids)),
+        request = continuation(
+            self.manifest,
+            self.engines.specs,
+            prompt_ids,
+            self.settings(**settings),
+            max_tokens=max_tokens,
+            slide=slide,
+            num_held=self._last.num_held(prompt_ids) if reuse and self._last is not None else 0,
             seed=seed,
             sample_index=sample_index,
-            settings=chosen,
             banned_ids=self._missing_ids,
             end_ids=end_ids,
-            num_cached=min(held, len(ids) - 1),
             provisional=provisional,
         )
-        return self._start(request, begin, prompt_ids=ids, stop=stop)
+        return self._start(request, begin, prompt_ids=request.prompt_ids, stop=stop)
 
     def frames(
         self, prompt: str = "", *, template: str | None = None, **options: Any
@@ -309,27 +293,8 @@ class Pipeline:
     def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
         """Starts a request whose text has been tokenised since `begin`."""
         text_seconds = time.perf_counter() - begin
-        settings = request.settings
-        assert settings is not None
         self._last = Generation(
             self.manifest, self.engines, self.ops, request, self.observer, self.settle
         )
-        return TextGeneration(
-            self._last,
-            self.tokenizer,
-            {
-                "engine": self.engines.name,
-                "precision": self.manifest.precision,
-                "rule": settings.rule,
-                "seed": request.seed,
-                "sample_index": request.sample_index,
-                "settings": settings.to_json(),
-            },
-            text_seconds=text_seconds,
-            **form,
-        )
-
-
-def _room(left: int) -> int:
-    """New tokens by default: what fits without a sliding window, 256 at most; 256 if none fits."""
-    return min(left, DEFAULT_MAX_TOKENS) if left > 0 else DEFAULT_MAX_TOKENS
+        labels = request_labels(request, self.engines.name, self.manifest.precision)
+        return TextGeneration(self._last, self.tokenizer, labels, text_seconds=text_seconds, **form)

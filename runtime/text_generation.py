@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .families.base import Span
+from .families.base import Request, Span
 from .generate import Generation
 from .infill import Template, TemplateCanvas
 from .stop import StopFilter
@@ -60,6 +60,20 @@ class TextResult:
     """Every decoding setting in effect."""
 
 
+def request_labels(request: Request, engine: str, precision: str) -> dict[str, Any]:
+    """Returns the fields of a result that say where it comes from."""
+    settings = request.settings
+    assert settings is not None
+    return {
+        "engine": engine,
+        "precision": precision,
+        "rule": settings.rule,
+        "seed": request.seed,
+        "sample_index": request.sample_index,
+        "settings": settings.to_json(),
+    }
+
+
 class TextGeneration:
     """A text being generated: iterate for its spans, or take its `result()` at once.
 
@@ -82,7 +96,7 @@ class TextGeneration:
         Args:
             loop: the request, not yet iterated.
             tokenizer: ids to text.
-            labels: fields of the result that say where it comes from.
+            labels: of `request_labels`.
             prompt_ids: what the text continues; a decoder may look at it.
             stop: strings that end the text.
             template: for infilling, and its layout.

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from .archive import damaged, describe, extract
 from .cache import REMEDY, cache_root, locked, write_beside
 from .errors import BundleError
+from .files import free_bytes
 from .manifest import Manifest
 from .manifest_check import MANIFEST_NAME
 from .onnx_scan import check_external_data
@@ -129,7 +130,7 @@ def _no_space(entry: Path, manifest: Manifest) -> BundleError:
 def _unpack(archive: zipfile.ZipFile, entry: Path, text: bytes, manifest: Manifest) -> None:
     """Writes and verifies all members beside `entry`, then renames; the caller holds the lock."""
     sizes = {name: member.size for name, member in manifest.members.items()}
-    if shutil.disk_usage(entry.parent).free < sum(sizes.values()):
+    if free_bytes(entry.parent) < sum(sizes.values()):
         raise _no_space(entry, manifest)
     partial = entry.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -147,8 +147,13 @@ class Watch:
             cells.append((glyphs["close"], MASKED))
         return cells
 
-    def _redraw(self, cells: Iterable[Cell], status: str) -> None:
+    def _room(self) -> tuple[int, int]:
+        """Columns and rows; 80 and 24 where the terminal tells none, as serial lines do."""
         columns, rows = self._size()
+        return columns or 80, rows or 24
+
+    def _redraw(self, cells: Iterable[Cell], status: str) -> None:
+        columns, rows = self._room()
         # One column stays free: after a full line, terminals disagree on where the cursor is.
         columns = max(columns - 1, 2)
         lines = wrap(cells, columns)
@@ -166,7 +171,7 @@ class Watch:
         """
         if not self._drawn:
             return "\r"
-        columns = max(self._size().columns, 1)
+        columns = max(self._room()[0], 1)
         rows = sum(max(-(-width // columns), 1) for width in self._drawn) - 1
         return "\r" + (f"\x1b[{rows}A" if rows else "") + "\x1b[J"
 

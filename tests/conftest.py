@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,8 +27,10 @@ if "dlm_edge" not in sys.modules:
     sys.modules["dlm_edge"] = module
     spec.loader.exec_module(module)
 
-# Machines differ in speed: a time limit per example would fail on the slow ones only.
-settings.register_profile("machine-independent", deadline=None)
+# Machines differ in speed: a limit on time would fail on the slow ones only.
+settings.register_profile(
+    "machine-independent", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("machine-independent")
 
 

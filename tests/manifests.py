@@ -1,4 +1,4 @@
-"""Specs and manifests of hand-made bundles: what every family's `denoise` graph looks like."""
+"""Specs and manifests of hand-made bundles."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +36,27 @@ def denoise_spec(
         outputs=(
             TensorSpec(name="logits", dtype="float32", shape=(1, block, vocab), role="logits"),
             TensorSpec(name="kv_new", dtype="float32", shape=(block, *cache), role="kv_new"),
+        ),
+    )
+
+
+def score_spec(block: int, vocab_size: int) -> GraphSpec:
+    """One length of a graph of scores."""
+    return GraphSpec(
+        name="score",
+        file="graphs/score.onnx",
+        batch=1,
+        block=block,
+        context=0,
+        precision="fp32",
+        inputs=(
+            TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
+            TensorSpec(name="sigma", dtype="float32", shape=(1,), role="sigma"),
+        ),
+        outputs=(
+            TensorSpec(
+                name="log_score", dtype="float32", shape=(1, block, vocab_size), role="logits"
+            ),
         ),
     )
 

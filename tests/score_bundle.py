@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 from dlm_edge.runtime.bundle import write_bundle
-from dlm_edge.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from dlm_edge.runtime.manifest import Manifest
+from manifests import score_spec
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -98,24 +99,6 @@ def graph_bytes(*, absorb: bool, end: int | None = None) -> bytes:
     return model.SerializeToString()
 
 
-def graph_spec(block: int) -> GraphSpec:
-    return GraphSpec(
-        name="score",
-        file="graphs/score.onnx",
-        batch=1,
-        block=block,
-        context=0,
-        precision="fp32",
-        inputs=(
-            TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
-            TensorSpec(name="sigma", dtype="float32", shape=(1,), role="sigma"),
-        ),
-        outputs=(
-            TensorSpec(name="log_score", dtype="float32", shape=(1, block, VOCAB), role="logits"),
-        ),
-    )
-
-
 def write_score(path: Path, graph: str = "uniform", end: int | None = None) -> Path:
     """Writes the bundle to a path that ends in .dlm, and returns it; `end`: see probabilities."""
     manifest = Manifest(
@@ -131,7 +114,7 @@ def write_score(path: Path, graph: str = "uniform", end: int | None = None) -> P
         noise_schedule={"name": "loglinear", "eps": 1e-3},
         precision="fp32",
         target="cpu",
-        graphs=tuple(map(graph_spec, LENGTHS)),
+        graphs=tuple(score_spec(length, VOCAB) for length in LENGTHS),
         decoding={"rule": "tweedie", "steps": 8},
         provenance={},
     )

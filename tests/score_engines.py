@@ -8,30 +8,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from dlm_edge.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from dlm_edge.runtime.manifest import GraphSpec, Manifest
+from manifests import score_spec
 
 Score = Callable[[np.ndarray, float], np.ndarray]
 """(ids (block,), sigma) → (block, vocab) log-scores."""
-
-
-def make_spec(block: int, vocab_size: int) -> GraphSpec:
-    return GraphSpec(
-        name="score",
-        file="graphs/score.onnx",
-        batch=1,
-        block=block,
-        context=0,
-        precision="fp32",
-        inputs=(
-            TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
-            TensorSpec(name="sigma", dtype="float32", shape=(1,), role="sigma"),
-        ),
-        outputs=(
-            TensorSpec(
-                name="log_score", dtype="float32", shape=(1, block, vocab_size), role="logits"
-            ),
-        ),
-    )
 
 
 class ScoreEngine:
@@ -58,7 +39,7 @@ class ScoreEngines:
 
     def __init__(self, score: Score, lengths: Sequence[int], vocab_size: int) -> None:
         self.score = score
-        self.specs = tuple(make_spec(length, vocab_size) for length in lengths)
+        self.specs = tuple(score_spec(length, vocab_size) for length in lengths)
         self.runs: list[tuple[int, float, tuple[int, ...]]] = []
         self._engines = {spec.block: ScoreEngine(self, spec) for spec in self.specs}
 

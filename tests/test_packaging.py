@@ -22,6 +22,8 @@ def built(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("packaging")
     ignore = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "runs", "__pycache__")
     source = shutil.copytree(ROOT, folder / "source", ignore=ignore)
+    for path in (source, *source.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)  # a checkout may be read-only
     code = (
         "from setuptools import build_meta as b;"
         "print(b.build_wheel('../out'), b.build_sdist('../out'))"
@@ -103,3 +105,5 @@ def test_sdist_builds_the_same_package(built, wheel_names):
     shipped = {n.removeprefix("dlm_edge/") for n in wheel_names if ".dist-info/" not in n}
     assert shipped <= names
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+    # setuptools would add the tests of the top folder, without what they import.
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/"))]

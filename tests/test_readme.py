@@ -189,3 +189,23 @@ def test_the_tree_names_every_folder():
         found = (p for p in (ROOT / folder).iterdir() if (p / "__init__.py").exists())
         folders |= {f"{folder}/{path.name}/" for path in found}
     assert folders == {path for path in tree_paths() if path.endswith("/")}
+
+
+def test_every_source_file_that_a_page_names_exists():
+    folders = ("benchmarks", "calibration", "export", "jetson", "runtime", "tests", "train")
+    there = [
+        f"/{path.relative_to(ROOT).as_posix()}"
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.*")
+    ]
+    named = {
+        (page.name, name)
+        for page in PAGES
+        if page.name != "CHANGELOG.md"  # which also tells of what is gone
+        for name in re.findall(r"`([\w/]+\.(?:py|cu|cuh|hpp|sh))`", page.read_text("utf-8"))
+    }
+    assert len(named) > 100
+    named.discard(("CONTRIBUTING.md", "utils.py"))  # a name that no file may have
+    assert [
+        item for item in sorted(named) if not any(p.endswith(f"/{item[1]}") for p in there)
+    ] == []

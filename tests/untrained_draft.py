@@ -1,7 +1,8 @@
 """An untrained model's bundle to be: what `dlm-export` traces, before it checks and packs."""
 
 import torch
-from dlm_edge.export.pack import draft_bundle, make_models
+from dlm_edge.export.models import make_models
+from dlm_edge.export.pack import draft_bundle
 from dlm_edge.export.settings import ExportSettings
 from dlm_edge.export.source import Source
 from dlm_edge.runtime.manifest import Manifest

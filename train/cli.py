@@ -13,7 +13,6 @@ import click
 from ..runtime.cli_common import (
     EXIT_INTERRUPTED,
     common_options,
-    figures_line,
     print_json,
     refuse_together,
 )
@@ -57,11 +56,13 @@ def main(
 
         torch.set_num_threads(threads)
     if evaluate is not None:
+        from ..runtime.eval_figures import eval_line
+
         figures = _evaluate(evaluate, given["data"], given["seed"], limit, block)
         if as_json:
             print_json(figures)
         else:
-            click.echo(figures_line(figures))
+            click.echo(eval_line(figures))
         return 0
     if given["max_steps"] == 0 and not resume:
         summary = _convert(ctx, given)

@@ -6,7 +6,6 @@ see identical masks and agree to rounding. Knows no family.
 
 from __future__ import annotations
 
-import math
 import time
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..runtime.errors import CheckpointError, ConfigError
-from ..runtime.evaluate import EvalResult, evaluate_ids, evaluation_block
+from ..runtime.eval_figures import eval_figures
+from ..runtime.evaluate import evaluate_ids, evaluation_block
 from ..runtime.manifest import Manifest
 from ..runtime.tokenizer import Tokenizer
 from .checkpoint import Checkpoint, load_weights, read_checkpoint
@@ -108,27 +108,10 @@ def evaluate_checkpoint(
         max_samples=max_samples,
     )
     return {
-        **figures(result, tokenizer, stream),
-        "num_documents": stream.count(manifest.eos_token_id),
+        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
         "engine": engines.name,
         "precision": manifest.precision,
         "block": block,
         "seed": seed,
         "seconds": time.perf_counter() - begin,
-    }
-
-
-def figures(result: EvalResult, tokenizer: Tokenizer, stream: list[int]) -> dict[str, Any]:
-    """Gives the figures of a measured stream, bits per character among them."""
-    # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
-    num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))
-    return {
-        "perplexity": result.perplexity,
-        "perplexity_low": result.perplexity_low,
-        "perplexity_high": result.perplexity_high,
-        "nats_per_token": result.nats_per_token,
-        "bits_per_char": result.total_nats / math.log(2) / max(num_chars, 1),
-        "num_tokens": result.num_tokens,
-        "num_samples": result.num_samples,
-        "num_chars": num_chars,
     }

@@ -179,7 +179,8 @@ class Loop:
         self, progress: Progress, curves: Curves, loss: float, norm: float, seconds: float
     ) -> None:
         config, standing = self.config, self.standing
-        speed = config.batch_size * config.context / seconds
+        # A small step may be over before a coarse clock ticks.
+        speed = config.batch_size * config.context / seconds if seconds > 0 else 0.0
         done = self.progress()
         left = standing.elapsed_s * (1 - done) / done if done else math.inf
         lr = self.optimizer.param_groups[0]["lr"]

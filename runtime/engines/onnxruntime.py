@@ -11,7 +11,6 @@ shapes share.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import EngineError
 from ..manifest import GraphSpec, Manifest, TensorSpec
+from ..process import usable_cores
 from .base import CPU_TARGETS, LayerTimes, find_spec
 from .onnxruntime_layers import read_profiles
 
@@ -48,11 +48,7 @@ def import_backend() -> Any:
 
 def default_threads() -> int:
     """Returns how many cores this process may use, 8 at most."""
-    try:
-        available = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        available = os.cpu_count() or 1
-    return min(available, MAX_DEFAULT_THREADS)
+    return min(usable_cores(), MAX_DEFAULT_THREADS)
 
 
 class Buffers:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from typing import Any
 
 from ..cache import REMEDY, cache_root, locked, write_beside
 from ..errors import EngineError
-from ..files import UNFINISHED, written_beside
+from ..files import UNFINISHED, free_bytes, written_beside
 
 FORMAT = "dlm-plan 2"
 HEADER_BYTES = 4096
@@ -227,7 +226,7 @@ class PlanCache:
             raise _unwritable(self.folder, error) from error
 
     def _require_space(self, need_bytes: int) -> None:
-        free = shutil.disk_usage(self.folder).free
+        free = free_bytes(self.folder)
         if free < need_bytes:
             raise EngineError(
                 f"a plan needs about {need_bytes / _MIB:.0f} MiB under {self.folder}, which has "

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli_common import peak_rss_mib
 from ..errors import ConfigError, EngineError
 from ..manifest import GraphSpec
+from ..process import peak_rss_mib
 from .tensorrt_log import process_logger, progress_monitor
 
 MIN_VERSION = (10, 3)

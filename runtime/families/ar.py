@@ -28,7 +28,7 @@ from ..philox import check_key
 from .base import HEAD_PHASE, Request, Span, UpdateRule, check_rule, resolve_settings
 from .heads import Heads, hidden_rows
 from .mdlm_bound import negative_log_likelihood
-from .text_rule import TextRule
+from .text_rule import TextRule, undrawable_ids
 from .window import Text, append, banned_ids, bucket, check_ids, contexts_by_block, feed, logits
 
 GRAPH = "denoise"
@@ -65,7 +65,7 @@ class CausalRule(TextRule):
             sample_index=request.sample_index,
             mask_token_id=_NO_MASK,
             eos_token_id=manifest.eos_token_id,
-            banned=tuple(sorted({*banned_ids(manifest), *request.banned_ids})),
+            banned=undrawable_ids(manifest, request),
         )
         ops.mark_seen(self._canvas, self._text.ids)
         self._cached = request.num_cached

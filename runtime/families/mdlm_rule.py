@@ -27,7 +27,7 @@ Source: MDLM (arXiv 2406.07524), BD3-LM (arXiv 2503.09573) section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,10 @@ from ..manifest import Manifest
 from ..ops.base import Ops, Progress
 from .base import Request, Span
 from .mdlm_steps import mask_chances, unmask_chances
-from .text_rule import TextRule
+from .text_rule import CanvasRule, undrawable_ids
 from .window import (
     Text,
     append,
-    banned_ids,
     bucket,
     canvas_block,
     capacity,
@@ -61,7 +60,7 @@ costs one launch's time per step, about 1/30 of a run of a 100 M model on the bo
 it is awaited in blocks of up to so many masked positions, which are as many steps at most."""
 
 
-class MaskedRule(TextRule):
+class MaskedRule(CanvasRule):
     """One text being denoised block by block; see the module's documentation."""
 
     def __init__(
@@ -99,7 +98,7 @@ class MaskedRule(TextRule):
             sample_index=request.sample_index,
             mask_token_id=self._mask,
             eos_token_id=self._eos if template is None else -1,
-            banned=_banned(manifest, request),
+            banned=undrawable_ids(manifest, request),
             unmask_chance=unmask_chances(manifest, steps) if settings.rule == "ancestral" else None,
         )
         self._sees_time = has_input(engines.specs, GRAPH, "time")
@@ -273,23 +272,6 @@ class MaskedRule(TextRule):
         doubles = bool(self._double_contexts) and self._double_contexts[-1] >= rows
         return (last or slides or doubles) and self._canvas.num_masked_at_start <= MAX_WAITING
 
-    def _new_text(self, progress: Progress) -> Iterator[Span]:
-        position = self._canvas.position
-        end = min(progress.num_final, self._text.limit - position)
-        before = self._text.num_known
-        new = self._text.extend(position, self._ops.ids(self._canvas)[:end])
-        if new:
-            yield Span(position=before, token_ids=new, committed=True)
-
-    def _provisional(self) -> Span:
-        ids = self._ops.ids(self._canvas)[: self._text.limit - self._canvas.position]
-        return Span(
-            position=self._canvas.position,
-            token_ids=tuple(ids.tolist()),
-            committed=False,
-            fixed=tuple((ids != self._mask).tolist()),
-        )
-
     def _finish_block(self, progress: Progress, engine: Engine) -> None:
         self._ended = progress.ended
         if progress.ended or self._text.num_known >= self._text.limit:
@@ -303,10 +285,3 @@ class MaskedRule(TextRule):
                 append(self._ops, engine, self._cached, self._block, into=holder)
                 self._cached += self._block
             self._advance()
-
-
-def _banned(manifest: Manifest, request: Request) -> tuple[int, ...]:
-    banned = {*banned_ids(manifest), *request.banned_ids}
-    if request.template_ids is not None:
-        banned.add(manifest.eos_token_id)
-    return tuple(sorted(banned))

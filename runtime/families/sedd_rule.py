@@ -22,7 +22,7 @@ Source: SEDD (arXiv 2310.16834), section 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,13 +34,13 @@ from ..philox import DrawKind, uniforms
 from ..schedule import schedule_from_json
 from ..transition import transition_table
 from .base import Request, Span
-from .text_rule import TextRule
+from .text_rule import CanvasRule, undrawable_ids
 from .window import Text, banned_ids, canvas_block, choose_block, contexts_by_block
 
 GRAPH = "score"
 
 
-class ScoreRule(TextRule):
+class ScoreRule(CanvasRule):
     """One text being denoised as a whole; see the module's documentation."""
 
     def __init__(
@@ -66,9 +66,7 @@ class ScoreRule(TextRule):
             self._text = Text((), len(template))
             self._block = canvas_block(shapes, len(template))
         self._num_given = len(request.prompt_ids) if template is None else 0
-        banned = {*banned_ids(manifest), *request.banned_ids}
-        if template is not None:
-            banned.add(manifest.eos_token_id)
+        banned = undrawable_ids(manifest, request)
         states = np.ones(manifest.vocab_size, bool)
         states[list(banned)] = False
         self._states = np.flatnonzero(states).astype(np.int32)
@@ -81,7 +79,7 @@ class ScoreRule(TextRule):
             sample_index=request.sample_index,
             mask_token_id=self._mask if self._absorbs else -1,
             eos_token_id=manifest.eos_token_id if template is None else -1,
-            banned=tuple(sorted(banned)),
+            banned=banned,
             transition=transition_table(
                 schedule_from_json(manifest.noise_schedule),
                 manifest.model["graph"],
@@ -158,25 +156,6 @@ class ScoreRule(TextRule):
             draws = uniforms(request.seed, request.sample_index, places, 0, DrawKind.NOISE)
             ids[free] = self._states[(draws * len(self._states)).astype(np.int64)]
         self._ops.begin_block(self._canvas, ids, free, position=position, first=first)
-
-    def _new_text(self, progress: Progress) -> Iterator[Span]:
-        position = self._canvas.position
-        end = min(progress.num_final, self._text.limit - position)
-        before = self._text.num_known
-        if position + end <= before:
-            return
-        new = self._text.extend(position, self._ops.ids(self._canvas)[:end])
-        if new:
-            yield Span(position=before, token_ids=new, committed=True)
-
-    def _provisional(self) -> Span:
-        ids = self._ops.ids(self._canvas)[: self._text.limit - self._canvas.position]
-        return Span(
-            position=self._canvas.position,
-            token_ids=tuple(ids.tolist()),
-            committed=False,
-            fixed=tuple((ids != self._mask).tolist()),
-        )
 
     def _finish(self, progress: Progress) -> None:
         # An end token beyond the limit is no part of the text.

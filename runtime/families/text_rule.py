@@ -1,10 +1,15 @@
-"""What every rule that writes one text answers alike: see UpdateRule."""
+"""What rules that write one text answer alike: see UpdateRule."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from .window import Text
+from ..manifest import Manifest
+from ..ops.base import Canvas, Ops, Progress
+from .base import Request, Span
+from .window import Text, banned_ids
 
 
 class TextRule:
@@ -41,3 +46,40 @@ class TextRule:
     def approximate(self) -> bool:
         """See UpdateRule."""
         return self._approximate
+
+
+class CanvasRule(TextRule):
+    """A rule whose text comes off a canvas of masked or noisy ids."""
+
+    _ops: Ops
+    _canvas: Canvas
+    _mask: int
+
+    def _new_text(self, progress: Progress) -> Iterator[Span]:
+        """Takes what has become final into the text."""
+        position = self._canvas.position
+        end = min(progress.num_final, self._text.limit - position)
+        before = self._text.num_known
+        if position + end <= before:
+            return
+        new = self._text.extend(position, self._ops.ids(self._canvas)[:end])
+        if new:
+            yield Span(position=before, token_ids=new, committed=True)
+
+    def _provisional(self) -> Span:
+        """The canvas as it stands, as far as the text goes."""
+        ids = self._ops.ids(self._canvas)[: self._text.limit - self._canvas.position]
+        return Span(
+            position=self._canvas.position,
+            token_ids=tuple(ids.tolist()),
+            committed=False,
+            fixed=tuple((ids != self._mask).tolist()),
+        )
+
+
+def undrawable_ids(manifest: Manifest, request: Request) -> tuple[int, ...]:
+    """Gives the ids that a request never draws: mask, padding, what it bans; end in no gap."""
+    banned = {*banned_ids(manifest), *request.banned_ids}
+    if request.template_ids is not None:
+        banned.add(manifest.eos_token_id)
+    return tuple(sorted(banned))

@@ -33,9 +33,9 @@ from ..ops.base import Ops
 from ..ops.drafts import Verified
 from .base import HEAD_PHASE, Request, Span
 from .heads import Heads, hidden_rows
-from .text_rule import TextRule
+from .text_rule import TextRule, undrawable_ids
 from .tidar_layout import Layout, causal_layout, draft_layout, draft_rows, open_layout
-from .window import Text, append, banned_ids, bucket, feed, lay_out, logits
+from .window import Text, append, bucket, feed, lay_out, logits
 
 GRAPH = "step"
 
@@ -96,7 +96,7 @@ class DraftRule(TextRule):
             sample_index=request.sample_index,
             mask_token_id=self._mask,
             stops=(manifest.eos_token_id, *request.end_ids),
-            banned=tuple(sorted({*banned_ids(manifest), *request.banned_ids})),
+            banned=undrawable_ids(manifest, request),
             held=self._heads.logit_type if self._mixed else None,
         )
         self._layouts = {"prefill": causal_layout(self._rows), "verify": draft_layout(block)}

@@ -83,7 +83,7 @@ def test_the_table_is_marked_as_predicted_and_written_as_json(tmp_path, monkeypa
     assert done.exit_code == 0
     assert done.stdout.startswith("predicted")
     assert "published by others" in done.stdout
-    saved = json.loads(out.read_text())
+    saved = json.loads(out.read_text("utf-8"))
     row = saved["predicted"][0]
     assert (row["mode"], row["precision"]) == ("7w", "fp16")
     assert all(item["source"] for item in saved["published"])

@@ -36,7 +36,7 @@ def test_a_report_is_kept_without_its_bulk(tmp_path):
     assert result.exit_code == 0, result.output
     assert "int8, as shipped" in result.output
     assert "0.26" in result.output
-    kept = json.loads(out.read_text())
+    kept = json.loads(out.read_text("utf-8"))
     assert kept["made_by"] == "dlm-export x"
     assert kept["report"]["num_canvases"] == 7
     assert kept["report"]["layers"] == {"denoise": {"embed": "int8"}}

@@ -37,7 +37,7 @@ def test_a_size_is_traced_predicted_and_measured(monkeypatch, tmp_path):
 
 
 def test_published_figures_are_those_of_a_run_that_held_its_tolerances():
-    saved = json.loads((ROOT / "benchmarks/results/predict.json").read_text())
+    saved = json.loads((ROOT / "benchmarks/results/predict.json").read_text("utf-8"))
     recomputed = verdict(saved["results"])
     assert recomputed == saved["verdict"]
     assert {item["size"] for item in saved["results"]} == set(predict.SIZES)

@@ -108,7 +108,7 @@ def test_command_prints_a_table_and_records_its_circumstances(tmp_path: Path) ->
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "| human" in result.output
-    written = json.loads(out.read_text())
+    written = json.loads(out.read_text("utf-8"))
     assert written["sets"]["human"]["num_texts"] == 2
     assert {"date", "command", "machine", "versions"} <= set(written)
     assert str(tmp_path) not in json.dumps(written["command"])

@@ -14,6 +14,7 @@ from dlm_edge.calibration.cpu import (
     FULL_RANGE,
     SAFE_RANGE,
     cpu_plan,
+    kernels_saturate,
     quantize_for_cpu,
     weight_limit,
 )
@@ -97,6 +98,8 @@ def by_hand(model, tokens, limit, *, rows_apart=False):
 @pytest.mark.parametrize("rows_apart", [False, True])
 @pytest.mark.parametrize("limit", [SAFE_RANGE, FULL_RANGE])
 def test_graph_computes_what_the_arithmetic_says(limit, rows_apart):
+    if limit == FULL_RANGE and kernels_saturate():
+        pytest.skip("no VNNI here: these kernels saturate")
     model = small_graph()
     layers = find_layers(model, ROLES)
     how = {"limit": limit, "rows_apart": rows_apart}
@@ -238,5 +241,5 @@ def test_only_this_machine_is_trusted_with_eight_bits_if_it_does_not_saturate(mo
 def test_seven_bits_are_exact_on_kernels_without_vnni_where_eight_saturate():
     """Valgrind shows programs an AVX2 machine without VNNI, so ONNX Runtime takes those kernels."""
     command = ["valgrind", "-q", "--tool=none", sys.executable, "-c", KERNELS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     assert done.stdout.split() == ["127", "wrong", "64", "exact"]

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 using std::max;
@@ -173,6 +174,9 @@ inline bool run_block(bool downwards) {
 // wait for each other for ever.
 extern "C" int emulate(void* kernel, unsigned grid, unsigned block, const uint64_t* arguments,
                        int num_arguments, int downwards) {
+  // A device that works calls off by a thread may still do so when another device's launch comes.
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> held(one_at_a_time);
   static std::vector<emulation::Fiber> fibers;  // their stacks serve every launch
   if (fibers.size() < block) fibers.resize(block);
   emulation::Launch launch{fibers};

@@ -9,11 +9,13 @@ NAMES = ("uniforms", "halves", "votes", "deadlock", "race")
 def copy_kernels(kernels: Path, folder: Path) -> Path:
     """Copies the shipped sources, to be changed; returns the copy."""
     copy = folder / "kernels"
-    shutil.copytree(kernels, copy)
+    copy.mkdir()
+    for path in kernels.glob("*.cu*"):
+        shutil.copyfile(path, copy / path.name)  # not its mode: a checkout may be read-only
     return copy
 
 
 def probe_source(kernels: Path, folder: Path) -> Path:
     """Puts the probes beside a copy of the sources; returns their path."""
     target = copy_kernels(kernels, folder) / "probe.cu"
-    return Path(shutil.copy(Path(__file__).with_name("probe.cu"), target))
+    return Path(shutil.copyfile(Path(__file__).with_name("probe.cu"), target))

@@ -51,6 +51,18 @@ def test_every_half_becomes_its_float(probe):
     assert np.array_equal(found, expected, equal_nan=True)
 
 
+def test_devices_that_launch_at_once_do_not_disturb_each_other(probe):
+    devices = [EmulatedDevice(), EmulatedDevice(asynchronous=True)]
+    kernels = [probe(device)["votes"] for device in devices]
+    wanted = launch(devices[0], kernels[0], (64, 2), np.uint32)
+    outs = [devices[1].empty((64, 2), np.uint32) for _ in range(200)]
+    for out in outs:  # worked off behind the host's back
+        devices[1].launch(kernels[1], 1, 64, (out.pointer,))
+    for _ in range(200):
+        assert np.array_equal(launch(devices[0], kernels[0], (64, 2), np.uint32), wanted)
+    assert all(np.array_equal(devices[1].download(out), wanted) for out in outs)
+
+
 def test_a_captured_step_runs_when_it_is_replayed():
     device = EmulatedDevice()
     one, other = (device.empty((4,), np.int32) for _ in range(2))

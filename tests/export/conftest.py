@@ -1,11 +1,21 @@
 """Tiny checkpoints, and a graph traced once per session, since tracing takes seconds."""
 
+import copy
+
 import pytest
 import torch
+from dlm_edge.export import models, quantise, recording
+from dlm_edge.export.outside import fill
 from dlm_edge.export.trace import trace
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.families.shapes import Shape
 from tiny_checkpoint import BLOCK, CONTEXT, SHAPE, make_checkpoint
+
+BOATS = [
+    f"The {word} boat sailed over the {other} sea and came home."
+    for word in ("red", "blue", "old", "new")
+    for other in ("calm", "wild", "grey", "wide", "cold")
+]
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +45,48 @@ def tiny_graph():
 @pytest.fixture(scope="session")
 def traced_bytes(tiny_graph):
     return trace(tiny_graph, Shape(block=BLOCK, context=CONTEXT)).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def few_measurements():
+    """A tiny model is measured in seconds, but not by as many canvases as a real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantise, "NUM_SAMPLES", 4)
+        patch.setattr(quantise, "NUM_DECODES", 2)
+        few = recording.CanvasSettings(per_stratum=1, num_decodes=1, num_windows=1)
+        patch.setattr(recording, "HELD_OUT", few)
+        patch.setattr(recording, "CALIBRATION", few)
+        yield
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A text to calibrate and measure on."""
+    path = tmp_path_factory.mktemp("text") / "boats.txt"
+    path.write_text("<|endoftext|>".join(BOATS), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Weights that are not scaled up: an untrained model's logits are nearly flat."""
+    folder = tmp_path_factory.mktemp("small") / "checkpoint"
+    make_checkpoint(folder, scale=1.0, tie_embeddings=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def traced_once():
+    return {}
+
+
+@pytest.fixture
+def traced_before(traced_once, monkeypatch):
+    """Saves the seconds that tracing a module's one model takes where something else is tested."""
+
+    def trace(graph, shape, once=models.trace_outside):
+        if not traced_once:
+            traced_once[graph.name] = fill(*once(graph, shape))
+        return copy.deepcopy(traced_once[graph.name]), {}
+
+    monkeypatch.setattr(models, "trace_outside", trace)

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 from dlm_edge.export import auto
-from dlm_edge.export.auto import Candidate, choose
+from dlm_edge.export.auto import choose
+from dlm_edge.export.candidates import Candidate
 from dlm_edge.export.settings import ExportSettings
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
 
@@ -31,7 +32,7 @@ def offered(monkeypatch):
             raise found
         return [replace(item, precision=settings.precision) for item in found]
 
-    monkeypatch.setattr(auto, "_candidates", candidates)
+    monkeypatch.setattr(auto, "find_candidates", candidates)
     return table
 
 

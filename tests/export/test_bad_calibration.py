@@ -1,66 +1,20 @@
 """What can go wrong with calibration, from the command line: one line each, and nothing written."""
 
-import copy
 import json
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from dlm_edge.export import pack, quantise, recording
+from dlm_edge.export import models, quantise, recording
 from dlm_edge.export.cli import main
-from dlm_edge.export.outside import fill
 from dlm_edge.runtime.bundle import open_bundle
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import make_checkpoint
 
-DOCUMENTS = [
-    f"The {word} boat sailed over the {other} sea and came home."
-    for word in ("red", "blue", "old", "new")
-    for other in ("calm", "wild", "grey", "wide", "cold")
-]
 SIZES = ("--block", 4, "--context", 16, "--loss-tokens", 200)
+pytestmark = pytest.mark.usefixtures("few_measurements")
 NORM = "trunk.layers.1.mlp_norm.weight"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_measurements():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantise, "NUM_SAMPLES", 4)
-        patch.setattr(quantise, "NUM_DECODES", 2)
-        few = recording.CanvasSettings(per_stratum=1, num_decodes=1, num_windows=1)
-        patch.setattr(recording, "HELD_OUT", few)
-        patch.setattr(recording, "CALIBRATION", few)
-        yield
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "boats.txt"
-    path.write_text("<|endoftext|>".join(DOCUMENTS))
-    return path
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sound") / "checkpoint"
-    make_checkpoint(folder, scale=1.0, tie_embeddings=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def traced_once():
-    return {}
-
-
-@pytest.fixture
-def traced_before(traced_once, monkeypatch):
-    def trace(graph, shape, once=pack.trace_outside):
-        if not traced_once:
-            traced_once[graph.name] = fill(*once(graph, shape))
-        return copy.deepcopy(traced_once[graph.name]), {}
-
-    monkeypatch.setattr(pack, "trace_outside", trace)
 
 
 def export(checkpoint, folder, *options, precision="int8", target="orin-nano"):
@@ -102,15 +56,15 @@ def out(tmp_path):
     return folder
 
 
-def test_no_calibration_prompts(traced_before, sound, out, tmp_path):
-    refused(export(sound, out), "--calibration-data FILE")
+def test_no_calibration_prompts(traced_before, small, out, tmp_path):
+    refused(export(small, out), "--calibration-data FILE")
     (tmp_path / "empty.txt").write_text("")
-    refused(export(sound, out, "--calibration-data", tmp_path / "empty.txt"), "empty.txt")
+    refused(export(small, out, "--calibration-data", tmp_path / "empty.txt"), "empty.txt")
 
 
-def test_prompts_shorter_than_a_block(traced_before, sound, out, tmp_path):
+def test_prompts_shorter_than_a_block(traced_before, small, out, tmp_path):
     (tmp_path / "short.txt").write_text("<|endoftext|>".join("ab" for _ in range(80)))
-    outcome = export(sound, out, "--calibration-data", tmp_path / "short.txt")
+    outcome = export(small, out, "--calibration-data", tmp_path / "short.txt")
     refused(outcome, "fewer than a block of 4", "give longer texts")
 
 
@@ -136,7 +90,7 @@ def test_nan_names_the_layer_before_attention(text, out, tmp_path):
 
 
 def test_a_budget_that_cannot_be_met_says_the_best_and_writes_only_by_force(
-    traced_before, sound, text, out, monkeypatch
+    traced_before, small, text, out, monkeypatch
 ):
     honest = quantise.Examiner.ratios
 
@@ -150,12 +104,12 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_writes_only_by_force(
         }
 
     monkeypatch.setattr(quantise.Examiner, "ratios", worse)
-    outcome = export(sound, out, "--calibration-data", text, "--max-loss", "0.5 %")
+    outcome = export(small, out, "--calibration-data", text, "--max-loss", "0.5 %")
     refused(
         outcome, "--max-loss 0.5 cannot be met", "loses 10.00 %", "up to 11.00 %", "at blocks of",
         "--force",
     )  # fmt: skip
-    code, errors, left = export(sound, out, "--calibration-data", text, "--force")
+    code, errors, left = export(small, out, "--calibration-data", text, "--force")
     assert (code, errors, left) == (0, [], ["x.dlm", "x.report"])
     assert any(
         "--force" in line for line in open_bundle(out / "x.dlm").report["quality"]["warnings"]
@@ -163,15 +117,15 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_writes_only_by_force(
 
 
 def test_an_edited_plan_with_unknown_tensors(
-    traced_before, sound, text, out, tmp_path, monkeypatch
+    traced_before, small, text, out, tmp_path, monkeypatch
 ):
     plan = {"version": 1, "graphs": {"denoise": {"layers": {"trunk.layers.9.mlp.down": {}}}}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    outcome = export(sound, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
+    outcome = export(small, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
     refused(outcome, "1 tensors that graph denoise does not have", "trunk.layers.9.mlp.down")
     # Recording takes minutes: what is wrong in a file is said before.
     monkeypatch.setattr(quantise.Recording, "sets", None)
-    outcome = export(sound, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
+    outcome = export(small, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
     refused(outcome, "trunk.layers.9.mlp.down")
 
 
@@ -184,29 +138,29 @@ def test_an_edited_plan_with_unknown_tensors(
     ],
 )
 def test_an_edited_plan_that_cannot_be_is_refused_before_anything_is_recorded(
-    traced_before, sound, text, out, tmp_path, monkeypatch, layer, field, target, said
+    traced_before, small, text, out, tmp_path, monkeypatch, layer, field, target, said
 ):
     plan = {"version": 1, "graphs": {"denoise": {"layers": {layer: field}}}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     monkeypatch.setattr(quantise.Recording, "sets", None)
     given = ("--calibration-data", text, "--plan", tmp_path / "plan.json")
-    refused(export(sound, out, *given, target=target), layer, said)
+    refused(export(small, out, *given, target=target), layer, said)
 
 
 def test_fewer_tokens_to_measure_on_than_a_block_holds(
-    traced_before, sound, text, out, monkeypatch
+    traced_before, small, text, out, monkeypatch
 ):
     monkeypatch.setattr(quantise, "decoded_blocks", lambda *_: (4, 500))
-    outcome = export(sound, out, "--calibration-data", text)
+    outcome = export(small, out, "--calibration-data", text)
     refused(outcome, "--loss-tokens 200 is fewer than a block of 500", "500 or more")
 
 
 def test_canvases_serve_another_precision_and_are_refused_for_another_seed(
-    traced_before, sound, text, out, tmp_path, monkeypatch
+    traced_before, small, text, out, tmp_path, monkeypatch
 ):
     kept = tmp_path / "kept.canvases"
     common = ("--calibration-data", text, "--canvases", kept, "--max-loss", 50)
-    assert export(sound, out, *common, precision="fp16", target="cpu")[0] == 0
+    assert export(small, out, *common, precision="fp16", target="cpu")[0] == 0
     first = kept.read_bytes()
     recorded = []
     make = recording.MAKERS["decode"]
@@ -216,7 +170,7 @@ def test_canvases_serve_another_precision_and_are_refused_for_another_seed(
         return make(*given, **named)
 
     monkeypatch.setattr(recording, "MAKERS", {**recording.MAKERS, "decode": counted})
-    assert export(sound, out, *common)[0] == 0
+    assert export(small, out, *common)[0] == 0
     assert recorded == []
     # Clean text and noise were not needed before: they are added.
     assert len(kept.read_bytes()) > len(first)
@@ -224,16 +178,16 @@ def test_canvases_serve_another_precision_and_are_refused_for_another_seed(
     for item in sorted((out / "x.report").iterdir()):
         item.unlink()
     (out / "x.report").rmdir()
-    refused(export(sound, out, *common, "--seed", 1), "kept.canvases", "another seed", "delete")
-    refused(export(sound, out, *common, "--block", 8), "another choice of block and context sizes")
+    refused(export(small, out, *common, "--seed", 1), "kept.canvases", "another seed", "delete")
+    refused(export(small, out, *common, "--block", 8), "another choice of block and context sizes")
     kept.write_bytes(first[: len(first) // 2])
-    refused(export(sound, out, *common), "is no file of canvases or is damaged", "delete it")
+    refused(export(small, out, *common), "is no file of canvases or is damaged", "delete it")
 
 
-def test_canvases_that_could_not_be_written_are_told_before_any_work(sound, text, out, monkeypatch):
-    monkeypatch.setattr(pack, "trace_outside", None)
+def test_canvases_that_could_not_be_written_are_told_before_any_work(small, text, out, monkeypatch):
+    monkeypatch.setattr(models, "trace_outside", None)
     refused_code, errors, left = export(
-        sound, out, "--calibration-data", text, "--canvases", out / "none" / "c"
+        small, out, "--calibration-data", text, "--canvases", out / "none" / "c"
     )
     assert (refused_code, left) == (2, [])
     assert "choose another --canvases" in errors[0]

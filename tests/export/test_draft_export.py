@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from dlm_edge.calibration.linears import find_layers
-from dlm_edge.export import auto, quantise, recording
+from dlm_edge.export import auto, candidates, quantise, recording
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
@@ -211,7 +211,7 @@ def test_int8_on_a_cpu_reads_a_token_alone_as_among_the_rows_of_a_run(tmp_path):
 
 
 def test_auto_weighs_draft_lengths_by_the_runs_that_they_take(folder, monkeypatch):
-    monkeypatch.setattr(auto, "SAMPLE_TOKENS", 16)
+    monkeypatch.setattr(candidates, "SAMPLE_TOKENS", 16)
     settings, choice = auto.choose(
         folder, ExportSettings(target="orin-nano", **SIZES), lambda line: None, precisions=("fp16",)
     )

@@ -1,7 +1,7 @@
 """What `--auto` may choose from, and what it takes of the memory."""
 
 import pytest
-from dlm_edge.export import auto
+from dlm_edge.export import candidates
 from dlm_edge.export.auto import choose
 from dlm_edge.export.offers import Offer, memory_of, offers_of, shipped
 from dlm_edge.export.pack import export_checkpoint
@@ -83,7 +83,7 @@ def test_without_a_cache_all_lengths_stay_unless_memory_is_short(canvases):
 
 @pytest.mark.slow
 def test_a_shorter_context_is_taken_where_memory_is_short(exported, monkeypatch):
-    monkeypatch.setattr(auto, "_buckets", lambda source: (8, 16))
+    monkeypatch.setattr(candidates, "_buckets", lambda source: (8, 16))
     checkpoint = exported[0] / "checkpoint"
 
     def pick(**options):

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import pack, recipes
+from dlm_edge.export import models, pack, recipes
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
@@ -45,7 +45,7 @@ def exported_fp16(checkpoint, tmp_path_factory):
 def traced_before(exported, monkeypatch):
     """Saves the seconds that tracing takes where something else is tested."""
     graph = open_bundle(exported[0]).member("graphs/denoise.onnx")
-    monkeypatch.setattr(pack, "trace_outside", lambda *args: (onnx.load(str(graph)), {}))
+    monkeypatch.setattr(models, "trace_outside", lambda *args: (onnx.load(str(graph)), {}))
 
 
 def num_layer_weights(bundle):
@@ -113,7 +113,7 @@ def test_the_bundle_says_where_it_comes_from_without_naming_this_machine(exporte
     assert training["settings"] == {"data": "stories.txt", "lr": 1e-3}
     assert training["standing"] == {"step": 7}
     assert "torch" in bundle.manifest.provenance["versions"]
-    card = bundle.member("card.md").read_text()
+    card = bundle.member("card.md").read_text("utf-8")
     assert "stories.txt" in card
     assert "1,792" in card
     for name in bundle.manifest.members:
@@ -140,7 +140,7 @@ def test_fp16_halves_the_weights_and_says_what_it_means(exported, exported_fp16)
     for spec in half.manifest.graphs:  # a board reads all of the cache in every run
         kinds = {tensor.role: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
         assert {role for role, kind in kinds.items() if kind == "float16"} == {"kv", "kv_new"}
-    assert half.member("card.md").read_text().startswith("# Written by hand")
+    assert half.member("card.md").read_text("utf-8").startswith("# Written by hand")
     assert shapes(half) == [(4, 8), (8, 8), (16, 8)]
     assert check_bundle(half, open_engines(half, threads=1))["ok"]
 
@@ -197,14 +197,14 @@ def test_an_unknown_family_is_one_line(checkpoint, tmp_path):
     for file in checkpoint.iterdir():
         if file.is_file():
             (copy / file.name).write_bytes(file.read_bytes())
-    config = json.loads((copy / "config.json").read_text())
+    config = json.loads((copy / "config.json").read_text("utf-8"))
     (copy / "config.json").write_text(json.dumps({**config, "family": "unheard"}))
     assert "unheard" in refused(DlmError, copy, tmp_path / "x.dlm")
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_one_line(tmp_path):
     make_checkpoint(tmp_path / "other", vocab_size=300)
-    text = (tmp_path / "other" / "tokenizer.json").read_text()
+    text = (tmp_path / "other" / "tokenizer.json").read_text("utf-8")
     (tmp_path / "other" / "tokenizer.json").write_text(with_more_tokens(text, 43))
     assert "301 tokens" in refused(ConfigError, tmp_path / "other", tmp_path / "x.dlm")
 

@@ -1,6 +1,5 @@
 """Whole exports of an untrained model: every figure of the report is there, every budget holds."""
 
-import copy
 import json
 import sys
 from dataclasses import replace
@@ -8,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import pack, quantise, recording
-from dlm_edge.export.outside import fill
+from dlm_edge.export import models
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.check import check_bundle
@@ -17,39 +15,8 @@ from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
 from tiny_checkpoint import make_checkpoint
 
-TEXT = "<|endoftext|>".join(
-    f"The {word} boat sailed over the {other} sea and came home."
-    for word in ("red", "blue", "old", "new")
-    for other in ("calm", "wild", "grey", "wide", "cold")
-)
+pytestmark = pytest.mark.usefixtures("few_measurements")
 COMMON = {"loss_tokens": 200, "max_loss": 20.0, "blocks": (4,), "contexts": (16,)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_measurements():
-    """A tiny model is measured in seconds, but not by as many canvases as a real one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantise, "NUM_SAMPLES", 4)
-        patch.setattr(quantise, "NUM_DECODES", 2)
-        few = recording.CanvasSettings(per_stratum=1, num_decodes=1, num_windows=1)
-        patch.setattr(recording, "HELD_OUT", few)
-        patch.setattr(recording, "CALIBRATION", few)
-        yield
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "boats.txt"
-    path.write_text(TEXT)
-    return path
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Weights that are not scaled up: an untrained model's logits are nearly flat."""
-    folder = tmp_path_factory.mktemp("small") / "checkpoint"
-    make_checkpoint(folder, scale=1.0, tie_embeddings=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +24,6 @@ def exported(small, text, tmp_path_factory):
     path = tmp_path_factory.mktemp("bundles") / "model.dlm"
     settings = ExportSettings(precision="int8", target="orin-nano", calibration_data=text, **COMMON)
     return path, export_checkpoint(small, path, settings)
-
-
-@pytest.fixture(scope="module")
-def traced_once():
-    return {}
-
-
-@pytest.fixture
-def traced_before(traced_once, monkeypatch):
-    """Saves the seconds that tracing the small model takes where something else is tested."""
-
-    def trace(graph, shape, once=pack.trace_outside):
-        if not traced_once:
-            traced_once[graph.name] = fill(*once(graph, shape))
-        return copy.deepcopy(traced_once[graph.name]), {}
-
-    monkeypatch.setattr(pack, "trace_outside", trace)
 
 
 def test_a_bundle_for_a_board_holds_int8_weights_and_runs_here(exported):
@@ -140,17 +90,17 @@ def test_page_and_plan_are_in_the_bundle_and_beside_it(exported):
     bundle = open_bundle(path)
     for name in ("plan.json", "report.html"):
         assert bundle.member(name).read_bytes() == (folder / name).read_bytes()
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text("utf-8")
     assert page.count("<svg") >= 5
     rows = report["quality"]["variants"]["int8"]["agreement"]["about_to_be_committed"]["rows"]
     assert f" of {rows:,}</td>" in page
     assert "src=" not in page
-    assert json.loads((folder / "plan.json").read_text()) == report["quality"]["plan"]
+    assert json.loads((folder / "plan.json").read_text("utf-8")) == report["quality"]["plan"]
 
 
 def test_an_edited_plan_is_obeyed(exported, traced_before, small, text, tmp_path):
     path, _ = exported
-    plan = json.loads((path.with_suffix(".report") / "plan.json").read_text())
+    plan = json.loads((path.with_suffix(".report") / "plan.json").read_text("utf-8"))
     layers = plan["graphs"]["denoise"]["layers"]
     name = "trunk.layers.1.mlp.down"
     layers[name] = {"precision": "float"}
@@ -181,7 +131,7 @@ def test_fp16_with_a_text_has_its_loss_measured(traced_before, small, text, tmp_
     assert set(quality["variants"]) == {"fp32", "fp16"}
     assert abs(quality["variants"]["fp16"]["ratio"]["value"] - 1) < 1e-3
     assert quality["comparison"] == {}
-    assert "calibrated on" not in (tmp_path / "half.report" / "report.html").read_text()
+    assert "calibrated on" not in (tmp_path / "half.report" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +173,7 @@ def test_int8_for_the_cpu_loses_little_and_multiplies_integers(
 
 
 def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "trace_outside", None)
+    monkeypatch.setattr(models, "trace_outside", None)
     settings = ExportSettings(precision="int8", calibration_data=text, **COMMON)
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "new" / "folder"):

@@ -42,7 +42,7 @@ def test_each_length_is_a_shape_over_one_copy_of_the_weights(checkpoint, tmp_pat
     )
     for shape in report["parity"]["score"]["shapes"]:
         assert shape["against_torch"]["max_relative_error"] < 1e-5
-    golden = json.loads(bundle.member("golden.json").read_text())
+    golden = json.loads(bundle.member("golden.json").read_text("utf-8"))
     sigmas = [run["inputs"]["sigma"][0] for case in golden["cases"] for run in case["runs"]]
     assert min(sigmas) < 0.01 < 5 < max(sigmas)
     assert check_bundle(bundle, open_engines(bundle, "onnxruntime", 1))["ok"]

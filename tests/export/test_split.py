@@ -87,7 +87,7 @@ def test_a_graph_that_ignores_the_split_is_found_at_export(made):
 
 def test_an_engine_that_ignores_the_split_fails_the_golden_vectors(made):
     _, bundle, _, _ = made
-    golden = json.loads(bundle.member("golden.json").read_text())
+    golden = json.loads(bundle.member("golden.json").read_text("utf-8"))
     for case in golden["cases"]:
         splits = {run["inputs"]["split"][0] for run in case["runs"]}
         assert splits == {0, case["block"] // 2}

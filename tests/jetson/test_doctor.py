@@ -151,9 +151,15 @@ def test_another_machine_needs_only_the_cpus_engine(tmp_path):
     assert not checks(tmp_path, {})[0].ready
 
 
-def test_commands_run_without_a_shell_and_a_missing_one_is_told():
+def test_commands_run_without_a_shell_and_a_missing_one_is_told(tmp_path):
     assert run_command((sys.executable, "-c", "print('$HOME')")) == (0, "$HOME")
     assert run_command(("/no/such/program",))[0] == 127
+    assert run_command((str(tmp_path),)) == (127, f"{tmp_path}: Permission denied")
+
+
+def test_what_a_command_says_is_read_in_any_encoding():
+    said = "import sys; sys.stdout.buffer.write(b'\\xe2\\x97\\x8f caf\\xe9')"
+    assert run_command((sys.executable, "-c", said)) == (0, "● caf\ufffd")
 
 
 def test_the_command_prints_a_table_or_json():

@@ -74,7 +74,7 @@ def test_damaged_figures_are_measured_again(measured, content):
     path.write_text(content)
     assert host_rates(1) == RATES
     assert measured == [1, 1]
-    assert json.loads(path.read_text()) == json.loads(json.dumps(asdict(RATES)))
+    assert json.loads(path.read_text("utf-8")) == json.loads(json.dumps(asdict(RATES)))
 
 
 @pytest.fixture

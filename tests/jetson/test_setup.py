@@ -10,6 +10,8 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "jetson" / "setup.sh"
 BASH = shutil.which("bash")
+HERE = ("--python", sys.executable)
+"""Whatever the path calls python3, if anything."""
 
 pytestmark = pytest.mark.skipif(BASH is None, reason="no bash here")
 
@@ -47,9 +49,7 @@ def test_help_names_every_option():
 
 def test_a_dry_run_for_the_cpu_installs_without_needless_dependencies(wheel, tmp_path):
     venv = tmp_path / "venv"
-    result = setup(
-        "--cpu", "--dry-run", "--wheel", wheel, "--venv", venv, "--python", sys.executable
-    )
+    result = setup("--cpu", "--dry-run", "--wheel", wheel, "--venv", venv, *HERE)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("+ ")]
     assert f"-m venv {venv}" in lines[0]
@@ -65,8 +65,8 @@ def test_a_dry_run_for_the_cpu_installs_without_needless_dependencies(wheel, tmp
         (("--nonsense",), "unknown option --nonsense"),
         (("--wheel",), "--wheel needs a value"),
         (("--python", "/no/python"), "no /no/python here"),
-        (("--cpu", "--wheel", "/no/such.whl"), "there is no /no/such.whl"),
-        (("--cpu",), "no dlm_edge-*.whl here"),
+        (("--cpu", *HERE, "--wheel", "/no/such.whl"), "there is no /no/such.whl"),
+        (("--cpu", *HERE), "no dlm_edge-*.whl here"),
     ],
 )
 def test_bad_wishes_are_one_line_with_a_remedy(arguments, said, tmp_path):

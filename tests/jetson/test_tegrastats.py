@@ -126,7 +126,7 @@ def fake_program(tmp_path, monkeypatch, body):
 
 
 def wait(ready):
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 60
     while not ready():
         assert time.monotonic() < limit
         time.sleep(0.01)
@@ -140,8 +140,8 @@ def test_lines_of_a_running_program_are_handed_on_until_it_is_stopped(tmp_path, 
     wait(lambda: len(heard) > 2)
     source.stop()
     assert heard[0][1]["VDD_IN"].value == 16.321
-    assert heard[0][0] < heard[1][0]
-    assert (tmp_path / "arguments").read_text().split() == ["--interval", "50"]
+    assert heard[0][0] <= heard[1][0]
+    assert (tmp_path / "arguments").read_text("utf-8").split() == ["--interval", "50"]
     assert source.lost is None
 
 

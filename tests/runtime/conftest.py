@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 import pytest
 from dlm_edge.runtime.bundle import write_bundle
-from dlm_edge.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from dlm_edge.runtime.manifest import Manifest
+from manifests import denoise_spec
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from toy_bundle import write_toy
 
 STORY = "The cat sat, the café shut. "
 """What the model writes, over and over: position p holds its byte p."""
@@ -81,26 +83,6 @@ def graph_bytes(end_at=None):
     return model.SerializeToString()
 
 
-def graph_spec(block, context):
-    return GraphSpec(
-        name="denoise",
-        file="graphs/denoise.onnx",
-        batch=1,
-        block=block,
-        context=context,
-        precision="fp32",
-        inputs=(
-            TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
-            TensorSpec(name="start", dtype="int32", shape=(1,), role="start"),
-            TensorSpec(name="kv", dtype="float32", shape=(context, *KV), role="kv"),
-        ),
-        outputs=(
-            TensorSpec(name="logits", dtype="float32", shape=(1, block, VOCAB), role="logits"),
-            TensorSpec(name="kv_new", dtype="float32", shape=(block, *KV), role="kv_new"),
-        ),
-    )
-
-
 MANIFEST = Manifest(
     family="mdlm",
     model={"num_layers": 1, "num_kv_heads": 1, "head_dim": 1},
@@ -114,7 +96,7 @@ MANIFEST = Manifest(
     noise_schedule={"name": "loglinear", "eps": 1e-3},
     precision="fp32",
     target="cpu",
-    graphs=tuple(graph_spec(*shape) for shape in SHAPES),
+    graphs=tuple(denoise_spec(*shape, vocab=VOCAB, cache=KV) for shape in SHAPES),
     decoding={"rule": "threshold", "threshold": 0.9},
     provenance={"data": "none"},
 )
@@ -141,3 +123,14 @@ def make_bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bundle(make_bundle):
     return make_bundle()
+
+
+@pytest.fixture
+def bundle_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_toy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bundle_bytes(tmp_path_factory):
+    return write_toy(tmp_path_factory.mktemp("bytes")).read_bytes()

@@ -1,12 +1,13 @@
 """The report that proves a board: on the CPU, on a stand-in for a board, and on faulty ones."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from dlm_edge.export.golden import golden_vectors
-from dlm_edge.runtime import board_report
+from dlm_edge.runtime import board_report, generate, pipeline, text_generation
 from dlm_edge.runtime.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.cli import main
 from dlm_edge.runtime.engines import open_engines
@@ -42,7 +43,7 @@ def report(bundle, *arguments, code=0):
     target = bundle.parent / "report.json"
     result = CliRunner().invoke(main, [str(bundle), "--board-report", str(target), *arguments])
     assert result.exit_code == code, result.stderr
-    return json.loads(target.read_text()), result
+    return json.loads(target.read_text("utf-8")), result
 
 
 def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle):
@@ -59,6 +60,15 @@ def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle):
     assert found["versions"]["numpy"] == np.__version__
     assert found["bundle"]["sha256"] == open_bundle(bundle).sha256
     assert "not run: no GPU" in result.stdout
+
+
+def test_texts_that_take_less_than_a_tick_of_the_clock_are_no_fault(bundle, monkeypatch):
+    for module in (generate, pipeline, text_generation):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 7.0))
+    found, _ = report(bundle, "--engine", "onnxruntime")
+    assert found["ok"]
+    assert found["speed"]["tokens"] > 0
+    assert found["speed"]["tokens_per_s"] == 0.0
 
 
 def test_on_a_board_every_kernel_is_compared(bundle, monkeypatch):

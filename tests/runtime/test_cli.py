@@ -1,18 +1,10 @@
 import json
-import os
-import pty
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from dlm_edge.runtime.cli import main
 from dlm_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-ROOT = Path(__file__).resolve().parents[2]
 STORY = "The cat sat, the café shut. "
 STABLE_KEYS = {
     "text",
@@ -27,17 +19,6 @@ STABLE_KEYS = {
     "rule",
     "seed",
 }
-PROGRAM = """
-import importlib.util, sys
-root = sys.argv.pop(1)
-spec = importlib.util.spec_from_file_location(
-    "dlm_edge", root + "/__init__.py", submodule_search_locations=[root])
-package = importlib.util.module_from_spec(spec)
-sys.modules["dlm_edge"] = package
-spec.loader.exec_module(package)
-from dlm_edge.runtime.cli import main
-main()
-"""
 
 
 def run(*arguments, **keys):
@@ -58,10 +39,6 @@ def refused(code, *arguments, **keys):
     assert result.stderr.startswith("dlm-run: error: ")
     assert result.stderr.count("\n") == 1
     return result.stderr
-
-
-def command(*arguments):
-    return [sys.executable, "-c", PROGRAM, str(ROOT), *map(str, arguments)]
 
 
 def test_prompt_and_continuation_are_printed(tiny_bundle):
@@ -290,62 +267,6 @@ def test_ctrl_c_prints_what_was_committed_and_ends_with_130(tiny_bundle, monkeyp
         assert got["finish_reason"] == "interrupted"
         last = got["text"]
     assert last.startswith("The c" if "--infill" not in flags else "The ")
-
-
-def test_a_reader_that_goes_away_is_no_error(tiny_bundle):
-    with subprocess.Popen(
-        command(tiny_bundle, "--num-samples", 5000),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        process.stdout.read(1)
-        process.stdout.close()
-        errors = process.stderr.read()
-        assert process.wait(timeout=60) == 141
-    assert errors == b""
-
-
-def test_watching_on_a_terminal_redraws_and_ctrl_c_gives_the_cursor_back(tiny_bundle):
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm"}
-    environment.pop("NO_COLOR", None)
-    arguments = command(tiny_bundle, "--watch", "--watch-delay", 0.05)
-    with subprocess.Popen(
-        arguments, stdout=follower, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
-        os.close(follower)
-        seen, deadline = b"", time.monotonic() + 60
-        while seen.count(b"graph runs") < 3 and time.monotonic() < deadline:
-            seen += os.read(leader, 65536)
-        process.send_signal(signal.SIGINT)
-        while True:
-            try:
-                more = os.read(leader, 65536)
-            except OSError:  # Linux: the terminal has no user any more
-                break
-            if not more:
-                break
-            seen += more
-        assert process.wait(timeout=60) == 130
-    os.close(leader)
-    text = seen.decode()
-    assert "\x1b[?25l" in text
-    assert "\x1b[33m" in text
-    assert "░" in text
-    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
-    final = text[text.rindex("\x1b[?25h") :].removeprefix("\x1b[?25h").strip()
-    assert STORY.startswith(final)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_one_line(tiny_bundle):
-    for arguments in ([tiny_bundle], [tiny_bundle, "--json"], ["--help"]):
-        with open("/dev/full", "w") as full:
-            done = subprocess.run(
-                command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
-            )
-        assert done.returncode == 1
-        assert done.stderr == "dlm-run: error: cannot write the output: No space left on device\n"
 
 
 def test_a_prompt_that_is_not_utf8_is_refused(tiny_bundle):

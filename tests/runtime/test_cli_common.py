@@ -12,8 +12,6 @@ from click.testing import CliRunner
 from dlm_edge.runtime.cli_common import (
     DlmCommand,
     common_options,
-    figures_line,
-    peak_rss_mib,
     print_json,
     refuse_together,
     styled,
@@ -153,21 +151,3 @@ def test_styles_are_for_terminals_that_want_colour(monkeypatch):
     assert styled("", Terminal(), bold=True) == ""
     monkeypatch.setenv("NO_COLOR", "1")
     assert styled("a", Terminal(), bold=True) == "a"
-
-
-def test_peak_memory_is_that_of_this_process():
-    assert 5 < peak_rss_mib() < 1 << 20
-
-
-def test_figures_of_an_exact_likelihood_claim_no_interval_and_no_draws():
-    figures = {
-        "perplexity": 6.0, "perplexity_low": 6.0, "perplexity_high": 6.0, "num_samples": 1,
-        "nats_per_token": 1.79, "bits_per_char": 0.8, "num_tokens": 9, "num_documents": 2,
-        "block": 1, "engine": "onnxruntime-cpu", "precision": "fp32", "seconds": 0.5,
-    }  # fmt: skip
-    line = figures_line(figures)
-    assert line.startswith("perplexity 6 (exact), 1.7900 nats/token")
-    assert "samples" not in line
-    drawn = figures_line({**figures, "perplexity_low": 5.9, "num_samples": 4, "block": 16})
-    assert "(5.9 to 6 with 95 %)" in drawn
-    assert "4 samples, block 16, onnxruntime-cpu" in drawn

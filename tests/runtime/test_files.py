@@ -1,7 +1,16 @@
+import math
 import os
+from types import SimpleNamespace
 
 import pytest
-from dlm_edge.runtime.files import is_unfinished, name_beside, write_whole, written_beside
+from dlm_edge.runtime import files
+from dlm_edge.runtime.files import (
+    free_bytes,
+    is_unfinished,
+    name_beside,
+    write_whole,
+    written_beside,
+)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -16,7 +25,7 @@ def test_whatever_interrupts_leaves_the_old_file_and_nothing_beside(tmp_path, er
 
     with pytest.raises(type(error)):
         write()
-    assert path.read_text() == "old"
+    assert path.read_text("utf-8") == "old"
     assert os.listdir(tmp_path) == ["a.json"]
 
 
@@ -35,3 +44,10 @@ def test_a_file_appears_by_one_rename_with_the_rights_of_the_users_mask(tmp_path
 def test_two_writers_never_share_a_name(tmp_path):
     assert name_beside(tmp_path / "a") != name_beside(tmp_path / "a")
     assert not is_unfinished(tmp_path / "a.partial")
+
+
+@pytest.mark.parametrize(("total", "free"), [(100, 7), (0, math.inf)])
+def test_a_file_system_without_a_limit_is_not_a_full_one(tmp_path, monkeypatch, total, free):
+    usage = SimpleNamespace(total=total, used=0, free=7 if total else 0)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
+    assert free_bytes(tmp_path) == free

@@ -10,6 +10,7 @@ from dlm_edge.runtime.manifest_json import (
     manifest_from_json,
     manifest_to_json,
 )
+from foreign_bundles import require_one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_bundle import toy_manifest
@@ -18,10 +19,6 @@ MEMBERS = {
     name: Member(sha256="0" * 64, size=1)
     for name in ("graphs/denoise.onnx", "graphs/denoise.weights", "tokenizer.json")
 }
-
-
-def require_one_line(error: BundleError) -> None:
-    assert "\n" not in str(error)
 
 
 def valid() -> dict:

@@ -2,16 +2,13 @@ import onnx
 import pytest
 from dlm_edge.runtime.errors import BundleError
 from dlm_edge.runtime.onnx_scan import check_external_data
+from foreign_bundles import require_one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from toy_bundle import toy_model
 
 SIZES = {"graphs/g.onnx": 100, "graphs/g.weights": 50}
-
-
-def require_one_line(error: BundleError) -> None:
-    assert "\n" not in str(error)
 
 
 def external(location="g.weights", offset="0", length="50"):

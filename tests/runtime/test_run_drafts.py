@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from dlm_edge.runtime.cli import main
+from dlm_edge.runtime.families.tidar_layout import draft_rows
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
 
@@ -65,6 +66,15 @@ def test_drafts_change_nothing_but_the_number_of_runs(bundles, block):
     alone = texts(bundles["parts"], "onnxruntime", rule="next_token")
     assert [one[:2] for one in drafted] == [one[:2] for one in alone]
     assert texts(bundles["whole"], "onnxruntime", block_size=block) == drafted
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, 4), (4, 4), (2, 2)])
+def test_the_longest_drafts_are_taken_unless_asked_otherwise(bundles, asked, found):
+    with Pipeline.load(bundles["parts"], engine="onnxruntime") as pipeline:
+        seen = []
+        pipeline.observer = seen.append
+        pipeline.generate("abc", max_tokens=9, block_size=asked).result()
+    assert {step.block for step in seen} & {draft_rows(2), draft_rows(4)} == {draft_rows(found)}
 
 
 def run(*arguments):

@@ -152,7 +152,7 @@ def test_limits_below_one_and_unknown_families_are_refused(tmp_path, text):
     folder = checkpoint(tmp_path / "m", "mdlm", mask_token_id=1)
     with pytest.raises(ConfigError, match="limit"):
         evaluate_checkpoint(folder, text, limit=0)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "family": "nonesuch"}))
     with pytest.raises(CheckpointError, match="nonesuch"):
         evaluate_checkpoint(folder, text)

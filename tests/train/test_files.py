@@ -18,7 +18,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path):
 
     with pytest.raises(OSError, match="No space"):
         write_file(path, fill)
-    assert path.read_text() == "old"
+    assert path.read_text("utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 

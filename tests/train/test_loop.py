@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,11 @@ def test_a_resumed_run_ends_with_bit_identical_weights(settings, tmp_path: Path,
     assert_equal(whole.out, config.out)
 
 
+def test_a_clock_that_sees_no_time_pass_stops_no_run(settings, monkeypatch):
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: 7.0))
+    assert train(settings(max_steps=10), quiet=True)["steps"] == 10
+
+
 def test_accumulation_gives_the_weights_of_one_large_batch(settings, tmp_path: Path):
     # Muon orthogonalises in bfloat16, which magnifies rounding beyond a tight tolerance.
     one = settings(out=str(tmp_path / "one"), optimizer="adamw")
@@ -110,7 +116,7 @@ def test_a_state_of_another_shape_is_refused(settings):
 def test_a_run_is_not_continued_on_another_text(settings, stories: Path, tmp_path: Path):
     train(settings(), quiet=True)
     other = tmp_path / "other.txt"
-    other.write_text(stories.read_text() + "<|endoftext|>One more.")
+    other.write_text(stories.read_text("utf-8") + "<|endoftext|>One more.")
     with pytest.raises(CheckpointError, match="text has changed"):
         train(settings(data=str(other)), resume=True, quiet=True)
 

@@ -89,7 +89,7 @@ def test_a_checkpoint_that_is_missing_is_one_line(tmp_path) -> None:
 def test_what_is_no_causal_model_is_one_line(tmp_path, family):
     make_checkpoint(tmp_path / "c")
     path = tmp_path / "c" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "family": family}))
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "family": family}))
     out = tmp_path / "o.txt"
     asked = [str(tmp_path / "c"), "--data", str(tmp_path), "--out", str(out)]
     result = CliRunner().invoke(main, asked)

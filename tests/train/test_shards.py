@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DataError
-from dlm_edge.train import shards
+from dlm_edge.train import encode
 from dlm_edge.train.data import documents, find_source
-from dlm_edge.train.shards import Corpus, is_held_out, prepare
+from dlm_edge.train.encode import is_held_out
+from dlm_edge.train.shards import Corpus, prepare
 from dlm_edge.train.tokenizer import train_bpe
 
 
@@ -37,7 +38,7 @@ def test_the_stream_is_eos_and_document_in_turn(stories: Path, tmp_path: Path):
 
 
 def test_worker_processes_give_the_same_shard(stories: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(shards, "_CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(encode, "_CHUNK_CHARACTERS", 500)
     one = corpus(stories, tmp_path / "one")
     two = corpus(stories, tmp_path / "two", num_workers=2)
     assert np.array_equal(one.train.tokens, two.train.tokens)
@@ -49,9 +50,9 @@ def test_a_shard_is_reused_until_the_source_changes(stories: Path, tmp_path: Pat
     mine.write_bytes(stories.read_bytes())
     corpus(mine, tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_encode_chunk", None)
+        patch.setattr(encode, "_encode_chunk", None)
         corpus(mine, tmp_path / "cache")
-    mine.write_text(mine.read_text() + " And then?")
+    mine.write_text(mine.read_text("utf-8") + " And then?")
     corpus(mine, tmp_path / "cache")
     assert len(list((tmp_path / "cache" / "shards").iterdir())) == 2
 
@@ -61,7 +62,7 @@ def test_an_interruption_leaves_no_shard_behind(stories: Path, tmp_path: Path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_encode_chunk", stop)
+        patch.setattr(encode, "_encode_chunk", stop)
         with pytest.raises(KeyboardInterrupt):
             corpus(stories, tmp_path)
     assert list((tmp_path / "shards").iterdir()) == []
@@ -94,7 +95,7 @@ def test_a_damaged_shard_says_which_folder_to_delete(stories: Path, tmp_path: Pa
 def test_the_index_names_hashes_types_and_counts(stories: Path, tmp_path: Path):
     found = corpus(stories, tmp_path)
     (folder,) = (tmp_path / "shards").iterdir()
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text("utf-8"))
     assert index["dtype"] == "uint16"
     assert index["num_tokens"]["train"] == len(found.train.tokens)
     assert index["num_documents"]["valid"] == len(found.valid.starts)

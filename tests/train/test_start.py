@@ -120,7 +120,7 @@ def test_a_name_of_the_hub_brings_parts_and_companions(tmp_path, monkeypatch):
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     convert("someone/qwen", str(tmp_path / "ours"), "tidar", {}, 32)
-    assert "chat_template" in (tmp_path / "ours" / "tokenizer_config.json").read_text()
+    assert "chat_template" in (tmp_path / "ours" / "tokenizer_config.json").read_text("utf-8")
     assert ours(tmp_path / "ours").config.dim == 48
 
 
@@ -229,7 +229,7 @@ def test_a_native_causal_checkpoint_becomes_a_qwen2_with_biases_of_zero(tmp_path
 def test_a_masked_model_from_qwen_sees_both_sides_and_keeps_our_format(tmp_path):
     make_qwen(tmp_path / "theirs")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "mdlm", {"block_sizes": "8"}, 32)
-    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    config = json.loads((tmp_path / "ours" / "config.json").read_text("utf-8"))
     assert "architectures" not in config
     assert (config["model"]["causal"], config["model"]["context"]) == (False, 32)
     assert ours(tmp_path / "ours").config.backbone == "qwen2"
@@ -237,7 +237,7 @@ def test_a_masked_model_from_qwen_sees_both_sides_and_keeps_our_format(tmp_path)
 
 def edit_config(folder: Path, **changes) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}))
 
 
 def without(folder: Path, *names: str) -> None:

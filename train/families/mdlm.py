@@ -98,6 +98,12 @@ def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[flo
         ) from None
 
 
+def draw_size(sizes: Sequence[int], weights: Sequence[float], generator: torch.Generator) -> int:
+    """Draws a batch's size from those trained, by `split_weights`' weights; none: all alike."""
+    shares = torch.tensor(weights or [1.0] * len(sizes), dtype=torch.float64)
+    return sizes[int(torch.multinomial(shares, 1, generator=generator))]
+
+
 class Mdlm:
     """The family `mdlm`."""
 
@@ -136,8 +142,7 @@ class Mdlm:
     ) -> LossOutput:
         """See Family; the block size is drawn per batch from the trained mix."""
         sizes, objective = config["block_sizes"], Objective(**config["objective"])
-        weights = torch.tensor(objective.block_weights or [1.0] * len(sizes), dtype=torch.float64)
-        block_size = sizes[int(torch.multinomial(weights, 1, generator=generator))]
+        block_size = draw_size(sizes, objective.block_weights, generator)
         noise = self._noise(ids, block_size, objective, generator, config, shard)
         nats, _ = self._masked_nats(model, ids, noise, config)
         num_tokens = ids.shape[0] * (ids.shape[1] - 1)

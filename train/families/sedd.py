@@ -27,7 +27,7 @@ from ...runtime.schedule import NoiseSchedule, make_schedule, schedule_to_json
 from ..nn.score_net import ScoreConfig, ScoreNet, ScoreStep
 from ..noise import MASKINGS
 from .base import ExportGraph, GraphTensor, LossOutput
-from .mdlm import parse_block_sizes, split_weights
+from .mdlm import draw_size, parse_block_sizes, split_weights
 from .options import check_options, common_config
 from .sedd_loss import canvas_noise, cut, draw, end_nats, position_nats
 from .shapes import canvas_shapes
@@ -120,8 +120,7 @@ class Sedd:
     ) -> LossOutput:
         """See Family; the length is drawn per batch from those trained, and ids cut to it."""
         sizes, objective = config["block_sizes"], Objective(**config["objective"])
-        weights = torch.tensor(objective.block_weights or [1.0] * len(sizes), dtype=torch.float64)
-        length = sizes[int(torch.multinomial(weights, 1, generator=generator))]
+        length = draw_size(sizes, objective.block_weights, generator)
         rows = cut(ids, length)
         noisy = draw(rows, config, objective.masking, generator, shard)
         nats = position_nats(model, rows, noisy, config)

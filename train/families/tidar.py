@@ -26,7 +26,7 @@ from ..nn.backbones import make_backbone
 from ..nn.masks import draft_mask
 from .base import ExportGraph, LossOutput
 from .draft_graphs import draft_graphs
-from .mdlm import forbidden_ids, split_weights
+from .mdlm import draw_size, forbidden_ids, split_weights
 from .options import check_options, common_config
 
 DEFAULT_BLOCK_SIZE = 8
@@ -98,8 +98,7 @@ class Tidar:
         """See Family; only the block size is random, drawn per batch from the trained mix."""
         del shard
         sizes, objective = config["block_sizes"], Objective(**config["objective"])
-        weights = torch.tensor(objective.block_weights or [1.0] * len(sizes), dtype=torch.float64)
-        block_size = sizes[int(torch.multinomial(weights, 1, generator=generator))]
+        block_size = draw_size(sizes, objective.block_weights, generator)
         causal, drafts = self._nats(model, ids, block_size, config)
         alpha = objective.alpha
         loss = (alpha * causal.mean() + drafts.mean()) / (1.0 + alpha)

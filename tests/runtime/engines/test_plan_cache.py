@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from dlm_edge.runtime import files
+from dlm_edge.runtime.engines import plan_cache
 from dlm_edge.runtime.engines.plan_cache import HEADER_BYTES, NewPlan, PlanCache, PlanKey
 from dlm_edge.runtime.errors import DlmError, EngineError
 
@@ -154,9 +155,10 @@ def test_a_disk_that_fills_up_gives_one_line(cache, monkeypatch):
     assert not list(cache.folder.glob(".*"))
 
 
-def test_too_little_space_is_found_out_before_building(cache):
+def test_too_little_space_is_found_out_before_building(cache, monkeypatch):
+    monkeypatch.setattr(plan_cache, "free_bytes", lambda folder: 1 << 20)
     with pytest.raises(EngineError, match=r"needs about \d+ MiB .* free some space"):
-        cache.obtain(KEY, never, need_bytes=1 << 60)
+        cache.obtain(KEY, never, need_bytes=1 << 30)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

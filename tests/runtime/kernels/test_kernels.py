@@ -34,6 +34,8 @@ def test_nvcc_compiles_every_kernel_without_a_spill(name, capability, tmp_path, 
          "all-warnings", "-o", tmp_path / "image.cubin", KERNELS / f"{name}.cu"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+    if "gpu architecture" in done.stderr or "gpu-architecture" in done.stderr:
+        pytest.skip(f"this nvcc knows no {target}")
     assert done.returncode == 0, done.stderr
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     registers = re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers",
