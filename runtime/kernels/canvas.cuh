@@ -64,10 +64,12 @@ struct Canvas {
   int error;                       // 1 + a row without a finite highest logit; 0: none
   unsigned sequence;               // progress words published
   int num_steps;                   // rows of `transition`
+  float inverse_penalty;
+  int processed;                   // whether there is `bias` or `seen`
 };
 
 static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
-static_assert(sizeof(Canvas) == 21 * 8 + 26 * 4, "the host writes this layout");
+static_assert(sizeof(Canvas) == 21 * 8 + 28 * 4, "the host writes this layout");
 
 // Whether no position is final before the last step: a transition without a mask.
 __device__ inline bool floats(const Canvas* canvas) {

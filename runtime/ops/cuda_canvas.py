@@ -20,6 +20,9 @@ from .cuda_state import RING, STATE, permitted_bits, settings_state
 _STATE_ARRAYS = ("ids", "masked", "chosen", "candidate", "score", "log_prob")
 _OPTIONAL_ARRAYS = ("unmask_chance", "transition", "sigma", "bias", "seen")
 
+ROW_WARPS, TRANSITION_WARPS = 16, 10
+"""Warps at most that share a row: what kernels/sample.cu and transition.cu are compiled for."""
+
 
 @dataclass(slots=True, kw_only=True)
 class CanvasMemory:
@@ -89,6 +92,7 @@ class CanvasPool:
         ids = values["ids"]
         assert ids is not None
         block = ids.size
+        most = ROW_WARPS if values["transition"] is None else TRANSITION_WARPS
         staged, staged_pointer = device.mapped((2 + 2 * block,), np.int32)
         published, published_pointer = device.mapped((RING,), np.uint64)
         shown, shown_pointer = device.mapped((block,), np.int32)
@@ -104,7 +108,7 @@ class CanvasPool:
             mapped_pointers=(staged_pointer, published_pointer, shown_pointer),
             owned=(device.empty((block, chunks), np.float32), device.empty((block,), np.int32)),
             grid=block,
-            row_threads=32 * min(16, max(2, -(-chunks * CHUNK // 256))),
+            row_threads=32 * min(most, max(2, -(-chunks * CHUNK // 256))),
             block_threads=32 * min(16, -(-block // 32)),
         )
 
@@ -147,6 +151,7 @@ def state_of(canvas: Canvas, memory: CanvasMemory, chunks: int) -> np.ndarray:
     allowed, chances = memory.arrays["allowed"], memory.arrays["unmask_chance"]
     transition = memory.arrays["transition"]
     assert allowed is not None
+    state["processed"] = memory.arrays["bias"] is not None or memory.arrays["seen"] is not None
     state["permitted"] = allowed.pointer
     state["permitted_stride"] = 2 * chunks if allowed.shape[0] > 1 else 0
     state["sums"], state["rank"] = (array.pointer for array in memory.owned)

@@ -22,10 +22,10 @@ WORDS = (
     "block", "vocab", "chunks", "permitted_stride", "rule", "score_kind", "steps", "num_chances",
     "top_k", "mask_token_id", "eos_token_id", "seed_low", "seed_high", "sample_index", "greedy",
     "inverse_temperature", "penalty", "threshold", "position", "first", "step", "num_masked",
-    "num_masked_at_start", "error", "sequence", "num_steps",
+    "num_masked_at_start", "error", "sequence", "num_steps", "inverse_penalty", "processed",
 )  # fmt: skip
 _UNSIGNED = ("seed_low", "seed_high", "sample_index", "sequence")
-_FLOATS = ("inverse_temperature", "penalty", "threshold")
+_FLOATS = ("inverse_temperature", "penalty", "threshold", "inverse_penalty")
 
 STATE = np.dtype(
     [
@@ -89,7 +89,8 @@ def settings_state(state: np.ndarray, settings: DecodingSettings, seed: int, ind
     state["threshold"] = settings.threshold or 0.0
     state["greedy"] = settings.greedy
     state["inverse_temperature"] = 1.0 / (settings.temperature or 1.0)
-    state["penalty"] = settings.repetition_penalty
+    penalty = np.float32(settings.repetition_penalty)
+    state["penalty"], state["inverse_penalty"] = penalty, np.float32(1.0) / penalty
     state["seed_low"], state["seed_high"] = seed & 0xFFFFFFFF, seed >> 32
     state["sample_index"] = index
 
