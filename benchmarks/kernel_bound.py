@@ -3,25 +3,25 @@
     python -m dlm_edge.benchmarks.kernel_bound -o kernel-bound.json
 
 **A bound by counting, not a measurement**: it needs nvcc and nvdisasm, and no GPU. Every loop over
-the vocabulary is taken from the machine code; of one turn, which reads eight logits per thread, the
-instructions are counted by the pipe that executes them. A row takes at least what its busiest pipe
-takes, or the memory; the copy that it is held against reads and writes the same bytes at full
-bandwidth. What a GPU does besides (waiting for memory, barriers, a last wave that does not fill it)
-makes it slower than this; a bound above 1.25 copies says that the goal cannot be met, one below
-that it may be.
+the vocabulary is taken from the machine code (`kernel_passes.py`), and of one turn, which reads
+eight logits per thread, the instructions are counted by the pipe that executes them. A row takes at
+least what its busiest pipe takes, or the memory; the copy that it is held against reads and writes
+the same bytes at full bandwidth. What a GPU does besides (waiting for memory, barriers, a last wave
+that does not fill it) makes it slower than this: a bound above 1.25 copies says that the goal
+cannot be met, one below that it may be.
 
-Turns are the plainest there are: all ids of a chunk permitted, no bias and no penalty, scores by
-confidence. Of top-k and top-p, the first two passes sort every weight into a bin and the third few.
+Scores are by confidence. Of top-k and top-p, the first two passes sort every weight into a bin, as
+flat distributions do, and the third few.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,161 +30,21 @@ import click
 
 from ..runtime.cli_common import DlmCommand
 from ..runtime.errors import ConfigError
+from ..runtime.ops.cuda_canvas import ROW_WARPS, TRANSITION_WARPS
 from ..runtime.ops.cuda_ops import KERNELS
+from .kernel_passes import (
+    PASSES,
+    PER_TURN,
+    TARGETS,
+    Pass,
+    Target,
+    named_lines,
+    passes,
+    pipe_of,
+    row_loops,
+)
 from .report import print_table, record, write_json
-from .sass import Block, Instruction, Loop, functions, loops, shortest_turn
-
-PER_TURN = 8
-"""Logits that a thread reads in one turn of a loop over the vocabulary."""
-PASSES = ("statistics", "sum_chunks", "fill_bins", "highest")
-"""Functions that have such loops."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """A GPU as far as a count needs it. Lanes per clock and multiprocessor, but for the first five.
-
-    Sources: CUDA C++ programming guide, "Arithmetic instructions", columns 8.6 and 9.0 (Orin's
-    GA10B is a GA10x: 128 lanes of float, a 64th of it in double precision); Jetson Orin Nano data
-    sheet; H200 data sheet.
-    """
-
-    architecture: str
-    multiprocessors: int
-    clock_hz: float
-    bytes_per_second: float
-    l2_bytes: int
-    registers: int = 65536
-    threads: int = 1536
-    shared_bytes: int = 167936
-    issue: float = 128
-    float_: float = 128
-    integer: float = 64
-    special: float = 16
-    memory: float = 32
-    double: float = 2
-
-
-TARGETS: Mapping[str, Target] = {
-    "Orin Nano, MAXN SUPER": Target(
-        architecture="sm_87", multiprocessors=8, clock_hz=1.02e9, bytes_per_second=102.4e9,
-        l2_bytes=2 << 20,
-    ),
-    "Orin Nano, 15W": Target(
-        architecture="sm_87", multiprocessors=8, clock_hz=0.612e9, bytes_per_second=68.3e9,
-        l2_bytes=2 << 20,
-    ),
-    "H200": Target(
-        architecture="sm_90", multiprocessors=132, clock_hz=1.755e9, bytes_per_second=4.8e12,
-        l2_bytes=50 << 20, threads=2048, shared_bytes=233472, double=64,
-    ),
-}  # fmt: skip
-
-_FLOAT = {"FADD", "FMUL", "FFMA", "HADD2", "HFMA2", "IMAD", "FADD32I", "FMUL32I", "FFMA32I"}
-_MEMORY = {"LDG", "LD", "STG", "ST", "LDS", "STS", "ATOMS", "ATOMG", "RED", "SHFL", "LDL", "STL",
-           "LDC", "BAR", "REDUX"}  # fmt: skip
-_DOUBLE = {"DADD", "DMUL", "DFMA", "DSETP"}
-_SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "POPC", "FLO", "BREV", "S2R"}
-
-
-def pipe_of(instruction: Instruction) -> str:
-    """Names the pipe of a multiprocessor that executes an instruction."""
-    if instruction.name in _DOUBLE or ("64" in instruction.opcode and instruction.name in _SPECIAL):
-        return "double"
-    for names, pipe in ((_FLOAT, "float_"), (_MEMORY, "memory"), (_SPECIAL, "special")):
-        if instruction.name in names:
-            return pipe
-    return "integer"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """A loop over the vocabulary."""
-
-    name: str
-    """Its function, and the weights that it takes."""
-    counts: Mapping[str, int]
-    """Instructions of a turn by pipe."""
-    lines: float
-    """Clocks of the load pipe for a turn's loads: one per 128-byte line that a warp touches."""
-
-    def clocks(self, target: Target) -> Mapping[str, float]:
-        """Gives the clocks of a multiprocessor per logit, by what takes them."""
-        logits = 32 * PER_TURN
-        found = {
-            pipe: 32 * count / getattr(target, pipe) / logits for pipe, count in self.counts.items()
-        }
-        found["issue"] = 32 * sum(self.counts.values()) / target.issue / logits
-        memory = self.counts.get("memory", 0) - PER_TURN + self.lines
-        found["memory"] = memory * 32 / target.memory / logits
-        return found
-
-
-def named_lines(folder: Path, names: Sequence[str]) -> dict[str, tuple[str, range]]:
-    """Finds functions and structures of the kernel sources: by name, file and lines."""
-    found = {}
-    for path in sorted(folder.glob("*.cu*")):
-        lines = path.read_text("utf-8").splitlines()
-        for index, line in enumerate(lines):
-            match = re.match(r"(?:__device__.*?|struct )\b(\w+)(?:\(| \{)", line)
-            if match and match[1] in names:
-                end = next(i for i in range(index, len(lines)) if lines[i] in ("}", "};"))
-                found[match[1]] = (path.name, range(index + 1, end + 2))
-    return found
-
-
-def _stands_in(one: Instruction, where: tuple[str, range]) -> bool:
-    return any(file == where[0] and line in where[1] for file, line in one.places)
-
-
-def _reading_block(blocks: list[Block], loop: Loop) -> int | None:
-    """The block that reads eight logits or more without asking which are permitted."""
-    found = None
-    for index in sorted(loop.blocks):
-        loads = [
-            one
-            for one in blocks[index].instructions
-            if one.name in ("LDG", "LD") and not one.predicated
-        ]
-        if len(loads) >= PER_TURN and found is None:
-            found = index
-    return found
-
-
-def passes(blocks: list[Block], where: Mapping[str, tuple[str, range]]) -> list[Pass]:
-    """Gives a kernel's loops over the vocabulary."""
-    found = []
-    for loop in loops(blocks):
-        reading = _reading_block(blocks, loop)
-        if reading is None:
-            continue
-        inside = [one for index in loop.blocks for one in blocks[index].instructions]
-        shares = {
-            name: sum(_stands_in(one, where[name]) for one in inside) / len(inside)
-            for name in where
-        }
-        name = max((one for one in PASSES if one in shares), key=lambda one: shares[one])
-        kinds = [one for one in ("Equal", "Kept", "Residual", "Lowered") if shares.get(one)]
-        full = " of ".join([name, *kinds[:1]])
-        found.append(_pass(full, shortest_turn(blocks, loop, [reading])))
-        if name == "fill_bins":
-            puts = [
-                index
-                for index in sorted(loop.blocks)
-                if index > reading
-                and any(
-                    one.name == "STS" and _stands_in(one, where["put"])
-                    for one in blocks[index].instructions
-                )
-            ]
-            found.append(_pass(f"{full}, all sorted", shortest_turn(blocks, loop, [reading, *puts])))
-    return found
-
-
-def _pass(name: str, turn: list[Instruction]) -> Pass:
-    counts = Counter(pipe_of(one) for one in turn)
-    # A load's lanes are in four chunks, each in a line of its own.
-    return Pass(name=name, counts=dict(counts), lines=4.0 * PER_TURN)
+from .sass import Block, functions
 
 
 def tool(name: str, given: str | None) -> str:
@@ -202,7 +62,10 @@ def resources(text: str) -> dict[str, dict[str, int]]:
     """Reads `ptxas -v`: registers, shared memory and spilled bytes of each kernel."""
     found = {}
     for part in text.split("Compiling entry function '")[1:]:
-        registers, shared = re.search(r"Used (\d+) registers", part), re.search(r"(\d+) bytes smem", part)
+        registers, shared = (
+            re.search(r"Used (\d+) registers", part),
+            re.search(r"(\d+) bytes smem", part),
+        )
         spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", part)
         if registers:
             found[part.split("'")[0]] = {
@@ -221,7 +84,9 @@ def read_kernels(
         image = Path(folder) / "image.cubin"
         options = ["-lineinfo", f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
         compiled = _run([nvcc, *options, "-o", str(image), str(source)])
-        return resources(compiled.stderr), functions(_run([nvdisasm, "-c", "-gi", str(image)]).stdout)
+        return resources(compiled.stderr), functions(
+            _run([nvdisasm, "-c", "-gi", str(image)]).stdout
+        )
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -290,7 +155,9 @@ def blocks_at_once(target: Target, found: Mapping[str, int], threads: int) -> in
     """Gives the thread blocks that a multiprocessor holds at once."""
     registers = -(-found["registers"] // 8) * 8 * threads
     shared = found["shared_bytes"] + 1024
-    return min(target.threads // threads, target.registers // registers, target.shared_bytes // shared)
+    return min(
+        target.threads // threads, target.registers // registers, target.shared_bytes // shared
+    )
 
 
 def count(nvcc: str, nvdisasm: str, vocab: int) -> list[dict[str, Any]]:
@@ -309,6 +176,13 @@ def count(nvcc: str, nvdisasm: str, vocab: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _threads(kernel: str) -> int:
+    """Threads of a block, as cuda_canvas.py launches them over a large vocabulary."""
+    warps = {"sample": ROW_WARPS, "transit": TRANSITION_WARPS, "verify": ROW_WARPS,
+             "propose": ROW_WARPS}  # fmt: skip
+    return 32 * warps.get(kernel.split("_")[0], 16)
+
+
 def _kernel(
     label: str,
     target: Target,
@@ -318,17 +192,16 @@ def _kernel(
     where: Mapping[str, tuple[str, range]],
     vocab: int,
 ) -> dict[str, Any]:
-    threads = int(320 if name.startswith("transit") else 512)
+    threads = _threads(name)
     at_once = blocks_at_once(target, use, threads)
+    bytes_each = 2 if name.endswith("16") else 4
     found: dict[str, Pass] = {}
     for one in passes(blocks, where):
         found.setdefault(one.name, one)
     doubles = [
         sum(pipe_of(one) == "double" for index in loop.blocks for one in blocks[index].instructions)
-        for loop in loops(blocks)
-        if _reading_block(blocks, loop) is not None
+        for loop, _ in row_loops(blocks)
     ]
-    bytes_each = 2 if name.endswith("16") else 4
     ways = {
         way: bound(
             [found[one] for one in names], target, bytes_each=bytes_each, vocab=vocab,
@@ -347,7 +220,9 @@ def _kernel(
         "occupancy": round(at_once * threads / target.threads, 3),
         "double_precision_in_loops": sum(doubles),
         "instructions_per_logit": {
-            one: {pipe.strip("_"): round(number / PER_TURN, 2) for pipe, number in each.counts.items()}
+            one: {
+                pipe.strip("_"): round(number / PER_TURN, 2) for pipe, number in each.counts.items()
+            }
             for one, each in found.items()
         },
         "ways": ways,
@@ -374,7 +249,7 @@ def main(
     if output is not None:
         write_json(output, report)
     if as_json:
-        click.echo(_json(report))
+        click.echo(json.dumps(report, indent=1))
         return
     lines = [
         {"target": one["target"], "kernel": one["kernel"], "way": way, **found}
@@ -387,12 +262,6 @@ def main(
          ("limited by", "busiest"), ("over a copy", "over_copy")],
         lines,
     )  # fmt: skip
-
-
-def _json(report: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(report, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What nvdisasm prints of a cubin, as instructions, basic blocks and loops. Knows no kernel of ours."""
+"""What nvdisasm prints of a cubin, as instructions, blocks and loops. Knows no kernel of ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import pairwise
 from pathlib import PurePath
 
 _SECTION = re.compile(r"^\.text\.(\w+):")
@@ -153,11 +154,13 @@ def shortest_turn(blocks: list[Block], loop: Loop, through: list[int]) -> list[I
     Args:
         blocks: Of the kernel.
         loop: One of its loops; what it may leave out it leaves out.
-        through: Blocks of the loop that it does not leave out, in the order of addresses.
+        through: Blocks of the loop that it does not leave out.
     """
     found: list[Instruction] = []
-    stations = [loop.head, *(one for one in through if one != loop.head), loop.head]
-    for begin, end in zip(stations, stations[1:], strict=False):
+    middle = {one for one in through if one != loop.head}
+    ahead = sorted(middle, key=lambda one: len(_shortest(blocks, loop, loop.head, one)))
+    stations = [loop.head, *ahead, loop.head]
+    for begin, end in pairwise(stations):
         found += _shortest(blocks, loop, begin, end)
     return found
 

@@ -1,7 +1,8 @@
 // One row of logits: processing, and statistics in one pass.
 //
-// Eight lanes share a chunk of 64: lane j reads elements j, j + 8, ..., eight loads that do not wait
-// for each other. What does not change along a row is read from the canvas once.
+// Eight lanes share a chunk of 64. Where the order counts, lane j reads elements j, j + 8, ...: eight
+// loads that do not wait for each other; where not, eight neighbours at once if the row's address
+// allows. What does not change along a row is read from the canvas once.
 #pragma once
 
 #include "block.cuh"
@@ -42,10 +43,38 @@ struct Mixture {
     const float value = as_float(own[id]);
     return other ? share * value + rest * as_float(other[id]) : value;
   }
+  __device__ bool is_wide() const { return false; }
   __device__ Mixture operator+(int id) const {
     return {own + id, other ? other + id : nullptr, share, rest};
   }
 };
+
+// Whether a row begins where sixteen bytes can be read at once, and what does so.
+template <typename Source>
+__device__ bool is_wide(const Source& row) {
+  return row.is_wide();
+}
+__device__ inline bool is_wide(const float* row) { return (unsigned long long)row % 16 == 0; }
+__device__ inline bool is_wide(const unsigned short* row) {
+  return (unsigned long long)row % 16 == 0;
+}
+
+template <typename Source>
+__device__ void read_wide(const Source&, float (&)[8]) {}
+__device__ inline void read_wide(const float* from, float (&values)[8]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint4 words = ((const uint4*)from)[i];
+    values[4 * i] = __uint_as_float(words.x), values[4 * i + 1] = __uint_as_float(words.y);
+    values[4 * i + 2] = __uint_as_float(words.z), values[4 * i + 3] = __uint_as_float(words.w);
+  }
+}
+__device__ inline void read_wide(const unsigned short* from, float (&values)[8]) {
+  const uint4 words = *(const uint4*)from;
+  const unsigned pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = half_to_float(pairs[i / 2] >> (16 * (i % 2)));
+}
 
 template <typename Logit>
 struct Source<Mixed<Logit>> {
@@ -59,6 +88,7 @@ struct Row {
   const Canvas* canvas;
   int chunks;
   bool processed;  // whether there is a bias or a penalty
+  bool wide;       // whether lanes can read eight elements in a row at once
 
   // Row `index` of a canvas.
   __device__ Row(typename Source<Logit>::Type logits, const Canvas* canvas, int index)
@@ -66,47 +96,64 @@ struct Row {
         permitted(canvas->permitted + (long long)index * canvas->permitted_stride),
         canvas(canvas),
         chunks(canvas->chunks),
-        processed(canvas->processed) {}
+        processed(canvas->processed),
+        wide(is_wide(logits)) {}
 
-  // Adds the bias to elements first, first + 8, ..., and applies the repetition penalty.
+  // Adds the bias to elements first, first + step, ..., and applies the repetition penalty.
   template <int COUNT>
-  __device__ void process(float (&values)[COUNT], int first) const {
+  __device__ void process(float (&values)[COUNT], int first, int step) const {
     const float* bias = canvas->bias;
     const unsigned char* seen = canvas->seen;
     const float penalty = canvas->penalty, inverse = canvas->inverse_penalty;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
       if (!(values[i] > -infinite())) continue;  // not permitted, or NaN
-      if (bias) values[i] += bias[first + 8 * i];
-      if (seen && seen[first + 8 * i]) values[i] = penalise(values[i], penalty, inverse);
+      if (bias) values[i] += bias[first + step * i];
+      if (seen && seen[first + step * i]) values[i] = penalise(values[i], penalty, inverse);
     }
   }
 
   __device__ float at(int id) const {
     if (!(permitted[id / 32] >> (id % 32) & 1)) return -infinite();
     float values[1] = {as_float(logits[id])};
-    if (processed) process(values, id);
+    if (processed) process(values, id, 1);
     return values[0];
   }
 
-  // Reads elements first, first + 8, ..., of a chunk; -inf for those not permitted.
+  // Reads elements lane, lane + 8, ..., of a chunk; -inf for those not permitted.
   __device__ void read(int chunk, float (&values)[8]) const {
-    const int lane = threadIdx.x % 8, first = chunk * CHUNK + lane;
+    read_some(chunk, chunk * CHUNK + (int)threadIdx.x % 8, 8, false, values);
+  }
+
+  // Reads eight elements of a chunk, in whichever order is quicker; the first is `first(chunk)`, and
+  // the others follow it by `step()`.
+  __device__ void read_any(int chunk, float (&values)[8]) const {
+    read_some(chunk, first(chunk), step(), wide, values);
+  }
+  __device__ int first(int chunk) const {
+    return chunk * CHUNK + (int)threadIdx.x % 8 * (wide ? 8 : 1);
+  }
+  __device__ int step() const { return wide ? 1 : 8; }
+
+  __device__ void read_some(int chunk, int first, int step, bool at_once,
+                            float (&values)[8]) const {
     unsigned low = 0, high = 0;
     if (chunk < chunks) low = permitted[2 * chunk], high = permitted[2 * chunk + 1];
     const auto from = logits + first;
-    if ((low & high) == ALL_LANES) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) values[i] = as_float(from[8 * i]);
-    } else {
-      low >>= lane, high >>= lane;
+    if ((low & high) != ALL_LANES) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
+        const int at = (first + step * i) % CHUNK;
         values[i] = -infinite();
-        if ((i < 4 ? low >> (8 * i) : high >> (8 * i - 32)) & 1) values[i] = as_float(from[8 * i]);
+        if ((at < 32 ? low : high) >> (at % 32) & 1) values[i] = as_float(from[step * i]);
       }
+    } else if (at_once) {
+      read_wide(from, values);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = as_float(from[8 * i]);
     }
-    if (processed) process(values, first);
+    if (processed) process(values, first, step);
   }
 };
 
@@ -148,7 +195,7 @@ __device__ Statistics statistics(const Row<Logit>& row, int score_kind) {
 #pragma unroll 1
   for (int chunk = threadIdx.x / 8; chunk < row.chunks; chunk += blockDim.x / 8) {
     float values[8];
-    row.read(chunk, values);
+    row.read_any(chunk, values);
     const float before = found.own;
     float high = before;
     if (score_kind == SCORE_MARGIN) {
@@ -200,11 +247,11 @@ __device__ int first_highest(const Row<Logit>& row, const Statistics& found) {
   __syncthreads();
   if (found.own == found.top) {
     float values[8];
-    row.read(found.chunk, values);
+    row.read_any(found.chunk, values);
     int id = 0x7fffffff;
 #pragma unroll
     for (int i = 7; i >= 0; --i) {
-      if (values[i] == found.top) id = found.chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i;
+      if (values[i] == found.top) id = row.first(found.chunk) + row.step() * i;
     }
     atomicMin(&lowest, id);
   }

@@ -103,13 +103,14 @@ __device__ void sample(const Logit* logits, Canvas* canvas) {
   if (threadIdx.x == 0) write(canvas, index, candidate, row.at(candidate) - found.top, found);
 }
 
-// Two blocks per multiprocessor: the 64 registers a thread then has are enough, nothing spills.
-extern "C" __global__ void __launch_bounds__(512, 2)
+// Twelve warps, so that two blocks fit a multiprocessor and nothing spills (cuda_canvas.py launches
+// as many).
+extern "C" __global__ void __launch_bounds__(384, 2)
 sample_float32(const float* logits, Canvas* canvas) {
   sample(logits, canvas);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 2)
+extern "C" __global__ void __launch_bounds__(384, 2)
 sample_float16(const unsigned short* logits, Canvas* canvas) {
   sample(logits, canvas);
 }

@@ -87,14 +87,18 @@ struct Bins {
   unsigned long long wanted;
 };
 
-__device__ inline void put(Bins& bins, Search& at, unsigned bits) {
+// Adds a weight to this thread's bins.
+__device__ inline void put(Bins& bins, const Search& at, unsigned bits) {
   const unsigned bin = (bits >> at.shift) - at.first;
-  if (bin >= at.width) return;
-  bins.words[bin * blockDim.x + threadIdx.x] += at.by_mass ? significand(bits) : 1;
-  if (at.lists) {
-    if (at.listed < SLOTS) bins.lists[at.listed * blockDim.x + threadIdx.x] = bits;
-    ++at.listed;
-  }
+  unsigned* word = &bins.words[bin * blockDim.x + threadIdx.x];
+  if (bin < at.width) *word += at.by_mass ? significand(bits) : 1;
+}
+
+// Lists a weight that was put into a bin.
+__device__ inline void list(Bins& bins, Search& at, unsigned bits) {
+  if ((bits >> at.shift) - at.first >= at.width) return;
+  if (at.listed < SLOTS) bins.lists[at.listed * blockDim.x + threadIdx.x] = bits;
+  ++at.listed;
 }
 
 // Sums every thread's bins: a warp per bin.
@@ -122,14 +126,19 @@ __device__ float fill_bins(const Row<Logit>& row, const Heat& heated, Bins& bins
 #pragma unroll 1
     for (int chunk = threadIdx.x / 8; chunk < row.chunks; chunk += blockDim.x / 8) {
       float values[8];
-      row.read(chunk, values);
+      row.read_any(chunk, values);
+      const int first = row.first(chunk), step = row.step();
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        values[i] = heated(values[i], chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i);
+        values[i] = heated(values[i], first + step * i);
         total += values[i];
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i) put(bins, at, __float_as_uint(values[i]));
+      if (at.lists) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) list(bins, at, __float_as_uint(values[i]));
+      }
     }
     // Every thread's list must be whole, or none is of use.
     if (at.lists && block_max(at.listed) > SLOTS) at.listed = -1;

@@ -20,7 +20,7 @@ from .cuda_state import RING, STATE, permitted_bits, settings_state
 _STATE_ARRAYS = ("ids", "masked", "chosen", "candidate", "score", "log_prob")
 _OPTIONAL_ARRAYS = ("unmask_chance", "transition", "sigma", "bias", "seen")
 
-ROW_WARPS, TRANSITION_WARPS = 16, 10
+ROW_WARPS, TRANSITION_WARPS = 12, 10
 """Warps at most that share a row: what kernels/sample.cu and transition.cu are compiled for."""
 
 
