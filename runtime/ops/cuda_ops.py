@@ -64,6 +64,8 @@ class CudaOps(CudaDrafts):
         banned: tuple[int, ...],
         unmask_chance: np.ndarray | None = None,
         transition: np.ndarray | None = None,
+        tells: bool = False,
+        times: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> Canvas:
@@ -86,6 +88,8 @@ class CudaOps(CudaDrafts):
             log_prob=None,
             unmask_chance=unmask_chance,
             transition=transition,
+            told=np.zeros(block, np.float32) if tells else None,
+            times=times,
             bias=bias,
             allowed=allowed,
         )

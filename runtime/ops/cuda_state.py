@@ -14,8 +14,8 @@ from .base import Progress
 
 POINTERS = (
     "ids", "masked", "chosen", "candidate", "score", "log_prob", "unmask_chance",
-    "transition", "sigma", "bias", "permitted", "seen", "sums", "rank", "staged", "published",
-    "shown",
+    "transition", "sigma", "told", "times", "bias", "permitted", "seen", "sums", "rank", "staged",
+    "published", "shown",
 )  # fmt: skip
 DOUBLES = ("time", "top_p", "factor", "entropy_bound")
 WORDS = (
@@ -23,6 +23,7 @@ WORDS = (
     "top_k", "mask_token_id", "eos_token_id", "seed_low", "seed_high", "sample_index", "greedy",
     "inverse_temperature", "penalty", "threshold", "position", "first", "step", "num_masked",
     "num_masked_at_start", "error", "sequence", "num_steps", "inverse_penalty", "processed",
+    "num_times", "num_kept",
 )  # fmt: skip
 _UNSIGNED = ("seed_low", "seed_high", "sample_index", "sequence")
 _FLOATS = ("inverse_temperature", "penalty", "threshold", "inverse_penalty")
