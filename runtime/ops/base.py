@@ -176,7 +176,9 @@ class Ops(DraftOps, Protocol):
         (position, step): with chunk sums of 64 weights, each summed in float32 in eight interleaved
         partial sums s_j = w_j + w_(j+8) + ..., joined ((s0+s1)+(s2+s3))+((s4+s5)+(s6+s7)), and
         accumulated in float64 in order, it lies in the first chunk whose cumulative sum exceeds
-        u times the total, and is the first id there at which the running float64 sum does.
+        u times the total, and is the first id there at which the running float64 sum does. (A
+        device accumulates integers, in units of 2^-46 of the highest chunk sum: the same to 1e-10
+        of the total.)
 
         Under a transition rule every free row draws its next token instead. Logits are log-ratios
         to the token x that stands there: s_y = exp(l_y), float32, and 0 at x, at banned and at
