@@ -30,7 +30,7 @@ import click
 
 from ..runtime.cli_common import DlmCommand
 from ..runtime.errors import DlmError
-from .report import record, write_json
+from .report import record, shortened, write_json
 
 SHAPES = {
     "0.5b": {
@@ -125,7 +125,9 @@ def make_checkpoint(folder: Path, tokenizer: Path, size: str, layers: int | None
 
 def measured(what: str, command: Sequence[str]) -> dict[str, Any]:
     """Runs a command of this package; its seconds and peak MiB. DlmError if it fails."""
-    click.echo(f"{what}: {' '.join(command)}", err=True)
+    shown = ["TensorRT-RTX's builder:", *command[2:]] if command[0] == "-c" else command[1:]
+    shown = [shortened(word).removeprefix("dlm_edge.") for word in shown]
+    click.echo(f"{what}: {' '.join(shown)}", err=True)
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -141,11 +143,12 @@ def measured(what: str, command: Sequence[str]) -> dict[str, Any]:
         raise DlmError(f"{what} ended with status {process.returncode}: {' '.join(lines[-1:])}")
     return {
         "what": what,
-        "command": " ".join(command).replace("-m dlm_edge.", ""),
+        "command": " ".join(shown),
         "wall_s": time.perf_counter() - begin,
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "peak_mib": usage.ru_maxrss / 1024,  # Linux counts KiB
-        "output": lines[-12:],
+        # Lines name files, in whose folders nobody is interested.
+        "output": [" ".join(map(shortened, line.split())) for line in lines[-12:]],
     }
 
 

@@ -19,7 +19,7 @@ from ..runtime.machine import cpu_name, package_versions, usable_cores
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch")
 
 
-def _short(argument: str) -> str:
+def shortened(argument: str) -> str:
     """Drops the folders of an absolute path: results are published, home folders are not."""
     name, separator, value = argument.rpartition("=")
     path = Path(value)
@@ -34,7 +34,7 @@ def record() -> dict[str, Any]:
     """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).stem, *map(_short, sys.argv[1:])],
+        "command": [Path(sys.argv[0]).stem, *map(shortened, sys.argv[1:])],
         "machine": {
             "cpu": cpu_name(),
             "num_cores": usable_cores(),

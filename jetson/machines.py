@@ -61,6 +61,7 @@ class Gpu:
         f"assumed: CUDA context {CUDA_CONTEXT_MIB:.0f} MiB, runtime {GPU_RUNTIME_MIB:.0f} MiB",
         "rates are shares of the data sheet's, fitted to published figures of other programs",
         "no desktop session is running on the board",
+        "TensorRT keeps one copy of the weights for all shapes, as it is asked to",
         "power is a model fitted to two published points",
     )
 

@@ -63,6 +63,8 @@ def _print_plan(plan: Plan, file: str, options: RunOptions) -> None:
     if options.verbose:
         for warning in warnings:
             note(_NAME, warning[:300])
+    if plan.surplus is not None:
+        note(_NAME, plan.surplus)
     if options.as_json:
         print_json(facts)
         return

@@ -184,7 +184,7 @@ def test_the_tree_names_only_what_exists():
 
 def test_the_tree_names_every_folder():
     top = (path for path in ROOT.iterdir() if (path / "__init__.py").exists())
-    folders = {"tests/", *(f"{path.name}/" for path in top)}
+    folders = {"tests/", "docs/", *(f"{path.name}/" for path in top)}
     for folder in ("runtime", "train", "jetson", "export", "calibration"):
         found = (p for p in (ROOT / folder).iterdir() if (p / "__init__.py").exists())
         folders |= {f"{folder}/{path.name}/" for path in found}

@@ -28,7 +28,7 @@ from ..cache import REMEDY, cache_root, locked, write_beside
 from ..errors import EngineError
 from ..files import UNFINISHED, written_beside
 
-FORMAT = "dlm-plan 1"
+FORMAT = "dlm-plan 2"
 HEADER_BYTES = 4096
 _MIB = 1 << 20
 

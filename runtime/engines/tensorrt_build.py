@@ -1,8 +1,10 @@
 """Builds a plan (a serialised TensorRT engine) from a bundle's ONNX, where the plan will run.
 
 One plan per ONNX file, with one optimisation profile per (block, context) pair, each fixed to that
-shape, so that all shapes share one copy of the weights. Networks are strongly typed: what computes
-in float16 or int8 is written in the ONNX, because TensorRT 11 knows nothing else.
+shape, so that all shapes share one copy of the weights; lest kernels of a further shape want the
+weights in a layout of their own, its profile asks for no memory of its own. Networks are strongly
+typed: what computes in float16 or int8 is written in the ONNX, because TensorRT 11 knows nothing
+else.
 
 The module is handed in, so the same code runs full TensorRT on a board and TensorRT-RTX on a
 machine without a GPU. It touches only what TensorRT 10.3, 10.16 and 11 have in common, and the
@@ -216,11 +218,16 @@ def _set_options(
 
 
 def _set_profiles(builder: Any, config: Any, specs: Sequence[GraphSpec]) -> None:
-    """Adds one profile per spec, in order, each fixed to its one shape."""
+    """Adds one profile per spec, in order, each fixed to its one shape.
+
+    The first has its choice of kernels; the others are to do with the weights as they then lie.
+    """
     for index, spec in enumerate(specs):
         profile = builder.create_optimization_profile()
         for tensor in spec.inputs:
             profile.set_shape(tensor.name, tensor.shape, tensor.shape, tensor.shape)
+        if index:
+            profile.extra_memory_target = 0.0
         if config.add_optimization_profile(profile) != index:
             raise EngineError(
                 f"TensorRT refuses the shape block {spec.block}, context {spec.context} of "

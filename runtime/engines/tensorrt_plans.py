@@ -17,6 +17,10 @@ from .gpu import Gpu
 from .plan_cache import NewPlan, PlanCache, PlanKey
 from .tensorrt_build import BuildSettings, build_plan
 
+KERNELS_MIB = 64
+"""What a plan may hold beside weights before that is worth a word."""
+_MIB = 1 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -27,13 +31,31 @@ class Plan:
     """Profile i is the shape of specs[i]."""
     data: memoryview
     facts: Mapping[str, Any] | None
-    """seconds, peak_rss_mib, warnings if it was built just now; None: it was in the cache."""
+    """seconds, peak_rss_mib, weights_mib (of the bundle), warnings if it was built just now; None:
+    it was in the cache."""
+
+    @property
+    def surplus(self) -> str | None:
+        """What to say of a new plan that holds much more than the weights."""
+        if self.facts is None:
+            return None
+        own, weights = self.data.nbytes / _MIB, self.facts["weights_mib"]
+        if own < 1.5 * weights + KERNELS_MIB:
+            return None
+        return (
+            f"the plan takes {own:.0f} MiB for {weights:.0f} MiB of weights: TensorRT lays them "
+            "out anew for some shapes, though asked not to; where memory is short, export with "
+            "fewer sizes (--block, --context)"
+        )
 
 
 def graph_files(bundle: Bundle) -> dict[str, tuple[GraphSpec, ...]]:
-    """Returns the shapes of each ONNX file of a bundle, in the manifest's order."""
+    """Returns the shapes of each ONNX file of a bundle, those of most work first.
+
+    The order is that of the profiles, of which the first decides how weights lie in memory.
+    """
     files: dict[str, tuple[GraphSpec, ...]] = {}
-    for spec in bundle.manifest.graphs:
+    for spec in sorted(bundle.manifest.graphs, key=lambda spec: (-spec.block, -spec.context)):
         files[spec.file] = (*files.get(spec.file, ()), spec)
     return files
 
@@ -107,6 +129,7 @@ def plan_for(
         facts = {
             "bundle": bundle.path.name[:200],
             "profiles": [[spec.name, spec.block, spec.context] for spec in specs[:32]],
+            "weights_mib": round(bundle.weights_bytes / _MIB, 2),
             "seconds": round(plan.seconds, 2),
             "peak_rss_mib": round(plan.peak_rss_mib),
         }

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,8 +18,8 @@ from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.cli import main
 from dlm_edge.runtime.engines.gpu import Gpu
 from dlm_edge.runtime.engines.plan_cache import PlanCache
-from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
-from dlm_edge.runtime.engines.tensorrt_plans import graph_files, plan_for
+from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, _set_profiles, build_plan
+from dlm_edge.runtime.engines.tensorrt_plans import Plan, graph_files, plan_for
 from dlm_edge.runtime.errors import ConfigError, EngineError
 from onnx import TensorProto, helper, numpy_helper
 from toy_bundle import toy_spec, write_toy
@@ -217,3 +218,41 @@ def test_the_command_builds_lists_and_finds_its_plan(trt, monkeypatch, tmp_path)
     (row,) = json.loads(runner.invoke(main, ["--plans", "--json"]).stdout)["plans"]
     assert row["bundle"] == "toy.dlm"
     assert row["gpu"] == "Orin"
+
+
+class Recorder:
+    """Stands for TensorRT's builder and its config: keeps what each profile was given."""
+
+    def __init__(self):
+        self.profiles = []
+
+    def create_optimization_profile(self):
+        return SimpleNamespace(shapes={}, set_shape=self.set_shape)
+
+    def set_shape(self, name, *sizes):
+        assert sizes[0] == sizes[1] == sizes[2]
+
+    def add_optimization_profile(self, profile):
+        self.profiles.append(getattr(profile, "extra_memory_target", None))
+        return len(self.profiles) - 1
+
+
+def test_only_the_shape_of_most_work_may_lay_out_the_weights(bundle):
+    ((_, specs),) = graph_files(bundle).items()
+    assert len(specs) > 1
+    assert (specs[0].block, specs[0].context) == max((s.block, s.context) for s in specs)
+    recorder = Recorder()
+    _set_profiles(recorder, recorder, specs)
+    assert recorder.profiles == [None] + [0.0] * (len(specs) - 1)
+
+
+def test_a_plan_that_holds_its_weights_twice_says_so(bundle):
+    def of(mib, weights):
+        data = memoryview(np.empty(mib << 20, np.uint8))
+        return Plan(key=None, specs=(), data=data, facts={"weights_mib": weights})
+
+    assert of(120, 50.0).surplus is None
+    told = of(140, 50.0).surplus
+    assert told is not None
+    assert "140 MiB for 50 MiB of weights" in told
+    assert Plan(key=None, specs=(), data=memoryview(b""), facts=None).surplus is None

@@ -133,7 +133,7 @@ def test_a_shape_the_bundle_lacks_is_refused_by_name(bundle, trt):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("set_optimization_profile_async", "refuses its profile 0"),
+        ("set_optimization_profile_async", "refuses its profile 1"),
         ("set_input_shape", "refuses the shape of ids"),
         ("set_tensor_address", "refuses the address of logits"),
         ("execute_async_v3", "refuses to run"),
