@@ -137,15 +137,23 @@ def _loads(one: Instruction) -> bool:
     return one.name in ("LDG", "LD")
 
 
-def _more_lines(turn: list[Instruction]) -> int:
+def _happening(turn: list[Instruction]) -> list[Instruction]:
+    """The loads of a turn that happen: of the wide and the single ones under opposite predicates
+    the wide ones; none of a second row of logits, which is under a predicate of its own."""
+    loads = [one for one in turn if _loads(one)]
+    wide = [one for one in loads if ".128" in one.opcode]
+    return wide or [one for one in loads if not one.predicated]
+
+
+def _more_lines(loads: list[Instruction]) -> int:
     """Lines of 128 bytes beyond the first that the loads of a turn touch.
 
     Four chunks are in a line each; where a lane reads 32 bytes by two loads, each touches eight.
     """
-    wide = sum(_loads(one) and ".128" in one.opcode for one in turn)
+    wide = sum(".128" in one.opcode for one in loads)
     if wide:
         return wide * (4 * wide - 1)
-    return sum(3 for one in turn if one.name == "LDG")
+    return sum(3 for one in loads if one.name == "LDG")
 
 
 def row_loops(blocks: list[Block]) -> list[tuple[Loop, int]]:
@@ -171,7 +179,7 @@ def passes(blocks: list[Block], where: Mapping[str, tuple[str, range]]) -> list[
         name = max((one for one in PASSES if one in shares), key=lambda one: shares[one])
         if not shares[name]:
             continue  # a loop over chunk sums
-        kinds = [one for one in ("Equal", "Kept", "Residual", "Lowered") if shares.get(one)]
+        kinds = [one for one in ("Equal", "Residual", "Kept", "Lowered") if shares.get(one)]
         full = " of ".join([name, *kinds[:1]])
         found.append(_pass(full, shortest_turn(blocks, loop, [reading])))
         if name == "fill_bins":
@@ -196,8 +204,6 @@ def _sorting_turn(
 
 def _pass(name: str, turn: list[Instruction]) -> Pass:
     counts = Counter(pipe_of(one) for one in turn)
-    if any(_loads(one) and ".128" in one.opcode for one in turn):  # those do not happen
-        counts["memory"] -= sum(
-            _loads(one) and one.predicated and ".128" not in one.opcode for one in turn
-        )
-    return Pass(name=name, counts=dict(counts), lines=_more_lines(turn))
+    happening = _happening(turn)
+    counts["memory"] -= sum(map(_loads, turn)) - len(happening)
+    return Pass(name=name, counts=dict(counts), lines=_more_lines(happening))

@@ -53,6 +53,8 @@ RING = 4
 """Progress words kept: the host reads one behind the last, so it may be two behind the device."""
 MAX_BLOCK = 2**15 - 1
 """Positions that a progress word can count."""
+MAX_VOCAB = 2**18
+"""Ids of a row: a thread's bins of top-k and top-p add up 1,024 weights at least."""
 _COUNT_BITS = 15
 _SEQUENCE_SHIFT = 47
 SEQUENCE_MASK = 2**17 - 1
