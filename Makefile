@@ -6,12 +6,13 @@ PROMPT ?= Once upon a time, there was a little girl named Lily.
 DEMO_ARGS ?= --temperature 0.7
 PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist loadfile
 BENCH_ARGS ?=
+GPU_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGING := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo install lint test bench wheel clean
+.PHONY: help demo install lint test bench gpu wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,6 +34,10 @@ test: $(VENV)/.dev  ## run every test that needs no GPU and no board
 
 bench: $(VENV)/.dev  ## measure tokens/s against the plain ways of decoding, as ratios in one run
 	$(BIN)/python -m dlm_edge.benchmarks.decode $(BENCH_ARGS)
+
+gpu: $(VENV)/.dev  ## prove on this machine's GPU what needs one: tests, compute-sanitizer, timings
+	@$(BIN)/python -c 'import cuda.bindings' 2>/dev/null || $(PIP) 'cuda-bindings>=12.6'
+	$(BIN)/python -m dlm_edge.benchmarks.gpu_proof $(GPU_ARGS)
 
 wheel: $(VENV)/.demo  ## build dist/*.whl, which installs on a board with any pip
 	@rm -rf build  # setuptools would ship what an earlier build left there

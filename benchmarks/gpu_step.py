@@ -32,14 +32,12 @@ from ..runtime.cli_common import DlmCommand
 from ..runtime.cuda import CudaDevice
 from ..runtime.decoding import DecodingSettings
 from ..runtime.engines.gpu import read_gpu
-from ..runtime.manifest import GraphSpec, TensorSpec
 from ..runtime.ops.base import Canvas
 from ..runtime.ops.cuda_ops import CudaOps
+from ..runtime.ops.cuda_state import MAX_BLOCK
 from ..runtime.replay import ReplayingDevice
-from ..train.families import FAMILIES
-from ..train.nn.block_step import BlockStep
-from ..train.nn.transformer import Layer
 from .gpu_engine import TorchDeviceEngines
+from .gpu_model import eager_rule, half_module, half_spec
 from .report import print_table, record, write_json
 
 SIZES: Mapping[str, Mapping[str, int]] = {
@@ -47,97 +45,14 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"dim": 384, "layers": 6, "vocab": 8192, "block": 32, "context": 256},
     "large": {"dim": 768, "layers": 12, "vocab": 32000, "block": 32, "context": 512},
 }
-HIDDEN = -6e4
-"""In float16, what no score reaches."""
 REPEATS = 20
 """Calls inside one captured graph: one call alone would be timed with its launch."""
+SCORE = {"rule": "tweedie", "steps": 2, "threshold": None}
+"""Settings of a transition: sigma, gain, offset, stay and slope stand in its table."""
 COPY_BYTES = 256 << 20
 """Input from which on bandwidth is compared."""
 
 Times = dict[str, list[float]]
-
-
-class HalfStep(BlockStep):
-    """The exported module with a mask and angles that leave float16 products in float16."""
-
-    def attend(
-        self, layer: Layer, x: torch.Tensor, past: torch.Tensor, angles: tuple, bias: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See BlockStep."""
-        return super().attend(layer, x, past, tuple(a.to(x.dtype) for a in angles), bias)
-
-    def visibility(
-        self, start: torch.Tensor, split: torch.Tensor | None, block: torch.Tensor, context: int
-    ) -> torch.Tensor:
-        """See BlockStep."""
-        mask = super().visibility(start, split, block, context)
-        return mask.clamp(min=HIDDEN).to(self.model.embed.weight.dtype)
-
-
-def half_module(size: Mapping[str, int], device: str) -> HalfStep:
-    """Makes the module of a masked model with random float16 weights."""
-    torch.manual_seed(0)
-    family = FAMILIES["mdlm"]
-    config = family.make_config(
-        {
-            "dim": size["dim"],
-            "num_layers": size["layers"],
-            "num_heads": max(size["dim"] // 64, 1),
-            "vocab_size": size["vocab"],
-            "context": size["context"] + size["block"],
-            "eos_token_id": 0,
-            "mask_token_id": 1,
-            "block_sizes": str(size["block"]),
-        }
-    )
-    return HalfStep(family.make_model(config["model"])).half().to(device).eval()
-
-
-def half_spec(size: Mapping[str, int], module: HalfStep) -> GraphSpec:
-    """Describes its graph at one shape, float16 throughout."""
-    config = module.model.config
-    cache = (1, size["layers"], 2, config.num_heads, config.head_dim)
-    block, context, vocab = size["block"], size["context"], size["vocab"]
-    return GraphSpec(
-        name="denoise",
-        file="graphs/denoise.onnx",
-        batch=1,
-        block=block,
-        context=context,
-        precision="fp16",
-        inputs=(
-            TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),
-            TensorSpec(name="start", dtype="int32", shape=(1,), role="start"),
-            TensorSpec(name="kv", dtype="float16", shape=(context, *cache), role="kv"),
-        ),
-        outputs=(
-            TensorSpec(name="logits", dtype="float16", shape=(1, block, vocab), role="logits"),
-            TensorSpec(name="kv_new", dtype="float16", shape=(block, *cache), role="kv_new"),
-        ),
-    )
-
-
-def eager_rule(
-    logits: torch.Tensor, ids: torch.Tensor, masked: torch.Tensor, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The threshold rule at temperature 1 in plain PyTorch: ids, masked flags and their number.
-
-    Args:
-        logits: (block, vocab) float16.
-        ids: (block,) int64.
-        masked: (block,) bool.
-        threshold: Confidence to commit from.
-    """
-    own = logits.float()
-    own = own.index_fill(1, torch.ones(1, dtype=torch.int64, device=own.device), -torch.inf)
-    probabilities = torch.softmax(own, dim=-1)
-    tokens = torch.multinomial(probabilities, 1)[:, 0]
-    confidence = probabilities.gather(1, tokens[:, None])[:, 0]
-    confidence = torch.where(masked, confidence, -1.0)
-    best = torch.arange(len(ids), device=ids.device) == confidence.argmax()
-    accepted = masked & ((confidence >= threshold) | best)
-    left = masked & ~accepted
-    return torch.where(accepted, tokens, ids), left, left.sum()
 
 
 def called_ms(call: Callable[[], Any], wait: Callable[[], None], number: int = 50) -> float:
@@ -167,7 +82,9 @@ class Bench:
         self.logits = self.engine.outputs["logits"]
         self.times: Times = {}
 
-    def _canvas(self, block: int, **settings: Any) -> Canvas:
+    def _canvas(
+        self, block: int, transition: list[list[float]] | None = None, **settings: Any
+    ) -> Canvas:
         canvas = self.ops.canvas(
             block=block,
             vocab_size=self.size["vocab"],
@@ -177,6 +94,7 @@ class Bench:
             mask_token_id=1,
             eos_token_id=0,
             banned=(1,),
+            transition=None if transition is None else np.array(transition),
         )
         ids, masked = np.full(block, 1, np.int32), np.ones(block, bool)
         self.ops.begin_block(canvas, ids, masked, position=0, first=0)
@@ -259,7 +177,7 @@ class Bench:
         found = []
         for what, rows in (
             ("step", self.size["block"]),
-            ("256 MiB", COPY_BYTES // (2 * self.size["vocab"])),
+            ("256 MiB", min(MAX_BLOCK, COPY_BYTES // (2 * self.size["vocab"]))),
         ):
             shape = (1, rows, self.size["vocab"])
             source, target = (self.device.empty(shape, np.float16) for _ in range(2))
@@ -267,16 +185,18 @@ class Bench:
             self.device.upload(source, values)
             repeats = REPEATS if what == "step" else 3
             copy = self.captured_ms(lambda: self.device.copy(target, source), repeats)  # noqa: B023
-            for name, settings in (
-                ("greedy", {"temperature": 0.0}),
-                ("drawn", {}),
-                ("top-p", {"top_p": 0.9}),
-                ("top-k and top-p", {"top_k": 50, "top_p": 0.9}),
+            for name, settings, transition in (
+                ("sample, greedy", {"temperature": 0.0}, None),
+                ("sample, drawn", {}, None),
+                ("sample, top-p", {"top_p": 0.9}, None),
+                ("sample, top-k and top-p", {"top_k": 50, "top_p": 0.9}, None),
+                ("transit, no offset", SCORE, [[1.0, 0.1, 0.0, 1.0, 0.0]] * 2),
+                ("transit, offset", SCORE, [[1.0, 0.1, 1e-6, 1.0, 0.0]] * 2),
             ):
-                canvas = self._canvas(rows, **settings)
+                canvas = self._canvas(rows, transition, **settings)
                 took = self.captured_ms(lambda: self.ops.sample(source, canvas), repeats)  # noqa: B023
                 found.append(
-                    {"input": what, "kernel": f"sample, {name}", "mib": source.nbytes / 2**20,
+                    {"input": what, "kernel": name, "mib": source.nbytes / 2**20,
                      "ms": took, "copy_ms": copy, "ratio": took / copy}
                 )  # fmt: skip
             took = self.captured_ms(lambda: self.ops.append_kv(target, source, 0, 1), repeats)  # noqa: B023

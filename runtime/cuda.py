@@ -3,9 +3,9 @@
 Calls go through `cuda_drivers`, kernels through `cuda_compile`. CUDA graphs, which pycuda lacks,
 are cuda-bindings' in either case, on the same raw handles.
 
-What stands here and in `cuda_drivers` has not run on hardware yet: the tests run the kernels on a
-CPU through another `Device`, and this one on a stand-in for the driver. So it holds no more than
-the calls themselves.
+What stands here, in `cuda_drivers` and in `cuda_bindings` has not run on hardware yet: the tests
+run the kernels on a CPU through another `Device`, and this one on a stand-in for the driver. So it
+holds no more than the calls themselves.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from .cuda_bindings import bindings_driver
 from .cuda_compile import checked, compile_kernels
-from .cuda_drivers import Driver, bindings_driver, open_driver
+from .cuda_drivers import Driver, open_driver
 from .device import DeviceArray, Immediate
 from .errors import DeviceError
 

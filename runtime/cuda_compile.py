@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cuda_drivers import REMEDY, brief
+from .cuda_bindings import REMEDY, brief
 from .errors import DeviceError
 from .kernel_cache import compile_cached
 

@@ -32,7 +32,7 @@ BACKEND_OWNERS = {
     "onnxruntime": ("runtime.engines.",),
     "tensorrt": ("runtime.engines.",),
     "pycuda": ("runtime.cuda_drivers",),
-    "cuda": ("runtime.cuda_drivers", "runtime.cuda_compile"),
+    "cuda": ("runtime.cuda_bindings", "runtime.cuda_compile"),
     "jtop": ("jetson.jtop_client",),
     "matplotlib": ("jetson.report",),
 }

@@ -90,6 +90,9 @@ class MaskedRule(CanvasRule):
         self._double_contexts = shapes.get(2 * self._block, ()) if splits else ()
         self._capacity = capacity(self._contexts, self._block, manifest.max_position)
         steps = settings.steps or self._block
+        timed = settings.rule == "ancestral"
+        self._sees_time = has_input(engines.specs, GRAPH, "time")
+        self._times = mask_chances(manifest, steps) if timed and self._sees_time else None
         self._canvas = ops.canvas(
             block=self._block,
             vocab_size=manifest.vocab_size,
@@ -99,13 +102,12 @@ class MaskedRule(CanvasRule):
             mask_token_id=self._mask,
             eos_token_id=self._eos if template is None else -1,
             banned=undrawable_ids(manifest, request),
-            unmask_chance=unmask_chances(manifest, steps) if settings.rule == "ancestral" else None,
+            unmask_chance=unmask_chances(manifest, steps) if timed else None,
+            tells=self._sees_time,
+            times=self._times,
         )
-        self._sees_time = has_input(engines.specs, GRAPH, "time")
         # Outputs on which nothing was committed serve again, unless time went on for the graph.
         self._repeats = RULES[settings.rule].scheduled and not self._sees_time
-        self._chances = mask_chances(manifest, steps)
-        self._num_masks = self._num_kept = 0
         self._phase = "store"
         self._cached = 0
         self._open(template)
@@ -153,8 +155,9 @@ class MaskedRule(CanvasRule):
         block, known = self._block, self._text.window[self._cached :]
         match self._phase:
             case "denoise":
-                ids = self._canvas.ids
-                feed(self._ops, engine, ids, self._cached, time=self._mask_chance(None))
+                canvas = self._canvas
+                time = canvas.told if self._sees_time else 0.0
+                feed(self._ops, engine, canvas.ids, self._cached, time=time)
             case "store":
                 feed(self._ops, engine, known[:block], self._cached)
             case _:
@@ -164,23 +167,12 @@ class MaskedRule(CanvasRule):
                 time[block:] = self._mask_chance(ids[block:])
                 feed(self._ops, engine, ids, self._cached, split=block, time=time)
 
-    def _mask_chance(self, ids: np.ndarray | None) -> float:
-        """What a graph that sees time is told of a block: the schedule's chance of the step for
-        `ancestral`, else the share of the block that is masked.
-
-        `ids` is a block that is about to begin, None the one at hand.
-        """
-        if not self._sees_time:
-            return 0.0
-        if self._canvas.settings.rule == "ancestral":
-            return float(self._chances[self._canvas.step if ids is None else 0])
-        masks = self._num_masks if ids is None else np.count_nonzero(ids == self._mask)
-        return float(masks / self._block)
-
-    def _count(self, ids: np.ndarray, masked: np.ndarray) -> None:
-        """Counts a new block's masks: all, and those behind the text, which are never filled."""
-        self._num_masks = int(np.count_nonzero(ids == self._mask))
-        self._num_kept = self._num_masks - int(np.count_nonzero(masked))
+    def _mask_chance(self, ids: np.ndarray) -> float:
+        """What a graph that sees time is told of a block that is about to begin: the schedule's
+        chance for `ancestral`, else the share that is masked. Ops tell it later (`Canvas.told`)."""
+        if self._times is not None:
+            return float(self._times[0])
+        return float(np.count_nonzero(ids == self._mask) / self._block)
 
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""
@@ -222,7 +214,6 @@ class MaskedRule(CanvasRule):
         ids[: len(tail)] = tail
         masked = (index >= len(tail)) & (position + index < self._text.limit)
         self._ops.begin_block(self._canvas, ids, masked, position=position, first=len(tail))
-        self._count(ids, masked)
         self._phase = "denoise"
 
     def _begin_infill(self, template: np.ndarray) -> None:
@@ -233,7 +224,6 @@ class MaskedRule(CanvasRule):
         if len(template) < self._block and template[-1] != self._eos:
             ids[len(template)] = self._eos
         left = self._ops.begin_block(self._canvas, ids, masked, position=0, first=0)
-        self._count(ids, masked)
         self._phase = "denoise" if left else "done"
         if not left:
             self._text.extend(0, template)
@@ -241,14 +231,12 @@ class MaskedRule(CanvasRule):
     def _denoise(self, engine: Engine, output: Any) -> Sequence[Span]:
         """One step on a block's logits; more on the same while nothing changes, if they serve
         again."""
-        # A graph that sees time is told of the step before, which therefore must be known.
-        exact = self._repeats or self._sees_time or self._waits()
+        exact = self._repeats or self._waits()
         while True:
             self._ops.sample(output, self._canvas)
             progress = self._ops.commit(self._canvas, exact=exact)
             if progress.num_committed or not progress.num_masked or not self._repeats:
                 break
-        self._num_masks = progress.num_masked + self._num_kept
         spans = []
         finished = progress.num_masked == 0
         if finished or self._ops.synchronous:

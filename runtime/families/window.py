@@ -182,7 +182,7 @@ def feed(
     start: Any,
     *,
     split: int = 0,
-    time: float | np.ndarray = 0.0,
+    time: Any = 0.0,
     laid_out: bool = False,
 ) -> None:
     """Writes a canvas and where it stands into an engine's buffers.
@@ -193,21 +193,28 @@ def feed(
         ids: (block,) canvas.
         start: Position of its first token; a number, or an array of the ops.
         split: Positions before it see none from it on; for graphs that have this input.
-        time: The chance that a position is masked, (block,) or one for all; for graphs that see it.
+        time: The share of masks, (block,) of the host or of the ops, or one for all; for graphs
+            that see it.
         laid_out: Positions and visibility are there already, for graphs that are told them;
             otherwise each row is told to see those before it.
     """
     if not laid_out:
         lay_out(ops, engine, None)
-    values = {"split": split, "start": start, "time": time}
+    values = {"split": split, "start": start, "time": time, "canvas": ids}
+    held = []
     for tensor in engine.spec.inputs:
-        if tensor.role in values:
-            value = values[tensor.role]
-            if isinstance(value, int | float):
-                value = np.full(tensor.shape, value, tensor.dtype)
+        if tensor.role not in values:
+            continue
+        value = values[tensor.role]
+        if isinstance(value, int | float):
+            value = np.full(tensor.shape, value, tensor.dtype)
+        if isinstance(value, np.ndarray) and tensor.role != "canvas":
             ops.assign(engine.inputs[tensor.name], value)
-    # Last, so that on a device it is part of what repeats from step to step.
-    ops.assign(engine.inputs[engine.spec.tensor("canvas").name], ids)
+        else:
+            held.append((engine.inputs[tensor.name], value))
+    # Last, so that what a device holds itself is part of what repeats from step to step.
+    for target, value in held:
+        ops.assign(target, value)
 
 
 def lay_out(ops: Ops, engine: Engine, layout: Layout | None) -> None:

@@ -16,16 +16,42 @@ __device__ Value block_sum(Value value) {
   return total;
 }
 
-// The sum of all lower lanes' values, added in the order of lanes: lane n + 1 has exactly lane n's
-// result plus lane n's value, so that the results never fall. `total` is that of a 33rd lane.
-template <typename Value>
-__device__ Value serial_prefix(Value value, Value* total) {
-  Value before = 0, running = 0;
-#pragma unroll 4
-  for (int lane = 0; lane < 32; ++lane) {
-    if (lane == (int)threadIdx.x % 32) before = running;
-    running += __shfl_sync(ALL_LANES, value, lane);
+__device__ inline unsigned block_max(unsigned value) {
+  __shared__ unsigned partial[MAX_WARPS];
+  for (int offset = 16; offset; offset >>= 1) {
+    value = max(value, __shfl_xor_sync(ALL_LANES, value, offset));
   }
-  *total = running;
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  for (int warp = 0; warp < (int)blockDim.x / 32; ++warp) value = max(value, partial[warp]);
+  __syncthreads();
+  return value;
+}
+
+// The sum of all lower lanes' values.
+__device__ inline unsigned long long warp_sum_before(unsigned long long value) {
+  const int lane = threadIdx.x % 32;
+  unsigned long long before = 0;
+  for (int offset = 1; offset < 32; offset <<= 1) {
+    const unsigned long long other = __shfl_sync(ALL_LANES, before + value, max(lane - offset, 0));
+    if (lane >= offset) before += other;
+  }
+  return before;
+}
+
+// The sum of all lower threads' values, and of all.
+__device__ inline unsigned long long block_sum_before(unsigned long long value,
+                                                      unsigned long long* total) {
+  __shared__ unsigned long long partial[MAX_WARPS];
+  const int own = threadIdx.x / 32;
+  unsigned long long before = warp_sum_before(value), all = 0;
+  if (threadIdx.x % 32 == 31) partial[own] = before + value;
+  __syncthreads();
+  for (int warp = 0; warp < (int)blockDim.x / 32; ++warp) {
+    if (warp == own) before += all;
+    all += partial[warp];
+  }
+  __syncthreads();
+  *total = all;
   return before;
 }

@@ -26,6 +26,8 @@ struct Canvas {
   const double* unmask_chance;     // (num_chances,) or null
   const double* transition;        // (num_steps, 5) or null: sigma, gain, offset, stay, slope
   float* sigma;                    // (1,) or null: the noise that the next run is told
+  float* told;                     // (block,) or null: the share of masks that the next run is told
+  const float* times;              // (num_times,) or null: that share by step, where it is not counted
   const float* bias;               // (vocab,) or null
   const unsigned* permitted;       // (1 or block, 2 chunks): bit j of word w admits token 32 w + j
   unsigned char* seen;             // (vocab,) or null
@@ -64,14 +66,29 @@ struct Canvas {
   int error;                       // 1 + a row without a finite highest logit; 0: none
   unsigned sequence;               // progress words published
   int num_steps;                   // rows of `transition`
+  float inverse_penalty;
+  int processed;                   // whether there is `bias` or `seen`
+  int num_times;
+  int num_kept;                    // masks of the block that are never filled
 };
 
 static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
-static_assert(sizeof(Canvas) == 21 * 8 + 26 * 4, "the host writes this layout");
+static_assert(sizeof(Canvas) == 23 * 8 + 30 * 4, "the host writes this layout");
 
 // Whether no position is final before the last step: a transition without a mask.
 __device__ inline bool floats(const Canvas* canvas) {
   return canvas->rule == RULE_TRANSITION && canvas->mask_token_id < 0;
+}
+
+// Tells the next run how much is masked, `left` being what is still to fill; nothing once that is 0,
+// as the run is then one over the finished block.
+__device__ inline void tell(Canvas* canvas, int step, int left) {
+  if (!canvas->told) return;
+  float share = (float)(left + canvas->num_kept) / (float)canvas->block;
+  if (canvas->times) share = canvas->times[min(step, canvas->num_times - 1)];
+  for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
+    canvas->told[index] = left ? share : 0.0f;
+  }
 }
 
 // How many positions a fixed schedule commits in this step: at least 1.

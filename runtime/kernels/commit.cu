@@ -6,7 +6,7 @@
 
 extern "C" __global__ void __launch_bounds__(512) begin_block(Canvas* canvas) {
   const int block = canvas->block;
-  int own = 0;
+  int own = 0, kept = 0;
   for (int index = threadIdx.x; index < block; index += blockDim.x) {
     const bool masked = canvas->staged[2 + block + index] != 0;
     canvas->ids[index] = canvas->staged[2 + index];
@@ -14,8 +14,9 @@ extern "C" __global__ void __launch_bounds__(512) begin_block(Canvas* canvas) {
     canvas->chosen[index] = 0;
     canvas->log_prob[index] = 0;
     own += masked;
+    kept += !masked && canvas->ids[index] == canvas->mask_token_id;
   }
-  const int num_masked = block_sum(own);
+  const int num_masked = block_sum(own), num_kept = block_sum(kept);
   if (threadIdx.x == 0) {
     canvas->position = canvas->staged[0];
     canvas->first = canvas->staged[1];
@@ -23,9 +24,12 @@ extern "C" __global__ void __launch_bounds__(512) begin_block(Canvas* canvas) {
     canvas->time = 1.0;
     canvas->error = 0;
     canvas->num_masked = canvas->num_masked_at_start = num_masked;
+    canvas->num_kept = num_kept;
     if (canvas->transition) *canvas->sigma = (float)canvas->transition[0];
     publish(canvas, 0, 0, false);
   }
+  __syncthreads();
+  tell(canvas, 0, num_masked);
 }
 
 // Ranks the masked positions by score, highest first, equal ones by position.
@@ -141,6 +145,8 @@ extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
     }
   }
   const int left = ended || last ? 0 : before - (floats(canvas) ? 0 : num_committed);
+  if (open && !failed) tell(canvas, canvas->step + 1, left);
+  __syncthreads();
   if (open && !failed && left == 0) {  // the host reads these once it has read the word below
     for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
       canvas->shown[index] = canvas->ids[index];

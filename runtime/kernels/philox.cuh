@@ -13,9 +13,11 @@ enum DrawKind {
   DRAW_DRAFT = 8,
 };
 
-// The uniform of (position, step, kind): in [0, 1), a multiple of 2^-53.
-__device__ inline double uniform(const Canvas* canvas, unsigned position, unsigned step,
-                                 DrawKind kind) {
+constexpr double UNIT = 1.1102230246251565e-16;  // 2^-53
+
+// The uniform of (position, step, kind), in units of 2^-53.
+__device__ inline unsigned long long draw_bits(const Canvas* canvas, unsigned position,
+                                               unsigned step, DrawKind kind) {
   unsigned key0 = canvas->seed_low, key1 = canvas->sample_index;
   unsigned word0 = position, word1 = step, word2 = (unsigned)kind, word3 = canvas->seed_high;
   for (int round = 0; round < 10; ++round) {
@@ -28,6 +30,11 @@ __device__ inline double uniform(const Canvas* canvas, unsigned position, unsign
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  const unsigned long long draw = word0 | ((unsigned long long)word1 << 32);
-  return (double)(draw >> 11) * 1.1102230246251565e-16;
+  return (word0 | ((unsigned long long)word1 << 32)) >> 11;
+}
+
+// The same as a number in [0, 1).
+__device__ inline double uniform(const Canvas* canvas, unsigned position, unsigned step,
+                                 DrawKind kind) {
+  return (double)draw_bits(canvas, position, step, kind) * UNIT;
 }

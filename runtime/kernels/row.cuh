@@ -1,19 +1,25 @@
-// One row of logits: processing, statistics in one pass, and sums in chunks of 64.
+// One row of logits: processing, and statistics in one pass.
 //
-// Eight lanes share a chunk: lane j reads elements j, j + 8, ..., so that its sum is the partial
-// sum s_j that runtime/ops/base.py documents, and three shuffles join them in the stated order.
+// Eight lanes share a chunk of 64. Where the order counts, lane j reads elements j, j + 8, ...: eight
+// loads that do not wait for each other; where not, eight neighbours at once if the row's address
+// allows. What does not change along a row is read from the canvas once.
 #pragma once
 
 #include "block.cuh"
 #include "canvas.cuh"
-#include "half.cuh"
+#include "ptx.cuh"
 
 constexpr int CHUNK = 64;
+constexpr float LOWEST = -3.0e38f;   // below any logit that can be sampled
+constexpr float NOTHING = -200.0f;   // 2^it is 0, and 0 times it is 0, which does not hold for -inf
 __device__ inline float infinite() { return __uint_as_float(0x7f800000u); }
 
-// A call of its own: divisions inlined for every element made the kernels several times larger.
-__device__ __noinline__ inline float penalise(float logit, float penalty) {
-  return logit > 0 ? logit / penalty : logit * penalty;
+// Divides by the penalty, or multiplies. The quotient's remainder makes it that of a division, to the
+// last bit, at a tenth of the code.
+__device__ inline float penalise(float logit, float penalty, float inverse) {
+  const float quotient = logit * inverse;
+  const float divided = fmaf(fmaf(-quotient, penalty, logit), inverse, quotient);
+  return logit > 0 ? divided : logit * penalty;
 }
 
 // What a row is read from: an array of logits, or two that are added up.
@@ -37,7 +43,38 @@ struct Mixture {
     const float value = as_float(own[id]);
     return other ? share * value + rest * as_float(other[id]) : value;
   }
+  __device__ bool is_wide() const { return false; }
+  __device__ Mixture operator+(int id) const {
+    return {own + id, other ? other + id : nullptr, share, rest};
+  }
 };
+
+// Whether a row begins where sixteen bytes can be read at once, and what does so.
+template <typename Source>
+__device__ bool is_wide(const Source& row) {
+  return row.is_wide();
+}
+__device__ inline bool is_wide(const float* row) { return (unsigned long long)row % 16 == 0; }
+__device__ inline bool is_wide(const unsigned short* row) {
+  return (unsigned long long)row % 16 == 0;
+}
+
+template <typename Source>
+__device__ void read_wide(const Source&, float (&)[8]) {}
+__device__ inline void read_wide(const float* from, float (&values)[8]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint4 words = ((const uint4*)from)[i];
+    values[4 * i] = __uint_as_float(words.x), values[4 * i + 1] = __uint_as_float(words.y);
+    values[4 * i + 2] = __uint_as_float(words.z), values[4 * i + 3] = __uint_as_float(words.w);
+  }
+}
+__device__ inline void read_wide(const unsigned short* from, float (&values)[8]) {
+  const uint4 words = *(const uint4*)from;
+  const unsigned pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = half_to_float(pairs[i / 2] >> (16 * (i % 2)));
+}
 
 template <typename Logit>
 struct Source<Mixed<Logit>> {
@@ -47,180 +84,179 @@ struct Source<Mixed<Logit>> {
 template <typename Logit>
 struct Row {
   typename Source<Logit>::Type logits;  // (vocab,)
+  const unsigned* permitted;            // (2 chunks,), zero behind the vocabulary's end
   const Canvas* canvas;
-  const unsigned* permitted;  // (2 chunks,), zero behind the vocabulary's end
+  int chunks;
+  bool processed;  // whether there is a bias or a penalty
+  bool wide;       // whether lanes can read eight elements in a row at once
 
-  // Adds the bias and applies the repetition penalty.
-  __device__ float process(float logit, int id) const {
-    if (canvas->bias) logit += canvas->bias[id];
-    if (canvas->seen && canvas->seen[id]) logit = penalise(logit, canvas->penalty);
-    return logit;
+  // Row `index` of a canvas.
+  __device__ Row(typename Source<Logit>::Type logits, const Canvas* canvas, int index)
+      : logits(logits),
+        permitted(canvas->permitted + (long long)index * canvas->permitted_stride),
+        canvas(canvas),
+        chunks(canvas->chunks),
+        processed(canvas->processed),
+        wide(is_wide(logits)) {}
+
+  // Adds the bias to elements first, first + step, ..., and applies the repetition penalty.
+  template <int COUNT>
+  __device__ void process(float (&values)[COUNT], int first, int step) const {
+    const float* bias = canvas->bias;
+    const unsigned char* seen = canvas->seen;
+    const float penalty = canvas->penalty, inverse = canvas->inverse_penalty;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if (!(values[i] > -infinite())) continue;  // not permitted, or NaN
+      if (bias) values[i] += bias[first + step * i];
+      if (seen && seen[first + step * i]) values[i] = penalise(values[i], penalty, inverse);
+    }
   }
 
   __device__ float at(int id) const {
     if (!(permitted[id / 32] >> (id % 32) & 1)) return -infinite();
-    return process(as_float(logits[id]), id);
+    float values[1] = {as_float(logits[id])};
+    if (processed) process(values, id, 1);
+    return values[0];
   }
 
-  // Reads elements first, first + 8, ..., of a chunk; -inf for those not permitted.
+  // Reads elements lane, lane + 8, ..., of a chunk; -inf for those not permitted.
   __device__ void read(int chunk, float (&values)[8]) const {
-    const int lane = threadIdx.x % 8;
-    const bool inside = chunk < canvas->chunks;
-    const unsigned low = inside ? permitted[2 * chunk] >> lane : 0;
-    const unsigned high = inside ? permitted[2 * chunk + 1] >> lane : 0;
+    read_some(chunk, chunk * CHUNK + (int)threadIdx.x % 8, 8, false, values);
+  }
+
+  // Reads eight elements of a chunk, in whichever order is quicker; the first is `first(chunk)`, and
+  // the others follow it by `step()`.
+  __device__ void read_any(int chunk, float (&values)[8]) const {
+    read_some(chunk, first(chunk), step(), wide, values);
+  }
+  __device__ int first(int chunk) const {
+    return chunk * CHUNK + (int)threadIdx.x % 8 * (wide ? 8 : 1);
+  }
+  __device__ int step() const { return wide ? 1 : 8; }
+
+  __device__ void read_some(int chunk, int first, int step, bool at_once,
+                            float (&values)[8]) const {
+    unsigned low = 0, high = 0;
+    if (chunk < chunks) low = permitted[2 * chunk], high = permitted[2 * chunk + 1];
+    const auto from = logits + first;
+    if ((low & high) != ALL_LANES) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int id = chunk * CHUNK + lane + 8 * i;
-      const bool valid = (i < 4 ? low >> (8 * i) : high >> (8 * i - 32)) & 1;
-      values[i] = valid ? as_float(logits[id]) : -infinite();
-      if (valid && (canvas->bias || canvas->seen)) values[i] = process(values[i], id);
+      for (int i = 0; i < 8; ++i) {
+        const int at = (first + step * i) % CHUNK;
+        values[i] = -infinite();
+        if ((at < 32 ? low : high) >> (at % 32) & 1) values[i] = as_float(from[step * i]);
+      }
+    } else if (at_once) {
+      read_wide(from, values);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = as_float(from[8 * i]);
     }
+    if (processed) process(values, first, step);
   }
 };
 
 // What is known of a row at temperature 1; `sum` and `mean` are relative to `top`.
 struct Statistics {
-  float top;     // highest logit
-  float second;  // second highest, equal to it for a tie
-  int id;        // the lowest id of the highest
-  double sum;    // of exp(l - top)
-  double mean;   // of exp(l - top) (l - top)
+  float top;     // highest logit; at least LOWEST
+  float second;  // second highest, equal to it for a tie; only for SCORE_MARGIN
+  float sum;     // of exp(l - top)
+  float mean;    // of exp(l - top) (l - top); only for SCORE_ENTROPY
+  float own;     // highest logit that this thread has read
+  int chunk;     // the first one in which it was
 };
 
-__device__ inline void join_highest(Statistics& own, float top, float second, int id) {
-  if (top > own.top || (top == own.top && id < own.id)) {
-    own.second = fmaxf(own.top, second);
-    own.top = top;
-    own.id = id;
-  } else {
-    own.second = fmaxf(own.second, top);
-  }
-}
-
-// Gives the block's first, its id and its second to all threads.
-__device__ inline void reduce_highest(Statistics& own) {
+// Gives the block's first and second to all threads.
+__device__ inline void reduce_highest(Statistics& found) {
   __shared__ float tops[MAX_WARPS], seconds[MAX_WARPS];
-  __shared__ int ids[MAX_WARPS];
+  float top = found.own, second = found.second;
   for (int offset = 16; offset; offset >>= 1) {
-    const float top = __shfl_xor_sync(ALL_LANES, own.top, offset);
-    const float second = __shfl_xor_sync(ALL_LANES, own.second, offset);
-    const int id = __shfl_xor_sync(ALL_LANES, own.id, offset);
-    join_highest(own, top, second, id);
+    const float other = __shfl_xor_sync(ALL_LANES, top, offset);
+    second = fmaxf(fmaxf(second, __shfl_xor_sync(ALL_LANES, second, offset)), fminf(top, other));
+    top = fmaxf(top, other);
   }
-  if (threadIdx.x % 32 == 0) {
-    tops[threadIdx.x / 32] = own.top;
-    seconds[threadIdx.x / 32] = own.second;
-    ids[threadIdx.x / 32] = own.id;
-  }
+  if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top, seconds[threadIdx.x / 32] = second;
   __syncthreads();
-  own.top = tops[0], own.second = seconds[0], own.id = ids[0];
+  top = tops[0], second = seconds[0];
   for (int warp = 1; warp < (int)blockDim.x / 32; ++warp) {
-    join_highest(own, tops[warp], seconds[warp], ids[warp]);
+    second = fmaxf(fmaxf(second, seconds[warp]), fminf(top, tops[warp]));
+    top = fmaxf(top, tops[warp]);
   }
   __syncthreads();
+  found.top = top, found.second = second;
 }
 
 // One pass over a row. A NaN anywhere permitted makes `sum` NaN.
 template <typename Logit>
-__device__ Statistics statistics(const Row<Logit>& row) {
-  Statistics own = {-infinite(), -infinite(), 0x7fffffff, 0, 0};
+__device__ Statistics statistics(const Row<Logit>& row, int score_kind) {
+  Statistics found = {LOWEST, LOWEST, 0, 0, LOWEST, 0};
   float sum = 0, mean = 0;
-  for (int chunk = threadIdx.x / 8; chunk < row.canvas->chunks; chunk += blockDim.x / 8) {
+#pragma unroll 1
+  for (int chunk = threadIdx.x / 8; chunk < row.chunks; chunk += blockDim.x / 8) {
     float values[8];
-    row.read(chunk, values);
-    const float before = own.top;
+    row.read_any(chunk, values);
+    const float before = found.own;
+    float high = before;
+    if (score_kind == SCORE_MARGIN) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      own.second = fmaxf(own.second, fminf(values[i], own.top));
-      if (values[i] > own.top) {
-        own.top = values[i];
-        own.id = chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i;
+      for (int i = 0; i < 8; ++i) {
+        found.second = fmaxf(found.second, fminf(values[i], high));
+        high = fmaxf(high, values[i]);
       }
-    }
-    const float reference = own.top == -infinite() ? 0 : own.top;
-    if (before != own.top && before != -infinite()) {
-      const float scale = expf(before - own.top);
-      mean = scale * (mean + sum * (before - own.top));
-      sum *= scale;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float weight = expf(values[i] - reference);
-      sum += weight;
-      mean += weight * fmaxf(values[i] - reference, -200.0f);  // 0 times -inf would be NaN
+      for (int i = 0; i < 8; ++i) high = fmaxf(high, values[i]);
+    }
+    if (high > before) found.chunk = chunk;
+    found.own = high;
+    const float shift = fmaxf(before - high, NOTHING), scale = power_of_two(shift * LOG2_E);
+    mean = scale * (mean + sum * shift);
+    sum *= scale;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] -= high;
+    if (score_kind == SCORE_ENTROPY) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float weight = power_of_two(values[i] * LOG2_E);
+        sum += weight;
+        mean += weight * fmaxf(values[i], NOTHING);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += power_of_two(values[i] * LOG2_E);
     }
   }
-  const float mine = own.top;
-  reduce_highest(own);
-  const float shift = mine == -infinite() ? 0 : mine - own.top;
-  const double scale = expf(shift);
-  own.mean = block_sum(scale * ((double)mean + (double)sum * shift));
-  own.sum = block_sum(scale * sum);
-  return own;
+  reduce_highest(found);
+  const float shift = fmaxf(found.own - found.top, NOTHING), scale = power_of_two(shift * LOG2_E);
+  if (score_kind == SCORE_ENTROPY) found.mean = block_sum(scale * (mean + sum * shift));
+  found.sum = block_sum(scale * sum);
+  return found;
 }
 
-// Sums weight(logit, id) over every chunk of a row into `sums`; no thread is behind it on return.
-template <typename Logit, typename Weight>
-__device__ void sum_chunks(const Row<Logit>& row, float* sums, const Weight& weight) {
-  for (int base = threadIdx.x / 32 * 4; base < row.canvas->chunks; base += blockDim.x / 8) {
-    const int chunk = base + (int)threadIdx.x % 32 / 8;
-    float values[8], sum = 0;
-    row.read(chunk, values);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float one = weight(values[i], chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i);
-      sum = i ? sum + one : one;
-    }
-    for (int offset = 1; offset < 8; offset <<= 1) {
-      sum += __shfl_xor_sync(ALL_LANES, sum, offset);
-    }
-    if (threadIdx.x % 8 == 0 && chunk < row.canvas->chunks) sums[chunk] = sum;
-  }
-  __syncthreads();
+// Whether a row can be sampled: no NaN, and something finite above -inf.
+__device__ inline bool is_sampled(const Statistics& found) {
+  return found.sum > 0 && found.top != infinite();
 }
 
-// The first id at which the running sum of weights exceeds `share` of the total plus `offset`.
-// Sums of chunks come from `sum_chunks`. A weight of 0 is never taken while another is not.
-template <typename Logit, typename Weight>
-__device__ int locate(const Row<Logit>& row, const float* sums, const Weight& weight, double share,
-                      double offset) {
-  __shared__ float within[CHUNK];
-  __shared__ int found_chunk, found_id;
-  __shared__ double found_before, found_target;
-  if (threadIdx.x < 32) {
-    const int lane = threadIdx.x, chunks = row.canvas->chunks, span = (chunks + 31) / 32;
-    const int begin = min(lane * span, chunks), end = min(begin + span, chunks);
-    double own = 0, total;
-    for (int chunk = begin; chunk < end; ++chunk) own += sums[chunk];
-    const double before = serial_prefix(own, &total);
-    const double target = share * total + offset;
-    if (before <= target && before + own > target) {
-      double running = before;
-      for (int chunk = begin; chunk < end; ++chunk) {
-        if (sums[chunk] > 0) found_chunk = chunk, found_before = running;
-        running += sums[chunk];
-        if (running > target) break;
-      }
-      found_target = target;
+// The lowest id of the highest logit, to every thread.
+template <typename Logit>
+__device__ int first_highest(const Row<Logit>& row, const Statistics& found) {
+  __shared__ int lowest;
+  if (threadIdx.x == 0) lowest = 0x7fffffff;
+  __syncthreads();
+  if (found.own == found.top) {
+    float values[8];
+    row.read_any(found.chunk, values);
+    int id = 0x7fffffff;
+#pragma unroll
+    for (int i = 7; i >= 0; --i) {
+      if (values[i] == found.top) id = row.first(found.chunk) + row.step() * i;
     }
-    __syncwarp();
-    const int base = found_chunk * CHUNK;
-    for (int i = lane; i < CHUNK; i += 32) {
-      within[i] = base + i < row.canvas->vocab ? weight(row.at(base + i), base + i) : 0.0f;
-    }
-    __syncwarp();
-    if (lane == 0) {
-      double running = found_before;
-#pragma unroll 4
-      for (int i = 0; i < CHUNK; ++i) {
-        if (within[i] > 0) found_id = base + i;
-        running += within[i];
-        if (running > found_target) break;
-      }
-    }
+    atomicMin(&lowest, id);
   }
   __syncthreads();
-  const int id = found_id;
+  const int id = lowest;
   __syncthreads();
   return id;
 }

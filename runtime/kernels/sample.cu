@@ -1,7 +1,8 @@
 // Candidates, log-probabilities and scores of the rows to be sampled: one thread block per row.
 //
 // Greedy rows are read once; drawn rows once more for their chunk sums; each of top-k and top-p
-// reads three times more. Nothing is launched differently from step to step.
+// reads three times more where what is left then fits a list. Nothing is launched differently from
+// step to step.
 #include "canvas.cuh"
 #include "philox.cuh"
 #include "row.cuh"
@@ -17,42 +18,57 @@ __device__ int count_positions(const Canvas* canvas, const Flag& flag) {
   return block_sum(count);
 }
 
+// The floor of a uniform in units of 2^-53 times a small number.
+__device__ inline int part_of(unsigned long long draw, int number) {
+  const unsigned long long low = (draw & 0x1fffff) * number >> 21;
+  return (int)(((draw >> 21) * number + low) >> 32);
+}
+
 // Whether a rule that looks at no logits chooses a masked row; every block decides for its own.
 __device__ inline bool chooses(const Canvas* canvas, int row) {
+  __shared__ bool unmasked;
   const unsigned position = canvas->position, step = canvas->step;
   switch (canvas->rule) {
     case RULE_RANDOM: {
-      const double own = uniform(canvas, position + row, step, DRAW_SELECT);
+      const unsigned long long own = draw_bits(canvas, position + row, step, DRAW_SELECT);
       const int higher = count_positions(canvas, [&](int index) {
-        const double other = uniform(canvas, position + index, step, DRAW_SELECT);
+        const unsigned long long other = draw_bits(canvas, position + index, step, DRAW_SELECT);
         return other > own || (other == own && index < row);
       });
       return higher < quota(canvas);
     }
     case RULE_FIRST_HITTING: {
       const int before = count_positions(canvas, [&](int index) { return index < row; });
-      return before == (int)(uniform(canvas, position, step, DRAW_CHOICE) * canvas->num_masked);
+      const unsigned long long draw = draw_bits(canvas, position, step, DRAW_CHOICE);
+      return before == part_of(draw, canvas->num_masked);
     }
     default: {
       if (canvas->step >= canvas->num_chances - 1) return true;
-      return uniform(canvas, position + row, step, DRAW_SELECT) < canvas->unmask_chance[step];
+      if (threadIdx.x == 0) {
+        const double draw = uniform(canvas, position + row, step, DRAW_SELECT);
+        unmasked = draw < canvas->unmask_chance[step];
+      }
+      __syncthreads();
+      return unmasked;
     }
   }
 }
 
-__device__ inline void write(Canvas* canvas, int index, int candidate, double log_prob,
+// `above` is the candidate's logit, less the highest one.
+__device__ inline void write(Canvas* canvas, int index, int candidate, float above,
                              const Statistics& found) {
+  const float log_sum = logf(found.sum);
   canvas->candidate[index] = candidate;
-  canvas->log_prob[index] = (float)log_prob;
+  canvas->log_prob[index] = above - log_sum;
   switch (canvas->score_kind) {
     case SCORE_CONFIDENCE:
-      canvas->score[index] = (float)exp(log_prob);
+      canvas->score[index] = expf(above) / found.sum;
       break;
     case SCORE_ENTROPY:
-      canvas->score[index] = (float)-fmax(0.0, log(found.sum) - found.mean / found.sum);
+      canvas->score[index] = -fmaxf(0.0f, log_sum - found.mean / found.sum);
       break;
     case SCORE_MARGIN:
-      canvas->score[index] = (float)((1.0 - (double)expf(found.second - found.top)) / found.sum);
+      canvas->score[index] = (1.0f - expf(found.second - found.top)) / found.sum;
       break;
     default:
       break;
@@ -67,31 +83,34 @@ __device__ void sample(const Logit* logits, Canvas* canvas) {
   const bool chosen = masked && (!first || chooses(canvas, index));
   if (first && threadIdx.x == 0) canvas->chosen[index] = chosen;
   if (!chosen) return;
-  const Row<Logit> row = {logits + (long long)index * canvas->vocab, canvas,
-                          canvas->permitted + (long long)index * canvas->permitted_stride};
-  const Statistics found = statistics(row);
-  if (!(found.sum > 0) || found.top == infinite()) {  // NaN, or nothing above -inf
+  const Row<Logit> row(logits + (long long)index * canvas->vocab, canvas, index);
+  const Statistics found = statistics(row, canvas->score_kind);
+  if (!is_sampled(found)) {
     if (threadIdx.x == 0) atomicMax(&canvas->error, index + 1);
     return;
   }
-  int candidate = found.id;
-  double log_prob = -log(found.sum);
-  if (!canvas->greedy) {
-    const Heated heated = {found.top, canvas->inverse_temperature};
-    const double share = uniform(canvas, canvas->position + index, canvas->step, DRAW_TOKEN);
-    candidate = draw(row, heated, canvas->sums + (long long)index * canvas->chunks, share);
-    log_prob += row.at(candidate) - found.top;
+  int candidate;
+  if (canvas->greedy) {
+    candidate = first_highest(row, found);
+  } else {
+    const Heated heated(found.top, canvas->inverse_temperature);
+    double share = 0;
+    if (threadIdx.x == 0) {
+      share = uniform(canvas, canvas->position + index, canvas->step, DRAW_TOKEN);
+    }
+    candidate = draw(row, canvas, heated, canvas->sums + (long long)index * row.chunks, share);
   }
-  if (threadIdx.x == 0) write(canvas, index, candidate, log_prob, found);
+  if (threadIdx.x == 0) write(canvas, index, candidate, row.at(candidate) - found.top, found);
 }
 
-// Two blocks per multiprocessor: the 64 registers a thread then has are enough, nothing spills.
-extern "C" __global__ void __launch_bounds__(512, 2)
+// Twelve warps, so that two blocks fit a multiprocessor and nothing spills (cuda_canvas.py launches
+// as many).
+extern "C" __global__ void __launch_bounds__(384, 2)
 sample_float32(const float* logits, Canvas* canvas) {
   sample(logits, canvas);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 2)
+extern "C" __global__ void __launch_bounds__(384, 2)
 sample_float16(const unsigned short* logits, Canvas* canvas) {
   sample(logits, canvas);
 }

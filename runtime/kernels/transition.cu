@@ -4,7 +4,6 @@
 // by the rows that move only. The formulas stand in runtime/transition.py.
 #include "canvas.cuh"
 #include "philox.cuh"
-#include "row.cuh"
 #include "truncate.cuh"
 
 // exp(l) but for the token that stands there; keeps NaN.
@@ -23,11 +22,6 @@ struct Lowered {
   }
 };
 
-// A call of its own: inlined for every element it made the kernels several times larger.
-__device__ __noinline__ inline float power(float base, float exponent) {
-  return powf(base, exponent);
-}
-
 // A lowered ratio as a share of the highest one, to the power 1 / T: in [0, 1].
 struct Sharpened {
   Lowered lowered;
@@ -35,91 +29,111 @@ struct Sharpened {
 
   __device__ float operator()(float logit, int id) const {
     const float share = lowered(logit, id) * scale;
-    return inverse_temperature == 1.0f ? share : power(share, inverse_temperature);
+    return inverse_temperature == 1.0f ? share
+                                       : power_of_two(inverse_temperature * log2f(share));
   }
 };
 
-template <typename Logit, typename Weight>
-__device__ double sum_weights(const Row<Logit>& row, float* sums, const Weight& weight) {
-  sum_chunks(row, sums, weight);
-  double own = 0;
-  for (int chunk = threadIdx.x; chunk < row.canvas->chunks; chunk += blockDim.x) own += sums[chunk];
-  return block_sum(own);
-}
+// The highest of some weights and the lowest id that has it, to every thread.
+struct Highest {
+  float weight;
+  int id;
+};
 
-// The highest weight and the lowest id that has it, to every thread.
 template <typename Logit, typename Weight>
-__device__ Statistics highest(const Row<Logit>& row, const Weight& weight) {
-  Statistics own = {-infinite(), -infinite(), 0x7fffffff, 0, 0};
-  for (int chunk = threadIdx.x / 8; chunk < row.canvas->chunks; chunk += blockDim.x / 8) {
+__device__ Highest highest(const Row<Logit>& row, const Weight& weight) {
+  __shared__ int lowest;
+  if (threadIdx.x == 0) lowest = 0x7fffffff;
+  float top = -1.0f;
+  int first = 0x7fffffff;
+#pragma unroll 1
+  for (int chunk = threadIdx.x / 8; chunk < row.chunks; chunk += blockDim.x / 8) {
     float values[8];
     row.read(chunk, values);
+#pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int id = chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i;
       const float value = weight(values[i], id);
-      if (value > own.top) own.top = value, own.id = id;
+      if (value > top) top = value, first = id;
     }
   }
-  reduce_highest(own);
-  return own;
+  const unsigned bits = block_max(__float_as_uint(fmaxf(top, 0.0f)));
+  if (__float_as_uint(top) == bits) atomicMin(&lowest, first);
+  __syncthreads();
+  return {__uint_as_float(bits), lowest};
 }
 
-// The token that a moving row takes; `sums` holds the chunk sums of `lowered`.
+// The token that a moving row takes; `sums` holds the chunk sums of `lowered`. `share`: thread 0's.
 template <typename Logit>
-__device__ int destination(const Row<Logit>& row, const Lowered& lowered, float* sums,
-                           double share) {
-  const Canvas* canvas = row.canvas;
+__device__ int destination(const Row<Logit>& row, const Canvas* canvas, const Lowered& lowered,
+                           float* sums, double share) {
   const bool whole = canvas->top_k == 0 && canvas->top_p >= 1.0;
   if (whole && !canvas->greedy && canvas->inverse_temperature == 1.0f) {
     return locate(row, sums, lowered, share, 0.0);
   }
-  const Statistics top = highest(row, lowered);
+  const Highest top = highest(row, lowered);
   if (canvas->greedy) return top.id;
-  return draw(row, Sharpened{lowered, 1.0f / top.top, canvas->inverse_temperature}, sums, share);
+  const Sharpened sharpened = {lowered, 1.0f / top.weight, canvas->inverse_temperature};
+  return draw(row, canvas, sharpened, sums, share);
+}
+
+// What a row does in a step.
+struct Move {
+  double share;  // of the moving mass that lies below the draw
+  bool goes;
+  bool fails;  // NaN, overflow, or nowhere to be
+};
+
+__device__ inline Move decide(const Canvas* canvas, int index, double total, double mass) {
+  const double* numbers = canvas->transition + 5 * canvas->step;
+  const double gain = numbers[1], stay = numbers[3], slope = numbers[4];
+  const double move = gain * mass, all = move + fmax(stay - slope * total, 0.0);
+  if (!(all > 0) || !(all < (double)infinite())) return {0, false, true};
+  const double draw = uniform(canvas, canvas->position + index, canvas->step, DRAW_TOKEN);
+  return {draw * all / move, draw * all < move, false};
 }
 
 template <typename Logit>
 __device__ void transit(const Logit* logits, Canvas* canvas) {
+  __shared__ Move move;
   const int index = blockIdx.x, step = canvas->step;
   const bool free = canvas->masked[index] && step < canvas->num_steps;
   if (!free) {
     if (threadIdx.x == 0) canvas->chosen[index] = 0;
     return;
   }
-  const Row<Logit> row = {logits + (long long)index * canvas->vocab, canvas,
-                          canvas->permitted + (long long)index * canvas->permitted_stride};
-  float* sums = canvas->sums + (long long)index * canvas->chunks;
-  const double* numbers = canvas->transition + 5 * step;
-  const double gain = numbers[1], offset = numbers[2], stay = numbers[3], slope = numbers[4];
+  const Row<Logit> row(logits + (long long)index * canvas->vocab, canvas, index);
+  float* sums = canvas->sums + (long long)index * row.chunks;
   Lowered lowered = {{canvas->ids[index]}, 0.0f};
   const double total = sum_weights(row, sums, lowered.ratio);
-  const double limit = (double)infinite();
   double mass = total;
-  if (offset > 0 && total < limit) {
+  const double offset = canvas->transition[5 * step + 2];
+  if (offset > 0 && total < (double)infinite()) {
     lowered.floor = (float)(offset * (1.0 + total));
     mass = sum_weights(row, sums, lowered);
   }
-  const double move = gain * mass, all = move + fmax(stay - slope * total, 0.0);
-  if (!(all > 0) || !(all < limit)) {  // NaN, overflow, or nowhere to be
-    if (threadIdx.x == 0) atomicMax(&canvas->error, index + 1);
-    return;
-  }
-  const double target = uniform(canvas, canvas->position + index, step, DRAW_TOKEN) * all;
-  const bool goes = target < move;
-  int token = 0;
-  if (goes) token = destination(row, lowered, sums, target / move);
   if (threadIdx.x == 0) {
-    canvas->chosen[index] = goes;
-    if (goes) canvas->candidate[index] = token;
+    move = decide(canvas, index, total, mass);
+    if (move.fails) {
+      atomicMax(&canvas->error, index + 1);
+    } else {
+      canvas->chosen[index] = move.goes;
+    }
   }
+  __syncthreads();
+  if (!move.goes) return;
+  const int token = destination(row, canvas, lowered, sums, move.share);
+  if (threadIdx.x == 0) canvas->candidate[index] = token;
 }
 
-extern "C" __global__ void __launch_bounds__(512, 2)
+// Ten warps, so that two blocks fit a multiprocessor with the registers that the powers of sharpened
+// weights take (cuda_canvas.py launches as many).
+extern "C" __global__ void __launch_bounds__(320, 2)
 transit_float32(const float* logits, Canvas* canvas) {
   transit(logits, canvas);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 2)
+extern "C" __global__ void __launch_bounds__(320, 2)
 transit_float16(const unsigned short* logits, Canvas* canvas) {
   transit(logits, canvas);
 }

@@ -1,19 +1,27 @@
-// Top-k and top-p without sorting: the lowest kept weight is found digit by digit of its bits.
+// Top-k and top-p without sorting: the lowest kept weight is found four bits at a time.
 //
-// Weights are in [0, 1], so that their bits as integers keep their order and fit 30 bits: three
-// digits of ten. Masses are summed as integers (2^-44 units), in whatever order, to one result.
+// Weights are in [0, 1], so that their bits as integers keep their order. In each pass every thread
+// adds the weights whose leading bits are those found so far to 16 bins of its own, by their next
+// bits: no two threads ever add to the same word, and integers come to the same in any order. The
+// third pass also lists what is left, so that those after it need not read the row.
 #pragma once
 
-#include "row.cuh"
+#include "chunks.cuh"
 
-constexpr int NUM_BINS = 1024;
+constexpr int NUM_BINS = 16;
+constexpr int MAX_THREADS = 512;
+constexpr int SLOTS = 6;              // weights that a thread can list
+constexpr unsigned TOP_BINADE = 127;  // of 1
+constexpr int EXPONENT_SHIFT = 23;
 
 // exp((l - top) / T) of a logit.
 struct Heated {
-  float top, inverse_temperature;
+  float top, scale;  // log2(e) / T
 
+  __device__ Heated(float top, float inverse_temperature)
+      : top(top), scale(inverse_temperature * LOG2_E) {}
   __device__ float operator()(float logit, int) const {
-    return expf((logit - top) * inverse_temperature);
+    return power_of_two((logit - top) * scale);
   }
 };
 
@@ -23,8 +31,7 @@ struct Cut {
   int last_id;
 
   __device__ bool keeps(float weight, int id) const {
-    const unsigned own = __float_as_uint(weight);
-    return own > bits || (own == bits && id <= last_id);
+    return __float_as_uint(weight) + (id <= last_id) > bits;
   }
 };
 
@@ -50,148 +57,195 @@ struct Equal {
   }
 };
 
-__device__ inline unsigned long long mass_of(float weight) {
-  return (unsigned long long)(weight * 17592186044416.0f);
+// A weight's significand; two bits less than a float has, so that 1,024 of them fit a word.
+__device__ inline unsigned significand(unsigned bits) {
+  return ((bits & 0x7fffff) | 0x800000) >> 2;
 }
+
+// A sum of significands under one exponent, in units of 2^-44.
+__device__ inline unsigned long long mass_of(unsigned long long sum, unsigned binade) {
+  const int up = (int)binade - 104;
+  if (up >= 0) return sum << up;
+  return up > -64 ? sum >> -up : 0;
+}
+
+// Where a search stands.
+struct Search {
+  bool by_mass;              // or by number
+  int shift;                 // bits that are not looked at yet
+  unsigned first;            // leading bits of the lowest bin
+  unsigned width;            // bins
+  int listed;                // weights that this thread has listed; -1: read the row
+  bool lists;                // whether the next pass does
+  unsigned long long above;  // mass or number of all weights above the bins
+};
 
 struct Bins {
-  unsigned counts[NUM_BINS];
-  unsigned long long masses[NUM_BINS];
-};
-
-// Where a selection stands; `count` and `mass` are those of all weights above the bits so far.
-struct Selection {
-  unsigned bits;
-  unsigned count;
-  unsigned equal;  // weights in the bin
-  unsigned long long mass;
+  unsigned words[NUM_BINS * MAX_THREADS];
+  unsigned lists[SLOTS * MAX_THREADS];
+  unsigned long long totals[NUM_BINS];
   unsigned long long wanted;
-  bool found;
 };
 
-// Sorts the weights whose leading digits are `bits` into bins by their next digit.
-template <typename Logit, typename Heat>
-__device__ void fill_bins(const Row<Logit>& row, const Heat& heated, Bins& bins, unsigned bits,
-                          int level) {
-  for (int bin = threadIdx.x; bin < NUM_BINS; bin += blockDim.x) {
-    bins.counts[bin] = 0;
-    bins.masses[bin] = 0;
-  }
+// Adds a weight to this thread's bins.
+__device__ inline void put(Bins& bins, const Search& at, unsigned bits) {
+  const unsigned bin = (bits >> at.shift) - at.first;
+  unsigned* word = &bins.words[bin * blockDim.x + threadIdx.x];
+  if (bin < at.width) *word += at.by_mass ? significand(bits) : 1;
+}
+
+// Lists a weight that was put into a bin.
+__device__ inline void list(Bins& bins, Search& at, unsigned bits) {
+  if ((bits >> at.shift) - at.first >= at.width) return;
+  if (at.listed < SLOTS) bins.lists[at.listed * blockDim.x + threadIdx.x] = bits;
+  ++at.listed;
+}
+
+// Sums every thread's bins: a warp per bin.
+__device__ inline void reduce_bins(Bins& bins) {
   __syncthreads();
-  const int shift = 20 - 10 * level;
-  for (int chunk = threadIdx.x / 8; chunk < row.canvas->chunks; chunk += blockDim.x / 8) {
-    float values[8];
-    row.read(chunk, values);
-    for (int i = 0; i < 8; ++i) {
-      const float weight = heated(values[i], chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i);
-      const unsigned own = __float_as_uint(weight);
-      if (own == 0 || own >> (shift + 10) != bits) continue;
-      atomicAdd(&bins.counts[own >> shift & (NUM_BINS - 1)], 1u);
-      atomicAdd(&bins.masses[own >> shift & (NUM_BINS - 1)], mass_of(weight));
-    }
+  const int lane = threadIdx.x % 32;
+  for (int bin = threadIdx.x / 32; bin < NUM_BINS; bin += blockDim.x / 32) {
+    unsigned long long sum = 0;
+    for (int i = lane; i < (int)blockDim.x; i += 32) sum += bins.words[bin * blockDim.x + i];
+    for (int offset = 16; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
+    if (lane == 0) bins.totals[bin] = sum;
   }
   __syncthreads();
 }
 
-// Descends into the bin, from the highest, at which `wanted` (weights or mass) is reached. One
-// warp: lane n looks at bins [1023 - 32 n - 31, 1023 - 32 n].
-__device__ inline void descend(const Bins& bins, Selection& at, bool by_mass, double share) {
-  const int high = NUM_BINS - 1 - 32 * (int)threadIdx.x;
-  unsigned long long mass = 0, total_mass;
-  unsigned count = 0, total_count;
-#pragma unroll 4
-  for (int i = 0; i < 32; ++i) {
-    count += bins.counts[high - i];
-    mass += bins.masses[high - i];
-  }
-  unsigned count_above = at.count + serial_prefix(count, &total_count);
-  unsigned long long mass_above = at.mass + serial_prefix(mass, &total_mass);
-  const unsigned long long wanted =
-      share > 0 ? max((unsigned long long)ceil(share * (double)total_mass), 1ull) : at.wanted;
-  const bool found =
-      by_mass ? at.mass + total_mass >= wanted : at.count + total_count >= wanted;
-  const unsigned bits = at.bits;
-  __syncwarp();
-  if (threadIdx.x == 0) {
-    at.wanted = wanted;
-    at.found = found;
-  }
-  const bool before = (by_mass ? mass_above : count_above) < wanted;
-  const bool behind = (by_mass ? mass_above + mass : count_above + count) >= wanted;
-  if (before && behind) {
-    for (int bin = high;; --bin) {
-      const unsigned long long reached =
-          by_mass ? mass_above + bins.masses[bin] : count_above + bins.counts[bin];
-      if (reached >= wanted) {
-        at.bits = bits << 10 | bin;
-        at.count = count_above;
-        at.mass = mass_above;
-        at.equal = bins.counts[bin];
-        break;
-      }
-      count_above += bins.counts[bin];
-      mass_above += bins.masses[bin];
-    }
-  }
-}
-
-// Cuts behind the `wanted` highest weights, or behind the highest ones that reach a mass: `wanted`,
-// or `share` of all where that is above 0. `mass` becomes the kept one's; untouched if all is kept.
+// Sorts weights into bins; returns the sum of those that this thread has read.
 template <typename Logit, typename Heat>
-__device__ __noinline__ Cut cut_behind(const Row<Logit>& row, const Heat& heated, float* sums,
-                                       bool by_mass, unsigned long long wanted, double share,
-                                       unsigned long long* mass) {
-  __shared__ Bins bins;
-  __shared__ Selection at;
-  __syncthreads();  // whoever still reads an earlier selection
-  if (threadIdx.x == 0) at = {0, 0, 0, 0, wanted, true};
-  __syncthreads();
+__device__ float fill_bins(const Row<Logit>& row, const Heat& heated, Bins& bins, Search& at) {
+  for (int bin = 0; bin < NUM_BINS; ++bin) bins.words[bin * blockDim.x + threadIdx.x] = 0;
+  float total = 0;
+  if (at.listed >= 0) {
+    for (int i = 0; i < at.listed; ++i) put(bins, at, bins.lists[i * blockDim.x + threadIdx.x]);
+  } else {
+    if (at.lists) at.listed = 0;
 #pragma unroll 1
-  for (int level = 0; level < 3; ++level) {
-    fill_bins(row, heated, bins, at.bits, level);
-    if (threadIdx.x < 32) descend(bins, at, by_mass, level == 0 ? share : 0.0);
-    __syncthreads();
-    if (!at.found) return {0, 0x7fffffff};
+    for (int chunk = threadIdx.x / 8; chunk < row.chunks; chunk += blockDim.x / 8) {
+      float values[8];
+      row.read_any(chunk, values);
+      const int first = row.first(chunk), step = row.step();
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        values[i] = heated(values[i], first + step * i);
+        total += values[i];
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) put(bins, at, __float_as_uint(values[i]));
+      if (at.lists) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) list(bins, at, __float_as_uint(values[i]));
+      }
+    }
+    // Every thread's list must be whole, or none is of use.
+    if (at.lists && block_max(at.listed) > SLOTS) at.listed = -1;
+    at.lists = false;
   }
-  const unsigned long long each = mass_of(__uint_as_float(at.bits));
-  unsigned long long needed = at.wanted - at.count;
-  if (by_mass) needed = each ? (at.wanted - at.mass + each - 1) / each : at.equal;
-  needed = min(max(needed, 1ull), (unsigned long long)at.equal);
-  Cut cut = {at.bits, 0x7fffffff};
-  *mass = at.mass + needed * each;
-  const bool all = needed == at.equal;
+  reduce_bins(bins);
+  return total;
+}
+
+// Mass or number of the weights in a bin.
+__device__ inline unsigned long long amount_in(const Bins& bins, const Search& at, unsigned bin) {
+  const unsigned binade = (at.first + bin) << at.shift >> EXPONENT_SHIFT;
+  return at.by_mass ? mass_of(bins.totals[bin], binade) : bins.totals[bin];
+}
+
+// Descends, from the highest bin, to the one in which `wanted` is reached, and passes those above
+// it; false if none is.
+__device__ inline bool descend(const Bins& bins, Search& at, unsigned* found) {
+  for (int bin = (int)at.width - 1; bin >= 0; --bin) {
+    if (at.first + bin == 0) continue;  // weights of 0
+    const unsigned long long amount = amount_in(bins, at, bin);
+    if (at.above + amount >= bins.wanted) {
+      *found = bin;
+      return true;
+    }
+    at.above += amount;
+  }
+  return false;
+}
+
+// `own` is what this thread has read of all weights.
+__device__ inline void set_wanted(Bins& bins, float own, int count, double share) {
+  const unsigned long long total = block_sum((unsigned long long)(own * 17592186044416.0f));
+  if (threadIdx.x == 0) {
+    const double part = ceil(share * (double)total);
+    bins.wanted = count ? (unsigned long long)count : max((unsigned long long)part, 1ull);
+  }
   __syncthreads();
-  if (!all) {
-    const Equal<Heat> equal = {heated, cut.bits};
-    sum_chunks(row, sums, equal);
-    cut.last_id = locate(row, sums, equal, 0.0, (double)needed - 0.5);
+}
+
+// Cuts behind the `count` highest weights, or, if that is 0, behind the highest ones whose share of
+// all reaches `share`.
+template <typename Logit, typename Heat>
+__device__ Cut cut_behind(const Row<Logit>& row, const Heat& heated, float* sums, int count,
+                          double share) {
+  __shared__ Bins bins;
+  Search at = {count == 0, EXPONENT_SHIFT, TOP_BINADE - NUM_BINS + 1, NUM_BINS, -1, false, 0};
+  unsigned bin = 0;
+  bool begins = true;
+#pragma unroll 1
+  for (;;) {
+    const float own = fill_bins(row, heated, bins, at);
+    if (begins) set_wanted(bins, own, count, share);
+    begins = false;
+    if (!descend(bins, at, &bin)) {
+      if (at.shift < EXPONENT_SHIFT || at.first == 0) return {0, 0x7fffffff};
+      at.first -= NUM_BINS;  // all of them are kept
+      continue;
+    }
+    if (at.shift == 0) break;
+    const int step = min(at.shift, 4);
+    at.first = (at.first + bin) << step;
+    at.width = 1 << step;
+    at.shift -= step;
+    at.lists = at.shift < EXPONENT_SHIFT - 4 && at.listed < 0;
+  }
+  const unsigned bits = at.first + bin;
+  const unsigned long long sum = bins.totals[bin];
+  const unsigned long long equal = at.by_mass ? sum / significand(bits) : sum;
+  unsigned long long needed = bins.wanted - at.above;
+  if (at.by_mass) {
+    const unsigned long long each = mass_of(significand(bits), bits >> EXPONENT_SHIFT);
+    needed = each ? (needed + each - 1) / each : equal;
+  }
+  needed = min(max(needed, 1ull), equal);
+  __syncthreads();  // whoever still reads the bins
+  Cut cut = {bits, 0x7fffffff};
+  if (needed < equal) {
+    const Equal<Heat> same = {heated, bits};
+    sum_chunks(row, sums, same);
+    cut.last_id = locate(row, sums, same, 0.0, (double)needed - 0.5);
   }
   return cut;
 }
 
 // The top k weights and, within them, the nucleus of share top_p.
 template <typename Logit, typename Heat>
-__device__ Cut truncate(const Row<Logit>& row, const Heat& heated, float* sums) {
-  const Canvas* canvas = row.canvas;
+__device__ Cut truncate(const Row<Logit>& row, const Canvas* canvas, const Heat& heated,
+                        float* sums) {
   Cut cut = {0, 0x7fffffff};
-  unsigned long long mass = 0;
-  if (canvas->top_k > 0 && canvas->top_k < canvas->vocab) {
-    cut = cut_behind(row, heated, sums, false, (unsigned long long)canvas->top_k, 0.0, &mass);
-  }
-  if (canvas->top_p < 1.0) {
-    const unsigned long long wanted =
-        max((unsigned long long)ceil(canvas->top_p * (double)mass), 1ull);
-    cut = cut_behind(row, heated, sums, true, wanted, mass ? 0.0 : canvas->top_p, &mass);
+  const int count = canvas->top_k > 0 && canvas->top_k < canvas->vocab ? canvas->top_k : 0;
+#pragma unroll 1
+  for (int turn = 0; turn < 2; ++turn) {
+    if (turn ? canvas->top_p < 1.0 : count > 0) {
+      const Kept<Heat> kept = {heated, cut};
+      cut = cut_behind(row, kept, sums, turn ? 0 : count, canvas->top_p);
+    }
   }
   return cut;
 }
 
 // Draws an id by its weight, restricted to top-k and top-p if the canvas has them.
 template <typename Logit, typename Heat>
-__device__ int draw(const Row<Logit>& row, const Heat& heated, float* sums, double share) {
-  const Canvas* canvas = row.canvas;
+__device__ int draw(const Row<Logit>& row, const Canvas* canvas, const Heat& heated, float* sums,
+                    double share) {
   if ((canvas->top_k > 0 && canvas->top_k < canvas->vocab) || canvas->top_p < 1.0) {
-    const Kept<Heat> kept = {heated, truncate(row, heated, sums)};
+    const Kept<Heat> kept = {heated, truncate(row, canvas, heated, sums)};
     sum_chunks(row, sums, kept);
     return locate(row, sums, kept, share, 0.0);
   }

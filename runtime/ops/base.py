@@ -89,6 +89,12 @@ class Canvas(_Referable):
     rules does. Their `masked` positions are those free to move."""
     sigma: Any = None
     """(1,) float32: the noise that the next run is told (transition rules)."""
+    told: Any = None
+    """(block,) float32: the share of masks that the next run is told, for graphs that see it: of
+    `times`, or counted; 0 once nothing is left to fill."""
+    times: Any = None
+    """(steps + 1,) float32: that share before each step, where the settings' rule is driven by
+    time."""
     bias: Any = None
     """(vocab,) float32 added to every row's logits, or None."""
     allowed: Any = None
@@ -131,10 +137,15 @@ class Ops(DraftOps, Protocol):
         banned: tuple[int, ...],
         unmask_chance: np.ndarray | None = None,
         transition: np.ndarray | None = None,
+        tells: bool = False,
+        times: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> Canvas:
-        """Allocates everything a block needs; nothing is allocated per step afterwards."""
+        """Allocates everything a block needs; nothing is allocated per step afterwards.
+
+        `tells` says that the graph sees time, so that `told` is wanted.
+        """
         ...
 
     def begin_block(
@@ -165,7 +176,9 @@ class Ops(DraftOps, Protocol):
         (position, step): with chunk sums of 64 weights, each summed in float32 in eight interleaved
         partial sums s_j = w_j + w_(j+8) + ..., joined ((s0+s1)+(s2+s3))+((s4+s5)+(s6+s7)), and
         accumulated in float64 in order, it lies in the first chunk whose cumulative sum exceeds
-        u times the total, and is the first id there at which the running float64 sum does.
+        u times the total, and is the first id there at which the running float64 sum does. (A
+        device accumulates integers, in units of 2^-46 of the highest chunk sum: the same to 1e-10
+        of the total.)
 
         Under a transition rule every free row draws its next token instead. Logits are log-ratios
         to the token x that stands there: s_y = exp(l_y), float32, and 0 at x, at banned and at

@@ -18,7 +18,10 @@ from .base import CHUNK, Canvas
 from .cuda_state import RING, STATE, permitted_bits, settings_state
 
 _STATE_ARRAYS = ("ids", "masked", "chosen", "candidate", "score", "log_prob")
-_OPTIONAL_ARRAYS = ("unmask_chance", "transition", "sigma", "bias", "seen")
+_OPTIONAL_ARRAYS = ("unmask_chance", "transition", "sigma", "told", "times", "bias", "seen")
+
+ROW_WARPS, TRANSITION_WARPS = 12, 10
+"""Warps at most that share a row: what kernels/sample.cu and transition.cu are compiled for."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +92,7 @@ class CanvasPool:
         ids = values["ids"]
         assert ids is not None
         block = ids.size
+        most = ROW_WARPS if values["transition"] is None else TRANSITION_WARPS
         staged, staged_pointer = device.mapped((2 + 2 * block,), np.int32)
         published, published_pointer = device.mapped((RING,), np.uint64)
         shown, shown_pointer = device.mapped((block,), np.int32)
@@ -104,7 +108,7 @@ class CanvasPool:
             mapped_pointers=(staged_pointer, published_pointer, shown_pointer),
             owned=(device.empty((block, chunks), np.float32), device.empty((block,), np.int32)),
             grid=block,
-            row_threads=32 * min(16, max(2, -(-chunks * CHUNK // 256))),
+            row_threads=32 * min(most, max(2, -(-chunks * CHUNK // 256))),
             block_threads=32 * min(16, -(-block // 32)),
         )
 
@@ -113,7 +117,8 @@ def first_values(canvas: Canvas, block: int) -> dict[str, np.ndarray | None]:
     """Gives what a canvas's device arrays begin with, from one whose optional fields are NumPy's.
 
     Args:
-        canvas: `unmask_chance`, `transition`, `bias` and `allowed` as the caller gave them.
+        canvas: `unmask_chance`, `transition`, `told`, `times`, `bias` and `allowed` as the caller
+            gave them.
         block: Positions.
     """
     penalised = canvas.settings.repetition_penalty != 1.0
@@ -127,6 +132,8 @@ def first_values(canvas: Canvas, block: int) -> dict[str, np.ndarray | None]:
         "unmask_chance": _as(canvas.unmask_chance, np.float64),
         "transition": _as(canvas.transition, np.float64),
         "sigma": None if canvas.transition is None else np.zeros(1, np.float32),
+        "told": canvas.told,
+        "times": _as(canvas.times, np.float32),
         "bias": _as(canvas.bias, np.float32),
         "allowed": permitted_bits(canvas.vocab_size, canvas.banned, canvas.allowed),
         "seen": np.zeros(canvas.vocab_size, np.uint8) if penalised else None,
@@ -145,14 +152,16 @@ def state_of(canvas: Canvas, memory: CanvasMemory, chunks: int) -> np.ndarray:
         array = memory.arrays[name]
         state[name] = 0 if array is None else array.pointer
     allowed, chances = memory.arrays["allowed"], memory.arrays["unmask_chance"]
-    transition = memory.arrays["transition"]
+    transition, times = memory.arrays["transition"], memory.arrays["times"]
     assert allowed is not None
+    state["processed"] = memory.arrays["bias"] is not None or memory.arrays["seen"] is not None
     state["permitted"] = allowed.pointer
     state["permitted_stride"] = 2 * chunks if allowed.shape[0] > 1 else 0
     state["sums"], state["rank"] = (array.pointer for array in memory.owned)
     state["staged"], state["published"], state["shown"] = memory.mapped_pointers
     state["block"], state["vocab"], state["chunks"] = memory.grid, canvas.vocab_size, chunks
     state["num_chances"] = 0 if chances is None else chances.size
+    state["num_times"] = 0 if times is None else times.size
     state["num_steps"] = 0 if transition is None else transition.shape[0]
     state["mask_token_id"], state["eos_token_id"] = canvas.mask_token_id, canvas.eos_token_id
     return state

@@ -27,7 +27,7 @@ from ..errors import ConfigError, EngineError
 from .base import CHUNK, Canvas, Progress
 from .cuda_canvas import CanvasMemory, CanvasPool, first_values, state_of
 from .cuda_drafts import COPY_BLOCKS, CudaDrafts, DraftPool, load_draft_kernels
-from .cuda_state import MAX_BLOCK, RING, SEQUENCE_MASK, Published, unpack
+from .cuda_state import MAX_BLOCK, MAX_VOCAB, RING, SEQUENCE_MASK, Published, unpack
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 
@@ -64,12 +64,19 @@ class CudaOps(CudaDrafts):
         banned: tuple[int, ...],
         unmask_chance: np.ndarray | None = None,
         transition: np.ndarray | None = None,
+        tells: bool = False,
+        times: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> Canvas:
-        """See Ops; ConfigError for a block too long to be counted."""
+        """See Ops; ConfigError for a block or a vocabulary too large to be counted."""
         if block > MAX_BLOCK:
             raise ConfigError(f"a block has {MAX_BLOCK} positions at most on a GPU, not {block}")
+        if vocab_size > MAX_VOCAB:
+            raise ConfigError(
+                f"a vocabulary has {MAX_VOCAB} ids at most on a GPU, not {vocab_size}; "
+                "use --engine onnxruntime"
+            )
         canvas = Canvas(
             settings=settings,
             vocab_size=vocab_size,
@@ -86,6 +93,8 @@ class CudaOps(CudaDrafts):
             log_prob=None,
             unmask_chance=unmask_chance,
             transition=transition,
+            told=np.zeros(block, np.float32) if tells else None,
+            times=times,
             bias=bias,
             allowed=allowed,
         )

@@ -14,18 +14,19 @@ from .base import Progress
 
 POINTERS = (
     "ids", "masked", "chosen", "candidate", "score", "log_prob", "unmask_chance",
-    "transition", "sigma", "bias", "permitted", "seen", "sums", "rank", "staged", "published",
-    "shown",
+    "transition", "sigma", "told", "times", "bias", "permitted", "seen", "sums", "rank", "staged",
+    "published", "shown",
 )  # fmt: skip
 DOUBLES = ("time", "top_p", "factor", "entropy_bound")
 WORDS = (
     "block", "vocab", "chunks", "permitted_stride", "rule", "score_kind", "steps", "num_chances",
     "top_k", "mask_token_id", "eos_token_id", "seed_low", "seed_high", "sample_index", "greedy",
     "inverse_temperature", "penalty", "threshold", "position", "first", "step", "num_masked",
-    "num_masked_at_start", "error", "sequence", "num_steps",
+    "num_masked_at_start", "error", "sequence", "num_steps", "inverse_penalty", "processed",
+    "num_times", "num_kept",
 )  # fmt: skip
 _UNSIGNED = ("seed_low", "seed_high", "sample_index", "sequence")
-_FLOATS = ("inverse_temperature", "penalty", "threshold")
+_FLOATS = ("inverse_temperature", "penalty", "threshold", "inverse_penalty")
 
 STATE = np.dtype(
     [
@@ -52,6 +53,8 @@ RING = 4
 """Progress words kept: the host reads one behind the last, so it may be two behind the device."""
 MAX_BLOCK = 2**15 - 1
 """Positions that a progress word can count."""
+MAX_VOCAB = 2**18
+"""Ids of a row: a thread's bins of top-k and top-p add up 1,024 weights at least."""
 _COUNT_BITS = 15
 _SEQUENCE_SHIFT = 47
 SEQUENCE_MASK = 2**17 - 1
@@ -89,7 +92,8 @@ def settings_state(state: np.ndarray, settings: DecodingSettings, seed: int, ind
     state["threshold"] = settings.threshold or 0.0
     state["greedy"] = settings.greedy
     state["inverse_temperature"] = 1.0 / (settings.temperature or 1.0)
-    state["penalty"] = settings.repetition_penalty
+    penalty = np.float32(settings.repetition_penalty)
+    state["penalty"], state["inverse_penalty"] = penalty, np.float32(1.0) / penalty
     state["seed_low"], state["seed_high"] = seed & 0xFFFFFFFF, seed >> 32
     state["sample_index"] = index
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..decoding import RULES, DecodingSettings
-from ..philox import DrawKind, uniforms
+from ..philox import DrawKind
 from . import selection
 from .base import Canvas, Progress
+from .coming_draws import coming_draws
 from .numpy_drafts import NumpyDrafts
 from .rows import (
     RowScratch,
@@ -28,12 +29,6 @@ from .rows import (
 )
 from .transitions import TransitionScratch, commit_transition, draw_transition
 
-STEPS_PER_DRAW = 8
-"""Steps whose uniforms are made at once: Philox costs about 60 us per call, whatever its size."""
-
-DRAWS_AT_ONCE = 4096
-"""Uniforms from which on a call's own cost does not count."""
-
 
 class _Scratch:
     """A NumPy canvas's working memory."""
@@ -45,6 +40,8 @@ class _Scratch:
         self.rows = TransitionScratch(block, vocab_size, banned) if transition else None
         self.banned = np.array(banned, dtype=np.int64)
         self.draws: dict[DrawKind, tuple[int, np.ndarray]] = {}
+        self.num_kept = 0
+        """Masks of the block that are never filled; counted for graphs that see time."""
         self.hole = -1
         """Index of the first mask at the last commit, all before it being no end of text; or -1."""
 
@@ -68,6 +65,8 @@ class NumpyOps(NumpyDrafts):
         banned: tuple[int, ...],
         unmask_chance: np.ndarray | None = None,
         transition: np.ndarray | None = None,
+        tells: bool = False,
+        times: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
     ) -> Canvas:
@@ -90,6 +89,8 @@ class NumpyOps(NumpyDrafts):
             unmask_chance=unmask_chance,
             transition=transition,
             sigma=np.zeros(1, np.float32) if moves else None,
+            told=np.zeros(block, np.float32) if tells else None,
+            times=times,
             bias=bias,
             allowed=allowed,
             seen=np.zeros(vocab_size, bool) if settings.repetition_penalty != 1.0 else None,
@@ -108,6 +109,10 @@ class NumpyOps(NumpyDrafts):
         canvas.num_masked = canvas.num_masked_at_start = int(np.count_nonzero(masked))
         canvas.scratch.draws.clear()
         canvas.scratch.hole = -1
+        if canvas.told is not None:
+            holes = int(np.count_nonzero(canvas.ids == canvas.mask_token_id))
+            canvas.scratch.num_kept = holes - canvas.num_masked
+            tell(canvas, canvas.scratch.num_kept)
         if canvas.transition is not None:
             canvas.sigma[0] = canvas.transition[0, 0]
         return canvas.num_masked
@@ -213,7 +218,7 @@ class NumpyOps(NumpyDrafts):
         """Gives this step's uniforms of every position: (block,) float64."""
         made = canvas.scratch.draws.get(kind)
         if made is None or not made[0] <= canvas.step < made[0] + len(made[1]):
-            made = canvas.scratch.draws[kind] = (canvas.step, _coming_draws(canvas, kind))
+            made = canvas.scratch.draws[kind] = (canvas.step, coming_draws(canvas, kind))
         return made[1][canvas.step - made[0]]
 
     def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
@@ -236,6 +241,8 @@ class NumpyOps(NumpyDrafts):
         if ended:
             canvas.masked.fill(False)
             canvas.num_masked = 0
+        if canvas.told is not None:
+            tell(canvas, canvas.scratch.num_kept)
         return Progress(canvas.num_masked, num_committed, num_final, ended)
 
     def _end_of_text(self, canvas: Canvas) -> tuple[int, bool]:
@@ -281,19 +288,12 @@ class NumpyOps(NumpyDrafts):
         return np.asarray(array)
 
 
-def _coming_draws(canvas: Canvas, kind: DrawKind) -> np.ndarray:
-    """Draws the uniforms of this step and some that follow: (steps, block) float64."""
-    block, count = len(canvas.masked), STEPS_PER_DRAW
-    places = np.arange(block)
-    if canvas.transition is not None:
-        # All of its steps will be taken, and only by what is free now.
-        places = canvas.masked.nonzero()[0]
-        fitting = max(count, DRAWS_AT_ONCE // max(len(places), 1))
-        count = max(min(fitting, len(canvas.transition) - canvas.step), 1)
-    steps = canvas.step + np.arange(count)[:, None]
-    draws = uniforms(canvas.seed, canvas.sample_index, canvas.position + places, steps, kind)
-    if len(places) == block:
-        return draws
-    spread = np.zeros((count, block))
-    spread[:, places] = draws
-    return spread
+def tell(canvas: Canvas, num_kept: int) -> None:
+    """Fills `told` for the next run; `num_kept` masks of the block are never filled."""
+    if not canvas.num_masked:
+        share = 0.0  # a run over the finished block
+    elif canvas.times is not None:
+        share = canvas.times[min(canvas.step, len(canvas.times) - 1)]
+    else:
+        share = (canvas.num_masked + num_kept) / len(canvas.masked)
+    canvas.told.fill(share)

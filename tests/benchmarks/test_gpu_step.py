@@ -3,7 +3,7 @@
 import pytest
 import torch
 from click.testing import CliRunner
-from dlm_edge.benchmarks import gpu_step
+from dlm_edge.benchmarks import gpu_model, gpu_step
 from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.families.base import Request
@@ -49,8 +49,8 @@ def test_the_engine_that_is_measured_gives_the_tokens_of_the_loop_on_the_cpu():
 
 def test_the_forward_that_is_measured_has_the_tensors_of_its_spec():
     size = gpu_step.SIZES["tiny"]
-    module = gpu_step.half_module(size, "cpu")
-    spec = gpu_step.half_spec(size, module)
+    module = gpu_model.half_module(size, "cpu")
+    spec = gpu_model.half_spec(size, module)
     given = [torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs]
     with torch.inference_mode():
         made = module(*given)
@@ -65,13 +65,13 @@ def test_the_peers_rule_is_the_threshold_rule():
     logits = torch.randn(16, 300).half() * 4
     ids, masked = torch.ones(16, dtype=torch.int64), torch.arange(16) != 3
     ids[3] = 9
-    after, left, count = gpu_step.eager_rule(logits, ids, masked, 0.5)
+    after, left, count = gpu_model.eager_rule(logits, ids, masked, 0.5)
     assert after[3] == 9
     assert 0 < int(count) < 16
     assert int(count) == int(left.sum())
     assert not (after[~left] == 1).any()
     assert (after[left] == 1).all()
-    _, left, count = gpu_step.eager_rule(logits, ids, masked, 2.0)
+    _, left, count = gpu_model.eager_rule(logits, ids, masked, 2.0)
     assert int(count) == 14  # never fewer than one
 
 

@@ -260,3 +260,9 @@ inline float half_to_float(unsigned short bits) {
   if (rest >= 0x7c00u) return __uint_as_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
   return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
 }
+
+inline float power_of_two(float exponent) {
+  const float power = exp2f(exponent);
+  return power < 0x1p-126f ? 0.0f : power;
+}
+inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }

@@ -1,5 +1,5 @@
 // Kernels that show what others keep to themselves.
-#include "half.cuh"
+#include "ptx.cuh"
 #include "philox.cuh"
 
 // out[kind, index]: the uniforms of positions 0, 1, ... in the canvas's step.

@@ -75,8 +75,8 @@ def test_a_captured_step_runs_when_it_is_replayed():
 
 
 def test_kernels_are_emulated_as_they_are_without_a_switch_inside():
-    """Only half.cuh may ask which compiler reads it, and not inside a function."""
+    """Only ptx.cuh may ask which compiler reads it, and not inside a function."""
     for path in [*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")]:
         text = path.read_text("utf-8")
         switches = [line for line in text.split("\n") if line.startswith("#if")]
-        assert switches == (["#ifdef __CUDACC__"] if path.name == "half.cuh" else [])
+        assert switches == (["#ifdef __CUDACC__"] if path.name == "ptx.cuh" else [])

@@ -2,7 +2,8 @@
 
 import pytest
 from dlm_edge.runtime.cuda import CudaDevice
-from dlm_edge.runtime.cuda_drivers import BindingsDriver, PycudaDriver
+from dlm_edge.runtime.cuda_bindings import BindingsDriver
+from dlm_edge.runtime.cuda_drivers import PycudaDriver
 from dlm_edge.runtime.replay import ReplayingDevice
 
 

@@ -75,7 +75,7 @@ def test_the_host_writes_the_state_as_the_kernels_read_it():
             assert kind.strip().endswith("*")
         else:
             assert STATE[name].name == kinds[kind.strip()], name
-    assert STATE.itemsize == 21 * 8 + 26 * 4
+    assert STATE.itemsize == 23 * 8 + 30 * 4
 
 
 def test_rules_and_scores_have_one_number_on_both_sides():

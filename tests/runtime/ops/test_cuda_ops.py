@@ -237,3 +237,8 @@ def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
 def test_a_block_too_long_to_be_counted_is_refused(cuda):
     with pytest.raises(ConfigError, match="32767"):
         Pair.make(DecodingSettings(), block=40000, vocab=8, cuda=cuda)
+
+
+def test_a_vocabulary_too_large_for_the_bins_is_refused(cuda):
+    with pytest.raises(ConfigError, match="262144 ids at most on a GPU, not 262145"):
+        Pair.make(DecodingSettings(), block=2, vocab=2**18 + 1, cuda=cuda)

@@ -1,0 +1,268 @@
+"""How fast the kernels can be at best, by counting the instructions that nvcc makes of them.
+
+    python -m dlm_edge.benchmarks.kernel_bound -o kernel-bound.json
+
+**A bound by counting, not a measurement**: it needs nvcc and nvdisasm, and no GPU. Every loop over
+the vocabulary is taken from the machine code (`kernel_passes.py`), and of one turn, which reads
+eight logits per thread, the instructions are counted by the pipe that executes them. A row takes at
+least what its busiest pipe takes, or the memory; the copy that it is held against reads and writes
+the same bytes at full bandwidth. What a GPU does besides (waiting for memory, barriers, a last wave
+that does not fill it) makes it slower than this: a bound above 1.25 copies says that the goal
+cannot be met, one below that it may be.
+
+Scores are by confidence. Of top-k and top-p, the first two passes sort every weight into a bin, as
+flat distributions do, and the third few.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from ..runtime.cli_common import DlmCommand
+from ..runtime.errors import ConfigError
+from ..runtime.ops.cuda_canvas import ROW_WARPS, TRANSITION_WARPS
+from ..runtime.ops.cuda_ops import KERNELS
+from .kernel_passes import (
+    PASSES,
+    PER_TURN,
+    TARGETS,
+    Pass,
+    Target,
+    named_lines,
+    passes,
+    pipe_of,
+    row_loops,
+)
+from .report import print_table, record, write_json
+from .sass import Block, functions
+
+
+def tool(name: str, given: str | None) -> str:
+    """Finds a program of the toolkit; ConfigError says where to get it."""
+    found = given or shutil.which(name)
+    if found is None or shutil.which(found) is None:
+        raise ConfigError(
+            f"{name} is not here: install the CUDA toolkit, or give its path with --{name} "
+            "(nvdisasm alone comes as the package nvidia-cuda-nvdisasm)"
+        )
+    return found
+
+
+def resources(text: str) -> dict[str, dict[str, int]]:
+    """Reads `ptxas -v`: registers, shared memory and spilled bytes of each kernel."""
+    found = {}
+    for part in text.split("Compiling entry function '")[1:]:
+        registers, shared = (
+            re.search(r"Used (\d+) registers", part),
+            re.search(r"(\d+) bytes smem", part),
+        )
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", part)
+        if registers:
+            found[part.split("'")[0]] = {
+                "registers": int(registers[1]),
+                "shared_bytes": int(shared[1]) if shared else 0,
+                "spilled_bytes": sum(map(int, spills)),
+            }
+    return found
+
+
+def read_kernels(
+    source: Path, architecture: str, nvcc: str, nvdisasm: str
+) -> tuple[dict[str, dict[str, int]], dict[str, list[Block]]]:
+    """Compiles a source and takes the image apart: resources and blocks by kernel."""
+    with TemporaryDirectory() as folder:
+        image = Path(folder) / "image.cubin"
+        options = ["-lineinfo", f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
+        compiled = _run([nvcc, *options, "-o", str(image), str(source)])
+        return resources(compiled.stderr), functions(
+            _run([nvdisasm, "-c", "-gi", str(image)]).stdout
+        )
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or "no reason given").split("\n")[0]
+        raise ConfigError(f"{Path(command[0]).name} fails: {reason[:200]}")
+    return done
+
+
+WAYS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "sample": {
+        "greedy": ("statistics",),
+        "drawn": ("statistics", "sum_chunks"),
+        "top-k or top-p": (
+            "statistics", "fill_bins of Kept, all sorted", "fill_bins of Kept, all sorted",
+            "fill_bins of Kept", "sum_chunks of Kept",
+        ),
+    },
+    "transit": {
+        "no offset": ("sum_chunks",),
+        "offset": ("sum_chunks", "sum_chunks of Lowered"),
+    },
+    "propose": {"greedy": ("statistics",), "drawn": ("statistics", "sum_chunks of Kept")},
+    "verify": {
+        "greedy": ("statistics",),
+        "kept": ("statistics", "sum_chunks of Kept"),
+        "rejected": ("statistics", "sum_chunks of Kept", "sum_chunks of Residual"),
+    },
+}  # fmt: skip
+"""Passes over a row, by kernel and what it is asked for."""
+
+
+def bound(
+    ways: Sequence[Pass], target: Target, *, bytes_each: int, vocab: int, rows_at_once: int
+) -> dict[str, Any]:
+    """Gives the least time of a kernel that reads rows in some passes, over a copy of them.
+
+    Args:
+        ways: The passes.
+        target: The GPU, with rows enough for all of it.
+        bytes_each: Of a logit.
+        vocab: Logits of a row.
+        rows_at_once: Rows that are in the second-level cache at once; a row that stays there is
+            read from memory once.
+    """
+    each = target.multiprocessors * target.clock_hz
+    stays = rows_at_once * vocab * bytes_each <= target.l2_bytes
+    clocks: Counter[str] = Counter()
+    for one in ways:
+        for pipe, value in one.clocks(target).items():
+            clocks[pipe] += value
+    reading = bytes_each * (1 if stays else len(ways)) / target.bytes_per_second
+    busiest = max(clocks, key=lambda pipe: clocks[pipe])
+    copy = 2 * bytes_each / target.bytes_per_second
+    return {
+        "clocks_per_logit": {pipe: round(value, 4) for pipe, value in sorted(clocks.items())},
+        "busiest": "memory bandwidth" if reading > clocks[busiest] / each else busiest.strip("_"),
+        "passes": len(ways),
+        "stays_in_l2": stays,
+        "over_copy": round(max(reading, clocks[busiest] / each) / copy, 3),
+    }
+
+
+def blocks_at_once(target: Target, found: Mapping[str, int], threads: int) -> int:
+    """Gives the thread blocks that a multiprocessor holds at once."""
+    registers = -(-found["registers"] // 8) * 8 * threads
+    shared = found["shared_bytes"] + 1024
+    return min(
+        target.threads // threads, target.registers // registers, target.shared_bytes // shared
+    )
+
+
+def count(nvcc: str, nvdisasm: str, vocab: int) -> list[dict[str, Any]]:
+    """Counts every kernel of every source for every target."""
+    where = named_lines(KERNELS, (*PASSES, "put", "Kept", "Equal", "Residual", "Lowered"))
+    read: dict[str, Any] = {}
+    rows = []
+    for label, target in TARGETS.items():
+        for source in sorted(KERNELS.glob("*.cu")):
+            key = f"{target.architecture} {source.stem}"
+            if key not in read:
+                read[key] = read_kernels(source, target.architecture, nvcc, nvdisasm)
+            found, kernels = read[key]
+            for name, use in found.items():
+                rows.append(_kernel(label, target, name, use, kernels.get(name, []), where, vocab))
+    return rows
+
+
+def _threads(kernel: str) -> int:
+    """Threads of a block, as cuda_canvas.py launches them over a large vocabulary."""
+    warps = {"sample": ROW_WARPS, "transit": TRANSITION_WARPS, "verify": ROW_WARPS,
+             "propose": ROW_WARPS}  # fmt: skip
+    return 32 * warps.get(kernel.split("_")[0], 16)
+
+
+def _kernel(
+    label: str,
+    target: Target,
+    name: str,
+    use: Mapping[str, int],
+    blocks: list[Block],
+    where: Mapping[str, tuple[str, range]],
+    vocab: int,
+) -> dict[str, Any]:
+    threads = _threads(name)
+    at_once = blocks_at_once(target, use, threads)
+    bytes_each = 2 if name.endswith("16") else 4
+    found: dict[str, Pass] = {}
+    for one in passes(blocks, where):
+        found.setdefault(one.name, one)
+    doubles = [
+        sum(pipe_of(one) == "double" for index in loop.blocks for one in blocks[index].instructions)
+        for loop, _ in row_loops(blocks)
+    ]
+    ways = {
+        way: bound(
+            [found[one] for one in names], target, bytes_each=bytes_each, vocab=vocab,
+            rows_at_once=at_once * target.multiprocessors,
+        )
+        for way, names in WAYS.get(name.split("_")[0], {}).items()
+        if all(one in found for one in names)
+    }  # fmt: skip
+    return {
+        "target": label,
+        "architecture": target.architecture,
+        "kernel": name,
+        **use,
+        "threads": threads,
+        "blocks_at_once": at_once,
+        "occupancy": round(at_once * threads / target.threads, 3),
+        "double_precision_in_loops": sum(doubles),
+        "instructions_per_logit": {
+            one: {
+                pipe.strip("_"): round(number / PER_TURN, 2) for pipe, number in each.counts.items()
+            }
+            for one, each in found.items()
+        },
+        "ways": ways,
+    }
+
+
+@click.command("kernel-bound", cls=DlmCommand)
+@click.option("--nvcc", help="Path of nvcc; else the one on the PATH.")
+@click.option("--nvdisasm", help="Path of nvdisasm; else the one on the PATH.")
+@click.option("--vocab", default=32000, show_default=True, help="Logits of a row.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The same, to a file.")
+def main(
+    nvcc: str | None, nvdisasm: str | None, vocab: int, as_json: bool, output: Path | None
+) -> None:
+    """Bounds each kernel's time from below by counting its machine code; needs no GPU."""
+    kernels = count(tool("nvcc", nvcc), tool("nvdisasm", nvdisasm), vocab)
+    report = {
+        **record(),
+        "what": "a lower bound by counting instructions; not a measurement",
+        "vocab": vocab,
+        "kernels": kernels,
+    }
+    if output is not None:
+        write_json(output, report)
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+        return
+    lines = [
+        {"target": one["target"], "kernel": one["kernel"], "way": way, **found}
+        for one in kernels
+        for way, found in one["ways"].items()
+    ]
+    click.echo("Lower bounds by counting, over a copy of the same bytes; not measured:")
+    print_table(
+        [("target", "target"), ("kernel", "kernel"), ("asked for", "way"), ("passes", "passes"),
+         ("limited by", "busiest"), ("over a copy", "over_copy")],
+        lines,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
