@@ -39,6 +39,9 @@ CONTESTANTS = (
     ("int8", "dlm-edge, int8", OURS),
 )
 
+DRAFTS = (None, 3, 4, 8)
+"""Numbers of drafted tokens that are drawn; None is causal decoding."""
+
 
 def read(name: str) -> dict[str, Any]:
     """Reads one file of results."""
@@ -51,16 +54,21 @@ def speed(results: Mapping[str, Any], threads: int = 1) -> list[tuple[str, float
     return [(label, rows[key]["tokens_per_s"], colour) for key, label, colour in CONTESTANTS]
 
 
-def drafts(measured: Mapping[str, Any]) -> list[tuple[str, float, str]]:
-    """Gives (decoding, tokens per second, colour) of a run of `draft_verify`."""
-    return [
-        (
-            f"{row['name']}, {row['tokens_per_nfe']:.2f} tokens per run",
-            row["tokens_per_s"],
-            OURS if row["block"] else CAUSAL,
-        )
-        for row in measured["rows"]
-    ]
+def drafts(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float, str]]:
+    """Gives (decoding, tokens per second, colour) of runs of `draft_verify` by precision."""
+    found = []
+    for precision, results in measured.items():
+        for row in results["rows"]:
+            if row["block"] in DRAFTS:
+                pace = f", {row['tokens_per_nfe']:.1f} tokens per run" if row["block"] else ""
+                name = f"{precision}: {row['name']}{pace}"
+                found.append((name, row["tokens_per_s"], OURS if row["block"] else CAUSAL))
+    return found
+
+
+def read_drafts() -> dict[str, dict[str, Any]]:
+    """Reads the runs of `draft_verify` that are kept."""
+    return {"float32": read("draft-verify"), "int8": read("draft-verify-int8")}
 
 
 def board(planned: Mapping[str, Any], context: int = 512) -> list[tuple[str, float, str]]:
@@ -126,8 +134,8 @@ def main(out: Path) -> None:
     )
     draw(
         out / "drafts.svg",
-        "tokens per second, a 3.2 M Qwen2 shape, one thread of a CPU: equal texts",
-        drafts(read("draft-verify")),
+        "tokens per second, a Qwen2 shape of 3.2 M parameters, one thread of a CPU",
+        drafts(read_drafts()),
     )
     draw(
         out / "board.svg",

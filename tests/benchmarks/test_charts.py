@@ -8,7 +8,7 @@ from dlm_edge.benchmarks import charts
 
 DRAWN = {
     "decode": lambda: charts.speed(charts.read("decode-small-int8")),
-    "drafts": lambda: charts.drafts(charts.read("draft-verify")),
+    "drafts": lambda: charts.drafts(charts.read_drafts()),
     "board": lambda: charts.board(charts.read("qwen-plan-1.5b")),
 }
 
