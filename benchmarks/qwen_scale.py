@@ -22,7 +22,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +84,11 @@ for file in sorted({spec.file for spec in bundle.manifest.graphs}):
 """
 
 
-def make_checkpoint(folder: Path, tokenizer: Path, size: str, layers: int | None) -> None:
+def make_checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> None:
     """Writes a Hugging Face folder of random weights, tensor after tensor."""
     import torch
     from safetensors.torch import save_file
 
-    config = {**COMMON, **SHAPES[size]}
-    if layers is not None:
-        config["num_hidden_layers"] = layers
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tokenizer / name).read_bytes())
@@ -180,7 +179,12 @@ def main(
     source, checkpoint = work / "hugging-face", work / "checkpoint"
     if not (source / "model.safetensors").exists():
         click.echo("making the random checkpoint", err=True)
-        make_checkpoint(source, tokenizer, size, layers)
+        config = {**COMMON, **SHAPES[size]}
+        if layers is not None:
+            config["num_hidden_layers"] = layers
+        # In a process of its own: a command's peak is at least that of the process it is born of.
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:
+            other.submit(make_checkpoint, source, tokenizer, config).result()
     found: list[dict[str, Any]] = []
     about = record()
 
