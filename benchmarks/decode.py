@@ -21,7 +21,8 @@ from ..runtime.bundle import default_bundle_path, open_bundle
 from ..runtime.cli_common import DlmCommand
 from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import ConfigError, DlmError
-from ..runtime.families.window import choose_block, contexts_by_block
+from ..runtime.families import decoding_blocks
+from ..runtime.families.window import choose_block
 from .contestants import CONTESTANTS, OF_OTHER_BUNDLES, PYTORCH, Contestant
 from .decode_report import agreement, report
 from .report import record, write_json
@@ -38,7 +39,7 @@ def make_specs(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{bundle_path}: wanted a bundle of family mdlm, found {manifest.family}")
     names = ("rule", "threshold", "factor", "entropy_bound", "steps", "temperature", "top_p")
     settings = DecodingSettings.merge(manifest.decoding, {name: given.get(name) for name in names})
-    shapes = contexts_by_block(manifest.graphs, manifest.graphs[0].name)
+    shapes = decoding_blocks(manifest)
     block = choose_block(shapes, given["block"] or settings.block_size, manifest.block_sizes)
     if shapes[block][-1] < block:
         raise ConfigError(f"{bundle_path}: no graph of block {block} with a context; export one")

@@ -14,7 +14,6 @@ a proof. What was found is written with card, driver, date and command.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -26,9 +25,9 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli_common import DlmCommand, print_json
 from ..runtime.engines.gpu import read_gpu
-from .report import record, write_json
+from .report import record, shortened, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -43,8 +42,9 @@ Run = Callable[[list[str]], subprocess.CompletedProcess[str]]
 def run_command(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs one step; its output is kept."""
     return subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        encoding="utf-8", errors="replace",
+    )  # fmt: skip
 
 
 def prove(command: list[str], run: Run, *, counts: bool = False) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def main(results: Path, rounds: int, as_json: bool) -> None:
     results.mkdir(parents=True, exist_ok=True)
     found: dict[str, Mapping[str, Any]] = {}
     for name, command in steps(results, rounds).items():
-        click.echo(f"{name}: {' '.join(map(_short, command))}", err=True)
+        click.echo(f"{name}: {' '.join(map(shortened, command))}", err=True)
         found[name] = prove(command, run_command, counts=name == "tests")
         click.echo(f"{name}: {_told(found[name])}", err=True)
     report = {
@@ -120,13 +120,9 @@ def main(results: Path, rounds: int, as_json: bool) -> None:
     }
     write_json(results / "gpu-proof.json", report)
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        print_json(report)
     if not report["ok"]:
         raise SystemExit(1)
-
-
-def _short(argument: str) -> str:
-    return Path(argument).name if argument.startswith("/") else argument
 
 
 def _told(step: Mapping[str, Any]) -> str:

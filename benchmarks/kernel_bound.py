@@ -16,7 +16,6 @@ flat distributions do, and the third few.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli_common import DlmCommand, print_json
 from ..runtime.errors import ConfigError
 from ..runtime.ops.cuda_canvas import ROW_WARPS, TRANSITION_WARPS
 from ..runtime.ops.cuda_ops import KERNELS
@@ -249,7 +248,7 @@ def main(
     if output is not None:
         write_json(output, report)
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        print_json(report)
         return
     lines = [
         {"target": one["target"], "kernel": one["kernel"], "way": way, **found}

@@ -22,7 +22,7 @@ PASSES = ("statistics", "sum_chunks", "fill_bins", "highest")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A GPU as far as a count needs it. Lanes per clock and multiprocessor, but for the first five.
+    """A GPU as far as a count needs it. From `issue` on: lanes per clock and multiprocessor.
 
     Sources: CUDA C++ programming guide, "Arithmetic instructions", columns 8.6 and 9.0 (Orin's
     GA10B is a GA10x: 128 lanes of float, a 64th of it in double precision); Jetson Orin Nano data

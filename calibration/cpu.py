@@ -8,8 +8,9 @@
 | looked up (embedding) | Gather of int8 rows and of their scales, Cast, Mul |
 | float | what was there |
 
-ONNX Runtime fuses the nodes of an int8 product into one call of MLAS, and folds those of a matrix
-stored as int8 while it loads: that is small on disk, but float32 in memory and in arithmetic.
+ONNX Runtime fuses the nodes of an int8 product, unless rows are apart, into one call of MLAS, and
+folds those of a matrix stored as int8 while it loads: that is small on disk, but float32 in memory
+and in arithmetic.
 Weights are symmetric, one scale per output channel (per row of an embedding). A tied embedding is
 stored once, as rows; its Transpose is folded while loading.
 

@@ -18,8 +18,9 @@ from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError
 
 NAME = "dlm-profile"
-_DECODING = ("rule", "threshold", "factor", "entropy_bound", "beta", "steps")
-_DECODING += ("temperature", "block")
+_DECODING = (
+    "rule", "threshold", "factor", "entropy_bound", "beta", "steps", "temperature", "block",
+)  # fmt: skip
 _TASKS = ("--render", "--compare", "--doctor")
 
 

@@ -87,8 +87,6 @@ class NodeCost:
     """Whether the second factor of a product is a weight, which engines lay out beforehand."""
     items: int
     """Elements of its first output."""
-    last_axis: int
-    """Length of the output's last axis."""
 
 
 def graph_cost(graph: Graph, block: int, context: int) -> GraphCost:
@@ -202,7 +200,6 @@ def _node_cost(node: Node, values: Mapping[str, Value], origins: Origins) -> Nod
         kernel=_kernel([node], values, origins),
         constant_input=bool(second) and values[second].constant,
         items=out.items,
-        last_axis=out.shape[-1] if out.shape else 1,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..runtime.decoding import RULES
 from ..runtime.engines.onnxruntime import default_threads
 from ..runtime.errors import ConfigError
-from ..runtime.families import FAMILIES, decoding_blocks, decoding_settings
+from ..runtime.families import decoding_blocks, decoding_settings, find_family
 from ..runtime.pipeline import Pipeline
 from .profile import Profiler
 from .quality import Judge, measure_quality
@@ -104,7 +104,7 @@ def learnt_blocks(pipeline: Pipeline) -> list[int]:
     manifest = pipeline.manifest
     shapes = decoding_blocks(manifest)
     usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
-    if RULES[FAMILIES[manifest.family].default_rule].drafts:
+    if RULES[find_family(manifest.family).default_rule].drafts:
         return usable
     return [block for block in usable if block in manifest.block_sizes] or usable or list(shapes)
 

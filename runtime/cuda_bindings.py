@@ -15,7 +15,7 @@ import numpy as np
 from .errors import DeviceError
 
 NON_BLOCKING = 1
-"""CU_STREAMNON_BLOCKING: the stream does not wait for the default one."""
+"""CU_STREAM_NON_BLOCKING: the stream does not wait for the default one."""
 DEVICE_MAP = 2
 """CU_MEMHOSTALLOC_DEVICEMAP: kernels see the host memory."""
 REMEDY = "run jetson/setup.sh, or choose the engine onnxruntime"

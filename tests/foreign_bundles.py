@@ -16,7 +16,7 @@ def require_one_line(error: BundleError) -> None:
 def refused(path, **options) -> str:
     with pytest.raises(BundleError) as caught:
         open_bundle(path, **options)
-    assert "\n" not in str(caught.value)
+    require_one_line(caught.value)
     return str(caught.value)
 
 

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.cli_common import (
-    EXIT_INTERRUPTED,
-    common_options,
-    print_json,
-    refuse_together,
-)
+from ..runtime.cli_common import EXIT_INTERRUPTED, common_options, print_json, refuse_together
 from ..runtime.errors import ConfigError
 from .cli_options import GroupedCommand, GroupedOption, training_options
 

@@ -144,7 +144,7 @@ def _write_parts(
     eos = special_ids(tokenizer)["eos_token_id"]
     workers = num_workers_for(source, num_workers)
     names = ("train", "valid")
-    parts = [_Part(beside, name, dtype) for name in names]
+    parts = [_Part(beside, name) for name in names]
     try:
         for chunk, lengths, held in encoded(source, serialized, eos, percent, workers, dtype):
             for index, part in enumerate(parts):
@@ -163,9 +163,8 @@ def _write_parts(
 class _Part:
     """One growing token file and the file of its document offsets."""
 
-    def __init__(self, folder: Path, name: str, dtype: str) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self.name, self.num_tokens, self.num_documents = name, 0, 0
-        self._dtype = dtype
         self._tokens: IO[bytes] = (folder / f"{name}.bin").open("wb")
         self._offsets: IO[bytes] = (folder / f"{name}.offsets").open("wb")
 

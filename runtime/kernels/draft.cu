@@ -4,8 +4,7 @@
 //
 // Greedy rows are read once. Drawn rows are read once more for their chunk sums, and a rejected one
 // once more for the residual's; each of top-k and top-p reads three times more where what is left
-// then fits a list. Which proposal is
-// read is known on the device before the host knows it.
+// then fits a list. Which proposal is read is known on the device before the host knows it.
 #include "copy.cuh"
 #include "drafts.cuh"
 #include "philox.cuh"

@@ -153,7 +153,8 @@ class Ops(DraftOps, Protocol):
     ) -> int:
         """Starts a block from host arrays: ids (block,) int32, masked (block,) bool.
 
-        Resets step, time, scores and counts; returns the number of masked positions.
+        Resets step, time, scores and counts, and fills `told`; returns the number of masked
+        positions.
         """
         ...
 
@@ -199,7 +200,8 @@ class Ops(DraftOps, Protocol):
         """Commits positions by the rule of the canvas's settings (see `decoding`).
 
         Scatters candidates into `ids`, clears them in `masked`, counts the step, and ends the
-        text at the first end-of-text token that has no mask before it.
+        text at the first end-of-text token that has no mask before it. `told` becomes the next
+        run's.
 
         Under a transition rule the chosen positions move, and `sigma` becomes the next step's. In
         a canvas with a mask they are free no more; in one without, all stay free up to the last

@@ -11,7 +11,6 @@ from dlm_edge.calibration.record import (
     record_canvases,
 )
 from dlm_edge.calibration.recorder import Recorder, RecordingEngines, UnsoundOutputError
-from dlm_edge.calibration.session import Session
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
@@ -19,7 +18,6 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.runtime.tokenizer import Tokenizer
-from score_bundle import EOS, write_score
 from toy_bundle import BLOCK, CACHE, KEYS, toy_tokenizer, write_toy
 
 MASK = 1
@@ -55,15 +53,6 @@ def same(one, two):
         and all(np.array_equal(a.inputs[name], b.inputs[name]) for name in a.inputs)
         for a, b in zip(one.items, two.items, strict=True)
     )
-
-
-def test_windows_are_spread_over_all_of_the_text(bundle, prompts):
-    with Session(bundle, prompts * 40, SMALL, 0, None) as session:
-        windows = session.windows()
-    stream = np.concatenate(prompts * 40)
-    assert np.array_equal(windows[0], stream[: len(windows[0])])
-    assert np.array_equal(windows[-1], stream[-len(windows[-1]) :])
-    assert len(stream) > 2 * len(windows[0])
 
 
 def test_every_decile_of_every_shape_is_covered(bundle, recorded):
@@ -172,58 +161,6 @@ def test_clean_canvases_hold_no_mask_and_the_texts_own_tokens(bundle, prompts):
     for item in clean.items:
         assert item.mask_ratio == 0.0
         assert " ".join(map(str, item.inputs["ids"][0].tolist())) in stream
-
-
-def test_clean_canvases_hold_the_text_where_noise_replaces_tokens_by_others(tmp_path):
-    bundle = open_bundle(write_score(tmp_path / "s.dlm", "uniform"))
-    tokenizer = Tokenizer.load(bundle.tokenizer_path)
-    window = np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
-    clean = clean_canvases(bundle, [window], SMALL, seed=0)
-    assert len(clean)
-    for item in clean.items:
-        ids = item.inputs["ids"][0]
-        text = window[: len(ids)]
-        assert np.array_equal(ids[: len(text)], text)
-
-
-@pytest.fixture(scope="module")
-def noised(tmp_path_factory):
-    """A bundle whose noise replaces tokens by others, and what decoding it records."""
-    bundle = open_bundle(write_score(tmp_path_factory.mktemp("score") / "s.dlm", "uniform"))
-    tokenizer = Tokenizer.load(bundle.tokenizer_path)
-    window = np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
-    return bundle, record_canvases(bundle, [window], SMALL, seed=0)
-
-
-def test_noise_that_replaces_tokens_is_told_apart_by_its_level(noised):
-    bundle, made = noised
-    for item in made.items:
-        sigma = float(item.inputs["sigma"][0])
-        assert item.mask_ratio == pytest.approx(1 - np.exp(-sigma), abs=1e-6)
-    assert made.missing(bundle.manifest.graphs, blocks=(16, 32), masked=True) == []
-    assert made.recipe["uncovered"] == []
-    assert not made.holds(bundle.manifest.mask_token_id)
-    levels = {source: [i.mask_ratio for i in made.items if i.source == source]
-              for source in ("decode", "random")}  # fmt: skip
-    assert all(min(found) < 0.2 and max(found) > 0.9 for found in levels.values())
-
-
-def test_all_positions_count_alike_where_noise_is_drawn_and_those_that_move_where_it_is_decoded(
-    noised,
-):
-    _, made = noised
-    for item in made.items:
-        assert item.frontier.all() or item.source == "decode"
-    assert {bool(item.frontier.any()) for item in made.items if item.source == "decode"} != {False}
-
-
-def test_absorbing_noise_is_told_apart_by_its_masks(tmp_path):
-    bundle = open_bundle(write_score(tmp_path / "s.dlm", "absorb"))
-    tokenizer = Tokenizer.load(bundle.tokenizer_path)
-    window = np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
-    made = record_canvases(bundle, [window], SMALL, seed=0)
-    for item in made.items:
-        assert item.mask_ratio == float(np.mean(item.inputs["ids"] == MASK))
 
 
 def test_an_engine_that_gives_nan_is_stopped_at_that_canvas(bundle, prompts):

@@ -1,6 +1,4 @@
-import errno
 import json
-import tempfile
 import zipfile
 
 import numpy as np
@@ -247,18 +245,6 @@ def test_an_interrupted_export_leaves_nothing_under_the_final_name(
     with pytest.raises(KeyboardInterrupt):
         export_checkpoint(checkpoint, tmp_path / "x.dlm", ExportSettings())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_folder_for_temporary_files_is_named(
-    checkpoint, tmp_path, monkeypatch, traced_before
-):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(pack, "draft_bundle", full)
-    with pytest.raises(DlmError, match="TMPDIR") as caught:
-        export_checkpoint(checkpoint, tmp_path / "m.dlm", ExportSettings())
-    assert tempfile.gettempdir() in str(caught.value)
 
 
 def test_an_existing_bundle_survives_a_failed_export(

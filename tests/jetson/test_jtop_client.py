@@ -7,6 +7,7 @@ import types
 import pytest
 from dlm_edge.jetson.jtop_client import Jtop, read_jtop
 from dlm_edge.runtime.errors import DeviceError
+from waiting import wait
 
 
 class Board:
@@ -71,10 +72,7 @@ def package(monkeypatch):
 def test_the_service_is_read_until_stopped(package):
     heard = []
     source = Jtop(lambda when, found: heard.append(found), 20.0)
-    limit = time.monotonic() + 60
-    while len(heard) < 2:
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+    wait(lambda: len(heard) > 1)
     source.stop()
     assert heard[0]["gpu load"].value == 41.5
     assert source.lost is None

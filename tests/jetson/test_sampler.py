@@ -6,13 +6,7 @@ from dlm_edge.jetson.sampler import Sampler, by_rate
 from dlm_edge.jetson.sensors import find_sensors
 from dlm_edge.runtime.errors import ConfigError, DeviceError
 from fake_board import INA3221, make_board, write
-
-
-def wait(ready):
-    limit = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+from waiting import wait
 
 
 def num_values(sampler, name):

@@ -70,7 +70,7 @@ def test_flags_are_those_of_dlm_run():
     assert flags(settings, 2) == "--rule entropy_bound --entropy-bound 0.5 --block 16 --threads 2"
 
 
-def test_entropy_and_distinctness_of_words():
+def test_distinctness_of_words():
     assert distinct(["a", "b", "c", "d", "e"], 4) == 1
     assert distinct(["a", "b", "a", "b", "a", "b"], 2) == pytest.approx(2 / 5)
     assert distinct(["a", "b"], 4) == 0

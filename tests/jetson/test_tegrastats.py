@@ -4,11 +4,11 @@ The last is NVIDIA's own description of the format: temperatures of parts that a
 """
 
 import stat
-import time
 
 import pytest
 from dlm_edge.jetson.tegrastats import Tegrastats, parse_line
 from dlm_edge.runtime.errors import DeviceError
+from waiting import wait
 
 # henrygd/beszel, internal/agent/gpu_test.go: Orin Nano 8 GB, JetPack 6, as root.
 JETPACK_6_ROOT = (
@@ -123,13 +123,6 @@ def fake_program(tmp_path, monkeypatch, body):
     program.write_text(f"#!/bin/sh\n{body}\n")
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-
-
-def wait(ready):
-    limit = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 def test_lines_of_a_running_program_are_handed_on_until_it_is_stopped(tmp_path, monkeypatch):

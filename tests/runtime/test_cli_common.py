@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from child_programs import LOAD
 from click.testing import CliRunner
 from dlm_edge.runtime.cli_common import (
     DlmCommand,
@@ -17,6 +18,8 @@ from dlm_edge.runtime.cli_common import (
     styled,
 )
 from dlm_edge.runtime.errors import BundleError, ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def failing_with(error, *arguments):
@@ -83,7 +86,7 @@ def test_interruption_and_a_vanished_reader_have_statuses_of_their_own():
     assert failing_with(BrokenPipeError(errno.EPIPE, "Broken pipe")).exit_code == 141
 
 
-HALF_DONE = """
+HALF_DONE = f"""{LOAD}
 import tempfile, time
 import click
 from dlm_edge.runtime.cli_common import DlmCommand, common_options
@@ -103,7 +106,7 @@ main()
 
 
 def test_a_command_that_is_terminated_clears_away_what_it_began():
-    arguments = [sys.executable, "-c", HALF_DONE]
+    arguments = [sys.executable, "-c", HALF_DONE, str(ROOT)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         folder = Path(process.stdout.readline().strip())
         assert folder.is_dir()

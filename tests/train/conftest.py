@@ -55,6 +55,16 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 model in Hugging Face's format; nobody writes here."""
+    from qwen_folders import make_qwen
+
+    folder = tmp_path_factory.mktemp("qwen") / "sound"
+    make_qwen(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 

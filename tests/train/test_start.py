@@ -1,22 +1,18 @@
 """From Hugging Face's folders to ours and back, held to transformers' own models."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.train.checkpoint import load_weights, read_checkpoint
-from dlm_edge.train.cli import main
 from dlm_edge.train.convert import convert
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.block_step import BlockStep
 from dlm_edge.train.nn.masks import causal_mask
 from dlm_edge.train.start import read_start
 from qwen_folders import make_qwen, tokenizer_without_mask
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_checkpoint import make_checkpoint
 from tokenizers import Tokenizer
 
@@ -160,20 +156,6 @@ def test_an_end_of_text_token_is_added_like_a_mask_and_its_row_is_no_zero(tmp_pa
             torch.testing.assert_close(table[row], table[:255].mean(dim=0))
 
 
-def test_converting_claims_no_positions_that_the_model_does_not_know(tmp_path):
-    make_qwen(tmp_path / "theirs")
-    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, None)
-    assert read_checkpoint(tmp_path / "ours").config["model"]["context"] == 64
-    with pytest.raises(ConfigError, match="--context 65: the checkpoint knows 64 positions"):
-        convert(str(tmp_path / "theirs"), str(tmp_path / "more"), "tidar", {}, 65)
-    result = run(
-        *("--family", "tidar", "--init", str(tmp_path / "theirs"), "--max-steps", "0"),
-        *("--out", str(tmp_path / "plain")),
-    )
-    assert result.exit_code == 0, result.output
-    assert read_checkpoint(tmp_path / "plain").config["model"]["context"] == 64
-
-
 def test_transformers_reads_the_added_mask_and_what_stood_beside_it(tmp_path):
     """Where tokenizer_config.json lists added tokens, transformers goes by that list."""
     make_qwen(tmp_path / "theirs")
@@ -233,212 +215,6 @@ def test_a_masked_model_from_qwen_sees_both_sides_and_keeps_our_format(tmp_path)
     assert "architectures" not in config
     assert (config["model"]["causal"], config["model"]["context"]) == (False, 32)
     assert ours(tmp_path / "ours").config.backbone == "qwen2"
-
-
-def edit_config(folder: Path, **changes) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}))
-
-
-def without(folder: Path, *names: str) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    save_file({k: v for k, v in tensors.items() if k not in names}, folder / "model.safetensors")
-
-
-def with_extra(folder: Path, *names: str) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    extra = {name: torch.zeros(3) for name in names}
-    save_file({**tensors, **extra}, folder / "model.safetensors")
-
-
-def with_tensor(folder: Path, name: str, tensor: torch.Tensor) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    save_file({**tensors, name: tensor}, folder / "model.safetensors")
-
-
-FAULTS = {
-    "missing": (
-        lambda f: without(f, "model.layers.1.self_attn.k_proj.bias"),
-        "tensor model.layers.1.self_attn.k_proj.bias is missing",
-    ),
-    "several missing": (
-        lambda f: without(f, *(f"model.layers.{i}.mlp.up_proj.weight" for i in range(3))),
-        "tensors model.layers.0.mlp.up_proj.weight, .* are missing",
-    ),
-    "extra": (
-        lambda f: with_extra(f, "model.layers.7.spare", "visual.patch"),
-        "tensors model.layers.7.spare, visual.patch are not of Qwen2ForCausalLM",
-    ),
-    "rope scaling": (
-        lambda f: edit_config(f, rope_scaling={"type": "yarn", "factor": 4.0}),
-        "rotary scaling 'yarn' is not supported",
-    ),
-    "new rope scaling": (
-        lambda f: edit_config(f, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}),
-        "rotary scaling 'llama3' is not supported",
-    ),
-    "architecture": (
-        lambda f: edit_config(f, architectures=["LlamaForCausalLM"], model_type="llama"),
-        "architecture 'LlamaForCausalLM' is not supported",
-    ),
-    "window": (lambda f: edit_config(f, use_sliding_window=True), "sliding-window attention"),
-    "quantised": (
-        lambda f: edit_config(f, quantization_config={"quant_method": "gptq"}),
-        "weights are quantised .gptq.",
-    ),
-    "rows": (
-        lambda f: edit_config(f, vocab_size=300),
-        "model.embed_tokens.weight has 260 rows, and vocab_size of config.json is 300",
-    ),
-    "width": (
-        lambda f: edit_config(f, intermediate_size=72),
-        "mlp.gate_proj.weight is .80, 48., config.json makes it .72, 48.",
-    ),
-    "no size": (lambda f: edit_config(f, hidden_size=None), "hidden_size is missing"),
-    "word for a scaling": (
-        lambda f: edit_config(f, rope_scaling="yarn"),
-        "config.json describes no model",
-    ),
-    "word for a number": (
-        lambda f: edit_config(f, rms_norm_eps="small"),
-        "config.json describes no model .could not convert string",
-    ),
-    "heads": (
-        lambda f: edit_config(f, num_key_value_heads=4),
-        "config.json describes no model .model num_kv_heads 4 must divide num_heads 6",
-    ),
-    "whole numbers": (
-        lambda f: with_tensor(f, "model.norm.weight", torch.ones(48, dtype=torch.int8)),
-        "tensor model.norm.weight is of int8, no weights in floating point",
-    ),
-    "another head": (
-        lambda f: edit_config(f, tie_word_embeddings=True),
-        "lm_head.weight is another matrix than model.embed_tokens.weight",
-    ),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
-    "pickled weights": (
-        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        r"weights are in pytorch_model\*.bin only",
-    ),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
-    "bad tokenizer": (
-        lambda f: (f / "tokenizer.json").write_text("{}"),
-        "tokenizer.json is damaged",
-    ),
-    "bad index": (
-        lambda f: (f / "model.safetensors").rename(f / "model.safetensors.index.json"),
-        "not an index of weights",
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("qwen") / "sound"
-    make_qwen(folder)
-    return folder
-
-
-@pytest.mark.parametrize("fault", sorted(FAULTS))
-def test_a_checkpoint_that_cannot_be_used_is_one_line_naming_why(tmp_path, sound, fault):
-    folder = tmp_path / "broken"
-    shutil.copytree(sound, folder)
-    damage, message = FAULTS[fault]
-    damage(folder)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        convert(str(folder), str(tmp_path / "ours"), "tidar", {}, 32)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "ours").exists()
-
-
-def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tmp_path):
-    make_qwen(tmp_path / "theirs", vocab_size=200)
-    with pytest.raises(
-        CheckpointError, match=r"tokenizer\.json has 257 ids, the embedding 200 rows"
-    ):
-        read_start(tmp_path / "theirs")
-
-
-def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path, sound, settings):
-    from dlm_edge.train.run import train
-
-    config = settings(init=str(sound), family="tidar", options={}, tokenizer="bpe")
-    with pytest.raises(ConfigError, match="--tokenizer is another one than that of --init"):
-        train(config, quiet=True)
-
-
-def test_a_plain_hugging_face_folder_is_no_checkpoint_to_export_and_says_what_to_do(sound):
-    with pytest.raises(CheckpointError, match=r"--init .* --max-steps 0 --out FOLDER"):
-        read_checkpoint(sound)
-
-
-def test_a_qwen_model_is_trained_and_resumed_without_its_source(tmp_path, sound, settings):
-    from dlm_edge.train.run import train
-
-    folder = tmp_path / "source"
-    shutil.copytree(sound, folder)
-    changes = {"family": "tidar", "options": {"block_sizes": "4"}, "init": str(folder)}
-    own = tmp_path / "tokenizer.json"
-    own.write_text(tokenizer_without_mask(), encoding="utf-8")
-    config = settings(**changes, tokenizer=str(own), max_steps=2, out=str(tmp_path / "run"))
-    train(config, quiet=True)
-    shutil.rmtree(folder)
-    from dlm_edge.train.config import TrainConfig, load_settings
-
-    kept = load_settings(tmp_path / "run" / "train.json")
-    summary = train(TrainConfig(**{**kept, "max_steps": 4}), resume=True, quiet=True)
-    assert (summary["steps"], set(summary["held_out"])) == (4, {"ar", "draft 4"})
-    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "last")
-    assert read_checkpoint(tmp_path / "run").config["model"]["rope_theta"] == 50_000.0
-
-
-def run(*arguments: str):
-    return CliRunner().invoke(main, [*arguments])
-
-
-def test_the_command_converts_without_data_and_says_where(tmp_path, sound):
-    given = ["--family", "tidar", "--init", str(sound), "--max-steps", "0"]
-    result = run(*given, "--block-size", "4,8", "--out", str(tmp_path / "ours"))
-    assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[0] == f"checkpoint: {tmp_path / 'ours'}"
-    assert read_checkpoint(tmp_path / "ours").config["block_sizes"] == [4, 8]
-    result = run(*given, "--out", str(tmp_path / "json"), "--json")
-    summary = json.loads(result.stdout)
-    assert (summary["status"], summary["steps"]) == ("converted", 0)
-
-
-def test_the_command_trains_with_the_tokenizer_of_what_it_starts_from(tmp_path, sound, stories):
-    result = run(
-        *("--family", "tidar", "--init", str(sound), "--data", str(stories), "--context", "16"),
-        *("--block-size", "4", "--batch-size", "4", "--max-steps", "1", "--eval-rows", "2"),
-        *("--log", "none", "--cache-dir", str(tmp_path / "cache"), "--out", str(tmp_path / "run")),
-    )
-    assert result.exit_code == 0, result.output
-    checkpoint = read_checkpoint(tmp_path / "run")
-    assert checkpoint.config["vocab_size"] == 260
-    assert Tokenizer.from_str(checkpoint.tokenizer_json).token_to_id("<|mask|>") == 257
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--out", "x"], "--max-steps 0 only converts: give --init (what) and --out (where)"),
-        (["--init", "SOUND"], "--max-steps 0 only converts"),
-        (["--init", "SOUND", "--out", "SOUND"], "is the folder of --init"),
-        (["--init", "SOUND", "--out", "x", "--family", "tidal"], "choose one of mdlm, ar"),
-        (["--init", "SOUND", "--out", "x", "--heads", "4"], "choose the same shape"),
-        (["--init", "nowhere", "--out", "x"], "no checkpoint here"),
-    ],
-)
-def test_what_cannot_be_converted_is_one_line(sound, tmp_path, monkeypatch, given, message):
-    monkeypatch.chdir(tmp_path)
-    words = [str(sound) if word == "SOUND" else word for word in given]
-    result = run("--family", "tidar", "--max-steps", "0", *words)
-    assert result.exit_code in (1, 2)
-    # What became of the mask may be said before.
-    assert message in result.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,13 @@
+"""Waiting for what another thread does, however slow the machine."""
+
+import time
+from collections.abc import Callable
+
+LIMIT_S = 60
+
+
+def wait(ready: Callable[[], object]) -> None:
+    limit = time.monotonic() + LIMIT_S
+    while not ready():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
