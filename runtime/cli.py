@@ -124,7 +124,12 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
     bundle's own rule takes it.
     """
     options = read_options(arguments, given)
-    from . import cli_plans, cli_run
+    if options.task in ("build", "rebuild", "plans", "clear_plans"):
+        from . import cli_plans
+
+        cli_plans.run(options)
+        return
+    from . import cli_run
 
     match options.task:
         case "info":
@@ -135,12 +140,6 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
             from . import cli_board
 
             cli_board.report(options)
-        case "build" | "rebuild":
-            cli_plans.build(options)
-        case "plans":
-            cli_plans.show(options)
-        case "clear_plans":
-            cli_plans.clear(options)
         case _ if options.chat:
             from . import cli_chat
 

@@ -19,6 +19,11 @@ _NAME = "dlm-run"
 _MIB = 1 << 20
 
 
+def run(options: RunOptions) -> None:
+    """Does what was asked of plans."""
+    {"build": build, "rebuild": build, "plans": show, "clear_plans": clear}[options.task](options)
+
+
 def build(options: RunOptions) -> None:
     """Builds the plans of every graph of a bundle, or says that they are there.
 

@@ -1,19 +1,21 @@
-"""Opens the TensorRT backend: module, GPU, kernels, then plans, the quickest to fail first."""
+"""Opens the TensorRT backend: module, GPU, kernels, then plans, the quickest to fail first.
+
+Most machines fail at the first: what only the others need is imported behind it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle
-from ..cuda import CudaDevice
 from ..device import Device
 from ..errors import DeviceError, EngineError
-from ..ops.cuda_ops import CudaOps
-from ..replay import ReplayingDevice
 from .gpu import Gpu, read_gpu
-from .tensorrt import TensorRtEngines
 from .tensorrt_build import BuildSettings, import_tensorrt
+
+if TYPE_CHECKING:
+    from .tensorrt import TensorRtEngines
 
 
 def at_hand() -> tuple[Any, Gpu]:
@@ -28,6 +30,8 @@ def at_hand() -> tuple[Any, Gpu]:
 
 def make_device() -> Device:
     """Opens the first GPU; DeviceError without one, or without a binding."""
+    from ..cuda import CudaDevice
+
     return CudaDevice()
 
 
@@ -53,6 +57,10 @@ def open_tensorrt(
         DeviceError: The GPU, a binding or NVRTC is missing, or memory does not suffice.
     """
     trt, gpu = at_hand()
+    from ..ops.cuda_ops import CudaOps
+    from ..replay import ReplayingDevice
+    from .tensorrt import TensorRtEngines
+
     device = ReplayingDevice(make_device(), note)
     try:
         CudaOps(device)  # kernels that do not compile are told before minutes of building
