@@ -1,7 +1,8 @@
 import ctypes
+import gc
+import mmap
 from pathlib import Path
 
-import numpy as np
 import pytest
 from dlm_edge.jetson.memory import malloc_reader, process_memory, process_sensors, reset_peak
 from fake_board import write
@@ -29,13 +30,17 @@ def test_where_nobody_counts_nothing_is_claimed(tmp_path):
 def test_touching_memory_shows_and_the_peak_can_be_forgotten():
     if process_memory(ROOT) is None:
         pytest.skip("no /proc here")
+    gc.collect()  # else what other tests left may be freed in between
     before = process_memory(ROOT)
-    block = np.ones(64 << 20, np.uint8)
+    # Mapped here, since malloc may serve it from a hole in the heap and keep it when it is freed.
+    block = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, len(block), mmap.PAGESIZE):
+        block[page] = 1
     during = process_memory(ROOT)
     assert during.resident - before.resident == pytest.approx(64, abs=8)
     sensor = next(s for s in process_sensors(ROOT) if s.name == "resident")
     assert sensor.read() == pytest.approx(during.resident, abs=8)
-    del block
+    block.close()
     if reset_peak(ROOT):
         assert process_memory(ROOT).peak < during.resident - 32
 
