@@ -10,8 +10,10 @@ the same bytes at full bandwidth. What a GPU does besides (waiting for memory, b
 that does not fill it) makes it slower than this: a bound above 1.25 copies says that the goal
 cannot be met, one below that it may be.
 
-Scores are by confidence. Of top-k and top-p, the first two passes sort every weight into a bin, as
-flat distributions do, and the third few.
+Scores are by confidence. Of top-k and top-p the sample counts as the share of the row that it
+reads, with every weight sorted into a bin; every turn of the pass after it lists weights, as over
+flat distributions. A guess that did not hold, which takes two passes more, is not counted: among
+the rows of a language model it is rare.
 """
 
 from __future__ import annotations
@@ -96,13 +98,15 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
+SAMPLED = 1 / 12
+"""Share of a row that top-k and top-p read beforehand, where the vocabulary is large."""
 WAYS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "sample": {
         "greedy": ("statistics",),
         "drawn": ("statistics", "sum_chunks"),
         "top-k or top-p": (
-            "statistics", "fill_bins of Kept, all sorted", "fill_bins of Kept, all sorted",
-            "fill_bins of Kept", "sum_chunks of Kept",
+            "statistics", "sort_into_bins, all sorted", "collect, some listed",
+            "sum_chunks of Floored",
         ),
     },
     "transit": {
@@ -135,16 +139,17 @@ def bound(
     each = target.multiprocessors * target.clock_hz
     stays = rows_at_once * vocab * bytes_each <= target.l2_bytes
     clocks: Counter[str] = Counter()
-    for one in ways:
+    shares = [SAMPLED if one.name.startswith("sort_into_bins") else 1.0 for one in ways]
+    for one, share in zip(ways, shares, strict=True):
         for pipe, value in one.clocks(target).items():
-            clocks[pipe] += value
-    reading = bytes_each * (1 if stays else len(ways)) / target.bytes_per_second
+            clocks[pipe] += share * value
+    reading = bytes_each * (1 if stays else sum(shares)) / target.bytes_per_second
     busiest = max(clocks, key=lambda pipe: clocks[pipe])
     copy = 2 * bytes_each / target.bytes_per_second
     return {
         "clocks_per_logit": {pipe: round(value, 4) for pipe, value in sorted(clocks.items())},
         "busiest": "memory bandwidth" if reading > clocks[busiest] / each else busiest.strip("_"),
-        "passes": len(ways),
+        "passes": round(sum(shares), 2),
         "stays_in_l2": stays,
         "over_copy": round(max(reading, clocks[busiest] / each) / copy, 3),
     }
@@ -161,7 +166,7 @@ def blocks_at_once(target: Target, found: Mapping[str, int], threads: int) -> in
 
 def count(nvcc: str, nvdisasm: str, vocab: int) -> list[dict[str, Any]]:
     """Counts every kernel of every source for every target."""
-    where = named_lines(KERNELS, (*PASSES, "put", "Kept", "Equal", "Residual", "Lowered"))
+    where = named_lines(KERNELS, (*PASSES, "Floored", "Kept", "Equal", "Residual", "Lowered"))
     read: dict[str, Any] = {}
     rows = []
     for label, target in TARGETS.items():

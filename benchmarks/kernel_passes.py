@@ -16,8 +16,12 @@ from .sass import Block, Instruction, Loop, loops, shortest_turn
 
 PER_TURN = 8
 """Logits that a thread reads in one turn of a loop over the vocabulary."""
-PASSES = ("statistics", "sum_chunks", "fill_bins", "highest")
+PASSES = ("statistics", "sum_chunks", "sort_into_bins", "collect", "highest")
 """Functions that have such loops."""
+KINDS = ("Floored", "Equal", "Residual", "Kept", "Lowered")
+"""Structures of weights by which these are told apart."""
+STORING = {"sort_into_bins": ("ATOMS", ", all sorted"), "collect": ("STS", ", some listed")}
+"""Of those that store some weights: the instruction that does, and the turn in which it happens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,23 +183,22 @@ def passes(blocks: list[Block], where: Mapping[str, tuple[str, range]]) -> list[
         name = max((one for one in PASSES if one in shares), key=lambda one: shares[one])
         if not shares[name]:
             continue  # a loop over chunk sums
-        kinds = [one for one in ("Equal", "Residual", "Kept", "Lowered") if shares.get(one)]
+        kinds = [one for one in KINDS if shares.get(one)]
         full = " of ".join([name, *kinds[:1]])
         found.append(_pass(full, shortest_turn(blocks, loop, [reading])))
-        if name == "fill_bins":
-            turn = _sorting_turn(blocks, loop, reading, where["put"])
-            found.append(_pass(f"{full}, all sorted", turn))
+        if name in STORING:
+            storing, happens = STORING[name]
+            turn = _storing_turn(blocks, loop, reading, storing)
+            found.append(_pass(full + happens, turn))
     return found
 
 
-def _sorting_turn(
-    blocks: list[Block], loop: Loop, reading: int, put: tuple[str, range]
-) -> list[Instruction]:
-    """A turn in which every weight goes into a bin, by number or by mass: one of them is coded."""
+def _storing_turn(blocks: list[Block], loop: Loop, reading: int, storing: str) -> list[Instruction]:
+    """A turn through every block that stores; of several ways, through the first that is found."""
     turn, through = shortest_turn(blocks, loop, [reading]), [reading]
     first = turn[0]
     for index in sorted(loop.blocks):
-        if any(one.name == "STS" and _stands_in(one, put) for one in blocks[index].instructions):
+        if any(one.name == storing for one in blocks[index].instructions):
             longer = shortest_turn(blocks, loop, [*through, index])
             if sum(one is first for one in longer) == 1:
                 turn, through = longer, [*through, index]

@@ -29,11 +29,12 @@ __device__ inline unsigned block_max(unsigned value) {
 }
 
 // The sum of all lower lanes' values.
-__device__ inline unsigned long long warp_sum_before(unsigned long long value) {
+template <typename Value>
+__device__ Value warp_sum_before(Value value) {
   const int lane = threadIdx.x % 32;
-  unsigned long long before = 0;
+  Value before = 0;
   for (int offset = 1; offset < 32; offset <<= 1) {
-    const unsigned long long other = __shfl_sync(ALL_LANES, before + value, max(lane - offset, 0));
+    const Value other = __shfl_sync(ALL_LANES, before + value, max(lane - offset, 0));
     if (lane >= offset) before += other;
   }
   return before;

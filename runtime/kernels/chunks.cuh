@@ -10,25 +10,38 @@
 
 constexpr int LIFT = 22;  // below a float's significand; 2^18 chunks can be added up
 
-// Sums weight(logit, id) over every chunk of a row into `sums`; no thread is behind it on return.
+// What adds up a chunk's weights; some are quicker than one by one.
+template <typename Weight>
+struct Adder {
+  const Weight& weight;
+
+  __device__ Adder(const Weight& weight, int) : weight(weight) {}
+  __device__ void operator()(float& sum, float logit, int id) const { sum += weight(logit, id); }
+};
+
+// Sums weight(logit, id) over some chunks of a row into `sums`; no thread is behind it on return.
 template <typename Logit, typename Weight>
-__device__ void sum_chunks(const Row<Logit>& row, float* sums, const Weight& weight) {
+__device__ void sum_some_chunks(const Row<Logit>& row, float* sums, const Weight& weight, int begin,
+                                int end) {
 #pragma unroll 1
-  for (int base = threadIdx.x / 32 * 4; base < row.chunks; base += blockDim.x / 8) {
+  for (int base = begin + threadIdx.x / 32 * 4; base < end; base += blockDim.x / 8) {
     const int chunk = base + (int)threadIdx.x % 32 / 8;
     float values[8], sum = 0;
     row.read(chunk, values);
+    const Adder<Weight> add(weight, chunk);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float one = weight(values[i], chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i);
-      sum = i ? sum + one : one;
-    }
+    for (int i = 0; i < 8; ++i) add(sum, values[i], chunk * CHUNK + (int)threadIdx.x % 8 + 8 * i);
     for (int offset = 1; offset < 8; offset <<= 1) {
       sum += __shfl_xor_sync(ALL_LANES, sum, offset);
     }
-    if (threadIdx.x % 8 == 0 && chunk < row.chunks) sums[chunk] = sum;
+    if (threadIdx.x % 8 == 0 && chunk < end) sums[chunk] = sum;
   }
   __syncthreads();
+}
+
+template <typename Logit, typename Weight>
+__device__ void sum_chunks(const Row<Logit>& row, float* sums, const Weight& weight) {
+  sum_some_chunks(row, sums, weight, 0, row.chunks);
 }
 
 // A weight of at most 2^(exponent - 126) as an integer.
@@ -56,11 +69,13 @@ __device__ inline Running run_up(const float* sums, int chunks) {
   const int span = (chunks + (int)blockDim.x - 1) / (int)blockDim.x;
   at.begin = min((int)threadIdx.x * span, chunks), at.end = min(at.begin + span, chunks);
   unsigned high = 0;
+#pragma unroll 1  // few turns, and what unrolling needs would be held all along
   for (int chunk = at.begin; chunk < at.end; ++chunk) {
     high = max(high, __float_as_uint(sums[chunk]));
   }
   at.exponent = min(block_max(high) >> 23, 255u);  // NaN may have a sign
   at.own = 0;
+#pragma unroll 1
   for (int chunk = at.begin; chunk < at.end; ++chunk) at.own += fixed(sums[chunk], at.exponent);
   at.before = block_sum_before(at.own, &at.total);
   return at;

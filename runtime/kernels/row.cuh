@@ -163,6 +163,7 @@ struct Statistics {
   float second;  // second highest, equal to it for a tie; only for SCORE_MARGIN
   float sum;     // of exp(l - top)
   float mean;    // of exp(l - top) (l - top); only for SCORE_ENTROPY
+  float warm;    // of exp((l - top) / T); only if asked for
   float own;     // highest logit that this thread has read
   int chunk;     // the first one in which it was
 };
@@ -187,11 +188,12 @@ __device__ inline void reduce_highest(Statistics& found) {
   found.top = top, found.second = second;
 }
 
-// One pass over a row. A NaN anywhere permitted makes `sum` NaN.
+// One pass over a row. A NaN anywhere permitted makes `sum` NaN. `warmth` is log2(e) / T if `warm` is
+// wanted, else 0.
 template <typename Logit>
-__device__ Statistics statistics(const Row<Logit>& row, int score_kind) {
-  Statistics found = {LOWEST, LOWEST, 0, 0, LOWEST, 0};
-  float sum = 0, mean = 0;
+__device__ Statistics statistics(const Row<Logit>& row, int score_kind, float warmth = 0) {
+  Statistics found = {LOWEST, LOWEST, 0, 0, 0, LOWEST, 0};
+  float sum = 0, mean = 0, warm = 0;
 #pragma unroll 1
   for (int chunk = threadIdx.x / 8; chunk < row.chunks; chunk += blockDim.x / 8) {
     float values[8];
@@ -215,6 +217,11 @@ __device__ Statistics statistics(const Row<Logit>& row, int score_kind) {
     sum *= scale;
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] -= high;
+    if (warmth > 0) {
+      warm *= power_of_two(shift * warmth);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) warm += power_of_two(values[i] * warmth);
+    }
     if (score_kind == SCORE_ENTROPY) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -231,6 +238,7 @@ __device__ Statistics statistics(const Row<Logit>& row, int score_kind) {
   const float shift = fmaxf(found.own - found.top, NOTHING), scale = power_of_two(shift * LOG2_E);
   if (score_kind == SCORE_ENTROPY) found.mean = block_sum(scale * (mean + sum * shift));
   found.sum = block_sum(scale * sum);
+  if (warmth > 0) found.warm = block_sum(power_of_two(shift * warmth) * warm);
   return found;
 }
 

@@ -1,8 +1,8 @@
 // Candidates, log-probabilities and scores of the rows to be sampled: one thread block per row.
 //
-// Greedy rows are read once; drawn rows once more for their chunk sums; each of top-k and top-p
-// reads three times more where what is left then fits a list. Nothing is launched differently from
-// step to step.
+// Greedy rows are read once; drawn rows once more for their chunk sums; top-k or top-p, or both, read
+// them a third time, and a twelfth of them beforehand. Nothing is launched differently from step to
+// step.
 #include "canvas.cuh"
 #include "philox.cuh"
 #include "row.cuh"
@@ -77,6 +77,7 @@ __device__ inline void write(Canvas* canvas, int index, int candidate, float abo
 
 template <typename Logit>
 __device__ void sample(const Logit* logits, Canvas* canvas) {
+  __shared__ Statistics known;  // to thread 0, at the end: no register holds it until then
   const int index = blockIdx.x;
   const bool masked = canvas->masked[index];
   const bool first = canvas->rule >= RULE_RANDOM;
@@ -84,23 +85,27 @@ __device__ void sample(const Logit* logits, Canvas* canvas) {
   if (first && threadIdx.x == 0) canvas->chosen[index] = chosen;
   if (!chosen) return;
   const Row<Logit> row(logits + (long long)index * canvas->vocab, canvas, index);
-  const Statistics found = statistics(row, canvas->score_kind);
+  const bool is_tempered = !canvas->greedy && canvas->inverse_temperature != 1.0f;
+  const float warmth = is_tempered && canvas->top_p < 1.0 ? canvas->inverse_temperature * LOG2_E : 0;
+  const Statistics found = statistics(row, canvas->score_kind, warmth);
   if (!is_sampled(found)) {
     if (threadIdx.x == 0) atomicMax(&canvas->error, index + 1);
     return;
   }
+  if (threadIdx.x == 0) known = found;
   int candidate;
   if (canvas->greedy) {
     candidate = first_highest(row, found);
   } else {
-    const Heated heated(found.top, canvas->inverse_temperature);
-    double share = 0;
-    if (threadIdx.x == 0) {
-      share = uniform(canvas, canvas->position + index, canvas->step, DRAW_TOKEN);
-    }
-    candidate = draw(row, canvas, heated, canvas->sums + (long long)index * row.chunks, share);
+    const float whole = is_tempered ? found.warm : found.sum;
+    const Heated heated(found.top, canvas->inverse_temperature, whole);
+    candidate = draw(row, canvas, heated, index, [&] {
+      return threadIdx.x
+                 ? 0.0
+                 : uniform(canvas, canvas->position + blockIdx.x, canvas->step, DRAW_TOKEN);
+    });
   }
-  if (threadIdx.x == 0) write(canvas, index, candidate, row.at(candidate) - found.top, found);
+  if (threadIdx.x == 0) write(canvas, index, candidate, row.at(candidate) - known.top, known);
 }
 
 // Twelve warps, so that two blocks fit a multiprocessor and nothing spills (cuda_canvas.py launches

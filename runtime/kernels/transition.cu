@@ -26,6 +26,7 @@ struct Lowered {
 struct Sharpened {
   Lowered lowered;
   float scale, inverse_temperature;
+  float whole = 0;  // the sum is not known
 
   __device__ float operator()(float logit, int id) const {
     const float share = lowered(logit, id) * scale;
@@ -63,10 +64,10 @@ __device__ Highest highest(const Row<Logit>& row, const Weight& weight) {
   return {__uint_as_float(bits), lowest};
 }
 
-// The token that a moving row takes; `sums` holds the chunk sums of `lowered`. `share`: thread 0's.
+// The token that a moving row takes; `sums` holds the chunk sums of `lowered`. `share` stands in shared memory.
 template <typename Logit>
 __device__ int destination(const Row<Logit>& row, const Canvas* canvas, const Lowered& lowered,
-                           float* sums, double share) {
+                           float* sums, const double& share) {
   const bool whole = canvas->top_k == 0 && canvas->top_p >= 1.0;
   if (whole && !canvas->greedy && canvas->inverse_temperature == 1.0f) {
     return locate(row, sums, lowered, share, 0.0);
@@ -74,7 +75,7 @@ __device__ int destination(const Row<Logit>& row, const Canvas* canvas, const Lo
   const Highest top = highest(row, lowered);
   if (canvas->greedy) return top.id;
   const Sharpened sharpened = {lowered, 1.0f / top.weight, canvas->inverse_temperature};
-  return draw(row, canvas, sharpened, sums, share);
+  return draw(row, canvas, sharpened, blockIdx.x, [&] { return share; });
 }
 
 // What a row does in a step.
@@ -103,7 +104,7 @@ __device__ void transit(const Logit* logits, Canvas* canvas) {
     return;
   }
   const Row<Logit> row(logits + (long long)index * canvas->vocab, canvas, index);
-  float* sums = canvas->sums + (long long)index * row.chunks;
+  float* sums = sums_of(canvas, index);
   Lowered lowered = {{canvas->ids[index]}, 0.0f};
   const double total = sum_weights(row, sums, lowered.ratio);
   double mass = total;

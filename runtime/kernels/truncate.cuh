@@ -1,37 +1,25 @@
-// Top-k and top-p without sorting: the lowest kept weight is found four bits at a time.
+// Top-k and top-p without sorting, in little more than one pass over the row.
 //
-// Weights are in [0, 1], so that their bits as integers keep their order. In each pass every thread
-// adds the weights whose leading bits are those found so far to 16 bins of its own, by their next
-// bits: no two threads ever add to the same word, and integers come to the same in any order. The
-// third pass also lists what is left, so that those after it need not read the row.
+// A sample of the row tells about where the lowest kept weight lies. One pass adds up the weights
+// above that place and lists those around it, among which it is found exactly. Whether it lies there
+// at all is known after the pass; where not, a histogram of all the row narrows the place down.
 #pragma once
 
-#include "chunks.cuh"
+#include "window.cuh"
 
-constexpr int NUM_BINS = 16;
-constexpr int MAX_THREADS = 512;
-constexpr int SLOTS = 6;              // weights that a thread can list
-constexpr unsigned TOP_BINADE = 127;  // of 1
-constexpr int EXPONENT_SHIFT = 23;
+constexpr int SAMPLE = 40;              // chunks at least: a turn of the smallest block
+constexpr int STRIDE = 12;              // at most: one chunk in as many is sampled
+constexpr unsigned FIRST = 87 << 23;    // of 2^-40: below it a sample is not sorted
 
 // exp((l - top) / T) of a logit.
 struct Heated {
   float top, scale;  // log2(e) / T
+  float whole;       // the sum over the row; 0: not known
 
-  __device__ Heated(float top, float inverse_temperature)
-      : top(top), scale(inverse_temperature * LOG2_E) {}
+  __device__ Heated(float top, float inverse_temperature, float whole = 0)
+      : top(top), scale(inverse_temperature * LOG2_E), whole(whole) {}
   __device__ float operator()(float logit, int) const {
     return power_of_two((logit - top) * scale);
-  }
-};
-
-// What is kept: weights whose bits are above `bits`, and equal ones up to `last_id`.
-struct Cut {
-  unsigned bits;
-  int last_id;
-
-  __device__ bool keeps(float weight, int id) const {
-    return __float_as_uint(weight) + (id <= last_id) > bits;
   }
 };
 
@@ -46,6 +34,42 @@ struct Kept {
   }
 };
 
+// Weights from a limit on, without a look at ids: it is a chunk's that lies on either side of the last
+// id, though not of one that has it.
+template <typename Heat>
+struct Floored {
+  Heat heated;
+  Cut cut;
+
+  __device__ float limit(int chunk) const {
+    return __uint_as_float(cut.bits + (chunk * CHUNK > cut.last_id));
+  }
+  __device__ float add(float sum, float logit, int id, float limit) const {
+    const float one = heated(logit, id);
+    return fmaf(one, one >= limit ? 1.0f : 0.0f, sum);  // one instruction less than a choice
+  }
+};
+
+template <typename Heat>
+struct Adder<Floored<Heat>> {
+  const Floored<Heat>& weight;
+  float limit;
+
+  __device__ Adder(const Floored<Heat>& weight, int chunk)
+      : weight(weight), limit(weight.limit(chunk)) {}
+  __device__ void operator()(float& sum, float logit, int id) const {
+    sum = weight.add(sum, logit, id, limit);
+  }
+};
+
+template <typename Logit, typename Heat>
+__device__ void sum_chunks(const Row<Logit>& row, float* sums, const Kept<Heat>& weight) {
+  const Floored<Heat> floored = {weight.heated, weight.cut};
+  sum_some_chunks(row, sums, floored, 0, row.chunks);
+  const int chunk = weight.cut.last_id / CHUNK;
+  if (chunk < row.chunks) sum_some_chunks(row, sums, weight, chunk, chunk + 1);
+}
+
 // 1 for the weights that equal the lowest kept one.
 template <typename Heat>
 struct Equal {
@@ -57,198 +81,135 @@ struct Equal {
   }
 };
 
-// A weight's significand; two bits less than a float has, so that 1,024 of them fit a word.
-__device__ inline unsigned significand(unsigned bits) {
-  return ((bits & 0x7fffff) | 0x800000) >> 2;
+// Cuts behind the first `number` of equal weights that are too many for the list.
+template <typename Logit, typename Heat>
+__device__ Cut cut_ties(const Row<Logit>& row, const Heat& heated, float* sums, unsigned bits,
+                        unsigned long long number) {
+  const Equal<Heat> same = {heated, bits};
+  sum_chunks(row, sums, same);
+  return {bits, locate(row, sums, same, 0.0, (double)number - 0.5)};
 }
 
-// A sum of significands under one exponent, in units of 2^-44.
-__device__ inline unsigned long long mass_of(unsigned long long sum, unsigned binade) {
-  const int up = (int)binade - 104;
-  if (up >= 0) return sum << up;
-  return up > -64 ? sum >> -up : 0;
-}
-
-// Where a search stands.
+// Where a search stands; in shared memory, so that no register holds it during a pass.
 struct Search {
-  bool by_mass;              // or by number
-  int shift;                 // bits that are not looked at yet
-  unsigned first;            // leading bits of the lowest bin
-  unsigned width;            // bins
-  int listed;                // weights that this thread has listed; -1: read the row
-  bool lists;                // whether the next pass does
-  unsigned long long above;  // mass or number of all weights above the bins
+  Window at;                  // where the cut should lie; not above it, surely
+  unsigned long long behind;  // the number from its end on
+  unsigned long long inside;  // what is wanted of the window just tried; 0: the cut is above it
 };
 
-struct Bins {
-  unsigned words[NUM_BINS * MAX_THREADS];
-  unsigned lists[SLOTS * MAX_THREADS];
-  unsigned long long totals[NUM_BINS];
-  unsigned long long wanted;
-};
-
-// Adds a weight to this thread's bins.
-__device__ inline void put(Bins& bins, const Search& at, unsigned bits) {
-  const unsigned bin = (bits >> at.shift) - at.first;
-  unsigned* word = &bins.words[bin * blockDim.x + threadIdx.x];
-  if (bin < at.width) *word += at.by_mass ? significand(bits) : 1;
-}
-
-// Lists a weight that was put into a bin.
-__device__ inline void list(Bins& bins, Search& at, unsigned bits) {
-  if ((bits >> at.shift) - at.first >= at.width) return;
-  if (at.listed < SLOTS) bins.lists[at.listed * blockDim.x + threadIdx.x] = bits;
-  ++at.listed;
-}
-
-// Sums every thread's bins: a warp per bin.
-__device__ inline void reduce_bins(Bins& bins) {
-  __syncthreads();
-  const int lane = threadIdx.x % 32;
-  for (int bin = threadIdx.x / 32; bin < NUM_BINS; bin += blockDim.x / 32) {
-    unsigned long long sum = 0;
-    for (int i = lane; i < (int)blockDim.x; i += 32) sum += bins.words[bin * blockDim.x + i];
-    for (int offset = 16; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
-    if (lane == 0) bins.totals[bin] = sum;
-  }
-  __syncthreads();
-}
-
-// Sorts weights into bins; returns the sum of those that this thread has read.
+// Cuts behind `count` weights or, if that is 0, where the share of all reaches top_p.
 template <typename Logit, typename Heat>
-__device__ float fill_bins(const Row<Logit>& row, const Heat& heated, Bins& bins, Search& at) {
-  for (int bin = 0; bin < NUM_BINS; ++bin) bins.words[bin * blockDim.x + threadIdx.x] = 0;
-  float total = 0;
-  if (at.listed >= 0) {
-    for (int i = 0; i < at.listed; ++i) put(bins, at, bins.lists[i * blockDim.x + threadIdx.x]);
-  } else {
-    if (at.lists) at.listed = 0;
-#pragma unroll 1
-    for (int chunk = threadIdx.x / 8; chunk < row.chunks; chunk += blockDim.x / 8) {
-      float values[8];
-      row.read_any(chunk, values);
-      const int first = row.first(chunk), step = row.step();
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        values[i] = heated(values[i], first + step * i);
-        total += values[i];
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) put(bins, at, __float_as_uint(values[i]));
-      if (at.lists) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) list(bins, at, __float_as_uint(values[i]));
-      }
-    }
-    // Every thread's list must be whole, or none is of use.
-    if (at.lists && block_max(at.listed) > SLOTS) at.listed = -1;
-    at.lists = false;
+__device__ Cut cut_row(const Row<Logit>& row, const Heat& heated, float* sums, List& list,
+                       int count) {
+  __shared__ Search search;
+  const bool by_mass = count == 0;
+  Window tried = {1, END};
+  if (threadIdx.x == 0) search.at = tried, search.behind = 0;
+  if (row.chunks * CHUNK > ROOM) {
+    const int stride = min(row.chunks / SAMPLE + 1, STRIDE);
+    const Histogram some = sort_into_bins(row, heated, list, {FIRST, END}, stride);
+    const float whole = list.whole > 0 ? list.whole : some.all * some.stride + 1.0f;
+    tried = choose(list, some, count, (1.0f - (float)row.canvas->top_p) * whole);
   }
-  reduce_bins(bins);
-  return total;
-}
-
-// Mass or number of the weights in a bin.
-__device__ inline unsigned long long amount_in(const Bins& bins, const Search& at, unsigned bin) {
-  const unsigned binade = (at.first + bin) << at.shift >> EXPONENT_SHIFT;
-  return at.by_mass ? mass_of(bins.totals[bin], binade) : bins.totals[bin];
-}
-
-// Descends, from the highest bin, to the one in which `wanted` is reached, and passes those above
-// it; false if none is.
-__device__ inline bool descend(const Bins& bins, Search& at, unsigned* found) {
-  for (int bin = (int)at.width - 1; bin >= 0; --bin) {
-    if (at.first + bin == 0) continue;  // weights of 0
-    const unsigned long long amount = amount_in(bins, at, bin);
-    if (at.above + amount >= bins.wanted) {
-      *found = bin;
-      return true;
-    }
-    at.above += amount;
-  }
-  return false;
-}
-
-// `own` is what this thread has read of all weights.
-__device__ inline void set_wanted(Bins& bins, float own, int count, double share) {
-  const unsigned long long total = block_sum((unsigned long long)(own * 17592186044416.0f));
-  if (threadIdx.x == 0) {
-    const double part = ceil(share * (double)total);
-    bins.wanted = count ? (unsigned long long)count : max((unsigned long long)part, 1ull);
-  }
-  __syncthreads();
-}
-
-// Cuts behind the `count` highest weights, or, if that is 0, behind the highest ones whose share of
-// all reaches `share`.
-template <typename Logit, typename Heat>
-__device__ Cut cut_behind(const Row<Logit>& row, const Heat& heated, float* sums, int count,
-                          double share) {
-  __shared__ Bins bins;
-  Search at = {count == 0, EXPONENT_SHIFT, TOP_BINADE - NUM_BINS + 1, NUM_BINS, -1, false, 0};
-  unsigned bin = 0;
-  bool begins = true;
 #pragma unroll 1
   for (;;) {
-    const float own = fill_bins(row, heated, bins, at);
-    if (begins) set_wanted(bins, own, count, share);
-    begins = false;
-    if (!descend(bins, at, &bin)) {
-      if (at.shift < EXPONENT_SHIFT || at.first == 0) return {0, 0x7fffffff};
-      at.first -= NUM_BINS;  // all of them are kept
-      continue;
+    const Found found = by_mass ? collect<true>(row, heated, list, tried)
+                                : collect<false>(row, heated, list, tried);
+    if (threadIdx.x == 0) {
+      const double share = ceil(row.canvas->top_p * (double)found.all);
+      const unsigned long long amount = by_mass ? max((unsigned long long)share, 1ull) : count;
+      search.inside = amount > found.above ? amount - found.above : 0;
+      if (search.inside) search.behind = found.above;
     }
-    if (at.shift == 0) break;
-    const int step = min(at.shift, 4);
-    at.first = (at.first + bin) << step;
-    at.width = 1 << step;
-    at.shift -= step;
-    at.lists = at.shift < EXPONENT_SHIFT - 4 && at.listed < 0;
+    __syncthreads();
+    const unsigned long long inside = search.inside;
+    if (inside == 0) {
+      if (threadIdx.x == 0) search.at.low = tried.high;
+    } else if (list.count > ROOM) {
+      if (tried.high - tried.low == 1) {
+        const unsigned long long ties = min(number_of(tried.low, by_mass, inside), list.count + 0ull);
+        return cut_ties(row, heated, sums, tried.low, ties);
+      }
+      if (threadIdx.x == 0) search.at = tried;
+    } else {
+      const Cut cut = cut_list(list, by_mass, tried.low, min(tried.high, ONE + 1), inside);
+      if (cut.bits || tried.low == 1) {
+        if (threadIdx.x == 0) list.has_all = tried.high == END;
+        return cut;
+      }
+      // What the list has not reached lies below it, and below what was thought when it overflowed.
+      if (threadIdx.x == 0) {
+        search.at = {tried.low > search.at.low ? search.at.low : 1, tried.low};
+        search.behind = found.above + list.count;
+      }
+    }
+    __syncthreads();
+    if (search.at.low >= search.at.high) return {search.at.low, LAST_ID};  // sums differ by rounding
+    const Histogram all = sort_into_bins(row, heated, list, search.at, 1);
+    tried = choose(list, all, by_mass ? 0 : count - (int)search.behind,
+                   (1.0f - (float)row.canvas->top_p) * all.all);
   }
-  const unsigned bits = at.first + bin;
-  const unsigned long long sum = bins.totals[bin];
-  const unsigned long long equal = at.by_mass ? sum / significand(bits) : sum;
-  unsigned long long needed = bins.wanted - at.above;
-  if (at.by_mass) {
-    const unsigned long long each = mass_of(significand(bits), bits >> EXPONENT_SHIFT);
-    needed = each ? (needed + each - 1) / each : equal;
+}
+
+// Cuts what the list has left at a share of it.
+__device__ inline Cut cut_listed(List& list, double share) {
+  __shared__ unsigned long long part;
+  unsigned long long own = 0;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < (int)list.count; i += blockDim.x) {
+    const float weight = __uint_as_float(list.bits(i));
+    if (list.cut.keeps(weight, list.id(i))) {
+      own += mass_of(weight);
+    } else {
+      list.weights[i] = 0;
+    }
   }
-  needed = min(max(needed, 1ull), equal);
-  __syncthreads();  // whoever still reads the bins
-  Cut cut = {bits, 0x7fffffff};
-  if (needed < equal) {
-    const Equal<Heat> same = {heated, bits};
-    sum_chunks(row, sums, same);
-    cut.last_id = locate(row, sums, same, 0.0, (double)needed - 0.5);
-  }
-  return cut;
+  const unsigned long long all = block_sum(own);
+  if (threadIdx.x == 0) part = max((unsigned long long)ceil(share * (double)all), 1ull);
+  __syncthreads();
+  return cut_list(list, true, max(list.cut.bits, 1u), ONE + 1, part);
 }
 
 // The top k weights and, within them, the nucleus of share top_p.
 template <typename Logit, typename Heat>
 __device__ Cut truncate(const Row<Logit>& row, const Canvas* canvas, const Heat& heated,
                         float* sums) {
-  Cut cut = {0, 0x7fffffff};
-  const int count = canvas->top_k > 0 && canvas->top_k < canvas->vocab ? canvas->top_k : 0;
+  __shared__ List list;
+  if (threadIdx.x == 0) {
+    list.cut = {0, LAST_ID}, list.has_all = false, list.whole = heated.whole;
+  }
+  __syncthreads();
 #pragma unroll 1
   for (int turn = 0; turn < 2; ++turn) {
-    if (turn ? canvas->top_p < 1.0 : count > 0) {
-      const Kept<Heat> kept = {heated, cut};
-      cut = cut_behind(row, kept, sums, turn ? 0 : count, canvas->top_p);
+    const int count = turn || canvas->top_k >= canvas->vocab ? 0 : canvas->top_k;
+    if (turn ? canvas->top_p >= 1.0 : count <= 0) continue;
+    const Cut next = list.has_all ? cut_listed(list, canvas->top_p)
+                                  : cut_row(row, heated, sums, list, count);
+    if (threadIdx.x == 0) {
+      if (next.bits == list.cut.bits) list.cut.last_id = min(list.cut.last_id, next.last_id);
+      if (next.bits > list.cut.bits) list.cut = next;
+      list.whole = 0;
     }
+    __syncthreads();
   }
-  return cut;
+  return list.cut;
 }
 
-// Draws an id by its weight, restricted to top-k and top-p if the canvas has them.
-template <typename Logit, typename Heat>
-__device__ int draw(const Row<Logit>& row, const Canvas* canvas, const Heat& heated, float* sums,
-                    double share) {
+// A row's working memory. Not kept in registers through a search.
+__device__ inline float* sums_of(const Canvas* canvas, int index) {
+  return canvas->sums + (long long)index * canvas->chunks;
+}
+
+// Draws an id by its weight, restricted to top-k and top-p if the canvas has them. share() is asked
+// for last, for the same reason.
+template <typename Logit, typename Heat, typename Share>
+__device__ int draw(const Row<Logit>& row, const Canvas* canvas, const Heat& heated, int index,
+                    const Share& share) {
   if ((canvas->top_k > 0 && canvas->top_k < canvas->vocab) || canvas->top_p < 1.0) {
-    const Kept<Heat> kept = {heated, truncate(row, canvas, heated, sums)};
-    sum_chunks(row, sums, kept);
-    return locate(row, sums, kept, share, 0.0);
+    const Kept<Heat> kept = {heated, truncate(row, canvas, heated, sums_of(canvas, index))};
+    sum_chunks(row, sums_of(canvas, index), kept);
+    return locate(row, sums_of(canvas, index), kept, share(), 0.0);
   }
-  sum_chunks(row, sums, heated);
-  return locate(row, sums, heated, share, 0.0);
+  sum_chunks(row, sums_of(canvas, index), heated);
+  return locate(row, sums_of(canvas, index), heated, share(), 0.0);
 }

@@ -82,7 +82,7 @@ def test_a_bound_is_that_of_the_busiest_pipe_or_of_the_memory():
 
 
 def test_the_functions_that_loops_are_named_after_are_in_the_sources():
-    names = (*PASSES, "put", "Kept", "Equal", "Residual", "Lowered")
+    names = (*PASSES, "Floored", "Kept", "Equal", "Residual", "Lowered")
     assert set(named_lines(KERNELS, names)) == set(names)
 
 

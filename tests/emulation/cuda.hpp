@@ -265,4 +265,5 @@ inline float power_of_two(float exponent) {
   const float power = exp2f(exponent);
   return power < 0x1p-126f ? 0.0f : power;
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }

@@ -171,3 +171,62 @@ def test_rows_with_one_finite_logit_take_it(cuda):
         logits[0, np.arange(5), [0, 63, 64, 130, 199]] = 7.0
         pair.sample(logits)
         assert compare_samples(pair) == (5, 0)
+
+
+def rows_of(kind: str, vocab: int) -> np.ndarray:
+    """(2, vocab) logits, over more of them than the kernel can list."""
+    rng = np.random.default_rng(vocab)
+    noise = rng.normal(size=(2, vocab))
+    rows = {
+        "flat": 2 * noise,
+        "peaked": 6 * noise,
+        "by rank": 0.3 * noise - 1.2 * np.log(np.arange(1, vocab + 1)),
+        "in few values": np.round(2 * noise),
+        "of two values": np.where(noise > 0, 3.0, -40.0),
+        "equal": 0 * noise,
+        "far below one": np.where(np.arange(vocab) == 70, 40.0, noise),
+    }[kind]
+    rows[:, 0] = -50
+    return rows[None]
+
+
+@pytest.mark.parametrize(
+    "heat",
+    [
+        {"top_k": 50}, {"top_k": 3000}, {"top_p": 0.9}, {"top_p": 0.99999},
+        {"top_k": 200, "top_p": 0.8}, {"top_k": 2500, "top_p": 0.95},
+        {"temperature": 0.7, "top_p": 0.9}, {"temperature": 30.0, "top_p": 0.5},
+        {"temperature": 0.05, "top_k": 3500, "top_p": 0.3},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    ["flat", "peaked", "by rank", "in few values", "of two values", "equal", "far below one"],
+)
+def test_what_top_k_and_top_p_keep_does_not_depend_on_where_they_look_first(cuda, kind, heat):
+    """A sample says where the cut lies; if it is wrong, or too much lies there, it is narrowed."""
+    drawn = tied = 0
+    for vocab, dtype in ((3073, np.float16), (4099, np.float32), (12345, np.float16)):
+        settings = DecodingSettings(rule="threshold", **{"temperature": 1.0, **heat})
+        pair = Pair.make(settings, block=2, vocab=vocab, cuda=cuda)
+        pair.begin()
+        pair.sample(rows_of(kind, vocab).astype(dtype))
+        rows, ties = compare_samples(pair)
+        drawn, tied = drawn + rows, tied + ties
+    assert drawn == 6
+    assert tied <= 1
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1 - 2**-10])
+def test_of_equal_weights_the_lowest_ids_are_kept_to_the_last_one(cuda, share):
+    """The kept ones of 4,096: drawn often enough, their highest id is the last that may be."""
+    settings = DecodingSettings(rule="threshold", temperature=1.0, top_p=share)
+    pair = Pair.make(settings, block=64, vocab=4098, cuda=cuda)  # the last two are banned
+    pair.begin()
+    pair.sample(np.zeros((1, 64, 4098), np.float32))
+    assert compare_samples(pair)[1] <= 1
+    weights = pair.canvases[1].scratch.row.weights
+    assert np.count_nonzero(weights[0]) == 4096 * share
+    found, _ = pair.both("candidate")
+    assert found.max() < 4096 * share
