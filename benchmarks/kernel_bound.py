@@ -109,18 +109,37 @@ WAYS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "no offset": ("sum_chunks",),
         "offset": ("sum_chunks", "sum_chunks of Lowered"),
     },
-    "propose": {"greedy": ("statistics",), "drawn": ("statistics", "sum_chunks of Kept")},
+    "propose": {
+        "greedy": ("statistics",),
+        "drawn": ("heated_statistics", "sum_chunks", "keep_row"),
+    },
     "verify": {
         "greedy": ("statistics",),
-        "kept": ("statistics", "sum_chunks of Kept"),
-        "rejected": ("statistics", "sum_chunks of Kept", "sum_chunks of Residual"),
+        "kept": ("heated_statistics",),
+        "rejected": ("heated_statistics", "sum_chunks of Residual"),
+        "rejected, top-k or top-p": (
+            "heated_statistics", "fill_bins of Kept, all sorted", "fill_bins of Kept, all sorted",
+            "fill_bins of Kept", "sum_chunks of Kept", "sum_chunks of Residual of Kept",
+        ),
     },
 }  # fmt: skip
 """Passes over a row, by kernel and what it is asked for."""
+BESIDES = {
+    ("propose", "drawn"): 1,
+    ("verify", "rejected"): 1,
+    ("verify", "rejected, top-k or top-p"): 1,
+}
+"""Rows of logits that are read or written besides: those a draft came from, kept and looked up."""
 
 
 def bound(
-    ways: Sequence[Pass], target: Target, *, bytes_each: int, vocab: int, rows_at_once: int
+    ways: Sequence[Pass],
+    target: Target,
+    *,
+    bytes_each: int,
+    vocab: int,
+    rows_at_once: int,
+    besides: int = 0,
 ) -> dict[str, Any]:
     """Gives the least time of a kernel that reads rows in some passes, over a copy of them.
 
@@ -131,6 +150,7 @@ def bound(
         vocab: Logits of a row.
         rows_at_once: Rows that are in the second-level cache at once; a row that stays there is
             read from memory once.
+        besides: Rows of the same size that the memory moves besides; the copy does not.
     """
     each = target.multiprocessors * target.clock_hz
     stays = rows_at_once * vocab * bytes_each <= target.l2_bytes
@@ -138,7 +158,8 @@ def bound(
     for one in ways:
         for pipe, value in one.clocks(target).items():
             clocks[pipe] += value
-    reading = bytes_each * (1 if stays else len(ways)) / target.bytes_per_second
+    moved = bytes_each * ((1 if stays else len(ways)) + besides)
+    reading = moved / target.bytes_per_second
     busiest = max(clocks, key=lambda pipe: clocks[pipe])
     copy = 2 * bytes_each / target.bytes_per_second
     return {
@@ -201,12 +222,13 @@ def _kernel(
         sum(pipe_of(one) == "double" for index in loop.blocks for one in blocks[index].instructions)
         for loop, _ in row_loops(blocks)
     ]
+    kind = name.split("_")[0]
     ways = {
         way: bound(
             [found[one] for one in names], target, bytes_each=bytes_each, vocab=vocab,
-            rows_at_once=at_once * target.multiprocessors,
+            rows_at_once=at_once * target.multiprocessors, besides=BESIDES.get((kind, way), 0),
         )
-        for way, names in WAYS.get(name.split("_")[0], {}).items()
+        for way, names in WAYS.get(kind, {}).items()
         if all(one in found for one in names)
     }  # fmt: skip
     return {

@@ -16,7 +16,7 @@ from .sass import Block, Instruction, Loop, loops, shortest_turn
 
 PER_TURN = 8
 """Logits that a thread reads in one turn of a loop over the vocabulary."""
-PASSES = ("statistics", "sum_chunks", "fill_bins", "highest")
+PASSES = ("statistics", "heated_statistics", "sum_chunks", "fill_bins", "highest", "keep_row")
 """Functions that have such loops."""
 
 
@@ -153,7 +153,7 @@ def _more_lines(loads: list[Instruction]) -> int:
     wide = sum(".128" in one.opcode for one in loads)
     if wide:
         return wide * (4 * wide - 1)
-    return sum(3 for one in loads if one.name == "LDG")
+    return 3 * len(loads)
 
 
 def row_loops(blocks: list[Block]) -> list[tuple[Loop, int]]:
@@ -180,7 +180,8 @@ def passes(blocks: list[Block], where: Mapping[str, tuple[str, range]]) -> list[
         if not shares[name]:
             continue  # a loop over chunk sums
         kinds = [one for one in ("Equal", "Residual", "Kept", "Lowered") if shares.get(one)]
-        full = " of ".join([name, *kinds[:1]])
+        depth = 2 if kinds[:2] == ["Residual", "Kept"] else 1  # of weights that are truncated
+        full = " of ".join([name, *kinds[:depth]])
         found.append(_pass(full, shortest_turn(blocks, loop, [reading])))
         if name == "fill_bins":
             turn = _sorting_turn(blocks, loop, reading, where["put"])

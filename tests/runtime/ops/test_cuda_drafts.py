@@ -145,7 +145,7 @@ def test_the_host_writes_the_state_as_the_kernels_read_it():
         else:
             assert DRAFT_STATE[match[2]].base.name == kinds[match[1].strip()]
     assert f"MAX_STOPS = {MAX_STOPS};" in text
-    assert DRAFT_STATE.itemsize == 8 * 8 + 7 * 4 + 4 * MAX_STOPS
+    assert DRAFT_STATE.itemsize == 9 * 8 + 7 * 4 + 4 * MAX_STOPS
 
 
 def test_steps_are_captured_once_and_replayed_whatever_they_keep():
