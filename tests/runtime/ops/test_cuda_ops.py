@@ -41,7 +41,7 @@ def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
             assert np.array_equal(cuda.masked(device), host.masked)
             state = cuda.device.download(device.scratch.state)[0]
             assert (state["step"], state["num_masked"]) == (host.step, host.num_masked)
-            assert state["time"] == pytest.approx(host.time, rel=1e-12)
+            assert state["time"] == pytest.approx(host.time, rel=1e-5)
         assert host.num_masked == 0
 
 
@@ -60,6 +60,34 @@ def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
             cuda.device.upload(getattr(device, name), getattr(host, name))
         assert cuda.commit(device) == NumpyOps().commit(host)
         assert np.array_equal(cuda.ids(device), host.ids[0])
+
+
+@pytest.mark.parametrize("block", [2, 33, 70, 530])
+def test_scores_of_any_kind_are_ranked_and_added_up_as_numpy_does(cuda, block):
+    """More than one warp of positions, and more positions than threads; tiny entropies, too."""
+    rng = np.random.default_rng(block)
+    counts = set()
+    for rule, option, powers in (
+        ("entropy_bound", {"entropy_bound": 1e-5}, 7),
+        ("entropy_bound", {"entropy_bound": 0.4}, 1),
+        ("entropy_bound", {"entropy_bound": block / 3}, 1),
+        ("factor", {"factor": 0.5}, 0.05),
+        ("threshold", {"threshold": 0.9}, 0.1),
+        ("low_confidence", {"steps": 3}, 1),
+    ):
+        pair = Pair.make(DecodingSettings(rule=rule, **option), block=block, vocab=70, cuda=cuda)
+        pair.begin([(index, 3) for index in range(1, block) if rng.random() < 0.3])
+        device, host = pair.canvases
+        scores = (10.0 ** -(powers * rng.random(block))).astype(np.float32)
+        host.score[:] = -scores if rule == "entropy_bound" else scores
+        host.candidate[:] = 5
+        for name in ("score", "candidate"):
+            cuda.device.upload(getattr(device, name), getattr(host, name))
+        progress = cuda.commit(device)
+        assert progress == NumpyOps().commit(host)
+        assert np.array_equal(cuda.ids(device), host.ids[0])
+        counts.add(progress.num_committed)
+    assert len(counts) > 1 + (block > 2)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
