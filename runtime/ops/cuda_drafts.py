@@ -167,20 +167,24 @@ class CudaDrafts:
         self, rows: Any, drafts: Drafts, *, first: Any | None = None, stride: int = 1
     ) -> None:
         """See DraftOps; a row that cannot be sampled is reported by `verified`."""
-        mixed = drafts.beta < 1.0
-        assert not mixed or first is not None, "beta is below 1: first masks are needed"
-        scratch: CanvasMemory = drafts.canvas.scratch
-        state = drafts.scratch.state.pointer
-        num_rows = rows.size // drafts.canvas.vocab_size
-        assert drafts.scratch.drafted in (None, rows.dtype), "drafts came from other logits' type"
-        if mixed and first is not None:
-            kernel, more = f"verify_mixed_{rows.dtype.name}", (first.pointer, stride)
-        else:
-            kernel, more = f"verify_{rows.dtype.name}", ()
-        self._launch(kernel, num_rows, scratch.row_threads, rows.pointer, *more, state)
-        self._launch("settle", 1, 32, state)
-        scratch.launched += 1
+        self.launch_verify(rows, drafts, first=first, stride=stride)
+        self._launch("settle", 1, 32, drafts.scratch.state.pointer)
+        drafts.canvas.scratch.launched += 1
         drafts.step += 1
+
+    def launch_verify(
+        self, rows: Any, drafts: Drafts, *, first: Any | None = None, stride: int = 1
+    ) -> None:
+        """Enqueues what is found of each row and settles nothing: for those who time it."""
+        scratch: CanvasMemory = drafts.canvas.scratch
+        num_rows = rows.size // drafts.canvas.vocab_size
+        kernel, more = f"verify_{rows.dtype.name}", ()
+        if drafts.beta < 1.0:
+            assert first is not None, "beta is below 1: first masks are needed"
+            kernel, more = f"verify_mixed_{rows.dtype.name}", (first.pointer, stride)
+        assert drafts.scratch.drafted in (None, rows.dtype), "drafts came from another type"
+        pointers = (rows.pointer, *more, drafts.scratch.state.pointer)
+        self._launch(kernel, num_rows, scratch.row_threads, *pointers)
 
     def append_kept(self, kv: Any, kv_new: Any, drafts: Drafts) -> None:
         """See DraftOps."""
