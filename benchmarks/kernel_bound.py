@@ -35,6 +35,7 @@ from .kernel_passes import (
     PASSES,
     PER_TURN,
     TARGETS,
+    WEIGHTS,
     Pass,
     Target,
     named_lines,
@@ -111,15 +112,15 @@ WAYS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "propose": {
         "greedy": ("statistics",),
-        "drawn": ("heated_statistics", "sum_chunks", "keep_row"),
+        "drawn": ("heated_statistics", "sum_turns of Drawn"),
     },
     "verify": {
         "greedy": ("statistics",),
         "kept": ("heated_statistics",),
-        "rejected": ("heated_statistics", "sum_chunks of Residual"),
+        "rejected": ("heated_statistics", "sum_turns of Residual"),
         "rejected, top-k or top-p": (
             "heated_statistics", "fill_bins of Kept, all sorted", "fill_bins of Kept, all sorted",
-            "fill_bins of Kept", "sum_chunks of Kept", "sum_chunks of Residual of Kept",
+            "fill_bins of Kept", "sum_chunks of Kept", "sum_turns of Residual of Kept",
         ),
     },
 }  # fmt: skip
@@ -130,6 +131,8 @@ BESIDES = {
     ("verify", "rejected, top-k or top-p"): 1,
 }
 """Rows of logits that are read or written besides: those a draft came from, kept and looked up."""
+ROWS_READ = {"verify_mixed": 2}
+"""Rows that a row's figure is taken from, if not one."""
 
 
 def bound(
@@ -139,6 +142,7 @@ def bound(
     bytes_each: int,
     vocab: int,
     rows_at_once: int,
+    rows_read: int = 1,
     besides: int = 0,
 ) -> dict[str, Any]:
     """Gives the least time of a kernel that reads rows in some passes, over a copy of them.
@@ -150,18 +154,19 @@ def bound(
         vocab: Logits of a row.
         rows_at_once: Rows that are in the second-level cache at once; a row that stays there is
             read from memory once.
+        rows_read: Rows that are the input, in the memory and of the copy.
         besides: Rows of the same size that the memory moves besides; the copy does not.
     """
     each = target.multiprocessors * target.clock_hz
-    stays = rows_at_once * vocab * bytes_each <= target.l2_bytes
+    stays = rows_at_once * rows_read * vocab * bytes_each <= target.l2_bytes
     clocks: Counter[str] = Counter()
     for one in ways:
         for pipe, value in one.clocks(target).items():
             clocks[pipe] += value
-    moved = bytes_each * ((1 if stays else len(ways)) + besides)
+    moved = bytes_each * (rows_read * (1 if stays else len(ways)) + besides)
     reading = moved / target.bytes_per_second
     busiest = max(clocks, key=lambda pipe: clocks[pipe])
-    copy = 2 * bytes_each / target.bytes_per_second
+    copy = 2 * bytes_each * rows_read / target.bytes_per_second
     return {
         "clocks_per_logit": {pipe: round(value, 4) for pipe, value in sorted(clocks.items())},
         "busiest": "memory bandwidth" if reading > clocks[busiest] / each else busiest.strip("_"),
@@ -182,7 +187,7 @@ def blocks_at_once(target: Target, found: Mapping[str, int], threads: int) -> in
 
 def count(nvcc: str, nvdisasm: str, vocab: int) -> list[dict[str, Any]]:
     """Counts every kernel of every source for every target."""
-    where = named_lines(KERNELS, (*PASSES, "put", "Kept", "Equal", "Residual", "Lowered"))
+    where = named_lines(KERNELS, (*PASSES, *WEIGHTS, "put"))
     read: dict[str, Any] = {}
     rows = []
     for label, target in TARGETS.items():
@@ -226,7 +231,9 @@ def _kernel(
     ways = {
         way: bound(
             [found[one] for one in names], target, bytes_each=bytes_each, vocab=vocab,
-            rows_at_once=at_once * target.multiprocessors, besides=BESIDES.get((kind, way), 0),
+            rows_at_once=at_once * target.multiprocessors,
+            rows_read=ROWS_READ.get(name.rsplit("_", 1)[0], 1),
+            besides=BESIDES.get((kind, way), 0),
         )
         for way, names in WAYS.get(kind, {}).items()
         if all(one in found for one in names)

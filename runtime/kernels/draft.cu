@@ -29,20 +29,19 @@ __device__ int verify_drawn(const Row<Logit>& row, const Drafts* drafts, int ind
   const int position = canvas->position + index + 1;
   *keeps = false;
   if (draft >= 0) {
-    const Stored* logits = logits_of<Stored>(drafts, index + 1);
-    const Weight drafted = *weight_of<Weight>(drafts, index + 1);
+    const Weight weight = *weight_of<Weight>(drafts, index + 1);
+    const Drawn<Weight, Stored> drawn = drawn_of<Weight, Stored>(drafts, index + 1, weight);
     const double share = drafts->shares[index + 1];
     if (threadIdx.x == 0) {
       const double u = uniform(canvas, position, canvas->step, DRAW_ACCEPT);
-      const double q = drafted(as_float(logits[draft]), draft);
-      accepted = u * q * total < own(row.at(draft), draft) * share;
+      accepted = u * drawn.at(draft) * total < own(row.at(draft), draft) * share;
     }
     __syncthreads();
     *keeps = accepted;
     if (*keeps) return draft;
-    const Residual<Weight, Stored> residual = {own, drafted, logits, (float)(1.0 / total),
+    const Residual<Weight, Stored> residual = {own, drawn, (float)(1.0 / total),
                                                (float)(1.0 / share)};
-    if (sum_weights(row, sums, residual) > 0) {
+    if (sum_turns(row, sums, residual)) {
       return locate(row, sums, residual, draw_once(canvas, position, DRAW_TOKEN), 0.0);
     }
     summed = false;
@@ -146,17 +145,22 @@ append_kept(unsigned char* cache, const unsigned char* rows, const Drafts* draft
   if (count > 0) copy_bytes(cache + start * row_bytes, rows, count * row_bytes);
 }
 
-// Draws draft `index`, and keeps what `verify_drawn` is to know of its distribution.
+// Draws draft `index`, and keeps what `verify_drawn` is to know of its distribution. `sum`: of the
+// weights; 0 if it is to be found.
 template <typename Logit, typename Weight>
 __device__ int propose_drawn(const Row<Logit>& row, const Drafts* drafts, int index,
-                             const Weight& weight, double share) {
+                             const Weight& weight, double sum) {
   const Canvas* canvas = drafts->canvas;
-  if (threadIdx.x == 0) {
-    drafts->shares[index] = share;
-    *weight_of<Weight>(drafts, index) = weight;
+  float* sums = canvas->sums + (long long)index * row.chunks;
+  sum_turns(row, sums, drawn_of<Weight, Logit>(drafts, index, weight));
+  if (!(sum > 0)) {
+    const Running at = run_up(sums, row.chunks);
+    sum = threadIdx.x ? 0.0 : at.amount(at.total);
   }
-  keep_row(row, logits_of<Logit>(drafts, index));
-  const float* sums = canvas->sums + (long long)index * row.chunks;
+  if (threadIdx.x == 0) {
+    *weight_of<Weight>(drafts, index) = weight;
+    drafts->shares[index] = sum;
+  }
   return locate(row, sums, weight, draw_once(canvas, canvas->position + index, DRAW_DRAFT), 0.0);
 }
 
@@ -175,16 +179,14 @@ __device__ void propose(const Logit* masks, bool all, Drafts* drafts) {
     return;
   }
   int token;
-  float* sums = canvas->sums + (long long)index * row.chunks;
   const Heated heated(found.top, canvas->inverse_temperature);
   if (greedy) {
     token = first_highest(row, found);
   } else if (takes_some(canvas)) {
+    float* sums = canvas->sums + (long long)index * row.chunks;
     const Kept<Heated> kept = {heated, truncate(row, canvas, heated, sums)};
-    const double share = sum_weights(row, sums, kept);
-    token = propose_drawn(row, drafts, index, kept, share);
+    token = propose_drawn(row, drafts, index, kept, 0.0);
   } else {
-    sum_chunks(row, sums, heated);
     token = propose_drawn(row, drafts, index, heated, found.sum);
   }
   if (threadIdx.x == 0) drafts->ids[index] = token;

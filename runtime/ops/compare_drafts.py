@@ -113,7 +113,9 @@ class DraftPair:
             faults.append("the caches differ")
         if host.scratch.drafted is not None and host.block > 1:
             found = _logits(cuda.to_host(memory.arrays["logits"]), masks.dtype)
-            if not np.array_equal(found[1:, : masks.shape[1]], masks[1:]):
+            wanted = masks.copy()
+            wanted[:, list(host.canvas.banned)] = -np.inf
+            if not np.array_equal(found[1:, : masks.shape[1]], wanted[1:]):
                 faults.append("other logits are kept of the drafts' distributions")
             shares = cuda.to_host(memory.arrays["shares"])[1:]
             if not np.allclose(shares, host.scratch.shares[1:], rtol=1e-5):
@@ -129,8 +131,12 @@ class DraftPair:
 
 
 def _logits(kept: np.ndarray, dtype: Any) -> np.ndarray:
-    """Gives what lies in memory for float32 logits, (block, stride), as those of another type."""
-    return kept.reshape(-1).view(dtype)[: kept.size].reshape(kept.shape)
+    """Gives what lies in memory for float32 logits, (block, stride), in the order of ids.
+
+    They may be of another type, and in each chunk the eight that a lane reads stand together.
+    """
+    rows = kept.reshape(-1).view(dtype)[: kept.size].reshape(len(kept), -1, 8, 8)
+    return rows.swapaxes(2, 3).reshape(kept.shape)
 
 
 def _beside(
