@@ -39,8 +39,9 @@ __device__ int verify_drawn(const Row<Logit>& row, const Drafts* drafts, int ind
     __syncthreads();
     *keeps = accepted;
     if (*keeps) return draft;
-    const Residual<Weight, Stored> residual = {own, drawn, (float)(1.0 / total),
-                                               (float)(1.0 / share)};
+    // By every thread, so not in double precision.
+    const Residual<Weight, Stored> residual = {own, drawn, 1.0f / (float)total,
+                                               1.0f / (float)share};
     if (sum_turns(row, sums, residual)) {
       return locate(row, sums, residual, draw_once(canvas, position, DRAW_TOKEN), 0.0);
     }
