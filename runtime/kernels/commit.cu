@@ -64,7 +64,7 @@ __device__ inline void accept_within_bound(const Canvas* canvas, int count, int*
   unsigned long long before = block_sum_before(own, &total);
 #pragma unroll 1
   for (int rank = begin; rank < end; ++rank) {
-    if (rank && (double)before * (1.0 / UNITS) > canvas->entropy_bound) {
+    if ((double)before * (1.0 / UNITS) > canvas->entropy_bound) {
       atomicMin(accepted, rank);
       return;
     }
