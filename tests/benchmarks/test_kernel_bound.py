@@ -108,7 +108,7 @@ def test_no_shipped_kernel_does_double_precision_in_a_loop_over_the_vocabulary()
             assert kernel["ways"]["drawn"]["over_copy"] <= 1.25
         if kernel["kernel"].startswith("verify"):
             ways = kernel["ways"]
-            assert set(ways) == {"greedy", "kept", "rejected", "rejected, top-k or top-p"}
+            assert {"greedy", "kept", "rejected"} <= set(ways)
             assert all(ways[way]["over_copy"] <= 1.25 for way in ("greedy", "kept", "rejected"))
         if kernel["kernel"].startswith("propose"):
             assert set(kernel["ways"]) == {"greedy", "drawn"}

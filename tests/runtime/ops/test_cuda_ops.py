@@ -49,7 +49,10 @@ def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
     for rule, option, scores in (
         ("threshold", {"threshold": 0.5}, [0.4, 0.5, 0.6, 0.5]),
         ("factor", {"factor": 1.0}, [0.5, 2 / 3, 0.9, 0.75]),
+        ("factor", {"factor": 1.0}, [0.5, 0.9, 0.75, 0.8]),
         ("entropy_bound", {"entropy_bound": 0.75}, [-0.25, -0.5, -0.25, -1.0]),
+        ("entropy_bound", {"entropy_bound": 0.5}, [-0.25, -0.5, -0.25, -1.0]),
+        ("entropy_bound", {"entropy_bound": 0.0}, [-0.25, -0.0, -0.0, -1.0]),
     ):
         pair = Pair.make(DecodingSettings(rule=rule, **option), block=4, vocab=70, cuda=cuda)
         pair.begin()
@@ -62,7 +65,7 @@ def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
         assert np.array_equal(cuda.ids(device), host.ids[0])
 
 
-@pytest.mark.parametrize("block", [2, 33, 70, 530])
+@pytest.mark.parametrize("block", [2, 33, 70, 800])
 def test_scores_of_any_kind_are_ranked_and_added_up_as_numpy_does(cuda, block):
     """More than one warp of positions, and more positions than threads; tiny entropies, too."""
     rng = np.random.default_rng(block)
