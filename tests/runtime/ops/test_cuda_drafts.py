@@ -85,6 +85,9 @@ def test_a_row_that_is_not_finite_is_reported_if_it_is_reached(cuda, heat):
         given = on_device(cuda, logits) if ops is cuda else logits
         with pytest.raises(EngineError, match="highest"):
             verify(ops, given, drafts)
+        ops.begin_drafts(drafts, start=6, position=6)  # which forgets it
+        logits[0, 1, 50] = 0.0
+        assert verify(ops, on_device(cuda, logits) if ops is cuda else logits, drafts).num_kept > 0
     pair = DraftPair.make(cuda, settings(**heat), block=4, vocab=90)
     pair.open(random_steps(1, pair.host, 1, noise=0.0))
     logits = random_steps(1, pair.host, 4, noise=0.0)
