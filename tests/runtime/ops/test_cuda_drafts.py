@@ -123,6 +123,17 @@ def test_a_masks_row_that_is_not_finite_is_reported_if_it_is_drafted_from(cuda, 
                 ops.verified(drafts)
 
 
+@pytest.mark.parametrize("heat", [heat for heat in HEATS if heat.get("temperature")], ids=str)
+def test_where_a_rejected_draft_leaves_nothing_the_row_itself_is_drawn_from(cuda, heat):
+    """The same distribution on both sides, and a draft that neither would have drawn."""
+    pair = DraftPair.make(cuda, settings(**heat), block=3, vocab=90)
+    pair.open(random_steps(1, pair.host, 1, noise=0.0))
+    pair.host.ids[0, 1] = 88
+    cuda.device.upload(pair.device.ids, pair.host.ids)
+    assert pair.step(random_steps(1, pair.host, 3, noise=0.0))[1:] == (0, [])
+    assert pair.host.scratch.found.num_kept == 1
+
+
 def test_more_stops_than_kernels_look_at_are_refused(cuda):
     with pytest.raises(ConfigError, match="end a text"):
         cuda.drafts(
