@@ -93,6 +93,24 @@ def test_scores_of_any_kind_are_ranked_and_added_up_as_numpy_does(cuda, block):
     assert len(counts) > 1 + (block > 2)
 
 
+@pytest.mark.parametrize("times", [None, [0.9, 0.5, 0.2, 0.1]], ids=["counted", "timed"])
+def test_the_next_run_is_told_what_numpy_tells_it(cuda, times):
+    settings = DecodingSettings(rule="low_confidence", steps=5)
+    given = None if times is None else np.array(times, np.float32)
+    pair = Pair.make(settings, block=7, vocab=90, cuda=cuda, tells=True, times=given)
+    pair.begin([(2, 7)])
+    device, host = pair.canvases
+    told = [host.told[0]]
+    assert np.array_equal(cuda.to_host(device.told), host.told)
+    while host.num_masked:
+        pair.sample(random_logits(1, 7, 90))
+        assert cuda.commit(device) == NumpyOps().commit(host)
+        assert np.array_equal(cuda.to_host(device.told), host.told)
+        told.append(host.told[0])
+    assert len(set(told)) > 3
+    assert told[-1] == 0
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [3, 70, 199])
 def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, place):
