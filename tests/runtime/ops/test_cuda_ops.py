@@ -98,8 +98,11 @@ def test_the_next_run_is_told_what_numpy_tells_it(cuda, times):
     settings = DecodingSettings(rule="low_confidence", steps=5)
     given = None if times is None else np.array(times, np.float32)
     pair = Pair.make(settings, block=7, vocab=90, cuda=cuda, tells=True, times=given)
-    pair.begin([(2, 7)])
     device, host = pair.canvases
+    ids = np.array([89, 89, 7, 89, 89, 89, 89], np.int32)
+    masked = np.array([True, True, False, True, True, False, True])  # one mask is never filled
+    for ops, canvas in ((cuda, device), (NumpyOps(), host)):
+        ops.begin_block(canvas, ids, masked, position=17, first=0)
     told = [host.told[0]]
     assert np.array_equal(cuda.to_host(device.told), host.told)
     while host.num_masked:
