@@ -123,6 +123,19 @@ def test_a_masks_row_that_is_not_finite_is_reported_if_it_is_drafted_from(cuda, 
                 ops.verified(drafts)
 
 
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_that_threads_read_in_several_turns_have_the_sums_of_numpy(cuda, temperature, dtype):
+    """At a temperature and untruncated, so that sums come with the maximum, which changes."""
+    pair = DraftPair.make(cuda, settings(temperature=temperature), block=3, vocab=9001)
+    kept = set()
+    for step in range(4):
+        run, rows = (pair.step, 3) if step else (pair.open, 1)
+        assert run(random_steps(step, pair.host, rows, dtype, noise=0.3 * (step % 2)))[2] == []
+        kept.add(pair.host.scratch.found.num_kept)
+    assert len(kept) > 1
+
+
 @pytest.mark.parametrize("heat", [heat for heat in HEATS if heat.get("temperature")], ids=str)
 def test_where_a_rejected_draft_leaves_nothing_the_row_itself_is_drawn_from(cuda, heat):
     """The same distribution on both sides, and a draft that neither would have drawn."""
