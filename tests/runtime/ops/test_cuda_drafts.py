@@ -147,6 +147,18 @@ def test_where_a_rejected_draft_leaves_nothing_the_row_itself_is_drawn_from(cuda
     assert pair.host.scratch.found.num_kept == 1
 
 
+def test_what_a_rejected_draft_leaves_is_found_wherever_it_stands(cuda):
+    """In the first turn of one thread alone."""
+    pair = DraftPair.make(cuda, settings(temperature=1.0), block=3, vocab=9001)
+    pair.open(random_steps(1, pair.host, 1, noise=0.0))
+    pair.host.ids[0, 1] = 8999
+    cuda.device.upload(pair.device.ids, pair.host.ids)
+    logits = random_steps(1, pair.host, 3, noise=0.0)
+    logits[0, 0, 5] = 12.0
+    assert pair.step(logits)[1:] == (0, [])
+    assert pair.host.ids[0, 0] == 5
+
+
 def test_more_stops_than_kernels_look_at_are_refused(cuda):
     with pytest.raises(ConfigError, match="end a text"):
         cuda.drafts(
