@@ -96,3 +96,32 @@ def eager_rule(
     accepted = masked & ((confidence >= threshold) | best)
     left = masked & ~accepted
     return torch.where(accepted, tokens, ids), left, left.sum()
+
+
+def eager_draft_rule(
+    rows: torch.Tensor, masks: torch.Tensor, drafted: torch.Tensor, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A step over B drafts at temperature 1 in plain PyTorch, without waiting for the device.
+
+    Args:
+        rows: (B, vocab) float16: behind each draft.
+        masks: (B, B, vocab) float16: every proposal's.
+        drafted: (B, vocab) float32: what drafts 1..B-1 were drawn from; row 0 is not read.
+        ids: (B,) int64: the drafts.
+
+    Returns:
+        The next drafts (B,), the number kept, and what the next drafts were drawn from (B, vocab).
+    """
+    banned = torch.ones(1, dtype=torch.int64, device=rows.device)
+    p = torch.softmax(rows.float().index_fill(1, banned, -torch.inf), dim=-1)
+    own = p[:-1].gather(1, ids[1:, None])[:, 0]
+    theirs = drafted[1:].gather(1, ids[1:, None])[:, 0]
+    keeps = torch.rand_like(own) * theirs < own
+    kept = 1 + keeps.long().cumprod(0).sum()
+    residual = (p[:-1] - drafted[1:]).clamp(min=0)
+    residual = torch.where(residual.sum(1, keepdim=True) > 0, residual, p[:-1])
+    last = (kept - 1)[None]
+    token = torch.multinomial(torch.cat([residual, p[-1:]]).index_select(0, last), 1)[0]
+    chosen = masks.index_select(0, last)[0].float()
+    q = torch.softmax(chosen.index_fill(1, banned, -torch.inf), dim=-1)
+    return torch.cat([token, torch.multinomial(q, 1)[1:, 0]]), kept, q

@@ -9,6 +9,7 @@
 | each kernel | a device copy of its input | at most 1.25 times it |
 | our sampling and commit | the same rule in PyTorch eager | 5 times faster |
 | | the same under torch.compile | twice as fast |
+| what follows a run over drafts | that run; the same rule in PyTorch | as above |
 
 Weights are random and the forward is the exported module in float16, so the engine stands for what
 TensorRT would do, not for a model. Every GPU time is that of many repetitions inside one captured
@@ -18,8 +19,7 @@ Rounds interleave; figures are medians.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,15 +29,14 @@ import numpy as np
 import torch
 
 from ..runtime.cli_common import DlmCommand
-from ..runtime.cuda import CudaDevice
 from ..runtime.decoding import DecodingSettings
 from ..runtime.engines.gpu import read_gpu
 from ..runtime.ops.base import Canvas
 from ..runtime.ops.cuda_ops import CudaOps
 from ..runtime.ops.cuda_state import MAX_BLOCK
-from ..runtime.replay import ReplayingDevice
-from .gpu_engine import TorchDeviceEngines
+from .gpu_drafts import DRAFT_BLOCK, DraftBench
 from .gpu_model import eager_rule, half_module, half_spec
+from .gpu_place import PEERS, Place, called_ms
 from .report import print_table, record, write_json
 
 SIZES: Mapping[str, Mapping[str, int]] = {
@@ -45,8 +44,6 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"dim": 384, "layers": 6, "vocab": 8192, "block": 32, "context": 256},
     "large": {"dim": 768, "layers": 12, "vocab": 32000, "block": 32, "context": 512},
 }
-REPEATS = 20
-"""Calls inside one captured graph: one call alone would be timed with its launch."""
 SCORE = {"rule": "tweedie", "steps": 2, "threshold": None}
 """Settings of a transition: sigma, gain, offset, stay and slope stand in its table."""
 COPY_BYTES = 256 << 20
@@ -55,31 +52,18 @@ COPY_BYTES = 256 << 20
 Times = dict[str, list[float]]
 
 
-def called_ms(call: Callable[[], Any], wait: Callable[[], None], number: int = 50) -> float:
-    """Times calls one after another, host included."""
-    begin = time.perf_counter()
-    for _ in range(number):
-        call()
-    wait()
-    return 1e3 * (time.perf_counter() - begin) / number
-
-
 class Bench:
     """One size on one GPU."""
 
-    def __init__(self, size: Mapping[str, int]) -> None:
-        """Opens the GPU and makes module, engine, ops and a canvas."""
-        self.size = size
-        self.device = ReplayingDevice(CudaDevice())
-        torch.cuda.init()
-        self.module = half_module(size, "cuda")
-        self.compiled: Any = torch.compile(self.module, dynamic=False)
-        spec = half_spec(size, self.module)
-        engines = TorchDeviceEngines({"denoise": self.compiled}, [spec], self.device)
-        self.engine = engines.engine(spec.name, spec.block, spec.context)
+    def __init__(self, size: Mapping[str, int], place: Place) -> None:
+        """Makes module, engine, ops and a canvas."""
+        self.size, self.place, self.device = size, place, place.device
+        module = half_module(size, place.kind)
+        self.engine = place.engine(module, half_spec(size, module))
         self.ops = CudaOps(self.device)
         self.canvas = self._canvas(size["block"])
         self.logits = self.engine.outputs["logits"]
+        self.drafts = DraftBench(size, place, self.ops)
         self.times: Times = {}
 
     def _canvas(
@@ -104,20 +88,6 @@ class Bench:
         """Keeps one round's figure."""
         self.times.setdefault(name, []).append(milliseconds)
 
-    def captured_ms(self, enqueue: Callable[[], None], repeats: int = REPEATS) -> float:
-        """Times work as the GPU alone sees it."""
-        enqueue()
-        self.device.synchronize()
-
-        def many() -> None:
-            for _ in range(repeats):
-                enqueue()
-
-        step = self.device.capture(many)
-        step.replay()
-        self.device.synchronize()
-        return called_ms(step.replay, self.device.synchronize, 10) / repeats
-
     def update(self, canvas: Canvas) -> None:
         """Begin, sample and commit of a whole masked block: what a first step's update does."""
         self.ops.launch_begin(canvas)
@@ -134,10 +104,10 @@ class Bench:
 
     def round(self) -> None:
         """Takes every figure once."""
-        self.note("engine", self.captured_ms(self.engine.run))
-        self.note("begin", self.captured_ms(lambda: self.ops.launch_begin(self.canvas)))
-        self.note("update", self.captured_ms(lambda: self.update(self.canvas)))
-        self.note("step captured", self.captured_ms(self.step))
+        self.note("engine", self.place.captured_ms(self.engine.run))
+        self.note("begin", self.place.captured_ms(lambda: self.ops.launch_begin(self.canvas)))
+        self.note("update", self.place.captured_ms(lambda: self.update(self.canvas)))
+        self.note("step captured", self.place.captured_ms(self.step))
 
         def flushed() -> None:
             self.step()
@@ -147,30 +117,16 @@ class Bench:
         self.note("step uncaptured", called_ms(flushed, self.device.synchronize))
         one = self.device.capture(self.step)
         self.note("step replayed alone", called_ms(one.replay, self.device.synchronize))
-        self.peers()
+        for name, took in (self.peers() | self.drafts.step()).items():
+            self.note(name, took)
 
-    def peers(self) -> None:
-        """The same rule in PyTorch on the same logits."""
-        block, vocab = self.size["block"], self.size["vocab"]
-        logits = torch.randn(block, vocab, device="cuda", dtype=torch.float16)
-        ids = torch.ones(block, device="cuda", dtype=torch.int64)
-        masked = torch.ones(block, device="cuda", dtype=torch.bool)
-        rules: dict[str, Any] = {
-            "eager rule": eager_rule,
-            "compiled rule": torch.compile(eager_rule, dynamic=False),
-            "compiled rule, reduce-overhead": torch.compile(
-                eager_rule, dynamic=False, mode="reduce-overhead"
-            ),
-        }
-        with torch.inference_mode():
-            for name, rule in rules.items():
-                for _ in range(5):
-                    rule(logits, ids, masked, 0.9)
-                torch.cuda.synchronize()
-                self.note(
-                    name,
-                    called_ms(lambda: rule(logits, ids, masked, 0.9), torch.cuda.synchronize),  # noqa: B023
-                )
+    def peers(self) -> dict[str, float]:
+        """Times the same rule in PyTorch on logits of the same shape."""
+        block, vocab, kind = self.size["block"], self.size["vocab"], self.place.kind
+        logits = torch.randn(block, vocab, device=kind, dtype=torch.float16)
+        ids = torch.ones(block, device=kind, dtype=torch.int64)
+        masked = torch.ones(block, device=kind, dtype=torch.bool)
+        return self.place.peers_ms("rule", eager_rule, logits, ids, masked, 0.9)
 
     def bandwidth(self) -> list[dict[str, Any]]:
         """Each kernel's time over a device copy of its input, small and large."""
@@ -183,8 +139,8 @@ class Bench:
             source, target = (self.device.empty(shape, np.float16) for _ in range(2))
             values = np.random.default_rng(0).normal(size=shape).astype(np.float16)
             self.device.upload(source, values)
-            repeats = REPEATS if what == "step" else 3
-            copy = self.captured_ms(lambda: self.device.copy(target, source), repeats)  # noqa: B023
+            repeats = None if what == "step" else 3
+            copy = self.place.captured_ms(lambda: self.device.copy(target, source), repeats)  # noqa: B023
             for name, settings, transition in (
                 ("sample, greedy", {"temperature": 0.0}, None),
                 ("sample, drawn", {}, None),
@@ -194,16 +150,17 @@ class Bench:
                 ("transit, offset", SCORE, [[1.0, 0.1, 1e-6, 1.0, 0.0]] * 2),
             ):
                 canvas = self._canvas(rows, transition, **settings)
-                took = self.captured_ms(lambda: self.ops.sample(source, canvas), repeats)  # noqa: B023
+                took = self.place.captured_ms(lambda: self.ops.sample(source, canvas), repeats)  # noqa: B023
                 found.append(
                     {"input": what, "kernel": name, "mib": source.nbytes / 2**20,
                      "ms": took, "copy_ms": copy, "ratio": took / copy}
                 )  # fmt: skip
-            took = self.captured_ms(lambda: self.ops.append_kv(target, source, 0, 1), repeats)  # noqa: B023
+            took = self.place.captured_ms(lambda: self.ops.append_kv(target, source, 0, 1), repeats)  # noqa: B023
             found.append(
                 {"input": what, "kernel": "append_rows", "mib": source.nbytes / 2**20,
                  "ms": took, "copy_ms": copy, "ratio": took / copy}
             )  # fmt: skip
+            found += self.drafts.bandwidth(what, DRAFT_BLOCK if what == "step" else rows)
         return found
 
 
@@ -219,8 +176,12 @@ def summary(times: Times) -> dict[str, float]:
         found["step replayed alone"] - found["begin"] - found["engine"]
     ) / found["engine"]
     found["uncaptured over captured"] = found["step uncaptured"] / found["step replayed alone"]
-    for name in ("eager rule", "compiled rule", "compiled rule, reduce-overhead"):
-        found[f"{name} over ours"] = found[name] / update
+    drafts = found["drafts: update"] - found["drafts: begin"]
+    found["drafts: update without begin"] = drafts
+    found["drafts: overhead share of the engine"] = drafts / found["drafts: engine"]
+    for rule, ours in (("rule", update), ("draft rule", drafts)):
+        for peer in PEERS:
+            found[f"{peer.format(rule)} over ours"] = found[peer.format(rule)] / ours
     return found
 
 
@@ -230,7 +191,7 @@ def summary(times: Times) -> dict[str, float]:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON of all figures.")
 def main(size: str, rounds: int, output: Path | None) -> None:
     """Times one step on the first GPU."""
-    bench = Bench(SIZES[size])
+    bench = Bench(SIZES[size], Place.open())
     for _ in range(rounds):
         bench.round()
     figures, bandwidth = summary(bench.times), bench.bandwidth()

@@ -37,6 +37,7 @@ from .kernel_passes import (
     PASSES,
     PER_TURN,
     TARGETS,
+    WEIGHTS,
     Pass,
     Target,
     named_lines,
@@ -103,28 +104,50 @@ SAMPLED = 1 / 12
 WAYS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "sample": {
         "greedy": ("statistics",),
-        "drawn": ("statistics", "sum_chunks"),
+        "drawn": ("statistics", "sum_some_chunks"),
         "top-k or top-p": (
             "statistics", "sort_into_bins, all sorted", "collect, some listed",
-            "sum_chunks of Floored",
+            "sum_some_chunks of Floored",
         ),
     },
     "transit": {
-        "no offset": ("sum_chunks",),
-        "offset": ("sum_chunks", "sum_chunks of Lowered"),
+        "no offset": ("sum_some_chunks",),
+        "offset": ("sum_some_chunks", "sum_some_chunks of Lowered"),
     },
-    "propose": {"greedy": ("statistics",), "drawn": ("statistics", "sum_chunks of Kept")},
+    "propose": {
+        "greedy": ("statistics",),
+        "drawn": ("heated_statistics", "sum_turns of Drawn"),
+    },
     "verify": {
         "greedy": ("statistics",),
-        "kept": ("statistics", "sum_chunks of Kept"),
-        "rejected": ("statistics", "sum_chunks of Kept", "sum_chunks of Residual"),
+        "kept": ("heated_statistics",),
+        "rejected": ("heated_statistics", "sum_turns of Residual"),
+        "rejected, top-k or top-p": (
+            "heated_statistics", "sort_into_bins, all sorted", "collect, some listed",
+            "sum_some_chunks of Floored", "sum_turns of Residual of Kept",
+        ),
     },
 }  # fmt: skip
 """Passes over a row, by kernel and what it is asked for."""
+BESIDES = {
+    ("propose", "drawn"): 1,
+    ("verify", "rejected"): 1,
+    ("verify", "rejected, top-k or top-p"): 1,
+}
+"""Rows of logits that are read or written besides: those a draft came from, kept and looked up."""
+ROWS_READ = {"verify_mixed": 2}
+"""Rows that a row's figure is taken from, if not one."""
 
 
 def bound(
-    ways: Sequence[Pass], target: Target, *, bytes_each: int, vocab: int, rows_at_once: int
+    ways: Sequence[Pass],
+    target: Target,
+    *,
+    bytes_each: int,
+    vocab: int,
+    rows_at_once: int,
+    rows_read: int = 1,
+    besides: int = 0,
 ) -> dict[str, Any]:
     """Gives the least time of a kernel that reads rows in some passes, over a copy of them.
 
@@ -135,17 +158,20 @@ def bound(
         vocab: Logits of a row.
         rows_at_once: Rows that are in the second-level cache at once; a row that stays there is
             read from memory once.
+        rows_read: Rows that are the input, in the memory and of the copy.
+        besides: Rows of the same size that the memory moves besides; the copy does not.
     """
     each = target.multiprocessors * target.clock_hz
-    stays = rows_at_once * vocab * bytes_each <= target.l2_bytes
+    stays = rows_at_once * rows_read * vocab * bytes_each <= target.l2_bytes
     clocks: Counter[str] = Counter()
     shares = [SAMPLED if one.name.startswith("sort_into_bins") else 1.0 for one in ways]
     for one, share in zip(ways, shares, strict=True):
         for pipe, value in one.clocks(target).items():
             clocks[pipe] += share * value
-    reading = bytes_each * (1 if stays else sum(shares)) / target.bytes_per_second
+    moved = bytes_each * (rows_read * (1 if stays else sum(shares)) + besides)
+    reading = moved / target.bytes_per_second
     busiest = max(clocks, key=lambda pipe: clocks[pipe])
-    copy = 2 * bytes_each / target.bytes_per_second
+    copy = 2 * bytes_each * rows_read / target.bytes_per_second
     return {
         "clocks_per_logit": {pipe: round(value, 4) for pipe, value in sorted(clocks.items())},
         "busiest": "memory bandwidth" if reading > clocks[busiest] / each else busiest.strip("_"),
@@ -166,7 +192,7 @@ def blocks_at_once(target: Target, found: Mapping[str, int], threads: int) -> in
 
 def count(nvcc: str, nvdisasm: str, vocab: int) -> list[dict[str, Any]]:
     """Counts every kernel of every source for every target."""
-    where = named_lines(KERNELS, (*PASSES, "Floored", "Kept", "Equal", "Residual", "Lowered"))
+    where = named_lines(KERNELS, (*PASSES, *WEIGHTS))
     read: dict[str, Any] = {}
     rows = []
     for label, target in TARGETS.items():
@@ -206,12 +232,15 @@ def _kernel(
         sum(pipe_of(one) == "double" for index in loop.blocks for one in blocks[index].instructions)
         for loop, _ in row_loops(blocks)
     ]
+    kind = name.split("_")[0]
     ways = {
         way: bound(
             [found[one] for one in names], target, bytes_each=bytes_each, vocab=vocab,
             rows_at_once=at_once * target.multiprocessors,
+            rows_read=ROWS_READ.get(name.rsplit("_", 1)[0], 1),
+            besides=BESIDES.get((kind, way), 0),
         )
-        for way, names in WAYS.get(name.split("_")[0], {}).items()
+        for way, names in WAYS.get(kind, {}).items()
         if all(one in found for one in names)
     }  # fmt: skip
     return {

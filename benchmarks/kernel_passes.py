@@ -16,10 +16,13 @@ from .sass import Block, Instruction, Loop, loops, shortest_turn
 
 PER_TURN = 8
 """Logits that a thread reads in one turn of a loop over the vocabulary."""
-PASSES = ("statistics", "sum_chunks", "sort_into_bins", "collect", "highest")
+PASSES = (
+    "statistics", "heated_statistics", "sum_some_chunks", "sum_turns", "sort_into_bins", "collect",
+    "highest",
+)  # fmt: skip
 """Functions that have such loops."""
-KINDS = ("Floored", "Equal", "Residual", "Kept", "Lowered")
-"""Structures of weights by which these are told apart."""
+WEIGHTS = ("Floored", "Equal", "Residual", "Drawn", "Kept", "Lowered")
+"""What they take of logits, those first that hold others."""
 STORING = {"sort_into_bins": ("ATOMS", ", all sorted"), "collect": ("STS", ", some listed")}
 """Of those that store some weights: the instruction that does, and the turn in which it happens."""
 
@@ -124,17 +127,19 @@ def _stands_in(one: Instruction, where: tuple[str, range]) -> bool:
 def _reading_block(blocks: list[Block], loop: Loop) -> int | None:
     """The block that reads eight logits without asking which are permitted.
 
-    Loads of 16 bytes, where there are any, are the way of rows that begin where they may; eight
-    single ones beside them, under the opposite predicate, are that of other rows.
+    They are single loads, or, in a loop that has none such, loads of 16 bytes: the way of rows that
+    begin where they may. Eight single ones beside those, under the opposite predicate, are that of
+    other rows.
     """
-    found = []
+    found, wide = [], None
     for index in loop.blocks:
         loads = [one for one in blocks[index].instructions if _loads(one)]
-        if any(".128" in one.opcode for one in loads):
-            return index
-        if sum(not one.predicated for one in loads) >= PER_TURN:
+        single = [one for one in loads if ".128" not in one.opcode]
+        if sum(not one.predicated for one in single) >= PER_TURN:
             found.append((len(loads), index))
-    return min(found)[1] if found else None
+        elif len(single) < len(loads):
+            wide = index
+    return min(found)[1] if found else wide
 
 
 def _loads(one: Instruction) -> bool:
@@ -142,22 +147,21 @@ def _loads(one: Instruction) -> bool:
 
 
 def _happening(turn: list[Instruction]) -> list[Instruction]:
-    """The loads of a turn that happen: of the wide and the single ones under opposite predicates
-    the wide ones; none of a second row of logits, which is under a predicate of its own."""
+    """The loads that happen: of wide and single ones under opposite predicates the wide."""
     loads = [one for one in turn if _loads(one)]
-    wide = [one for one in loads if ".128" in one.opcode]
-    return wide or [one for one in loads if not one.predicated]
+    some_wide = any(".128" in one.opcode for one in loads)
+    return [one for one in loads if not (some_wide and one.predicated and ".128" not in one.opcode)]
 
 
 def _more_lines(loads: list[Instruction]) -> int:
     """Lines of 128 bytes beyond the first that the loads of a turn touch.
 
     Four chunks are in a line each; where a lane reads 32 bytes by two loads, each touches eight.
+    The words that say what is permitted are in one line, and read by LD instead of LDG.
     """
     wide = sum(".128" in one.opcode for one in loads)
-    if wide:
-        return wide * (4 * wide - 1)
-    return sum(3 for one in loads if one.name == "LDG")
+    single = sum(".128" not in one.opcode and one.name == "LDG" for one in loads)
+    return wide * (4 * wide - 1) + 3 * single
 
 
 def row_loops(blocks: list[Block]) -> list[tuple[Loop, int]]:
@@ -183,8 +187,10 @@ def passes(blocks: list[Block], where: Mapping[str, tuple[str, range]]) -> list[
         name = max((one for one in PASSES if one in shares), key=lambda one: shares[one])
         if not shares[name]:
             continue  # a loop over chunk sums
-        kinds = [one for one in KINDS if shares.get(one)]
-        full = " of ".join([name, *kinds[:1]])
+        kinds = [one for one in WEIGHTS if shares.get(one)]
+        if name != "sum_turns" or kinds[-1] != "Kept":  # which turns others', truncated or not
+            kinds = kinds[:1]
+        full = " of ".join([name, *(one for one in kinds if one != "Drawn" or one is kinds[0])])
         found.append(_pass(full, shortest_turn(blocks, loop, [reading])))
         if name in STORING:
             storing, happens = STORING[name]

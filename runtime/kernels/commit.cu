@@ -3,6 +3,7 @@
 #include "canvas.cuh"
 #include "philox.cuh"
 #include "progress.cuh"
+#include "ptx.cuh"
 
 extern "C" __global__ void __launch_bounds__(512) begin_block(Canvas* canvas) {
   const int block = canvas->block;
@@ -32,69 +33,90 @@ extern "C" __global__ void __launch_bounds__(512) begin_block(Canvas* canvas) {
   tell(canvas, 0, num_masked);
 }
 
-// Ranks the masked positions by score, highest first, equal ones by position.
-__device__ inline void rank_positions(Canvas* canvas) {
-  for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
-    if (!canvas->masked[index]) continue;
-    const float own = canvas->score[index];
-    int rank = 0;
-    for (int other = 0; other < canvas->block; ++other) {
-      if (!canvas->masked[other]) continue;
-      const float score = canvas->score[other];
-      rank += score > own || (score == own && other < index);
+// How many masked positions have a higher score, or an equal one and a lower index. Scores go round
+// the warp, so that no lane waits for memory per score; all lanes call it.
+__device__ inline int rank_of(const Canvas* canvas, int index, float own) {
+  const int block = canvas->block, lane = threadIdx.x % 32;
+  int rank = 0;
+  for (int first = 0; first < block; first += 32) {
+    const bool masked = first + lane < block && canvas->masked[first + lane];
+    const float score = masked ? canvas->score[first + lane] : __uint_as_float(0x7fffffffu);
+#pragma unroll 8
+    for (int other = 0; other < 32; ++other) {
+      const float theirs = __shfl_sync(ALL_LANES, score, other);  // NaN is before none
+      rank += (theirs > own) | ((theirs == own) & (first + other < index));
     }
-    canvas->rank[index] = rank;
+  }
+  return rank;
+}
+
+// Lowers `accepted` to the first rank before which entropies sum to more than the bound. They are
+// added up as integers, 2^15 of them at most: to the same in any order, so by all threads at once.
+__device__ inline void accept_within_bound(const Canvas* canvas, int count, int* accepted) {
+  constexpr float UNITS = 17592186044416.0f;  // 2^44 of a nat
+  const int span = (count + (int)blockDim.x - 1) / (int)blockDim.x;
+  const int begin = min((int)threadIdx.x * span, count), end = min(begin + span, count);
+  unsigned long long own = 0, total;
+#pragma unroll 1
+  for (int rank = begin; rank < end; ++rank) {
+    own += (unsigned long long)(-canvas->sums[rank] * UNITS);
+  }
+  unsigned long long before = block_sum_before(own, &total);
+#pragma unroll 1
+  for (int rank = begin; rank < end; ++rank) {
+    if ((double)before * (1.0 / UNITS) > canvas->entropy_bound) {
+      atomicMin(accepted, rank);
+      return;
+    }
+    before += (unsigned long long)(-canvas->sums[rank] * UNITS);
   }
 }
 
-// Adds up entropies, ascending, while the sum before an item is within the bound.
-__device__ inline int count_within(const float* scores, int count, double bound) {
-  double running = 0;
-  for (int item = 0; item < count; ++item) {
-    const double entropy = -(double)scores[item];
-    running += entropy;
-    if (item && running - entropy > bound) return item;
+// Whether a rule that looks at one score at a time ends before a rank. Double precision, where it is,
+// decides as NumPy does at the edge of a bound.
+__device__ inline bool ends_before(const Canvas* canvas, int rank, float score) {
+  switch (canvas->rule) {
+    case RULE_THRESHOLD:
+      return rank && !(score >= canvas->threshold);
+    case RULE_FACTOR:  // score < 1 - factor / (rank + 2), without a division
+      return rank && !((1.0 - (double)score) * (rank + 2) <= canvas->factor);
+    case RULE_HIGHEST:
+      return rank >= quota(canvas);
+    default:
+      return false;
   }
-  return count;
 }
 
-// How many of the highest ranks a rule commits. Every thread gets it; begins with a barrier.
+// Ranks the masked positions and gives every thread how many of the highest the rule commits.
 __device__ inline int count_accepted(Canvas* canvas) {
   __shared__ int accepted;
-  const int block = canvas->block;
-  if (threadIdx.x == 0) accepted = canvas->num_masked;
+  const int block = canvas->block, lane = threadIdx.x % 32, count = canvas->num_masked;
+  const bool adds = canvas->rule == RULE_ENTROPY_BOUND;
+  if (threadIdx.x == 0) accepted = count;
   __syncthreads();
-  for (int index = threadIdx.x; index < block; index += blockDim.x) {
-    if (!canvas->masked[index]) continue;
-    const int rank = canvas->rank[index];
-    const float score = canvas->score[index];
-    if (canvas->rule == RULE_THRESHOLD && rank && !(score >= canvas->threshold)) {
-      atomicMin(&accepted, rank);
-    } else if (canvas->rule == RULE_FACTOR && rank &&
-               !((double)score >= 1.0 - canvas->factor / (rank + 2))) {
-      atomicMin(&accepted, rank);
-    } else if (canvas->rule == RULE_ENTROPY_BOUND) {
-      canvas->sums[rank] = score;
-    }
+  for (int first = (int)threadIdx.x - lane; first < block; first += blockDim.x) {
+    const int index = first + lane;
+    const bool masked = index < block && canvas->masked[index];
+    const float score = masked ? canvas->score[index] : 0.0f;
+    const int rank = rank_of(canvas, index, score);
+    if (!masked) continue;
+    canvas->rank[index] = rank;
+    if (adds) canvas->sums[rank] = score;
+    if (ends_before(canvas, rank, score)) atomicMin(&accepted, rank);
   }
   __syncthreads();
-  if (threadIdx.x == 0 && canvas->rule == RULE_ENTROPY_BOUND) {
-    accepted = count_within(canvas->sums, canvas->num_masked, canvas->entropy_bound);
-  } else if (threadIdx.x == 0 && canvas->rule == RULE_HIGHEST) {
-    accepted = quota(canvas);
+  if (adds) {
+    accept_within_bound(canvas, count, &accepted);
+    __syncthreads();
   }
-  __syncthreads();
   return accepted;
 }
 
 // Writes accepted candidates into the canvas; returns how many, to every thread.
 __device__ inline int scatter(Canvas* canvas) {
   const bool ranked = canvas->rule < RULE_RANDOM;
-  int limit = 0, own = 0;
-  if (ranked) {
-    rank_positions(canvas);
-    limit = count_accepted(canvas);
-  }
+  const int limit = ranked ? count_accepted(canvas) : 0;
+  int own = 0;
   for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
     if (!canvas->masked[index]) continue;
     if (ranked ? canvas->rank[index] >= limit : !canvas->chosen[index]) continue;
@@ -125,8 +147,10 @@ extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
   const int before = canvas->num_masked;
   const bool failed = canvas->error != 0, open = before > 0;
   if (canvas->rule == RULE_FIRST_HITTING && open && !failed && threadIdx.x == 0) {
-    const double draw = uniform(canvas, canvas->position, canvas->step, DRAW_TIME);
-    canvas->time *= pow(draw, 1.0 / before);
+    // No token depends on it, so that a float's power is enough.
+    const unsigned long long draw =
+        draw_bits(canvas, canvas->position, canvas->step, DRAW_TIME);
+    canvas->time *= power_of_two(log2f((float)draw * (float)UNIT) / (float)before);
   }
   const bool moves = canvas->rule == RULE_TRANSITION;
   const bool last = moves && open && canvas->step + 1 >= canvas->num_steps;

@@ -2,14 +2,13 @@
 // launches whose arguments never change: `verify` (one thread block per row behind a draft), `settle`
 // (which the host waits for), `append_kept` and `propose` (one thread block per draft to make).
 //
-// Greedy rows are read once. Drawn rows are read once more for their chunk sums, and a rejected one
-// once more for the residual's; each of top-k and top-p reads three times more where what is left
-// then fits a list. Which proposal is read is known on the device before the host knows it.
+// Greedy rows are read once, and so are drawn ones whose draft is kept; for another token a row is
+// read once more, with the logits that its draft came from, and a row to draft from likewise. Where
+// top-k or top-p count, their passes come on top, and one for the sum of what they leave. Which
+// proposal is read is known on the device before the host knows it.
 #include "copy.cuh"
-#include "drafts.cuh"
-#include "philox.cuh"
+#include "drawn.cuh"
 #include "progress.cuh"
-#include "truncate.cuh"
 
 extern "C" __global__ void __launch_bounds__(512) begin_drafts(Drafts* drafts, long long start,
                                                                long long position) {
@@ -19,89 +18,91 @@ extern "C" __global__ void __launch_bounds__(512) begin_drafts(Drafts* drafts, l
   drafts->canvas->error = 0;
 }
 
-// What p has more than q, both as shares.
-template <typename Weight>
-struct Residual {
-  Weight own;
-  const float* drafted;
-  float own_scale, drafted_scale;
-
-  __device__ float operator()(float logit, int id) const {
-    return fmaxf(own(logit, id) * own_scale - drafted[id] * drafted_scale, 0.0f);
-  }
-};
-
-// A weight, written down as it is read. Rows of notes are as long as `sum_chunks` may read.
-template <typename Weight>
-struct Noted {
-  Weight own;
-  float* notes;
-
-  __device__ float operator()(float logit, int id) const {
-    const float value = own(logit, id);
-    notes[id] = value;
-    return value;
-  }
-};
-
-// A uniform for thread 0, which alone needs it: no board is quick at double precision.
-__device__ inline double draw_once(const Canvas* canvas, int position, DrawKind kind) {
-  return threadIdx.x ? 0.0 : uniform(canvas, position, canvas->step, kind);
-}
-
-// The token behind row `index`, and whether it is the draft there (-1: none stands there).
-template <typename Logit>
+// The token behind row `index`, and whether it is the draft there (-1: none stands there). `total`:
+// of the row's weights; `summed`: whether `sums` are theirs.
+template <typename Stored, typename Logit, typename Weight>
 __device__ int verify_drawn(const Row<Logit>& row, const Drafts* drafts, int index, int draft,
-                            float top, bool* keeps) {
+                            const Weight& own, double total, bool summed, bool* keeps) {
   __shared__ bool accepted;
   const Canvas* canvas = drafts->canvas;
   float* sums = canvas->sums + (long long)index * row.chunks;
-  const Heated heated(top, canvas->inverse_temperature);
-  const Kept<Heated> kept = {heated, truncate(row, canvas, heated, sums)};
-  const double total = sum_weights(row, sums, kept);
   const int position = canvas->position + index + 1;
   *keeps = false;
   if (draft >= 0) {
-    const float* drafted = drafts->weights + (index + 1LL) * drafts->stride;
+    const Weight weight = *weight_of<Weight>(drafts, index + 1);
+    const Drawn<Weight, Stored> drawn = drawn_of<Weight, Stored>(drafts, index + 1, weight);
     const double share = drafts->shares[index + 1];
     if (threadIdx.x == 0) {
       const double u = uniform(canvas, position, canvas->step, DRAW_ACCEPT);
-      accepted = u * drafted[draft] * total < kept(row.at(draft), draft) * share;
+      accepted = u * drawn.at(draft) * total < own(row.at(draft), draft) * share;
     }
     __syncthreads();
     *keeps = accepted;
     if (*keeps) return draft;
-    const Residual<Kept<Heated>> residual = {kept, drafted, (float)(1.0 / total),
-                                             (float)(1.0 / share)};
-    if (sum_weights(row, sums, residual) > 0) {
+    // By every thread, so not in double precision.
+    const Residual<Weight, Stored> residual = {own, drawn, 1.0f / (float)total,
+                                               1.0f / (float)share};
+    if (sum_turns(row, sums, residual)) {
       return locate(row, sums, residual, draw_once(canvas, position, DRAW_TOKEN), 0.0);
     }
-    sum_chunks(row, sums, kept);
+    summed = false;
   }
-  return locate(row, sums, kept, draw_once(canvas, position, DRAW_TOKEN), 0.0);
+  if (!summed) sum_chunks(row, sums, own);
+  return locate(row, sums, own, draw_once(canvas, position, DRAW_TOKEN), 0.0);
 }
 
-template <typename Logit>
-__device__ void verify(const Logit* rows, const Logit* first, long long stride, Drafts* drafts) {
+// The same by one pass over the row where nothing truncates it and the draft is kept.
+template <typename Stored, typename Logit>
+__device__ int verify_heated(const Row<Logit>& row, const Drafts* drafts, int index, int draft,
+                             bool* keeps) {
   const Canvas* canvas = drafts->canvas;
+  const Statistics found = heated_statistics(row, canvas->inverse_temperature * LOG2_E);
+  if (!is_sampled(found)) return -1;
+  const Heated heated(found.top, canvas->inverse_temperature, found.sum);
+  if (!takes_some(canvas)) {
+    return verify_drawn<Stored>(row, drafts, index, draft, heated, found.sum, false, keeps);
+  }
+  float* sums = canvas->sums + (long long)index * row.chunks;
+  const Kept<Heated> kept = {heated, truncate(row, canvas, heated, sums)};
+  const double total = sum_weights(row, sums, kept);
+  return verify_drawn<Stored>(row, drafts, index, draft, kept, total, true, keeps);
+}
+
+template <typename Stored, typename Logit>
+__device__ void verify(const Row<Logit>& row, Drafts* drafts) {
   const int index = blockIdx.x;
-  const Logit* other = drafts->rest > 0 ? first + index * stride * canvas->vocab : nullptr;
-  const Row<Mixed<Logit>> row(
-      {rows + (long long)index * canvas->vocab, other, drafts->share, drafts->rest}, canvas, 0);
   const int draft = index + 1 < (int)gridDim.x ? drafts->ids[index + 1] : -1;
-  const Statistics found = statistics(row, SCORE_NONE);
   int token = -1;
   bool keeps = false;
-  if (is_sampled(found) && canvas->greedy) {
-    token = first_highest(row, found);
-    keeps = token == draft;
-  } else if (is_sampled(found)) {
-    token = verify_drawn(row, drafts, index, draft, found.top, &keeps);
+  if (drafts->canvas->greedy) {
+    const Statistics found = statistics(row, SCORE_NONE);
+    if (is_sampled(found)) {
+      token = first_highest(row, found);
+      keeps = token == draft;
+    }
+  } else {
+    token = verify_heated<Stored>(row, drafts, index, draft, &keeps);
   }
   if (threadIdx.x == 0) {
     drafts->token[index] = token;
     drafts->kept[index] = keeps;
   }
+}
+
+template <typename Logit>
+__device__ void verify_plain(const Logit* rows, Drafts* drafts) {
+  const Canvas* canvas = drafts->canvas;
+  verify<Logit>(Row<Logit>(rows + (long long)blockIdx.x * canvas->vocab, canvas, 0), drafts);
+}
+
+// Where the first masks count as well.
+template <typename Logit>
+__device__ void verify_mixed(const Logit* rows, const Logit* first, long long stride,
+                             Drafts* drafts) {
+  const Canvas* canvas = drafts->canvas;
+  const long long own = blockIdx.x * (long long)canvas->vocab;
+  const Mixture<Logit> both = {rows + own, first + own * stride, drafts->share, drafts->rest};
+  verify<Logit>(Row<Mixed<Logit>>(both, canvas, 0), drafts);
 }
 
 __device__ inline bool is_stop(const Drafts* drafts, int token) {
@@ -145,6 +146,25 @@ append_kept(unsigned char* cache, const unsigned char* rows, const Drafts* draft
   if (count > 0) copy_bytes(cache + start * row_bytes, rows, count * row_bytes);
 }
 
+// Draws draft `index`, and keeps what `verify_drawn` is to know of its distribution. `sum`: of the
+// weights; 0 if it is to be found.
+template <typename Logit, typename Weight>
+__device__ int propose_drawn(const Row<Logit>& row, const Drafts* drafts, int index,
+                             const Weight& weight, double sum) {
+  const Canvas* canvas = drafts->canvas;
+  float* sums = canvas->sums + (long long)index * row.chunks;
+  sum_turns(row, sums, drawn_of<Weight, Logit>(drafts, index, weight));
+  if (!(sum > 0)) {
+    const Running at = run_up(sums, row.chunks);
+    sum = threadIdx.x ? 0.0 : at.amount(at.total);
+  }
+  if (threadIdx.x == 0) {
+    *weight_of<Weight>(drafts, index) = weight;
+    drafts->shares[index] = sum;
+  }
+  return locate(row, sums, weight, draw_once(canvas, canvas->position + index, DRAW_DRAFT), 0.0);
+}
+
 // Drafts tokens 1, 2, … of the proposal that follows the kept drafts; `all`: of all proposals.
 template <typename Logit>
 __device__ void propose(const Logit* masks, bool all, Drafts* drafts) {
@@ -152,46 +172,56 @@ __device__ void propose(const Logit* masks, bool all, Drafts* drafts) {
   const int index = blockIdx.x + 1, block = drafts->block;
   const int begin = all ? (drafts->num_kept - 1) * block : 0;
   const Row<Logit> row(masks + (long long)(begin + index) * canvas->vocab, canvas, 0);
-  const Statistics found = statistics(row, SCORE_NONE);
+  const float scale = canvas->inverse_temperature * LOG2_E;
+  const bool greedy = canvas->greedy;
+  const Statistics found = greedy ? statistics(row, SCORE_NONE) : heated_statistics(row, scale);
   if (!is_sampled(found)) {
     if (threadIdx.x == 0) atomicMax(&canvas->error, index + 1);
     return;
   }
   int token;
-  if (canvas->greedy) {
+  const Heated heated(found.top, canvas->inverse_temperature, found.sum);
+  if (greedy) {
     token = first_highest(row, found);
-  } else {
+  } else if (takes_some(canvas)) {
     float* sums = canvas->sums + (long long)index * row.chunks;
-    const Heated heated(found.top, canvas->inverse_temperature);
     const Kept<Heated> kept = {heated, truncate(row, canvas, heated, sums)};
-    const Noted<Kept<Heated>> noted = {
-        kept, drafts->weights + (long long)index * drafts->stride};
-    const double share = sum_weights(row, sums, noted);
-    if (threadIdx.x == 0) drafts->shares[index] = share;
-    const double u = draw_once(canvas, canvas->position + index, DRAW_DRAFT);
-    token = locate(row, sums, kept, u, 0.0);
+    token = propose_drawn(row, drafts, index, kept, 0.0);
+  } else {
+    token = propose_drawn(row, drafts, index, heated, found.sum);
   }
   if (threadIdx.x == 0) drafts->ids[index] = token;
 }
 
-// There are as few blocks as drafts, so that each has a multiprocessor's registers for itself.
-extern "C" __global__ void __launch_bounds__(512, 1)
-verify_float32(const float* rows, const float* first, long long stride, Drafts* drafts) {
-  verify(rows, first, stride, drafts);
+// There are as few blocks as drafts, so that each has a multiprocessor's registers for itself; they
+// are of 384 threads at most (cuda_canvas.py).
+extern "C" __global__ void __launch_bounds__(384, 1)
+verify_float32(const float* rows, Drafts* drafts) {
+  verify_plain(rows, drafts);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-verify_float16(const unsigned short* rows, const unsigned short* first, long long stride,
-               Drafts* drafts) {
-  verify(rows, first, stride, drafts);
+extern "C" __global__ void __launch_bounds__(384, 1)
+verify_float16(const unsigned short* rows, Drafts* drafts) {
+  verify_plain(rows, drafts);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
+extern "C" __global__ void __launch_bounds__(384, 1)
+verify_mixed_float32(const float* rows, const float* first, long long stride, Drafts* drafts) {
+  verify_mixed(rows, first, stride, drafts);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+verify_mixed_float16(const unsigned short* rows, const unsigned short* first, long long stride,
+                     Drafts* drafts) {
+  verify_mixed(rows, first, stride, drafts);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
 propose_float32(const float* masks, unsigned long long all, Drafts* drafts) {
   propose(masks, all != 0, drafts);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
+extern "C" __global__ void __launch_bounds__(384, 1)
 propose_float16(const unsigned short* masks, unsigned long long all, Drafts* drafts) {
   propose(masks, all != 0, drafts);
 }

@@ -5,13 +5,15 @@
 #include "canvas.cuh"
 
 constexpr int MAX_STOPS = 7;
+constexpr int WEIGHT_BYTES = 32;  // kept per draft of how its logits became weights
 
 struct Drafts {
   Canvas* canvas;          // position: of draft 0; step: verifications so far
   int* ids;                // (block (1 + block),): the drafts, then masks
   int* start;              // (1,): rows in the cache
-  float* weights;          // (block, stride): what each draft was drawn from; null at temperature 0
-  double* shares;          // (block,): sums of these
+  void* logits;            // (block, stride): what each draft was drawn from; null at temperature 0
+  unsigned char* weights;  // (block, WEIGHT_BYTES): how these became weights
+  double* shares;          // (block,): sums of these weights
   int* token;              // (block,): per verified row, the token behind it; -1: cannot be sampled
   unsigned char* kept;     // (block,): whether that is the draft which stands there
   int* shown;              // mapped (block,): ids that the last verification made certain
@@ -25,4 +27,4 @@ struct Drafts {
   int stops[MAX_STOPS];
 };
 
-static_assert(sizeof(Drafts) == 8 * 8 + 7 * 4 + MAX_STOPS * 4, "the host writes this layout");
+static_assert(sizeof(Drafts) == 9 * 8 + 7 * 4 + MAX_STOPS * 4, "the host writes this layout");

@@ -10,6 +10,13 @@ __device__ inline float half_to_float(unsigned short bits) {
   return value;
 }
 
+// Exact for what was one.
+__device__ inline unsigned short float_to_half(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+
 // 2^x by one instruction, to 2^-22 of itself; below 2^-126: 0.
 __device__ inline float power_of_two(float exponent) {
   float value;

@@ -163,9 +163,9 @@ struct Statistics {
   float second;  // second highest, equal to it for a tie; only for SCORE_MARGIN
   float sum;     // of exp(l - top)
   float mean;    // of exp(l - top) (l - top); only for SCORE_ENTROPY
-  float warm;    // of exp((l - top) / T); only if asked for
   float own;     // highest logit that this thread has read
   int chunk;     // the first one in which it was
+  float warm;    // sum of exp((l - top) / T); only if asked for
 };
 
 // Gives the block's first and second to all threads.
@@ -192,7 +192,7 @@ __device__ inline void reduce_highest(Statistics& found) {
 // wanted, else 0.
 template <typename Logit>
 __device__ Statistics statistics(const Row<Logit>& row, int score_kind, float warmth = 0) {
-  Statistics found = {LOWEST, LOWEST, 0, 0, 0, LOWEST, 0};
+  Statistics found = {LOWEST, LOWEST, 0, 0, LOWEST, 0, 0};
   float sum = 0, mean = 0, warm = 0;
 #pragma unroll 1
   for (int chunk = threadIdx.x / 8; chunk < row.chunks; chunk += blockDim.x / 8) {

@@ -80,7 +80,9 @@ class DraftPair:
             else:
                 faults.append(f"step {host.step} gives {found}, {drafts}, not {wanted}, {host.ids}")
             self._equal()
-        faults += self._state_faults()
+        masks = logits[0, num_rows:]
+        begin = (found.num_kept - 1) * host.block if len(masks) > host.block else 0
+        faults += self._state_faults(masks[begin : begin + host.block])
         return decisions, ties, faults
 
     def _run(
@@ -98,7 +100,8 @@ class DraftPair:
         ops.propose(masks, drafts)
         return ops.verified(drafts)
 
-    def _state_faults(self) -> list[str]:
+    def _state_faults(self, masks: np.ndarray) -> list[str]:
+        """Compares what stays on the device; `masks` (block, vocab) are the proposal's logits."""
         cuda, host, memory = self.cuda, self.host, self.device.scratch
         state = cuda.device.download(self.device.canvas.scratch.state)[0]
         start = int(cuda.to_host(self.device.start)[0])
@@ -109,9 +112,11 @@ class DraftPair:
         if not np.array_equal(cuda.to_host(self.caches[0]), self.caches[1]):
             faults.append("the caches differ")
         if host.scratch.drafted is not None and host.block > 1:
-            found = cuda.to_host(memory.arrays["weights"])[1:, : host.canvas.vocab_size]
-            if not np.allclose(found, host.scratch.drafted.weights[1:], rtol=1e-5, atol=1e-7):
-                faults.append("other weights are kept of the drafts' distributions")
+            found = _logits(cuda.to_host(memory.arrays["logits"]), masks.dtype)
+            wanted = masks.copy()
+            wanted[:, list(host.canvas.banned)] = -np.inf
+            if not np.array_equal(found[1:, : masks.shape[1]], wanted[1:]):
+                faults.append("other logits are kept of the drafts' distributions")
             shares = cuda.to_host(memory.arrays["shares"])[1:]
             if not np.allclose(shares, host.scratch.shares[1:], rtol=1e-5):
                 faults.append("the sums of these weights differ")
@@ -123,6 +128,15 @@ class DraftPair:
         cuda.begin_drafts(device, start=int(host.start[0]), position=host.position)
         cuda.device.upload(device.ids, host.ids)
         cuda.device.upload(self.caches[0], self.caches[1])
+
+
+def _logits(kept: np.ndarray, dtype: Any) -> np.ndarray:
+    """Gives what lies in memory for float32 logits, (block, stride), in the order of ids.
+
+    They may be of another type, and in each chunk the eight that a lane reads stand together.
+    """
+    rows = kept.reshape(-1).view(dtype)[: kept.size].reshape(len(kept), -1, 8, 8)
+    return rows.swapaxes(2, 3).reshape(kept.shape)
 
 
 def _beside(

@@ -28,9 +28,10 @@ COPY_BLOCKS = 64
 """Thread blocks of a cache append: enough to fill the memory system of a small GPU."""
 DRAFT_KERNELS = (
     "begin_drafts", "settle", "append_kept",
-    "verify_float32", "verify_float16", "propose_float32", "propose_float16",
+    "verify_float32", "verify_float16", "verify_mixed_float32", "verify_mixed_float16",
+    "propose_float32", "propose_float16",
 )  # fmt: skip
-POINTERS = ("canvas", "ids", "start", "weights", "shares", "token", "kept", "shown")
+POINTERS = ("canvas", "ids", "start", "logits", "weights", "shares", "token", "kept", "shown")
 WORDS = ("block", "stride", "num_stops", "share", "rest", "appended", "num_kept")
 DRAFT_STATE = np.dtype(
     [
@@ -40,8 +41,10 @@ DRAFT_STATE = np.dtype(
     ]
 )
 """Struct Drafts of kernels/drafts.cuh."""
+WEIGHT_BYTES = 32
+"""Kept per draft of how its logits became weights."""
 _GROUP = 4 * CHUNK
-"""Weights that are summed together, so that rows of them are as long as whole groups."""
+"""Weights that are summed together, so that rows of logits are as long as whole groups."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +58,8 @@ class DraftMemory:
     shown: np.ndarray
     """Mapped (block,) int32: the ids of the last verification."""
     shown_pointer: int
+    drafted: np.dtype | None = None
+    """Of the logits that the last drafts came from; the same bytes hold either type."""
     user: weakref.ref[Drafts] | None = None
 
 
@@ -78,7 +83,8 @@ class DraftPool:
             "ids": device.empty((1, block * (1 + block)), np.int32),
             "start": device.empty((1,), np.int32),
             "held": device.empty((1, block, vocab), held) if held else None,
-            "weights": device.empty((block, stride), np.float32) if drawn else None,
+            "logits": device.empty((block, stride), np.float32) if drawn else None,
+            "weights": device.empty((block, WEIGHT_BYTES), np.uint8) if drawn else None,
             "shares": device.empty((block,), np.float64),
             "token": device.empty((block,), np.int32),
             "kept": device.empty((block,), np.uint8),
@@ -147,7 +153,7 @@ class CudaDrafts:
         )
         self.device.upload(drafts.ids, np.full(drafts.ids.shape, mask_token_id, np.int32))
         self.device.upload(memory.state, _state_of(drafts))
-        memory.user = weakref.ref(drafts)
+        memory.user, memory.drafted = weakref.ref(drafts), None
         return drafts
 
     def begin_drafts(self, drafts: Drafts, *, start: int, position: int) -> None:
@@ -161,17 +167,24 @@ class CudaDrafts:
         self, rows: Any, drafts: Drafts, *, first: Any | None = None, stride: int = 1
     ) -> None:
         """See DraftOps; a row that cannot be sampled is reported by `verified`."""
-        mixed = drafts.beta < 1.0
-        assert not mixed or first is not None, "beta is below 1: first masks are needed"
-        scratch: CanvasMemory = drafts.canvas.scratch
-        state = drafts.scratch.state.pointer
-        num_rows = rows.size // drafts.canvas.vocab_size
-        masks = first.pointer if mixed and first is not None else 0
-        kernel = f"verify_{rows.dtype.name}"
-        self._launch(kernel, num_rows, scratch.row_threads, rows.pointer, masks, stride, state)
-        self._launch("settle", 1, 32, state)
-        scratch.launched += 1
+        self.launch_verify(rows, drafts, first=first, stride=stride)
+        self._launch("settle", 1, 32, drafts.scratch.state.pointer)
+        drafts.canvas.scratch.launched += 1
         drafts.step += 1
+
+    def launch_verify(
+        self, rows: Any, drafts: Drafts, *, first: Any | None = None, stride: int = 1
+    ) -> None:
+        """Enqueues what is found of each row and settles nothing: for those who time it."""
+        scratch: CanvasMemory = drafts.canvas.scratch
+        num_rows = rows.size // drafts.canvas.vocab_size
+        kernel, more = f"verify_{rows.dtype.name}", ()
+        if drafts.beta < 1.0:
+            assert first is not None, "beta is below 1: first masks are needed"
+            kernel, more = f"verify_mixed_{rows.dtype.name}", (first.pointer, stride)
+        assert drafts.scratch.drafted in (None, rows.dtype), "drafts came from another type"
+        pointers = (rows.pointer, *more, drafts.scratch.state.pointer)
+        self._launch(kernel, num_rows, scratch.row_threads, *pointers)
 
     def append_kept(self, kv: Any, kv_new: Any, drafts: Drafts) -> None:
         """See DraftOps."""
@@ -187,6 +200,7 @@ class CudaDrafts:
         everything = masks.size // drafts.canvas.vocab_size != drafts.block
         kernel = f"propose_{masks.dtype.name}"
         pointers = (masks.pointer, int(everything), drafts.scratch.state.pointer)
+        drafts.scratch.drafted = masks.dtype
         self._launch(kernel, drafts.block - 1, scratch.row_threads, *pointers)
 
     def verified(self, drafts: Drafts) -> Verified:
@@ -212,13 +226,13 @@ def _state_of(drafts: Drafts) -> np.ndarray:
     """Gives the state that kernels read, (1,) DRAFT_STATE."""
     memory: DraftMemory = drafts.scratch
     state = np.zeros(1, DRAFT_STATE)
-    for name in ("ids", "start", "weights", "shares", "token", "kept"):
+    for name in ("ids", "start", "logits", "weights", "shares", "token", "kept"):
         array = memory.arrays[name]
         state[name] = 0 if array is None else array.pointer
-    weights = memory.arrays["weights"]
+    logits = memory.arrays["logits"]
     state["canvas"], state["shown"] = drafts.canvas.scratch.state.pointer, memory.shown_pointer
     state["block"] = drafts.block
-    state["stride"] = 0 if weights is None else weights.shape[1]
+    state["stride"] = 0 if logits is None else logits.shape[1]
     state["num_stops"], state["stops"][0, : len(drafts.stops)] = len(drafts.stops), drafts.stops
     state["share"], state["rest"] = drafts.beta, 1.0 - drafts.beta
     return state

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 from dlm_edge.benchmarks.kernel_bound import bound, main, resources
-from dlm_edge.benchmarks.kernel_passes import PASSES, TARGETS, Pass, named_lines, pipe_of
+from dlm_edge.benchmarks.kernel_passes import PASSES, TARGETS, WEIGHTS, Pass, named_lines, pipe_of
 from dlm_edge.benchmarks.sass import functions, loops, shortest_turn
 from dlm_edge.runtime.ops.cuda_ops import KERNELS
 
@@ -82,7 +82,7 @@ def test_a_bound_is_that_of_the_busiest_pipe_or_of_the_memory():
 
 
 def test_the_functions_that_loops_are_named_after_are_in_the_sources():
-    names = (*PASSES, "Floored", "Kept", "Equal", "Residual", "Lowered")
+    names = (*PASSES, *WEIGHTS)
     assert set(named_lines(KERNELS, names)) == set(names)
 
 
@@ -106,3 +106,10 @@ def test_no_shipped_kernel_does_double_precision_in_a_loop_over_the_vocabulary()
         if kernel["kernel"].startswith("sample"):
             assert set(kernel["ways"]) == {"greedy", "drawn", "top-k or top-p"}
             assert kernel["ways"]["drawn"]["over_copy"] <= 1.25
+        if kernel["kernel"].startswith("verify"):
+            ways = kernel["ways"]
+            assert {"greedy", "kept", "rejected"} <= set(ways)
+            assert all(ways[way]["over_copy"] <= 1.25 for way in ("greedy", "kept", "rejected"))
+        if kernel["kernel"].startswith("propose"):
+            assert set(kernel["ways"]) == {"greedy", "drawn"}
+            assert all(way["over_copy"] <= 1.25 for way in kernel["ways"].values())

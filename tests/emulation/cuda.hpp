@@ -261,6 +261,12 @@ inline float half_to_float(unsigned short bits) {
   return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
 }
 
+inline unsigned short float_to_half(float value) {  // of what was one
+  const unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u;
+  if ((bits & 0x7f800000u) == 0x7f800000u) return sign | 0x7c00u | (bits >> 13 & 0x3ffu);
+  return sign | __float_as_uint(fabsf(value) * 0x1p-112f) >> 13;
+}
+
 inline float power_of_two(float exponent) {
   const float power = exp2f(exponent);
   return power < 0x1p-126f ? 0.0f : power;

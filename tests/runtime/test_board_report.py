@@ -92,7 +92,7 @@ def test_a_kernel_that_computes_something_else_is_named(bundle, monkeypatch, tmp
 
     source = copy_kernels(KERNELS, tmp_path) / "commit.cu"
     text = source.read_text("utf-8")
-    wrong = text.replace("score > own ||", "score >= own ||")
+    wrong = text.replace("theirs > own)", "theirs >= own)")
     assert wrong != text
     source.write_text(wrong, "utf-8")
     board = make_board(monkeypatch)

@@ -85,6 +85,9 @@ def test_a_row_that_is_not_finite_is_reported_if_it_is_reached(cuda, heat):
         given = on_device(cuda, logits) if ops is cuda else logits
         with pytest.raises(EngineError, match="highest"):
             verify(ops, given, drafts)
+        ops.begin_drafts(drafts, start=6, position=6)  # which forgets it
+        logits[0, 1, 50] = 0.0
+        assert verify(ops, on_device(cuda, logits) if ops is cuda else logits, drafts).num_kept > 0
     pair = DraftPair.make(cuda, settings(**heat), block=4, vocab=90)
     pair.open(random_steps(1, pair.host, 1, noise=0.0))
     logits = random_steps(1, pair.host, 4, noise=0.0)
@@ -120,6 +123,42 @@ def test_a_masks_row_that_is_not_finite_is_reported_if_it_is_drafted_from(cuda, 
                 ops.verified(drafts)
 
 
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_that_threads_read_in_several_turns_have_the_sums_of_numpy(cuda, temperature, dtype):
+    """At a temperature and untruncated, so that sums come with the maximum, which changes."""
+    pair = DraftPair.make(cuda, settings(temperature=temperature), block=3, vocab=9001)
+    kept = set()
+    for step in range(4):
+        run, rows = (pair.step, 3) if step else (pair.open, 1)
+        assert run(random_steps(step, pair.host, rows, dtype, noise=0.3 * (step % 2)))[2] == []
+        kept.add(pair.host.scratch.found.num_kept)
+    assert len(kept) > 1
+
+
+@pytest.mark.parametrize("heat", [heat for heat in HEATS if heat.get("temperature")], ids=str)
+def test_where_a_rejected_draft_leaves_nothing_the_row_itself_is_drawn_from(cuda, heat):
+    """The same distribution on both sides, and a draft that neither would have drawn."""
+    pair = DraftPair.make(cuda, settings(**heat), block=3, vocab=90)
+    pair.open(random_steps(1, pair.host, 1, noise=0.0))
+    pair.host.ids[0, 1] = 88
+    cuda.device.upload(pair.device.ids, pair.host.ids)
+    assert pair.step(random_steps(1, pair.host, 3, noise=0.0))[1:] == (0, [])
+    assert pair.host.scratch.found.num_kept == 1
+
+
+def test_what_a_rejected_draft_leaves_is_found_wherever_it_stands(cuda):
+    """In the first turn of one thread alone."""
+    pair = DraftPair.make(cuda, settings(temperature=1.0), block=3, vocab=9001)
+    pair.open(random_steps(1, pair.host, 1, noise=0.0))
+    pair.host.ids[0, 1] = 8999
+    cuda.device.upload(pair.device.ids, pair.host.ids)
+    logits = random_steps(1, pair.host, 3, noise=0.0)
+    logits[0, 0, 5] = 6.5  # a hundredth of the row, all of what is left
+    assert pair.step(logits)[1:] == (0, [])
+    assert pair.host.ids[0, 0] == 5
+
+
 def test_more_stops_than_kernels_look_at_are_refused(cuda):
     with pytest.raises(ConfigError, match="end a text"):
         cuda.drafts(
@@ -145,7 +184,7 @@ def test_the_host_writes_the_state_as_the_kernels_read_it():
         else:
             assert DRAFT_STATE[match[2]].base.name == kinds[match[1].strip()]
     assert f"MAX_STOPS = {MAX_STOPS};" in text
-    assert DRAFT_STATE.itemsize == 8 * 8 + 7 * 4 + 4 * MAX_STOPS
+    assert DRAFT_STATE.itemsize == 9 * 8 + 7 * 4 + 4 * MAX_STOPS
 
 
 def test_steps_are_captured_once_and_replayed_whatever_they_keep():
