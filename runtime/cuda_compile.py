@@ -52,7 +52,7 @@ def compile_kernels(source: Path, capability: tuple[int, int]) -> bytes:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if int(status):
             raise DeviceError(f"NVRTC cannot compile {source.name}: {_log(nvrtc, program)}")
-        image = b" " * checked(nvrtc.nvrtcGetCUBINSize(program), "measuring an image")
+        image = bytes(checked(nvrtc.nvrtcGetCUBINSize(program), "measuring an image"))
         checked(nvrtc.nvrtcGetCUBIN(program, image), "reading an image")
         checked(nvrtc.nvrtcDestroyProgram(program), "releasing NVRTC's program")
         return image
@@ -62,6 +62,6 @@ def compile_kernels(source: Path, capability: tuple[int, int]) -> bytes:
 
 def _log(nvrtc: Any, program: Any) -> str:
     """Gives the first line that NVRTC complained in."""
-    text = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "measuring NVRTC's log")
+    text = bytes(checked(nvrtc.nvrtcGetProgramLogSize(program), "measuring NVRTC's log"))
     checked(nvrtc.nvrtcGetProgramLog(program, text), "reading NVRTC's log")
     return text.decode(errors="replace").strip(" \n\0").split("\n")[0]

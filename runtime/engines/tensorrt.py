@@ -41,7 +41,8 @@ class TensorRtEngine:
         device: Device,
     ) -> None:
         stream = device.stream
-        self._context, self._spec, self._device, self._stream = context, spec, device, stream
+        self._context: Any = context
+        self._spec, self._device, self._stream = spec, device, stream
         self._buffers = buffers
         self._slot: int | None = None
         if not context.set_optimization_profile_async(profile_index, stream):
@@ -49,8 +50,12 @@ class TensorRtEngine:
         for tensor in spec.inputs:
             if not context.set_input_shape(tensor.name, tensor.shape):
                 raise self._refused(f"the shape of {tensor.name}")
-        if context.infer_shapes():
-            raise self._refused("its shapes")
+        try:
+            unknown = context.infer_shapes()
+        except RuntimeError as error:  # what the bindings make of a failure
+            raise self._refused(f"its shapes ({error})") from error
+        if unknown:
+            raise self._refused(f"its shapes ({', '.join(unknown)})")
         self.inputs: Mapping[str, Any] = {}
         self.outputs: Mapping[str, Any] = {
             tensor.name: buffers.view(tensor, spec, 0) for tensor in spec.outputs
@@ -79,8 +84,13 @@ class TensorRtEngine:
         """Enqueues one run on the device's stream; EngineError, then or later, if refused."""
         self._device.submit((id(self._context), self._slot), self._enqueue)
 
+    def release(self) -> None:
+        """Lets the context and the buffers go, whoever still holds this; it runs no more."""
+        self._context = None
+        self.inputs = self.outputs = {}
+
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream):
+        if self._context is None or not self._context.execute_async_v3(self._stream):
             raise self._refused("to run")
 
     def _bind(self, name: str, array: Any) -> None:
@@ -245,11 +255,17 @@ class TensorRtEngines:
         self.device.flush()
         self.device.synchronize()
         self.device.forget()  # captured steps run contexts that go now
+        self._release()
+
+    def _release(self) -> None:
+        for bound in self._engines.values():
+            bound.release()
         self._engines.clear()
 
     def kv_slot(self, index: int) -> None:
         """Selects the KV cache that engines bind; engines in hand change at once."""
         self._slot = index
+        self.device.flush()  # what is enqueued runs on the addresses bound now
         for bound in self._engines.values():
             bound.select(index)
 
@@ -259,7 +275,7 @@ class TensorRtEngines:
             return
         self.device.synchronize()
         self.device.forget()  # captured steps run in memory that goes now
-        self._engines.clear()
+        self._release()
         self._plans.clear()
         self._buffers.clear()
         self._scratch = None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle
 from ..device import Device
-from ..errors import DeviceError, EngineError
 from .gpu import Gpu, read_gpu
 from .tensorrt_build import BuildSettings, import_tensorrt
 
@@ -74,6 +73,6 @@ def open_tensorrt(
             note=note,
             report=report,
         )
-    except (EngineError, DeviceError):
+    except BaseException:  # Ctrl-C during a build as well
         device.close()
         raise

@@ -1,11 +1,15 @@
 """The GPU through its bindings, on stand-ins for both; and that its absence is told in one line."""
 
 import builtins
+import gc
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from child_programs import LOAD
 from dlm_edge.runtime import cuda, cuda_bindings, cuda_drivers
 from dlm_edge.runtime.cuda import CudaDevice
 from dlm_edge.runtime.cuda_compile import compile_kernels
@@ -110,6 +114,50 @@ def test_kernels_run_and_steps_are_captured_and_replayed(bindings):
     assert device.num_replayed == 17
     assert "cuGraphInstantiate" in bindings.calls
     device.close()
+
+
+def test_a_context_of_pycuda_is_popped_once_however_its_device_ends(monkeypatch):
+    install(monkeypatch, "pycuda")
+    pycuda = sys.modules["pycuda.driver"]
+    device = CudaDevice()
+    assert pycuda.pushed == 1
+    device.close()
+    device.close()
+    assert pycuda.pushed == 0
+    dropped = CudaDevice()
+    del device, dropped
+    gc.collect()
+    assert pycuda.pushed == 0
+    assert pycuda.destroyed == 0  # memory may still be freed in it
+
+
+AT_EXIT = (
+    LOAD
+    + """
+import atexit, types
+sys.path.insert(0, sys.argv.pop(1))
+from emulation.libcuda import Bindings, Pycuda
+from dlm_edge.runtime.cuda import CudaDevice
+
+driver = Pycuda(Bindings())
+atexit.register(lambda: print("left on the stack:", driver.pushed))
+package = types.ModuleType("pycuda")
+package.driver = driver
+sys.modules.update({"pycuda": package, "pycuda.driver": driver})
+device = CudaDevice()
+print("while it runs:", driver.pushed)
+"""
+)
+
+
+def test_a_program_that_closes_nothing_ends_with_no_context_pushed():
+    """Else pycuda aborts the process, whatever it has done."""
+    tests = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(tests.parent), str(tests)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["while it runs: 1", "left on the stack: 0"], done.stderr
 
 
 def test_the_first_choice_is_pycuda(monkeypatch):

@@ -1,5 +1,6 @@
 """What is replayed, and when: every sequence must do exactly what its calls would have done."""
 
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -158,3 +159,23 @@ def test_an_engines_run_alone_is_worth_a_capture_and_a_single_copy_is_not(device
     assert device.num_captured == 1
     assert device.num_replayed == 2
     assert len(runs) == 3
+
+
+def test_memory_let_go_while_a_step_goes_out_is_freed_after_it(device):
+    """The driver frees nothing while it captures."""
+    for _ in range(3):  # as single calls, captured, replayed
+        doomed = [device.empty((4,), np.int32)]
+        memory = weakref.ref(doomed[0].owner._owner)
+        seen = []
+
+        def run(doomed=doomed, memory=memory, seen=seen):
+            doomed.clear()
+            seen.append(memory() is not None)
+
+        device.submit("run", run)
+        device.flush(repeats=True)
+        assert all(seen)
+        assert device.num_replayed or seen
+        del run
+        device.forget()
+        assert memory() is None

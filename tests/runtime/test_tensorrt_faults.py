@@ -167,7 +167,10 @@ def test_ctrl_c_during_a_build_ends_the_command_and_leaves_no_plan(toy, board, m
         raise AssertionError("the signal came late")
 
     monkeypatch.setattr(tensorrt_plans, "build_plan", interrupted)
+    closed = []
+    monkeypatch.setattr(board.device, "close", lambda: closed.append(True))
     result = run(toy, "abc")
+    assert closed
     assert result.exit_code in (1, 130)
     assert result.stdout == ""
     assert plans() == []

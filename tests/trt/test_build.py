@@ -78,6 +78,22 @@ def test_other_settings_are_another_plan(trt, bundle, cache, configure):
     assert len(cache.entries()) == 2
 
 
+def test_a_first_build_keeps_kernel_times_and_the_next_is_given_them(
+    trt, configure, bundle, cache
+):
+    (file,) = graph_files(bundle)
+    plan = plan_for(trt, bundle, file, GPU, cache, SETTINGS, configure=configure)
+    kept = cache.timings(plan.key)
+    assert kept
+    # TensorRT-RTX says that it reads none, its own included, and builds all the same.
+    for known in (kept, b"spoilt"):
+        again = build_plan(
+            trt, bundle.member(file), [toy_spec()], SETTINGS, configure=configure,
+            timing_cache=known,
+        )  # fmt: skip
+        assert again.timing_cache
+
+
 def one_node(folder: Path, node, inputs, output, constants=(), name="bad.onnx") -> Path:
     """Writes a graph of one node without the checks that would refuse it."""
     graph = helper.make_graph(

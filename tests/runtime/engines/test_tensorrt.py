@@ -5,6 +5,8 @@ ours: which profile, shapes, addresses and scratch memory reach a context, and w
 its plans.
 """
 
+import weakref
+
 import numpy as np
 import pytest
 from dlm_edge.runtime.bundle import open_bundle
@@ -13,6 +15,7 @@ from dlm_edge.runtime.engines import tensorrt_plans
 from dlm_edge.runtime.engines.onnxruntime import OnnxRuntimeEngines
 from dlm_edge.runtime.engines.tensorrt import TensorRtEngines
 from dlm_edge.runtime.errors import EngineError
+from dlm_edge.runtime.replay import ReplayingDevice
 from emulation.board import GPU
 from emulation.device import EmulatedDevice
 from emulation.tensorrt import FakeTensorrt, IExecutionContext, build_plan
@@ -86,6 +89,35 @@ def test_each_slot_has_a_cache_of_its_own_and_binds_it(bundle, trt):
     assert trt.engines[0].contexts[0]._addresses["kv"] == first
 
 
+def test_a_run_enqueued_before_a_slot_is_selected_keeps_its_cache(bundle, trt):
+    device = ReplayingDevice(trt.device)
+    engines = TensorRtEngines(trt, bundle, device, GPU)
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    kv = np.random.default_rng(0).standard_normal(engine.inputs["kv"].shape).astype(np.float32)
+    device.upload(engine.inputs["kv"], kv)
+    device.upload(engine.inputs["start"], np.array([3]))
+    found = []
+    for other in (0, 1):
+        engines.kv_slot(0)
+        engine.run()
+        engines.kv_slot(other)
+        found.append(device.download(engine.outputs["logits"]))
+    np.testing.assert_array_equal(*found)
+    engine.run()
+    assert not np.array_equal(device.download(engine.outputs["logits"]), found[0])
+
+
+def test_an_engine_that_outlives_its_set_holds_nothing_and_runs_no_more(bundle, trt):
+    engines, _ = make(bundle, trt)
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    context = weakref.ref(trt.engines[0].contexts.pop())
+    engines.close()
+    assert context() is None
+    assert engine.inputs == engine.outputs == {}
+    with pytest.raises(EngineError, match="refuses to run"):
+        engine.run()
+
+
 def test_all_contexts_share_one_scratch_memory(bundle, trt):
     engines, _ = make(bundle, trt)
     for context in CONTEXTS:
@@ -146,3 +178,14 @@ def test_every_call_that_tensorrt_refuses_is_one_line(bundle, trt, monkeypatch, 
     with pytest.raises(EngineError, match=message) as caught:
         engines.engine("denoise", BLOCK, CONTEXTS[0]).run()
     assert "--engine onnxruntime" in str(caught.value)
+
+
+def test_shapes_that_cannot_be_inferred_are_one_line(bundle, trt, monkeypatch):
+    def fails(context):
+        raise RuntimeError("infer_shapes error code: -1")
+
+    engines, _ = make(bundle, trt)
+    for infer, reason in ((fails, "error code: -1"), (lambda context: ["ids"], "ids")):
+        monkeypatch.setattr(IExecutionContext, "infer_shapes", infer)
+        with pytest.raises(EngineError, match=rf"refuses its shapes \(.*{reason}\)"):
+            engines.engine("denoise", BLOCK, CONTEXTS[0])
