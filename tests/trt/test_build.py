@@ -78,9 +78,7 @@ def test_other_settings_are_another_plan(trt, bundle, cache, configure):
     assert len(cache.entries()) == 2
 
 
-def test_a_first_build_keeps_kernel_times_and_the_next_is_given_them(
-    trt, configure, bundle, cache
-):
+def test_a_first_build_keeps_kernel_times_and_the_next_is_given_them(trt, configure, bundle, cache):
     (file,) = graph_files(bundle)
     plan = plan_for(trt, bundle, file, GPU, cache, SETTINGS, configure=configure)
     kept = cache.timings(plan.key)
