@@ -109,15 +109,19 @@ class PlanCache:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
-    def load(self, key: PlanKey) -> memoryview | None:
-        """Returns a sound plan, mapped, or None; what is unsound is said and counts as absent."""
+    def load(self, key: PlanKey, *, told: bool = False) -> memoryview | None:
+        """Returns a sound plan, mapped, or None; what is unsound is said and counts as absent.
+
+        `told` says that it was said before.
+        """
         path = self._path(key)
         try:
             return _read(path, key)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self._note(f"the plan {path.name} cannot be used ({error}) and is built again")
+            if not told:
+                self._note(f"the plan {path.name} cannot be used ({error}) and is built again")
             return None
 
     def obtain(
@@ -144,7 +148,7 @@ class PlanCache:
             return found
         with self._turn(key) as waited:
             # Whoever had the lock before built what we want.
-            found = self.load(key) if waited or not rebuild else None
+            found = self.load(key, told=not rebuild) if waited or not rebuild else None
             if found is None:
                 self._require_space(need_bytes)
                 self._store(key, build())
