@@ -104,8 +104,10 @@ class PlanCache:
         self.folder = cache_root() / "plans"
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            # A plan runs code: nobody else has any business in its folder.
-            self.folder.chmod(0o700)
+            # A plan runs code: nobody else has any business in its folder. Left alone where it is
+            # so already: what is built can be run from a cache that cannot be written.
+            if self.folder.stat().st_mode & 0o077:
+                self.folder.chmod(0o700)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
@@ -159,10 +161,6 @@ class PlanCache:
                 f"{REMEDY}"
             )
         return found
-
-    def discard(self, key: PlanKey) -> None:
-        """Removes a plan that TensorRT refused to load."""
-        self._path(key).unlink(missing_ok=True)
 
     def entries(self) -> list[PlanEntry]:
         """Lists all plans, newest first."""

@@ -171,6 +171,17 @@ def test_a_folder_that_cannot_be_written_gives_one_line(cache):
         cache.folder.chmod(0o700)
 
 
+def test_a_plan_that_is_there_is_taken_from_a_cache_that_nobody_can_write(cache, monkeypatch):
+    cache.obtain(KEY, new_plan)
+
+    def refuses(path, mode):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(cache.folder), "chmod", refuses)
+    assert PlanCache().obtain(KEY, never) == PLAN
+    assert len(PlanCache().entries()) == 1
+
+
 def test_a_file_in_the_place_of_the_folder_gives_one_line(home):
     (home / "dlm-edge").mkdir(mode=0o700)
     (home / "dlm-edge" / "plans").write_bytes(b"")
@@ -233,10 +244,3 @@ def test_kernel_times_are_kept_per_machine_not_per_bundle(cache):
     cache.keep_timings(KEY, b"times")
     assert cache.timings(replace(KEY, bundle_sha256="cd" * 32, precision="int8")) == b"times"
     assert cache.timings(replace(KEY, power_mode="0000")) == b""
-
-
-def test_a_plan_that_was_refused_can_be_discarded(cache):
-    cache.obtain(KEY, new_plan)
-    cache.discard(KEY)
-    cache.discard(KEY)
-    assert cache.load(KEY) is None
