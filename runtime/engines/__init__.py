@@ -10,6 +10,8 @@ from .base import Engine, EngineSet
 from .tensorrt_build import BuildSettings
 
 ENGINE_NAMES = ("auto", "onnxruntime", "tensorrt")
+FELL_BACK = "auto: ONNX Runtime, since TensorRT fails"
+"""Begins the reason of a set that was taken because a TensorRT that is here did not do."""
 
 __all__ = ["ENGINE_NAMES", "BuildSettings", "Engine", "EngineSet", "open_engines"]
 
@@ -87,4 +89,4 @@ def _tensorrt_if_there(
         return open_tensorrt(bundle, reason=reason, settings=build, note=note, report=report)
     except (EngineError, DeviceError) as error:
         note(f"--engine auto takes ONNX Runtime, since TensorRT is here but fails: {error}")
-        return f"auto: ONNX Runtime, since TensorRT fails: {error}"
+        return f"{FELL_BACK}: {error}"

@@ -10,11 +10,12 @@ orders it with the kernels and copies around it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ..bundle import Bundle
 from ..device import Device
-from ..errors import EngineError
+from ..errors import DeviceError, EngineError
 from ..manifest import GraphSpec
 from ..replay import ReplayingDevice
 from .base import LayerTimes, find_spec
@@ -39,8 +40,10 @@ class TensorRtEngine:
         profile_index: int,
         buffers: DeviceBuffers,
         device: Device,
+        log: Any,
     ) -> None:
         stream = device.stream
+        self._log = log
         self._context: Any = context
         self._spec, self._device, self._stream = spec, device, stream
         self._buffers = buffers
@@ -98,11 +101,20 @@ class TensorRtEngine:
             raise self._refused(f"the address of {name}")
 
     def _refused(self, what: str) -> EngineError:
-        spec = self._spec
         return EngineError(
-            f"TensorRT refuses {what} for {spec.name}, block {spec.block}, context {spec.context}: "
+            f"TensorRT refuses {what} for {_shape(self._spec)}{_reason(self._log)}: "
             "build the plan again with --rebuild, or use --engine onnxruntime"
         )
+
+
+def _shape(spec: GraphSpec) -> str:
+    return f"{spec.name}, block {spec.block}, context {spec.context}"
+
+
+def _reason(log: Any) -> str:
+    """Returns the first thing that TensorRT complained of since it was last asked, in brackets."""
+    errors, _ = log.take()
+    return f" ({errors[0][:200]})" if errors else ""
 
 
 class TensorRtEngines:
@@ -150,7 +162,8 @@ class TensorRtEngines:
         self._captures = False
         cache = PlanCache(note)
         # Engines live no longer than the runtime that made them.
-        self._runtime = trt.Runtime(process_logger(trt))
+        self._log = process_logger(trt)
+        self._runtime = trt.Runtime(self._log)
         for file in graph_files(bundle):
             self._plans[file] = self._load(
                 lambda rebuild, file=file: plan_for(
@@ -184,7 +197,7 @@ class TensorRtEngines:
             if engine is not None:
                 self._plan_bytes += len(plan.data)
                 return plan.specs, engine
-            reasons = process_logger(self._trt).take()[0] or ["no reason given"]
+            reasons = self._log.take()[0] or ["no reason given"]
             if any(OUT_OF_MEMORY.search(reason) for reason in reasons):
                 free = self.device.memory()[0] / _MIB
                 raise EngineError(
@@ -220,13 +233,15 @@ class TensorRtEngines:
         )
         if context is None:
             raise EngineError(
-                f"TensorRT gives no execution context for {spec.name}, block {spec.block}, "
-                f"context {spec.context}: close other programs, or take a smaller block or context"
+                f"TensorRT gives no execution context for {_shape(spec)}{_reason(self._log)}: "
+                "close other programs, or take a smaller block or context"
             )
         context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
         if self._clocks is not None:
             context.profiler = self._clocks
-        return TensorRtEngine(context, spec, specs.index(spec), self._buffers, self.device)
+        return TensorRtEngine(
+            context, spec, specs.index(spec), self._buffers, self.device, self._log
+        )
 
     def account(self) -> dict[str, int]:
         """See Accountable; weights are the plans, which hold little else."""
@@ -273,7 +288,8 @@ class TensorRtEngines:
         """Releases contexts, engines, buffers and the device, in this order."""
         if not self._plans:
             return
-        self.device.synchronize()
+        with suppress(DeviceError):  # told to whoever waited for what failed
+            self.device.synchronize()
         self.device.forget()  # captured steps run in memory that goes now
         self._release()
         self._plans.clear()

@@ -14,6 +14,7 @@ from dlm_edge.runtime.engines import tensorrt as backend
 from dlm_edge.runtime.engines import tensorrt_plans
 from dlm_edge.runtime.engines.onnxruntime import OnnxRuntimeEngines
 from dlm_edge.runtime.engines.tensorrt import TensorRtEngines
+from dlm_edge.runtime.engines.tensorrt_log import process_logger
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.replay import ReplayingDevice
 from emulation.board import GPU
@@ -172,11 +173,17 @@ def test_a_shape_the_bundle_lacks_is_refused_by_name(bundle, trt):
     ],
 )
 def test_every_call_that_tensorrt_refuses_is_one_line(bundle, trt, monkeypatch, method, message):
-    monkeypatch.setattr(IExecutionContext, method, lambda *args: False)
     engines, _ = make(bundle, trt)
+
+    def refuse(*args):
+        process_logger(trt).log(1, f"{method}: not allowed")
+        return False
+
+    monkeypatch.setattr(IExecutionContext, method, refuse)
     monkeypatch.setattr(IExecutionContext, "infer_shapes", lambda self: [])
     with pytest.raises(EngineError, match=message) as caught:
         engines.engine("denoise", BLOCK, CONTEXTS[0]).run()
+    assert f"({method}: not allowed): build" in str(caught.value)
     assert "--engine onnxruntime" in str(caught.value)
 
 
