@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,15 @@ def checked(result: Sequence[Any], what: str) -> Any:
     return result[1] if len(result) > 1 else None
 
 
-def compile_kernels(source: Path, capability: tuple[int, int]) -> bytes:
+def compile_kernels(
+    source: Path, capability: tuple[int, int], begins: Callable[[], None] = lambda: None
+) -> bytes:
     """Compiles a `.cu` file to a cubin, or finds it compiled; needs no GPU.
+
+    Args:
+        source: The file; its headers lie beside it.
+        capability: Major and minor compute capability.
+        begins: Called if it has to be compiled, before that.
 
     Raises:
         DeviceError: NVRTC is missing, or refuses the source.
@@ -41,6 +48,7 @@ def compile_kernels(source: Path, capability: tuple[int, int]) -> bytes:
     nvrtc, version = _nvrtc()
 
     def compile_(text: bytes, headers: Mapping[str, bytes]) -> bytes:
+        begins()
         names = [name.encode() for name in headers]
         program = checked(
             nvrtc.nvrtcCreateProgram(

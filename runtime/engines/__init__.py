@@ -79,11 +79,16 @@ def _tensorrt_if_there(
 ) -> EngineSet | str:
     """Returns the TensorRT backend, or why it is not taken."""
     from .tensorrt_open import at_hand, open_tensorrt
+    from .tensorrt_plans import made_for_cpus
 
     try:
         trt, gpu = at_hand()
     except (EngineError, DeviceError) as error:
         return f"auto: ONNX Runtime, since {error}"
+    reason = made_for_cpus(bundle.manifest)
+    if reason is not None:
+        note(f"--engine auto takes ONNX Runtime, though TensorRT is here: {reason}")
+        return f"auto: ONNX Runtime, since {reason}"
     try:
         reason = f"auto: TensorRT {trt.__version__} and {gpu.name} are here"
         return open_tensorrt(bundle, reason=reason, settings=build, note=note, report=report)

@@ -179,8 +179,8 @@ class TensorRtEngines:
                 note,
             )
         size = max(engine.device_memory_size_v2 for _, engine in self._plans.values())
-        self._buffers.scratch_bytes = self._scratch_bytes = size
-        self._scratch: Any = self._buffers.allocate(max(size, 1), "uint8")
+        self._scratch_bytes = size
+        self._scratch: Any = self._buffers.scratch(size)
         self._buffers.reserve()
 
     def _load(

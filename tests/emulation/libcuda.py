@@ -262,7 +262,8 @@ class Pycuda:
         return (1 << 30, 1 << 33)
 
 
-def images(source, capability):
+def images(source, capability, begins):
     """In place of NVRTC: the emulation's library for a source."""
     assert capability == (8, 7)
+    begins()
     return str(build(source)).encode()

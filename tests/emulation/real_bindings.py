@@ -61,10 +61,10 @@ def main(root, binding, bundle):
     patch = pytest.MonkeyPatch()
     board = make_board(patch)
     driver = ctypes.CDLL("libcuda.so.1")
-    patch.setattr(cuda, "compile_kernels", lambda source, _: str(build(source)).encode() + b"\0")
+    patch.setattr(cuda, "compile_kernels", lambda source, *_: str(build(source)).encode() + b"\0")
     device = CudaDevice()
     board.trt.device = RealDevice(device, driver)
-    patch.setattr(tensorrt_open, "make_device", lambda: device)
+    patch.setattr(tensorrt_open, "make_device", lambda note: device)
     found = {"binding": type(device._driver).__name__, "name": device.name,
              "capability": device.capability, "memory": device.memory()}  # fmt: skip
     try:

@@ -279,7 +279,11 @@ def test_a_source_reaches_nvrtc_with_its_headers_and_the_capability(monkeypatch,
     (image,) = (tmp_path / "dlm-edge" / "kernels").iterdir()
     assert image.name.endswith("-cuda12.6-sm_87.cubin")
     nvrtc.given = {}
-    assert compile_kernels(KERNELS / "copy.cu", (8, 7)) == b"\x7fELF123"
+
+    def begins():
+        raise AssertionError("it is compiled already")
+
+    assert compile_kernels(KERNELS / "copy.cu", (8, 7), begins) == b"\x7fELF123"
     assert nvrtc.given == {}
 
 
@@ -289,6 +293,19 @@ def test_what_nvrtc_complains_of_is_one_line(monkeypatch, tmp_path):
         DeviceError, match=r"compile copy\.cu: copy\.cu\(3\): error: no such thing$"
     ):
         compile_kernels(KERNELS / "copy.cu", (8, 7))
+
+
+def test_that_kernels_are_compiled_is_said_once_and_only_then(bindings, monkeypatch):
+    notes = []
+    device = CudaDevice(note=notes.append)
+    for _ in range(2):
+        device.kernels(KERNELS / "copy.cu", ("append_rows",))
+    assert notes == ["compiling kernels for this GPU, once, which takes a minute on a board"]
+    monkeypatch.setattr(cuda, "compile_kernels", lambda source, capability, begins:
+                        images(source, capability, lambda: None))  # fmt: skip
+    device = CudaDevice(note=notes.append)
+    device.kernels(KERNELS / "copy.cu", ("append_rows",))
+    assert len(notes) == 1
 
 
 def test_the_first_choice_is_pycuda(monkeypatch):

@@ -15,7 +15,7 @@ from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, _failure
 from dlm_edge.runtime.errors import DeviceError
 from emulation import board as stand_ins
 from emulation.board import make_board
-from emulation.tensorrt import ICudaEngine
+from emulation.tensorrt import SCRATCH_BYTES, ICudaEngine
 from toy_bundle import toy_manifest, write_toy
 
 
@@ -214,6 +214,15 @@ def test_scratch_memory_is_part_of_what_is_said_to_be_needed(toy, monkeypatch):
     make_board(monkeypatch, capacity=1 << 20)
     found = line(toy, "abc")
     assert "scratch 5.0), 1.0 are free" in found
+
+
+def test_a_shape_that_fits_beside_the_scratch_memory_is_named(toy, monkeypatch):
+    """Though by then the scratch memory and some buffers are taken already."""
+    small = sum(buffer_bytes(toy_manifest().graphs[:1]).values())
+    board = make_board(monkeypatch, capacity=SCRATCH_BYTES + small)
+    assert "block 4 with context 4 alone would fit" in line(toy, "abc")
+    board.device.capacity, board.device._allocated = SCRATCH_BYTES + small - 1, 0
+    assert "no shape of the bundle fits alone" in line(toy, "abc")
 
 
 def test_a_build_is_given_the_kernel_times_of_the_one_before(toy, board, monkeypatch):
