@@ -180,6 +180,19 @@ def test_a_set_says_what_memory_it_holds(bundle, trt):
     )
 
 
+def test_no_captured_step_outlives_the_contexts_it_runs(bundle, trt):
+    device = ReplayingDevice(trt.device)
+    engines = TensorRtEngines(trt, bundle, device, GPU)
+    for change in (engines.start_layers, engines.take_layers, engines.close):
+        engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+        for _ in range(3):
+            engine.run()
+            device.flush(repeats=True)
+        change()
+        assert not device._steps
+        assert device.captures == (change != engines.start_layers)
+
+
 def test_an_engine_that_outlives_its_set_holds_nothing_and_runs_no_more(bundle, trt):
     engines, _ = make(bundle, trt)
     engine = engines.engine("denoise", BLOCK, CONTEXTS[0])

@@ -1,5 +1,7 @@
 """Commits of the kernels against NumpyOps, failures, and what a step costs."""
 
+import time
+
 import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import RULES, DecodingSettings
@@ -171,6 +173,44 @@ def test_the_ids_of_a_finished_block_cost_no_copy_and_no_wait():
     assert device.counts == before
     pair.begin([(2, 8)])  # and those of one that has only begun are fetched
     assert cuda.ids(canvas).tolist() == [89, 89, 8, 89, 89, 89]
+
+
+def test_the_ids_of_a_finished_block_are_the_callers_own():
+    cuda = CudaOps(EmulatedDevice(), run_ahead=False)
+    pair = Pair.make(DecodingSettings(rule="low_confidence"), block=6, vocab=90, cuda=cuda)
+    canvas, found = pair.canvases[0], []
+    for position in (0, 6):
+        pair.begin(position=position)
+        logits = on_device(cuda, random_logits(position, 6, 90))
+        while canvas.num_masked:
+            cuda.sample(logits, canvas)
+            cuda.commit(canvas)
+        found.append((cuda.ids(canvas), cuda.ids(canvas).copy()))
+    assert not np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(*found[0])
+
+
+def test_a_text_left_in_the_middle_of_a_step_leaves_nothing_to_the_next_one():
+    """Its last step may still run, and report, when its memory is lent again."""
+    cuda = CudaOps(EmulatedDevice(asynchronous=True), run_ahead=False)
+    settings = DecodingSettings(rule="low_confidence", steps=6)
+    left = Pair.make(settings, block=6, vocab=90, cuda=cuda)
+    left.begin()
+    pointer = left.canvases[0].ids.pointer
+    cuda.sample(on_device(cuda, random_logits(1, 6, 90)), left.canvases[0])
+    cuda.device.enqueue(lambda: time.sleep(0.2))
+    cuda.launch_commit(left.canvases[0])
+    del left
+    pair = Pair.make(settings, block=6, vocab=90, cuda=cuda)
+    assert pair.canvases[0].ids.pointer == pointer
+    pair.begin([(1, 4), (3, 4), (5, 4)])
+    logits = random_logits(2, 6, 90)
+    on_gpu = on_device(cuda, logits)
+    while pair.canvases[1].num_masked:
+        cuda.sample(on_gpu, pair.canvases[0])
+        NumpyOps().sample(logits, pair.canvases[1])
+        assert cuda.commit(pair.canvases[0]) == NumpyOps().commit(pair.canvases[1])
+    assert np.array_equal(cuda.ids(pair.canvases[0]), pair.canvases[1].ids[0])
 
 
 def test_the_memory_of_a_canvas_serves_the_next_one_of_its_shape():
