@@ -8,6 +8,7 @@ from dlm_edge.runtime.decoding import RULES, DecodingSettings
 from dlm_edge.runtime.errors import ConfigError, EngineError
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.replay import ReplayingDevice
 from emulation.device import EmulatedDevice
 from emulation.pairs import HEATS, Pair, compare_samples, on_device, random_logits
 
@@ -138,6 +139,21 @@ def test_appended_rows_lie_behind_the_cached_ones(cuda):
         expected = np.zeros((10, 1, width), dtype)
         expected[5:8] = new[:3]
         assert np.array_equal(cuda.to_host(kv), expected)
+
+
+def test_a_run_whose_rows_are_appended_is_a_captured_one():
+    """Though the rows go to another place each time, which is another step."""
+    device = ReplayingDevice(EmulatedDevice())
+    cuda = CudaOps(device)
+    kv, new = (on_device(cuda, np.zeros((size, 1, 4), np.float32)) for size in (40, 4))
+    runs = []
+    for turn in range(5):
+        device.submit("engine", lambda: device.inner.enqueue(lambda: runs.append(1)))
+        cuda.append_kv(kv, new, 4 * turn, 4)
+        device.flush()  # as what uploads the next ids does
+    device.synchronize()
+    assert len(runs) == 5
+    assert (device.num_captured, device.num_replayed) == (1, 4)
 
 
 def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits():
