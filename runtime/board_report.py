@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from .bundle import bundle_facts
 from .check import check_bundle
+from .engines import FELL_BACK
 from .errors import DataError, DlmError
 from .files import write_whole
 from .machine import machine_facts, package_versions
@@ -49,7 +51,8 @@ def board_report(
         progress: Gets a line per part.
 
     Returns:
-        JSON; `ok` is true if every part that can be run here was run and agrees.
+        JSON; `ok` is true if every part that can be run here was run and agrees, on no engine but
+        the one meant.
     """
     report: dict[str, Any] = {
         "format": FORMAT,
@@ -60,8 +63,8 @@ def board_report(
     progress("opening the engine; a plan is built if there is none")
     try:
         pipeline = load()
-    except DlmError as error:
-        return {**report, "ok": False, "engine": {"error": str(error)}, "notes": notes}
+    except Exception as error:  # of a machine that nobody has seen yet, anything
+        return {**report, "ok": False, "engine": fault(error), "notes": notes}
     with pipeline:
         shapes = [[spec.name, spec.block, spec.context] for spec in pipeline.manifest.graphs]
         report["bundle"] = bundle_facts(pipeline.bundle) | {"shapes": shapes}
@@ -77,11 +80,25 @@ def board_report(
             progress(name)
             try:
                 report[name] = part()
-            except DlmError as error:
-                report[name] = {"error": str(error)}
+            except Exception as error:
+                report[name] = fault(error)
     report["notes"] = notes
     report["ok"] = _verdict(report)
     return report
+
+
+def fault(error: Exception) -> dict[str, Any]:
+    """Returns what went wrong, and of an error that is none of ours, also where: for who mends it.
+
+    Files without their folders: those may name a user.
+    """
+    if isinstance(error, DlmError):
+        return {"error": str(error)}
+    frames = traceback.extract_tb(error.__traceback__)
+    return {
+        "error": f"{type(error).__name__}: {' '.join(str(error).split())}",
+        "where": [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames],
+    }
 
 
 def _verdict(report: dict[str, Any]) -> bool:
@@ -89,7 +106,8 @@ def _verdict(report: dict[str, Any]) -> bool:
     failed = any(isinstance(part, dict) and "error" in part for part in parts)
     kernels_found = report["kernels"]
     agree = not isinstance(kernels_found, list) or all(item["ok"] for item in kernels_found)
-    return not failed and agree and bool(report["golden"].get("ok"))
+    meant = not report["engine"]["reason"].startswith(FELL_BACK)
+    return not failed and agree and meant and bool(report["golden"].get("ok"))
 
 
 def engine_facts(pipeline: Pipeline) -> dict[str, Any]:

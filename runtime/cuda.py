@@ -50,17 +50,24 @@ class CapturedStep:
 class CudaDevice(Immediate):
     """`Device` on a GPU. Use it from the thread that made it; `close` it there."""
 
-    def __init__(self, ordinal: int = 0, driver: Driver | None = None) -> None:
+    def __init__(
+        self,
+        ordinal: int = 0,
+        driver: Driver | None = None,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
         """Retains a GPU's primary context; DeviceError if there is none or a binding lacks.
 
         Args:
             ordinal: Which GPU.
             driver: How to call it; None: pycuda, or cuda-bindings where that is missing.
+            note: Gets a line when kernels have to be compiled.
         """
         self._driver = driver or open_driver(ordinal)
         self.name = self._driver.name
         self.capability = self._driver.capability
         self._modules: list[Any] = []
+        self._note, self._compiles = note, False
 
     @property
     def stream(self) -> int:
@@ -121,7 +128,7 @@ class CudaDevice(Immediate):
 
     def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Any]:
         """See Device."""
-        image = compile_kernels(source, self.capability)
+        image = compile_kernels(source, self.capability, self._say_once)
         try:
             module = self._driver.load(image)
             self._modules.append(module)
@@ -132,6 +139,11 @@ class CudaDevice(Immediate):
                 f"the driver refuses {source.name}'s image for sm_{major}{minor} ({error}): its "
                 "CUDA toolkit is newer than the driver; update JetPack or the driver"
             ) from error
+
+    def _say_once(self) -> None:
+        if not self._compiles:
+            self._compiles = True
+            self._note("compiling kernels for this GPU, once, which takes a minute on a board")
 
     def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:
         """See Device."""

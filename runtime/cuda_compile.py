@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,15 @@ def checked(result: Sequence[Any], what: str) -> Any:
     return result[1] if len(result) > 1 else None
 
 
-def compile_kernels(source: Path, capability: tuple[int, int]) -> bytes:
+def compile_kernels(
+    source: Path, capability: tuple[int, int], begins: Callable[[], None] = lambda: None
+) -> bytes:
     """Compiles a `.cu` file to a cubin, or finds it compiled; needs no GPU.
+
+    Args:
+        source: The file; its headers lie beside it.
+        capability: Major and minor compute capability.
+        begins: Called if it has to be compiled, before that.
 
     Raises:
         DeviceError: NVRTC is missing, or refuses the source.
@@ -41,6 +48,7 @@ def compile_kernels(source: Path, capability: tuple[int, int]) -> bytes:
     nvrtc, version = _nvrtc()
 
     def compile_(text: bytes, headers: Mapping[str, bytes]) -> bytes:
+        begins()
         names = [name.encode() for name in headers]
         program = checked(
             nvrtc.nvrtcCreateProgram(
@@ -52,7 +60,7 @@ def compile_kernels(source: Path, capability: tuple[int, int]) -> bytes:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if int(status):
             raise DeviceError(f"NVRTC cannot compile {source.name}: {_log(nvrtc, program)}")
-        image = b" " * checked(nvrtc.nvrtcGetCUBINSize(program), "measuring an image")
+        image = bytes(checked(nvrtc.nvrtcGetCUBINSize(program), "measuring an image"))
         checked(nvrtc.nvrtcGetCUBIN(program, image), "reading an image")
         checked(nvrtc.nvrtcDestroyProgram(program), "releasing NVRTC's program")
         return image
@@ -62,6 +70,6 @@ def compile_kernels(source: Path, capability: tuple[int, int]) -> bytes:
 
 def _log(nvrtc: Any, program: Any) -> str:
     """Gives the first line that NVRTC complained in."""
-    text = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "measuring NVRTC's log")
+    text = bytes(checked(nvrtc.nvrtcGetProgramLogSize(program), "measuring NVRTC's log"))
     checked(nvrtc.nvrtcGetProgramLog(program, text), "reading NVRTC's log")
     return text.decode(errors="replace").strip(" \n\0").split("\n")[0]

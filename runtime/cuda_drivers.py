@@ -9,7 +9,10 @@ Both give plain integers for addresses and handles. Whatever fails raises the cl
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,8 +93,13 @@ class PycudaDriver:
         self.Error = self._cuda.Error
         self._cuda.init()
         device = self._cuda.Device(ordinal)
-        self._context = device.retain_primary_context()
-        self._context.push()
+        context = device.retain_primary_context()
+        # Never released: memory is freed in it until the process ends, and pycuda's destructor
+        # detaches it as if it were no primary one.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))
+        context.push()
+        # A context that nobody has popped makes pycuda abort the process at its end.
+        self._pop = weakref.finalize(self, _pop, context, self._cuda.Error)
         self._stream = self._cuda.Stream(NON_BLOCKING)
         self.stream: int = self._stream.handle
         self.name: str = device.name()
@@ -149,8 +157,13 @@ class PycudaDriver:
         return self._cuda.mem_get_info()
 
     def close(self) -> None:
-        """See Driver."""
-        self._context.pop()
+        """See Driver; once is enough."""
+        self._pop()
+
+
+def _pop(context: Any, failure: type[BaseException]) -> None:
+    with suppress(failure):  # of a thread that is gone
+        context.pop()
 
 
 def open_driver(ordinal: int) -> Driver:

@@ -50,6 +50,7 @@ class ReplayingDevice:
         self._steps = OrderedDict()
         self._held: dict[int, bytes] = {}
         self._retired: list[Any] = []
+        self._sending = False
         self.captures = True
         """False once a capture has failed."""
         self.num_captured = 0
@@ -78,7 +79,7 @@ class ReplayingDevice:
 
     def retire(self, owner: Any) -> None:
         """Keeps freed memory until all that was enqueued before has gone out."""
-        if self._pending:
+        if self._pending or self._sending:
             self._retired.append(owner)
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
@@ -136,9 +137,12 @@ class ReplayingDevice:
     def flush(self, *, repeats: bool = False) -> None:
         """See Device."""
         pending, self._pending = self._pending, []
-        retired, self._retired = self._retired, []
-        self._send(pending, repeats)
-        retired.clear()
+        self._sending = True  # what is freed meanwhile: nothing may be while a step is captured
+        try:
+            self._send(pending, repeats)
+        finally:
+            self._sending = False
+        self._retired.clear()
 
     def _send(self, pending: list[Call], repeats: bool) -> None:
         # A run of an engine is many kernels; one launch alone is what a replay would cost.

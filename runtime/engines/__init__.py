@@ -10,6 +10,8 @@ from .base import Engine, EngineSet
 from .tensorrt_build import BuildSettings
 
 ENGINE_NAMES = ("auto", "onnxruntime", "tensorrt")
+FELL_BACK = "auto: ONNX Runtime, since TensorRT fails"
+"""Begins the reason of a set that was taken because a TensorRT that is here did not do."""
 
 __all__ = ["ENGINE_NAMES", "BuildSettings", "Engine", "EngineSet", "open_engines"]
 
@@ -77,14 +79,19 @@ def _tensorrt_if_there(
 ) -> EngineSet | str:
     """Returns the TensorRT backend, or why it is not taken."""
     from .tensorrt_open import at_hand, open_tensorrt
+    from .tensorrt_plans import made_for_cpus
 
     try:
         trt, gpu = at_hand()
     except (EngineError, DeviceError) as error:
         return f"auto: ONNX Runtime, since {error}"
+    reason = made_for_cpus(bundle.manifest)
+    if reason is not None:
+        note(f"--engine auto takes ONNX Runtime, though TensorRT is here: {reason}")
+        return f"auto: ONNX Runtime, since {reason}"
     try:
         reason = f"auto: TensorRT {trt.__version__} and {gpu.name} are here"
         return open_tensorrt(bundle, reason=reason, settings=build, note=note, report=report)
     except (EngineError, DeviceError) as error:
         note(f"--engine auto takes ONNX Runtime, since TensorRT is here but fails: {error}")
-        return f"auto: ONNX Runtime, since TensorRT fails: {error}"
+        return f"{FELL_BACK}: {error}"

@@ -25,8 +25,8 @@ class DeviceBuffers:
 
     def __init__(self, device: Device, specs: Sequence[GraphSpec]) -> None:
         self._device, self._specs = device, specs
-        self.scratch_bytes = 0
-        """Of TensorRT, for messages."""
+        self._scratch: Any = None
+        self._scratch_bytes = 0
         self._sizes: dict[tuple[Any, ...], int] = {}
         self._arenas: dict[Sequence[Any], Any] = {}
         for spec in specs:
@@ -46,9 +46,15 @@ class DeviceBuffers:
         key = self._key(tensor, spec)
         place = (*key, slot if tensor.role == "kv" else 0)
         if place not in self._arenas:
-            self._arenas[place] = self.allocate(self._sizes[key], tensor.dtype)
+            self._arenas[place] = self._allocate(self._sizes[key], tensor.dtype)
             self._device.zero(self._arenas[place])
         return replace(self._arenas[place], shape=tensor.shape)
+
+    def scratch(self, size: int) -> Any:
+        """Allocates the memory in which TensorRT computes; asked for before everything else."""
+        self._scratch_bytes = size
+        self._scratch = self._allocate(max(size, 1), "uint8")
+        return self._scratch
 
     def reserve(self) -> None:
         """Allocates what every shape needs, so that memory runs out now or never."""
@@ -56,14 +62,15 @@ class DeviceBuffers:
             for tensor in (*spec.inputs, *spec.outputs):
                 self.view(tensor, spec, 0)
 
-    def allocate(self, size: int, dtype: str) -> Any:
+    def _allocate(self, size: int, dtype: str) -> Any:
         """Allocates; EngineError says what all buffers need and which shape would fit."""
         try:
             return self._device.empty((size,), dtype)
         except DeviceError as error:
-            held = sum(array.nbytes for array in self._arenas.values())
+            arrays = [self._scratch, *self._arenas.values()]
+            held = sum(array.nbytes for array in arrays if array is not None)
             free = self._device.memory()[0] + held
-            message = out_of_memory(self._specs, self.scratch_bytes, free)
+            message = out_of_memory(self._specs, self._scratch_bytes, free)
             raise EngineError(f"{message} ({error})") from error
 
     def account(self) -> dict[str, int]:
@@ -78,3 +85,4 @@ class DeviceBuffers:
     def clear(self) -> None:
         """Drops every allocation."""
         self._arenas.clear()
+        self._scratch = None

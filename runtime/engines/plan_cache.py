@@ -104,20 +104,26 @@ class PlanCache:
         self.folder = cache_root() / "plans"
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            # A plan runs code: nobody else has any business in its folder.
-            self.folder.chmod(0o700)
+            # A plan runs code: nobody else has any business in its folder. Left alone where it is
+            # so already: what is built can be run from a cache that cannot be written.
+            if self.folder.stat().st_mode & 0o077:
+                self.folder.chmod(0o700)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
-    def load(self, key: PlanKey) -> memoryview | None:
-        """Returns a sound plan, mapped, or None; what is unsound is said and counts as absent."""
+    def load(self, key: PlanKey, *, told: bool = False) -> memoryview | None:
+        """Returns a sound plan, mapped, or None; what is unsound is said and counts as absent.
+
+        `told` says that it was said before.
+        """
         path = self._path(key)
         try:
             return _read(path, key)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self._note(f"the plan {path.name} cannot be used ({error}) and is built again")
+            if not told:
+                self._note(f"the plan {path.name} cannot be used ({error}) and is built again")
             return None
 
     def obtain(
@@ -144,7 +150,7 @@ class PlanCache:
             return found
         with self._turn(key) as waited:
             # Whoever had the lock before built what we want.
-            found = self.load(key) if waited or not rebuild else None
+            found = self.load(key, told=not rebuild) if waited or not rebuild else None
             if found is None:
                 self._require_space(need_bytes)
                 self._store(key, build())
@@ -155,10 +161,6 @@ class PlanCache:
                 f"{REMEDY}"
             )
         return found
-
-    def discard(self, key: PlanKey) -> None:
-        """Removes a plan that TensorRT refused to load."""
-        self._path(key).unlink(missing_ok=True)
 
     def entries(self) -> list[PlanEntry]:
         """Lists all plans, newest first."""

@@ -10,11 +10,12 @@ orders it with the kernels and copies around it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ..bundle import Bundle
 from ..device import Device
-from ..errors import EngineError
+from ..errors import DeviceError, EngineError
 from ..manifest import GraphSpec
 from ..replay import ReplayingDevice
 from .base import LayerTimes, find_spec
@@ -39,9 +40,12 @@ class TensorRtEngine:
         profile_index: int,
         buffers: DeviceBuffers,
         device: Device,
+        log: Any,
     ) -> None:
         stream = device.stream
-        self._context, self._spec, self._device, self._stream = context, spec, device, stream
+        self._log = log
+        self._context: Any = context
+        self._spec, self._device, self._stream = spec, device, stream
         self._buffers = buffers
         self._slot: int | None = None
         if not context.set_optimization_profile_async(profile_index, stream):
@@ -49,8 +53,12 @@ class TensorRtEngine:
         for tensor in spec.inputs:
             if not context.set_input_shape(tensor.name, tensor.shape):
                 raise self._refused(f"the shape of {tensor.name}")
-        if context.infer_shapes():
-            raise self._refused("its shapes")
+        try:
+            unknown = context.infer_shapes()
+        except RuntimeError as error:  # what the bindings make of a failure
+            raise self._refused(f"its shapes ({error})") from error
+        if unknown:
+            raise self._refused(f"its shapes ({', '.join(unknown)})")
         self.inputs: Mapping[str, Any] = {}
         self.outputs: Mapping[str, Any] = {
             tensor.name: buffers.view(tensor, spec, 0) for tensor in spec.outputs
@@ -79,8 +87,13 @@ class TensorRtEngine:
         """Enqueues one run on the device's stream; EngineError, then or later, if refused."""
         self._device.submit((id(self._context), self._slot), self._enqueue)
 
+    def release(self) -> None:
+        """Lets the context and the buffers go, whoever still holds this; it runs no more."""
+        self._context = None
+        self.inputs = self.outputs = {}
+
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream):
+        if self._context is None or not self._context.execute_async_v3(self._stream):
             raise self._refused("to run")
 
     def _bind(self, name: str, array: Any) -> None:
@@ -88,11 +101,20 @@ class TensorRtEngine:
             raise self._refused(f"the address of {name}")
 
     def _refused(self, what: str) -> EngineError:
-        spec = self._spec
         return EngineError(
-            f"TensorRT refuses {what} for {spec.name}, block {spec.block}, context {spec.context}: "
+            f"TensorRT refuses {what} for {_shape(self._spec)}{_reason(self._log)}: "
             "build the plan again with --rebuild, or use --engine onnxruntime"
         )
+
+
+def _shape(spec: GraphSpec) -> str:
+    return f"{spec.name}, block {spec.block}, context {spec.context}"
+
+
+def _reason(log: Any) -> str:
+    """Returns the first thing that TensorRT complained of since it was last asked, in brackets."""
+    errors, _ = log.take()
+    return f" ({errors[0][:200]})" if errors else ""
 
 
 class TensorRtEngines:
@@ -140,7 +162,8 @@ class TensorRtEngines:
         self._captures = False
         cache = PlanCache(note)
         # Engines live no longer than the runtime that made them.
-        self._runtime = trt.Runtime(process_logger(trt))
+        self._log = process_logger(trt)
+        self._runtime = trt.Runtime(self._log)
         for file in graph_files(bundle):
             self._plans[file] = self._load(
                 lambda rebuild, file=file: plan_for(
@@ -156,8 +179,8 @@ class TensorRtEngines:
                 note,
             )
         size = max(engine.device_memory_size_v2 for _, engine in self._plans.values())
-        self._buffers.scratch_bytes = self._scratch_bytes = size
-        self._scratch: Any = self._buffers.allocate(max(size, 1), "uint8")
+        self._scratch_bytes = size
+        self._scratch: Any = self._buffers.scratch(size)
         self._buffers.reserve()
 
     def _load(
@@ -174,7 +197,7 @@ class TensorRtEngines:
             if engine is not None:
                 self._plan_bytes += len(plan.data)
                 return plan.specs, engine
-            reasons = process_logger(self._trt).take()[0] or ["no reason given"]
+            reasons = self._log.take()[0] or ["no reason given"]
             if any(OUT_OF_MEMORY.search(reason) for reason in reasons):
                 free = self.device.memory()[0] / _MIB
                 raise EngineError(
@@ -210,13 +233,15 @@ class TensorRtEngines:
         )
         if context is None:
             raise EngineError(
-                f"TensorRT gives no execution context for {spec.name}, block {spec.block}, "
-                f"context {spec.context}: close other programs, or take a smaller block or context"
+                f"TensorRT gives no execution context for {_shape(spec)}{_reason(self._log)}: "
+                "close other programs, or take a smaller block or context"
             )
         context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
         if self._clocks is not None:
             context.profiler = self._clocks
-        return TensorRtEngine(context, spec, specs.index(spec), self._buffers, self.device)
+        return TensorRtEngine(
+            context, spec, specs.index(spec), self._buffers, self.device, self._log
+        )
 
     def account(self) -> dict[str, int]:
         """See Accountable; weights are the plans, which hold little else."""
@@ -245,11 +270,17 @@ class TensorRtEngines:
         self.device.flush()
         self.device.synchronize()
         self.device.forget()  # captured steps run contexts that go now
+        self._release()
+
+    def _release(self) -> None:
+        for bound in self._engines.values():
+            bound.release()
         self._engines.clear()
 
     def kv_slot(self, index: int) -> None:
         """Selects the KV cache that engines bind; engines in hand change at once."""
         self._slot = index
+        self.device.flush()  # what is enqueued runs on the addresses bound now
         for bound in self._engines.values():
             bound.select(index)
 
@@ -257,9 +288,10 @@ class TensorRtEngines:
         """Releases contexts, engines, buffers and the device, in this order."""
         if not self._plans:
             return
-        self.device.synchronize()
+        with suppress(DeviceError):  # told to whoever waited for what failed
+            self.device.synchronize()
         self.device.forget()  # captured steps run in memory that goes now
-        self._engines.clear()
+        self._release()
         self._plans.clear()
         self._buffers.clear()
         self._scratch = None

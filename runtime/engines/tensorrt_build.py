@@ -26,6 +26,7 @@ from ..errors import ConfigError, EngineError
 from ..manifest import GraphSpec
 from ..process import peak_rss_mib
 from .tensorrt_log import process_logger, progress_monitor
+from .tensorrt_timings import attach_timings, measured_timings
 
 MIN_VERSION = (10, 3)
 _MIB = 1 << 20
@@ -170,10 +171,7 @@ def _build(
     config = builder.create_builder_config()
     _set_options(trt, config, specs, settings)
     _set_profiles(builder, config, specs)
-    if timing_cache:
-        times = config.create_timing_cache(timing_cache)
-        if times is not None:  # one of another GPU or version counts as none
-            config.set_timing_cache(times, False)
+    attach_timings(config, timing_cache)
     config.progress_monitor = monitor
     configure(config)
     plan = builder.build_serialized_network(network, config)
@@ -184,7 +182,7 @@ def _build(
         data=memoryview(plan).cast("B"),
         seconds=time.perf_counter() - begin,
         peak_rss_mib=peak_rss_mib(),
-        timing_cache=_timings(config),
+        timing_cache=measured_timings(config),
         warnings=tuple(warnings),
     )
 
@@ -249,13 +247,6 @@ def _check_tensors(network: Any, file: str, specs: Sequence[GraphSpec]) -> None:
                     f"{file} has the {side} {', '.join(found) or '(none)'}, the manifest wants "
                     f"{', '.join(wanted)}: export the bundle again"
                 )
-
-
-def _timings(config: Any) -> bytes:
-    times = config.get_timing_cache()
-    if times is None:
-        return b""
-    return bytes(memoryview(times.serialize()))
 
 
 def _no_builder(errors: Sequence[str]) -> str:

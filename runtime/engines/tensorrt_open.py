@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle
 from ..device import Device
-from ..errors import DeviceError, EngineError
+from ..errors import EngineError
 from .gpu import Gpu, read_gpu
 from .tensorrt_build import BuildSettings, import_tensorrt
+from .tensorrt_plans import made_for_cpus
 
 if TYPE_CHECKING:
     from .tensorrt import TensorRtEngines
@@ -28,11 +29,11 @@ def at_hand() -> tuple[Any, Gpu]:
     return import_tensorrt(), read_gpu()
 
 
-def make_device() -> Device:
+def make_device(note: Callable[[str], None]) -> Device:
     """Opens the first GPU; DeviceError without one, or without a binding."""
     from ..cuda import CudaDevice
 
-    return CudaDevice()
+    return CudaDevice(note=note)
 
 
 def open_tensorrt(
@@ -49,7 +50,8 @@ def open_tensorrt(
         bundle: Opened.
         reason: Why this backend was taken.
         settings: How plans are built.
-        note: Gets a line when a plan is damaged or waited for, or steps cannot be captured.
+        note: Gets a line when kernels are compiled, a plan is damaged or waited for, or steps
+            cannot be captured.
         report: Gets the fraction of a build done and its phase.
 
     Raises:
@@ -57,11 +59,14 @@ def open_tensorrt(
         DeviceError: The GPU, a binding or NVRTC is missing, or memory does not suffice.
     """
     trt, gpu = at_hand()
+    unfit = made_for_cpus(bundle.manifest)
+    if unfit is not None:  # before a minute of compiling
+        raise EngineError(unfit)
     from ..ops.cuda_ops import CudaOps
     from ..replay import ReplayingDevice
     from .tensorrt import TensorRtEngines
 
-    device = ReplayingDevice(make_device(), note)
+    device = ReplayingDevice(make_device(note), note)
     try:
         CudaOps(device)  # kernels that do not compile are told before minutes of building
         return TensorRtEngines(
@@ -74,6 +79,6 @@ def open_tensorrt(
             note=note,
             report=report,
         )
-    except (EngineError, DeviceError):
+    except BaseException:  # Ctrl-C during a build as well
         device.close()
         raise

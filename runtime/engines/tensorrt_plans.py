@@ -11,7 +11,7 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..errors import EngineError
-from ..manifest import GraphSpec
+from ..manifest import GraphSpec, Manifest
 from .base import CPU_TARGETS
 from .gpu import Gpu
 from .plan_cache import NewPlan, PlanCache, PlanKey
@@ -60,6 +60,16 @@ def graph_files(bundle: Bundle) -> dict[str, tuple[GraphSpec, ...]]:
     return files
 
 
+def made_for_cpus(manifest: Manifest) -> str | None:
+    """Says why TensorRT cannot run a bundle's graphs, and what to do; None: it can."""
+    if manifest.precision != "int8" or manifest.target not in CPU_TARGETS:
+        return None
+    return (
+        f"the bundle's int8 graphs are made for --target {manifest.target}, with integer "
+        "operators that TensorRT has not: export it with --target orin-nano (or your board)"
+    )
+
+
 def plan_key(
     trt: Any, bundle: Bundle, file: str, precision: str, gpu: Gpu, settings: BuildSettings
 ) -> PlanKey:
@@ -105,12 +115,9 @@ def plan_for(
     Raises:
         EngineError: It cannot be built, or the cache cannot be written.
     """
-    manifest = bundle.manifest
-    if manifest.precision == "int8" and manifest.target in CPU_TARGETS:
-        raise EngineError(
-            f"the bundle's int8 graphs are made for --target {manifest.target}, with integer "
-            "operators that TensorRT has not: export it with --target orin-nano (or your board)"
-        )
+    reason = made_for_cpus(bundle.manifest)
+    if reason is not None:
+        raise EngineError(reason)
     specs = graph_files(bundle)[file]
     key = plan_key(trt, bundle, file, specs[0].precision, gpu, settings)
     built: list[Mapping[str, Any]] = []

@@ -36,5 +36,5 @@ def make_board(monkeypatch, *, builder=None, configure=None, **device):
     for module in (tensorrt_open, cli_plans):
         monkeypatch.setattr(module, "import_tensorrt", lambda: trt)
         monkeypatch.setattr(module, "read_gpu", lambda: GPU)
-    monkeypatch.setattr(tensorrt_open, "make_device", lambda: gpu)
+    monkeypatch.setattr(tensorrt_open, "make_device", lambda note: gpu)
     return Board(trt, gpu)

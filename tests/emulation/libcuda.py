@@ -167,7 +167,7 @@ class Pycuda:
 
     def __init__(self, bindings):
         self._bindings = bindings
-        self.pushed = 0
+        self.pushed, self.destroyed = 0, 0
 
     def _do(self, name, *arguments):
         status, *results = getattr(self._bindings, name)(*arguments)
@@ -186,7 +186,12 @@ class Pycuda:
                 cuda.pushed += 1
 
             def pop(self):
+                if not cuda.pushed:
+                    raise cuda.Error("context::pop failed: cannot pop non-current context")
                 cuda.pushed -= 1
+
+            def __del__(self):
+                cuda.destroyed += 1
 
         return SimpleNamespace(
             retain_primary_context=Context, name=lambda: "Orin", compute_capability=lambda: (8, 7)
@@ -257,7 +262,8 @@ class Pycuda:
         return (1 << 30, 1 << 33)
 
 
-def images(source, capability):
+def images(source, capability, begins):
     """In place of NVRTC: the emulation's library for a source."""
     assert capability == (8, 7)
+    begins()
     return str(build(source)).encode()

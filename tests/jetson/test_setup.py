@@ -94,3 +94,18 @@ def test_the_newest_wheel_at_hand_is_taken(tmp_path):
     result = setup("--cpu", "--dry-run", "--python", sys.executable, cwd=tmp_path)
     assert "dlm_edge-0.2.0" in result.stdout
     assert "dlm_edge-0.1.0" not in result.stdout
+
+
+def test_the_recipe_without_a_network_fetches_all_that_is_installed():
+    guide = (SCRIPT.parents[1] / "docs" / "board.md").read_text("utf-8")
+    fetched = {
+        word.strip("'").partition("==")[0]
+        for line in guide.splitlines()
+        if line.startswith("pip download")
+        for word in line.split()
+    }
+    # cuda-bindings is installed with what it needs; the others need no more than each other.
+    installed = {"numpy", "click", "tokenizers", "onnxruntime", "cuda-bindings", "cuda-pathfinder"}
+    assert installed <= fetched
+    # Under the older tag alone pip takes an ONNX Runtime of 2023, which numpy 2 does not load.
+    assert "--platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64" in guide

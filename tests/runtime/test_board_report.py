@@ -10,8 +10,10 @@ from dlm_edge.export.golden import golden_vectors
 from dlm_edge.runtime import board_report, generate, pipeline, text_generation
 from dlm_edge.runtime.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.cli import main
-from dlm_edge.runtime.engines import open_engines
+from dlm_edge.runtime.engines import open_engines, tensorrt_open
+from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.machine import machine_facts
+from dlm_edge.runtime.ops import kernel_check
 from dlm_edge.runtime.ops.kernel_check import KernelCheck, check_kernels
 from dlm_edge.train.families.graphs import mask_noise
 from emulation.board import make_board
@@ -110,6 +112,55 @@ def test_a_machine_that_cannot_open_the_engine_still_gets_a_report(bundle):
     assert "TensorRT" in found["engine"]["error"] or "tensorrt" in found["engine"]["error"]
     assert found["machine"]["python"]
     assert "report.json has the details" in result.stderr
+
+
+def test_what_nobody_foresaw_stands_in_the_report_with_its_place(bundle, monkeypatch):
+    make_board(monkeypatch)
+
+    def unforeseen(*arguments, **keys):
+        raise TypeError("incompatible function arguments:\n  1. (self)")
+
+    monkeypatch.setattr(board_report, "run_times", unforeseen)
+    monkeypatch.setattr(kernel_check, "_begin", unforeseen)
+    found, result = report(bundle, "--engine", "tensorrt", code=1)
+    assert found["runs"]["error"] == "TypeError: incompatible function arguments: 1. (self)"
+    assert found["runs"]["where"][-1].startswith("test_board_report.py:")
+    assert found["runs"]["where"][-1].endswith(" unforeseen")
+    (begin,) = (item for item in found["kernels"] if item["kernel"] == "begin_block")
+    assert begin["faults"][0].startswith("TypeError: incompatible")
+    assert found["speed"]["tokens"] > 0
+    assert "Traceback" not in result.output
+    monkeypatch.setattr(tensorrt_open, "make_device", unforeseen)
+    found, _ = report(bundle, "--engine", "tensorrt", code=1)
+    assert found["engine"]["error"].startswith("TypeError: ")
+    assert found["machine"]["python"]
+
+
+def test_a_gpu_that_breaks_down_gets_a_report_as_well(bundle, monkeypatch):
+    board = make_board(monkeypatch)
+
+    def broken(*arguments):
+        raise DeviceError("work on the GPU failed: an illegal memory access was encountered")
+
+    def breaks(pipeline):
+        monkeypatch.setattr(board.device, "synchronize", broken)
+        broken()
+
+    monkeypatch.setattr(board_report, "kernels", breaks)
+    found, _ = report(bundle, "--engine", "tensorrt", code=1)
+    assert found["golden"]["ok"]
+    assert "illegal memory access" in found["kernels"]["error"]
+    assert "illegal memory access" in found["runs"]["error"]
+
+
+def test_a_board_whose_tensorrt_fails_proves_nothing_by_its_cpu(bundle, monkeypatch):
+    board = make_board(monkeypatch)
+    board.trt.num_refusals = 9
+    found, result = report(bundle, code=1)
+    assert not found["ok"]
+    assert found["engine"]["name"] == "onnxruntime-cpu"
+    assert found["golden"]["ok"]
+    assert "TensorRT fails" in result.stdout
 
 
 def test_a_bundle_without_golden_vectors_fails_in_that_part_only(tmp_path, bundle):

@@ -12,6 +12,7 @@ from dlm_edge.runtime.engines.plan_cache import NewPlan, PlanCache
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, import_tensorrt
 from dlm_edge.runtime.engines.tensorrt_plans import graph_files, plan_key
 from dlm_edge.runtime.errors import DlmError, EngineError
+from emulation.board import make_board
 from toy_bundle import write_toy
 
 GPU = Gpu(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="")
@@ -108,6 +109,24 @@ def test_the_list_names_bundle_gpu_and_version(toy):
     (row,) = json.loads(run(toy, "--plans", "--json").stdout)["plans"]
     assert row["bundle_sha256"] == open_bundle(toy).sha256
     assert row["precision"] == "fp32"
+
+
+def test_the_list_of_a_bundle_leaves_out_the_plans_of_others(toy, tmp_path):
+    store_plan(toy)
+    other = str(write_toy(tmp_path, "other.dlm", max_position=11))
+    store_plan(other)
+    (row,) = json.loads(run(other, "--plans", "--json").stdout)["plans"]
+    assert row["bundle_sha256"] == open_bundle(other).sha256
+    assert len(json.loads(run("--plans", "--json").stdout)["plans"]) == 2
+
+
+def test_weak_types_that_are_asked_for_are_built_and_are_another_plan(toy, monkeypatch):
+    board = make_board(monkeypatch)
+    for options in ((), ("--weak-types",), ("--weak-types",)):
+        assert run(toy, "--build", *options).exit_code == 0
+    assert board.trt.num_built == 2
+    asked = [entry.header["key"]["options"]["weakly_typed"] for entry in PlanCache().entries()]
+    assert sorted(asked) == [False, True]
 
 
 def test_a_damaged_plan_is_listed_as_damaged(toy):

@@ -1,12 +1,13 @@
 """What is replayed, and when: every sequence must do exactly what its calls would have done."""
 
+import weakref
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError, EngineError
 from dlm_edge.runtime.ops.cuda_ops import KERNELS
-from dlm_edge.runtime.replay import MAX_STEPS, ReplayingDevice
+from dlm_edge.runtime.replay import MAX_HELD_BYTES, MAX_STEPS, ReplayingDevice
 from emulation.device import EmulatedDevice
 
 
@@ -158,3 +159,89 @@ def test_an_engines_run_alone_is_worth_a_capture_and_a_single_copy_is_not(device
     assert device.num_captured == 1
     assert device.num_replayed == 2
     assert len(runs) == 3
+
+
+def test_memory_let_go_while_a_step_goes_out_is_freed_after_it(device):
+    """The driver frees nothing while it captures."""
+    for captured in (0, 1):
+        doomed = [device.empty((4,), np.int32)]
+        memory = weakref.ref(doomed[0].owner._owner)
+        seen = []
+
+        def run(doomed=doomed, memory=memory, seen=seen):
+            doomed.clear()
+            seen.append(memory() is not None)
+
+        device.submit("run", run)
+        device.flush(repeats=True)
+        assert seen == [True]
+        assert memory() is None
+        assert device.num_captured == captured
+
+
+def test_the_step_unused_for_longest_is_the_one_let_go(device):
+    one, two = filled(device, [1, 2, 3]), filled(device, [4, 5, 6])
+    steps = [lambda n=n: device.copy(one.rows(0, n), two.rows(0, n)) for n in (1, 2)]
+
+    def send(step):
+        step()
+        step()
+        device.flush(repeats=True)
+
+    for _ in range(2):
+        send(steps[0])
+    for number in range(MAX_STEPS - 1):
+        device.submit(number, lambda: None)
+        device.flush(repeats=True)
+        send(steps[0])  # in use all the time
+    for _ in range(2):  # a new one finds a place
+        send(steps[1])
+    assert device.num_captured == 2
+    send(steps[0])
+    assert device.num_captured == 2
+
+
+def test_new_memory_where_values_were_held_holds_none_of_them(device, monkeypatch):
+    target = filled(device, [0])
+    device.hold(target, np.array([3]))
+    monkeypatch.setattr(device.inner, "empty", lambda shape, dtype: target)  # freed, given again
+    again = device.empty((1,), np.int32)
+    device.inner.view(again)[0] = -1
+    device.hold(again, np.array([3]))
+    assert device.download(again).tolist() == [3]
+
+
+def test_what_was_held_is_forgotten_too(device):
+    target = filled(device, [0])
+    device.hold(target, np.array([3]))
+    device.forget()
+    device.inner.view(target)[0] = -1
+    device.hold(target, np.array([3]))
+    assert device.download(target).tolist() == [3]
+
+
+def test_small_values_are_held_and_larger_ones_never(device):
+    for size, uploads in ((MAX_HELD_BYTES // 4, 1), (MAX_HELD_BYTES // 4 + 1, 3)):
+        target = filled(device, [0] * size)
+        before = device.inner.counts["uploads"]
+        for _ in range(3):
+            device.hold(target, np.full(size, 7))
+        assert device.inner.counts["uploads"] == before + uploads
+
+
+def test_a_launch_with_other_arguments_or_on_another_grid_is_another_step(device):
+    target, source = filled(device, [0] * 64), filled(device, [7] * 64)
+    kernel = device.kernels(KERNELS / "copy.cu", ("append_rows",))["append_rows"]
+
+    def send(grid, block, size):
+        for _ in range(2):
+            device.launch(kernel, grid, block, (target.pointer, source.pointer, size))
+        device.flush(repeats=True)
+
+    for _ in range(2):
+        send(1, 32, 16)
+    assert device.num_captured == 1
+    for other in ((2, 32, 16), (1, 64, 16), (1, 32, 32)):
+        send(*other)
+    assert (device.num_captured, device.num_replayed) == (1, 1)
+    assert device.download(target)[:8].tolist() == [7] * 8

@@ -3,16 +3,19 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 from dlm_edge.runtime.cli import main
-from dlm_edge.runtime.engines import tensorrt_open, tensorrt_plans
+from dlm_edge.runtime.engines import plan_cache, tensorrt_open, tensorrt_plans
 from dlm_edge.runtime.engines.memory_need import buffer_bytes, out_of_memory
 from dlm_edge.runtime.engines.plan_cache import HEADER_BYTES, PlanCache
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, _failure
+from dlm_edge.runtime.errors import DeviceError
 from emulation import board as stand_ins
 from emulation.board import make_board
+from emulation.tensorrt import SCRATCH_BYTES, ICudaEngine
 from toy_bundle import toy_manifest, write_toy
 
 
@@ -75,7 +78,7 @@ def test_a_plan_that_is_damaged_or_another_boards_is_built_again_and_that_is_sai
     found, notes = text(toy, "abc")
     assert found == wanted
     assert reason in notes
-    assert "built again" in notes
+    assert notes.count("built again") == 1
     assert board.trt.num_built == 2
     assert text(toy, "abc") == (wanted, "")
 
@@ -167,7 +170,10 @@ def test_ctrl_c_during_a_build_ends_the_command_and_leaves_no_plan(toy, board, m
         raise AssertionError("the signal came late")
 
     monkeypatch.setattr(tensorrt_plans, "build_plan", interrupted)
+    closed = []
+    monkeypatch.setattr(board.device, "close", lambda: closed.append(True))
     result = run(toy, "abc")
+    assert closed
     assert result.exit_code in (1, 130)
     assert result.stdout == ""
     assert plans() == []
@@ -186,3 +192,61 @@ def test_a_kernel_cache_that_cannot_be_written_costs_time_only(toy, tmp_path, mo
             KERNELS / "copy.cu", "12.6", (8, 7), lambda text, headers: b"image"
         )
         assert image == b"image"
+
+
+def test_kernels_that_do_not_compile_are_told_before_minutes_of_building(toy, board, monkeypatch):
+    def refuses(source, names):
+        raise DeviceError(f"NVRTC cannot compile {source.name}")
+
+    monkeypatch.setattr(board.device, "kernels", refuses)
+    assert "NVRTC cannot compile" in line(toy, "abc")
+    assert board.trt.num_built == 0
+
+
+def test_a_full_disk_is_told_before_minutes_of_building(toy, board, monkeypatch):
+    monkeypatch.setattr(plan_cache, "free_bytes", lambda folder: 1)
+    assert "a plan needs about" in line(toy, "abc")
+    assert board.trt.num_built == 0
+
+
+def test_scratch_memory_is_part_of_what_is_said_to_be_needed(toy, monkeypatch):
+    monkeypatch.setattr(ICudaEngine, "device_memory_size_v2", 5 << 20)
+    make_board(monkeypatch, capacity=1 << 20)
+    found = line(toy, "abc")
+    assert "scratch 5.0), 1.0 are free" in found
+
+
+def test_a_shape_that_fits_beside_the_scratch_memory_is_named(toy, monkeypatch):
+    """Though by then the scratch memory and some buffers are taken already."""
+    small = sum(buffer_bytes(toy_manifest().graphs[:1]).values())
+    board = make_board(monkeypatch, capacity=SCRATCH_BYTES + small)
+    assert "block 4 with context 4 alone would fit" in line(toy, "abc")
+    board.device.capacity, board.device._allocated = SCRATCH_BYTES + small - 1, 0
+    assert "no shape of the bundle fits alone" in line(toy, "abc")
+
+
+def test_a_build_is_given_the_kernel_times_of_the_one_before(toy, board, monkeypatch):
+    given = []
+    build = tensorrt_plans.build_plan
+
+    def telling(*arguments, timing_cache, **rest):
+        given.append(timing_cache)
+        return build(*arguments, **rest)
+
+    monkeypatch.setattr(tensorrt_plans, "build_plan", telling)
+    text(toy, "abc")
+    CliRunner().invoke(main, [toy, "--rebuild"])
+    assert given == [b"", b"times"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"name": "NX"}, {"compute_capability": "8.6"}, {"driver_version": 1}, {"power_mode": "0001"}],
+)
+def test_a_plan_of_another_gpu_driver_or_power_mode_is_another_plan(toy, board, monkeypatch, other):
+    text(toy, "abc")
+    gpu = replace(stand_ins.GPU, **other)
+    monkeypatch.setattr(tensorrt_open, "read_gpu", lambda: gpu)
+    text(toy, "abc")
+    assert board.trt.num_built == 2
+    assert len(plans()) == 2

@@ -16,9 +16,17 @@ from click.testing import CliRunner
 from dlm_edge.runtime import cli_plans
 from dlm_edge.runtime.bundle import open_bundle
 from dlm_edge.runtime.cli import main
+from dlm_edge.runtime.engines import tensorrt_build
 from dlm_edge.runtime.engines.gpu import Gpu
 from dlm_edge.runtime.engines.plan_cache import PlanCache
-from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, _set_profiles, build_plan
+from dlm_edge.runtime.engines.tensorrt_build import (
+    BuildSettings,
+    _network_flags,
+    _set_options,
+    _set_profiles,
+    build_plan,
+)
+from dlm_edge.runtime.engines.tensorrt_log import process_logger
 from dlm_edge.runtime.engines.tensorrt_plans import Plan, graph_files, plan_for
 from dlm_edge.runtime.errors import ConfigError, EngineError
 from onnx import TensorProto, helper, numpy_helper
@@ -76,6 +84,61 @@ def test_other_settings_are_another_plan(trt, bundle, cache, configure):
     other = replace(SETTINGS, workspace_mib=32)
     assert plan_for(trt, bundle, file, GPU, cache, other, configure=configure).facts is not None
     assert len(cache.entries()) == 2
+
+
+def test_a_first_build_keeps_kernel_times_and_the_next_is_given_them(trt, configure, bundle, cache):
+    (file,) = graph_files(bundle)
+    plan = plan_for(trt, bundle, file, GPU, cache, SETTINGS, configure=configure)
+    kept = cache.timings(plan.key)
+    assert kept
+    # TensorRT-RTX says that it reads none, its own included, and builds all the same.
+    for known in (kept, b"spoilt"):
+        again = build_plan(
+            trt, bundle.member(file), [toy_spec()], SETTINGS, configure=configure,
+            timing_cache=known,
+        )  # fmt: skip
+        assert again.timing_cache
+
+
+def test_what_was_asked_of_a_build_reaches_tensorrt(trt):
+    builder = trt.Builder(process_logger(trt))
+    config = builder.create_builder_config()
+    settings = BuildSettings(workspace_mib=48, optimization_level=2)
+    _set_options(trt, config, [toy_spec()], settings)
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 48 << 20
+    assert config.builder_optimization_level == 2
+    assert config.max_aux_streams == 0
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+
+
+def test_types_are_strong_unless_weak_ones_are_asked_for(trt):
+    strong = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert _network_flags(trt, SETTINGS) == strong
+    assert _network_flags(trt, replace(SETTINGS, weakly_typed=True)) == 0
+
+
+def test_a_build_that_is_told_to_stop_is_waited_for(monkeypatch):
+    """It would call back into an interpreter that is gone."""
+    trt = SimpleNamespace(IProgressMonitor=object)
+    ended = []
+
+    def build_until_stopped(trt, path, specs, settings, timings, configure, monitor):
+        monitor.phase_start("build", None, 1000)
+        for step in range(1000):  # 10 s at most
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            if not monitor.step_complete("build", step):
+                time.sleep(0.3)
+                ended.append(step)
+                raise EngineError("stopped")
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(tensorrt_build, "_build", build_until_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(trt, Path("none"), [], SETTINGS)
+    assert ended
+    assert ended[0] < 500
 
 
 def one_node(folder: Path, node, inputs, output, constants=(), name="bad.onnx") -> Path:

@@ -19,3 +19,8 @@ def test_a_profiler_of_the_real_bindings_keeps_every_call(trt):
     ]
     assert times.layers[0].seconds == pytest.approx(0.002)
     assert times.allocator == {"scratch": 640}
+
+
+def test_the_layer_that_takes_most_comes_first():
+    times = layer_times({"once": [3.0], "often": [1.0] * 5, "rarely": [0.5]}, 0)
+    assert [layer.name for layer in times.layers] == ["often", "once", "rarely"]

@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import stat
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -171,6 +172,17 @@ def test_a_folder_that_cannot_be_written_gives_one_line(cache):
         cache.folder.chmod(0o700)
 
 
+def test_a_plan_that_is_there_is_taken_from_a_cache_that_nobody_can_write(cache, monkeypatch):
+    cache.obtain(KEY, new_plan)
+
+    def refuses(path, mode):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(cache.folder), "chmod", refuses)
+    assert PlanCache().obtain(KEY, never) == PLAN
+    assert len(PlanCache().entries()) == 1
+
+
 def test_a_file_in_the_place_of_the_folder_gives_one_line(home):
     (home / "dlm-edge").mkdir(mode=0o700)
     (home / "dlm-edge" / "plans").write_bytes(b"")
@@ -235,8 +247,66 @@ def test_kernel_times_are_kept_per_machine_not_per_bundle(cache):
     assert cache.timings(replace(KEY, power_mode="0000")) == b""
 
 
-def test_a_plan_that_was_refused_can_be_discarded(cache):
-    cache.obtain(KEY, new_plan)
-    cache.discard(KEY)
-    cache.discard(KEY)
-    assert cache.load(KEY) is None
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"backend_version": "tensorrt 10.16.2"},
+        {"gpu_name": "Orin NX"},
+        {"compute_capability": "8.6"},
+        {"driver_version": 13020},
+        {"power_mode": "0000"},
+    ],
+)
+def test_kernel_times_of_another_machine_are_not_taken(cache, other):
+    cache.keep_timings(KEY, b"times")
+    assert cache.timings(replace(KEY, **other)) == b""
+
+
+def test_kernel_times_that_cannot_be_kept_cost_time_only(cache, notes, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plan_cache, "write_beside", full)
+    cache.keep_timings(KEY, b"times")
+    assert notes == ["kernel times are not kept (No space left on device): builds stay slow"]
+
+
+def turns(monkeypatch, cache, plan, waits):
+    """Another process builds and stores its plan before we hold the lock."""
+
+    @contextmanager
+    def locked(path, busy):
+        if waits:
+            busy()
+        cache._store(KEY, new_plan(plan))
+        yield
+
+    monkeypatch.setattr(plan_cache, "locked", locked)
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_what_another_process_built_while_we_waited_is_taken(cache, monkeypatch, rebuild):
+    turns(monkeypatch, cache, b"theirs" * 99, waits=True)
+    assert cache.obtain(KEY, never, rebuild=rebuild) == b"theirs" * 99
+
+
+def test_what_another_process_built_just_before_our_turn_is_taken(cache, monkeypatch):
+    turns(monkeypatch, cache, b"theirs" * 99, waits=False)
+    assert cache.obtain(KEY, never) == b"theirs" * 99
+
+
+def test_the_list_begins_with_the_newest(cache):
+    for age, name in enumerate(("a", "b", "c")):
+        cache.obtain(replace(KEY, file=name), new_plan)
+        os.utime(cache.folder / f"{replace(KEY, file=name).digest}.plan", (1e9, 1e9 + age % 2))
+    newest = cache.entries()[0]
+    assert newest.header["key"]["file"] == "b"
+
+
+def test_clearing_everything_takes_what_a_killed_process_left(cache):
+    left = cache.folder / f".x.plan.0123{files.UNFINISHED}"
+    left.write_bytes(b"half")
+    cache.clear(KEY.bundle_sha256)
+    assert left.exists()
+    cache.clear()
+    assert not left.exists()

@@ -5,18 +5,24 @@ ours: which profile, shapes, addresses and scratch memory reach a context, and w
 its plans.
 """
 
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from dlm_edge.runtime.bundle import open_bundle
+from dlm_edge.runtime.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.engines import tensorrt as backend
 from dlm_edge.runtime.engines import tensorrt_plans
+from dlm_edge.runtime.engines.memory_need import buffer_bytes
 from dlm_edge.runtime.engines.onnxruntime import OnnxRuntimeEngines
 from dlm_edge.runtime.engines.tensorrt import TensorRtEngines
+from dlm_edge.runtime.engines.tensorrt_log import process_logger
 from dlm_edge.runtime.errors import EngineError
+from dlm_edge.runtime.replay import ReplayingDevice
 from emulation.board import GPU
 from emulation.device import EmulatedDevice
-from emulation.tensorrt import FakeTensorrt, IExecutionContext, build_plan
-from toy_bundle import BLOCK, CACHE, CONTEXTS, VOCAB, write_toy
+from emulation.tensorrt import FakeTensorrt, ICudaEngine, IExecutionContext, build_plan
+from toy_bundle import BLOCK, CACHE, CONTEXTS, VOCAB, toy_manifest, toy_members, write_toy
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +92,118 @@ def test_each_slot_has_a_cache_of_its_own_and_binds_it(bundle, trt):
     assert trt.engines[0].contexts[0]._addresses["kv"] == first
 
 
+def test_a_run_enqueued_before_a_slot_is_selected_keeps_its_cache(bundle, trt):
+    device = ReplayingDevice(trt.device)
+    engines = TensorRtEngines(trt, bundle, device, GPU)
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    kv = np.random.default_rng(0).standard_normal(engine.inputs["kv"].shape).astype(np.float32)
+    device.upload(engine.inputs["kv"], kv)
+    device.upload(engine.inputs["start"], np.array([3]))
+    found = []
+    for other in (0, 1):
+        engines.kv_slot(0)
+        engine.run()
+        engines.kv_slot(other)
+        found.append(device.download(engine.outputs["logits"]))
+    np.testing.assert_array_equal(*found)
+    engine.run()
+    assert not np.array_equal(device.download(engine.outputs["logits"]), found[0])
+
+
+def test_a_slot_is_that_of_engines_made_later_and_of_captured_steps(bundle, trt):
+    device = ReplayingDevice(trt.device)
+    engines = TensorRtEngines(trt, bundle, device, GPU)
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    device.upload(engine.inputs["start"], np.array([3]))
+    device.upload(engine.inputs["kv"], np.ones(engine.inputs["kv"].shape, np.float32))
+    found = {}
+    for turn in range(4):  # as single calls, captured, replayed
+        for slot in (0, 1):
+            engines.kv_slot(slot)
+            engine.run()
+            device.flush(repeats=True)
+            found.setdefault(slot, device.download(engine.outputs["logits"]))
+            now = device.download(engine.outputs["logits"])
+            np.testing.assert_array_equal(now, found[slot], err_msg=f"turn {turn}, slot {slot}")
+    assert device.num_captured == 2
+    assert not np.array_equal(found[0], found[1])
+    engines.kv_slot(1)
+    other = engines.engine("denoise", BLOCK, CONTEXTS[1])
+    assert other.inputs["kv"].pointer == engine.inputs["kv"].pointer
+
+
+def test_scratch_memory_is_that_of_the_plan_that_wants_most(trt, tmp_path, monkeypatch):
+    sizes = iter((640, 1280))  # in the order in which they are loaded
+    monkeypatch.setattr(ICudaEngine, "device_memory_size_v2", property(lambda self: self.size))
+    load = ICudaEngine.__init__
+
+    def make_one(self, *arguments):
+        self.size = next(sizes)
+        load(self, *arguments)
+
+    monkeypatch.setattr(ICudaEngine, "__init__", make_one)
+    members = toy_members(tmp_path)
+    member = members["graphs/denoise.onnx"]
+    manifest = toy_manifest()
+    small, large = manifest.graphs
+    graphs = (small, replace(large, file="graphs/second.onnx"))
+    write_bundle(tmp_path / "two.dlm", replace(manifest, graphs=graphs),
+                 {**members, "graphs/second.onnx": member})  # fmt: skip
+    engines, _ = make(open_bundle(tmp_path / "two.dlm"), trt)
+    assert engines.account()["scratch"] == 1280
+    for context in CONTEXTS:
+        engines.engine("denoise", BLOCK, context).run()
+    assert trt.num_built == 2
+
+
+def test_closing_a_set_closes_its_device_once(bundle, trt, monkeypatch):
+    closed = []
+    monkeypatch.setattr(trt.device, "close", lambda: closed.append(True))
+    engines, _ = make(bundle, trt)
+    engines.close()
+    engines.close()
+    assert closed == [True]
+
+
+def test_a_set_says_what_memory_it_holds(bundle, trt):
+    engines, _ = make(bundle, trt)
+    found = engines.account()
+    assert found["weights"] == 9000  # the stand-in's plan
+    assert found["scratch"] == ICudaEngine.device_memory_size_v2
+    specs = bundle.manifest.graphs
+    kv = max(np.prod(spec.tensor("kv").shape) for spec in specs)
+    assert found["kv"] == 4 * kv
+    assert found["logits"] == 4 * BLOCK * VOCAB
+    assert found["inputs"] == len(specs) * 4 * (BLOCK + 1)
+    assert {name: found[name] for name in ("kv", "logits", "kv_new", "inputs")} == buffer_bytes(
+        specs
+    )
+
+
+def test_no_captured_step_outlives_the_contexts_it_runs(bundle, trt):
+    device = ReplayingDevice(trt.device)
+    engines = TensorRtEngines(trt, bundle, device, GPU)
+    for change in (engines.start_layers, engines.take_layers, engines.close):
+        engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+        for _ in range(3):
+            engine.run()
+            device.flush(repeats=True)
+        change()
+        assert not device._steps
+        assert device.captures == (change != engines.start_layers)
+
+
+def test_an_engine_that_outlives_its_set_holds_nothing_and_runs_no_more(bundle, trt):
+    engines, _ = make(bundle, trt)
+    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    context = weakref.ref(trt.engines[0].contexts.pop())
+    engines.close()
+    assert context() is None
+    assert engine.inputs == engine.outputs == {}
+    with pytest.raises(EngineError, match="refuses to run"):
+        engine.run()
+
+
 def test_all_contexts_share_one_scratch_memory(bundle, trt):
     engines, _ = make(bundle, trt)
     for context in CONTEXTS:
@@ -140,9 +258,26 @@ def test_a_shape_the_bundle_lacks_is_refused_by_name(bundle, trt):
     ],
 )
 def test_every_call_that_tensorrt_refuses_is_one_line(bundle, trt, monkeypatch, method, message):
-    monkeypatch.setattr(IExecutionContext, method, lambda *args: False)
     engines, _ = make(bundle, trt)
+
+    def refuse(*args):
+        process_logger(trt).log(1, f"{method}: not allowed")
+        return False
+
+    monkeypatch.setattr(IExecutionContext, method, refuse)
     monkeypatch.setattr(IExecutionContext, "infer_shapes", lambda self: [])
     with pytest.raises(EngineError, match=message) as caught:
         engines.engine("denoise", BLOCK, CONTEXTS[0]).run()
+    assert f"({method}: not allowed): build" in str(caught.value)
     assert "--engine onnxruntime" in str(caught.value)
+
+
+def test_shapes_that_cannot_be_inferred_are_one_line(bundle, trt, monkeypatch):
+    def fails(context):
+        raise RuntimeError("infer_shapes error code: -1")
+
+    engines, _ = make(bundle, trt)
+    for infer, reason in ((fails, "error code: -1"), (lambda context: ["ids"], "ids")):
+        monkeypatch.setattr(IExecutionContext, "infer_shapes", infer)
+        with pytest.raises(EngineError, match=rf"refuses its shapes \(.*{reason}\)"):
+            engines.engine("denoise", BLOCK, CONTEXTS[0])

@@ -1,5 +1,5 @@
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, _failure
-from dlm_edge.runtime.engines.tensorrt_log import Phases
+from dlm_edge.runtime.engines.tensorrt_log import MAX_MESSAGES, Phases, process_logger
 from toy_bundle import toy_spec
 
 
@@ -55,3 +55,25 @@ def test_any_other_failure_gives_the_first_reason():
     line = _failure(["no kernel"], "denoise.onnx", [toy_spec()], BuildSettings())
     assert line == "TensorRT builds no plan from denoise.onnx: no kernel"
     assert "no reason" in _failure([], "denoise.onnx", [toy_spec()], BuildSettings())
+
+
+class Module:
+    class ILogger:
+        ERROR, WARNING = 1, 2
+
+        def __init__(self):
+            pass
+
+
+def test_a_logger_keeps_the_first_lines_and_is_empty_once_they_are_taken():
+    log = process_logger(Module)
+    assert process_logger(Module) is log
+    for number in range(MAX_MESSAGES + 5):
+        log.log(1, f"error\n {number}")
+    log.log(0, "worse")
+    log.log(2, "warning")
+    log.log(3, "information")
+    errors, warnings = log.take()
+    assert errors == [f"error {number}" for number in range(MAX_MESSAGES)]
+    assert warnings == ["warning"]
+    assert log.take() == ([], [])

@@ -1,11 +1,14 @@
 """Commits of the kernels against NumpyOps, failures, and what a step costs."""
 
+import time
+
 import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import RULES, DecodingSettings
 from dlm_edge.runtime.errors import ConfigError, EngineError
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.replay import ReplayingDevice
 from emulation.device import EmulatedDevice
 from emulation.pairs import HEATS, Pair, compare_samples, on_device, random_logits
 
@@ -190,6 +193,21 @@ def test_appended_rows_lie_behind_the_cached_ones(cuda):
         assert np.array_equal(cuda.to_host(kv), expected)
 
 
+def test_a_run_whose_rows_are_appended_is_a_captured_one():
+    """Though the rows go to another place each time, which is another step."""
+    device = ReplayingDevice(EmulatedDevice())
+    cuda = CudaOps(device)
+    kv, new = (on_device(cuda, np.zeros((size, 1, 4), np.float32)) for size in (40, 4))
+    runs = []
+    for turn in range(5):
+        device.submit("engine", lambda: device.inner.enqueue(lambda: runs.append(1)))
+        cuda.append_kv(kv, new, 4 * turn, 4)
+        device.flush()  # as what uploads the next ids does
+    device.synchronize()
+    assert len(runs) == 5
+    assert (device.num_captured, device.num_replayed) == (1, 4)
+
+
 def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits():
     device = EmulatedDevice()
     cuda = CudaOps(device, run_ahead=False)
@@ -223,6 +241,44 @@ def test_the_ids_of_a_finished_block_cost_no_copy_and_no_wait():
     assert device.counts == before
     pair.begin([(2, 8)])  # and those of one that has only begun are fetched
     assert cuda.ids(canvas).tolist() == [89, 89, 8, 89, 89, 89]
+
+
+def test_the_ids_of_a_finished_block_are_the_callers_own():
+    cuda = CudaOps(EmulatedDevice(), run_ahead=False)
+    pair = Pair.make(DecodingSettings(rule="low_confidence"), block=6, vocab=90, cuda=cuda)
+    canvas, found = pair.canvases[0], []
+    for position in (0, 6):
+        pair.begin(position=position)
+        logits = on_device(cuda, random_logits(position, 6, 90))
+        while canvas.num_masked:
+            cuda.sample(logits, canvas)
+            cuda.commit(canvas)
+        found.append((cuda.ids(canvas), cuda.ids(canvas).copy()))
+    assert not np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(*found[0])
+
+
+def test_a_text_left_in_the_middle_of_a_step_leaves_nothing_to_the_next_one():
+    """Its last step may still run, and report, when its memory is lent again."""
+    cuda = CudaOps(EmulatedDevice(asynchronous=True), run_ahead=False)
+    settings = DecodingSettings(rule="low_confidence", steps=6)
+    left = Pair.make(settings, block=6, vocab=90, cuda=cuda)
+    left.begin()
+    pointer = left.canvases[0].ids.pointer
+    cuda.sample(on_device(cuda, random_logits(1, 6, 90)), left.canvases[0])
+    cuda.device.enqueue(lambda: time.sleep(0.2))
+    cuda.launch_commit(left.canvases[0])
+    del left
+    pair = Pair.make(settings, block=6, vocab=90, cuda=cuda)
+    assert pair.canvases[0].ids.pointer == pointer
+    pair.begin([(1, 4), (3, 4), (5, 4)])
+    logits = random_logits(2, 6, 90)
+    on_gpu = on_device(cuda, logits)
+    while pair.canvases[1].num_masked:
+        cuda.sample(on_gpu, pair.canvases[0])
+        NumpyOps().sample(logits, pair.canvases[1])
+        assert cuda.commit(pair.canvases[0]) == NumpyOps().commit(pair.canvases[1])
+    assert np.array_equal(cuda.ids(pair.canvases[0]), pair.canvases[1].ids[0])
 
 
 def test_the_memory_of_a_canvas_serves_the_next_one_of_its_shape():
