@@ -1,12 +1,16 @@
 """One real run of the model that ships, on a faked board."""
 
-import time
+import itertools
+from types import SimpleNamespace
 
 import pytest
+from dlm_edge.jetson import timed_text as timed_text_module
 from dlm_edge.jetson.profile import Profiler
 from dlm_edge.jetson.profile_options import ProfileOptions
 from dlm_edge.jetson.run_record import STAGES
 from dlm_edge.jetson.timed_text import timed_text
+from dlm_edge.runtime import generate, text_generation
+from dlm_edge.runtime import pipeline as pipeline_module
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.pipeline import Pipeline
 from toy_bundle import write_toy
@@ -28,18 +32,25 @@ def test_stages_of_every_text_add_up_to_its_time(record):
         assert list(run["stages"]) == list(STAGES)
         assert sum(run["stages"].values()) == pytest.approx(run["total_s"], abs=1e-5)
         assert len(run["steps"]) == run["nfe"]
-        assert 0 < run["first_s"] <= run["first_block_s"]
+        assert 0 <= run["first_s"] <= run["first_block_s"]
 
 
 @pytest.mark.parametrize("prompt", ["", "Once upon a time"])
-def test_the_first_block_comes_between_the_first_token_and_the_end(prompt):
+def test_the_first_block_comes_between_the_first_token_and_the_end(prompt, monkeypatch):
+    now = itertools.count()  # a clock that every look at it moves on
+
+    def clock():
+        return next(now) / 1024
+
+    for module in (generate, pipeline_module, text_generation, timed_text_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
     with Pipeline.load(threads=1) as pipeline:
-        begin = time.perf_counter()
+        begin = clock()
         run = timed_text(pipeline, prompt, max_tokens=40)
-        elapsed = time.perf_counter() - begin
+        elapsed = clock() - begin
     assert run.num_blocks > 1
-    assert 0 < run.first_s <= run.first_block_s <= elapsed
-    assert run.total_s <= elapsed
+    assert 0 < run.first_s < run.first_block_s < elapsed
+    assert 0 < run.total_s < elapsed
 
 
 def test_default_prompts_that_a_bundle_has_no_room_for_are_left_out(tmp_path):
@@ -85,8 +96,9 @@ def test_memory_parts_lead_from_nothing_to_what_is_resident(record):
     assert record["memory"]["load_peak_mib"] >= parts[-2]["resident_mib"] - 1
     assert parts[-1]["device_used_mib"] is None
     held = record["memory"]["engine_account_mib"]
-    # The engine's buffers are malloc's, and were read while it held them.
-    assert record["memory"]["malloc_peak_mib"] > held["weights"] + held["kv"]
+    # The engine's buffers are malloc's.
+    before = record["sensors"]["columns"]["malloc"]["values"][0]
+    assert record["memory"]["malloc_peak_mib"] > before + held["weights"] + held["kv"]
     assert record["memory"]["engine_peak_mib"] == pytest.approx(sum(held.values()), abs=0.02)
     assert held["weights"] == pytest.approx(4.19, abs=0.1)
     # kv: 256 rows x 4 layers x 2 x 4 heads x 64 float32
