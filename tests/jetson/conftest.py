@@ -13,30 +13,28 @@ from untrained_draft import make_draft
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = f"""{LOAD}
 import json, time
+from contextlib import contextmanager
 from pathlib import Path
 from dlm_edge.jetson.profile import Profiler
 from dlm_edge.jetson.profile_options import ProfileOptions
 def readings(profiler):
     column = profiler.sampler.series.columns.get("malloc")
     return len(column.values) if column else 0
-def wait(profiler):
-    seen, end = readings(profiler), time.monotonic() + 60
-    while readings(profiler) == seen and time.monotonic() < end:
-        time.sleep(0.001)
-load, generate = Profiler._load, Profiler._generate
-def load_once_read(self):
-    wait(self)
-    return load(self)
-def generate_until_read(self, pipeline):
-    generate(self, pipeline)
-    wait(self)
-Profiler._load, Profiler._generate = load_once_read, generate_until_read
+span = Profiler.span
+@contextmanager
+def span_with_a_reading(self, name):
+    with span(self, name):
+        yield
+        seen, end = readings(self), time.monotonic() + 60
+        while readings(self) == seen and time.monotonic() < end:
+            time.sleep(0.001)
+Profiler.span = span_with_a_reading
 options = ProfileOptions(threads=1, prompts=("", "Once upon a time"), runs=2, max_tokens=40)
 profiler = Profiler(options, root=Path(sys.argv[1]))
 profiler.measure()
 print(json.dumps(profiler.finish(complete=True), allow_nan=False))
 """
-"""However busy the machine, memory is read once before the model is loaded and once while it is."""
+"""However busy the machine, sensors are read in every span: while idle, loaded, at the end."""
 
 
 @pytest.fixture
