@@ -26,7 +26,7 @@ def span_with_a_reading(self, name):
     with span(self, name):
         yield
         seen, end = readings(self), time.monotonic() + 60
-        while readings(self) == seen and time.monotonic() < end:
+        while readings(self) < seen + 2 and time.monotonic() < end:
             time.sleep(0.001)
 Profiler.span = span_with_a_reading
 options = ProfileOptions(threads=1, prompts=("", "Once upon a time"), runs=2, max_tokens=40)
