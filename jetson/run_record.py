@@ -94,7 +94,7 @@ def text_run(
     prompt: int,
     num_prompt_tokens: int,
     tokenise_s: float,
-    first_s: float,
+    begin: float,
 ) -> TextRun:
     """Takes a finished text apart.
 
@@ -104,7 +104,7 @@ def text_run(
         prompt: number of the prompt.
         num_prompt_tokens: ids of the prompt, start token included.
         tokenise_s: the part of the text's time before the first run.
-        first_s: from the call to the first committed token.
+        begin: `time.perf_counter()` at the call.
     """
     stages: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     stages["tokenise"] = tokenise_s
@@ -128,10 +128,8 @@ def text_run(
         num_tokens=num_tokens,
         nfe=result.nfe,
         num_blocks=-(-(before + num_tokens) // block) if block else 0,
-        first_s=first_s,
-        first_block_s=tokenise_s + _until(steps, min(num_tokens, block - before))
-        if block
-        else total_s,
+        first_s=_until(steps, 1) - begin if num_tokens else 0.0,
+        first_block_s=_until(steps, min(num_tokens, block - before)) - begin if block else total_s,
         total_s=total_s,
         stages=stages,
         steps=tuple(steps),
@@ -147,11 +145,11 @@ def _block(steps: Sequence[GraphRun]) -> int:
 
 
 def _until(steps: Sequence[GraphRun], num_tokens: int) -> float:
-    """Returns the seconds from the first run to the end of that which made so many tokens."""
+    """Returns when the run ended that made so many tokens; the last one, if none did."""
     made, end = 0, 0.0
     for run in steps:
         made += run.num_committed
-        end = run.begin - steps[0].begin + run.prepare + run.feed + run.engine + run.update
+        end = run.begin + run.prepare + run.feed + run.engine + run.update
         if made >= num_tokens:
             break
     return end

@@ -40,10 +40,8 @@ def timed_text(
     generation = pipeline.generate(
         prompt, max_tokens=max_tokens, seed=seed, sample_index=sample_index, **(settings or {})
     )
-    first = 0.0
-    for span in generation:
-        if span.committed and span.token_ids and not first:
-            first = time.perf_counter() - begin
+    for _ in generation:
+        pass
     pipeline.observer = pipeline.settle = None
     return text_run(
         generation.so_far(),
@@ -51,5 +49,5 @@ def timed_text(
         prompt=number,
         num_prompt_tokens=len(generation.given_ids),
         tokenise_s=generation.tokenise_seconds,
-        first_s=first,
+        begin=begin,
     )

@@ -65,7 +65,7 @@ print(len(modules))
 
 def run(python: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [python, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def import_all(python: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-LIMIT_S = 60
+LIMIT_S = 600
 
 
 def wait(ready: Callable[[], object]) -> None:

@@ -186,7 +186,7 @@ def test_an_unknown_target_lists_those_there_are():
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(ROOT), "--out", str(tmp_path / "out")]
     command += ["--runs", "500", "--max-tokens", "8", "--threads", "1", "--warm-up", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 130, done.stderr
     assert "INTERRUPTED: 4 texts" in done.stdout
     record = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))

@@ -1,9 +1,16 @@
 """One real run of the model that ships, on a faked board."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
+from dlm_edge.jetson import timed_text as timed_text_module
 from dlm_edge.jetson.profile import Profiler
 from dlm_edge.jetson.profile_options import ProfileOptions
 from dlm_edge.jetson.run_record import STAGES
+from dlm_edge.jetson.timed_text import timed_text
+from dlm_edge.runtime import generate, text_generation
+from dlm_edge.runtime import pipeline as pipeline_module
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.pipeline import Pipeline
 from toy_bundle import write_toy
@@ -25,11 +32,25 @@ def test_stages_of_every_text_add_up_to_its_time(record):
         assert list(run["stages"]) == list(STAGES)
         assert sum(run["stages"].values()) == pytest.approx(run["total_s"], abs=1e-5)
         assert len(run["steps"]) == run["nfe"]
-        assert 0 < run["first_s"] <= run["first_block_s"] <= run["total_s"] + 0.05
+        assert 0 <= run["first_s"] <= run["first_block_s"]
 
 
-def held_at_start(record):
-    return record["sensors"]["columns"]["malloc"]["values"][0]
+@pytest.mark.parametrize("prompt", ["", "Once upon a time"])
+def test_the_first_block_comes_between_the_first_token_and_the_end(prompt, monkeypatch):
+    now = itertools.count()  # a clock that every look at it moves on
+
+    def clock():
+        return next(now) / 1024
+
+    for module in (generate, pipeline_module, text_generation, timed_text_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
+    with Pipeline.load(threads=1) as pipeline:
+        begin = clock()
+        run = timed_text(pipeline, prompt, max_tokens=40)
+        elapsed = clock() - begin
+    assert run.num_blocks > 1
+    assert 0 < run.first_s < run.first_block_s < elapsed
+    assert 0 < run.total_s < elapsed
 
 
 def test_default_prompts_that_a_bundle_has_no_room_for_are_left_out(tmp_path):
@@ -56,12 +77,12 @@ def test_settings_that_the_bundle_does_not_take_are_refused(tmp_path):
 def test_memory_of_the_engines_profiler_is_not_the_models(record):
     (layers,) = (span for span in record["spans"] if span["name"] == "layers")
     column = record["sensors"]["columns"]["malloc"]
-    before = [
-        value
-        for when, value in zip(column["times"], column["values"], strict=True)
-        if when < layers["begin"]
-    ]
-    assert record["memory"]["malloc_peak_mib"] == pytest.approx(max(before), abs=0.01)
+    readings = list(zip(column["times"], column["values"], strict=True))
+    # Times are told to a tenth of a millisecond: a reading just there may count or not.
+    surely = [value for when, value in readings if when < layers["begin"] - 1e-4]
+    perhaps = [value for when, value in readings if when < layers["begin"] + 1e-4]
+    assert surely
+    assert max(surely) - 0.01 <= record["memory"]["malloc_peak_mib"] <= max(perhaps) + 0.01
 
 
 def test_memory_parts_lead_from_nothing_to_what_is_resident(record):
@@ -74,20 +95,26 @@ def test_memory_parts_lead_from_nothing_to_what_is_resident(record):
     assert record["memory"]["peak_mib"] >= parts[-1]["resident_mib"] - 1
     assert record["memory"]["load_peak_mib"] >= parts[-2]["resident_mib"] - 1
     assert parts[-1]["device_used_mib"] is None
-    assert record["memory"]["malloc_peak_mib"] > held_at_start(record)
     held = record["memory"]["engine_account_mib"]
+    # The engine's buffers are malloc's.
+    before = record["sensors"]["columns"]["malloc"]["values"][0]
+    assert record["memory"]["malloc_peak_mib"] > before + held["weights"] + held["kv"]
     assert record["memory"]["engine_peak_mib"] == pytest.approx(sum(held.values()), abs=0.02)
     assert held["weights"] == pytest.approx(4.19, abs=0.1)
     # kv: 256 rows x 4 layers x 2 x 4 heads x 64 float32
     assert held["kv"] == pytest.approx(256 * 4 * 2 * 4 * 64 * 4 / 2**20)
 
 
-def test_layers_are_those_of_the_graph_and_take_most_of_the_engine(record):
+def test_layers_are_those_of_the_graph_and_take_their_time_within_the_engines(record):
     layers = record["layers"]
     kinds = {layer["kind"] for layer in layers["layers"]}
     assert "MatMul" in kinds
     assert sum(layer["share"] for layer in layers["layers"]) == pytest.approx(1, abs=0.01)
-    assert 0 < layers["total_ms"] <= layers["engine_ms"]
+    assert {layer["calls"] for layer in layers["layers"] if layer["bytes"] > 1 << 20} == {
+        layers["nfe"]
+    }
+    # Calls times their median: at most twice their sum, however they are spread.
+    assert 0 < layers["total_ms"] <= 2 * layers["engine_ms"]
 
 
 def test_power_of_the_faked_board_becomes_tokens_per_joule(record):
@@ -96,7 +123,8 @@ def test_power_of_the_faked_board_becomes_tokens_per_joule(record):
     assert energy["watts"] == pytest.approx(5.064 * 0.684, rel=1e-3)
     assert energy["idle_watts"] == pytest.approx(5.064 * 0.684, rel=1e-3)
     tokens = sum(run["num_tokens"] for run in record["runs"])
-    assert energy["tokens_per_joule"] == pytest.approx(tokens / energy["joules"], rel=1e-3)
+    # Joules are told to a thousandth, which is more of a short run's.
+    assert tokens / energy["tokens_per_joule"] == pytest.approx(energy["joules"], abs=6e-4)
 
 
 def test_the_machine_is_the_board(record):

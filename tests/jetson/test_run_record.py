@@ -33,7 +33,7 @@ STEPS = [
 def text(steps=STEPS, tokens=40, total=0.58):
     return text_run(
         result(len(steps), tokens, total), steps, prompt=0, num_prompt_tokens=40,
-        tokenise_s=0.001, first_s=0.05,
+        tokenise_s=0.001, begin=9.998,
     )  # fmt: skip
 
 
@@ -56,17 +56,25 @@ def test_the_prompts_tail_shares_the_first_block():
     # 40 prompt tokens leave 8 in the first block of 32, so that 24 new ones finish it.
     found = text()
     assert found.num_blocks == 2
-    assert found.first_block_s == pytest.approx(0.001 + 0.04 + 0.015)
+    assert found.first_block_s == pytest.approx(10.04 + 0.015 - 9.998)
     summary = summarise([found])
     assert summary["figures"]["nfe_per_block"]["median"] == 2.0
     assert summary["figures"]["tokens_per_nfe"]["median"] == 40 / 5
+
+
+def test_the_first_token_is_there_when_the_run_that_made_it_ends():
+    assert text().first_s == pytest.approx(10.02 + 0.015 - 9.998)  # behind the prefill
+    whole = [run("denoise", 10.0, committed=24)]
+    found = text(whole, tokens=24)
+    assert found.first_s == found.first_block_s == pytest.approx(10.0 + 0.015 - 9.998)
+    assert text([run("denoise", 10.0)], tokens=0).first_s == 0.0
 
 
 def test_a_text_of_one_block_needs_no_commit():
     steps = [run("denoise", 10.0, committed=4), run("denoise", 10.1, committed=6)]
     found = text(steps, tokens=10, total=0.53)
     assert found.num_blocks == 1
-    assert found.first_block_s == pytest.approx(0.001 + 0.1 + 0.015)
+    assert found.first_block_s == pytest.approx(10.1 + 0.015 - 9.998)
 
 
 def test_a_run_over_two_blocks_is_no_step_of_one():

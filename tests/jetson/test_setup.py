@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(BASH is None, reason="no bash here")
 def setup(*arguments, cwd="/"):
     command = [BASH, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, timeout=60, check=False,
+        command, capture_output=True, text=True, cwd=cwd, timeout=600, check=False,
         env={**os.environ, "HOME": "/nonexistent"},
     )  # fmt: skip
 

@@ -1,6 +1,8 @@
 """The report that proves a board: on the CPU, on a stand-in for a board, and on faulty ones."""
 
+import itertools
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,7 +50,15 @@ def report(bundle, *arguments, code=0):
     return json.loads(target.read_text("utf-8")), result
 
 
-def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle):
+def set_clock(monkeypatch, clock):
+    clocks = SimpleNamespace(perf_counter=clock, strftime=time.strftime, gmtime=time.gmtime)
+    for module in (board_report, generate, pipeline, text_generation):
+        monkeypatch.setattr(module, "time", clocks)
+
+
+def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle, monkeypatch):
+    looks = itertools.count()
+    set_clock(monkeypatch, lambda: next(looks) / 1024)
     found, result = report(bundle, "--engine", "onnxruntime")
     assert found["ok"]
     assert found["kernels"] == "not run: no GPU"
@@ -57,7 +67,9 @@ def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle):
     assert found["speed"]["tokens"] > 0
     assert found["speed"]["tokens_per_s"] > 0
     assert [(row["block"], row["context"]) for row in found["runs"]] == [(4, 4), (4, 8)]
-    assert all(row["run_ms"] > 0 and row["sample_ms"] > 0 for row in found["runs"])
+    # Eight calls between two looks at this clock.
+    assert {row["run_ms"] for row in found["runs"]} == {round(1e3 / 1024 / 8, 4)}
+    assert {row["sample_ms"] for row in found["runs"]} == {round(1e3 / 1024 / 8, 4)}
     assert found["memory"]["peak_rss_mib"] > 0
     assert found["versions"]["numpy"] == np.__version__
     assert found["bundle"]["sha256"] == open_bundle(bundle).sha256
@@ -65,8 +77,7 @@ def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle):
 
 
 def test_texts_that_take_less_than_a_tick_of_the_clock_are_no_fault(bundle, monkeypatch):
-    for module in (generate, pipeline, text_generation):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 7.0))
+    set_clock(monkeypatch, lambda: 7.0)
     found, _ = report(bundle, "--engine", "onnxruntime")
     assert found["ok"]
     assert found["speed"]["tokens"] > 0

@@ -97,7 +97,7 @@ def main(as_json, verbose):
     with tempfile.TemporaryDirectory() as folder:
         try:
             click.echo(folder)
-            time.sleep(60)
+            time.sleep(600)
         finally:
             print("cleared away", flush=False)
 
@@ -113,7 +113,7 @@ def test_a_command_that_is_terminated_clears_away_what_it_began():
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
         # As every program that a signal ended: a service manager takes it for a clean end.
-        assert process.wait(timeout=60) == -signal.SIGTERM
+        assert process.wait(timeout=600) == -signal.SIGTERM
     assert not folder.exists()
     assert rest == "cleared away\n"
 

@@ -1,7 +1,8 @@
 import io
-import time
+from types import SimpleNamespace
 
 import pytest
+from dlm_edge.runtime import progress
 from dlm_edge.runtime.progress import ProgressLine
 
 
@@ -13,7 +14,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

@@ -5,9 +5,10 @@ import pty
 import re
 import struct
 import termios
-import time
+from types import SimpleNamespace
 
 import pytest
+from dlm_edge.runtime import watch as watch_module
 from dlm_edge.runtime.families.base import Span
 from dlm_edge.runtime.watch import Canvas, Watch, display_width, wrap
 
@@ -140,7 +141,8 @@ def test_wrapping_counts_wide_characters_and_never_exceeds_the_columns():
 
 def test_a_real_terminal_is_redrawn_in_place(monkeypatch):
     naps = []
-    monkeypatch.setattr(time, "sleep", naps.append)
+    # Its own clock only: other threads of this process may sleep as well.
+    monkeypatch.setattr(watch_module, "time", SimpleNamespace(sleep=naps.append))
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 30, 0, 0))
     with open(follower, "w", encoding="utf-8") as out:

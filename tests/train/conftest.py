@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +99,23 @@ def settings(stories: Path, cache: Path, tmp_path: Path) -> Callable[..., TrainC
     return make
 
 
+def free_port() -> str:
+    """A port for processes of one run to meet at, which no other worker's run may take meanwhile.
+
+    Not one of those that the system hands out to whoever asks for any.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for _ in range(100):
+        port = 12_000 + 100 * worker + next(_asked) % 100
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError("no port is free")
+
+
+_asked = itertools.count()
+
+
 @pytest.fixture
 def command(cache: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts `dlm-train` as a process of its own, over this checkout."""
@@ -109,7 +129,12 @@ def command(cache: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "MASTER_PORT": free_port(),
+            },
         )
 
     return start

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,22 +237,28 @@ def test_what_the_builder_says_stands_in_the_error(trt, bundle):
         build_plan(trt, bundle.member(file), [toy_spec()], SETTINGS, configure=this_gpu)
 
 
-def test_ctrl_c_stops_a_build_and_leaves_no_plan(trt, configure, bundle, cache):
+def test_ctrl_c_stops_a_build_and_leaves_no_plan(trt, configure, bundle, cache, request):
     (file,) = graph_files(bundle)
-    sent = threading.Event()
+    sent, heard = threading.Event(), threading.Event()
+
+    def hear(number, frame):
+        heard.set()
+        raise KeyboardInterrupt
 
     def interrupt(fraction, phase):
         if not sent.is_set():
             sent.set()
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)  # time for the thread that waits to hear it
+            assert heard.wait(600)  # by the thread that waits for the build
 
+    before = signal.signal(signal.SIGINT, hear)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt):
         plan_for(trt, bundle, file, GPU, cache, SETTINGS, configure=configure, report=interrupt)
     assert sent.is_set()
     for thread in threading.enumerate():
         if thread.name == "tensorrt-build":  # it has no more to do than to end
-            thread.join(20)
+            thread.join(600)
             assert not thread.is_alive()
     assert cache.entries() == []
     assert plan_for(trt, bundle, file, GPU, cache, SETTINGS, configure=configure).facts is not None

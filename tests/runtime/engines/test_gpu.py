@@ -27,7 +27,7 @@ def driver(folder, status=0):
     path = folder / "driver.so"
     (folder / "driver.c").write_text(SOURCE.replace("INIT", str(status)))
     subprocess.run(
-        [COMPILER, "-shared", "-fPIC", "-o", path, folder / "driver.c"], check=True, timeout=60
+        [COMPILER, "-shared", "-fPIC", "-o", path, folder / "driver.c"], check=True, timeout=600
     )
     return str(path)
 

@@ -197,7 +197,7 @@ def obtain_slowly(folder, ready, go, built):
     def build():
         built.put(os.getpid())
         ready.set()
-        go.wait(20)
+        go.wait(600)
         return new_plan()
 
     assert cache.obtain(KEY, build) == PLAN
@@ -208,10 +208,10 @@ def test_of_two_processes_one_builds_and_the_other_waits_for_it(cache, notes, ho
     ready, go, built = context.Event(), context.Event(), context.SimpleQueue()
     other = context.Process(target=obtain_slowly, args=(str(home), ready, go, built))
     other.start()
-    assert ready.wait(20)
+    assert ready.wait(600)
     cache._note = lambda line: (notes.append(line), go.set())  # only once we do wait
     assert cache.obtain(KEY, never) == PLAN
-    other.join(20)
+    other.join(600)
     assert other.exitcode == 0
     assert notes == ["another process builds this plan: waiting for it"]
 
