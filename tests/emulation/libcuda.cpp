@@ -59,8 +59,8 @@ bool within(Address address, size_t size) {
 size_t num_arguments(const std::string& name) {
   static const std::map<std::string, size_t> counts = {
       {"begin_block", 1}, {"commit", 1}, {"settle", 1}, {"append_rows", 3}, {"begin_drafts", 3},
-      {"propose_float32", 3}, {"propose_float16", 3}, {"verify_float32", 4},
-      {"verify_float16", 4}, {"append_kept", 5},
+      {"propose_float32", 3}, {"propose_float16", 3}, {"append_kept", 5},
+      {"verify_mixed_float32", 4}, {"verify_mixed_float16", 4},
   };
   const auto found = counts.find(name);
   return found == counts.end() ? 2 : found->second;
