@@ -6,8 +6,9 @@ import ctypes
 import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -336,3 +337,26 @@ def test_a_call_that_fails_is_one_line(monkeypatch, binding, call, use, message)
     with pytest.raises(DeviceError, match=message) as error:
         use(CudaDevice())
     assert "\n" not in str(error.value)
+
+
+def test_kernels_stay_loaded_as_long_as_the_device_is_open(monkeypatch):
+    monkeypatch.setattr(cuda, "compile_kernels", lambda *_: b"")
+
+    class Module:
+        pass
+
+    loaded = []
+
+    def load(image):
+        module = Module()
+        loaded.append(weakref.ref(module))
+        return module
+
+    driver = SimpleNamespace(
+        name="Orin", capability=(8, 7), Error=RuntimeError, load=load,
+        function=lambda module, name: name, close=lambda: None, wait=lambda: None,
+    )  # fmt: skip
+    device = CudaDevice(driver=driver)
+    device.kernels(KERNELS / "copy.cu", ("append_rows",))
+    gc.collect()
+    assert loaded[0]() is not None  # what unloads with its module cannot be launched

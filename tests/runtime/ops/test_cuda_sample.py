@@ -230,3 +230,23 @@ def test_of_equal_weights_the_lowest_ids_are_kept_to_the_last_one(cuda, share):
     assert np.count_nonzero(weights[0]) == 4096 * share
     found, _ = pair.both("candidate")
     assert found.max() < 4096 * share
+
+
+def test_weights_on_the_windows_edge_are_counted_once(cuda):
+    """Between the highest and those around the cut stand 2,000 of 2^-5: a bin begins there."""
+    rng = np.random.default_rng(0)
+    near = np.float32(-5 * np.log(2)) + np.arange(-40, 41, dtype=np.float32) * np.float32(2e-7)
+    exact = near[near * np.float32(1.44269504) == -5]
+    assert exact.size
+    low = -6.5 - 2.5 * rng.random(4192)
+    row = np.concatenate([np.full(1999, -0.7), [0.0], np.full(2000, exact[0]), low])
+    row = np.concatenate([row, [0, 0]])  # banned
+    logits = np.broadcast_to(row.astype(np.float32), (1, 16, row.size))
+    settings = DecodingSettings(rule="threshold", temperature=1.0, top_k=4500)
+    pair = Pair.make(settings, block=16, vocab=row.size, cuda=cuda)
+    pair.begin()
+    pair.sample(logits)
+    rows, ties = compare_samples(pair)
+    assert rows == 16
+    assert ties <= 1
+    assert np.count_nonzero(pair.canvases[1].scratch.row.weights[0]) == 4500
