@@ -29,7 +29,7 @@ def brief(error: BaseException) -> str:
 def bindings_driver() -> Any:
     """Gives cuda-bindings' driver module; DeviceError if it is not installed."""
     try:
-        from cuda.bindings import driver  # pyright: ignore[reportMissingImports]
+        from cuda.bindings import driver  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
             f"CUDA graphs need the package cuda-bindings: {brief(error)}; {REMEDY}"

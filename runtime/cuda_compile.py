@@ -14,7 +14,7 @@ from .kernel_cache import compile_cached
 def _nvrtc() -> tuple[Any, str]:
     """Gives NVRTC's binding and its version."""
     try:
-        from cuda.bindings import nvrtc  # pyright: ignore[reportMissingImports]
+        from cuda.bindings import nvrtc  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         _, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:
