@@ -250,3 +250,22 @@ def test_weights_on_the_windows_edge_are_counted_once(cuda):
     assert rows == 16
     assert ties <= 1
     assert np.count_nonzero(pair.canvases[1].scratch.row.weights[0]) == 4500
+
+
+@pytest.mark.parametrize("heat", [{"top_k": 1400}, {"top_k": 3000}, {"top_p": 0.6}, {"top_p": 0.9}])
+@pytest.mark.parametrize("sampled", [0, 1])
+def test_a_sample_that_misleads_costs_no_token(cuda, sampled, heat):
+    """Every second chunk is read beforehand: all high weights stand in those, or none of them."""
+    rng = np.random.default_rng(0)
+    high, low = rng.random(2048), 4 + rng.random(2048)
+    row = np.empty((32, 2, 64))
+    row[:, sampled], row[:, 1 - sampled] = -high.reshape(32, 64), -low.reshape(32, 64)
+    row = np.concatenate([row.reshape(-1), [0, 0]])  # banned
+    logits = np.broadcast_to(row.astype(np.float32), (1, 64, row.size))
+    settings = DecodingSettings(rule="threshold", temperature=3.0, **heat)
+    pair = Pair.make(settings, block=64, vocab=row.size, cuda=cuda)
+    pair.begin()
+    pair.sample(logits)
+    rows, ties = compare_samples(pair)
+    assert rows == 64
+    assert ties <= 1
