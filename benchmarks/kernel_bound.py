@@ -12,8 +12,7 @@ cannot be met, one below that it may be.
 
 Scores are by confidence. Of top-k and top-p the sample counts as the share of the row that it
 reads, with every weight sorted into a bin; every turn of the pass after it lists weights, as over
-flat distributions. A guess that did not hold, which takes two passes more, is not counted: among
-the rows of a language model it is rare.
+flat distributions. A guess that did not hold, which takes two passes more, is not counted.
 """
 
 from __future__ import annotations
@@ -233,6 +232,11 @@ def _kernel(
         for loop, _ in row_loops(blocks)
     ]
     kind = name.split("_")[0]
+    lost = {one for names in WAYS.get(kind, {}).values() for one in names} - found.keys()
+    if lost:
+        raise ConfigError(
+            f"the code of {name} has no loop like {min(lost)!r}: kernel_passes.py has to follow it"
+        )
     ways = {
         way: bound(
             [found[one] for one in names], target, bytes_each=bytes_each, vocab=vocab,
@@ -241,7 +245,6 @@ def _kernel(
             besides=BESIDES.get((kind, way), 0),
         )
         for way, names in WAYS.get(kind, {}).items()
-        if all(one in found for one in names)
     }  # fmt: skip
     return {
         "target": label,

@@ -6,16 +6,6 @@
 #include "philox.cuh"
 #include "truncate.cuh"
 
-// A uniform for thread 0, which alone needs it: no board is quick at double precision.
-__device__ inline double draw_once(const Canvas* canvas, int position, DrawKind kind) {
-  return threadIdx.x ? 0.0 : uniform(canvas, position, canvas->step, kind);
-}
-
-// Whether top-k or top-p leave some weights out.
-__device__ inline bool takes_some(const Canvas* canvas) {
-  return (canvas->top_k > 0 && canvas->top_k < canvas->vocab) || canvas->top_p < 1.0;
-}
-
 // The highest logit of a row that is to be drawn from, and the sum of its weights at the temperature,
 // in one pass: `mean`, `second` and temperature 1 are no concern of drafts.
 template <typename Logit>

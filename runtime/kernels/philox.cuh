@@ -38,3 +38,8 @@ __device__ inline double uniform(const Canvas* canvas, unsigned position, unsign
                                  DrawKind kind) {
   return (double)draw_bits(canvas, position, step, kind) * UNIT;
 }
+
+// A uniform for thread 0, which alone needs it: no board is quick at double precision.
+__device__ inline double draw_once(const Canvas* canvas, int position, DrawKind kind) {
+  return threadIdx.x ? 0.0 : uniform(canvas, position, canvas->step, kind);
+}

@@ -59,8 +59,8 @@ __device__ inline bool is_wide(const unsigned short* row) {
   return (unsigned long long)row % 16 == 0;
 }
 
-template <typename Source>
-__device__ void read_wide(const Source&, float (&)[8]) {}
+template <typename Logit>
+__device__ void read_wide(const Mixture<Logit>&, float (&)[8]) {}  // is never wide
 __device__ inline void read_wide(const float* from, float (&values)[8]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {

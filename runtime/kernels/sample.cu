@@ -100,9 +100,7 @@ __device__ void sample(const Logit* logits, Canvas* canvas) {
     const float whole = is_tempered ? found.warm : found.sum;
     const Heated heated(found.top, canvas->inverse_temperature, whole);
     candidate = draw(row, canvas, heated, index, [&] {
-      return threadIdx.x
-                 ? 0.0
-                 : uniform(canvas, canvas->position + blockIdx.x, canvas->step, DRAW_TOKEN);
+      return draw_once(canvas, canvas->position + blockIdx.x, DRAW_TOKEN);
     });
   }
   if (threadIdx.x == 0) write(canvas, index, candidate, row.at(candidate) - known.top, known);

@@ -1,15 +1,15 @@
-// Top-k and top-p without sorting, in little more than one pass over the row.
+// Top-k and top-p without sorting: the cut, by one pass over the row and a sample of it beforehand.
 //
-// A sample of the row tells about where the lowest kept weight lies. One pass adds up the weights
-// above that place and lists those around it, among which it is found exactly. Whether it lies there
-// at all is known after the pass; where not, a histogram of all the row narrows the place down.
+// The sample tells about where the lowest kept weight lies. The pass adds up the weights above that
+// place and lists those around it, among which it is found exactly. Whether it lies there at all is
+// known after the pass; where not, a histogram of all the row narrows the place down.
 #pragma once
 
 #include "window.cuh"
 
-constexpr int SAMPLE = 40;              // chunks at least: a turn of the smallest block
-constexpr int STRIDE = 12;              // at most: one chunk in as many is sampled
-constexpr unsigned FIRST = 87 << 23;    // of 2^-40: below it a sample is not sorted
+constexpr int SAMPLE = 40;            // chunks at least: a turn of the smallest block
+constexpr int STRIDE = 12;            // at most: one chunk in as many is sampled
+constexpr unsigned FIRST = 87 << 23;  // of 2^-40: below it a sample is not sorted
 
 // exp((l - top) / T) of a logit.
 struct Heated {
@@ -97,20 +97,24 @@ struct Search {
   unsigned long long inside;  // what is wanted of the window just tried; 0: the cut is above it
 };
 
+// The window to try first: all of a row that fits the list, else what a sample says.
+template <typename Logit, typename Heat>
+__device__ Window first_window(const Row<Logit>& row, const Heat& heated, List& list, int count) {
+  if (row.chunks * CHUNK <= ROOM) return {1, END};
+  const int stride = min(row.chunks / SAMPLE + 1, STRIDE);
+  const Histogram some = sort_into_bins(row, heated, list, {FIRST, END}, stride);
+  const float whole = list.whole > 0 ? list.whole : some.all * some.stride + 1.0f;
+  return choose(list, some, count, (1.0f - (float)row.canvas->top_p) * whole);
+}
+
 // Cuts behind `count` weights or, if that is 0, where the share of all reaches top_p.
 template <typename Logit, typename Heat>
 __device__ Cut cut_row(const Row<Logit>& row, const Heat& heated, float* sums, List& list,
                        int count) {
   __shared__ Search search;
   const bool by_mass = count == 0;
-  Window tried = {1, END};
-  if (threadIdx.x == 0) search.at = tried, search.behind = 0;
-  if (row.chunks * CHUNK > ROOM) {
-    const int stride = min(row.chunks / SAMPLE + 1, STRIDE);
-    const Histogram some = sort_into_bins(row, heated, list, {FIRST, END}, stride);
-    const float whole = list.whole > 0 ? list.whole : some.all * some.stride + 1.0f;
-    tried = choose(list, some, count, (1.0f - (float)row.canvas->top_p) * whole);
-  }
+  if (threadIdx.x == 0) search.at = {1, END}, search.behind = 0;
+  Window tried = first_window(row, heated, list, count);
 #pragma unroll 1
   for (;;) {
     const Found found = by_mass ? collect<true>(row, heated, list, tried)
@@ -127,8 +131,8 @@ __device__ Cut cut_row(const Row<Logit>& row, const Heat& heated, float* sums, L
       if (threadIdx.x == 0) search.at.low = tried.high;
     } else if (list.count > ROOM) {
       if (tried.high - tried.low == 1) {
-        const unsigned long long ties = min(number_of(tried.low, by_mass, inside), list.count + 0ull);
-        return cut_ties(row, heated, sums, tried.low, ties);
+        const unsigned long long number = number_of(tried.low, by_mass, inside);
+        return cut_ties(row, heated, sums, tried.low, min(number, list.count + 0ull));
       }
       if (threadIdx.x == 0) search.at = tried;
     } else {
@@ -195,6 +199,11 @@ __device__ Cut truncate(const Row<Logit>& row, const Canvas* canvas, const Heat&
   return list.cut;
 }
 
+// Whether top-k or top-p leave some weights out.
+__device__ inline bool takes_some(const Canvas* canvas) {
+  return (canvas->top_k > 0 && canvas->top_k < canvas->vocab) || canvas->top_p < 1.0;
+}
+
 // A row's working memory. Not kept in registers through a search.
 __device__ inline float* sums_of(const Canvas* canvas, int index) {
   return canvas->sums + (long long)index * canvas->chunks;
@@ -205,7 +214,7 @@ __device__ inline float* sums_of(const Canvas* canvas, int index) {
 template <typename Logit, typename Heat, typename Share>
 __device__ int draw(const Row<Logit>& row, const Canvas* canvas, const Heat& heated, int index,
                     const Share& share) {
-  if ((canvas->top_k > 0 && canvas->top_k < canvas->vocab) || canvas->top_p < 1.0) {
+  if (takes_some(canvas)) {
     const Kept<Heat> kept = {heated, truncate(row, canvas, heated, sums_of(canvas, index))};
     sum_chunks(row, sums_of(canvas, index), kept);
     return locate(row, sums_of(canvas, index), kept, share(), 0.0);

@@ -76,7 +76,7 @@ def test_the_device_loop_through_a_real_binding_gives_the_tokens_of_the_cpu(
     done = subprocess.run(
         [sys.executable, TESTS / "emulation" / "real_bindings.py", TESTS.parent, binding,
          write_toy(tmp_path)],
-        env=environment, capture_output=True, text=True, check=False, timeout=240,
+        env=environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "PyCUDA" not in done.stderr

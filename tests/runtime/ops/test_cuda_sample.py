@@ -232,6 +232,19 @@ def test_of_equal_weights_the_lowest_ids_are_kept_to_the_last_one(cuda, share):
     assert found.max() < 4096 * share
 
 
+def sample_many(cuda, row, block, **heat) -> Pair:
+    """Draws so often from one row, of which the last two ids are banned, that a wrong cut shows."""
+    row = np.concatenate([row, [0, 0]]).astype(np.float32)
+    settings = DecodingSettings(rule="threshold", **heat)
+    pair = Pair.make(settings, block=block, vocab=row.size, cuda=cuda)
+    pair.begin()
+    pair.sample(np.broadcast_to(row, (1, block, row.size)))
+    rows, ties = compare_samples(pair)
+    assert rows == block
+    assert ties <= 1
+    return pair
+
+
 def test_weights_on_the_windows_edge_are_counted_once(cuda):
     """Between the highest and those around the cut stand 2,000 of 2^-5: a bin begins there."""
     rng = np.random.default_rng(0)
@@ -240,15 +253,7 @@ def test_weights_on_the_windows_edge_are_counted_once(cuda):
     assert exact.size
     low = -6.5 - 2.5 * rng.random(4192)
     row = np.concatenate([np.full(1999, -0.7), [0.0], np.full(2000, exact[0]), low])
-    row = np.concatenate([row, [0, 0]])  # banned
-    logits = np.broadcast_to(row.astype(np.float32), (1, 16, row.size))
-    settings = DecodingSettings(rule="threshold", temperature=1.0, top_k=4500)
-    pair = Pair.make(settings, block=16, vocab=row.size, cuda=cuda)
-    pair.begin()
-    pair.sample(logits)
-    rows, ties = compare_samples(pair)
-    assert rows == 16
-    assert ties <= 1
+    pair = sample_many(cuda, row, 16, temperature=1.0, top_k=4500)
     assert np.count_nonzero(pair.canvases[1].scratch.row.weights[0]) == 4500
 
 
@@ -260,12 +265,4 @@ def test_a_sample_that_misleads_costs_no_token(cuda, sampled, heat):
     high, low = rng.random(2048), 4 + rng.random(2048)
     row = np.empty((32, 2, 64))
     row[:, sampled], row[:, 1 - sampled] = -high.reshape(32, 64), -low.reshape(32, 64)
-    row = np.concatenate([row.reshape(-1), [0, 0]])  # banned
-    logits = np.broadcast_to(row.astype(np.float32), (1, 64, row.size))
-    settings = DecodingSettings(rule="threshold", temperature=3.0, **heat)
-    pair = Pair.make(settings, block=64, vocab=row.size, cuda=cuda)
-    pair.begin()
-    pair.sample(logits)
-    rows, ties = compare_samples(pair)
-    assert rows == 64
-    assert ties <= 1
+    sample_many(cuda, row.reshape(-1), 64, temperature=3.0, **heat)
