@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..jetson.onnx_graph import Graph, Initialiser, Node, Port
-from ..runtime.manifest import GraphSpec, Manifest, TensorSpec
+from ..jetson.graph.onnx_graph import Graph, Initialiser, Node, Port
+from ..runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 
 FILE = "graphs/denoise.onnx"
 _FLOAT, _LONG, _HALF = 1, 7, 10

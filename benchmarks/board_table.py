@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ..jetson.plan import Plan, plan_graphs
+from ..jetson.forecast.plan import Plan, plan_graphs
 from ..jetson.targets import target as find_target
 from .block_graph import FILE, TransformerShape, block_graph, block_manifest
 from .report import print_table, record, write_json

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError
 from ..runtime.files import written_beside
 from .decode_report import summarise

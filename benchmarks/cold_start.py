@@ -22,8 +22,8 @@ from typing import Any
 
 import click
 
-from ..runtime.bundle import default_bundle_path, open_bundle
-from ..runtime.cli_common import DlmCommand
+from ..runtime.bundle.bundle import default_bundle_path, open_bundle
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import DlmError
 from .report import print_table, record, write_json
 
@@ -73,7 +73,7 @@ def summarise(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
 def _command(bundle: Path | None, threads: int | None, tokens: int) -> list[str]:
     """`dlm-run` as installed beside this interpreter, else as a module."""
     script = Path(sys.executable).with_name("dlm-run")
-    run = [str(script)] if script.exists() else [sys.executable, "-m", "dlm_edge.runtime.cli"]
+    run = [str(script)] if script.exists() else [sys.executable, "-m", "dlm_edge.runtime.cli.run"]
     run += [str(bundle)] if bundle else []
     run += ["--threads", str(threads)] if threads else []
     return [*run, "--max-tokens", str(tokens)]

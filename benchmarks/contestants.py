@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import open_bundle
+from ..runtime.bundle.bundle import open_bundle
 from ..runtime.decoding import DecodingSettings
 from ..runtime.ops.base import Canvas
 from ..runtime.ops.numpy_ops import NumpyOps
@@ -85,7 +85,7 @@ def _ours(spec: Mapping[str, Any]) -> Decode:
 def _pytorch(spec: Mapping[str, Any]) -> Decode:
     import torch
 
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
     from .peer_weights import check_same, from_bundle, from_checkpoint
     from .peers import BlockCache, WholeCanvas
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from ..runtime.bundle import default_bundle_path, open_bundle
-from ..runtime.cli_common import DlmCommand
+from ..runtime.bundle.bundle import default_bundle_path, open_bundle
+from ..runtime.cli.common import DlmCommand
 from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import ConfigError, DlmError
 from ..runtime.families import decoding_blocks

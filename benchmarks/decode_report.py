@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..calibration.judge import Judge
+from ..calibration.losses.judge import Judge
 from .contestants import CONTESTANTS
 from .quality import compare
 from .report import print_table

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import DlmError
 from .cold_start import COLUMNS, IMPORTS, measure_process, summarise
 from .report import print_table, record, write_json

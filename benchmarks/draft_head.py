@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from .clocks import clock_for
 from .int8_step import interleave, open_session, summarise
 from .report import print_table, record, write_json
@@ -50,7 +50,7 @@ def make_graphs(shape: Mapping[str, Any], blocks: tuple[int, ...]) -> dict[str, 
     """Traces a tied model with random weights: `step`, and `trunk` and `head` as its parts."""
     import torch
 
-    from ..export.trace import trace
+    from ..export.onnx_graph.trace import trace
     from ..train.families import FAMILIES
     from ..train.families.shapes import Shape
 
@@ -76,7 +76,7 @@ def steps_of(
     sessions: Mapping[str, Any], shape: Mapping[str, Any], block: int
 ) -> dict[str, Callable[[], Any]]:
     """The step in both forms, and token by token in both, behind half a context."""
-    from ..runtime.families.tidar_layout import causal_layout, draft_layout, draft_rows
+    from ..runtime.families.tidar.layout import causal_layout, draft_layout, draft_rows
 
     rng = np.random.default_rng(0)
     caches = next(item for item in sessions["step"].get_inputs() if item.name == "kv")

@@ -22,11 +22,11 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DlmError
 from ..runtime.families import decoding_blocks
+from ..runtime.measure.word_figures import ngrams
 from ..runtime.pipeline import Pipeline
-from ..runtime.word_figures import ngrams
 from .clocks import timed
 from .report import print_table, record, write_json
 from .samples import read_prompts

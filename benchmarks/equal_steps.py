@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError
 from ..runtime.pipeline import Pipeline
 from .clocks import LEAST_S, timed

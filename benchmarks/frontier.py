@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 
-from ..calibration.judge import Judge
-from ..jetson.sweep import parse_cell
-from ..runtime.cli_common import DlmCommand
+from ..calibration.losses.judge import Judge
+from ..jetson.profile.sweep import parse_cell
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.pipeline import Pipeline
 from .quality import compare, read_texts

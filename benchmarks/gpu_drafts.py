@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..runtime.decoding import DecodingSettings
-from ..runtime.device import DeviceArray
+from ..runtime.gpu.device import DeviceArray
 from ..runtime.ops.cuda_ops import CudaOps
 from ..runtime.ops.drafts import Drafts
 from .gpu_model import eager_draft_rule, half_module, half_spec

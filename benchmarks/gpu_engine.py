@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..runtime.device import Device, DeviceArray
+from ..runtime.bundle.manifest import GraphSpec
 from ..runtime.engines.base import find_spec
-from ..runtime.manifest import GraphSpec
+from ..runtime.gpu.device import Device, DeviceArray
 
 Alias = Callable[[DeviceArray], torch.Tensor]
 """Makes a tensor of a device array's memory."""

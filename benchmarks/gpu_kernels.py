@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import click
 
-from ..runtime.cli_common import DlmCommand
-from ..runtime.cuda import CudaDevice
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import EngineError
+from ..runtime.gpu.cuda import CudaDevice
 from ..runtime.ops.cuda_ops import CudaOps
 from ..runtime.ops.kernel_check import check_kernels
 

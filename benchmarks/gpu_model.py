@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..runtime.manifest import GraphSpec, TensorSpec
+from ..runtime.bundle.manifest import GraphSpec, TensorSpec
 from ..train.families import FAMILIES
 from ..train.nn.block_step import BlockStep
 from ..train.nn.transformer import Layer

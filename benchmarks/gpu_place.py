@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..runtime.cuda import CudaDevice
-from ..runtime.manifest import GraphSpec
-from ..runtime.replay import ReplayingDevice
+from ..runtime.bundle.manifest import GraphSpec
+from ..runtime.gpu.cuda import CudaDevice
+from ..runtime.gpu.replay import ReplayingDevice
 from .gpu_engine import TorchDeviceEngine, TorchDeviceEngines
 
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand, print_json
-from ..runtime.engines.gpu import read_gpu
+from ..runtime.cli.common import DlmCommand, print_json
+from ..runtime.gpu.facts import read_gpu
 from .report import record, shortened, write_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,9 +28,9 @@ import click
 import numpy as np
 import torch
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.decoding import DecodingSettings
-from ..runtime.engines.gpu import read_gpu
+from ..runtime.gpu.facts import read_gpu
 from ..runtime.ops.base import Canvas
 from ..runtime.ops.cuda_ops import CudaOps
 from ..runtime.ops.cuda_state import MAX_BLOCK

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import DataError
 from .report import print_table, record, write_json
 

@@ -21,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from .clocks import Clock, clock_for, timed
 from .report import print_table, record, write_json
 
@@ -50,10 +50,10 @@ def make_graphs(shape: Mapping[str, int]) -> tuple[dict[str, Any], list[Any]]:
     """
     import torch
 
-    from ..calibration.cpu import cpu_plan, quantize_for_cpu, weight_limit
-    from ..calibration.linears import find_layers
-    from ..export.graph import Shape
-    from ..export.trace import trace
+    from ..calibration.scales.cpu import cpu_plan, quantize_for_cpu, weight_limit
+    from ..calibration.scales.linears import find_layers
+    from ..export.onnx_graph.specs import Shape
+    from ..export.onnx_graph.trace import trace
     from ..train.families import FAMILIES
 
     torch.manual_seed(0)
@@ -173,7 +173,7 @@ def main(rounds: int, quick: bool, threads: int, out: Path) -> None:
 
     Goal: 1.5 times as fast with VNNI and 1.2 without, at 384 wide and blocks of 32.
     """
-    from ..calibration.cpu import kernels_saturate
+    from ..calibration.scales.cpu import kernels_saturate
 
     circumstances = record()
     saturating = kernels_saturate()

@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand, print_json
+from ..runtime.cli.common import DlmCommand, print_json
 from ..runtime.errors import ConfigError
 from ..runtime.ops.cuda_canvas import ROW_WARPS, TRANSITION_WARPS
 from ..runtime.ops.cuda_ops import KERNELS

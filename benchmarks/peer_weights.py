@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.bundle.bundle import Bundle, open_bundle
 from ..runtime.engines import open_engines
 from ..runtime.errors import BundleError, CheckpointError, ConfigError
-from ..train.checkpoint import load_weights, read_checkpoint
+from ..train.checkpoints.checkpoint import load_weights, read_checkpoint
 from ..train.families import FAMILIES
 from ..train.nn.transformer import Transformer
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
-from ..jetson.host import HostRates, host_rates
-from ..jetson.plan import plan_bundle
+from ..jetson.forecast.host import HostRates, host_rates
+from ..jetson.forecast.plan import plan_bundle
 from .report import print_table, record, write_json
 from .untrained import untrained_bundle
 

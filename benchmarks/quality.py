@@ -1,4 +1,4 @@
-"""Compares sets of texts by the figures of `calibration/text_quality.py`, cut to equal length.
+"""Compares sets of texts by the figures of `calibration/losses/text_quality.py` at equal length.
 
 Sets are compared after `match_lengths` has cut them to the same words per text and the same number
 of texts, for every figure depends on both.
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 
-from ..calibration.judge import Judge, TextScore, perplexity
-from ..calibration.text_quality import cut_words, measure, perplexity_draws, quantiles
-from ..runtime.cli_common import DlmCommand
+from ..calibration.losses.judge import Judge, TextScore, perplexity
+from ..calibration.losses.text_quality import cut_words, measure, perplexity_draws, quantiles
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
-from ..runtime.text import read_documents
+from ..runtime.text.documents import read_documents
 from .report import print_table, record, write_json
 
 

@@ -2,10 +2,10 @@
 
     python -m dlm_edge.benchmarks.qwen_plan --size 1.5b --out benchmarks/results/qwen-plan-1.5b.json
 
-Predicted, by `jetson/plan.py`, from the graphs that `dlm-export` makes: traced in their full shape,
-typed and with Q/DQ as for a board, but with weights that have a type and a shape only, so that no
-gigabyte of them is made. Nothing is trained, and nothing runs. int8 is W8A8: embedding and head are
-stored as int8 and computed in float16, all other products multiply integers.
+Predicted, by `jetson/forecast/plan.py`, from the graphs that `dlm-export` makes: traced in their
+full shape, typed and with Q/DQ as for a board, but with weights that have a type and a shape only,
+so that no gigabyte of them is made. Nothing is trained, and nothing runs. int8 is W8A8: embedding
+and head are stored as int8 and computed in float16, all other products multiply integers.
 
 Tokens per run are the reader's assumption; TiDAR's paper reports 7.45 on average for 1.5B at a
 draft of 16 (arXiv 2511.08923, table 2). Token by token is the same graph at one row.
@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from .qwen_scale import COMMON, SHAPES
 from .report import print_table, record, write_json
 
@@ -51,7 +51,7 @@ def hollow_model(config: dict[str, Any]) -> Any:
 
 def make_config(size: str, blocks: tuple[int, ...], positions: int) -> dict[str, Any]:
     """The config.json of such a model."""
-    from ..train.nn.qwen import read_shape
+    from ..train.checkpoints.qwen import read_shape
 
     shape = read_shape({**COMMON, **SHAPES[size]}, "the shape").to_json()
     return {
@@ -73,16 +73,16 @@ def plans(
     contexts: tuple[int, ...],
 ) -> Iterator[tuple[str, Any]]:
     """Yields (precision, its plan)."""
-    from ..calibration.linears import find_layers
-    from ..calibration.plan import default_plan
-    from ..calibration.qdq import quantize
-    from ..export.graph import graph_specs
-    from ..export.outside import Arrays
-    from ..export.trace import trace_outside
-    from ..export.typed import narrow_cache, type_fp16
-    from ..export.vocabulary import split_vocabulary
-    from ..jetson.onnx_graph import read_graph
-    from ..jetson.plan import plan_graphs
+    from ..calibration.scales.linears import find_layers
+    from ..calibration.scales.plan import default_plan
+    from ..calibration.scales.qdq import quantize
+    from ..export.onnx_graph.outside import Arrays
+    from ..export.onnx_graph.specs import graph_specs
+    from ..export.onnx_graph.trace import trace_outside
+    from ..export.onnx_graph.typed import narrow_cache, type_fp16
+    from ..export.onnx_graph.vocabulary import split_vocabulary
+    from ..jetson.forecast.plan import plan_graphs
+    from ..jetson.graph.onnx_graph import read_graph
     from ..train.families import FAMILIES
     from ..train.families.shapes import Shape
 
@@ -115,7 +115,7 @@ def _manifest(config: dict[str, Any], specs: Any, precision: str, target: str) -
     """Describes the graphs, their cache in float16 as `dlm-export` makes it for a board."""
     from dataclasses import replace
 
-    from ..runtime.manifest import Manifest
+    from ..runtime.bundle.manifest import Manifest
 
     def halved(side: Any) -> Any:
         return tuple(replace(t, dtype="float16") if "kv" in t.role else t for t in side)
@@ -144,7 +144,7 @@ def _manifest(config: dict[str, Any], specs: Any, precision: str, target: str) -
 
 def rows_of(precision: str, plan: Any, tokens: tuple[float, ...]) -> list[dict[str, Any]]:
     """One row per shape: what a step takes, and what it gives at so many tokens per run."""
-    from ..runtime.families.tidar_layout import draft_block
+    from ..runtime.families.tidar.layout import draft_block
 
     rows = []
     for part in plan.graphs.values():

@@ -30,7 +30,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import DlmError
 from .report import record, shortened, write_json
 
@@ -211,7 +211,7 @@ def main(
         if target == "cpu":
             note(
                 f"run {step}",
-                ["-m", "dlm_edge.runtime.cli", str(bundle), "Once upon a time", "--max-tokens",
+                ["-m", "dlm_edge.runtime.cli.run", str(bundle), "Once upon a time", "--max-tokens",
                  "8", "--verbose"],
                 bundle_mib=bundle.stat().st_size / MIB,
             )  # fmt: skip

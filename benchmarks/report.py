@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..runtime.files import write_whole
-from ..runtime.machine import cpu_name, package_versions
+from ..runtime.measure.machine import cpu_name, package_versions
 from ..runtime.process import usable_cores
 
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch")

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..runtime import pipeline  # what a decoding process loads; its memory counts
-from ..runtime.bundle import Bundle
+from ..runtime.bundle.bundle import Bundle
+from ..runtime.bundle.manifest_json import manifest_from_json
 from ..runtime.engines import open_engines
 from ..runtime.engines.base import Engine
-from ..runtime.manifest_json import manifest_from_json
 from .clocks import clock_for, timed
 
 assert pipeline

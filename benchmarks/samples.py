@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from ..calibration.judge import Judge
-from ..calibration.text_quality import cut_words, measure
-from ..runtime.cli_common import DlmCommand
+from ..calibration.losses.judge import Judge
+from ..calibration.losses.text_quality import cut_words, measure
+from ..runtime.cli.common import DlmCommand
 from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.pipeline import Pipeline

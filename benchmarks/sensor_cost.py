@@ -18,9 +18,9 @@ from typing import Any
 
 import click
 
-from ..jetson.sampler import Sampler
-from ..jetson.sysfs import ROOT
-from ..runtime.cli_common import DlmCommand
+from ..jetson.sensors.sampler import Sampler
+from ..jetson.sensors.sysfs import ROOT
+from ..runtime.cli.common import DlmCommand
 from .report import print_table, record, write_json
 
 RATES = (10.0, 20.0, 50.0)

@@ -21,8 +21,8 @@ from typing import Any
 
 import click
 
-from ..jetson.memory import process_memory
-from ..runtime.cli_common import DlmCommand
+from ..jetson.sensors.memory import process_memory
+from ..runtime.cli.common import DlmCommand
 from .qwen_scale import COMMON, SHAPES
 from .report import print_table, record, write_json
 
@@ -41,11 +41,11 @@ def make_model(size: str, context: int) -> tuple[Any, Any, dict[str, Any]]:
     """Makes family, model with adapters, and config at one of Qwen2.5's shapes."""
     import torch
 
+    from ..train.checkpoints.qwen import read_shape
+    from ..train.checkpoints.start import SHAPE_OPTIONS
     from ..train.families import FAMILIES
-    from ..train.lora import Lora
     from ..train.nn.layers import inverse_frequencies
-    from ..train.nn.qwen import read_shape
-    from ..train.start import SHAPE_OPTIONS
+    from ..train.nn.lora import Lora
 
     shape = read_shape({**COMMON, **SHAPES[size]}, size)
     family = FAMILIES["tidar"]

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError
 from ..runtime.families import decoding_settings, find_family

@@ -15,10 +15,10 @@ from ..export.models import make_models
 from ..export.pack import draft_bundle
 from ..export.settings import ExportSettings
 from ..export.source import Source
-from ..runtime.archive import describe
-from ..runtime.bundle import Bundle
-from ..runtime.manifest import Manifest
-from ..runtime.manifest_json import manifest_from_json, manifest_to_json
+from ..runtime.bundle.archive import describe
+from ..runtime.bundle.bundle import Bundle
+from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.manifest_json import manifest_from_json, manifest_to_json
 from ..train.families import FAMILIES
 
 MANIFEST_NAME, TOKENIZER_NAME = "manifest.json", "tokenizer.json"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..jetson.targets import JETPACKS, TARGETS, describe, jetpack_lines
-from ..runtime.cli_common import DlmCommand, common_options, print_json
+from ..runtime.cli.common import DlmCommand, common_options, print_json
 from ..runtime.errors import ConfigError
 from .cli_types import Percent, Sizes
 
@@ -50,7 +50,7 @@ def _export_chosen(
     checkpoint: Path, output: Path, settings: ExportSettings, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Lets `--auto` choose, and exports what it chose."""
-    from .auto import choose
+    from .auto.auto import choose
     from .pack import check_output, export_checkpoint
 
     check_output(output, settings.report_dir)
@@ -201,7 +201,7 @@ def main(
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     # torch takes seconds to import: usage errors should not wait for it.
-    from ..runtime.progress import ProgressLine
+    from ..runtime.cli.progress import ProgressLine
     from .pack import ExportSettings, export_checkpoint
     from .plans import build_if_at_hand
 

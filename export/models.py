@@ -8,26 +8,26 @@ from typing import Any
 
 import onnx
 
-from ..calibration.judge import Judge
-from ..calibration.plan import plan_bytes, read_plan
-from ..calibration.report_page import plotting
+from ..calibration.canvases.texts import Texts, find_text, read_texts
+from ..calibration.losses.judge import Judge
+from ..calibration.quantise import Quantiser
+from ..calibration.report.page import plotting
+from ..calibration.report.quality_report import PLAN_NAME, quality_report, report_members
+from ..calibration.scales.plan import plan_bytes, read_plan
+from ..calibration.uncalibrated import round_weights
+from ..calibration.wishes import Wishes
+from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.errors import CalibrationError
-from ..runtime.manifest import GraphSpec, Manifest
 from ..train.families.base import ExportGraph
 from ..train.families.shapes import default_block
-from .graph import graph_specs
-from .outside import Arrays, fill
-from .quality_report import PLAN_NAME, quality_report, report_members
-from .quantise import Quantiser
-from .recipes import recipe_for
+from .onnx_graph.outside import Arrays, fill
+from .onnx_graph.recipes import recipe_for
+from .onnx_graph.sharing import share_between
+from .onnx_graph.specs import graph_specs
+from .onnx_graph.trace import trace_outside
+from .onnx_graph.vocabulary import split_vocabulary
 from .settings import ExportSettings
-from .sharing import share_between
 from .source import Source
-from .texts import Texts, find_text, read_texts
-from .trace import trace_outside
-from .uncalibrated import round_weights
-from .vocabulary import split_vocabulary
-from .wishes import Wishes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

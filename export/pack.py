@@ -17,30 +17,30 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..runtime.archive import describe
-from ..runtime.bundle import REPORT_NAME, Bundle, write_bundle
-from ..runtime.check import GOLDEN_NAME
+from ..calibration.report.quality_report import write_reports
+from ..runtime.bundle.archive import describe
+from ..runtime.bundle.bundle import REPORT_NAME, Bundle, write_bundle
+from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.manifest_check import TOKENIZER_NAME
+from ..runtime.cli.bars import bar
 from ..runtime.engines import open_engines
 from ..runtime.errors import BundleError, ConfigError
-from ..runtime.manifest import Manifest
-from ..runtime.manifest_check import TOKENIZER_NAME
+from ..runtime.measure.check import GOLDEN_NAME
 from ..train.families.base import ExportGraph
-from .bars import bar
-from .budget import check_budget
-from .card import CARD_NAME, read_own_text, write_card
-from .chat import chat_member
-from .golden import golden_vectors
-from .half_cache import halve_cache
-from .lean import check_valid
-from .lint import operator_counts, require_clean
+from .checks.budget import check_budget
+from .checks.golden import golden_vectors
+from .checks.parity import compare, find_head, hidden_rows
+from .members.card import CARD_NAME, read_own_text, write_card
+from .members.chat import chat_member
 from .models import Made, make_models
-from .parity import compare, find_head, hidden_rows
-from .quality_report import write_reports
-from .recipes import GPU_TARGETS
+from .onnx_graph.half_cache import halve_cache
+from .onnx_graph.lean import check_valid
+from .onnx_graph.lint import operator_counts, require_clean
+from .onnx_graph.recipes import GPU_TARGETS
+from .onnx_graph.weights import split_weights
 from .room import room_beside
 from .settings import ARITHMETIC, ExportSettings
 from .source import load_source
-from .weights import split_weights
 
 
 @room_beside()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..jetson.targets import target as find_target
-from ..runtime.bundle import open_bundle
+from ..runtime.bundle.bundle import open_bundle
 from ..runtime.engines.plan_cache import PlanCache
 from ..runtime.engines.tensorrt_build import BuildSettings
 from ..runtime.engines.tensorrt_open import at_hand

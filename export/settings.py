@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..calibration.canvases.texts import MIN_HELD_OUT_TOKENS
 from ..jetson.targets import target as find_target
 from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import ConfigError
-from .texts import MIN_HELD_OUT_TOKENS
 
 PRECISIONS = ("fp32", "fp16", "int8")
 ARITHMETIC: Mapping[str, str] = {

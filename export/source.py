@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..runtime.chat_template import ChatTemplate
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import ConfigError
-from ..runtime.manifest import Manifest
-from ..runtime.tokenizer import Tokenizer
-from ..train.checkpoint import Checkpoint, load_weights, read_checkpoint
+from ..runtime.text.chat_template import ChatTemplate
+from ..runtime.text.tokenizer import Tokenizer
+from ..train.checkpoints.checkpoint import Checkpoint, load_weights, read_checkpoint
 from ..train.families import FAMILIES
 from ..train.families.base import ExportGraph
-from .canvases import text_ids
-from .chat import read_chat
-from .provenance import provenance
-from .recipes import graphs_for
+from .checks.canvases import text_ids
+from .members.chat import read_chat
+from .members.provenance import provenance
+from .onnx_graph.recipes import graphs_for
 from .settings import ExportSettings
 
 

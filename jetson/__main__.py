@@ -1,6 +1,6 @@
 """`python -m dlm_edge.jetson` is `dlm-profile`."""
 
-from .cli_profile import main
+from .cli.profile import main
 
 if __name__ == "__main__":
     main()

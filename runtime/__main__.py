@@ -1,6 +1,6 @@
 """`python -m dlm_edge.runtime` is `dlm-run`."""
 
-from .cli import main
+from .cli.run import main
 
 if __name__ == "__main__":
     main()

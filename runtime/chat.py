@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .chat_template import ChatTemplate, read_chat_template
 from .errors import BundleError, ConfigError
 from .pipeline import Pipeline, TextGeneration
+from .text.chat_template import ChatTemplate, read_chat_template
 
 _Pieces = list[tuple[str, bool]]
 """Text, and whether special tokens may stand in it."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .bundle.manifest import GraphSpec, Manifest
 from .decoding import DecodingSettings
 from .errors import ConfigError
 from .families import text_positions
 from .families.base import Request
-from .manifest import GraphSpec, Manifest
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens when the caller does not say; fewer if the model's positions end before."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .cli.watch import MASKED, Canvas
 from .text_generation import TextGeneration
-from .watch import MASKED, Canvas
 
 MASK_GLYPH = "░"
 

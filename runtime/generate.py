@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .bundle.manifest import Manifest
 from .engines.base import EngineSet
 from .families import find_family
 from .families.base import HEAD_PHASE, Phased, Request, Resumable, Span
-from .manifest import Manifest
 from .ops.base import Ops
 
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from .bundle import Bundle, default_bundle_path, find_bundle, open_bundle
+from .bundle.bundle import Bundle, default_bundle_path, find_bundle, open_bundle
+from .bundle.manifest import Manifest
 from .continuation import continuation
 from .decoding import DecodingSettings, with_steps
 from .engines import BuildSettings, EngineSet, open_engines
@@ -26,11 +27,10 @@ from .families import decoding_settings, find_family
 from .families.base import Request
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
-from .infill import DEFAULT_GAP_TOKENS, open_template
-from .manifest import Manifest
 from .ops.choose import ops_for
+from .text.template import DEFAULT_GAP_TOKENS, open_template
+from .text.tokenizer import Tokenizer
 from .text_generation import TextGeneration, TextResult, TextSpan, request_labels
-from .tokenizer import Tokenizer
 
 _Opened = TypeVar("_Opened", bound="Pipeline")
 

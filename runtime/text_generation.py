@@ -14,9 +14,9 @@ from typing import Any
 
 from .families.base import Request, Span
 from .generate import Generation
-from .infill import Template, TemplateCanvas
-from .stop import StopFilter
-from .tokenizer import Tokenizer
+from .text.stop import StopFilter
+from .text.template import Template, TemplateCanvas
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "jetson": {"runtime"},
     "train": {"runtime"},
     "calibration": {"runtime", "train"},
-    "export": {"runtime", "train", "calibration", "jetson.targets", "jetson.plan"},
+    "export": {"runtime", "train", "calibration", "jetson.targets", "jetson.forecast"},
 }
 DEVICE = ("runtime", "jetson")
 DEVICE_BASE = {"numpy", "tokenizers", "click"}
@@ -31,9 +31,9 @@ NEVER_ON_DEVICE = {"torch", "onnx", "onnxscript", "safetensors", "lightning", "d
 BACKEND_OWNERS = {
     "onnxruntime": ("runtime.engines.",),
     "tensorrt": ("runtime.engines.",),
-    "pycuda": ("runtime.cuda_drivers",),
-    "cuda": ("runtime.cuda_bindings", "runtime.cuda_compile"),
-    "jtop": ("jetson.jtop_client",),
+    "pycuda": ("runtime.gpu.drivers",),
+    "cuda": ("runtime.gpu.bindings", "runtime.gpu.compile"),
+    "jtop": ("jetson.sensors.jtop_client",),
     "matplotlib": ("jetson.report",),
 }
 

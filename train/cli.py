@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.cli_common import EXIT_INTERRUPTED, common_options, print_json, refuse_together
+from ..runtime.cli.common import EXIT_INTERRUPTED, common_options, print_json, refuse_together
 from ..runtime.errors import ConfigError
 from .cli_options import GroupedCommand, GroupedOption, training_options
 
@@ -51,7 +51,7 @@ def main(
 
         torch.set_num_threads(threads)
     if evaluate is not None:
-        from ..runtime.eval_figures import eval_line
+        from ..runtime.measure.eval_figures import eval_line
 
         figures = _evaluate(evaluate, given["data"], given["seed"], limit, block)
         if as_json:
@@ -63,7 +63,7 @@ def main(
         summary = _convert(ctx, given)
     else:
         config = _config(ctx, given, resume)
-        from .run import train
+        from .loop.run import train
 
         summary = train(config, resume=resume, quiet=as_json and not verbose)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
@@ -122,7 +122,7 @@ def _family_options(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]
 def _tokenizer_of(init: str | None) -> str | None:
     if init is None:
         return None
-    from .start import tokenizer_of
+    from .checkpoints.start import tokenizer_of
 
     return tokenizer_of(init)
 
@@ -133,7 +133,7 @@ def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError("--max-steps 0 only converts: give --init (what) and --out (where)")
     if (Path(given["out"]) / "train.json").exists():
         raise ConfigError(f"{given['out']} already holds a run; give another --out")
-    from .convert import convert
+    from .checkpoints.convert import convert
 
     options = _family_options(ctx, given)
     asked = ctx.get_parameter_source("context") is click.core.ParameterSource.COMMANDLINE

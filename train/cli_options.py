@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

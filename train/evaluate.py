@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import CheckpointError, ConfigError
-from ..runtime.eval_figures import eval_figures
-from ..runtime.evaluate import evaluate_ids, evaluation_block
-from ..runtime.manifest import Manifest
-from ..runtime.tokenizer import Tokenizer
-from .checkpoint import Checkpoint, load_weights, read_checkpoint
-from .data import documents, find_source
+from ..runtime.measure.eval_figures import eval_figures
+from ..runtime.measure.evaluate import evaluate_ids, evaluation_block
+from ..runtime.text.tokenizer import Tokenizer
+from .checkpoints.checkpoint import Checkpoint, load_weights, read_checkpoint
+from .data.sources import documents, find_source
 from .families import FAMILIES
 from .families.shapes import default_block as named_block
 from .torch_engine import TorchEngineSet

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from ..runtime.cli_common import DlmCommand
+from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import CheckpointError, ConfigError, DataError
 from ..runtime.files import write_whole
-from ..runtime.text import SEPARATOR
-from .checkpoint import load_weights, read_checkpoint
-from .data import documents, find_source
+from ..runtime.text.documents import SEPARATOR
+from .checkpoints.checkpoint import load_weights, read_checkpoint
+from .data.sources import documents, find_source
 from .families import FAMILIES
 from .nn.layers import rotation
 from .nn.transformer import Layer, Transformer

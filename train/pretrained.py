@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from ..runtime import pipeline as runtime
-from ..runtime.bundle import Bundle, find_bundle, holds_bundle
+from ..runtime.bundle.bundle import Bundle, find_bundle, holds_bundle
 from ..runtime.errors import CheckpointError, ConfigError
-from ..runtime.tokenizer import Tokenizer
-from .checkpoint import read_checkpoint, write_checkpoint
+from ..runtime.text.tokenizer import Tokenizer
+from .checkpoints.checkpoint import read_checkpoint, write_checkpoint
 from .evaluate import open_checkpoint
 
 

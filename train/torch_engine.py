@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from ..runtime.bundle.manifest import GraphSpec, TensorSpec
 from ..runtime.engines.base import find_spec
 from ..runtime.errors import EngineError
-from ..runtime.manifest import GraphSpec, TensorSpec
 from .families.base import ExportGraph, GraphTensor
 from .families.shapes import Shape
 

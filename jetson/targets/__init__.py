@@ -1,7 +1,8 @@
 """Machines that bundles are made for: boards with their power modes, and CPUs. Data only.
 
-`host` is the machine this runs on; what it can do is measured (`jetson/host.py`), not listed here.
-`cpu` is any x86-64 or arm64 processor: bundles for it are planned with this machine's figures.
+`host` is the machine this runs on; what it can do is measured (`jetson/forecast/host.py`), not
+listed here. `cpu` is any x86-64 or arm64 processor: bundles for it are planned with this machine's
+figures.
 """
 
 from __future__ import annotations

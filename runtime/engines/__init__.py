@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
 from ..errors import ConfigError, DeviceError, EngineError
 from .base import Engine, EngineSet
 from .tensorrt_build import BuildSettings

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from ..device import Device
+from ..bundle.manifest import GraphSpec
 from ..errors import EngineError
-from ..manifest import GraphSpec
+from ..gpu.device import Device
 
 CPU_TARGETS = ("cpu", "host")
 """Targets whose int8 graphs are made for the integer operators of ONNX Runtime on CPUs."""

@@ -14,9 +14,9 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from ..device import Device
+from ..bundle.manifest import GraphSpec, TensorSpec
 from ..errors import DeviceError, EngineError
-from ..manifest import GraphSpec, TensorSpec
+from ..gpu.device import Device
 from .memory_need import out_of_memory
 
 

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from ..manifest import GraphSpec
+from ..bundle.manifest import GraphSpec
 
 _MIB = 1 << 20
 

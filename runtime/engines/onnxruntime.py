@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..bundle.manifest import GraphSpec, Manifest, TensorSpec
 from ..errors import EngineError
-from ..manifest import GraphSpec, Manifest, TensorSpec
 from ..process import usable_cores
 from .base import CPU_TARGETS, LayerTimes, find_spec
 from .onnxruntime_layers import read_profiles

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..bundle import Bundle
-from ..device import Device
+from ..bundle.bundle import Bundle
+from ..bundle.manifest import GraphSpec
 from ..errors import DeviceError, EngineError
-from ..manifest import GraphSpec
-from ..replay import ReplayingDevice
+from ..gpu.device import Device
+from ..gpu.facts import Gpu
+from ..gpu.replay import ReplayingDevice
 from .base import LayerTimes, find_spec
 from .device_buffers import DeviceBuffers
-from .gpu import Gpu
 from .plan_cache import PlanCache
 from .tensorrt_build import OUT_OF_MEMORY, BuildSettings
 from .tensorrt_layers import layer_profiler, layer_times

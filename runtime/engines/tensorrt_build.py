@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bundle.manifest import GraphSpec
 from ..errors import ConfigError, EngineError
-from ..manifest import GraphSpec
 from ..process import peak_rss_mib
 from .tensorrt_log import process_logger, progress_monitor
 from .tensorrt_timings import attach_timings, measured_timings

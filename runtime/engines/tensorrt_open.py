@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import Bundle
-from ..device import Device
+from ..bundle.bundle import Bundle
 from ..errors import EngineError
-from .gpu import Gpu, read_gpu
+from ..gpu.device import Device
+from ..gpu.facts import Gpu, read_gpu
 from .tensorrt_build import BuildSettings, import_tensorrt
 from .tensorrt_plans import made_for_cpus
 
@@ -31,7 +31,7 @@ def at_hand() -> tuple[Any, Gpu]:
 
 def make_device(note: Callable[[str], None]) -> Device:
     """Opens the first GPU; DeviceError without one, or without a binding."""
-    from ..cuda import CudaDevice
+    from ..gpu.cuda import CudaDevice
 
     return CudaDevice(note=note)
 
@@ -62,8 +62,8 @@ def open_tensorrt(
     unfit = made_for_cpus(bundle.manifest)
     if unfit is not None:  # before a minute of compiling
         raise EngineError(unfit)
+    from ..gpu.replay import ReplayingDevice
     from ..ops.cuda_ops import CudaOps
-    from ..replay import ReplayingDevice
     from .tensorrt import TensorRtEngines
 
     device = ReplayingDevice(make_device(note), note)

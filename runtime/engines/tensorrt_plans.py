@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..bundle.manifest import GraphSpec, Manifest
 from ..errors import EngineError
-from ..manifest import GraphSpec, Manifest
+from ..gpu.facts import Gpu
 from .base import CPU_TARGETS
-from .gpu import Gpu
 from .plan_cache import NewPlan, PlanCache, PlanKey
 from .tensorrt_build import BuildSettings, build_plan
 

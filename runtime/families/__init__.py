@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..bundle.manifest import GraphSpec, Manifest
 from ..decoding import DecodingSettings
 from ..errors import ConfigError
-from ..manifest import GraphSpec, Manifest
-from .ar import CausalFamily
+from .ar.family import CausalFamily
 from .base import DeviceFamily, Roomed, Shaped, resolve_settings
-from .mdlm import MaskedFamily
-from .sedd import ScoreFamily
-from .tidar import DraftFamily
+from .mdlm.family import MaskedFamily
+from .sedd.family import ScoreFamily
+from .tidar.family import DraftFamily
 from .window import contexts_by_block, text_graph
 
 FAMILIES: Mapping[str, DeviceFamily] = {

@@ -13,10 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..bundle.manifest import GraphSpec, Manifest
 from ..decoding import DecodingSettings
 from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, ConfigError
-from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
 
 HEAD_PHASE = "head"

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.manifest import GraphSpec
 from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
-from ..manifest import GraphSpec
 from ..ops.base import Ops
 from .window import logits
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..manifest import Manifest
+from ..bundle.manifest import Manifest
 from ..ops.base import Canvas, Ops, Progress
 from .base import Request, Span
 from .window import Text, banned_ids

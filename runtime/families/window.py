@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.manifest import GraphSpec, Manifest
 from ..engines.base import Engine
 from ..errors import ConfigError
-from ..manifest import GraphSpec, Manifest
 from ..ops.base import Ops
-from .tidar_layout import Layout, causal_layout
+from .tidar.layout import Layout, causal_layout
 
 
 def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-// Philox4x32-10, bit for bit what runtime/philox.py computes; the layout of key and counter stands
+// Philox4x32-10, bit for bit what runtime/noise/philox.py computes; the layout of key and counter stands
 // there. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 #pragma once
 

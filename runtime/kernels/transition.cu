@@ -1,7 +1,7 @@
 // Where every free position goes in a step of score-based diffusion: one thread block per row.
 //
 // A row's log-ratios are read once for their sum, once more where the step has an offset, and again
-// by the rows that move only. The formulas stand in runtime/transition.py.
+// by the rows that move only. The formulas stand in runtime/noise/transition.py.
 #include "canvas.cuh"
 #include "philox.cuh"
 #include "truncate.cuh"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..philox import DrawKind, uniforms
+from ..noise.philox import DrawKind, uniforms
 from .base import Canvas
 
 STEPS_PER_DRAW = 8

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..decoding import RULES, DecodingSettings
-from ..device import Device, DeviceArray
-from ..philox import DrawKind, uniforms
+from ..gpu.device import Device, DeviceArray
+from ..noise.philox import DrawKind, uniforms
 from .base import Canvas
 from .cuda_ops import CudaOps
 from .numpy_ops import NumpyOps

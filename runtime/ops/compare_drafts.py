@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..decoding import DecodingSettings
-from ..device import DeviceArray
-from ..philox import DrawKind, uniforms
+from ..gpu.device import DeviceArray
+from ..noise.philox import DrawKind, uniforms
 from .compare import BOUNDARY, on_device
 from .cuda_ops import CudaOps
 from .drafts import Drafts, Verified

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..decoding import DecodingSettings
-from ..philox import DrawKind, uniforms
-from ..schedule import make_schedule
-from ..transition import transition_table
+from ..noise.philox import DrawKind, uniforms
+from ..noise.schedule import make_schedule
+from ..noise.transition import transition_table
 from .base import Canvas
 from .compare import BOUNDARY, on_device
 from .cuda_ops import CudaOps

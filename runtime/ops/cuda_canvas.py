@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..device import Device, DeviceArray
+from ..gpu.device import Device, DeviceArray
 from .base import CHUNK, Canvas
 from .cuda_state import RING, STATE, permitted_bits, settings_state
 

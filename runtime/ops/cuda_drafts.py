@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..decoding import DecodingSettings
-from ..device import Device, DeviceArray
 from ..errors import ConfigError, EngineError
+from ..gpu.device import Device, DeviceArray
 from .base import CHUNK, Canvas
 from .cuda_canvas import CanvasMemory
 from .cuda_state import Published

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from ..decoding import DecodingSettings
-from ..device import Device, DeviceArray, wait_until
 from ..errors import ConfigError, EngineError
+from ..gpu.device import Device, DeviceArray, wait_until
 from .base import CHUNK, Canvas, Progress
 from .cuda_canvas import CanvasMemory, CanvasPool, first_values, state_of
 from .cuda_drafts import COPY_BLOCKS, CudaDrafts, DraftPool, load_draft_kernels

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..decoding import DecodingSettings
-from ..philox import DrawKind, uniforms
+from ..noise.philox import DrawKind, uniforms
 from .base import Canvas
 from .drafts import Drafts, Verified
 from .rows import RowScratch, draw, exponentiate, highest, process, sum_chunks, truncate

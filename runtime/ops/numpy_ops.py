@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..decoding import RULES, DecodingSettings
-from ..philox import DrawKind
+from ..noise.philox import DrawKind
 from . import selection
 from .base import Canvas, Progress
 from .coming_draws import coming_draws

@@ -5,9 +5,9 @@ from click.testing import CliRunner
 from dlm_edge.benchmarks import board_table
 from dlm_edge.benchmarks.block_graph import FILE, TransformerShape, block_graph, block_manifest
 from dlm_edge.benchmarks.board_table import SHAPES, main
-from dlm_edge.jetson.cost import graph_cost
-from dlm_edge.jetson.onnx_graph import read_graph
-from dlm_edge.jetson.plan import plan_bundle, plan_graphs
+from dlm_edge.jetson.forecast.plan import plan_bundle, plan_graphs
+from dlm_edge.jetson.graph.cost import graph_cost
+from dlm_edge.jetson.graph.onnx_graph import read_graph
 from untrained_draft import BLOCK, CONTEXT, HIDDEN, make_draft
 from untrained_draft import SHAPE as SIZES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from dlm_edge.benchmarks import gpu_kernels, gpu_proof
-from dlm_edge.runtime.engines.gpu import Gpu
+from dlm_edge.runtime.gpu.facts import Gpu
 
 
 def ends(code, text):

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from dlm_edge.benchmarks import gpu_drafts, gpu_model, gpu_place, gpu_step
 from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
 from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.engines.gpu import Gpu
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
+from dlm_edge.runtime.gpu.facts import Gpu
+from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.runtime.replay import ReplayingDevice
 from dlm_edge.train.torch_engine import TorchEngineSet
 from emulation.device import EmulatedDevice
 from gpu.models import manifest_of, tiny_graphs

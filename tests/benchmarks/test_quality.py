@@ -12,8 +12,8 @@ from dlm_edge.benchmarks.quality import (
     match_lengths,
     read_texts,
 )
-from dlm_edge.calibration.judge import TextScore
-from dlm_edge.calibration.text_quality import cut_words, measure
+from dlm_edge.calibration.losses.judge import TextScore
+from dlm_edge.calibration.losses.text_quality import cut_words, measure
 from dlm_edge.runtime.errors import DataError
 
 

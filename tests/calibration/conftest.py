@@ -3,8 +3,8 @@
 import onnx
 import pytest
 import torch
-from dlm_edge.export.graph import Shape
-from dlm_edge.export.trace import trace
+from dlm_edge.export.onnx_graph.specs import Shape
+from dlm_edge.export.onnx_graph.trace import trace
 from dlm_edge.train.families import FAMILIES
 from tiny_checkpoint import BLOCK, CONTEXT, SHAPE
 

@@ -5,10 +5,10 @@ Only where each comes from is replaced; everything from `open_engines` on is our
 
 from dataclasses import dataclass
 
-from dlm_edge.runtime import cli_plans
+from dlm_edge.runtime.cli import plans as cli_plans
 from dlm_edge.runtime.engines import tensorrt_open, tensorrt_plans
-from dlm_edge.runtime.engines.gpu import Gpu
 from dlm_edge.runtime.engines.tensorrt_build import build_plan as real_build_plan
+from dlm_edge.runtime.gpu.facts import Gpu
 from emulation.device import EmulatedDevice
 from emulation.tensorrt import FakeTensorrt, build_plan
 

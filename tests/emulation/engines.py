@@ -1,7 +1,7 @@
 """Any EngineSet with its buffers on a device: what a device loop sees of an engine there."""
 
 import numpy as np
-from dlm_edge.runtime.device import Device
+from dlm_edge.runtime.gpu.device import Device
 
 
 class DeviceEngine:

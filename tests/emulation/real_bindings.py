@@ -1,6 +1,6 @@
 """A program: the whole device loop through the real pycuda or cuda-bindings, on `libcuda.cpp`.
 
-Run by tests/runtime/test_real_bindings.py with that library in the driver's place. Takes the
+Run by tests/runtime/gpu/test_real_bindings.py with that library in the driver's place. Takes the
 checkout's root, which binding, and a bundle; prints one JSON object. `CUDA_STAND_IN_END` says how
 it ends: closed, or by leaving everything open.
 """
@@ -49,10 +49,10 @@ def main(root, binding, bundle):
     if binding == "cuda-bindings":
         sys.modules["pycuda"] = None
     import pytest
-    from dlm_edge.runtime import cuda
-    from dlm_edge.runtime.cuda import CudaDevice
     from dlm_edge.runtime.engines import tensorrt_open
     from dlm_edge.runtime.errors import DeviceError
+    from dlm_edge.runtime.gpu import cuda
+    from dlm_edge.runtime.gpu.cuda import CudaDevice
     from dlm_edge.runtime.ops.kernel_check import check_kernels
     from dlm_edge.runtime.pipeline import Pipeline
     from emulation.board import make_board

@@ -13,8 +13,8 @@ import json
 
 import numpy as np
 import onnxruntime
-from dlm_edge.runtime.device import DeviceArray
 from dlm_edge.runtime.engines.tensorrt_build import BuiltPlan
+from dlm_edge.runtime.gpu.device import DeviceArray
 
 SCRATCH_BYTES = 640
 

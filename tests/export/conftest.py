@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from dlm_edge.export import models, quantise, recording
-from dlm_edge.export.outside import fill
-from dlm_edge.export.trace import trace
+from dlm_edge.calibration import quantise, recording
+from dlm_edge.export import models
+from dlm_edge.export.onnx_graph.outside import fill
+from dlm_edge.export.onnx_graph.trace import trace
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.families.shapes import Shape
 from tiny_checkpoint import BLOCK, CONTEXT, SHAPE, make_checkpoint

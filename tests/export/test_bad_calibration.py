@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from dlm_edge.export import models, quantise, recording
+from dlm_edge.calibration import quantise, recording
+from dlm_edge.export import models
 from dlm_edge.export.cli import main
-from dlm_edge.runtime.bundle import open_bundle
+from dlm_edge.runtime.bundle.bundle import open_bundle
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import make_checkpoint
 

@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.export import auto, pack
+from dlm_edge.export import pack
+from dlm_edge.export.auto import auto
 from dlm_edge.export.cli import main
 
 REPORT = {

@@ -6,16 +6,17 @@ from contextlib import closing
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.calibration.linears import find_layers
-from dlm_edge.export import auto, candidates, quantise, recording
+from dlm_edge.calibration import quantise, recording
+from dlm_edge.calibration.scales.linears import find_layers
+from dlm_edge.export.auto import auto, candidates
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
-from dlm_edge.runtime.bundle import open_bundle
-from dlm_edge.runtime.check import check_bundle
+from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families.tidar import contexts_by_draft
-from dlm_edge.runtime.families.tidar_layout import causal_layout, draft_rows
+from dlm_edge.runtime.families.tidar.family import contexts_by_draft
+from dlm_edge.runtime.families.tidar.layout import causal_layout, draft_rows
 from dlm_edge.runtime.families.window import choose_block
+from dlm_edge.runtime.measure.check import check_bundle
 from dlm_edge.runtime.pipeline import Pipeline
 from tiny_checkpoint import make_checkpoint
 

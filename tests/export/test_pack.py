@@ -4,10 +4,10 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import models, pack, recipes
+from dlm_edge.export import models, pack
+from dlm_edge.export.onnx_graph import recipes
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
-from dlm_edge.runtime.bundle import open_bundle
-from dlm_edge.runtime.check import check_bundle
+from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import (
     BundleError,
@@ -17,6 +17,7 @@ from dlm_edge.runtime.errors import (
     DlmError,
     EngineError,
 )
+from dlm_edge.runtime.measure.check import check_bundle
 from tiny_checkpoint import make_checkpoint
 from tokenizers import Tokenizer
 

@@ -1,10 +1,10 @@
 """A real GPU through each binding that is installed."""
 
 import pytest
-from dlm_edge.runtime.cuda import CudaDevice
-from dlm_edge.runtime.cuda_bindings import BindingsDriver
-from dlm_edge.runtime.cuda_drivers import PycudaDriver
-from dlm_edge.runtime.replay import ReplayingDevice
+from dlm_edge.runtime.gpu.bindings import BindingsDriver
+from dlm_edge.runtime.gpu.cuda import CudaDevice
+from dlm_edge.runtime.gpu.drivers import PycudaDriver
+from dlm_edge.runtime.gpu.replay import ReplayingDevice
 
 
 @pytest.fixture(params=[BindingsDriver, PycudaDriver], ids=lambda driver: driver.__name__)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.runtime.bundle import write_bundle
-from dlm_edge.runtime.manifest import Manifest
+from dlm_edge.runtime.bundle.bundle import write_bundle
+from dlm_edge.runtime.bundle.manifest import Manifest
 from manifests import denoise_spec
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime.cli import main
-from dlm_edge.runtime.families.tidar_layout import draft_rows
+from dlm_edge.runtime.cli.run import main
+from dlm_edge.runtime.families.tidar.layout import draft_rows
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime.cli import main
+from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.engines import tensorrt_open
 from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.families import FAMILIES
@@ -110,8 +110,8 @@ def test_gaps_are_filled_and_the_canvas_is_shown_as_on_the_cpu(toy, board):
 
 
 def test_golden_vectors_are_replayed_on_the_device(toy, board, tmp_path):
-    from dlm_edge.export.golden import golden_vectors
-    from dlm_edge.runtime.bundle import open_bundle, write_bundle
+    from dlm_edge.export.checks.golden import golden_vectors
+    from dlm_edge.runtime.bundle.bundle import open_bundle, write_bundle
     from dlm_edge.runtime.engines import open_engines
     from dlm_edge.train.families.graphs import mask_noise
     from toy_bundle import VOCAB, toy_manifest, toy_members
@@ -222,8 +222,8 @@ def test_int8_graphs_of_a_cpu_are_refused_by_name_and_auto_says_so_and_goes_on(
 
 def with_half_cache(folder):
     """The toy with float16 where its cache enters and leaves."""
-    from dlm_edge.export.weights import split_weights
-    from dlm_edge.runtime.bundle import write_bundle
+    from dlm_edge.export.onnx_graph.weights import split_weights
+    from dlm_edge.runtime.bundle.bundle import write_bundle
     from onnx import TensorProto, helper
     from toy_bundle import toy_manifest, toy_members, toy_model
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime import cli, cli_eval
+from dlm_edge.runtime.cli import eval as cli_eval
+from dlm_edge.runtime.cli import run as cli
 from dlm_edge.runtime.errors import BundleError, ConfigError
 from dlm_edge.runtime.pipeline import Pipeline
 from score_bundle import MASK, STORY, probabilities, write_score

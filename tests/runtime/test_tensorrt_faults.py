@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime.cli import main
+from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.engines import plan_cache, tensorrt_open, tensorrt_plans
 from dlm_edge.runtime.engines.memory_need import buffer_bytes, out_of_memory
 from dlm_edge.runtime.engines.plan_cache import HEADER_BYTES, PlanCache
@@ -180,7 +180,7 @@ def test_ctrl_c_during_a_build_ends_the_command_and_leaves_no_plan(toy, board, m
 
 
 def test_a_kernel_cache_that_cannot_be_written_costs_time_only(toy, tmp_path, monkeypatch):
-    from dlm_edge.runtime import kernel_cache
+    from dlm_edge.runtime.gpu import kernel_cache
     from dlm_edge.runtime.ops.cuda_ops import KERNELS
 
     def full(path, data):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from dlm_edge.train.checkpoint import read_checkpoint
+from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
 from dlm_edge.train.cli import main
 from dlm_edge.train.cli_options import GroupedOption
 from dlm_edge.train.config import TrainConfig

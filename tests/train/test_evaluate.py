@@ -9,7 +9,7 @@ import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.runtime.families import find_family
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.train.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from dlm_edge.train.evaluate import evaluate_checkpoint, open_checkpoint
 from dlm_edge.train.families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from dlm_edge.train.data import documents, find_source
+from dlm_edge.train.data.sources import documents, find_source
 from dlm_edge.train.nn.backbones import make_backbone
 from dlm_edge.train.nn.config import resolve_model
 from dlm_edge.train.nn.masks import causal_mask

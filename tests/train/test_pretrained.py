@@ -3,7 +3,7 @@
 import pytest
 import torch
 from dlm_edge.runtime.errors import BundleError, CheckpointError, ConfigError
-from dlm_edge.train.checkpoint import load_weights, read_checkpoint
+from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.pretrained import Pipeline, save_pretrained
 from score_bundle import write_score

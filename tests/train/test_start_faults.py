@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
-from dlm_edge.train.checkpoint import read_checkpoint
-from dlm_edge.train.convert import convert
-from dlm_edge.train.start import read_start
+from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.checkpoints.convert import convert
+from dlm_edge.train.checkpoints.start import read_start
 from qwen_folders import make_qwen
 from safetensors.torch import load_file, save_file
 
@@ -134,7 +134,7 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tmp_pa
 
 
 def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path, sound, settings):
-    from dlm_edge.train.run import train
+    from dlm_edge.train.loop.run import train
 
     config = settings(init=str(sound), family="tidar", options={}, tokenizer="bpe")
     with pytest.raises(ConfigError, match="--tokenizer is another one than that of --init"):

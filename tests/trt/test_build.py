@@ -13,11 +13,10 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime import cli_plans
-from dlm_edge.runtime.bundle import open_bundle
-from dlm_edge.runtime.cli import main
+from dlm_edge.runtime.bundle.bundle import open_bundle
+from dlm_edge.runtime.cli import plans as cli_plans
+from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.engines import tensorrt_build
-from dlm_edge.runtime.engines.gpu import Gpu
 from dlm_edge.runtime.engines.plan_cache import PlanCache
 from dlm_edge.runtime.engines.tensorrt_build import (
     BuildSettings,
@@ -29,6 +28,7 @@ from dlm_edge.runtime.engines.tensorrt_build import (
 from dlm_edge.runtime.engines.tensorrt_log import process_logger
 from dlm_edge.runtime.engines.tensorrt_plans import Plan, graph_files, plan_for
 from dlm_edge.runtime.errors import ConfigError, EngineError
+from dlm_edge.runtime.gpu.facts import Gpu
 from onnx import TensorProto, helper, numpy_helper
 from toy_bundle import toy_spec, write_toy
 

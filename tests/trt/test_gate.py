@@ -1,7 +1,7 @@
 """Every kind of graph that we export, through the parser and the builder of a real TensorRT.
 
-TensorRT-RTX's rules are a newer TensorRT's: what 10.3 refuses beyond them is `export/lint.py`'s
-business. What runs on the plan's GPU is not tried here.
+TensorRT-RTX's rules are a newer TensorRT's: what 10.3 refuses beyond them is
+`export/onnx_graph/lint.py`'s business. What runs on the plan's GPU is not tried here.
 """
 
 from functools import cache, partial
@@ -10,15 +10,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from dlm_edge.calibration.linears import find_layers
-from dlm_edge.calibration.plan import default_plan
-from dlm_edge.calibration.qdq import ZERO, quantize
-from dlm_edge.export.fp16 import store_fp16
-from dlm_edge.export.graph import graph_specs
-from dlm_edge.export.lint import require_clean
-from dlm_edge.export.trace import trace
-from dlm_edge.export.typed import narrow_cache, type_fp16
-from dlm_edge.export.weights import split_weights
+from dlm_edge.calibration.scales.linears import find_layers
+from dlm_edge.calibration.scales.plan import default_plan
+from dlm_edge.calibration.scales.qdq import ZERO, quantize
+from dlm_edge.export.onnx_graph.fp16 import store_fp16
+from dlm_edge.export.onnx_graph.lint import require_clean
+from dlm_edge.export.onnx_graph.specs import graph_specs
+from dlm_edge.export.onnx_graph.trace import trace
+from dlm_edge.export.onnx_graph.typed import narrow_cache, type_fp16
+from dlm_edge.export.onnx_graph.weights import split_weights
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.train.families import FAMILIES

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .ar import Ar
+from .ar.family import Ar
 from .base import Family
-from .mdlm import Mdlm
-from .sedd import Sedd
-from .tidar import Tidar
+from .mdlm.family import Mdlm
+from .sedd.family import Sedd
+from .tidar.family import Tidar
 
 FAMILIES: Mapping[str, Family] = {"mdlm": Mdlm(), "ar": Ar(), "sedd": Sedd(), "tidar": Tidar()}

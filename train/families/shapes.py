@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...runtime.errors import ConfigError
-from ...runtime.families.tidar_layout import draft_rows
+from ...runtime.families.tidar.layout import draft_rows
 
 WHOLE_CANVAS = "full"
 """How options call the block size that is the whole canvas."""

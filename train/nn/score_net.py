@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...runtime.errors import ConfigError
-from ...runtime.transition import GRAPHS
+from ...runtime.noise.transition import GRAPHS
 from .config import ModelConfig
 from .layers import Attention, GatedMLP, RMSNorm, inverse_frequencies, rotate, rotation
 from .transformer import INIT_STD

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.bundle import open_bundle
+from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import onnxruntime as backend
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError, EngineError

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.bundle import open_bundle, write_bundle
+from dlm_edge.runtime.bundle.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.engines import tensorrt as backend
 from dlm_edge.runtime.engines import tensorrt_plans
 from dlm_edge.runtime.engines.memory_need import buffer_bytes
@@ -18,7 +18,7 @@ from dlm_edge.runtime.engines.onnxruntime import OnnxRuntimeEngines
 from dlm_edge.runtime.engines.tensorrt import TensorRtEngines
 from dlm_edge.runtime.engines.tensorrt_log import process_logger
 from dlm_edge.runtime.errors import EngineError
-from dlm_edge.runtime.replay import ReplayingDevice
+from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from emulation.board import GPU
 from emulation.device import EmulatedDevice
 from emulation.tensorrt import FakeTensorrt, ICudaEngine, IExecutionContext, build_plan

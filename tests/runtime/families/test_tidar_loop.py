@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.evaluate import evaluate_ids
 from dlm_edge.runtime.families import FAMILIES, decoding_blocks, decoding_settings
-from dlm_edge.runtime.families.tidar import DraftFamily
+from dlm_edge.runtime.families.tidar.family import DraftFamily
 from dlm_edge.runtime.frames import canvases
 from dlm_edge.runtime.generate import Generation, generate
+from dlm_edge.runtime.measure.evaluate import evaluate_ids
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from draft_engines import (
     DraftEngines,

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 
 import pytest
-from dlm_edge.runtime.cuda_compile import compile_kernels
 from dlm_edge.runtime.errors import DeviceError
+from dlm_edge.runtime.gpu.compile import compile_kernels
 from dlm_edge.runtime.ops.cuda_ops import KERNELS
 from dlm_edge.runtime.ops.cuda_state import POINTERS, RULE_CODES, SCORE_CODES, STATE
 

@@ -1,7 +1,7 @@
 """The devices that kernels are tested on: always the emulation, a real GPU with `-m gpu`."""
 
 import pytest
-from dlm_edge.runtime.cuda import CudaDevice
+from dlm_edge.runtime.gpu.cuda import CudaDevice
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from emulation.device import EmulatedDevice
 

@@ -7,12 +7,12 @@ import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError, EngineError
 from dlm_edge.runtime.generate import generate
+from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.compare_drafts import DraftPair, random_steps
 from dlm_edge.runtime.ops.cuda_drafts import DRAFT_STATE, POINTERS
 from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
 from dlm_edge.runtime.ops.drafts import MAX_STOPS
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.runtime.replay import ReplayingDevice
 from draft_engines import DraftEngines, Model, draft_manifest, draft_request
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines

@@ -114,7 +114,7 @@ def test_a_bundle_on_onnx_runtime_gives_the_same_text_with_its_buffers_on_the_de
 ):
     pytest.importorskip("onnxruntime")
     toy = pytest.importorskip("toy_bundle")
-    from dlm_edge.runtime.bundle import open_bundle
+    from dlm_edge.runtime.bundle.bundle import open_bundle
     from dlm_edge.runtime.engines import open_engines
 
     path = toy.write_toy(tmp_path)

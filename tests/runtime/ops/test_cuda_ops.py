@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import RULES, DecodingSettings
 from dlm_edge.runtime.errors import ConfigError, EngineError
+from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.runtime.replay import ReplayingDevice
 from emulation.device import EmulatedDevice
 from emulation.pairs import HEATS, Pair, compare_samples, on_device, random_logits
 

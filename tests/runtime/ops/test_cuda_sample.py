@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
+from dlm_edge.runtime.noise.philox import DrawKind, uniforms
 from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.runtime.philox import DrawKind, uniforms
 from emulation.device import EmulatedDevice
 from emulation.pairs import (
     HEATS,

@@ -8,6 +8,7 @@ from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
+from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.compare_transitions import (
     TRANSITION_HEATS,
     TransitionPair,
@@ -15,7 +16,6 @@ from dlm_edge.runtime.ops.compare_transitions import (
 )
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.runtime.replay import ReplayingDevice
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
 from emulation.pairs import MAX_TIE_SHARE, on_device

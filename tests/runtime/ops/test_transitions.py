@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import EngineError
+from dlm_edge.runtime.noise.philox import DrawKind, uniforms
+from dlm_edge.runtime.noise.transition import analytic_step, euler_step, probabilities
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.runtime.ops.transitions import TransitionScratch, transit
-from dlm_edge.runtime.philox import DrawKind, uniforms
-from dlm_edge.runtime.transition import analytic_step, euler_step, probabilities
 from hypothesis import given
 from hypothesis import strategies as st
 

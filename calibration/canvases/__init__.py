@@ -1,0 +1,1 @@
+"""Canvases: graph inputs recorded while real texts decode, and kept on disk."""

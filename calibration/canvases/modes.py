@@ -1,0 +1,78 @@
+"""The ways a family can be asked to decode: block sizes, continuations, gaps.
+
+What a block size or a gap means to a family is asked of its update rule, by starting a request;
+nothing here names a family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.engines import EngineSet
+from ...runtime.errors import ConfigError
+from ...runtime.families import decoding_settings, find_family
+from ...runtime.families.base import Request
+from ...runtime.ops.numpy_ops import NumpyOps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """One way to decode: with a block size or the family's own, a continuation or a gap."""
+
+    block: int | None
+    gap: bool
+
+    def request(
+        self,
+        manifest: Manifest,
+        prompt: np.ndarray,
+        room: int,
+        share: float,
+        draw: tuple[int, int],
+        banned: tuple[int, ...] = (),
+    ) -> Request:
+        """Makes a request of `room` positions that gives `share` of them, one token at least."""
+        overrides: dict[str, Any] = {} if self.gap else {"block_size": self.block}
+        settings = decoding_settings(manifest, overrides)
+        given = prompt[: max(1, min(int(share * room), len(prompt), room - 1))]
+        common: dict[str, Any] = {
+            "seed": draw[0], "sample_index": draw[1], "settings": settings, "banned_ids": banned,
+        }  # fmt: skip
+        if not self.gap:
+            return Request(prompt_ids=tuple(given.tolist()), max_tokens=room - len(given), **common)
+        assert manifest.mask_token_id is not None
+        text = np.full(room, manifest.mask_token_id, np.int32)
+        # Fixed text on both sides of the gap, so that positions from first to last are met.
+        head = max(1, len(given) // 2)
+        text[:head] = given[:head]
+        if tail := given[head:].tolist():
+            text[-len(tail) :] = tail
+        return Request(prompt_ids=(), max_tokens=0, template_ids=tuple(text.tolist()), **common)
+
+
+def modes_of(manifest: Manifest, engines: EngineSet) -> list[Mode]:
+    """Lists the ways of decoding that the family accepts, by starting a request of each."""
+    family, ops = find_family(manifest.family), NumpyOps()
+    prompt = np.array([manifest.eos_token_id], np.int32)
+
+    def accepts(mode: Mode) -> bool:
+        try:
+            family.start(manifest, engines, ops, mode.request(manifest, prompt, 2, 0.0, (0, 0)))
+        except ConfigError:
+            return False
+        return True
+
+    # Rows of a graph need not be a block: what can be asked for is what the family accepts.
+    sizes = sorted({*manifest.block_sizes, *(spec.block for spec in engines.specs)})
+    # Others serve to store one block and begin the next in a single run.
+    sizes = [size for size in sizes if size in manifest.block_sizes] or sizes
+    chosen = [mode for size in sizes if accepts(mode := Mode(block=size, gap=False))]
+    modes = chosen or [Mode(block=None, gap=False)]
+    gap = Mode(block=sizes[-1], gap=True)
+    if manifest.mask_token_id is not None and accepts(gap):
+        modes.append(gap)
+    return modes

@@ -1,0 +1,155 @@
+"""What a change costs: the same text under the same masks, before and after, as a ratio.
+
+Perplexities of one text are known to a per cent or so, because masks are drawn; the ratio of two
+under equal masks is known a hundred times better, for the draws cancel. So nothing here compares
+two perplexities that were measured apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.engines.base import EngineSet
+from ...runtime.families import find_family
+from ...runtime.measure.evaluate import (
+    Progress,
+    bound_totals,
+    evaluation_block,
+    half_width,
+    windows_of,
+)
+from ..canvases.modes import modes_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """Perplexity over that of the reference; low and high enclose it with 95 % over the masks."""
+
+    value: float
+    low: float
+    high: float
+    block: int | None = None
+    """Block size it was measured at; None where a family has no choice."""
+
+    @property
+    def loss(self) -> float:
+        """Share of perplexity lost: 0.005 is half a per cent; below 0 it was gained."""
+        return self.value - 1.0
+
+    @property
+    def place(self) -> str:
+        """Says at which block size, in words that follow a figure."""
+        return "" if self.block is None else f" at blocks of {self.block}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures for a report."""
+        return asdict(self)
+
+
+def worst(ratios: Iterable[Ratio]) -> Ratio:
+    """Gives the ratio that a budget must hold for: the one whose interval reaches highest."""
+    return max(ratios, key=lambda ratio: ratio.high)
+
+
+def decoded_blocks(manifest: Manifest, engines: EngineSet) -> tuple[int | None, ...]:
+    """Lists the block sizes that texts are decoded or filled by, the default one first.
+
+    These are the sizes the model has learnt and a request may ask for; (None,) for a family that
+    has no choice, or whose likelihood does not depend on it.
+    """
+    if find_family(manifest.family).exact:
+        return (None,)
+    sizes = dict.fromkeys(mode.block for mode in modes_of(manifest, engines) if mode.block)
+    # An exact likelihood is the same whatever the positions per run.
+    if not sizes or find_family(manifest.family).exact:
+        return (None,)
+    usual = evaluation_block(manifest, engines.specs)
+    return tuple(sorted(sizes, key=lambda size: (size != usual, size)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossText:
+    """A text to measure on, cut into windows, and the draws."""
+
+    windows: Sequence[np.ndarray]
+    """Each (L,) int32."""
+    num_samples: int
+    """Masks per window; even. Families with an exact likelihood need 1."""
+    seed: int
+    block: int | None = None
+    """Block size it is read by; None where a family has no choice."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens."""
+        return sum(len(window) - 1 for window in self.windows)
+
+    def shortened(self, num_tokens: int) -> LossText:
+        """Returns the first windows, at least one, that hold so many tokens."""
+        kept, held = [], 0
+        for window in self.windows:
+            if kept and held >= num_tokens:
+                break
+            kept.append(window)
+            held += len(window) - 1
+        return replace(self, windows=kept)
+
+    def totals(
+        self, manifest: Manifest, engines: EngineSet, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Measures the bound on some engines: (samples, windows) float64 nats."""
+        exact = find_family(manifest.family).exact
+        samples = range(1 if exact else self.num_samples)
+        return bound_totals(
+            manifest, engines, self.windows, samples=samples, seed=self.seed,
+            block_size=self.block, progress=progress,
+        )  # fmt: skip
+
+    def ratio(self, found: np.ndarray, reference: np.ndarray) -> Ratio:
+        """Compares two results of `totals`, in pairs."""
+        change = found - reference
+        nats = float(change.mean(axis=0).sum()) / self.num_tokens
+        margin = half_width(change, self.num_tokens)
+        return Ratio(
+            value=_exp(nats), low=_exp(nats - margin), high=_exp(nats + margin), block=self.block
+        )
+
+    def perplexity(self, totals: np.ndarray) -> dict[str, Any]:
+        """Returns the perplexity itself with its interval, for a report."""
+        nats = float(totals.mean(axis=0).sum()) / self.num_tokens
+        margin = half_width(totals, self.num_tokens)
+        return {
+            "perplexity": _exp(nats),
+            "low": _exp(nats - margin),
+            "high": _exp(nats + margin),
+        }
+
+
+def _exp(nats: float) -> float:
+    """Gives e^nats, at most e^700: a score far off would not fit a float."""
+    return math.exp(min(nats, 700.0))
+
+
+def cut_texts(
+    manifest: Manifest, engines: EngineSet, stream: np.ndarray, *, num_samples: int, seed: int
+) -> tuple[LossText, ...]:
+    """Cuts one stream (n,) int32 into windows for every block size of `decoded_blocks`.
+
+    Raises:
+        DataError: The stream is shorter than a block.
+    """
+    return tuple(
+        LossText(
+            windows=windows_of(manifest, engines, stream, block_size=block),
+            num_samples=num_samples,
+            seed=seed,
+            block=block,
+        )
+        for block in decoded_blocks(manifest, engines)
+    )

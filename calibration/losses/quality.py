@@ -1,0 +1,196 @@
+"""What a bundle's precision costs, in every figure of the report: measured, with its interval.
+
+Each variant (fp32, fp16, int8, and int8 calibrated otherwise) is measured on the same held-out
+text under the same masks, on the same canvases, and on the same decodes. The figures are plain
+data: `report_page.py` draws them, `report.json` keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.engines.base import EngineSet
+from ...runtime.families import decoding_settings, text_positions
+from ...runtime.families.base import Request
+from ...runtime.text.tokenizer import Tokenizer
+from ..scales.bench import Models
+from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
+from .judge import Judge
+from .loss import LossText, Ratio, worst
+from .text_quality import measure
+
+Progress = Callable[[int, int], None]
+Totals = Mapping[int | None, np.ndarray]
+"""By block size: (samples, windows) nats of the bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What was measured of one variant."""
+
+    name: str
+    title: str
+    """For people."""
+    num_bytes: int
+    """Of its graphs and weights."""
+    perplexity: dict[str, float]
+    """The bound's at the block size that decoding takes unless asked, with its interval over the
+    masks."""
+    ratio: Ratio
+    """Perplexity over fp32's, in pairs, at that block size."""
+    by_block: dict[str, dict[str, Any]]
+    """Perplexity and ratio at every block size that was measured."""
+    agreement: dict[str, Any]
+    """With fp32 on equal canvases."""
+    trajectory: dict[str, Any]
+    """With fp32's decodes of equal prompts and seeds."""
+    samples: dict[str, Any]
+    """Of the decoded texts: external judge's perplexity (None without a judge), entropy, …"""
+
+    @property
+    def worst(self) -> Ratio:
+        """The ratio that a budget must hold for, of all block sizes measured."""
+        return worst(item["ratio"] for item in self.by_block.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures for a report."""
+        return asdict(self)
+
+
+class Examiner:
+    """Measures variants against the floating-point model, which is measured first."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        *,
+        texts: Sequence[LossText],
+        canvases: Sequence[Any],
+        prompts: Sequence[np.ndarray],
+        tokenizer: Tokenizer,
+        judge: Judge | None,
+        seed: int,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Runs the reference.
+
+        Args:
+            manifest: Of the fp32 draft.
+            engines: The fp32 graphs.
+            texts: To measure the bound on: one per block size, the one decoded by first.
+            canvases: Held-out ones, for agreement.
+            prompts: (L,) int32 each: continued for trajectories and samples.
+            tokenizer: Writes samples out.
+            judge: Of samples; None: entropy only.
+            seed: Of the decodes.
+            progress: Told of windows of text.
+        """
+        self._manifest, self._judge = manifest, judge
+        self._texts = {text.block: text for text in texts}
+        self._prompts, self._tokenizer, self._seed = prompts, tokenizer, seed
+        self.totals: Totals = self.measure(engines, progress=progress)
+        """Of the reference."""
+        self._reference = Reference(manifest, engines, canvases)
+        self._decodes = self._decode(engines)
+
+    @property
+    def main(self) -> int | None:
+        """The block size that decoding takes unless asked."""
+        return next(iter(self._texts))
+
+    def measure(
+        self,
+        engines: EngineSet,
+        *,
+        blocks: Sequence[int | None] | None = None,
+        progress: Progress = lambda done, total: None,
+    ) -> Totals:
+        """Measures a variant's bound at some block sizes (None: all of them)."""
+        texts = [self._texts[block] for block in (self._texts if blocks is None else blocks)]
+        sizes = [len(text.windows) * text.num_samples for text in texts]
+        found = {}
+        for number, text in enumerate(texts):
+            before = sum(sizes[:number])
+            found[text.block] = text.totals(
+                self._manifest,
+                engines,
+                lambda done, _, before=before: progress(before + done, sum(sizes)),
+            )
+        return found
+
+    def ratios(self, totals: Totals, other: Totals | None = None) -> dict[int | None, Ratio]:
+        """Compares what `measure` gave with the reference, or with another variant's."""
+        against = self.totals if other is None else other
+        return {
+            block: self._texts[block].ratio(found, against[block])
+            for block, found in totals.items()
+            if block in against
+        }
+
+    def worst(self, totals: Totals) -> Ratio:
+        """Gives the ratio that a budget must hold for, of all block sizes measured."""
+        return worst(self.ratios(totals).values())
+
+    def by_block(self, totals: Totals) -> dict[str, dict[str, Any]]:
+        """Returns perplexity and ratio per block size, for `Figures`."""
+        return {
+            str(block or "all"): {
+                "perplexity": self._texts[block].perplexity(totals[block]),
+                "ratio": ratio,
+            }
+            for block, ratio in self.ratios(totals).items()
+        }
+
+    def examine(
+        self,
+        name: str,
+        title: str,
+        models: Models,
+        engines: EngineSet,
+        totals: Totals,
+    ) -> Figures:
+        """Measures the rest of one variant, whose `totals` are known, `main` among them."""
+        decodes = self._decode(engines)
+        return Figures(
+            name=name,
+            title=title,
+            num_bytes=sum(model.ByteSize() for model in models.values()),
+            perplexity=self._texts[self.main].perplexity(totals[self.main]),
+            ratio=self.ratios(totals)[self.main],
+            by_block=self.by_block(totals),
+            agreement=self._reference.agreement(engines).to_json(),
+            trajectory=trajectory_agreement(decodes, self._decodes),
+            samples=self._samples(decodes),
+        )
+
+    def _decode(self, engines: EngineSet) -> list[Trajectory]:
+        settings = decoding_settings(self._manifest, {})
+        most = text_positions(self._manifest, engines.specs, settings)
+        return [
+            decode_trajectory(
+                self._manifest,
+                engines,
+                Request(
+                    prompt_ids=tuple(int(token) for token in prompt),
+                    max_tokens=most - len(prompt),
+                    seed=self._seed,
+                    sample_index=index,
+                    settings=settings,
+                    provisional=True,
+                ),
+            )
+            for index, prompt in enumerate(self._prompts)
+        ]
+
+    def _samples(self, decodes: Sequence[Trajectory]) -> dict[str, Any]:
+        texts = [self._tokenizer.decode([int(token) for token in item.tokens]) for item in decodes]
+        texts = [text for text in texts if text.split()]
+        if not texts:
+            return {"num_texts": 0}
+        return asdict(measure(texts, self._judge.score(texts) if self._judge else None))

@@ -1,0 +1,1 @@
+"""The quality report of an export, as JSON and as a page."""

@@ -1,0 +1,256 @@
+"""The report as one HTML page: tables and drawings of the figures that `quality.py` measured.
+
+The only file here that draws, and so the only one that imports the plotting library, when asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...runtime.errors import ConfigError
+from ...runtime.measure.page import Page
+from .layers import (
+    COLORS,
+    drawing_of,
+    lost,
+    lost_between,
+    show_canvases,
+    show_ranges,
+    show_sensitivity,
+)
+
+
+def plotting() -> Callable[..., Any]:
+    """Returns what makes a drawing; ConfigError if the plotting library is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "the report page needs the package matplotlib: pip install 'dlm-edge[report]'"
+        ) from error
+    return Figure
+
+
+def make_page(report: Mapping[str, Any]) -> Page:
+    """Lays out a report; ConfigError if the plotting library is not installed."""
+    figure = plotting()
+    page = Page(f"What {report['precision']} costs: {report['family']} for {report['target']}")
+    figures = list(report["variants"].values())
+    # Without layers given up, one of the compared is what ships: once is enough.
+    figures += [
+        item
+        for name, item in report["comparison"].items()
+        if report["budget"]["num_float"] or name != report["calibrated_on"]
+    ]
+    _summary(page, report, figures)
+    _agreement(page, report, figures, figure)
+    _trajectories(page, figures, figure)
+    show_sensitivity(page, report, figure)
+    show_ranges(page, report, figure)
+    show_canvases(page, report)
+    return page
+
+
+def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) -> None:
+    for line in report["findings"]:
+        page.paragraph(line)
+    for line in report["warnings"]:
+        page.paragraph(line, kind="warning")
+    page.heading("Size and quality")
+    whole = figures[0]["num_bytes"]
+    page.table(
+        ("variant", "MiB", "of fp32", "perplexity", "95 %", "lost, %", "95 %"),
+        [
+            (
+                item["title"],
+                f"{item['num_bytes'] / 2**20:.2f}",
+                f"{item['num_bytes'] / whole:.3f}",
+                f"{item['perplexity']['perplexity']:.3f}",
+                _interval(item["perplexity"], "{:.2f}"),
+                lost(item["ratio"]["value"]),
+                lost_between(item["ratio"]),
+            )
+            for item in figures
+        ],
+    )
+    page.table(
+        (
+            "variant", "top-1 about to be committed, %", "top-1, %", "top-5, %", "same tokens, %",
+            "tokens per run", "judge", "entropy",
+        ),
+        [
+            (
+                item["title"],
+                _share_of(item["agreement"]["about_to_be_committed"], "top1"),
+                _share(item["agreement"]["all"], "top1"),
+                _share(item["agreement"]["all"], "top5"),
+                f"{100 * item['trajectory']['same_tokens']:.1f}",
+                f"{item['trajectory']['tokens_per_nfe']:.2f}",
+                _with_interval(item["samples"], "judge_perplexity", "judge_interval"),
+                _with_interval(item["samples"], "unigram_entropy", "entropy_interval"),
+            )
+            for item in figures
+        ],
+    )  # fmt: skip
+    text = report["text"]
+    page.paragraph(
+        f"{_about_perplexity(text)} Top-1 and top-5 compare each model's most likely tokens with "
+        "fp32's on equal canvases (top-5: mean share of the five that both have). Same tokens: "
+        f"finished texts of {text['num_decodes']} equal prompts, seeds and random numbers, each "
+        "model following its own tokens; tokens per run: of those texts, by graph runs. Judge: "
+        "perplexity of those texts under an external model, lower is more predictable; entropy: of "
+        "a text's words, nats. MiB: graphs and weights.",
+        kind="note",
+    )
+    _blocks(page, report)
+    _tables(page, report)
+
+
+def _about_perplexity(text: Mapping[str, Any]) -> str:
+    if text["num_samples"] == 1:
+        return (
+            f"Perplexity is the exact likelihood of {text['num_tokens']:,} held-out tokens, for "
+            "which nothing is drawn: it says how good the text is, and nothing of drafts."
+        )
+    return (
+        f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens"
+        f"{_at_block(text['block'])}, {text['num_samples']} draws of noise per window; what is "
+        "lost is measured in pairs under equal noise, which is why its interval is so much "
+        "narrower."
+    )
+
+
+def _at_block(block: int | None) -> str:
+    return "" if block is None else f" at blocks of {block}, what decoding takes unless asked"
+
+
+def _blocks(page: Page, report: Mapping[str, Any]) -> None:
+    """The loss at every block size that texts are decoded or filled by."""
+    if len(report["text"]["blocks"]) < 2:
+        return
+    page.table(
+        ("at blocks of", "variant", "perplexity", "95 %", "lost, %", "95 %"),
+        [
+            (
+                block,
+                item["title"],
+                f"{found['perplexity']['perplexity']:.3f}",
+                _interval(found["perplexity"], "{:.2f}"),
+                lost(found["ratio"]["value"]),
+                lost_between(found["ratio"]),
+            )
+            for block in map(str, report["text"]["blocks"])
+            for item in report["variants"].values()
+            for found in (item["by_block"][block],)
+        ],
+    )
+    page.paragraph(
+        f"The budget of {100 * report['budget']['max_loss']:g} % is for the block size that loses "
+        "most. Layers alone and sets of canvases are compared at the one that decoding takes.",
+        kind="note",
+    )
+
+
+def _tables(page: Page, report: Mapping[str, Any]) -> None:
+    """What storing embeddings and heads as int8 costs."""
+    if not report["tables"]:
+        return
+    page.table(
+        ("embedding or head, alone", "stored as", "lost, %", "95 %", "verdict"),
+        [
+            (
+                item["layer"],
+                item["precision"],
+                lost(item["ratio"]["value"]),
+                lost_between(item["ratio"]),
+                "harmless" if item["harmless"] else "not harmless",
+            )
+            for item in report["tables"]
+        ],
+    )
+    page.paragraph(
+        "Harmless: the upper end of its interval takes no more than half of the budget. What is "
+        "not is stored in the next precision that is, or in floating point.",
+        kind="note",
+    )
+
+
+def _interval(values: Mapping[str, float], form: str) -> str:
+    if values["low"] == values["high"]:
+        return "exact"
+    return f"{form.format(values['low'])} to {form.format(values['high'])}"
+
+
+def _share(counts: Mapping[str, Any], name: str) -> str:
+    return f"{100 * counts[name]:.2f}" if counts["rows"] else "none"
+
+
+def _share_of(counts: Mapping[str, Any], name: str) -> str:
+    """The share with the number of rows it is of, which may be small."""
+    rows = counts["rows"]
+    return f"{_share(counts, name)} of {rows:,}" if rows else "none"
+
+
+def _with_interval(values: Mapping[str, Any], name: str, interval: str) -> str:
+    if values.get(name) is None:
+        return "-"
+    low, high = values[interval]
+    return f"{values[name]:.3f} ({low:.2f} to {high:.2f})"
+
+
+def _agreement(
+    page: Page,
+    report: Mapping[str, Any],
+    figures: Sequence[Mapping[str, Any]],
+    figure: Callable[..., Any],
+) -> None:
+    noise = report["text"]["noise"]
+    page.heading(f"Token agreement by {noise}")
+    if not figures[0]["agreement"]["all"]["rows"]:
+        page.paragraph("No held-out canvas has a row to compare.", kind="note")
+        return
+    for key, words in (("top1", "most likely token"), ("top5", "five most likely tokens")):
+        drawing, axes = drawing_of(figure, f"Same {words} as fp32", noise, "%")
+        for item, color in zip(figures[1:], COLORS, strict=False):
+            rows = item["agreement"]["by_mask_ratio"]
+            axes.plot(
+                [float(ratio) for ratio in rows],
+                [100 * counts[key] for counts in rows.values()],
+                marker="o", markersize=3, color=color, label=item["title"],
+            )  # fmt: skip
+        axes.legend(fontsize=8, frameon=False)
+        worst = min(
+            (100 * counts[key], item["title"], ratio)
+            for item in figures[1:]
+            for ratio, counts in item["agreement"]["by_mask_ratio"].items()
+        )
+        page.figure(
+            drawing,
+            f"Rows of held-out canvases. The lowest point is {worst[0]:.1f} %: {worst[1]} at a "
+            f"{noise} of {worst[2]}.",
+        )
+
+
+def _trajectories(
+    page: Page, figures: Sequence[Mapping[str, Any]], figure: Callable[..., Any]
+) -> None:
+    page.heading("Agreement along a decode")
+    drawing, axes = drawing_of(
+        figure, "Same canvas as fp32's own decode at this step", "step", "% of positions"
+    )
+    for item, color in zip(figures[1:], COLORS, strict=False):
+        steps = item["trajectory"]["by_step"]
+        axes.plot(
+            range(1, len(steps) + 1), [100 * share for share in steps],
+            color=color, label=item["title"],
+        )  # fmt: skip
+    axes.legend(fontsize=8, frameon=False)
+    page.figure(
+        drawing,
+        "Equal prompts, seeds and random numbers; nothing is corrected, so that one token that "
+        "differs changes what follows.",
+    )
+
+
+__all__: Sequence[str] = ["make_page", "plotting"]

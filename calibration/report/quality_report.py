@@ -1,0 +1,250 @@
+"""What calibration measured, as plain data for report.json, and in words.
+
+The page that people read is drawn from the same data by `calibration/report/page.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...runtime.bundle.bundle import REPORT_NAME
+from ...runtime.errors import DlmError
+from ...train.files import write_file
+from ..canvases.texts import Texts
+from ..losses.budget import fits
+from ..losses.loss import Ratio
+from ..losses.quality import Figures
+from ..scales.plan import plan_bytes
+from ..wishes import SETS, Shipped, Wishes
+from .page import make_page
+
+PAGE_NAME = "report.html"
+PLAN_NAME = "plan.json"
+QUALITY_VERSION = 2
+ENOUGH_TOP1 = 0.98
+"""Share of equal tokens at positions about to be committed, below which the report warns."""
+MOST_FP16_LOSS = 0.001
+"""Share of perplexity that rounding to float16 may cost before the report warns."""
+
+
+def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) -> dict[str, Any]:
+    """Returns the figures as JSON data."""
+    return {
+        "version": QUALITY_VERSION,
+        "family": family,
+        "precision": wishes.precision,
+        "target": wishes.target,
+        "findings": _findings(shipped, wishes),
+        "warnings": _warnings(shipped, wishes),
+        "text": {
+            "source": texts.source,
+            "num_tokens": shipped.texts[0].num_tokens,
+            "block": shipped.texts[0].block,
+            "noise": _noise(shipped),
+            "blocks": [text.block for text in shipped.texts],
+            "num_samples": shipped.num_samples,
+            "num_decodes": shipped.num_decodes,
+            "seed": wishes.seed,
+        },
+        "variants": {name: item.to_json() for name, item in shipped.variants.items()},
+        "comparison": {name: item.to_json() for name, item in shipped.comparison.items()},
+        "calibrated_on": shipped.calibrated_on,
+        "against_decoding": {
+            name: ratio.to_json() for name, ratio in shipped.against_decoding.items()
+        },
+        "sensitivity": [cost.to_json() for cost in shipped.costs],
+        "tables": [trial.to_json() for trial in shipped.tables],
+        "budget": {
+            "max_loss": wishes.max_loss,
+            "met": shipped.outcome.met,
+            "worst": shipped.outcome.ratio.to_json(),
+            "num_float": shipped.outcome.num_float,
+            "trials": [trial.to_json() for trial in shipped.outcome.trials],
+        },
+        "ranges": _ranges(shipped),
+        "canvases": _canvases(shipped),
+        "plan": shipped.plan.to_json(),
+    }
+
+
+def _noise(shipped: Shipped) -> str:
+    """Says what canvases are told apart by: what is masked or, without masks, the noise's level."""
+    return "mask ratio" if shipped.masked else "noise level"
+
+
+def _loss(ratio: Ratio) -> str:
+    if ratio.low == ratio.high:  # an exact likelihood: nothing is drawn
+        return f"{100 * ratio.loss:+.3f} %"
+    return (
+        f"{100 * ratio.loss:+.3f} % ({100 * (ratio.low - 1):+.3f} to "
+        f"{100 * (ratio.high - 1):+.3f} with 95 %)"
+    )
+
+
+def _findings(shipped: Shipped, wishes: Wishes) -> list[str]:
+    whole = shipped.variants["fp32"]
+    found = []
+    for name in ("fp16", "int8"):
+        item = shipped.variants.get(name)
+        if item is not None:
+            found.append(
+                f"{name} changes perplexity by {_loss(item.ratio)}{item.ratio.place} and takes "
+                f"{item.num_bytes / whole.num_bytes:.2f} of fp32's bytes."
+            )
+    others = [item["ratio"] for item in shipped.variants[wishes.precision].by_block.values()][1:]
+    if others:
+        parts = [f"{_loss(ratio)}{ratio.place}" for ratio in others]
+        found.append(
+            f"{wishes.precision} at the other block sizes that texts are decoded or filled by: "
+            f"{'; '.join(parts)}. The budget is for the worst of all."
+        )
+    found += _pace(shipped.variants[wishes.precision])
+    found += _stored(shipped)
+    kept = [
+        f"{name} of {graph}" for graph, plan in shipped.plan.graphs.items() for name in plan.float32
+    ]
+    if kept:
+        found.append(
+            f"{len(kept)} values leave float16's range on the canvases and stay in float32: "
+            f"{', '.join(kept[:8])}{', …' if len(kept) > 8 else ''}."
+        )
+    if shipped.comparison:
+        found += _compared(shipped)
+    if wishes.precision == "int8" and shipped.outcome.num_float and wishes.edits is None:
+        found.append(
+            f"{shipped.outcome.num_float} layers stay in floating point to keep within "
+            f"{100 * wishes.max_loss:g} %."
+        )
+    return found
+
+
+def _pace(variant: Figures) -> list[str]:
+    """Says how many tokens a graph run makes, where models differ in that."""
+    own = variant.trajectory["tokens_per_nfe"]
+    whole = variant.trajectory["tokens_per_nfe_of_fp32"]
+    if max(own, whole) <= 1.0:  # nothing drafts, or nothing came of it
+        return []
+    return [
+        f"{variant.name} makes {own:.2f} tokens per graph run where fp32 makes {whole:.2f}, on the "
+        f"same prompts ({100 * (own / whole - 1):+.1f} %)."
+    ]
+
+
+def _stored(shipped: Shipped) -> list[str]:
+    """Says what storing embeddings and heads as int8 was measured to cost."""
+    return [
+        f"{trial.layer} of {trial.graph} alone as {trial.precision}: {_loss(trial.ratio)}, "
+        f"{'harmless' if trial.harmless else 'not harmless, so it is not stored like that'}."
+        for trial in shipped.tables
+    ]
+
+
+def _compared(shipped: Shipped) -> list[str]:
+    """Says what calibrating on something else would have given."""
+    parts = [f"from {SETS[name]} {_loss(item.ratio)}" for name, item in shipped.comparison.items()]
+    lines = [f"The same int8 recipe, before any budget, calibrated {'; '.join(parts)}."]
+    parts = [f"{SETS[name]}: {_loss(item)}" for name, item in shipped.against_decoding.items()]
+    if parts:
+        lines.append(
+            f"Against {SETS['decode']}, in pairs, perplexity changes with {'; '.join(parts)}."
+        )
+    if shipped.calibrated_on == "clean":
+        lines.append(
+            "Clean text does as well as canvases of the decoding loop on this model, so the "
+            "simpler one was used."
+        )
+    elif "clean" in shipped.comparison:
+        measurable = shipped.against_decoding["clean"].low > 1.0
+        worse = "measurably worse" if measurable else "worse at tokens about to be committed"
+        lines.append(
+            f"Clean text does {worse} than canvases of the decoding loop, so these were used."
+        )
+    lines += [
+        f"Calibration on {SETS[name]} gave no scales: {why}."
+        for name, why in shipped.failures.items()
+    ]
+    return lines
+
+
+def _warnings(shipped: Shipped, wishes: Wishes) -> list[str]:
+    found = []
+    if not fits(shipped.outcome.ratio, wishes.max_loss):
+        found.append(
+            f"Beyond its budget of {100 * wishes.max_loss:g} %: written because of --force."
+        )
+    half = shipped.variants["fp16"].worst
+    if half.loss > MOST_FP16_LOSS:
+        found.append(
+            f"fp16 alone loses {100 * half.loss:.3f} % of perplexity{half.place}, more than "
+            f"{100 * MOST_FP16_LOSS:g} %."
+        )
+    item = shipped.variants[wishes.precision]
+    soon = item.agreement["about_to_be_committed"]
+    if soon["rows"] and soon["top1"] < ENOUGH_TOP1:
+        found.append(
+            f"Only {100 * soon['top1']:.1f} % of the tokens about to be committed are fp32's, of "
+            f"{soon['rows']} rows: fewer than {100 * ENOUGH_TOP1:g} %."
+        )
+    return found
+
+
+def _ranges(shipped: Shipped) -> dict[str, Any]:
+    return {
+        graph: {
+            name: {
+                "largest": {f"{decile / 10:.1f}": value for decile, value in deciles.items()},
+                **shipped.plan.to_json()["graphs"][graph]["layers"][name],
+            }
+            for name, deciles in layers.items()
+        }
+        for graph, layers in shipped.largest.items()
+    }
+
+
+def _canvases(shipped: Shipped) -> dict[str, Any]:
+    name = shipped.calibrated_on or "decode"
+    chosen = shipped.sets[name]
+    rows = [
+        {
+            "graph": graph,
+            "block": block,
+            "context": context,
+            "decile": decile,
+            "count": sum(sources.values()),
+        }
+        for (graph, block, context, decile), sources in chosen.coverage().items()
+    ]
+    words = (
+        f"{len(chosen)} graph inputs from {SETS[name]}, by graph shape and tenth of the "
+        f"{_noise(shipped)}."
+    )
+    return {"words": words, "recipe": dict(chosen.recipe), "coverage": rows}
+
+
+def report_members(shipped: Shipped, report: Mapping[str, Any]) -> dict[str, bytes]:
+    """Returns the page and the plan as members of a bundle."""
+    return {
+        PAGE_NAME: make_page(report).render().encode(),
+        PLAN_NAME: plan_bytes(shipped.plan),
+    }
+
+
+def write_reports(folder: Path, report: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
+    """Writes report.json, report.html and plan.json; DlmError if that fails."""
+    files = {REPORT_NAME: (json.dumps(report, indent=1) + "\n").encode(), **members}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_file(folder / name, partial(_write, data))
+    except OSError as error:
+        raise DlmError(
+            f"cannot write the report into {folder}: {error.strerror}; choose another --report-dir"
+        ) from error
+
+
+def _write(data: bytes, path: Path) -> None:
+    path.write_bytes(data)

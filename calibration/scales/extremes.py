@@ -1,0 +1,115 @@
+"""How large each value of a graph gets on the canvases: what float16 cannot hold, and what is NaN.
+
+The floating-point graph is run with the values as further outputs, one canvas after the other, so
+memory is that of one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from ...runtime.errors import CalibrationError
+from ..canvases.canvases import Canvas
+from .exposed import in_order, open_exposed
+from .linears import Layer
+from .weights import FLOAT16_LIMIT
+
+HEADROOM = 2.0
+"""The canvases are a sample: values of half of float16's range count as beyond it."""
+Progress = Callable[[int, int], None]
+
+
+def largest_values(
+    model: onnx.ModelProto,
+    canvases: Sequence[Canvas],
+    names: Iterable[str],
+    progress: Progress = lambda done, total: None,
+) -> dict[str, dict[int, float]]:
+    """Measures values of a float32 graph.
+
+    Args:
+        model: The graph.
+        canvases: Of this graph.
+        names: Computed values, in the graph's order.
+        progress: Told after every canvas.
+
+    Returns:
+        The largest magnitude of each value, by the mask ratio's decile.
+
+    Raises:
+        CalibrationError: A value is NaN or infinite on a canvas; names the first such.
+    """
+    wanted = list(names)
+    session = open_exposed(model, wanted)
+    found: dict[str, dict[int, float]] = {name: {} for name in wanted}
+    for number, canvas in enumerate(canvases):
+        outputs = session.run(wanted, dict(canvas.inputs))
+        for name, array in zip(wanted, outputs, strict=True):
+            largest = float(np.abs(array).max(initial=0.0))
+            if not np.isfinite(largest):
+                raise unsound(f"{_place(model, name)} gives", canvas)
+            found[name][canvas.decile] = max(found[name].get(canvas.decile, 0.0), largest)
+        progress(number + 1, len(canvases))
+    return found
+
+
+def unsound(place: str, canvas: Canvas) -> CalibrationError:
+    """Says where a graph computes NaN or infinity; `place` ends in a verb."""
+    return CalibrationError(
+        f"{place} NaN or infinity on a canvas (graph {canvas.graph}, block {canvas.block}, context "
+        f"{canvas.context}, {canvas.source}, noise {canvas.mask_ratio:.0%}): the checkpoint's "
+        "weights are too large or its training diverged; take an earlier checkpoint"
+    )
+
+
+def beyond_float16(largest: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
+    """Returns the values that float16 cannot be trusted with, in the given order."""
+    return tuple(
+        name
+        for name, deciles in largest.items()
+        if max(deciles.values(), default=0.0) * HEADROOM > FLOAT16_LIMIT
+    )
+
+
+def unsound_layer(model: onnx.ModelProto, layers: Sequence[Layer], canvas: Canvas) -> str:
+    """Names the first layer on a canvas that NaN or infinity comes out of or goes into, in words.
+
+    Args:
+        model: The float32 graph.
+        layers: What `find_layers` found in it.
+        canvas: On which the graph gives such values.
+    """
+    words: dict[str, str] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            words.setdefault(name, f"what enters layer {layer.name} is")
+        for name in (*layer.lookups, *layer.products):
+            words[name] = f"layer {layer.name} gives"
+    wanted = in_order(model, words)
+    found = open_exposed(model, wanted).run(wanted, dict(canvas.inputs))
+    for name, array in zip(wanted, found, strict=True):
+        if not np.isfinite(array).all():
+            return words[name]
+    return f"behind its last layer graph {canvas.graph} gives"
+
+
+def _place(model: onnx.ModelProto, name: str) -> str:
+    """Names a value by the layer whose weight its node reads, else by the next layer before it."""
+    weights = {item.name for item in model.graph.initializer if len(item.dims) > 1}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    node, behind, seen = makers.get(name), "", set()
+    pending = [node] if node is not None else []
+    while pending:
+        node = pending.pop(0)
+        near = next((item for item in node.input if item in weights), None)
+        if near is not None:
+            layer = near.removeprefix("model.").removesuffix(".weight")
+            return f"{behind}layer {layer}"
+        behind = f"the {makers[name].op_type} {name} behind "
+        fresh = [item for item in node.input if item in makers and item not in seen]
+        seen.update(fresh)
+        pending.extend(makers[item] for item in fresh)
+    return f"value {name}"

@@ -1,0 +1,1 @@
+"""`--auto`: which block and context sizes a bundle offers."""

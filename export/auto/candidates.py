@@ -1,0 +1,217 @@
+"""What `--auto` chooses from: block sizes of one precision, measured here, predicted for a target.
+
+Knows no family: it decodes and scores as the device does.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ...calibration.canvases.texts import find_text, read_texts
+from ...jetson.forecast.plan import MemoryPlan, Plan, plan_bundle
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.engines import EngineSet, open_engines
+from ...runtime.families import decoding_settings, find_family
+from ...runtime.families.base import Request
+from ...runtime.families.heads import HEAD
+from ...runtime.generate import generate
+from ...runtime.measure.evaluate import evaluate_ids
+from ...runtime.ops.numpy_ops import NumpyOps
+from ..models import make_models
+from ..pack import draft_bundle
+from ..settings import ExportSettings
+from ..source import Source, load_source
+from .buckets import best_buckets
+from .offers import Offer, memory_of, offers_of
+
+SAMPLES, SAMPLE_TOKENS = 2, 128
+"""Texts decoded per block size, and their length at most."""
+SCORED_TOKENS = 2048
+"""Held-out tokens that a candidate is scored on, where there is a text."""
+HEADS_PER_STEP = 2
+"""Runs of a head that is a graph of its own: to verify, and to draft again."""
+BOUND_SAMPLES = 8
+"""Monte-Carlo draws per window; equal seeds give all candidates equal masks where blocks agree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One choice, with what is measured and predicted for it."""
+
+    precision: str
+    block: int
+    """That text was decoded and scored with."""
+    blocks: tuple[int | str, ...]
+    """That the bundle is made with."""
+    contexts: tuple[int, ...]
+    perplexity: float
+    """Bound on real text."""
+    loss_percent: float
+    """How much worse than the best candidate's."""
+    tokens_per_nfe: float
+    """Measured by decoding."""
+    tokens_per_s: float
+    """Predicted, over a text as long as the model's positions."""
+    memory_mib: float
+    """Predicted, of the shapes that this candidate ships."""
+    fits: bool
+    """Whether memory and quality are within their budgets."""
+
+
+def _buckets(source: Source) -> tuple[int, ...]:
+    """Candidates for context buckets: all positions, and halves of them down to 64."""
+    sizes = [source.manifest.max_position]
+    while sizes[-1] // 2 >= 64:
+        sizes.append(sizes[-1] // 2)
+    return tuple(sorted(sizes))
+
+
+def find_candidates(
+    checkpoint_path: Path, settings: ExportSettings, progress: Callable[[str], None]
+) -> list[Candidate]:
+    """Makes one precision; measures and predicts every block size of it."""
+    source = load_source(checkpoint_path, settings)
+    cut = not settings.contexts
+    if cut and _has_cache(source):
+        settings = replace(settings, contexts=_buckets(source))
+    made = make_models(source, settings, progress)
+    ids = _held_out(source, settings)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="dlm-auto-") as name:
+        draft, _, _ = draft_bundle(made, settings, Path(name), progress)
+        plan = plan_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
+        engines = open_engines(draft, "onnxruntime")
+        try:
+            for offer in _affordable(draft, source, settings, cut):
+                found.append(_candidate(draft, source, settings, plan, engines, ids, offer))
+                item = found[-1]
+                progress(
+                    f"auto: {item.precision}, block {item.block}: perplexity "
+                    f"{item.perplexity:.2f}, {item.tokens_per_nfe:.2f} tokens per run, "
+                    f"{item.tokens_per_s:,.0f} tokens/s and {item.memory_mib:,.0f} MiB predicted"
+                )
+        finally:
+            engines.close()
+    return found
+
+
+def _held_out(source: Source, settings: ExportSettings) -> np.ndarray:
+    """Text to score on: what calibration holds out where there is any, else the parity text."""
+    found = find_text(settings.calibration_data, source.config)
+    if found is None:
+        return source.text(settings.data)
+    texts = read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
+    return texts.stream(SCORED_TOKENS)
+
+
+def _has_cache(source: Source) -> bool:
+    """Whether a graph reads a context, so that there are buckets to choose."""
+    return any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
+
+
+def _affordable(draft: Bundle, source: Source, settings: ExportSettings, cut: bool) -> list[Offer]:
+    """Per block, the most capable offer that fits the memory; the smallest one if none does.
+
+    A shorter context or canvas loses what texts can see, so it is offered only where a longer one
+    does not fit.
+    """
+    best: dict[int, Offer] = {}
+    done: set[int] = set()
+    for offer in offers_of(draft, settings, cut=cut):
+        # All canvases stand for one choice: how many of them there is room for.
+        key = offer.block if offer.contexts else 0
+        if key in done:
+            continue
+        best[key] = offer
+        contexts = offer.contexts[-1:]
+        memory = memory_of(draft, source.graphs, settings.target, offer.blocks, contexts)
+        if _fits(memory, settings):
+            done.add(key)
+    return list(best.values())
+
+
+def _fits(memory: MemoryPlan, settings: ExportSettings) -> bool:
+    limit = settings.max_memory_mib
+    return memory.fits and (limit is None or memory.total <= limit)
+
+
+def _candidate(
+    draft: Bundle,
+    source: Source,
+    settings: ExportSettings,
+    plan: Plan,
+    engines: EngineSet,
+    ids: np.ndarray,
+    offer: Offer,
+) -> Candidate:
+    manifest = draft.manifest
+    exact = find_family(manifest.family).exact
+    seen = offer.contexts[-1] if offer.contexts else None
+    result = evaluate_ids(
+        manifest,
+        engines,
+        ids,
+        context=seen if seen is not None and seen < manifest.max_position else None,
+        block_size=None if exact else _asked(offer.block),
+        relative_half_width=0.001,
+        max_samples=BOUND_SAMPLES,
+    )
+    tokens = _tokens_per_nfe(draft, engines, offer.block)
+    shape = HEAD, offer.block
+    heads = [part for (name, size, _), part in plan.graphs.items() if (name, size) == shape]
+    contexts, rate = best_buckets(
+        plan,
+        offer.rows,
+        tokens,
+        manifest.max_position,
+        offer.contexts,
+        beside_ms=HEADS_PER_STEP * sum(part.step_ms + part.outside_ms for part in heads),
+    )
+    memory = memory_of(draft, source.graphs, settings.target, offer.blocks, contexts)
+    return Candidate(
+        precision=manifest.precision,
+        block=offer.block,
+        blocks=offer.blocks,
+        contexts=contexts,
+        perplexity=result.perplexity,
+        loss_percent=0.0,
+        tokens_per_nfe=tokens,
+        tokens_per_s=rate,
+        memory_mib=memory.total,
+        fits=_fits(memory, settings),
+    )
+
+
+def _asked(block: int) -> int | None:
+    """A block size as settings take it; None for token by token, which has none."""
+    return block if block > 1 else None
+
+
+def _tokens_per_nfe(draft: Bundle, engines: EngineSet, block: int) -> float:
+    """Tokens per graph run, by decoding with the bundle's own settings."""
+    manifest = draft.manifest
+    settings = decoding_settings(manifest, {"block_size": _asked(block)})
+    tokens = runs = 0
+    for index in range(SAMPLES):
+        result = generate(
+            manifest,
+            engines,
+            NumpyOps(),
+            Request(
+                prompt_ids=(manifest.eos_token_id,),
+                max_tokens=min(SAMPLE_TOKENS, manifest.max_position - 1),
+                seed=0,
+                sample_index=index,
+                settings=settings,
+                # A text that ends early would measure its end, not the decoding.
+                banned_ids=(manifest.eos_token_id,),
+            ),
+        )
+        tokens += len(result.new_token_ids)
+        runs += result.nfe
+    return tokens / runs

@@ -1,0 +1,1 @@
+"""What is checked before anything is written: memory, parity, golden vectors."""

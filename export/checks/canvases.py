@@ -1,0 +1,150 @@
+"""Canvases to check a graph on: real text, noisy at every level from none to all.
+
+Text comes from a file, or from the paragraph below, which any subword vocabulary can spell. Knows
+no family: what noise looks like is each graph's `corrupt`; without one, canvases are clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...runtime.bundle.manifest import GraphSpec
+from ...runtime.errors import DataError
+from ...runtime.text.documents import read_documents
+from ...runtime.text.tokenizer import Tokenizer
+from ...train.families.base import Corrupt
+
+MOST_BLOCKS = 32
+MASK_RATIOS = tuple(tenth / 10 for tenth in range(11))
+SPLIT_RATIOS = (0.0, 0.5, 1.0)
+"""Of canvases of two blocks, the first of which is clean."""
+PARAGRAPH = """Once upon a time there was a small red boat that lived by the sea. Every morning it
+waited for the wind, and every evening it came back with a story. One day a little girl named Anna
+found it on the beach. "Where have you been?" she asked. The boat did not answer, but in it lay a
+shell, a feather and a letter. Anna read the letter to her brother Tom. It said that far away there
+was an island with apple trees and friendly birds, and that nobody had been there for a long time.
+They packed bread and cheese, told their mother, and pushed the boat into the water. The sun was
+warm, the waves were low, and they sang until they could see the island. """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """One input of a block step."""
+
+    start: int
+    """Committed positions before the block."""
+    ids: np.ndarray
+    """(1, block) int32."""
+    mask_ratio: float
+    """Level of its noise."""
+    split: int = 0
+    """Positions of a finished block before the noisy one, which see none of it; 0: one block."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the graph's further inputs, by role."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The value of each input role that a canvas determines."""
+        return {"canvas": self.ids, "start": self.start, "split": self.split, **self.extra}
+
+
+def text_ids(tokenizer: Tokenizer, eos_token_id: int, length: int, data: Path | None) -> np.ndarray:
+    """Returns (length,) int32 ids of real text that begin with the start token.
+
+    Raises:
+        DataError: The text has no token in this vocabulary.
+    """
+    documents = read_documents(data) if data is not None else iter([PARAGRAPH])
+    ids: list[int] = []
+    for document in documents:
+        ids += [eos_token_id, *tokenizer.encode(" ".join(document.split()))]
+        if len(ids) >= length:
+            break
+    if len(ids) < 2:
+        raise DataError(
+            "the checkpoint's vocabulary spells no word of the text that export checks with: "
+            "name a text of its kind with --data"
+        )
+    return np.resize(np.asarray(ids, dtype=np.int32), length)
+
+
+def starts_of(spec: GraphSpec, max_position: int) -> tuple[int, ...]:
+    """Returns at most four numbers of committed positions to test, from none to all that fit, or to
+    so many blocks: one row at a time, a large model would take minutes to fill its context, which
+    its larger shapes fill in a few runs."""
+    last = min(min(spec.context, max_position - spec.block) // spec.block, MOST_BLOCKS)
+    chosen = {0, 1, last // 2, last}
+    return tuple(sorted(number * spec.block for number in chosen if 0 <= number <= last))
+
+
+def splits_of(spec: GraphSpec) -> tuple[int, ...]:
+    """Returns the values of `split` to test: none, and a block that is half of the shape's."""
+    half = spec.block // 2 if spec.block % 2 == 0 else 0
+    return (0, half) if half and any(t.role == "split" for t in spec.inputs) else (0,)
+
+
+def canvases(
+    spec: GraphSpec,
+    ids: np.ndarray,
+    start: int,
+    corrupt: Corrupt | None,
+    seed: int,
+    split: int = 0,
+) -> Iterator[Canvas]:
+    """Yields the block at `start` at each noise level; position 0 is always clean.
+
+    Args:
+        spec: Says the block size.
+        ids: Clean text (L,) int32 with L >= start + block.
+        start: Multiple of the block size.
+        corrupt: The graph's noise; None: only the clean block.
+        seed: Of the noise.
+        split: Positions that stay clean and see nothing behind them.
+    """
+    ratios = SPLIT_RATIOS if split else MASK_RATIOS
+    for level in ratios if corrupt is not None else (0.0,):
+        yield noisy_canvas(spec, ids, start, corrupt, level, seed, split)
+
+
+def noisy_canvas(
+    spec: GraphSpec,
+    ids: np.ndarray,
+    start: int,
+    corrupt: Corrupt | None,
+    level: float,
+    seed: int,
+    split: int = 0,
+) -> Canvas:
+    """Gives the block at `start` at one noise level; see `canvases`."""
+    clean = ids[start : start + spec.block]
+    if corrupt is None:
+        return Canvas(start=start, ids=clean[None], mask_ratio=level, split=split)
+    rng = np.random.default_rng((seed, start, spec.block, spec.context))
+    noisy = clean.copy()
+    noisy[split:], extra = corrupt(clean[split:], level, rng)
+    if start == 0:
+        noisy[0] = clean[0]
+    if split:
+        at_rest = corrupt(clean[:split], 0.0, rng)[1]
+        extra = {role: _joined(spec, role, at_rest, extra, split) for role in extra}
+    return Canvas(start=start, ids=noisy[None], mask_ratio=level, split=split, extra=extra)
+
+
+def _joined(
+    spec: GraphSpec,
+    role: str,
+    clean: Mapping[str, Any],
+    noisy: Mapping[str, Any],
+    split: int,
+) -> Any:
+    """Returns an input of two blocks: where it has a value per position, each has its own."""
+    if any(t.role == role and t.shape and t.shape[-1] == spec.block for t in spec.inputs):
+        value = np.full(spec.block, noisy[role], np.float32)
+        value[:split] = clean[role]
+        return value
+    return noisy[role]

@@ -1,0 +1,243 @@
+"""Does the exported graph compute what the PyTorch module computes? Measured before packing.
+
+Both sides prefill their own cache with clean text, block by block, and then run the same canvases,
+so that a fault in `kv_new` shows as well as one in the logits. Where the family offers a forward
+without a cache, cached logits are held to that too. What a graph gives to a head that is a graph of
+its own is compared as the logits that PyTorch's head makes of it, and the head on rows of that
+kind. Knows graphs by their tensors' roles only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...runtime.bundle.manifest import GraphSpec, Manifest
+from ...runtime.engines.base import Engine, EngineSet
+from ...train.families.base import ExportGraph
+from .canvases import Canvas, canvases, noisy_canvas, splits_of, starts_of
+from .figures import TOLERANCES, Figures, Tolerance
+
+MANY_SCORES = 1 << 20
+"""Of one run: beyond these, which take a second to compare, fewer noise levels are tried."""
+FEW_RATIOS = (0.0, 0.5, 1.0)
+
+
+class TorchSide:
+    """The module as an engine: same inputs, its own cache."""
+
+    def __init__(self, graph: ExportGraph, spec: GraphSpec) -> None:
+        self._graph = graph
+        self._result = result_role(spec)
+        self._kv_role = any(tensor.role == "kv" for tensor in spec.inputs)
+        self.inputs = {
+            # PyTorch keeps its own cache as it computes it, whatever the exported graph stores.
+            tensor.role: torch.zeros(
+                tensor.shape,
+                dtype=torch.float32 if tensor.role == "kv" else getattr(torch, tensor.dtype),
+            )
+            for tensor in spec.inputs
+        }
+
+    @torch.no_grad()
+    def run(self, canvas: Canvas, *, commit: bool) -> np.ndarray:
+        """Runs one canvas; with `commit`, stores its keys and values. Returns the logits, or what
+        a head reads."""
+        for role, value in canvas.inputs.items():
+            if role in self.inputs:
+                self.inputs[role][...] = torch.as_tensor(value)
+        given = [self.inputs[tensor.role] for tensor in self._graph.inputs]
+        outputs = dict(
+            zip(
+                (tensor.role for tensor in self._graph.outputs),
+                self._graph.module(*given),
+                strict=True,
+            )
+        )
+        if commit and self._kv_role:
+            new = outputs["kv_new"]
+            self.inputs["kv"][canvas.start : canvas.start + len(new)] = new
+        return outputs[self._result].numpy()
+
+
+def result_role(spec: GraphSpec) -> str:
+    """Names what a graph is run for: its logits, or what another one makes logits of."""
+    return next(item.role for item in spec.outputs if item.role in ("logits", "hidden"))
+
+
+def run_engine(engine: Engine, canvas: Canvas, *, commit: bool) -> np.ndarray:
+    """Runs one canvas on an engine; with `commit`, stores its keys and values. Returns the logits,
+    or what a head reads."""
+    for tensor in engine.spec.inputs:
+        value = canvas.inputs.get(tensor.role)
+        if value is not None:
+            engine.inputs[tensor.name][...] = value
+    engine.run()
+    spec = engine.spec
+    if commit and any(tensor.role == "kv" for tensor in spec.inputs):
+        new = engine.outputs[spec.tensor("kv_new").name]
+        engine.inputs[spec.tensor("kv").name][canvas.start : canvas.start + len(new)] = new
+    return engine.outputs[spec.tensor(result_role(spec)).name]
+
+
+def find_head(graphs: Sequence[ExportGraph]) -> ExportGraph | None:
+    """Gives the graph that makes logits of what another one computes, if there is one."""
+    for graph in graphs:
+        if any(tensor.role == "hidden_rows" for tensor in graph.inputs):
+            return graph
+    return None
+
+
+def hidden_rows(
+    graphs: Sequence[ExportGraph], manifest: Manifest, ids: np.ndarray, seed: int
+) -> np.ndarray | None:
+    """Gives rows (n, D) float32 as a head meets them: PyTorch's, at the begin of the text.
+
+    None where no graph gives such rows.
+    """
+    for graph in graphs:
+        specs = [spec for spec in manifest.graphs if spec.name == graph.name]
+        if any(tensor.role == "hidden" for tensor in graph.outputs):
+            spec = max(specs, key=lambda item: item.block)
+            noisy = noisy_canvas(spec, ids, 0, graph.corrupt, 1.0, seed)
+            return TorchSide(graph, spec).run(noisy, commit=False)[0]
+    return None
+
+
+def compare(
+    graph: ExportGraph,
+    manifest: Manifest,
+    engines: EngineSet,
+    ids: np.ndarray,
+    *,
+    precision: str,
+    seed: int,
+    head: ExportGraph | None = None,
+    rows: np.ndarray | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Measures every shape of a graph; returns the report's figures.
+
+    Args:
+        graph: The module.
+        manifest: Describes the exported graph's shapes.
+        engines: The exported graph on ONNX Runtime.
+        ids: Text (max_position,) int32.
+        precision: Key of TOLERANCES.
+        seed: Of the masks.
+        head: The graph that makes logits of what this one computes, if it gives none itself.
+        rows: For such a head: what it reads, (n, D).
+        progress: Told after every shape.
+
+    Raises:
+        EngineError: A figure is beyond its tolerance.
+    """
+    tolerance = TOLERANCES[precision]
+    report = []
+    specs = [item for item in manifest.graphs if item.name == graph.name]
+    for number, spec in enumerate(specs):
+        progress(number, len(specs))
+        if graph is head and rows is not None:
+            figures, cached = _compare_head(graph, engines, spec, rows, tolerance.tie)
+        else:
+            figures, cached = _compare_shape(
+                graph, manifest, engines, spec, ids, seed, tolerance.tie, head
+            )
+        name = f"graph {spec.name}, block {spec.block}, context {spec.context}"
+        figures.require(tolerance, f"{name}, against PyTorch")
+        entry = {"graph": spec.name, "block": spec.block, "context": spec.context}
+        entry["splits"] = list(splits_of(spec))
+        entry["against_torch"] = figures.to_json()
+        if cached.rows:
+            cached.require(tolerance, f"{name}, cached against uncached")
+            entry["cached_against_uncached"] = cached.to_json()
+        report.append(entry)
+    return {"tolerance": _as_json(tolerance), "shapes": report}
+
+
+def _as_json(tolerance: Tolerance) -> dict[str, float]:
+    return {
+        "max_relative_error": tolerance.relative,
+        "top1_agreement": tolerance.top1,
+        "mean_divergence_nats": tolerance.divergence,
+    }
+
+
+def _compare_shape(
+    graph: ExportGraph,
+    manifest: Manifest,
+    engines: EngineSet,
+    spec: GraphSpec,
+    ids: np.ndarray,
+    seed: int,
+    tie: float,
+    head: ExportGraph | None,
+) -> tuple[Figures, Figures]:
+    """Compares one shape at several starts; the caches grow on both sides as text commits."""
+    figures, cached = Figures(tie=tie), Figures(tie=tie)
+    apart = head is not None and result_role(spec) == "hidden"
+    few = spec.block * manifest.vocab_size > MANY_SCORES
+    torch_side = TorchSide(graph, spec)
+    engine = engines.engine(spec.name, spec.block, spec.context)
+    for split in splits_of(spec):
+        # Two blocks in one run store what two runs of one store: the cache is filled anew.
+        filled = 0
+        for start in starts_of(spec, manifest.max_position):
+            for begin in range(filled, start, spec.block):
+                clean = noisy_canvas(spec, ids, begin, graph.corrupt, 0.0, seed, split)
+                torch_side.run(clean, commit=True)
+                run_engine(engine, clean, commit=True)
+            filled = max(filled, start)
+            for canvas in canvases(spec, ids, start, graph.corrupt, seed, split):
+                if few and canvas.mask_ratio not in FEW_RATIOS:
+                    continue
+                found = run_engine(engine, canvas, commit=False)
+                wanted = torch_side.run(canvas, commit=False)
+                if apart:
+                    assert head is not None
+                    found, wanted = _with_head(head, found), _with_head(head, wanted)
+                figures.add(found, wanted, canvas.mask_ratio)
+                if graph.uncached is not None and _comparable(graph, canvas):
+                    plain = _uncached(graph, ids[None, : start + split], canvas)
+                    cached.add(found[:, split:], plain, canvas.mask_ratio)
+    return figures, cached
+
+
+@torch.no_grad()
+def _with_head(head: ExportGraph, rows: np.ndarray) -> np.ndarray:
+    """Makes logits (1, n, V) of rows (1, n, D), by PyTorch."""
+    return head.module(torch.from_numpy(np.ascontiguousarray(rows, np.float32)))[0].numpy()
+
+
+def _compare_head(
+    head: ExportGraph, engines: EngineSet, spec: GraphSpec, rows: np.ndarray, tie: float
+) -> tuple[Figures, Figures]:
+    """Compares a head on all the rows, as many at a time as its shape has."""
+    figures = Figures(tie=tie)
+    engine = engines.engine(spec.name, spec.block, spec.context)
+    tensor = spec.tensor("hidden_rows")
+    for begin in range(0, len(rows), spec.block):
+        given = np.take(rows, range(begin, begin + spec.block), axis=0, mode="wrap")[None]
+        engine.inputs[tensor.name][...] = given
+        engine.run()
+        figures.add(engine.outputs[spec.tensor("logits").name], _with_head(head, given), 1.0)
+    return figures, Figures(tie=tie)
+
+
+def _comparable(graph: ExportGraph, canvas: Canvas) -> bool:
+    """The uncached forward tells a time-conditioned model that all is masked; others are compared
+    on what is clean, too."""
+    if canvas.mask_ratio not in (0.0, 1.0):
+        return False
+    timed = any(tensor.role == "time" for tensor in graph.inputs)
+    return not timed or canvas.mask_ratio == 1.0
+
+
+@torch.no_grad()
+def _uncached(graph: ExportGraph, context: np.ndarray, canvas: Canvas) -> np.ndarray:
+    assert graph.uncached is not None
+    given = torch.as_tensor(context), torch.as_tensor(canvas.ids[:, canvas.split :])
+    return graph.uncached(*given, canvas.extra).numpy()

@@ -1,0 +1,1 @@
+"""Further members of a bundle: card, chat template, provenance."""

@@ -1,0 +1,55 @@
+"""Where a bundle comes from: versions, hashes, and what training says about itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...runtime.bundle.archive import describe
+from ...train.checkpoints.checkpoint import Checkpoint
+
+
+def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Versions, hashes and what training says about itself, without paths of this machine."""
+    training = dict(checkpoint.config.get("training") or {})
+    settings = training.get("settings")
+    if isinstance(settings, Mapping):
+        kept = {key: value for key, value in settings.items() if key not in ("out", "data")}
+        if settings.get("data") is not None:
+            kept["data"] = Path(str(settings["data"])).name
+        training["settings"] = {
+            key: value for key, value in kept.items() if not _names_a_place(value)
+        }
+    return {
+        "checkpoint_sha256": describe(checkpoint.path / "model.safetensors").sha256,
+        "training": _finite(training),
+        "versions": {
+            "dlm-edge": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
+        },
+    }
+
+
+def _names_a_place(value: Any) -> bool:
+    return isinstance(value, str) and os.path.isabs(value)
+
+
+def _finite(value: Any) -> Any:
+    """The value without infinities and NaN (a run that was never evaluated has some): no JSON."""
+    if isinstance(value, Mapping):
+        kept = {key: _finite(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if not _is_nothing(item)}
+    if isinstance(value, list):
+        return [None if _is_nothing(item) else _finite(item) for item in value]
+    return value
+
+
+def _is_nothing(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

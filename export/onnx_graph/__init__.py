@@ -1,0 +1,1 @@
+"""A PyTorch module as ONNX graphs: traced, typed, shared, linted."""

@@ -1,0 +1,1 @@
+"""Memory, time and energy of a bundle on a target, predicted from its graphs."""

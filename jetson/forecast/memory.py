@@ -1,0 +1,121 @@
+"""Memory of a bundle by part, and the single buffers in it that a board may refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...runtime.bundle.manifest import Manifest, TensorSpec
+from ...runtime.errors import ConfigError
+from ..graph.cost import GraphCost
+from ..graph.onnx_graph import ITEM_BYTES, Graph
+from ..targets import Target
+from .machines import MIB, Machine
+from .types import Key, MemoryPlan, key_of
+
+MAX_BUFFER_MIB = 256
+"""Single allocations above this may fail on L4T 36.4.7 and later (NvMap, CVE-2025-33177's fix): a
+failure was reported at 1,025 MiB; 256 is our margin."""
+REMEDIES: Mapping[str, str] = {
+    "weights": "store them narrower (--precision fp16 or int8) or export a smaller model",
+    "kv": "give a smaller --context",
+    "activations": "give a smaller --block or --context; full, the whole canvas, takes most",
+    "context": "only a target with more memory helps",
+    "runtime": "only a target with more memory helps",
+}
+"""Part of the memory -> the setting that makes it smaller."""
+
+
+def require_fit(memory: MemoryPlan, place: Target) -> None:
+    """Raises ConfigError naming the largest part and what makes it smaller, unless all fits."""
+    if memory.fits:
+        return
+    part = max(memory.parts, key=lambda name: memory.parts[name])
+    raise ConfigError(
+        f"the bundle needs {memory.total:,.0f} MiB on {place.name}, which has "
+        f"{memory.available:,.0f} free: {part} alone take {memory.parts[part]:,.0f}; "
+        f"{REMEDIES[part]}"
+    )
+
+
+def memory_plan(manifest: Manifest, costs: Mapping[Key, GraphCost], machine: Machine) -> MemoryPlan:
+    """Memory by part: one copy of the weights, one cache, the scratch of the largest shape."""
+    files: dict[str, float] = {}
+    caches: dict[tuple[Any, ...], int] = {}
+    buffers: dict[tuple[str, str], int] = {}
+    for spec in manifest.graphs:
+        cost = costs[key_of(spec)]
+        files[spec.file] = max(files.get(spec.file, 0.0), machine.weight_bytes(cost))
+        for tensor in (*spec.inputs, *spec.outputs):
+            # As the engines allocate: every context is a prefix of one cache, every block a
+            # prefix of one buffer per role.
+            cache = tensor.role == "kv"
+            size = _bytes(tensor)
+            if cache:
+                key = (tensor.dtype, tensor.shape[1:])
+                caches[key] = max(caches.get(key, 0), size)
+            else:
+                buffers[tensor.role, tensor.dtype] = max(
+                    buffers.get((tensor.role, tensor.dtype), 0), size
+                )
+    scratch = max((machine.scratch_bytes(cost) for cost in costs.values()), default=0)
+    return MemoryPlan(
+        weights=sum(files.values()) / MIB,
+        kv=sum(caches.values()) / MIB,
+        activations=(scratch + sum(buffers.values())) / MIB,
+        context=machine.context_mib,
+        runtime=machine.runtime_mib,
+        available=machine.available_mib,
+    )
+
+
+def _bytes(tensor: TensorSpec) -> int:
+    return int(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype])
+
+
+def warnings_of(
+    place: Target, manifest: Manifest, graphs: Mapping[str, Graph], costs: Mapping[Key, GraphCost]
+) -> list[str]:
+    """What will or may go wrong that is no lack of memory in sum."""
+    found = []
+    if manifest.target not in (place.name, "cpu", "host") or (
+        place.is_gpu and (manifest.target in ("cpu", "host"))
+    ):
+        found.append(
+            f"the bundle was made for {manifest.target}, not for {place.name}: export it with "
+            f"--target {place.name}"
+        )
+    if not place.is_gpu:
+        return found
+    for what, size, help_ in _large_buffers(manifest, graphs, costs):
+        if size > MAX_BUFFER_MIB * MIB:
+            found.append(
+                f"{what} is one buffer of {size / MIB:.0f} MiB; on L4T 36.4.7 and later NvMap "
+                "may fail such an allocation (reported at 1,025 MiB; "
+                f"{MAX_BUFFER_MIB} is our margin): {help_}"
+            )
+    return found
+
+
+def _large_buffers(
+    manifest: Manifest, graphs: Mapping[str, Graph], costs: Mapping[Key, GraphCost]
+) -> Iterator[tuple[str, float, str]]:
+    """Every kind of single allocation: what it is, its bytes, and what makes it smaller."""
+    for file, graph in graphs.items():
+        for item in graph.initialisers.values():
+            size = math.prod(item.shape) * ITEM_BYTES[item.dtype]
+            yield f"weight {item.name} of {file}", size, "a smaller vocabulary or --precision"
+    largest: dict[str, float] = {}
+    for spec in manifest.graphs:
+        for tensor in (*spec.inputs, *spec.outputs):
+            largest[tensor.role] = max(largest.get(tensor.role, 0), _bytes(tensor))
+    for role, size in largest.items():
+        option = "--context" if role == "kv" else "--block"
+        yield f"{role}", size, f"a smaller {option}"
+    for (name, block, context), cost in costs.items():
+        yield (
+            f"the scratch memory of {name} at block {block}, context {context}",
+            cost.activation_bytes,
+            "a smaller --block or --context",
+        )

@@ -1,0 +1,185 @@
+"""What a bundle will need and do on a target, before anyone owns one: memory, time, energy.
+
+Everything countable is counted from the graphs themselves (`cost.py`); how fast a machine is comes
+from its data sheet and published figures (a board, `roofline.py`) or from a micro-benchmark (a CPU,
+`host.py`). A plan is arithmetic: it runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import GraphSpec, Manifest
+from ...runtime.errors import ConfigError
+from ..graph.cost import GraphCost, graph_cost
+from ..graph.onnx_graph import Graph, read_graph
+from ..targets import Mode, Target
+from ..targets import target as find_target
+from .host import HostRates, host_rates
+from .machines import MIB, Cpu, Gpu, Machine
+from .memory import MAX_BUFFER_MIB, memory_plan, require_fit, warnings_of
+from .types import GraphPlan, Key, MemoryPlan, Plan, key_of
+
+__all__ = [
+    "MAX_BUFFER_MIB",
+    "GraphPlan",
+    "HostRates",
+    "Key",
+    "MemoryPlan",
+    "Plan",
+    "host_rates",
+    "plan_bundle",
+    "plan_graphs",
+    "plan_memory",
+    "read_graphs",
+    "require_fit",
+]
+
+
+def plan_bundle(
+    bundle: Bundle,
+    target: Target | str,
+    mode: Mode | str | None = None,
+    *,
+    tokens_per_nfe: float,
+    threads: int | None = None,
+    rates: HostRates | None = None,
+) -> Plan:
+    """Plans a bundle on a target.
+
+    Args:
+        bundle: Opened, or a draft whose members lie in its folder.
+        target: Of `targets.TARGETS`, or its name.
+        mode: Power mode or its name; None: the one the board boots in.
+        tokens_per_nfe: Generated tokens per graph run, prefill and commit runs included.
+        threads: CPU targets: threads that compute; None as the engine chooses.
+        rates: CPU targets: figures to use instead of this machine's.
+
+    Raises:
+        ConfigError: Unknown target or mode, or tokens_per_nfe out of range.
+        BundleError: A graph that no plan understands.
+    """
+    return plan_graphs(
+        bundle.manifest,
+        read_graphs(bundle),
+        target,
+        mode,
+        tokens_per_nfe=tokens_per_nfe,
+        threads=threads,
+        rates=rates,
+    )
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, _changed_ns: int) -> Graph:
+    return read_graph(path.read_bytes(), path.name)
+
+
+def plan_graphs(
+    manifest: Manifest,
+    graphs: Mapping[str, Graph],
+    target: Target | str,
+    mode: Mode | str | None = None,
+    *,
+    tokens_per_nfe: float,
+    threads: int | None = None,
+    rates: HostRates | None = None,
+) -> Plan:
+    """As `plan_bundle`, for graphs already read: {member name: graph}."""
+    place = find_target(target) if isinstance(target, str) else target
+    chosen = mode if isinstance(mode, Mode) else place.mode(mode)
+    longest = max((spec.block for spec in manifest.graphs), default=1)
+    if not 0 < tokens_per_nfe <= longest:
+        raise ConfigError(
+            f"tokens per NFE must be above 0 and at most the largest block of {longest}, found "
+            f"{tokens_per_nfe}"
+        )
+    machine: Machine
+    if chosen is not None:
+        machine = Gpu(place, chosen)
+    else:
+        machine = Cpu(place, host_rates(threads) if rates is None else rates)
+    costs = _costs(manifest, graphs)
+    memory = memory_plan(manifest, costs, machine)
+    parts = {
+        key_of(spec): _graph_plan(spec, costs[key_of(spec)], machine, tokens_per_nfe)
+        for spec in manifest.graphs
+    }
+    warnings = warnings_of(place, manifest, graphs, costs)
+    if chosen is not None and any(part.capped for part in parts.values()):
+        warnings.append(
+            f"mode {chosen.name} caps the power below what a run would draw: clocks will fall, and "
+            "predicted times do not count that"
+        )
+    return Plan(
+        target=place.name,
+        mode=chosen.name if chosen else None,
+        tokens_per_nfe=tokens_per_nfe,
+        graphs=parts,
+        memory=memory,
+        warnings=tuple(warnings),
+        assumptions=machine.assumptions,
+    )
+
+
+def plan_memory(bundle: Bundle, target: Target | str) -> MemoryPlan:
+    """The memory part of a plan; needs no measured rates, on a CPU either.
+
+    Raises:
+        ConfigError: Unknown target.
+        BundleError: A graph that no plan understands.
+    """
+    place = find_target(target) if isinstance(target, str) else target
+    mode = place.mode()
+    machine = Cpu(place, None) if mode is None else Gpu(place, mode)
+    graphs = read_graphs(bundle)
+    return memory_plan(bundle.manifest, _costs(bundle.manifest, graphs), machine)
+
+
+def read_graphs(bundle: Bundle) -> dict[str, Graph]:
+    """Reads every graph file of a bundle, by member name."""
+    files = sorted({spec.file for spec in bundle.manifest.graphs})
+    return {
+        file: _read(bundle.member(file), bundle.member(file).stat().st_mtime_ns) for file in files
+    }
+
+
+def _costs(manifest: Manifest, graphs: Mapping[str, Graph]) -> dict[Key, GraphCost]:
+    return {
+        key_of(spec): graph_cost(graphs[spec.file], spec.block, spec.context)
+        for spec in manifest.graphs
+    }
+
+
+def _graph_plan(
+    spec: GraphSpec, cost: GraphCost, machine: Machine, tokens_per_nfe: float
+) -> GraphPlan:
+    run = machine.run_time(cost)
+    logits = [tensor for tensor in spec.outputs if tensor.role == "logits"]
+    outside = machine.outside_ms(spec.block, logits[0].shape[-1]) if logits else 0.0
+    spent = machine.power(cost, run, outside)
+    tokens = min(tokens_per_nfe, spec.block)
+    return GraphPlan(
+        graph=spec.name,
+        block=spec.block,
+        context=spec.context,
+        precision=spec.precision,
+        bytes=run.bytes,
+        weight_bytes=cost.weight_bytes,
+        macs=cost.macs,
+        operations=cost.operations,
+        num_kernels=run.num_kernels,
+        bound=run.bound,
+        activations_mib=machine.scratch_bytes(cost) / MIB,
+        step_ms=run.captured_ms,
+        step_ms_uncaptured=run.uncaptured_ms,
+        outside_ms=outside,
+        tokens_per_s=1e3 * tokens / (run.captured_ms + outside),
+        tokens_per_s_uncaptured=1e3 * tokens / (run.uncaptured_ms + outside),
+        watts=spent.watts if spent else None,
+        joules_per_token=spent.joules_per_run / tokens if spent else None,
+        capped=spent is not None and spent.capped,
+    )

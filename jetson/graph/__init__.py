@@ -1,0 +1,1 @@
+"""ONNX files read without onnx: nodes, shapes, cost, values alive at once."""

@@ -1,0 +1,1 @@
+"""Measuring a bundle: one run, a sweep, and the prediction beside them."""

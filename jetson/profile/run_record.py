@@ -1,0 +1,264 @@
+"""One text's clocks: where its time went, stage by stage, and what its runs were for.
+
+| stage | is |
+|---|---|
+| tokenise | text to ids, before the first run |
+| prefill | all of the runs that put known text into the cache |
+| engine | graph runs that denoise or commit |
+| sampling | statistics, draws, selection and commit into the canvas |
+| host | inputs, cache writes, the loop itself |
+| detokenise | ids to text |
+
+They add up to the text's whole time. On an engine that only enqueues, what it takes shows up in
+whatever waits for it first; the report says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from ...runtime.families.base import HEAD_PHASE
+from ...runtime.generate import GraphRun
+from ...runtime.text_generation import TextResult
+
+STAGES = ("tokenise", "prefill", "engine", "sampling", "host", "detokenise")
+NO_TEXT = ("prefill", "commit")
+"""Phases that make no token."""
+ADVANCE = "advance"
+"""The phase that does both, over two blocks."""
+NO_BLOCK = (*NO_TEXT, ADVANCE, HEAD_PHASE, "verify")
+"""Phases whose shape does not tell how many positions are denoised together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRun:
+    """One text that was generated and timed."""
+
+    prompt: int
+    """Number of the prompt."""
+    sample_index: int
+    num_prompt_tokens: int
+    num_tokens: int
+    """New ones."""
+    nfe: int
+    """Graph runs, prefill and commits among them; heads of their own are not counted apart."""
+    num_blocks: int
+    """Blocks that new text was put into; 0 for a rule without blocks."""
+    first_s: float
+    """From the call to the first committed token."""
+    first_block_s: float
+    """From the call to the end of the first block; the whole text where it has but one."""
+    total_s: float
+    stages: Mapping[str, float]
+    """Seconds by STAGES."""
+    steps: tuple[GraphRun, ...]
+    finish_reason: str
+    text: str
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens per second of the whole text."""
+        return self.num_tokens / self.total_s if self.total_s else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data; steps are rows of (phase, block, context, milliseconds)."""
+        return {
+            "prompt": self.prompt,
+            "sample_index": self.sample_index,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_tokens": self.num_tokens,
+            "nfe": self.nfe,
+            "num_blocks": self.num_blocks,
+            "first_s": round(self.first_s, 6),
+            "first_block_s": round(self.first_block_s, 6),
+            "total_s": round(self.total_s, 6),
+            "tokens_per_s": round(self.tokens_per_s, 3),
+            "tokens_per_nfe": round(self.num_tokens / self.nfe, 4) if self.nfe else 0.0,
+            "stages": {name: round(value, 6) for name, value in self.stages.items()},
+            "finish_reason": self.finish_reason,
+            "steps": [
+                [run.phase, run.block, run.context, round(run.engine * 1e3, 4)]
+                for run in self.steps
+            ],
+        }
+
+
+def text_run(
+    result: TextResult,
+    steps: Sequence[GraphRun],
+    *,
+    prompt: int,
+    num_prompt_tokens: int,
+    tokenise_s: float,
+    begin: float,
+) -> TextRun:
+    """Takes a finished text apart.
+
+    Args:
+        result: what was generated; `prepare` (making engines ready) is left out of its time.
+        steps: every graph run of it, in order.
+        prompt: number of the prompt.
+        num_prompt_tokens: ids of the prompt, start token included.
+        tokenise_s: the part of the text's time before the first run.
+        begin: `time.perf_counter()` at the call.
+    """
+    stages: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+    stages["tokenise"] = tokenise_s
+    stages["detokenise"] = max(0.0, result.seconds["text"] - tokenise_s)
+    for run in steps:
+        if run.phase == "prefill":
+            stages["prefill"] += run.feed + run.engine + run.update
+            continue
+        stages["engine"] += run.engine
+        stages["host"] += run.feed
+        stages["host" if run.phase in NO_TEXT else "sampling"] += run.update
+    stages["host"] += result.seconds["host"]
+    total_s = result.seconds["total"] - result.seconds["prepare"]
+    block = _block(steps)
+    before = num_prompt_tokens % block if block else 0
+    num_tokens = len(result.token_ids)
+    return TextRun(
+        prompt=prompt,
+        sample_index=result.sample_index,
+        num_prompt_tokens=num_prompt_tokens,
+        num_tokens=num_tokens,
+        nfe=result.nfe,
+        num_blocks=-(-(before + num_tokens) // block) if block else 0,
+        first_s=_until(steps, 1) - begin if num_tokens else 0.0,
+        first_block_s=_until(steps, min(num_tokens, block - before)) - begin if block else total_s,
+        total_s=total_s,
+        stages=stages,
+        steps=tuple(steps),
+        finish_reason=result.finish_reason,
+        text=result.text,
+    )
+
+
+def _block(steps: Sequence[GraphRun]) -> int:
+    """Returns how many positions a step denoises together; 0 for a rule that goes one by one."""
+    widths = [run.block for run in steps if run.phase not in NO_BLOCK]
+    return min(widths, default=0) if min(widths, default=0) > 1 else 0
+
+
+def _until(steps: Sequence[GraphRun], num_tokens: int) -> float:
+    """Returns when the run ended that made so many tokens; the last one, if none did."""
+    made, end = 0, 0.0
+    for run in steps:
+        made += run.num_committed
+        end = run.begin + run.prepare + run.feed + run.engine + run.update
+        if made >= num_tokens:
+            break
+    return end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """A figure over several texts or runs."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+    count: int
+    unit: str = field(default="")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return {
+            "median": round(self.median, 6),
+            "low": round(self.low, 6),
+            "high": round(self.high, 6),
+            "count": self.count,
+            "unit": self.unit,
+        }
+
+
+def spread(values: Sequence[float], unit: str) -> Spread:
+    """Returns median and quartiles, by linear interpolation; of nothing, zeros."""
+    ordered = sorted(values)
+    if not ordered:
+        return Spread(median=0.0, low=0.0, high=0.0, count=0, unit=unit)
+    return Spread(
+        median=median(ordered),
+        low=quantile(ordered, 0.25),
+        high=quantile(ordered, 0.75),
+        count=len(ordered),
+        unit=unit,
+    )
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Returns a quantile of ascending values, by linear interpolation."""
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def summarise(runs: Sequence[TextRun]) -> dict[str, Any]:
+    """Returns every figure of a set of texts, as spreads by name."""
+    steps = [s for run in runs for s in run.steps if s.phase not in (*NO_TEXT, ADVANCE, HEAD_PHASE)]
+    blockwise = [run for run in runs if run.num_blocks]
+    figures = {
+        "tokens_per_s": spread([run.tokens_per_s for run in runs], "tokens/s"),
+        "first_token_ms": spread([run.first_s * 1e3 for run in runs if run.num_tokens], "ms"),
+        "first_block_ms": spread([run.first_block_s * 1e3 for run in blockwise], "ms"),
+        "ms_per_nfe": spread([_ms_per_nfe(run) for run in runs if run.nfe], "ms"),
+        "engine_ms_per_step": spread([step.engine * 1e3 for step in steps], "ms"),
+        "nfe_per_block": spread([_text_nfe(run) / run.num_blocks for run in blockwise], "runs"),
+        "tokens_per_nfe": spread([r.num_tokens / r.nfe for r in runs if r.nfe], "tokens"),
+    }
+    stages = {name: spread([run.stages[name] * 1e3 for run in runs], "ms") for name in STAGES}
+    return {
+        "figures": {name: value.to_json() for name, value in figures.items()},
+        "stages_ms": {name: value.to_json() for name, value in stages.items()},
+        "stage_share": _shares(runs),
+        "phases": _phases(runs),
+    }
+
+
+def _ms_per_nfe(run: TextRun) -> float:
+    return run.total_s * 1e3 / run.nfe
+
+
+def _text_nfe(run: TextRun) -> int:
+    """Runs that made text: prefill left out, commits of finished blocks counted."""
+    return sum(step.phase != "prefill" for step in run.steps)
+
+
+def _shares(runs: Sequence[TextRun]) -> dict[str, float]:
+    total = sum(run.total_s for run in runs)
+    return {
+        name: round(sum(run.stages[name] for run in runs) / total, 4) if total else 0.0
+        for name in STAGES
+    }
+
+
+def _phases(runs: Sequence[TextRun]) -> list[dict[str, Any]]:
+    """Returns the engine's time per kind of run and shape."""
+    groups: Counter[tuple[str, int, int]] = Counter()
+    times: dict[tuple[str, int, int], list[float]] = {}
+    for run in runs:
+        for step in run.steps:
+            key = (step.phase, step.block, step.context)
+            groups[key] += 1
+            times.setdefault(key, []).append(step.engine * 1e3)
+    return [
+        {
+            "phase": phase,
+            "block": block,
+            "context": context,
+            "count": groups[phase, block, context],
+            **{
+                k: v
+                for k, v in spread(times[phase, block, context], "ms").to_json().items()
+                if k != "count"
+            },
+        }
+        for phase, block, context in sorted(times)
+    ]

@@ -1,0 +1,283 @@
+"""Speed against quality over decoding rule, block size and threads: the frontier and its settings.
+
+A cell is one setting. Rules run at every block size; threads change no text, so they run at the
+bundle's own rule and block and are judged by their speed alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ...runtime.decoding import RULES
+from ...runtime.engines.onnxruntime import default_threads
+from ...runtime.errors import ConfigError
+from ...runtime.families import decoding_blocks, decoding_settings, find_family
+from ...runtime.pipeline import Pipeline
+from .profile import Profiler
+from .quality import Judge, measure_quality
+from .run_record import TextRun
+
+AXES = ("rule", "block", "threads")
+RULE_CELLS = (
+    "low_confidence",
+    *(f"threshold:{value}" for value in (0.95, 0.9, 0.8, 0.7, 0.5)),
+    *(f"factor:{value}" for value in (0.5, 1.0, 2.0)),
+    *(f"entropy_bound:{value}" for value in (0.1, 0.5)),
+    "draft_verify:0.5",
+    "next_token",
+)
+"""Tried where the bundle's family takes them; `low_confidence` and `next_token` commit one token
+per step, which is what drafts are measured against."""
+_FLAGS = {"rule": "--rule", "block_size": "--block", "steps": "--steps"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """What to try; None: the default of the axis."""
+
+    rules: tuple[str, ...] | None = None
+    """`rule` or `rule:value`."""
+    blocks: tuple[int, ...] | None = None
+    threads: tuple[int, ...] | None = None
+
+
+def parse_axes(texts: Sequence[str]) -> Axes:
+    """Reads `rule=threshold:0.9,factor:1`, `block=16,32`, `threads=1,2`; raises ConfigError."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if name not in AXES or not values or name in found:
+            raise ConfigError(
+                f"--axis wants one of {', '.join(AXES)} with its values, each once, like "
+                f"block=16,32; found {text!r}"
+            )
+        found[name] = tuple(values.split(","))
+    try:
+        for cell in found.get("rule", ()):
+            parse_cell(cell)
+    except ConfigError as error:
+        raise ConfigError(f"--axis rule: {error}") from None
+    return Axes(
+        rules=found.get("rule"),
+        blocks=_whole("block", found.get("block")),
+        threads=_whole("threads", found.get("threads")),
+    )
+
+
+def _whole(name: str, values: Sequence[str] | None) -> tuple[int, ...] | None:
+    if values is None:
+        return None
+    if not all(value.isdecimal() and int(value) for value in values):
+        raise ConfigError(f"--axis {name} wants whole numbers from 1 on, found {','.join(values)}")
+    return tuple(map(int, values))
+
+
+def parse_cell(text: str) -> dict[str, Any]:
+    """Reads `rule` or `rule:value` into decoding settings; raises ConfigError."""
+    name, _, value = text.partition(":")
+    if name not in RULES or (value and not RULES[name].options):
+        raise ConfigError(
+            f"wanted rule or rule:value, a rule among {', '.join(RULES)}; found {text!r}"
+        )
+    if not value:
+        return {"rule": name}
+    option = RULES[name].options[0]
+    try:
+        return {"rule": name, option: int(value) if option == "steps" else float(value)}
+    except ValueError:
+        raise ConfigError(f"wanted a number behind the colon, found {text!r}") from None
+
+
+def learnt_blocks(pipeline: Pipeline) -> list[int]:
+    """Returns the block sizes that a sweep tries unasked: those that the model has learnt.
+
+    A bundle has further shapes (twice a block, to store one and begin the next; the whole canvas,
+    for infilling), which run, but whose text says nothing of the model. Of a model that knows no
+    block size, all that leave room for a context are taken; and of drafts, whose text is the same
+    at every size.
+    """
+    manifest = pipeline.manifest
+    shapes = decoding_blocks(manifest)
+    usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
+    if RULES[find_family(manifest.family).default_rule].drafts:
+        return usable
+    return [block for block in usable if block in manifest.block_sizes] or usable or list(shapes)
+
+
+def require_blocks(blocks: Iterable[int], offered: Collection[int]) -> None:
+    """Raises ConfigError for a block that the bundle has not."""
+    wrong = [block for block in blocks if block not in offered]
+    if wrong:
+        raise ConfigError(
+            f"--axis block={wrong[0]}: the bundle has the blocks {', '.join(map(str, offered))}"
+        )
+
+
+class Sweep:
+    """The cells of one bundle; `cells` grows as they are measured."""
+
+    def __init__(
+        self,
+        profiler: Profiler,
+        pipeline: Pipeline,
+        axes: Axes,
+        *,
+        prompts: Sequence[str],
+        num_texts: int,
+        judge: Pipeline | None,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        """Plans the cells; ConfigError for a block that the bundle has not.
+
+        Args:
+            profiler: measures one text.
+            pipeline: the bundle, open.
+            axes: what to try.
+            prompts: continued in turn.
+            num_texts: texts per cell.
+            judge: reads the texts; None: the bundle itself.
+            progress: as the profiler's.
+        """
+        self._profiler, self._pipeline, self._progress = profiler, pipeline, progress
+        self._prompts, self._num_texts = prompts, num_texts
+        self._judge = Judge(judge or pipeline)
+        self._axes = axes
+        self.cells: list[dict[str, Any]] = []
+        self.about = {
+            "judge": judge.bundle.path.name if judge else None,
+            "judge_sha256": judge.bundle.sha256 if judge else None,
+            "texts": num_texts,
+        }
+        self._planned = self._plan()
+
+    def _plan(self) -> list[tuple[dict[str, Any], int | None]]:
+        """Returns (settings over the profiler's own, threads; None: those open) of every cell."""
+        pipeline = self._pipeline
+        shapes = decoding_blocks(pipeline.manifest)
+        own = self._profiler.settings.get("block_size")
+        blocks = list(self._axes.blocks or ([own] if own in shapes else learnt_blocks(pipeline)))
+        require_blocks(blocks, shapes)
+        planned: dict[str, dict[str, Any]] = {}
+        takes_blocks = self._accepts({"block_size": blocks[0]})
+        for block in blocks if takes_blocks else [None]:
+            size = {} if block is None else {"block_size": block}
+            for name in ("", *(self._axes.rules or RULE_CELLS)):
+                cell = self._with_own({**(parse_cell(name) if name else {}), **size})
+                # A family refuses the rules it has not; those asked for by name may not vanish.
+                if not name or self._axes.rules is not None or self._accepts(cell):
+                    planned.setdefault(self._effective(cell), cell)
+        cells: list[tuple[dict[str, Any], int | None]] = [(cell, None) for cell in planned.values()]
+        return cells + [(self._with_own({}), threads) for threads in self._thread_counts()]
+
+    def _with_own(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a cell over the profiler's settings, without what belongs to another rule."""
+        own = dict(self._profiler.settings)
+        if "rule" in cell:
+            options = {option for rule in RULES.values() for option in rule.options}
+            for option in options.difference(RULES[cell["rule"]].options):
+                own.pop(option, None)
+        found = {**own, **cell}
+        if not RULES[found.get("rule", self._pipeline.settings().rule)].blocks:
+            found.pop("block_size", None)
+        return found
+
+    def _effective(self, cell: Mapping[str, Any]) -> str:
+        """Returns what tells a cell from others, which may come to the same settings."""
+        try:
+            return json.dumps(self._pipeline.settings(**cell).to_json(), sort_keys=True)
+        except ConfigError:  # said when the cell is measured
+            return json.dumps(dict(cell), sort_keys=True)
+
+    def _accepts(self, settings: Mapping[str, Any]) -> bool:
+        try:
+            decoding_settings(self._pipeline.manifest, settings)
+            self._pipeline.generate("", max_tokens=1, **settings)
+        except ConfigError:
+            return False
+        return True
+
+    def _thread_counts(self) -> tuple[int, ...]:
+        now = self._pipeline.engines.threads
+        wanted = self._axes.threads
+        if wanted is None:
+            wanted = tuple(2**power for power in range(4) if 2**power <= default_threads())
+        return tuple(count for count in wanted if count != now)
+
+    def run(self) -> None:
+        """Measures cell after cell."""
+        for number, (settings, threads) in enumerate(self._planned):
+            self._progress("sweep", number, len(self._planned))
+            if threads is None:
+                self.cells.append(self._cell(self._pipeline, settings, judged=True))
+                continue
+            path: Path = self._pipeline.bundle.path
+            with Pipeline.load(path, threads=threads, engine=_plain(self._pipeline)) as other:
+                self._profiler.generate(other, self._prompts[0], 0, 0, settings)
+                self.cells.append(self._cell(other, settings, judged=False))
+
+    def _cell(
+        self, pipeline: Pipeline, settings: Mapping[str, Any], *, judged: bool
+    ) -> dict[str, Any]:
+        runs: list[TextRun] = []
+        for number in range(self._num_texts):
+            prompt = number % len(self._prompts)
+            text = self._prompts[prompt]
+            runs.append(self._profiler.generate(pipeline, text, prompt, number, settings))
+        effective = pipeline.settings(**settings).to_json()
+        cell: dict[str, Any] = {
+            "settings": effective,
+            "threads": pipeline.engines.threads,
+            "flags": flags(settings, pipeline.engines.threads),
+            "tokens_per_s": round(median(run.tokens_per_s for run in runs), 3),
+            "tokens_per_nfe": round(
+                sum(run.num_tokens for run in runs) / max(1, sum(run.nfe for run in runs)), 4
+            ),
+            "ms_per_nfe": round(
+                1e3 * sum(run.total_s for run in runs) / max(1, sum(run.nfe for run in runs)), 4
+            ),
+        }
+        if judged:
+            texts = [self._prompts[run.prompt] + run.text for run in runs]
+            cell["quality"] = asdict(measure_quality(texts, self._judge))
+        return cell
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the cells that are there, those on the frontier marked."""
+        mark_frontier(self.cells)
+        return {**self.about, "planned": len(self._planned), "cells": self.cells}
+
+
+def _plain(pipeline: Pipeline) -> str:
+    """Returns the engine's name as `--engine` takes it."""
+    return pipeline.engines.name.partition("-")[0]
+
+
+def flags(settings: Mapping[str, Any], threads: int) -> str:
+    """Returns the options of `dlm-run` that decode like this."""
+    words = []
+    for name, value in settings.items():
+        words += [_FLAGS.get(name, "--" + name.replace("_", "-")), str(value)]
+    return " ".join([*words, "--threads", str(threads)])
+
+
+def mark_frontier(cells: Sequence[dict[str, Any]]) -> None:
+    """Sets `frontier` on every judged cell that no other beats in both speed and bits."""
+    points = [
+        (cell["tokens_per_s"], cell["quality"]["bits_per_char"], cell)
+        for cell in cells
+        if cell.get("quality", {}).get("bits_per_char") is not None
+    ]
+    for cell in cells:
+        cell["frontier"] = False
+    for speed, bits, cell in points:
+        cell["frontier"] = not any(
+            other_speed >= speed
+            and other_bits <= bits
+            and (other_speed > speed or other_bits < bits)
+            for other_speed, other_bits, _ in points
+        )

@@ -1,0 +1,1 @@
+"""Measurements as text, as a page, and beside each other."""

@@ -1,0 +1,1 @@
+"""Memory, power and clocks of the machine, sampled while a bundle runs."""

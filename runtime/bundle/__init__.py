@@ -1,0 +1,1 @@
+"""The bundle on disk: manifest, archive, unpacking. Nothing in it is trusted."""

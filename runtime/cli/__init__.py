@@ -1,0 +1,1 @@
+"""The commands `dlm-run` and `dlm-eval`, and what all commands share."""

@@ -1,0 +1,224 @@
+"""What a user asks of `dlm-run`, and which wishes contradict each other. Opens no bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..decoding import RULES
+from ..errors import ConfigError, DataError
+from .common import refuse_together
+
+RULE_OF_OPTION = {
+    "threshold": "threshold",
+    "factor": "factor",
+    "entropy_bound": "entropy_bound",
+    "steps": "low_confidence",
+    "beta": "draft_verify",
+}
+"""Without --rule, an option that the bundle's rule does not take chooses the rule it belongs to."""
+
+_CONTRADICTIONS = (
+    ("--infill", "PROMPT", "a template is its own prompt"),
+    ("--infill", "--prompt-file", "a template is its own prompt"),
+    ("--infill", "--max-tokens", "--gap-tokens says how long the gaps are"),
+    ("--infill", "--stop", "a gap ends where its tokens end"),
+    ("--infill", "--slide", "a template must fit the canvas"),
+    ("--infill", "--block", "infilling uses the whole canvas"),
+    ("--prompt-file", "PROMPT", "both name prompts"),
+    ("--chat", "PROMPT", "what is said comes from stdin, line by line"),
+    ("--chat", "--prompt-file", "what is said comes from stdin, line by line"),
+    ("--chat", "--infill", "one is a conversation, the other a text with gaps"),
+    ("--chat", "--watch", "answers are shown as they come"),
+    ("--chat", "--num-samples", "a conversation goes one way"),
+    ("--watch", "--json", "one is for eyes, the other for programs"),
+)
+_ONE_TEXT = ("num_samples", 1)
+"""An option that is always there, and asks for nothing at this value."""
+TASKS = ("check", "info", "board_report", "build", "rebuild", "plans", "clear_plans")
+"""Options that ask for something else than text; each is a run of its own."""
+_DECODING = ("--rule", "--threshold", "--factor", "--entropy-bound", "--steps", "--temperature")
+_DECODING += ("--beta", "--top-k", "--top-p", "--repetition-penalty", "--block")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the user asked for, checked for contradictions."""
+
+    bundle: Path | None
+    """None: the model that ships with the package."""
+    prompt: str | None
+    """None: from `prompt_file`, else unconditional."""
+    prompt_file: str | None
+    infill: str | None
+    gap_tokens: tuple[int, ...]
+    max_tokens: int | None
+    seed: int
+    num_samples: int
+    slide: bool
+    stop: tuple[str, ...]
+    settings: dict[str, Any]
+    """Overrides of the bundle's decoding settings."""
+    engine: str
+    threads: int | None
+    expect_sha256: str | None
+    watch: bool
+    watch_delay: float
+    as_json: bool
+    verbose: int
+    weak_types: bool = False
+    """Of a plan that is built."""
+    report_path: Path | None = None
+    """Where the board's report goes."""
+    chat: bool = False
+    """Whether to hold a conversation over stdin and stdout."""
+    system: str | None = None
+    """What a chat's model is told first; None: what its template says."""
+    task: str = ""
+    """One of TASKS; empty: write text."""
+
+
+def with_rule(settings: Mapping[str, Any], bundle_rule: str) -> dict[str, Any]:
+    """Returns the overrides, with the rule that an option without --rule belongs to."""
+    found = dict(settings)
+    if "rule" not in found:
+        for option, owner in RULE_OF_OPTION.items():
+            if option in found and option not in RULES[bundle_rule].options:
+                found["rule"] = owner
+                break
+    return found
+
+
+def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None]:
+    """Tells bundle and prompt apart: what ends in `.dlm` is always a bundle, never a prompt.
+
+    Raises:
+        ConfigError: more than one of either.
+    """
+    bundles = [argument for argument in arguments if argument.endswith(".dlm")]
+    prompts = [argument for argument in arguments if not argument.endswith(".dlm")]
+    if len(bundles) > 1:
+        raise ConfigError(
+            f"found {len(bundles)} bundles ({', '.join(bundles)}); name one (an argument that ends "
+            "in .dlm is always a bundle; give such a prompt with --prompt-file)"
+        )
+    if len(prompts) > 1:
+        raise ConfigError(
+            f"found {len(prompts)} prompts ({', '.join(map(repr, prompts))[:60]}); "
+            "put the whole prompt in quotes"
+        )
+    return (Path(bundles[0]) if bundles else None, prompts[0] if prompts else None)
+
+
+def parse_gap_tokens(text: str) -> tuple[int, ...]:
+    """Reads `12` or `8,20`; raises ConfigError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--gap-tokens must be a number, or one for each gap like 8,20; found {text!r}"
+        ) from None
+
+
+def read_prompts(name: str) -> Iterator[str]:
+    """Yields the lines of a UTF-8 file, or of stdin for `-`, as they come; an empty one counts.
+
+    Raises:
+        DataError: no such file, not UTF-8, or no line.
+    """
+    number = 0
+    try:
+        with click.open_file(name, "rb") as file:
+            for line in file:
+                number += 1
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise DataError(
+            f"cannot read prompt file {name}: {error.strerror}; check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"prompt file {name} is not UTF-8 in line {number}; convert it first"
+        ) from error
+    if not number:
+        raise DataError(f"prompt file {name} holds no line; write one prompt per line")
+
+
+def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOptions:
+    """Refuses contradictions and fills in what was left out."""
+    bundle, prompt = split_arguments(arguments)
+    present = {"PROMPT": prompt is not None}
+    for name, value in given.items():
+        # By identity: a temperature of 0 is given, too.
+        absent = value is None or value is False or value == () or (name, value) == _ONE_TEXT
+        present["--" + name.removeprefix("as_").replace("_", "-")] = not absent
+    refuse_together(present, *_CONTRADICTIONS)
+    task = _task(present)
+    report_path = given["board_report"]
+    for name in TASKS:
+        given.pop(name)
+    _refuse_idle(present, given["engine"])
+    if "" in given["stop"]:
+        raise ConfigError("--stop must not be empty: it would end every text before it begins")
+    settings = {
+        name: given.pop(name)
+        for name in (option[2:].replace("-", "_") for option in _DECODING)
+        if name != "block"
+    }
+    settings["block_size"] = given.pop("block")
+    gap_tokens = given.pop("gap_tokens")
+    return RunOptions(
+        bundle=bundle,
+        prompt=prompt,
+        settings={name: value for name, value in settings.items() if value is not None},
+        gap_tokens=parse_gap_tokens(gap_tokens) if gap_tokens else (),
+        watch_delay=given.pop("watch_delay") or 0.0,
+        task=task,
+        report_path=report_path,
+        **given,
+    )
+
+
+def _task(present: dict[str, bool]) -> str:
+    """Returns the one task asked for, or nothing; refuses options of text beside it."""
+    options = ["--" + name.replace("_", "-") for name in TASKS]
+    pairs = [(a, b) for index, a in enumerate(options) for b in options[index + 1 :]]
+    refuse_together(present, *((a, b, "each is a run of its own") for a, b in pairs))
+    asked = [name for name, option in zip(TASKS, options, strict=True) if present[option]]
+    for name in asked:
+        alone = "--" + name.replace("_", "-")
+        others = (
+            "--chat",
+            "PROMPT",
+            "--prompt-file",
+            "--infill",
+            "--watch",
+            "--max-tokens",
+            "--stop",
+        )
+        reason = "it generates no text"
+        refuse_together(present, *((alone, other, reason) for other in others + _DECODING))
+    return asked[0] if asked else ""
+
+
+def _refuse_idle(present: dict[str, bool], engine: str) -> None:
+    """Refuses options that mean something beside another one only."""
+    builds = engine == "tensorrt" or present["--build"] or present["--rebuild"]
+    if present["--weak-types"] and not builds:
+        raise ConfigError(
+            "--weak-types has no effect without --build, --rebuild or --engine tensorrt; add one "
+            "or leave it out"
+        )
+    for needed, option in (
+        (("--infill",), "--gap-tokens"),
+        (("--watch",), "--watch-delay"),
+        (("--chat",), "--system"),
+    ):
+        if present[option] and not any(present[name] for name in needed):
+            raise ConfigError(
+                f"{option} has no effect without {' or '.join(needed)}; add it or leave both out"
+            )

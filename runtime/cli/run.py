@@ -1,0 +1,152 @@
+"""`dlm-run`: generate, infill, stream, or watch it denoise.
+
+Parses, calls `Pipeline`, prints. Everything heavy is imported once the options are known to make
+sense, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..decoding import RULES
+from .common import DlmCommand, common_options
+from .options import read_options
+
+
+def _options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds all options of `dlm-run`, in the order of its help."""
+    whole = click.IntRange(min=1)
+    options = [
+        click.option(
+            "--rule",
+            type=click.Choice(tuple(RULES)),
+            metavar="RULE",
+            help=f"What a step commits: {', '.join(RULES)}.  [default: the bundle's]",
+        ),
+        click.option("--threshold", type=float, help="Commit every confidence from this on."),
+        click.option("--factor", type=float, help="Larger commits more at once."),
+        click.option("--entropy-bound", type=float, help="Commit up to so many nats per step."),
+        click.option(
+            "--beta",
+            type=float,
+            help="Draft and verify: share of causal against diffusion logits; 1 is lossless.",
+        ),
+        click.option("--steps", type=whole, help="Steps per block or canvas."),
+        click.option("--temperature", type=float, help="0 takes the most likely token."),
+        click.option("--top-k", type=whole, help="Draw among the k most likely tokens."),
+        click.option("--top-p", type=float, help="Draw among the tokens that reach this share."),
+        click.option("--repetition-penalty", type=float, help="Above 1: avoid what is there."),
+        click.option(
+            "--block",
+            "--block-size",
+            "block",
+            type=whole,
+            help="Positions denoised, or drafted, together (see --info).",
+        ),
+        click.option(
+            "--max-tokens",
+            type=whole,
+            help="New tokens at most.  [default: 256 or what fits]",
+        ),
+        click.option(
+            "--slide",
+            is_flag=True,
+            help="Accept prompts beyond the context: only the tail is seen.",
+        ),
+        click.option("--stop", multiple=True, help="End before this text; may be repeated."),
+        click.option("--seed", default=0, show_default=True, help="Equal seeds give equal texts."),
+        click.option(
+            "--num-samples", type=whole, default=1, show_default=True, help="Texts per prompt."
+        ),
+        click.option("--infill", metavar="TEXT", help="Fill each ___ in TEXT (\\___ is text)."),
+        click.option(
+            "--gap-tokens",
+            metavar="N[,N…]",
+            help="Tokens of every gap, or of each.  [default: 12, about nine words]",
+        ),
+        click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
+        click.option(
+            "--chat",
+            is_flag=True,
+            help="Answer each line of stdin, in one conversation (/new starts another).",
+        ),
+        click.option("--system", metavar="TEXT", help="What a chat's model is told first."),
+        click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
+        click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
+        click.option(
+            "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
+        ),
+        click.option("--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"),
+        click.option("--check", is_flag=True, help="Compare with the bundle's golden vectors."),
+        click.option(
+            "--board-report",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Prove this machine: golden vectors, every kernel, tokens/s, versions; JSON.",
+        ),
+        click.option("--info", is_flag=True, help="Say what the bundle holds."),
+        click.option("--build", is_flag=True, help="Build the bundle's TensorRT plans, if none."),
+        click.option("--rebuild", is_flag=True, help="Build them again."),
+        click.option(
+            "--weak-types",
+            is_flag=True,
+            help="Plans in which TensorRT 10 chooses precisions itself.",
+        ),
+        click.option("--plans", is_flag=True, help="List the plans in the cache."),
+        click.option(
+            "--clear-plans", is_flag=True, help="Remove the plans of MODEL.dlm; without it, all."
+        ),
+        click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command("dlm-run", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.argument("arguments", nargs=-1, metavar="[MODEL.dlm] [PROMPT]")
+@_options
+@common_options
+def main(arguments: tuple[str, ...], **given: Any) -> None:
+    """Writes text with a diffusion language model.
+
+    MODEL.dlm is a bundle (an argument that ends in .dlm always is); without one, the small model
+    that ships with the package runs. Without PROMPT the model writes what it likes. The text goes
+    to stdout as it is committed, several texts with <|endoftext|> between them; with --json each
+    text is one JSON object on a line of its own.
+
+    A decoding option without --rule chooses the rule that it belongs to: --threshold, --factor and
+    --entropy-bound the rule of that name, --steps low_confidence, --beta draft_verify, unless the
+    bundle's own rule takes it.
+    """
+    options = read_options(arguments, given)
+    if options.task in ("build", "rebuild", "plans", "clear_plans"):
+        from . import plans as cli_plans
+
+        cli_plans.run(options)
+        return
+    from . import text as cli_run
+
+    match options.task:
+        case "info":
+            cli_run.show_info(options)
+        case "check":
+            cli_run.check(options)
+        case "board_report":
+            from . import board as cli_board
+
+            cli_board.report(options)
+        case _ if options.chat:
+            from . import chat as cli_chat
+
+            cli_chat.chat(options)
+        case _:
+            cli_run.generate(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""What `dlm-run` does once its options are known: text, JSON, a live view, a bundle's facts."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from ..bundle.bundle import default_bundle_path, open_bundle
+from ..errors import EngineError
+from ..families import decoding_settings
+from ..pipeline import Pipeline, TextGeneration, TextResult
+from ..process import peak_rss_mib
+from ..text.documents import SEPARATOR
+from .common import EXIT_INTERRUPTED, note, print_json, styled
+from .load import load_pipeline
+from .options import RunOptions, read_prompts, with_rule
+
+_NAME = "dlm-run"
+_MIB = 1 << 20
+
+
+def generate(options: RunOptions) -> None:
+    """Writes every text that was asked for; exits 130 with what was committed on Ctrl-C."""
+    tolerate_stdout()
+    with load(options) as pipeline:
+        for number, (prompt, sample_index) in enumerate(_jobs(options)):
+            if number and not options.as_json:
+                click.echo(SEPARATOR)
+            writer = _Writer(pipeline, options, prompt, sample_index)
+            interrupted = False
+            try:
+                writer.run()
+            except KeyboardInterrupt:
+                interrupted = True
+            writer.finish()
+            if interrupted:
+                sys.exit(EXIT_INTERRUPTED)
+
+
+def tolerate_stdout() -> None:
+    """Lets a terminal of another encoding show ? for what it lacks, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def load(options: RunOptions) -> Pipeline:
+    """Opens what the options name; raises DlmError."""
+    return load_pipeline(
+        _NAME,
+        options.bundle,
+        engine=options.engine,
+        threads=options.threads,
+        expect_sha256=options.expect_sha256,
+        verbose=options.verbose,
+        weak_types=options.weak_types,
+    )
+
+
+def _jobs(options: RunOptions) -> Iterator[tuple[str, int]]:
+    """Yields (prompt, sample index) of every text."""
+    prompts = [options.prompt or ""]
+    for prompt in read_prompts(options.prompt_file) if options.prompt_file else prompts:
+        for sample_index in range(options.num_samples):
+            yield prompt, sample_index
+
+
+def _start(
+    pipeline: Pipeline, options: RunOptions, prompt: str, sample_index: int
+) -> TextGeneration:
+    common = {
+        "seed": options.seed,
+        "sample_index": sample_index,
+        "provisional": options.watch,
+        **settings_of(pipeline, options),
+    }
+    if options.infill is not None:
+        if options.gap_tokens:
+            common["gap_tokens"] = options.gap_tokens
+        return pipeline.infill(options.infill, **common)
+    return pipeline.generate(
+        prompt, max_tokens=options.max_tokens, stop=options.stop, slide=options.slide, **common
+    )
+
+
+def settings_of(pipeline: Pipeline, options: RunOptions) -> dict[str, Any]:
+    """Returns the overrides, with the rule that an option without --rule belongs to."""
+    return with_rule(options.settings, pipeline.settings().rule)
+
+
+class _Writer:
+    """One text on its way to stdout."""
+
+    def __init__(
+        self, pipeline: Pipeline, options: RunOptions, prompt: str, sample_index: int
+    ) -> None:
+        self._pipeline, self._options, self._prompt = pipeline, options, prompt
+        self._generation = _start(pipeline, options, prompt, sample_index)
+        self._num_written: int | None = None
+        """Characters of the text on stdout already; None: not even the prompt is."""
+
+    def run(self) -> None:
+        """Decodes to the end, showing what is to be shown meanwhile."""
+        if self._options.watch:
+            self._watch()
+        elif self._options.as_json or self._options.infill is not None:
+            self._generation.result()
+        else:
+            self._write("")
+            for span in self._generation:
+                if span.text:
+                    self._write(span.text)
+
+    def finish(self) -> None:
+        """Prints the rest of the text, or the object, and the figures."""
+        result = self._generation.so_far()
+        if self._options.as_json:
+            print_json(record(result, self._pipeline, self._prompt))
+        else:
+            self._write(result.text[self._num_written or 0 :] + "\n")
+        if result.approximate:
+            note(_NAME, "approximate: the text outgrew the largest context and went on in a window")
+        if self._options.verbose or (sys.stderr.isatty() and not self._options.as_json):
+            note(_NAME, summary(result))
+
+    def _write(self, text: str) -> None:
+        if self._num_written is None:
+            sys.stdout.write(styled(self._prompt, sys.stdout, bold=True))
+            self._num_written = 0
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._num_written += len(text)
+
+    def _watch(self) -> None:
+        from ..frames import canvases
+        from .watch import Watch
+
+        pipeline, delay = self._pipeline, self._options.watch_delay
+        mask_token_id = pipeline.manifest.mask_token_id
+        with Watch(sys.stdout, pipeline.tokenizer.decode, delay=delay) as watch:
+            for nfe, canvas in canvases(self._generation, mask_token_id):
+                revised = f", {canvas.num_revised} tokens revised" if canvas.num_revised else ""
+                watch.show(canvas, f"{nfe} graph runs{revised}")
+
+
+def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any]:
+    """Returns the object that --json prints; its keys are stable."""
+    return {
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "nfe": result.nfe,
+        "tokens_per_nfe": round(result.tokens_per_nfe, 4),
+        "seconds": {stage: round(value, 6) for stage, value in result.seconds.items()},
+        "tokens_per_s": round(result.tokens_per_s, 2),
+        "peak_rss_mib": round(peak_rss_mib(), 1),
+        "engine": result.engine,
+        "engine_reason": pipeline.engines.reason,
+        "precision": result.precision,
+        "rule": result.rule,
+        "seed": result.seed,
+        "sample_index": result.sample_index,
+        "prompt": prompt,
+        "gaps": None if result.gaps is None else list(result.gaps),
+        "finish_reason": result.finish_reason,
+        "approximate": result.approximate,
+        "settings": dict(result.settings),
+        "load_seconds": {part: round(value, 6) for part, value in pipeline.load_seconds.items()},
+        "bundle_sha256": pipeline.bundle.sha256,
+    }
+
+
+def summary(result: TextResult) -> str:
+    """Returns the figures of one text in a line."""
+    return (
+        f"{len(result.token_ids)} tokens, {result.tokens_per_s:.0f} tokens/s, "
+        f"{result.nfe} graph runs, {result.tokens_per_nfe:.2f} tokens each; "
+        f"{result.seconds['total']:.2f} s, {peak_rss_mib():.0f} MiB; "
+        f"{result.engine} {result.precision}, rule {result.rule}, seed {result.seed}, "
+        f"ended by {result.finish_reason}"
+    )
+
+
+def show_info(options: RunOptions) -> None:
+    """Prints what the bundle says about itself; runs no graph."""
+    path = default_bundle_path() if options.bundle is None else options.bundle
+    bundle = open_bundle(path, expect_sha256=options.expect_sha256)
+    manifest = bundle.manifest
+    shapes = [
+        {"name": g.name, "block": g.block, "context": g.context, "precision": g.precision}
+        for g in manifest.graphs
+    ]
+    facts = {
+        "path": str(path),
+        "sha256": bundle.sha256,
+        "size_mib": round(path.stat().st_size / _MIB, 2),
+        "family": manifest.family,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "vocab_size": manifest.vocab_size,
+        "max_position": manifest.max_position,
+        "block_sizes": list(manifest.block_sizes),
+        "graphs": shapes,
+        "model": dict(manifest.model),
+        "noise_schedule": dict(manifest.noise_schedule),
+        "decoding": dict(manifest.decoding),
+        "provenance": dict(manifest.provenance),
+    }
+    if options.as_json:
+        print_json(facts)
+        return
+    facts["graphs"] = ", ".join(
+        f"{s['name']} block {s['block']} context {s['context']} ({s['precision']})" for s in shapes
+    )
+    facts["block_sizes"] = ", ".join(map(str, manifest.block_sizes))
+    facts["decoding"] = decoding_settings(manifest, {}).to_json()
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = _brief(value)
+        click.echo(f"{name:>14}  {value}")
+
+
+def _brief(facts: Mapping[str, Any]) -> str:
+    """Returns the plain facts in a line, and the names of those that only --json shows."""
+    plain = [f"{k} {v}" for k, v in facts.items() if not isinstance(v, dict | list)]
+    nested = [key for key, value in facts.items() if isinstance(value, dict | list)]
+    return ", ".join(plain + ([f"{' and '.join(nested)}: see --json"] if nested else []))
+
+
+def check(options: RunOptions) -> None:
+    """Replays the bundle's golden vectors on this engine.
+
+    Raises:
+        EngineError: they do not agree, so that the command ends with 1.
+    """
+    from ..measure.check import check_bundle
+
+    with load(options) as pipeline:
+        report = check_bundle(pipeline.bundle, pipeline.engines, pipeline.ops)
+    if options.as_json:
+        print_json(report)
+    else:
+        click.echo(
+            f"{'agrees' if report['ok'] else 'DIFFERS'}: {report['rows']} rows of "
+            f"{report['cases']} cases on {report['engine']}, largest relative error "
+            f"{report['max_relative_error']:.1e} (tolerance {report['tolerance']:.1e}), "
+            f"top-1 agreement {report['top1_agreement']:.2%}"
+        )
+    if not report["ok"]:
+        raise EngineError(
+            f"{report['engine']} computes something else than the bundle's golden vectors; "
+            "try another --engine, or export the bundle again"
+        )

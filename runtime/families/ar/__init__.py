@@ -1,0 +1,1 @@
+"""The family `ar`: causal models, one token per run."""

@@ -1,0 +1,1 @@
+"""The family `mdlm`: masked diffusion, whole canvas or by blocks."""

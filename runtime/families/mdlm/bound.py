@@ -1,0 +1,140 @@
+"""The likelihood bound of masked block diffusion, by Monte-Carlo over masks.
+
+-log p(x) <= sum over blocks of E_k [ M / k * sum over the k masked positions of -log p(x_j) ], with
+k uniform on 1..M, the masked set uniform among those of size k, and M the positions of the block
+that are scored (all but the text's first). This is MDLM's bound E_t[m'(t)/m(t) * CE], with t
+integrated out: given t the count of masks is binomial in m(t), and weight times that probability
+integrates to 1 / k for every k, whatever the schedule. Sampling k itself leaves out the variance of
+the count and of the weight, and no schedule's clipping can bias it. A denoiser that sees time is
+told a mask chance drawn given k: Beta(k, M - k + 1), which is the k-th smallest of M uniforms.
+
+Low discrepancy: over all blocks of a text, k / M goes once through n strata of [0, 1), in an order
+drawn per pair of samples; the second sample of a pair takes the mirrored k. The set is that of the
+k smallest of one uniform per position, the mask chance the k-th smallest. All draws are Philox's:
+(seed, sample, position, window).
+
+Source: MDLM (arXiv 2406.07524) equation 10; AO-ARM equality: Ou et al., arXiv 2406.03736.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ...bundle.manifest import Manifest
+from ...engines.base import Engine, EngineSet
+from ...noise.philox import DrawKind, uniforms
+from ...ops.base import Ops
+from ..window import append, banned_ids, bucket, contexts_by_block, feed, logits
+
+GRAPH = "denoise"
+
+
+def levels(num_blocks: int, seed: int, sample: int) -> np.ndarray:
+    """Gives each block's level in (0, 1): one per stratum, in an order of this pair's own."""
+    pair = sample // 2
+    draws = uniforms(seed, 0, np.arange(num_blocks + 1), pair, DrawKind.LEVEL)
+    rank = np.empty(num_blocks, np.int64)
+    rank[np.argsort(draws[1:], kind="stable")] = np.arange(num_blocks)
+    level = (rank + draws[0]) / num_blocks
+    return 1.0 - level if sample % 2 else level
+
+
+def masked_bound(
+    manifest: Manifest,
+    engines: EngineSet,
+    ops: Ops,
+    windows: Sequence[np.ndarray],
+    *,
+    seed: int,
+    samples: range,
+    block: int,
+) -> Iterator[np.ndarray]:
+    """Yields per window (len(samples), L) float64 nats; see DeviceFamily.bound."""
+    counts = [-(-len(window) // block) for window in windows]
+    first_block = np.concatenate([[0], np.cumsum(counts)]).astype(int)
+    level = {sample: levels(int(first_block[-1]), seed, sample) for sample in samples}
+    contexts = contexts_by_block(engines.specs, GRAPH)[block]
+    for number, window in enumerate(windows):
+        nats = np.zeros((len(samples), len(window)))
+        draws = [
+            uniforms(seed, sample, np.arange(len(window)), number, DrawKind.CORRUPT)
+            for sample in samples
+        ]
+        for index in range(counts[number]):
+            start = index * block
+            ids = np.full(block, manifest.mask_token_id, np.int32)
+            piece = window[start : start + block]
+            ids[: len(piece)] = piece
+            engine = engines.engine(GRAPH, block, bucket(contexts, start))
+            for row, sample in enumerate(samples):
+                share = float(level[sample][first_block[number] + index])
+                draw = draws[row][start : start + len(piece)]
+                masked, weight = masked_set(draw, start, share)
+                if len(masked):
+                    chance = float(draw[masked].max())
+                    cost = _cross_entropy(manifest, ops, engine, ids, start, masked, chance)
+                    nats[row, start + masked] = weight * cost
+            if index + 1 < counts[number]:
+                _commit(
+                    ops, engines.engine(GRAPH, block, bucket(contexts, start + block)), ids, start
+                )
+        yield nats
+
+
+def masked_set(draws: np.ndarray, start: int, level: float) -> tuple[np.ndarray, float]:
+    """Gives the masked indices of a block, ascending, and their weight M / k."""
+    scored = np.arange(1 if start == 0 else 0, len(draws))
+    if not len(scored):
+        return scored, 0.0
+    count = min(1 + int(level * len(scored)), len(scored))
+    order = np.argsort(draws[scored], kind="stable")
+    return np.sort(scored[order[:count]]), len(scored) / count
+
+
+def _cross_entropy(
+    manifest: Manifest,
+    ops: Ops,
+    engine: Engine,
+    ids: np.ndarray,
+    start: int,
+    masked: np.ndarray,
+    chance: float,
+) -> np.ndarray:
+    """Runs a block with some positions masked; gives -log p of their true ids, (k,) float64."""
+    corrupted = ids.copy()
+    corrupted[masked] = manifest.mask_token_id
+    feed(ops, engine, corrupted, start, time=chance)
+    engine.run()
+    rows = ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)[masked]
+    return negative_log_likelihood(rows, ids[masked], banned_ids(manifest))
+
+
+def negative_log_likelihood(
+    rows: np.ndarray, targets: np.ndarray, banned: Sequence[int]
+) -> np.ndarray:
+    """Gives -log softmax(rows)[target] in nats, banned ids left out.
+
+    Args:
+        rows: (k, vocab) float32 or float16 logits.
+        targets: (k,) integer ids.
+        banned: Ids of probability 0.
+
+    Returns:
+        (k,) float64.
+    """
+    work = rows.astype(np.float32)
+    work[:, list(banned)] = -np.inf
+    chosen = work[np.arange(len(work)), targets].astype(np.float64)
+    top = work.max(axis=1, keepdims=True)
+    np.subtract(work, top, out=work)
+    np.exp(work, out=work)
+    total = work.sum(axis=1, dtype=np.float64)
+    return top[:, 0].astype(np.float64) + np.log(total) - chosen
+
+
+def _commit(ops: Ops, engine: Engine, ids: np.ndarray, start: int) -> None:
+    feed(ops, engine, ids, start)
+    engine.run()
+    append(ops, engine, start, len(ids))

@@ -1,0 +1,101 @@
+"""The family `mdlm` on the device: masked diffusion, whole canvas (MDLM) or by blocks (BD3-LM).
+
+The update rule stands in `mdlm_rule`, the bound in `mdlm_bound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ...bundle.manifest import GraphSpec, Manifest
+from ...decoding import DecodingSettings
+from ...engines.base import EngineSet
+from ...errors import ConfigError
+from ...noise.philox import check_key
+from ...ops.base import Ops
+from ..base import Request, UpdateRule, check_rule, resolve_settings
+from ..window import (
+    capacity,
+    check_ends,
+    check_ids,
+    choose_block,
+    contexts_by_block,
+    default_block,
+)
+from .bound import masked_bound
+from .rule import GRAPH, MaskedRule
+
+
+class MaskedFamily:
+    """What the table of families holds for `mdlm`."""
+
+    name = "mdlm"
+    default_rule = "threshold"
+    rules: tuple[str, ...] = (
+        "low_confidence",
+        "threshold",
+        "factor",
+        "entropy",
+        "margin",
+        "random",
+        "entropy_bound",
+        "first_hitting",
+        "ancestral",
+    )
+    exact = False
+
+    def start(
+        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
+    ) -> UpdateRule:
+        """See DeviceFamily."""
+        check_key(request.seed, request.sample_index)
+        check_manifest(manifest)
+        check_ends(manifest, request.end_ids)
+        if request.template_ids is not None:
+            check_ids(manifest, request.template_ids, "text to fill", mask=True)
+        else:
+            check_ids(manifest, request.prompt_ids, "prompt")
+            if request.max_tokens < 0:
+                raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
+        settings = request.settings or resolve_settings(manifest, self, {})
+        return MaskedRule(manifest, engines, ops, request, check_rule(self, settings))
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """See Roomed."""
+        shapes = contexts_by_block(specs, GRAPH)
+        block = choose_block(shapes, settings.block_size, manifest.block_sizes)
+        return capacity(shapes[block], block, manifest.max_position)
+
+    def bound(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        windows: Sequence[np.ndarray],
+        *,
+        seed: int,
+        samples: range,
+        block_size: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """See DeviceFamily."""
+        check_manifest(manifest)
+        shapes = contexts_by_block(engines.specs, GRAPH)
+        block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
+        return masked_bound(
+            manifest, engines, ops, windows, seed=seed, samples=samples, block=block
+        )
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raises ConfigError for models that this rule cannot decode."""
+    if manifest.mask_token_id is None:
+        raise ConfigError("the bundle names no mask token, which mdlm needs; export it again")
+    if manifest.logit_shift != 0:
+        raise ConfigError(
+            f"mdlm decodes logits of the same position, the bundle has logit_shift "
+            f"{manifest.logit_shift}; export a model without a shift"
+        )

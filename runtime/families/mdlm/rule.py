@@ -1,0 +1,275 @@
+"""Masked diffusion on the device: block by block with an exact KV cache, or on a whole canvas.
+
+| run | canvas | start | afterwards |
+|---|---|---|---|
+| store | a full block of the prompt, or a finished one | rows cached | its kv_new is stored |
+| denoise | fixed ids, MASK elsewhere | rows cached | a decoding rule commits positions |
+| advance | a full block, then the next to denoise | rows cached | as store, then as denoise |
+
+All are the graph `denoise`. A finished block that no other follows is not stored. `advance` saves
+a run per block with the same result; it needs the graph at twice the block size, with its input
+`split`: else `store` and `denoise` follow each other. Where the ops report one step late, the run
+after the last step was one over the finished block already, and its kv_new is stored. The prompt's
+tail (its length modulo the block size) shares the first generated block as fixed positions.
+Positions beyond the last token asked for stay MASK and are neither committed nor read.
+
+A text beyond the largest context (or the positions the model knows) goes on in a window: the
+oldest half is dropped, the kept tail is prefilled at positions from 0 on, `approximate` is set.
+Draws are keyed by absolute positions, so that they do not move.
+
+Infilling takes the smallest graph that holds the text as one block at start 0, so that a gap sees
+both sides; the setting `block_size` is about continuing a text. An end-of-text token stands fixed
+behind the text, unless the text ends with one; what lies behind that stays MASK. Neither that
+token, MASK nor padding can fill a gap.
+
+Source: MDLM (arXiv 2406.07524), BD3-LM (arXiv 2503.09573) section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...bundle.manifest import Manifest
+from ...decoding import RULES, DecodingSettings
+from ...engines.base import Engine, EngineSet
+from ...ops.base import Ops, Progress
+from ..base import Request, Span
+from ..text_rule import CanvasRule, undrawable_ids
+from ..window import (
+    Text,
+    append,
+    bucket,
+    canvas_block,
+    capacity,
+    choose_block,
+    contexts_by_block,
+    feed,
+    has_input,
+    logits,
+)
+from .steps import mask_chances, unmask_chances
+
+GRAPH = "denoise"
+MAX_WAITING = 32
+"""A late report costs a run at the end of a block, unless that run stores the block: not in the
+last block of a text, nor where `advance` stores it for nothing. Waiting for each step's own report
+costs one launch's time per step, about 1/30 of a run of a 100 M model on the boards meant. So there
+it is awaited in blocks of up to so many masked positions, which are as many steps at most."""
+
+
+class MaskedRule(CanvasRule):
+    """One text being denoised block by block; see the module's documentation."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        request: Request,
+        settings: DecodingSettings,
+    ) -> None:
+        """Makes the first canvas; raises ConfigError if the request cannot be served."""
+        assert manifest.mask_token_id is not None
+        self._mask, self._eos = manifest.mask_token_id, manifest.eos_token_id
+        self._engines, self._ops, self._request = engines, ops, request
+        shapes = contexts_by_block(engines.specs, GRAPH)
+        template = request.template_ids
+        if template is None:
+            self._block = choose_block(shapes, settings.block_size, manifest.block_sizes)
+            text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
+        else:
+            self._block = canvas_block(shapes, len(template), manifest.block_sizes)
+            text = Text((), len(template))
+        self._text = text
+        self._num_given = len(request.prompt_ids) if template is None else 0
+        self._contexts = shapes[self._block]
+        splits = has_input(engines.specs, GRAPH, "split")
+        self._double_contexts = shapes.get(2 * self._block, ()) if splits else ()
+        self._capacity = capacity(self._contexts, self._block, manifest.max_position)
+        steps = settings.steps or self._block
+        timed = settings.rule == "ancestral"
+        self._sees_time = has_input(engines.specs, GRAPH, "time")
+        self._times = mask_chances(manifest, steps) if timed and self._sees_time else None
+        self._canvas = ops.canvas(
+            block=self._block,
+            vocab_size=manifest.vocab_size,
+            settings=settings,
+            seed=request.seed,
+            sample_index=request.sample_index,
+            mask_token_id=self._mask,
+            eos_token_id=self._eos if template is None else -1,
+            banned=undrawable_ids(manifest, request),
+            unmask_chance=unmask_chances(manifest, steps) if timed else None,
+            tells=self._sees_time,
+            times=self._times,
+        )
+        # Outputs on which nothing was committed serve again, unless time went on for the graph.
+        self._repeats = RULES[settings.rule].scheduled and not self._sees_time
+        self._phase = "store"
+        self._cached = 0
+        self._open(template)
+
+    def _open(self, template: Sequence[int] | None) -> None:
+        """Sets the state before the first run."""
+        if template is not None:
+            self._ops.mark_seen(self._canvas, np.array(template, np.int32))
+            self._begin_infill(np.array(template, np.int32))
+            return
+        self._ops.mark_seen(self._canvas, self._text.ids)
+        if self._text.num_known >= self._text.limit:
+            self._phase = "done"
+        elif self._text.num_known >= self._capacity:
+            self._slide()
+        else:
+            self._advance()
+
+    @property
+    def phase(self) -> str:
+        """See Phased; to store a block of the prompt is `prefill`, a generated one `commit`."""
+        if self._phase != "store":
+            return self._phase
+        end = self._text.offset + self._cached + self._block
+        return "prefill" if end <= self._num_given else "commit"
+
+    @property
+    def done(self) -> bool:
+        """See UpdateRule."""
+        return self._phase == "done"
+
+    def next_run(self) -> tuple[str, int, int]:
+        """See UpdateRule."""
+        match self._phase:
+            case "denoise":
+                return GRAPH, self._block, bucket(self._contexts, self._cached)
+            case "store":
+                return GRAPH, self._block, bucket(self._contexts, self._cached + self._block)
+            case _:
+                rows = self._cached + self._block
+                return GRAPH, 2 * self._block, bucket(self._double_contexts, rows)
+
+    def feed(self, engine: Engine) -> None:
+        """See UpdateRule."""
+        block, known = self._block, self._text.window[self._cached :]
+        match self._phase:
+            case "denoise":
+                canvas = self._canvas
+                time = canvas.told if self._sees_time else 0.0
+                feed(self._ops, engine, canvas.ids, self._cached, time=time)
+            case "store":
+                feed(self._ops, engine, known[:block], self._cached)
+            case _:
+                ids = np.full(2 * block, self._mask, np.int32)
+                ids[: len(known)] = known
+                time = np.zeros(2 * block, np.float32)
+                time[block:] = self._mask_chance(ids[block:])
+                feed(self._ops, engine, ids, self._cached, split=block, time=time)
+
+    def _mask_chance(self, ids: np.ndarray) -> float:
+        """What a graph that sees time is told of a block that is about to begin: the schedule's
+        chance for `ancestral`, else the share that is masked. Ops tell it later (`Canvas.told`)."""
+        if self._times is not None:
+            return float(self._times[0])
+        return float(np.count_nonzero(ids == self._mask) / self._block)
+
+    def update(self, engine: Engine) -> Sequence[Span]:
+        """See UpdateRule."""
+        if self._phase == "denoise":
+            return self._denoise(engine, logits(engine))
+        append(self._ops, engine, self._cached, self._block)
+        self._cached += self._block
+        if self._phase == "advance":
+            self._begin_block()
+            output = self._ops.rows(logits(engine), self._block, self._block)
+            return self._denoise(engine, output)
+        self._advance()
+        return ()
+
+    def _advance(self) -> None:
+        """Goes on behind the cached rows: stores another known block, or denoises the next."""
+        num_known = self._text.num_known - self._text.offset - self._cached
+        if num_known < self._block:
+            self._begin_block()
+        elif num_known < 2 * self._block and self._double_contexts:
+            fits = self._double_contexts[-1] >= self._cached + self._block
+            self._phase = "advance" if fits else "store"
+        else:
+            self._phase = "store"
+
+    def _slide(self) -> None:
+        """Drops the older half of a full window."""
+        half = self._capacity // 2
+        self._text.slide(half // self._block * self._block if half >= self._block else half)
+        self._approximate = True
+        self._cached = 0
+        self._advance()
+
+    def _begin_block(self) -> None:
+        tail = self._text.window[self._cached :]
+        position = self._text.offset + self._cached
+        index = np.arange(self._block)
+        ids = np.full(self._block, self._mask, np.int32)
+        ids[: len(tail)] = tail
+        masked = (index >= len(tail)) & (position + index < self._text.limit)
+        self._ops.begin_block(self._canvas, ids, masked, position=position, first=len(tail))
+        self._phase = "denoise"
+
+    def _begin_infill(self, template: np.ndarray) -> None:
+        ids = np.full(self._block, self._mask, np.int32)
+        ids[: len(template)] = template
+        masked = ids == self._mask
+        masked[len(template) :] = False
+        if len(template) < self._block and template[-1] != self._eos:
+            ids[len(template)] = self._eos
+        left = self._ops.begin_block(self._canvas, ids, masked, position=0, first=0)
+        self._phase = "denoise" if left else "done"
+        if not left:
+            self._text.extend(0, template)
+
+    def _denoise(self, engine: Engine, output: Any) -> Sequence[Span]:
+        """One step on a block's logits; more on the same while nothing changes, if they serve
+        again."""
+        exact = self._repeats or self._waits()
+        while True:
+            self._ops.sample(output, self._canvas)
+            progress = self._ops.commit(self._canvas, exact=exact)
+            if progress.num_committed or not progress.num_masked or not self._repeats:
+                break
+        spans = []
+        finished = progress.num_masked == 0
+        if finished or self._ops.synchronous:
+            spans.extend(self._new_text(progress))
+        if self._request.provisional:
+            spans.append(self._provisional())
+        if finished:
+            self._finish_block(progress, engine)
+        return spans
+
+    def _waits(self) -> bool:
+        """Whether each step's own report is worth waiting for; see MAX_WAITING.
+
+        It is where the run that a late report costs cannot serve as the block's own `store`: none
+        follows the last block or one after which the window slides, and `advance` stores a block
+        for nothing.
+        """
+        rows = self._cached + self._block
+        last = self._canvas.position + self._block >= self._text.limit
+        slides = rows >= self._capacity
+        doubles = bool(self._double_contexts) and self._double_contexts[-1] >= rows
+        return (last or slides or doubles) and self._canvas.num_masked_at_start <= MAX_WAITING
+
+    def _finish_block(self, progress: Progress, engine: Engine) -> None:
+        self._ended = progress.ended
+        if progress.ended or self._text.num_known >= self._text.limit:
+            self._phase = "done"
+        elif self._cached + self._block >= self._capacity:
+            self._slide()
+        else:
+            if progress.behind:
+                context = bucket(self._contexts, self._cached + self._block)
+                holder = self._engines.engine(GRAPH, self._block, context)
+                append(self._ops, engine, self._cached, self._block, into=holder)
+                self._cached += self._block
+            self._advance()

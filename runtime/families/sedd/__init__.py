@@ -1,0 +1,1 @@
+"""The family `sedd`: score-entropy diffusion over whole canvases."""

@@ -1,0 +1,94 @@
+"""The family `sedd` on the device: score-entropy diffusion with a uniform or an absorbing graph.
+
+The update rule stands in `sedd_rule`, the bound in `sedd_bound`, the formulas of a step in
+`transition`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ...bundle.manifest import GraphSpec, Manifest
+from ...decoding import DecodingSettings
+from ...engines.base import EngineSet
+from ...errors import ConfigError
+from ...noise.philox import check_key
+from ...noise.transition import GRAPHS
+from ...ops.base import Ops
+from ..base import Request, UpdateRule, check_rule, resolve_settings
+from ..window import check_ends, check_ids, contexts_by_block
+from .bound import score_bound
+from .rule import GRAPH, ScoreRule, window_size
+
+
+class ScoreFamily:
+    """What the table of families holds for `sedd`."""
+
+    name = "sedd"
+    default_rule = "tweedie"
+    rules: tuple[str, ...] = ("tweedie", "euler")
+    exact = False
+
+    def start(
+        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
+    ) -> UpdateRule:
+        """See DeviceFamily."""
+        check_key(request.seed, request.sample_index)
+        check_manifest(manifest)
+        check_ends(manifest, request.end_ids)
+        if request.template_ids is not None:
+            check_ids(manifest, request.template_ids, "text to fill", mask=True)
+        else:
+            check_ids(manifest, request.prompt_ids, "prompt")
+            if request.max_tokens < 0:
+                raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
+        settings = check_rule(self, request.settings or resolve_settings(manifest, self, {}))
+        return ScoreRule(manifest, engines, ops, request, settings)
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """See Roomed: the canvas asked for, else the longest one."""
+        shapes = contexts_by_block(specs, GRAPH)
+        return window_size(shapes, max(shapes), settings.block_size)
+
+    def bound(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        windows: Sequence[np.ndarray],
+        *,
+        seed: int,
+        samples: range,
+        block_size: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """See DeviceFamily; a window is one canvas, so that block_size follows from its length."""
+        check_manifest(manifest)
+        lengths = contexts_by_block(engines.specs, GRAPH)
+        for window in windows:
+            if len(window) not in lengths:
+                raise ConfigError(
+                    f"windows of {len(window)} tokens need a graph of that length, the bundle has "
+                    f"{', '.join(map(str, lengths))}; choose one of these as --context and --block"
+                )
+            if block_size not in (None, len(window)):
+                raise ConfigError(
+                    f"a window is one canvas: {len(window)} tokens are not read by blocks of "
+                    f"{block_size}; give --block {len(window)}, or leave --context out"
+                )
+        return score_bound(manifest, engines, ops, windows, seed=seed, samples=samples)
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raises ConfigError for models that this rule cannot decode."""
+    graph = manifest.model.get("graph")
+    if graph not in GRAPHS:
+        raise ConfigError(
+            f"the bundle's noise graph is {graph!r}, sedd has {' and '.join(GRAPHS)}; "
+            "export it again"
+        )
+    if manifest.mask_token_id is None:
+        raise ConfigError("the bundle names no mask token, which sedd needs; export it again")

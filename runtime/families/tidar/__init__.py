@@ -1,0 +1,1 @@
+"""The family `tidar`: drafts and their verification in one run."""

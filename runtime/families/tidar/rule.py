@@ -1,0 +1,269 @@
+"""TiDAR on the device: every run verifies the drafts of the one before and drafts again.
+
+| run | rows | afterwards |
+|---|---|---|
+| prefill | up to B (1 + B) known ids | their kv is stored |
+| open | the last known ids, then B masks | their kv is stored; the next token, and drafts |
+| verify | B drafts, then B proposals of B masks | kv of the r that are kept; r tokens, drafts |
+| head | rows of a run that needs logits | where the head is a graph of its own |
+
+All but the last are the graph `step` at B (1 + B) rows; `tidar_layout` says what they see. The
+token behind the kept drafts is certain as soon as they are verified, so it is shown at once, and
+the text is always one token longer than the cache, as it is token by token.
+
+The cache holds the keys and values of known text and of kept drafts only, r rows more per step:
+those of other rows are never written, so that nothing is rolled back. A text beyond the largest
+context (or the positions the model knows) goes on in a window: the older half is dropped, the rest
+prefilled again, and `approximate` is set.
+
+Source: TiDAR (arXiv 2511.08923) sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...bundle.manifest import Manifest
+from ...decoding import DecodingSettings
+from ...engines.base import Engine, EngineSet
+from ...ops.base import Ops
+from ...ops.drafts import Verified
+from ..base import HEAD_PHASE, Request, Span
+from ..heads import Heads, hidden_rows
+from ..text_rule import TextRule, undrawable_ids
+from ..window import Text, append, bucket, feed, lay_out, logits
+from .layout import Layout, causal_layout, draft_layout, draft_rows, open_layout
+
+GRAPH = "step"
+
+
+class Rows(NamedTuple):
+    """Rows of a run whose logits are wanted: start, start + stride, …"""
+
+    start: int
+    num_rows: int
+    stride: int = 1
+
+
+Sampling = Generator[Rows, Any, Verified]
+"""What is done with a run's logits: says which rows it wants, is sent them, and so on."""
+
+
+class DraftRule(TextRule):
+    """One text being continued by drafts; see the module's documentation."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        ops: Ops,
+        request: Request,
+        settings: DecodingSettings,
+        *,
+        block: int,
+        contexts: tuple[int, ...],
+    ) -> None:
+        """Makes the drafts' state; ConfigError if the bundle's head is too small.
+
+        Args:
+            manifest: The bundle's.
+            engines: Runs its graphs.
+            ops: Read their outputs.
+            request: What to continue.
+            settings: Of rule `draft_verify`.
+            block: B.
+            contexts: Context sizes of the graph at B (1 + B) rows, ascending.
+        """
+        assert manifest.mask_token_id is not None
+        self._ops, self._request = ops, request
+        self._mask, self._filler = manifest.mask_token_id, manifest.eos_token_id
+        self._block, self._rows, self._contexts = block, draft_rows(block), contexts
+        self._capacity = min(contexts[-1], manifest.max_position)
+        self._max_position = manifest.max_position
+        self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
+        self._num_given = len(request.prompt_ids)
+        self._heads = Heads(engines.specs)
+        self._heads.check(block)
+        self._mixed = settings.beta is not None and settings.beta < 1.0
+        self._drafts = ops.drafts(
+            block=block,
+            vocab_size=manifest.vocab_size,
+            settings=settings,
+            seed=request.seed,
+            sample_index=request.sample_index,
+            mask_token_id=self._mask,
+            stops=(manifest.eos_token_id, *request.end_ids),
+            banned=undrawable_ids(manifest, request),
+            held=self._heads.logit_type if self._mixed else None,
+        )
+        self._layouts = {"prefill": causal_layout(self._rows), "verify": draft_layout(block)}
+        self._written: dict[tuple[int, int], Layout] = {}
+        self._cached = request.num_cached
+        self._kind = ""
+        self._count = 0
+        self._sampling: Sampling | None = None
+        self._output: Any = None
+        self._wanted: Rows | None = None
+        self._shown_end = 0
+        self._done = self._text.num_known >= self._text.limit
+        self._plan()
+
+    @property
+    def phase(self) -> str:
+        """See Phased; the run that opens the drafts is the last of `prefill`."""
+        if self._wanted is not None:
+            return HEAD_PHASE
+        return "verify" if self._kind == "verify" else "prefill"
+
+    @property
+    def cached_ids(self) -> np.ndarray:
+        """See Resumable."""
+        return self._text.cached(self._cached)
+
+    def _plan(self) -> None:
+        """Decides the next run: known ids into the cache, the first drafts, or a step."""
+        if len(self._text.window) > self._capacity:
+            self._text.slide(max(1, self._capacity // 2))
+            self._approximate = True
+            self._cached, self._kind = 0, ""
+        pending = len(self._text.window) - self._cached
+        if self._kind in ("open", "verify"):
+            self._kind, self._count = "verify", self._block
+        elif pending <= self._rows - self._block:
+            self._kind, self._count = "open", pending
+            self._layouts["open"] = open_layout(self._block, pending)
+        else:  # one id at least is left to open with
+            self._kind, self._count = "prefill", min(self._rows, pending - 1)
+
+    def next_run(self) -> tuple[str, int, int]:
+        """See UpdateRule."""
+        if self._wanted is not None:
+            return self._heads.run_of(self._wanted.num_rows)
+        # A step that fills the cache stores what there is room for; a window follows it.
+        needed = min(self._cached + self._count, self._contexts[-1])
+        return GRAPH, self._rows, bucket(self._contexts, needed)
+
+    def feed(self, engine: Engine) -> None:
+        """See UpdateRule."""
+        ops = self._ops
+        if self._wanted is not None:
+            self._heads.feed(ops, engine, self._output, *self._wanted)
+            return
+        key, layout = (engine.spec.block, engine.spec.context), self._layouts[self._kind]
+        if self._written.get(key) is not layout:
+            lay_out(ops, engine, layout)
+            self._written[key] = layout
+        if self._kind == "verify":
+            feed(ops, engine, self._drafts.ids, self._drafts.start, laid_out=True)
+            return
+        ids = np.full(self._rows, self._filler, np.int32)
+        ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
+        if self._kind == "open":
+            ids[self._count : self._count + self._block] = self._mask
+        feed(ops, engine, ids, self._cached, laid_out=True)
+
+    def update(self, engine: Engine) -> Sequence[Span]:
+        """See UpdateRule."""
+        if self._wanted is not None:
+            rows = self._ops.rows(logits(engine), 0, self._wanted.num_rows)
+            self._wanted = None
+            return self._go_on(rows)
+        if self._kind != "verify":
+            append(self._ops, engine, self._cached, self._count)
+            self._cached += self._count
+        if self._kind == "prefill":
+            self._plan()
+            return ()
+        self._sampling = self._open() if self._kind == "open" else self._verify(engine)
+        self._output = hidden_rows(engine) if self._heads else logits(engine)
+        return self._go_on(None)
+
+    def _go_on(self, rows: Any) -> Sequence[Span]:
+        """Hands the rows that were wanted to who wants them; returns what became certain."""
+        assert self._sampling is not None
+        while True:
+            try:
+                wanted = self._sampling.send(rows)
+            except StopIteration as end:
+                self._sampling = self._output = None
+                return self._take(end.value)
+            if self._heads:
+                self._wanted = wanted
+                return ()
+            size = (wanted.num_rows - 1) * wanted.stride + 1
+            rows = self._ops.rows(self._output, wanted.start, size)
+
+    def _open(self) -> Sampling:
+        """Finds the token behind the last known one, and drafts behind it."""
+        last, position = self._count - 1, self._text.offset + self._cached - 1
+        self._ops.begin_drafts(self._drafts, start=self._cached - 1, position=position)
+        yield from self._check(Rows(last, 1), Rows(self._count, 1))
+        return (yield from self._propose(Rows(self._count, self._block)))
+
+    def _verify(self, engine: Engine) -> Sampling:
+        """Keeps drafts, stores their keys and values, and drafts again."""
+        ops, block = self._ops, self._block
+        yield from self._check(Rows(0, block), Rows(block, block, block))
+        kv, kv_new = (engine.spec.tensor(role).name for role in ("kv", "kv_new"))
+        ops.append_kept(engine.inputs[kv], engine.outputs[kv_new], self._drafts)
+        if self._heads:
+            chosen = Rows(ops.verified(self._drafts).num_kept * block, block)
+        else:
+            chosen = Rows(block, block * block)  # which of them, ops know
+        found = yield from self._propose(chosen)
+        self._cached += found.num_kept
+        return found
+
+    def _check(self, causal: Rows, firsts: Rows) -> Generator[Rows, Any, None]:
+        """Verifies, by a run's causal rows and, if they count, the proposals' first masks."""
+        ops, drafts = self._ops, self._drafts
+        rows, first = (yield causal), None
+        if self._mixed:
+            if self._heads:  # its next run overwrites these rows
+                held = ops.rows(drafts.held, 0, causal.num_rows)
+                ops.assign(held, rows)
+                rows = held
+            first = yield firsts
+        ops.verify(rows, drafts, first=first, stride=1 if self._heads else firsts.stride)
+
+    def _propose(self, chosen: Rows) -> Sampling:
+        """Drafts again, unless a head's run for it would be the text's last."""
+        ops, drafts = self._ops, self._drafts
+        if self._block > 1 and not (self._heads and self._is_last(ops.verified(drafts))):
+            ops.propose((yield chosen), drafts)
+        return ops.verified(drafts)
+
+    def _is_last(self, found: Verified) -> bool:
+        return found.ended or self._text.num_known + found.num_kept >= self._text.limit
+
+    def _take(self, found: Verified) -> Sequence[Span]:
+        """Adds what became certain to the text, and says so."""
+        self._done = self._is_last(found)
+        position = self._text.num_known
+        ids = np.array(found.ids[: len(found.ids) - found.ended], np.int32)
+        new = self._text.extend(position, ids[: self._text.limit - position])
+        # A step may end behind the last position that the model knows; a window follows it.
+        self._approximate |= len(self._text.window) > self._max_position + 1
+        self._ended = found.ended and self._text.num_known < self._text.limit
+        spans = [Span(position=position, token_ids=new, committed=True)] if new else []
+        if self._request.provisional:
+            spans += self._provisional()
+        if not self._done:
+            self._plan()
+        return spans
+
+    def _provisional(self) -> Sequence[Span]:
+        """Shows the drafts behind the text; when it is done, that nothing came of the last ones."""
+        known, limit = self._text.num_known, self._text.limit
+        if self._done:
+            ids = (self._mask,) * (self._shown_end - known)
+        else:
+            ids = self._ops.draft_ids(self._drafts)[1 : 1 + limit - known]
+            self._shown_end = known + len(ids)
+        if not ids:
+            return ()
+        fixed = (not self._done,) * len(ids)
+        return (Span(position=known, token_ids=ids, committed=False, fixed=fixed),)

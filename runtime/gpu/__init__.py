@@ -1,0 +1,1 @@
+"""The GPU: device memory, streams, captured steps, kernels compiled and cached."""

@@ -1,0 +1,1 @@
+"""How well a bundle predicts, whether it computes as exported, and on which machine."""

@@ -1,0 +1,285 @@
+"""How well a model predicts a text: its likelihood bound, with the Monte-Carlo interval.
+
+One code for every engine and family: a bundle's engines (`dlm-eval`) and torch's
+(`dlm-train --evaluate`) give equal masks for equal seeds, so that figures compare in pairs.
+
+The text is cut into windows of `context` tokens with stride context - 1; each window's first token
+is given, every other token of the text is scored exactly once. The interval is about the
+Monte-Carlo draw on this fixed text, not about other texts. Samples come in antithetic pairs, and a
+pair's mean per window is one observation, so that the windows' variances add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..bundle.manifest import GraphSpec, Manifest
+from ..engines.base import EngineSet
+from ..errors import ConfigError, DataError
+from ..families import find_family
+from ..families.window import (
+    banned_ids,
+    choose_block,
+    contexts_by_block,
+    default_block,
+    text_graph,
+)
+from ..noise.philox import check_key
+from ..ops.base import Ops
+from ..ops.choose import ops_for
+
+FIRST_SAMPLES = 4
+"""Two pairs: the fewest that have a variance."""
+MARGIN = 1.1
+"""Draw a tenth more than the variance so far asks for, since it is itself an estimate."""
+
+Progress = Callable[[int, int], None]
+"""Called with (windows done, windows planned), both counted once per sample; plans can grow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """A bound on a text's perplexity. Low and high enclose it with 95 % over the draws."""
+
+    perplexity: float
+    perplexity_low: float
+    perplexity_high: float
+    nats_per_token: float
+    num_tokens: int
+    """Scored tokens."""
+    num_samples: int
+    """Monte-Carlo draws per window; 1 for exact likelihoods."""
+    total_nats: float
+    """Of all scored tokens; bits per character follow from it."""
+
+
+def cut_windows(ids: np.ndarray, context: int, block: int) -> list[np.ndarray]:
+    """Cuts a token stream into windows that overlap by one token.
+
+    The last, shorter window is cut to whole blocks, and dropped if fewer than 2 remain (unless it
+    is the only one).
+
+    Raises:
+        DataError: Not even one block.
+    """
+    ids = np.asarray(ids)
+    windows: list[np.ndarray] = []
+    for start in range(0, max(1, len(ids) - 1), context - 1):
+        window = ids[start : start + context]
+        if len(window) < context:
+            num_blocks = len(window) // block
+            if num_blocks < (2 if windows else 1):
+                break
+            window = window[: num_blocks * block]
+        windows.append(np.ascontiguousarray(window, np.int32))
+    if not windows:
+        raise DataError(
+            f"the text has {len(ids)} tokens, fewer than one block of {block}; give a longer one"
+        )
+    return windows
+
+
+def evaluate_ids(
+    manifest: Manifest,
+    engines: EngineSet,
+    ids: np.ndarray,
+    *,
+    ops: Ops | None = None,
+    context: int | None = None,
+    block_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    relative_half_width: float = 0.01,
+    max_samples: int = 64,
+    progress: Progress | None = None,
+) -> EvalResult:
+    """Measures the bound of a token stream.
+
+    Args:
+        manifest: The bundle's.
+        engines: Runs its graphs.
+        ids: (n,) stream: end-of-text, document, end-of-text, document, …
+        ops: Reads outputs; None: NumPy.
+        context: Tokens per window; None: all positions that the graphs have room for.
+        block_size: Positions denoised together; None: what decoding would take.
+        limit: Only so many tokens from the start; None: all.
+        seed: Determines every draw.
+        relative_half_width: Draw until perplexity is known this well (95 %) …
+        max_samples: … or so many samples are drawn.
+        progress: Told after every window.
+
+    Raises:
+        ConfigError: Settings out of range.
+        DataError: A text too short, or with ids that no text holds.
+    """
+    if max_samples < FIRST_SAMPLES or not 0 < relative_half_width < 1:
+        raise ConfigError(
+            f"max_samples must be at least {FIRST_SAMPLES} and relative_half_width in (0, 1), "
+            f"found {max_samples} and {relative_half_width}"
+        )
+    check_key(seed, 0)
+    family = find_family(manifest.family)
+    windows = windows_of(
+        manifest, engines, ids, context=context, block_size=block_size, limit=limit
+    )
+    totals: list[np.ndarray] = []
+    planned = 1 if family.exact else FIRST_SAMPLES
+    while len(totals) < planned:
+        samples = range(len(totals), planned)
+        done, in_all = len(totals) * len(windows), planned * len(windows)
+        sums = bound_totals(
+            manifest, engines, windows, ops=ops, samples=samples, seed=seed, block_size=block_size,
+            progress=progress and (lambda now, _, d=done, n=in_all, p=progress: p(d + now, n)),
+        )  # fmt: skip
+        totals.extend(sums)
+        if not family.exact:
+            planned = _samples_needed(np.array(totals), windows, relative_half_width, max_samples)
+    return _result(np.array(totals), windows)
+
+
+def windows_of(
+    manifest: Manifest,
+    engines: EngineSet,
+    ids: np.ndarray,
+    *,
+    context: int | None = None,
+    block_size: int | None = None,
+    limit: int | None = None,
+) -> list[np.ndarray]:
+    """Cuts a stream into the windows that `evaluate_ids` scores; its arguments and errors."""
+    shapes = contexts_by_block(engines.specs, text_graph(engines.specs))
+    block = evaluation_block(manifest, engines.specs, block_size)
+    room = min(manifest.max_position, shapes[block][-1] // block * block + block)
+    if context is not None and not 2 <= context <= room:
+        raise ConfigError(f"context must be in [2, {room}] for block size {block}, not {context}")
+    windows = cut_windows(np.asarray(ids)[:limit], context or room, block)
+    _check_windows(manifest, windows)
+    return windows
+
+
+def evaluation_block(
+    manifest: Manifest, specs: Sequence[GraphSpec], asked: int | None = None
+) -> int:
+    """Gives how many positions of a text go through a run; ConfigError for a size not on offer.
+
+    It is what decoding would take; where the likelihood does not depend on it, the smallest, so
+    that no end of a text is too short to be scored.
+    """
+    shapes = contexts_by_block(specs, text_graph(specs))
+    default = min(shapes) if find_family(manifest.family).exact else default_block(manifest)
+    return choose_block(shapes, asked or default, manifest.block_sizes)
+
+
+def bound_totals(
+    manifest: Manifest,
+    engines: EngineSet,
+    windows: Sequence[np.ndarray],
+    *,
+    samples: range,
+    seed: int,
+    ops: Ops | None = None,
+    block_size: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Measures the bound of each window under numbered draws: what compares engines in pairs.
+
+    Returns:
+        (samples, windows) float64 nats. Equal seeds, samples and windows mean equal masks.
+    """
+    sums = np.zeros((len(samples), len(windows)))
+    bounds = find_family(manifest.family).bound(
+        manifest, engines, ops or ops_for(engines), windows,
+        seed=seed, samples=samples, block_size=block_size,
+    )  # fmt: skip
+    for number, nats in enumerate(bounds):
+        sums[:, number] = nats.sum(axis=1)
+        if progress is not None:
+            progress((number + 1) * len(samples), len(samples) * len(windows))
+    return sums
+
+
+def _check_windows(manifest: Manifest, windows: Sequence[np.ndarray]) -> None:
+    banned = banned_ids(manifest)
+    ids: list[int] = np.unique(np.concatenate(windows)).tolist()
+    bad = [token for token in ids if token in banned or not 0 <= token < manifest.vocab_size]
+    if bad:
+        raise DataError(
+            f"the text holds token {bad[0]}, which is mask, padding or outside the vocabulary of "
+            f"{manifest.vocab_size}; tokenize it with the bundle's tokenizer"
+        )
+
+
+def half_width(totals: np.ndarray, num_tokens: int) -> float:
+    """Gives the 95 % half width of nats per token.
+
+    Args:
+        totals: (samples, windows) nats; rows 2k and 2k + 1 are one pair.
+        num_tokens: Scored tokens of all windows.
+
+    Returns:
+        0 for a single sample, which is what exact likelihoods have.
+    """
+    if len(totals) < FIRST_SAMPLES:
+        return 0.0
+    pairs = (totals[0::2] + totals[1::2]) / 2
+    num_pairs = len(pairs)
+    variance = pairs.var(axis=0, ddof=1)
+    total = float(variance.sum())
+    if total == 0.0:
+        return 0.0
+    # Welch-Satterthwaite: windows of unequal variance share their degrees of freedom.
+    freedom = (num_pairs - 1) * total**2 / float((variance**2).sum())
+    return student_quantile(freedom) * math.sqrt(total / num_pairs) / num_tokens
+
+
+def student_quantile(freedom: float) -> float:
+    """Gives the 97.5 % quantile of Student's t (Abramowitz and Stegun 26.7.5; 1 % off at 3)."""
+    z = 1.959963984540054
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+
+
+def _samples_needed(
+    totals: np.ndarray, windows: Sequence[np.ndarray], target: float, max_samples: int
+) -> int:
+    """Gives how many samples to have in all: as many as now when they are enough. Even."""
+    have = len(totals)
+    reached = half_width(totals, _num_scored(windows)) / math.log1p(target)
+    if reached <= 1.0:
+        return have
+    wanted = math.ceil(have * min(reached**2 * MARGIN, 4.0))
+    wanted += wanted % 2
+    return max(have, min(wanted, max_samples - max_samples % 2))
+
+
+def _num_scored(windows: Sequence[np.ndarray]) -> int:
+    return sum(len(window) - 1 for window in windows)
+
+
+def _exp(nats: float) -> float:
+    """Gives e^nats, at most e^700: the bound of a score far off would not fit a float."""
+    return math.exp(min(nats, 700.0))
+
+
+def _result(totals: np.ndarray, windows: Sequence[np.ndarray]) -> EvalResult:
+    num_tokens = _num_scored(windows)
+    total_nats = float(totals.mean(axis=0).sum())
+    nats = total_nats / num_tokens
+    margin = half_width(totals, num_tokens)
+    return EvalResult(
+        perplexity=_exp(nats),
+        perplexity_low=_exp(nats - margin),
+        perplexity_high=_exp(nats + margin),
+        nats_per_token=nats,
+        num_tokens=num_tokens,
+        num_samples=len(totals),
+        total_nats=total_nats,
+    )

@@ -1,0 +1,1 @@
+"""Noise schedules, transitions, score entropy and counter-based randomness."""

@@ -1,0 +1,1 @@
+"""Text and ids: tokenizer, documents, chat and infilling templates, stop strings."""

@@ -1,0 +1,22 @@
+"""Which text is calibrated on: plain text only, and never the one that is measured on."""
+
+import pytest
+from dlm_edge.calibration.canvases.texts import find_text, read_texts
+from dlm_edge.runtime.errors import CalibrationError
+from dlm_edge.runtime.text.tokenizer import Tokenizer
+from toy_bundle import toy_tokenizer
+
+
+@pytest.mark.parametrize(("name", "taken"), [("valid.txt", True), ("valid.jsonl", False)])
+def test_only_plain_text_of_the_training_is_taken(tmp_path, name, taken):
+    (tmp_path / name).write_text("abc def")
+    config = {"training": {"settings": {"valid": str(tmp_path / name)}}}
+    assert (find_text(None, config) is not None) == taken
+
+
+def test_a_text_is_not_measured_on_what_it_is_calibrated_on(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("abc def<|endoftext|>ghi jkl")
+    (tmp_path / "same.txt").symlink_to(path)
+    with pytest.raises(CalibrationError, match=r"same\.txt.*leave --data out"):
+        read_texts((path, "one"), tmp_path / "same.txt", Tokenizer(toy_tokenizer()), 0)

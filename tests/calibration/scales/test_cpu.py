@@ -1,0 +1,245 @@
+"""The CPU's recipe: what its graphs compute, what ONNX Runtime makes of them, and 7-bit weights."""
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from dlm_edge.calibration.scales import cpu
+from dlm_edge.calibration.scales.cpu import (
+    FULL_RANGE,
+    SAFE_RANGE,
+    cpu_plan,
+    kernels_saturate,
+    quantize_for_cpu,
+    weight_limit,
+)
+from dlm_edge.calibration.scales.linears import find_layers
+from dlm_edge.calibration.scales.plan import GraphPlan, LayerPlan
+from dlm_edge.calibration.scales.weights import quantize_matrix
+from dlm_edge.runtime.errors import CalibrationError
+from onnx import numpy_helper
+from small_graphs import ROLES, ids, small_graph
+
+KERNELS = """
+import numpy as np, onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+for limit in (127, 64):
+    weights = numpy_helper.from_array(np.full((64, 32), limit, np.int8), "w")
+    zero = numpy_helper.from_array(np.array(0, np.uint8), "z")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "w", "z"], ["y"])], "g",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, ["m", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, ["m", 32])], [weights, zero])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"a": np.full((32, 64), 255, np.uint8)})[0]
+    print(limit, "exact" if (found == 255 * limit * 64).all() else "wrong")
+"""
+
+
+def all_as(layers, precision):
+    def chosen(layer):
+        return precision if precision in layer.precisions else layer.precisions[0]
+
+    return GraphPlan(layers={item.name: LayerPlan(precision=chosen(item)) for item in layers})
+
+
+def session(model, *, optimised=True, save=None):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if save is not None:
+        options.optimized_model_filepath = str(save)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def logits(model, tokens, **how):
+    return session(model, **how).run(["logits"], {"ids": tokens})[0]
+
+
+def arrays_of(model):
+    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+
+
+def by_hand(model, tokens, limit, *, rows_apart=False):
+    """What the integer recipe should give, in NumPy: a scale per activation or per row of it."""
+    arrays = arrays_of(model)
+
+    def product(x, matrix):
+        values, scales = quantize_matrix(matrix, 1, limit)
+        if rows_apart:
+            step = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+            coded = np.rint(x / step).astype(np.int64)
+            return (coded @ values.astype(np.int64)).astype(np.float32) * scales * step
+        low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+        step = np.float32((high - low) / 255)
+        zero = np.clip(np.rint(-low / step), 0, 255)
+        coded = np.clip(np.rint(x / step) + zero, 0, 255).astype(np.int64) - int(zero)
+        return (coded @ values.astype(np.int64)).astype(np.float32) * step * scales
+
+    rows, steps = quantize_matrix(arrays["model.embed.weight"], 0, limit)
+    x = rows[tokens].astype(np.float32) * steps[tokens][..., None]
+    gate = 1 / (
+        1 + np.exp(-product(x * arrays["model.norm.weight"], arrays["model.mlp.up.weight"]))
+    )
+    x = x + product(gate, arrays["model.mlp.down.weight"])
+    return product(x, arrays["model.embed.weight"].T)
+
+
+@pytest.mark.parametrize("rows_apart", [False, True])
+@pytest.mark.parametrize("limit", [SAFE_RANGE, FULL_RANGE])
+def test_graph_computes_what_the_arithmetic_says(limit, rows_apart):
+    if limit == FULL_RANGE and kernels_saturate():
+        pytest.skip("no VNNI here: these kernels saturate")
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    how = {"limit": limit, "rows_apart": rows_apart}
+    made = quantize_for_cpu(model, layers, cpu_plan(layers), **how)
+    onnx.checker.check_model(made, full_check=True)
+    tokens = ids(block=9)
+    wanted = by_hand(model, tokens, limit, rows_apart=rows_apart)
+    assert logits(made, tokens) == pytest.approx(wanted, abs=2e-5)
+
+
+@pytest.mark.parametrize("rows_apart", [False, True])
+def test_a_row_knows_the_rows_of_its_run_only_where_they_share_a_scale(rows_apart):
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    made = quantize_for_cpu(model, layers, cpu_plan(layers), rows_apart=rows_apart)
+    tokens = ids(block=9)
+    whole = logits(made, tokens)
+    alone = np.concatenate([logits(made, tokens[:, i : i + 1]) for i in range(9)], axis=1)
+    assert np.array_equal(whole, alone) == rows_apart
+
+
+def test_a_row_of_zeros_stays_one():
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    for item in model.graph.initializer:
+        if item.name == "model.norm.weight":
+            item.CopyFrom(
+                numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(item)), item.name)
+            )
+    made = quantize_for_cpu(model, layers, cpu_plan(layers), rows_apart=True)
+    assert np.isfinite(logits(made, ids())).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("precision", ["int8", "int8-weight"])
+def test_optimising_the_session_changes_nothing(tied, precision):
+    model = small_graph(tied=tied)
+    layers = find_layers(model, ROLES)
+    made = quantize_for_cpu(model, layers, all_as(layers, precision))
+    plain = logits(made, ids(), optimised=False)
+    assert logits(made, ids()) == pytest.approx(plain, abs=1e-5)
+    exact = logits(model, ids())
+    assert np.abs(plain - exact).max() < 0.05 * np.abs(exact).max()
+    assert np.abs(plain - exact).max() > 0
+
+
+def test_every_integer_product_is_fused_into_one_call(tmp_path):
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    made = quantize_for_cpu(model, layers, cpu_plan(layers))
+    session(made, save=tmp_path / "optimised.onnx")
+    counts = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert counts["DynamicQuantizeMatMul"] == 3
+    assert not {"MatMul", "MatMulInteger", "Transpose", "DynamicQuantizeLinear"} & set(counts)
+
+
+def test_weights_stored_as_int8_are_folded_while_loading(tmp_path):
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    made = quantize_for_cpu(model, layers, all_as(layers, "int8-weight"))
+    session(made, save=tmp_path / "optimised.onnx")
+    counts = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert counts["Cast"] == 1  # the embedding's rows, of which few are read
+    assert counts["MatMul"] + counts["FusedMatMul"] == 3
+
+
+def test_a_tied_embedding_is_stored_once_and_no_float_matrix_stays():
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    arrays = arrays_of(quantize_for_cpu(model, layers, cpu_plan(layers)))
+    large = [array for array in arrays.values() if array.ndim == 2]
+    assert {array.dtype for array in large} == {np.dtype(np.int8)}
+    assert len(large) == 3
+
+
+def test_layers_planned_as_float_stay_as_they_are():
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    made = quantize_for_cpu(model, layers, all_as(layers, "float"))
+    assert np.array_equal(logits(made, ids()), logits(model, ids()))
+    plan = cpu_plan(layers).with_layer("mlp.up", precision="float")
+    kept = arrays_of(quantize_for_cpu(model, layers, plan))
+    assert "model.mlp.up.weight" in kept
+    assert "model.mlp.down.weight" not in kept
+
+
+def test_the_graph_given_is_not_changed():
+    model = small_graph()
+    before = model.SerializeToString()
+    layers = find_layers(model, ROLES)
+    quantize_for_cpu(model, layers, cpu_plan(layers))
+    assert model.SerializeToString() == before
+
+
+def test_paths_that_the_canvas_does_not_reach_stay_float():
+    layers = find_layers(small_graph(timed=True), ROLES)
+    plan = cpu_plan(layers)
+    assert plan.layers["time"].precision == "float"
+    assert {name for name, item in plan.layers.items() if item.precision == "int8"} == {
+        "embed",
+        "mlp.up",
+        "mlp.down",
+    }
+
+
+def test_a_fixed_scale_is_refused():
+    model = small_graph()
+    layers = find_layers(model, ROLES)
+    plan = cpu_plan(layers).with_layer("mlp.up", scale=0.1)
+    with pytest.raises(CalibrationError, match=r"layer mlp\.up of the plan has a fixed scale"):
+        quantize_for_cpu(model, layers, plan)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_matrix_is_within_half_a_step_and_its_largest_is_kept(axis):
+    array = np.random.default_rng(0).standard_normal((7, 9)).astype(np.float32)
+    array[:, 2] = 0 if axis == 1 else array[:, 2]
+    values, scales = quantize_matrix(array, axis, SAFE_RANGE)
+    steps = np.expand_dims(scales, 1 - axis)
+    assert np.abs(values * steps - array).max() <= 0.5001 * scales.max()
+    largest = np.abs(values).max(axis=1 - axis)
+    assert set(largest.tolist()) <= {0, SAFE_RANGE}
+
+
+def test_seven_bits_are_the_most_that_no_pair_of_products_saturates():
+    """vpmaddubsw adds two products of uint8 and int8 and clips the sum to int16."""
+    assert 2 * 255 * SAFE_RANGE <= np.iinfo(np.int16).max < 2 * 255 * (SAFE_RANGE + 1)
+
+
+def test_only_this_machine_is_trusted_with_eight_bits_if_it_does_not_saturate(monkeypatch):
+    assert weight_limit("cpu") == SAFE_RANGE
+    for saturates, limit in ((True, SAFE_RANGE), (False, FULL_RANGE)):
+        monkeypatch.setattr(cpu, "kernels_saturate", lambda saturates=saturates: saturates)
+        assert weight_limit("host") == limit
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind stands in for an older CPU")
+def test_seven_bits_are_exact_on_kernels_without_vnni_where_eight_saturate():
+    """Valgrind shows programs an AVX2 machine without VNNI, so ONNX Runtime takes those kernels."""
+    command = ["valgrind", "-q", "--tool=none", sys.executable, "-c", KERNELS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
+    assert done.stdout.split() == ["127", "wrong", "64", "exact"]

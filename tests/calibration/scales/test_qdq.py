@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from dlm_edge.calibration.scales.linears import find_layers
+from dlm_edge.calibration.scales.plan import GraphPlan, LayerPlan, default_plan
+from dlm_edge.calibration.scales.qdq import activation_scale, quantize
+from dlm_edge.calibration.scales.weights import LEAST_HALF_STEP, quantize_matrix
+from dlm_edge.runtime.errors import CalibrationError
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from small_graphs import HIDDEN, ROLES, VOCAB, WIDTH, ids, small_graph
+
+
+def planned(model, **changes):
+    """Every layer as int8 as it can be, activations in steps that cover the small graph's."""
+    layers = find_layers(model, ROLES)
+    plans = dict(default_plan(layers).layers)
+    for name, layer in plans.items():
+        if layer.precision == "int8":
+            plans[name] = replace(layer, scale=0.02)
+    plans |= {name: LayerPlan(**fields) for name, fields in changes.items()}
+    return layers, GraphPlan(layers=plans)
+
+
+def run(model, feeds, *, optimised=True):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)
+
+
+def ops(model, kind):
+    return [node for node in model.graph.node if node.op_type == kind]
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 1),
+    st.floats(1e-6, 1e3),
+    st.integers(0, 99),
+)
+def test_a_weight_is_off_by_half_a_step_at_most(rows, columns, axis, size, seed):
+    array = (np.random.default_rng(seed).standard_normal((rows, columns)) * size).astype(np.float32)
+    values, scales = quantize_matrix(array, axis, 127, half=True)
+    assert values.dtype == np.int8
+    assert abs(int(values.min())) <= 127
+    assert scales.shape == (array.shape[axis],)
+    np.testing.assert_array_equal(scales.astype(np.float16).astype(np.float32), scales)
+    steps = np.expand_dims(scales, 1 - axis)
+    # The largest entry is clipped by as much as float16 rounded the step down.
+    slack = 0.5 + 127 * 2.0**-11
+    assert (np.abs(values * steps - array) <= slack * steps * (1 + 1e-6)).all()
+
+
+def test_a_weight_beyond_float16_is_dequantised_within_it():
+    values, scales = quantize_matrix(np.full((2, 3), 1e6, np.float32), 0, 127, half=True)
+    assert np.isfinite(np.float16(scales) * values[:, 0].astype(np.float16)).all()
+    assert values.max() == 127
+
+
+def test_an_activation_of_next_to_nothing_has_a_step_that_float16_holds():
+    (layer, *_) = find_layers(small_graph(), ROLES)
+    plan = LayerPlan(precision="int8", scale=1e-9)
+    assert activation_scale(layer, plan) == np.float16(LEAST_HALF_STEP) > 0
+
+
+def test_rows_of_zeros_have_a_step_too():
+    _, scales = quantize_matrix(np.zeros((3, 4), np.float32), 0, 127, half=True)
+    assert (scales == LEAST_HALF_STEP).all()
+
+
+def test_only_linear_layers_get_integers():
+    model = small_graph()
+    made = quantize(model, *planned(model))
+    assert len(ops(made, "QuantizeLinear")) == 2  # what enters up and down
+    assert len(ops(made, "DequantizeLinear")) == 2 + 3
+    assert {node.op_type for node in made.graph.node} - {"QuantizeLinear", "DequantizeLinear"} == {
+        node.op_type for node in model.graph.node
+    }
+    matrices = {i.name: i.data_type for i in made.graph.initializer if len(i.dims) == 2}
+    assert set(matrices.values()) == {onnx.TensorProto.INT8}
+    assert len(matrices) == 3  # the tied embedding stands there once
+    onnx.checker.check_model(made, full_check=True)
+
+
+def test_the_given_graph_stays_as_it_is():
+    model = small_graph()
+    before = model.SerializeToString(deterministic=True)
+    quantize(model, *planned(model))
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def by_hand(model, canvas, scale):
+    """The small graph in NumPy, weights and activations rounded as the rules say."""
+    arrays = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+
+    def rounded(name, axis):
+        values, scales = quantize_matrix(arrays[name], axis, 127, half=True)
+        return values * np.expand_dims(scales, 1 - axis)
+
+    def steps(x):
+        scale16 = np.float32(np.float16(scale))
+        return np.clip(np.rint(x / scale16), -128, 127) * scale16
+
+    embed = rounded("model.embed.weight", 0)
+    x = embed[canvas]
+    up = steps(x) @ rounded("model.mlp.up.weight", 1)
+    down = steps(1 / (1 + np.exp(-up))) @ rounded("model.mlp.down.weight", 1)
+    return (x + down) @ embed.T
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+def test_the_graph_computes_what_the_rules_say(optimised):
+    model = small_graph()
+    layers, plan = planned(model)
+    canvas = ids()
+    (found,) = run(quantize(model, layers, plan), {"ids": canvas}, optimised=optimised)
+    wanted = by_hand(model, canvas, 0.02)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    (whole,) = run(model, {"ids": canvas})
+    assert 1e-4 < np.abs(found - whole).max() < 0.1
+
+
+def test_two_independent_runtimes_agree():
+    model = small_graph()
+    made = quantize(model, *planned(model))
+    canvas = ids()
+    (reference,) = ReferenceEvaluator(made).run(None, {"ids": canvas})
+    np.testing.assert_allclose(run(made, {"ids": canvas})[0], reference, atol=1e-5)
+
+
+def test_a_layer_planned_as_float_keeps_its_bytes():
+    model = small_graph()
+    layers, plan = planned(model, **{"mlp.up": {"precision": "float"}})
+    made = quantize(model, layers, plan)
+    kept = {i.name: i for i in made.graph.initializer}["model.mlp.up.weight"]
+    assert kept.data_type == onnx.TensorProto.FLOAT
+    assert list(kept.dims) == [WIDTH, HIDDEN]
+    assert len(ops(made, "QuantizeLinear")) == 1
+
+
+def test_a_tied_head_may_multiply_integers_while_its_embedding_is_looked_up():
+    model = small_graph()
+    layers, plan = planned(model, embed={"precision": "int8", "scale": 0.03})
+    made = quantize(model, layers, plan)
+    assert len(ops(made, "QuantizeLinear")) == 3
+    assert sum(list(i.dims) == [VOCAB, WIDTH] for i in made.graph.initializer) == 1
+
+
+def test_a_scale_beyond_float16_is_refused_with_the_layers_name():
+    model = small_graph()
+    layers, plan = planned(model, **{"mlp.up": {"precision": "int8", "scale": 1e6}})
+    with pytest.raises(CalibrationError, match=r"mlp\.up.*float16"):
+        quantize(model, layers, plan)
+    # 515.7 is rounded to 516 in float16, of which 127 are beyond it.
+    layers, plan = planned(model, **{"mlp.up": {"precision": "int8", "scale": 515.7}})
+    with pytest.raises(CalibrationError, match=r"mlp\.up.*float16"):
+        quantize(model, layers, plan)
+    layers, plan = planned(model, **{"mlp.up": {"precision": "int8"}})
+    with pytest.raises(CalibrationError, match=r"mlp\.up.*without a scale"):
+        quantize(model, layers, plan)

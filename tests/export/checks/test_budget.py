@@ -1,0 +1,49 @@
+from dataclasses import replace
+
+import pytest
+from dlm_edge.export.checks import budget
+from dlm_edge.export.checks.budget import check_budget
+from dlm_edge.export.settings import ExportSettings
+from dlm_edge.jetson.targets import target
+from dlm_edge.runtime.bundle.bundle import open_bundle
+from dlm_edge.runtime.errors import ConfigError
+from toy_bundle import write_toy
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return open_bundle(write_toy(tmp_path))
+
+
+def test_on_a_board_the_whole_plan_goes_into_the_report(toy):
+    lines = []
+    settings = ExportSettings(target="orin-nano", mode="15W")
+    plan = check_budget(toy, settings, lines.append)
+    assert (plan["target"], plan["mode"], len(plan["graphs"])) == ("orin-nano", "15w", 2)
+    assert "made for cpu, not for orin-nano" in lines[0]
+
+
+def test_on_a_cpu_only_memory_is_planned(toy):
+    plan = check_budget(toy, ExportSettings(target="cpu"), lambda line: None)
+    assert set(plan) == {"target", "memory"}
+    assert plan["memory"]["total"] > plan["memory"]["weights"] > 0
+
+
+def test_a_bundle_that_cannot_fit_is_refused_before_anything_is_checked(toy, monkeypatch):
+    tiny = replace(target("orin-nano"), memory_mib=600)
+    monkeypatch.setattr(budget, "find_target", lambda name: tiny)
+    with pytest.raises(ConfigError, match=r"on orin-nano, which has 81 free: runtime alone"):
+        check_budget(toy, ExportSettings(target="orin-nano"), lambda line: None)
+
+
+def test_the_users_own_limit_is_held(toy):
+    settings = ExportSettings(target="cpu", max_memory_mib=20.0)
+    with pytest.raises(ConfigError, match="--max-memory allows 20: runtime alone"):
+        check_budget(toy, settings, lambda line: None)
+
+
+def test_unknown_targets_and_modes_are_refused_before_any_work():
+    with pytest.raises(ConfigError, match="orin-nano, orin-nano-4gb, orin-nx"):
+        ExportSettings(target="moon")
+    with pytest.raises(ConfigError, match="7w, 15w, 25w, maxn-super"):
+        ExportSettings(target="orin-nano", mode="9000w")

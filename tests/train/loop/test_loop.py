@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from dlm_edge.runtime.errors import CheckpointError, ConfigError
+from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.loop import loop as loop_module
+from dlm_edge.train.loop.run import train
+from dlm_edge.train.loop.standing import DivergedError
+
+
+def weights(out: str) -> dict[str, torch.Tensor]:
+    return read_checkpoint(Path(out) / "last").weights
+
+
+def assert_equal(first: str, second: str) -> None:
+    a, b = weights(first), weights(second)
+    assert set(a) == set(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_run_learns_and_says_what_it_made(settings, optimizer: str):
+    config = settings(max_steps=40, eval_every=20, lr=1e-2, optimizer=optimizer, ema=0.9)
+    summary = train(config, quiet=True)
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 40
+    assert summary["tokens_seen"] == 40 * 4 * 16
+    assert set(summary["held_out"]) == {"8", "full"}
+    for item in summary["held_out"].values():
+        assert item["nats_per_token"] < math.log(280) - 0.5
+        assert item["perplexity_low"] < item["perplexity"] < item["perplexity_high"]
+    found = read_checkpoint(config.out, "mdlm")
+    assert found.config["training"]["tokens_seen"] == summary["best_step"] * 4 * 16
+    assert found.config["training"]["settings"]["lr"] == 1e-2
+
+
+def test_the_causal_family_trains_with_the_same_loop(settings):
+    options = {"dim": 16, "num_layers": 1, "num_heads": 2}
+    summary = train(settings(family="ar", options=options), quiet=True)
+    assert set(summary["held_out"]) == {"ar"}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_resumed_run_ends_with_bit_identical_weights(settings, tmp_path: Path, optimizer: str):
+    options = {**settings().options, "dropout": 0.1}
+    changes = {"optimizer": optimizer, "options": options}
+    whole = settings(out=str(tmp_path / "whole"), **changes)
+    train(whole, quiet=True)
+    config = settings(out=str(tmp_path / "parts"), **changes)
+
+    class Killed(BaseException):
+        pass
+
+    step, count = loop_module.Loop._step, [0]
+
+    def die(self):
+        count[0] += 1
+        if count[0] == 6:
+            raise Killed
+        return step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module.Loop, "_step", die)
+        with pytest.raises(Killed):
+            train(config, quiet=True)
+    assert train(config, resume=True, quiet=True)["steps"] == 6
+    assert_equal(whole.out, config.out)
+
+
+def test_a_clock_that_sees_no_time_pass_stops_no_run(settings, monkeypatch):
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: 7.0))
+    assert train(settings(max_steps=10), quiet=True)["steps"] == 10
+
+
+def test_accumulation_gives_the_weights_of_one_large_batch(settings, tmp_path: Path):
+    # Muon orthogonalises in bfloat16, which magnifies rounding beyond a tight tolerance.
+    one = settings(out=str(tmp_path / "one"), optimizer="adamw")
+    four = settings(out=str(tmp_path / "four"), optimizer="adamw", accumulate=4)
+    train(one, quiet=True)
+    train(four, quiet=True)
+    a, b = weights(one.out), weights(four.out)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=1e-4)
+
+
+def test_a_run_starts_from_another_checkpoint_of_its_shape(settings, tmp_path: Path):
+    first = settings(out=str(tmp_path / "first"))
+    train(first, quiet=True)
+    changes = {"init": first.out, "lr": 1e-12, "max_steps": 1, "ema": 0.0}
+    second = settings(out=str(tmp_path / "second"), **changes)
+    train(second, quiet=True)
+    begun = read_checkpoint(first.out).weights
+    for name, tensor in weights(second.out).items():
+        torch.testing.assert_close(tensor, begun[name], rtol=1e-5, atol=1e-6)
+    wide = settings(out=str(tmp_path / "wide"), init=first.out,
+                    options={**first.options, "dim": 32})  # fmt: skip
+    with pytest.raises(CheckpointError, match="the model needs"):
+        train(wide, quiet=True)
+
+
+def test_a_state_of_another_shape_is_refused(settings):
+    config = settings()
+    train(config, quiet=True)
+    with pytest.raises(CheckpointError, match="another model or optimizer"):
+        train(settings(options={**config.options, "dim": 32}), resume=True, quiet=True)
+    with pytest.raises(CheckpointError, match="--ema"):
+        train(settings(ema=0.0), resume=True, quiet=True)
+
+
+def test_a_run_is_not_continued_on_another_text(settings, stories: Path, tmp_path: Path):
+    train(settings(), quiet=True)
+    other = tmp_path / "other.txt"
+    other.write_text(stories.read_text("utf-8") + "<|endoftext|>One more.")
+    with pytest.raises(CheckpointError, match="text has changed"):
+        train(settings(data=str(other)), resume=True, quiet=True)
+
+
+def test_divergence_is_one_clear_line_and_keeps_the_last_checkpoint(settings):
+    config = settings(lr=1e30, clip_norm=0.0, max_steps=50, warmup_steps=20)
+    with pytest.raises((DivergedError, CheckpointError), match="diverged"):
+        train(config, quiet=True)
+    good = settings()
+    train(good, quiet=True)
+    before = weights(good.out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module.Loop, "_mean", lambda *_: math.nan)
+        with pytest.raises(DivergedError, match=r"nan at step 6.*saved checkpoint is kept"):
+            train(settings(max_steps=9), resume=True, quiet=True)
+    for name, tensor in weights(good.out).items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_early_stop_waits_for_patience_evaluations(settings):
+    config = settings(max_steps=50, eval_every=1, patience=2, lr=1e-20, ema=0.0)
+    summary = train(config, quiet=True)
+    assert summary["status"] == "early stop"
+    assert summary["steps"] < 10
+
+
+def test_the_clock_ends_a_run_and_anneals_towards_that_end(settings, monkeypatch):
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 64)
+    monkeypatch.setattr(loop_module, "time", clock)
+    config = settings(max_steps=None, max_minutes=0.02, eval_every=0)
+    summary = train(config, quiet=True)
+    assert summary["status"] == "finished"
+    # 1.2 s, and what the last step takes by this clock
+    assert 1.2 <= summary["seconds"] <= 1.3
+    assert summary["held_out"]
+
+
+def test_curves_are_written_for_tensorboard(settings):
+    pytest.importorskip("tensorboard")
+    config = settings(log="tensorboard", max_steps=10)
+    train(config, quiet=True)
+    assert list((Path(config.out) / "logs").glob("events.*"))
+
+
+def test_half_precision_without_a_gpu_is_refused(settings):
+    if torch.cuda.is_available():
+        pytest.skip("has a GPU")
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        train(settings(precision="fp16"), quiet=True)
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "mps"])
+def test_an_accelerator_that_is_not_here_is_refused(settings, monkeypatch, accelerator):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"--accelerator {accelerator}"):
+        train(settings(accelerator=accelerator), quiet=True)
+
+
+def test_bfloat16_trains_close_to_float32(settings, tmp_path: Path):
+    narrow = settings(out=str(tmp_path / "bf16"), precision="bf16")
+    wide = settings(out=str(tmp_path / "fp32"))
+    a = train(narrow, quiet=True)["held_out"]["full"]["nats_per_token"]
+    b = train(wide, quiet=True)["held_out"]["full"]["nats_per_token"]
+    assert a == pytest.approx(b, rel=0.02)
+
+
+def test_an_unknown_family_is_refused(settings):
+    with pytest.raises(ConfigError, match="mdlm"):
+        train(settings(family="gpt"), quiet=True)

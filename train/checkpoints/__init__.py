@@ -1,0 +1,1 @@
+"""Checkpoints: ours, Hugging Face's, by name or by folder."""

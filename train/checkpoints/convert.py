@@ -1,0 +1,98 @@
+"""`dlm-train --init … --max-steps 0`: makes a checkpoint of a family without training it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...runtime.errors import ConfigError
+from ..config import DEFAULT_CONTEXT
+from ..data.tokenizer import load_tokenizer, special_ids, vocab_size_of
+from ..families import FAMILIES
+from ..families.base import Family
+from .checkpoint import write_checkpoint
+from .start import Start, read_start
+
+
+def resolve_config(
+    family: Family, options: Mapping[str, Any], special: Mapping[str, int], context: int
+) -> dict[str, Any]:
+    """Makes the family's config.json.
+
+    Args:
+        family: Whose.
+        options: Its options. A `vocab_size` in them is the number of rows that a checkpoint brings,
+            a `context` the positions that it knows.
+        special: Ids of the special tokens, and `vocab_size`: what the tokenizer needs.
+        context: Tokens of a training sequence.
+    """
+    given = dict(options)
+    rows = max(special["vocab_size"], given.pop("vocab_size", 0))
+    known = given.pop("context", 0)
+    config = family.make_config({**given, **special, "vocab_size": rows, "context": context})
+    if 0 < known < context:
+        print(f"{context} positions: the model knows {known} so far", file=sys.stderr)
+    if config["model"].get("causal") and known > context:
+        # What a causal model learnt on longer sequences stays; others denoise whole canvases.
+        config["model"]["context"] = known
+    return config
+
+
+def _positions(start: Start, asked: int | None) -> int:
+    """The positions asked for, or those that the checkpoint knows; ConfigError for more."""
+    known = None if start.shape is None else start.shape.context
+    if known is None:
+        return DEFAULT_CONTEXT if asked is None else asked
+    if asked is not None and asked > known:
+        raise ConfigError(
+            f"--context {asked}: the checkpoint knows {known} positions, and conversion teaches it "
+            "no more; leave it out, or train on longer sequences"
+        )
+    return known if asked is None else asked
+
+
+def convert(
+    init: str, out: str, family_name: str, options: Mapping[str, Any], context: int | None
+) -> dict[str, Any]:
+    """Writes the checkpoint `init` as one of a family.
+
+    Args:
+        init: Folder or hub name.
+        out: Folder to write.
+        family_name: Of the result.
+        options: The family's.
+        context: Positions of the result; a causal model keeps what it knows beyond. None: those
+            that the checkpoint knows.
+
+    Returns:
+        A summary as `train` gives it.
+
+    Raises:
+        DlmError: The checkpoint cannot be read, or is not one for this family.
+    """
+    if family_name not in FAMILIES:
+        raise ConfigError(f"family {family_name!r}: choose one of {', '.join(FAMILIES)}")
+    family, start = FAMILIES[family_name], read_start(init)
+    if Path(out).resolve() == start.checkpoint.path.resolve():
+        raise ConfigError(f"--out {out} is the folder of --init; give another one")
+    tokenizer = load_tokenizer(start.checkpoint.path)
+    special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
+    config = resolve_config(family, start.options(options), special, _positions(start, context))
+    with torch.device("meta"):
+        module = family.make_model(config["model"])
+    weights = start.fitting(module, tokenizer)
+    config["training"] = {"settings": {"init": init}, "converted": True}
+    write_checkpoint(Path(out), config, weights, tokenizer.to_str(), start.companions(tokenizer))
+    return {
+        "checkpoint": out,
+        "status": "converted",
+        "steps": 0,
+        "tokens_seen": 0,
+        "seconds": 0.0,
+        "best_step": 0,
+        "held_out": {},
+    }

@@ -1,0 +1,77 @@
+"""Where a checkpoint is: a folder, or a repository of the Hugging Face hub.
+
+A checkpoint folder is config.json, model.safetensors (or its parts and their index) and
+tokenizer.json, which is also what the hub holds: upload such a folder as it is
+(`hf upload owner/name FOLDER`), and load it by name. Downloads stand in the hub's own cache, so a
+second load needs no network. Knows no family.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+from ...runtime.errors import CheckpointError
+from .tensor_files import INDEX, WEIGHTS, read_index
+
+PREFIX = "hf:"
+"""Marks a name of the hub that a folder here might have, too."""
+FILES = ("config.json", "tokenizer.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+COMPANIONS = (TOKENIZER_CONFIG, "chat_template.jinja", "generation_config.json")
+"""Files that a checkpoint may have beside them, and that stay with it."""
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+
+
+def checkpoint_folder(where: str | Path) -> Path:
+    """Gives the folder of a checkpoint, downloaded if need be.
+
+    Args:
+        where: A folder; else `owner/name` or `owner/name@revision` of the hub. With `hf:` in front
+            it is the latter whatever folders there are.
+
+    Raises:
+        CheckpointError: The hub has no such checkpoint, or cannot be reached.
+    """
+    text = str(where)
+    name = text.removeprefix(PREFIX)
+    if text == name and (Path(where).exists() or not _NAME.fullmatch(name)):
+        return Path(where)
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"{text}: wanted hf:owner/name or hf:owner/name@revision")
+    return _download(*name.partition("@")[::2])
+
+
+def _download(name: str, revision: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError as error:
+        raise CheckpointError(
+            f"{name} is no folder here, and the hub needs the package huggingface_hub ({error}): "
+            "pip install huggingface_hub, or check the path"
+        ) from error
+
+    def fetch(file: str) -> Path:
+        return Path(hf_hub_download(name, file, revision=revision or None))
+
+    path = Path()
+    try:
+        for file in FILES:
+            path = fetch(file)
+        for file in COMPANIONS:
+            with contextlib.suppress(EntryNotFoundError):
+                fetch(file)
+        try:
+            fetch(WEIGHTS)
+        except EntryNotFoundError:
+            for file in sorted(set(read_index(fetch(INDEX)).values())):
+                fetch(file)
+    except (OSError, ValueError) as error:  # the client's own errors are both
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{name} is no folder here and could not be had from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}): check the path or name, and the network"
+        ) from error
+    return path.parent

@@ -1,0 +1,273 @@
+"""Qwen2 and Qwen3 checkpoints in Hugging Face's format: their config.json and tensors, and ours.
+
+Knows names and shapes, no files. Ours differs in two places: queries, keys and values are one
+matrix (its rows in this order), and so are the MLP's gate and up.
+
+| ours | Hugging Face's |
+|---|---|
+| embed, head, trunk.norm | model.embed_tokens, lm_head (absent if tied), model.norm |
+| trunk.layers.N | model.layers.N |
+| attention_norm, mlp_norm | input_layernorm, post_attention_layernorm |
+| attention.qkv, attention.out | self_attn.q_proj, .k_proj, .v_proj (biases in Qwen2), .o_proj |
+| attention.query_norm, .key_norm (Qwen3) | self_attn.q_norm, .k_norm |
+| mlp.gate_up, mlp.down | mlp.gate_proj, mlp.up_proj, mlp.down_proj |
+
+Source: Qwen2ForCausalLM and Qwen3ForCausalLM of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ...runtime.errors import CheckpointError, ConfigError
+from ..nn.config import ROPE_THETA, ModelConfig
+
+ARCHITECTURES: Mapping[str, str] = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+"""Backbone, which is Hugging Face's model_type, to architecture."""
+_WHOLE = {"embed.weight": "model.embed_tokens.weight", "trunk.norm.weight": "model.norm.weight"}
+_HEAD = "lm_head.weight"
+_OF_LAYER: Mapping[str, tuple[str, ...]] = {
+    "attention_norm.weight": ("input_layernorm.weight",),
+    "mlp_norm.weight": ("post_attention_layernorm.weight",),
+    "attention.qkv.weight": tuple(f"self_attn.{name}_proj.weight" for name in "qkv"),
+    "attention.qkv.bias": tuple(f"self_attn.{name}_proj.bias" for name in "qkv"),
+    "attention.query_norm.weight": ("self_attn.q_norm.weight",),
+    "attention.key_norm.weight": ("self_attn.k_norm.weight",),
+    "attention.out.weight": ("self_attn.o_proj.weight",),
+    "mlp.gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "mlp.down.weight": ("mlp.down_proj.weight",),
+}
+"""Tensor of one of our layers, and those of Hugging Face's that are its rows."""
+
+
+def is_hugging_face(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are Hugging Face's."""
+    return any(name.startswith("model.") for name in names)
+
+
+def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
+    """Makes our shape of Hugging Face's config.json.
+
+    Args:
+        config: Its content.
+        where: What messages call it.
+
+    Raises:
+        CheckpointError: It is of an architecture, rotary scaling or quantisation that is not
+            supported, lacks a size, or has a value that no model of that kind can have.
+    """
+    try:
+        return _shape(config, where)
+    except (ConfigError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where}: config.json describes no model ({error}); copy it again"
+        ) from error
+
+
+def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
+    backbone = _supported(config, where)
+    sizes = {
+        "vocab_size": "vocab_size",
+        "dim": "hidden_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "hidden_dim": "intermediate_size",
+    }
+    missing = [name for name in sizes.values() if not isinstance(config.get(name), int)]
+    if missing:
+        raise CheckpointError(f"{where}: {missing[0]} is missing; copy config.json again")
+    found: dict[str, Any] = {ours: int(config[theirs]) for ours, theirs in sizes.items()}
+    heads = found["num_heads"]
+    head_dim = config.get("head_dim") or (128 if backbone == "qwen3" else found["dim"] // heads)
+    rope = config.get("rope_parameters") or {}
+    return ModelConfig(
+        **found,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        context=config.get("max_position_embeddings", 32768),
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        causal=True,
+        backbone=backbone,
+        qkv_bias=backbone == "qwen2",
+        qk_norm=backbone == "qwen3",
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or ROPE_THETA),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+    )
+
+
+def _supported(config: Mapping[str, Any], where: str) -> str:
+    """The backbone of a config.json; raises CheckpointError on what would compute otherwise."""
+    named = config.get("architectures") or [ARCHITECTURES.get(str(config.get("model_type")))]
+    named = [named] if isinstance(named, str) else named
+    backbones = [name for name, architecture in ARCHITECTURES.items() if architecture in named]
+    if not backbones:
+        raise CheckpointError(
+            f"{where}: architecture {named[0] or config.get('model_type')!r} is not supported; "
+            f"choose a checkpoint of {' or '.join(ARCHITECTURES.values())}"
+        )
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind != "default":
+        raise CheckpointError(
+            f"{where}: rotary scaling {kind!r} is not supported; take rope_scaling out of "
+            "config.json to use the positions that the model was trained on without it"
+        )
+    windowed = "sliding_attention" in (config.get("layer_types") or ())
+    if config.get("use_sliding_window") or windowed:
+        raise CheckpointError(
+            f"{where}: sliding-window attention is not supported; choose a checkpoint with "
+            "use_sliding_window false"
+        )
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{where}: its weights are quantised ({method}); choose the checkpoint in float, and "
+            "quantise at export"
+        )
+    if config.get("hidden_act", "silu") != "silu" or config.get("attention_bias"):
+        what = "attention_bias" if config.get("attention_bias") else config["hidden_act"]
+        raise CheckpointError(f"{where}: {what!r} is not supported by backbone {backbones[0]}")
+    return backbones[0]
+
+
+def write_shape(shape: ModelConfig) -> dict[str, Any]:
+    """Hugging Face's keys of config.json for one of our shapes, as transformers reads them."""
+    return {
+        "architectures": [ARCHITECTURES[shape.backbone]],
+        "model_type": shape.backbone,
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.dim,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.hidden_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "dtype": "float32",
+    }
+
+
+def _parts(shape: ModelConfig) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    """Each of our tensors, and the names and shapes of Hugging Face's that are its rows."""
+    width, kv_width = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    rows = {"q": width, "k": kv_width, "v": kv_width}
+    sizes: dict[str, tuple[int, ...]] = {
+        **{f"self_attn.{name}_proj.weight": (size, shape.dim) for name, size in rows.items()},
+        **{f"self_attn.{name}_proj.bias": (size,) for name, size in rows.items()},
+        "self_attn.q_norm.weight": (shape.head_dim,),
+        "self_attn.k_norm.weight": (shape.head_dim,),
+        "self_attn.o_proj.weight": (shape.dim, width),
+        "mlp.gate_proj.weight": (shape.hidden_dim, shape.dim),
+        "mlp.up_proj.weight": (shape.hidden_dim, shape.dim),
+        "mlp.down_proj.weight": (shape.dim, shape.hidden_dim),
+        "input_layernorm.weight": (shape.dim,),
+        "post_attention_layernorm.weight": (shape.dim,),
+    }
+    absent = set() if shape.qkv_bias else {"attention.qkv.bias"}
+    if not shape.qk_norm:
+        absent |= {"attention.query_norm.weight", "attention.key_norm.weight"}
+    table = (shape.vocab_size, shape.dim)
+    found = {
+        "embed.weight": ((_WHOLE["embed.weight"], table),),
+        "trunk.norm.weight": ((_WHOLE["trunk.norm.weight"], (shape.dim,)),),
+    }
+    for index in range(shape.num_layers):
+        for ours, theirs in _OF_LAYER.items():
+            if ours not in absent:
+                parts = ((f"model.layers.{index}.{name}", sizes[name]) for name in theirs)
+                found[f"trunk.layers.{index}.{ours}"] = tuple(parts)
+    if not shape.tie_embeddings:
+        found["head.weight"] = ((_HEAD, table),)
+    return found
+
+
+def read_tensors(
+    tensors: Mapping[str, torch.Tensor], shape: ModelConfig, where: str
+) -> dict[str, torch.Tensor]:
+    """Makes our tensors, float32, of Hugging Face's.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, unknown or of another shape.
+    """
+    parts = _parts(shape)
+    wanted = {name: size for each in parts.values() for name, size in each}
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{where}: {_listed('tensor', missing)} missing; copy it again")
+    # Old files hold the rotary rates as well, and some tied ones the head: both follow from others.
+    derived = {_HEAD} if shape.tie_embeddings else set()
+    unknown = [
+        name
+        for name in tensors
+        if name not in wanted and name not in derived and not name.endswith("rotary_emb.inv_freq")
+    ]
+    if unknown:
+        raise CheckpointError(
+            f"{where}: {_listed('tensor', sorted(unknown))} not of {ARCHITECTURES[shape.backbone]} "
+            "with the sizes in config.json; is it a checkpoint of another model?"
+        )
+    for name, size in wanted.items():
+        _check_size(name, tuple(tensors[name].shape), size, where)
+        if not tensors[name].is_floating_point():
+            kind = str(tensors[name].dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{where}: tensor {name} is of {kind}, no weights in floating point; choose the "
+                "checkpoint that was not quantised"
+            )
+    _check_tie(tensors, shape, where)
+    own = {}
+    for ours, each in parts.items():
+        rows = [tensors[name].float() for name, _ in each]
+        own[ours] = rows[0] if len(rows) == 1 else torch.cat(rows)
+    if shape.tie_embeddings:
+        own["head.weight"] = own["embed.weight"]
+    return own
+
+
+def _check_tie(tensors: Mapping[str, torch.Tensor], shape: ModelConfig, where: str) -> None:
+    """Raises CheckpointError for a head beside the embedding that it is said to be, but is not."""
+    if not shape.tie_embeddings or _HEAD not in tensors:
+        return
+    table = _WHOLE["embed.weight"]
+    if not torch.equal(tensors[_HEAD], tensors[table]):
+        raise CheckpointError(
+            f"{where}: {_HEAD} is another matrix than {table}, and config.json ties the two; set "
+            "tie_word_embeddings to false there to use both"
+        )
+
+
+def _check_size(name: str, found: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:
+    if found == wanted:
+        return
+    if name in (_WHOLE["embed.weight"], _HEAD) and found[1:] == wanted[1:]:
+        raise CheckpointError(
+            f"{where}: {name} has {found[0]} rows, and vocab_size of config.json is {wanted[0]}; "
+            "the two belong to different checkpoints: copy both from one"
+        )
+    raise CheckpointError(f"{where}: tensor {name} is {found}, config.json makes it {wanted}")
+
+
+def _listed(word: str, names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{word}{'s' if len(names) > 1 else ''} {shown} {'are' if len(names) > 1 else 'is'}"
+
+
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor], shape: ModelConfig
+) -> dict[str, torch.Tensor]:
+    """Makes Hugging Face's tensors of ours; slices share memory with what they are cut from."""
+    found = {}
+    for ours, each in _parts(shape).items():
+        sizes = [size[0] for _, size in each]
+        for (name, _), part in zip(each, tensors[ours].split(sizes), strict=True):
+            found[name] = part
+    return found

@@ -1,0 +1,195 @@
+"""What `--init` starts from: one of our checkpoints, or a Hugging Face one of a Qwen model.
+
+The model's shape and the tokenizer come from it. A mask (or end-of-text) token that the tokenizer
+lacks is added; its row of the embedding is a spare one where the table has more rows than the
+tokenizer has ids, else a new one, and starts as the mean of all others. Knows no family.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from ...runtime.errors import CheckpointError, ConfigError
+from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, vocab_size_of
+from ..nn.config import ModelConfig
+from .checkpoint import Checkpoint, fitting_weights, read_config, read_files, read_json
+from .hub import TOKENIZER_CONFIG, checkpoint_folder
+from .qwen import read_shape
+
+SHAPE_OPTIONS = (
+    "dim",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "hidden_dim",
+    "tie_embeddings",
+    "rope_theta",
+    "norm_eps",
+    "backbone",
+)
+"""What a family's options take over from the checkpoint."""
+_SIZES = frozenset(SHAPE_OPTIONS[:6])
+_PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A checkpoint to start from."""
+
+    checkpoint: Checkpoint
+    """Its weights under our names."""
+    shape: ModelConfig | None
+    """None: of a family whose models have a shape of their own, which has to be given again."""
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The family's options: what was given, and the rest of the shape from the checkpoint.
+
+        `vocab_size` is the number of rows there are, `context` the positions of a Qwen model.
+        """
+        if self.shape is None:
+            return dict(given)
+        own = {name: getattr(self.shape, name) for name in SHAPE_OPTIONS}
+        if "size" in given:
+            own = {name: value for name, value in own.items() if name not in _SIZES}
+        if self.shape.backbone != "native":
+            own |= {"vocab_size": self.shape.vocab_size, "context": self.shape.context}
+        return {**own, **given}
+
+    def load(self, module: nn.Module, tokenizer: Tokenizer) -> None:
+        """Copies the weights into a model that was made for `tokenizer`; raises CheckpointError."""
+        module.load_state_dict(self.fitting(module, tokenizer))
+
+    def fitting(self, module: nn.Module, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+        """Gives the weights as a model's state, which may be on the device `meta`.
+
+        Args:
+            module: For its shapes.
+            tokenizer: That of training: the checkpoint's, and perhaps a mask token.
+
+        Raises:
+            CheckpointError: The weights or the vocabulary do not fit.
+        """
+        before = _tokenizer(self.checkpoint)
+        _check_tokenizers(before, tokenizer)
+        weights = dict(self.checkpoint.weights)
+        wanted = module.state_dict()
+        fresh = [name for name in wanted if name.endswith(".qkv.bias") and name not in weights]
+        weights |= {name: torch.zeros(wanted[name].shape) for name in fresh}
+        if fresh:
+            _say(f"the checkpoint has no biases of queries, keys and values: {len(fresh)} are 0")
+        if added := _added(before, tokenizer):
+            weights = _with_rows(weights, added)
+        return fitting_weights(module, replace(self.checkpoint, weights=weights))
+
+    def companions(self, tokenizer: Tokenizer) -> dict[str, str]:
+        """The files that stay with the tokenizer, which tell transformers of tokens added to it."""
+        kept = dict(self.checkpoint.companions)
+        try:
+            config = json.loads(kept.get(TOKENIZER_CONFIG, "{}"))
+            known = config.get("added_tokens_decoder")
+        except (ValueError, AttributeError):  # not ours to mend; export says what it lacks
+            return kept
+        added = _added(_tokenizer(self.checkpoint), tokenizer)
+        if added and isinstance(known, dict):  # without the list, transformers reads tokenizer.json
+            config["added_tokens_decoder"] = known | {
+                str(number): {"content": token, **_PLAIN, "special": True}
+                for token, number in added.items()
+            }
+            kept[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        return kept
+
+
+def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
+    """The special tokens that only `now` has, and their ids."""
+    return {
+        token: number
+        for token in (EOS_TOKEN, MASK_TOKEN)
+        if (number := now.token_to_id(token)) is not None and before.token_to_id(token) is None
+    }
+
+
+def read_start(where: str | Path) -> Start:
+    """Reads the checkpoint of a folder or hub name.
+
+    Raises:
+        CheckpointError: It is missing, damaged, not supported, or its tokenizer has more ids than
+            its embedding has rows.
+    """
+    folder = checkpoint_folder(where)
+    config = read_json(folder)
+    if "family" not in config and "model_type" in config:
+        shape = read_shape(config, str(folder))
+        checkpoint = read_files(folder, {"model": shape.to_json()})
+        rows = shape.vocab_size
+        ids = vocab_size_of(_tokenizer(checkpoint))
+        if ids > rows:
+            raise CheckpointError(
+                f"{folder}: tokenizer.json has {ids} ids, the embedding {rows} rows; the two "
+                "belong to different checkpoints: copy both from one"
+            )
+        return Start(checkpoint=checkpoint, shape=shape)
+    config = read_config(folder)
+    plain = set(config["model"]) <= {item.name for item in fields(ModelConfig)}
+    shape = ModelConfig.from_json(config["model"]) if plain else None
+    return Start(checkpoint=read_files(folder, config), shape=shape)
+
+
+def tokenizer_of(where: str | Path) -> str | None:
+    """The folder of a checkpoint that has a tokenizer, as `--tokenizer` takes it; else None."""
+    folder = checkpoint_folder(where)
+    return str(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(checkpoint.tokenizer_json)
+    except Exception as error:  # The Rust reader raises bare Exception.
+        raise CheckpointError(
+            f"{checkpoint.path}: tokenizer.json is damaged ({str(error)[:100]}); copy it again"
+        ) from error
+
+
+def _check_tokenizers(before: Tokenizer, now: Tokenizer) -> None:
+    """Raises ConfigError unless every token of `before` has the same id now."""
+    have = now.get_vocab(with_added_tokens=True)
+    for token, number in before.get_vocab(with_added_tokens=True).items():
+        if have.get(token) != number:
+            raise ConfigError(
+                f"--tokenizer is another one than that of --init ({token!r} has id "
+                f"{have.get(token)}, and {number} there): leave it out, the checkpoint has its own"
+            )
+
+
+def _with_rows(
+    weights: dict[str, torch.Tensor], added: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """Gives the rows of added tokens in embedding and head the mean of the rows before them."""
+    tables = [name for name in ("embed.weight", "head.weight") if name in weights]
+    rows, first = len(weights["embed.weight"]), min(added.values())
+    for token, number in added.items():
+        where = f"spare row {number} of {rows}" if number < rows else f"new row {number}"
+        _say(f"{token} takes the {where} of the embedding and starts as the mean of the others")
+    grown: dict[int, torch.Tensor] = {}
+    for name in tables:
+        table = weights[name]
+        if table.data_ptr() not in grown:
+            longer = torch.zeros(max(rows, *(1 + row for row in added.values())), table.shape[1])
+            longer[:rows] = table
+            longer[list(added.values())] = table[:first].mean(dim=0)
+            grown[table.data_ptr()] = longer
+        weights[name] = grown[table.data_ptr()]
+    return weights
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

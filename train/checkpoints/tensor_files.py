@@ -1,0 +1,69 @@
+"""The weights of a checkpoint folder: one safetensors file, or several with an index.
+
+The names and the index are Hugging Face's. Knows no model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ...runtime.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads every tensor of a folder, as stored.
+
+    Raises:
+        CheckpointError: naming the file that is missing or damaged, or the tensor that the index
+            promises and its file has not.
+    """
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+        return _read_file(folder / WEIGHTS)
+    places = read_index(folder / INDEX)
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(set(places.values())):
+        found.update(_read_file(folder / file))
+    missing = sorted(set(places) - set(found))
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {places[missing[0]]} lacks the tensor {missing[0]} that {INDEX} promises; "
+            "copy the whole folder again"
+        )
+    return found
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Gives the file of each tensor; raises CheckpointError."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        wrong = [file for file in places.values() if Path(file).name != file]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not an index of weights ({error}); copy it again"
+        ) from error
+    if wrong or not places:
+        raise CheckpointError(f"{path}: not an index of weights beside it; copy it again")
+    return places
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        if any(path.parent.glob("pytorch_model*.bin")):
+            raise CheckpointError(
+                f"{path.parent}: weights are in pytorch_model*.bin only, which can run code and is "
+                "not read; load them with transformers and save_pretrained(FOLDER) as safetensors"
+            )
+        raise CheckpointError(f"{path.parent}: {path.name} is missing; copy the whole folder")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); copy it again") from error

@@ -1,0 +1,1 @@
+"""Training text: read, tokenised, kept as shards, drawn as batches."""

@@ -1,0 +1,198 @@
+"""Token shards: text turned into one memory-mapped stream of token ids, and kept for later runs.
+
+Stream: `<eos> doc1 <eos> doc2 …`. A shard folder holds `{train,valid}.bin` (uint16 or uint32,
+native little-endian), `{train,valid}.offsets` (int64: where each document's `<eos>` stands) and
+`index.json`. Its name is a hash of everything that shaped it, so it is reused exactly while source,
+tokenizer and split stay the same. It appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...runtime.errors import DataError
+from ..files import new_folder, remove_unfinished
+from .encode import encoded, num_workers_for
+from .sources import Source, fingerprint
+from .tokenizer import special_ids, tokenizer_sha256, vocab_size_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStream:
+    """Token ids of many documents, end to end."""
+
+    tokens: np.ndarray
+    """(N,) uint16 or uint32, usually memory-mapped."""
+    starts: np.ndarray
+    """(D,) int64, ascending: positions of the `<eos>` before each document."""
+    sha256: str
+    """Of the text and tokenizer it came from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """What a run trains on and what it is measured on."""
+
+    train: TokenStream
+    valid: TokenStream
+    note: str
+    """How the held-out part was chosen, for the log."""
+
+
+def prepare(
+    source: Source,
+    valid: Source | None,
+    tokenizer: Tokenizer,
+    cache: Path,
+    *,
+    context: int,
+    valid_percent: float,
+    num_workers: int | None = None,
+) -> Corpus:
+    """Tokenises a source once, and opens the result.
+
+    Args:
+        source: text to train on.
+        valid: text to measure on; None splits `valid_percent` of the documents off by hash.
+        tokenizer: with the special tokens in it.
+        cache: folder that shards are kept in.
+        context: tokens of a training sequence; both parts must hold at least that many.
+        valid_percent: share of documents held out when `valid` is None.
+        num_workers: processes that tokenise; None takes one per usable core.
+
+    Raises:
+        DataError: if a part is shorter than one sequence, or a source cannot be read.
+    """
+    if valid is not None:
+        train = _open(_shard(source, tokenizer, cache, 0.0, num_workers), "train")
+        held = _open(_shard(valid, tokenizer, cache, 0.0, num_workers), "train")
+        corpus = Corpus(train=train, valid=held, note="held-out text given")
+    else:
+        folder = _shard(source, tokenizer, cache, valid_percent, num_workers)
+        train, held = _open(folder, "train"), _open(folder, "valid")
+        note = f"{valid_percent:g} % of the documents held out by hash"
+        if min(len(train.tokens), len(held.tokens)) < context:
+            whole = _open(_shard(source, tokenizer, cache, 0.0, num_workers), "train")
+            train, held = split_tail(whole, valid_percent, context)
+            note = f"too few documents to split; last {len(held.tokens)} tokens held out"
+        corpus = Corpus(train=train, valid=held, note=note)
+    for name, stream in (("training", corpus.train), ("held-out", corpus.valid)):
+        if len(stream.tokens) < context:
+            raise DataError(
+                f"the {name} text has {len(stream.tokens)} tokens, shorter than one sequence of "
+                f"{context}; give more text or a smaller --context"
+            )
+    return corpus
+
+
+def split_tail(
+    stream: TokenStream, percent: float, context: int
+) -> tuple[TokenStream, TokenStream]:
+    """Cuts the last `percent` of a stream (one sequence at least) off as held-out part."""
+    size = max(context, int(len(stream.tokens) * percent / 100))
+    cut = max(0, len(stream.tokens) - size)
+    before, after = stream.starts[stream.starts < cut], stream.starts[stream.starts >= cut] - cut
+    sha = stream.sha256
+    return (
+        TokenStream(tokens=stream.tokens[:cut], starts=before, sha256=sha),
+        TokenStream(tokens=stream.tokens[cut:], starts=after, sha256=sha),
+    )
+
+
+def _shard(
+    source: Source, tokenizer: Tokenizer, cache: Path, percent: float, num_workers: int | None
+) -> Path:
+    """Returns the folder of a shard, made first if it is not there."""
+    serialized = tokenizer.to_str()
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "source_sha256": fingerprint(source),
+        "tokenizer_sha256": tokenizer_sha256(serialized),
+        "valid_percent": percent,
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    folder = cache / "shards" / key[:32]
+    remove_unfinished(cache / "shards")
+    if not folder.is_dir():
+        with new_folder(folder) as beside:
+            counts = _write_parts(beside, source, tokenizer, serialized, percent, num_workers)
+            index = {**facts, **counts, "files": [str(p) for p in source.files], "hub": source.hub}
+            (beside / "index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    return folder
+
+
+def _write_parts(
+    beside: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    serialized: str,
+    percent: float,
+    num_workers: int | None,
+) -> dict[str, Any]:
+    dtype = "uint16" if vocab_size_of(tokenizer) <= 1 << 16 else "uint32"
+    eos = special_ids(tokenizer)["eos_token_id"]
+    workers = num_workers_for(source, num_workers)
+    names = ("train", "valid")
+    parts = [_Part(beside, name) for name in names]
+    try:
+        for chunk, lengths, held in encoded(source, serialized, eos, percent, workers, dtype):
+            for index, part in enumerate(parts):
+                part.append(chunk[index], lengths[held == bool(index)])
+    finally:
+        for part in parts:
+            part.close()
+    return {
+        "dtype": dtype,
+        "num_tokens": {p.name: p.num_tokens for p in parts},
+        "num_documents": {p.name: p.num_documents for p in parts},
+        "offsets": {p.name: f"{p.name}.offsets" for p in parts},
+    }
+
+
+class _Part:
+    """One growing token file and the file of its document offsets."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.num_tokens, self.num_documents = name, 0, 0
+        self._tokens: IO[bytes] = (folder / f"{name}.bin").open("wb")
+        self._offsets: IO[bytes] = (folder / f"{name}.offsets").open("wb")
+
+    def append(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Adds documents: their tokens end to end, and the length of each."""
+        ends = self.num_tokens + np.cumsum(lengths, dtype=np.int64)
+        self._offsets.write((ends - lengths).astype("<i8").tobytes())
+        self._tokens.write(tokens.tobytes())
+        self.num_tokens += len(tokens)
+        self.num_documents += len(lengths)
+
+    def close(self) -> None:
+        self._tokens.close()
+        self._offsets.close()
+
+
+def _open(folder: Path, name: str) -> TokenStream:
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        size, documents_ = index["num_tokens"][name], index["num_documents"][name]
+        tokens = _map(folder / f"{name}.bin", index["dtype"], size)
+        starts = _map(folder / f"{name}.offsets", "<i8", documents_)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: damaged token shard ({error}); delete this folder") from error
+    return TokenStream(tokens=tokens, starts=starts, sha256=index["source_sha256"])
+
+
+def _map(path: Path, dtype: str, size: int) -> np.ndarray:
+    if path.stat().st_size != size * np.dtype(dtype).itemsize:
+        raise ValueError(f"{path.name} has another size than its index says")
+    return np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype)

@@ -1,0 +1,142 @@
+"""Makes the tokenizer of a training run: byte-level BPE, characters, or an existing file.
+
+Every tokenizer here holds two special tokens: `<|endoftext|>` (document separator and start token)
+and `<|mask|>`. Encoding and decoding at run time is `runtime/text/tokenizer.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...runtime.errors import ConfigError, DataError
+from ..files import write_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EOS_TOKEN = "<|endoftext|>"
+MASK_TOKEN = "<|mask|>"
+UNKNOWN_TOKEN = "<|unknown|>"
+"""Only in character vocabularies: a character that the training text does not have."""
+
+MIN_BPE_VOCAB = 256 + 2
+"""Every byte and the two special tokens."""
+
+
+def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], cache: Path) -> Tokenizer:
+    """Returns the tokenizer that `--tokenizer` asks for.
+
+    Args:
+        kind: "bpe", "char", or the path of a tokenizer.json.
+        vocab_size: size wanted for "bpe", special tokens included.
+        texts: training documents, read only if nothing is in the cache.
+        cache: file that holds or will hold the tokenizer trained on these texts.
+
+    Raises:
+        ConfigError: if `vocab_size` cannot hold all bytes, or `kind` is no file.
+        DataError: if the file is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    if kind not in ("bpe", "char"):
+        return load_tokenizer(Path(kind).expanduser())
+    if cache.exists():
+        return Tokenizer.from_file(str(cache))
+    tokenizer = train_bpe(texts, vocab_size) if kind == "bpe" else make_char(texts)
+    write_text(cache, tokenizer.to_str())
+    return tokenizer
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE: any text encodes, and decodes to itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < MIN_BPE_VOCAB:
+        raise ConfigError(
+            f"--vocab-size {vocab_size}: a byte-level vocabulary needs at least {MIN_BPE_VOCAB}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN, MASK_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def make_char(texts: Iterable[str]) -> Tokenizer:
+    """Makes a vocabulary of the characters that occur; others become `<|unknown|>`."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    specials = (EOS_TOKEN, MASK_TOKEN, UNKNOWN_TOKEN)
+    vocab = {token: index for index, token in enumerate((*specials, *sorted(characters)))}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN_TOKEN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer.json and adds the special tokens that it lacks, saying so on stderr."""
+    from tokenizers import AddedToken, Tokenizer
+
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(f"--tokenizer {path}: wanted bpe, char or an existing tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        # The Rust reader raises bare Exception.
+        raise DataError(f"{path}: not a tokenizer.json ({str(error)[:200]})") from error
+    missing = [t for t in (EOS_TOKEN, MASK_TOKEN) if tokenizer.token_to_id(t) is None]
+    if missing:
+        tokenizer.add_special_tokens([AddedToken(t, special=True) for t in missing])
+        print(f"added to the tokenizer: {', '.join(missing)}", file=sys.stderr)
+    return tokenizer
+
+
+def vocab_size_of(tokenizer: Tokenizer) -> int:
+    """Returns how many rows an embedding needs: the largest id plus one."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Returns `eos_token_id` and `mask_token_id`."""
+    ids = {}
+    for key, token in (("eos_token_id", EOS_TOKEN), ("mask_token_id", MASK_TOKEN)):
+        found = tokenizer.token_to_id(token)
+        if found is None:
+            raise DataError(f"the tokenizer has no {token}; make it with --tokenizer")
+        ids[key] = found
+    return ids
+
+
+def tokenizer_sha256(serialized: str) -> str:
+    """Returns the SHA-256 (hex) of a tokenizer's JSON text."""
+    return hashlib.sha256(serialized.encode()).hexdigest()
+
+
+def encode_plain(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes texts without adding special tokens and without reading any out of the text."""
+    # A document that spells `<|mask|>` is text about masks, not a mask.
+    tokenizer.encode_special_tokens = True
+    return [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def tokenizer_cache(cache: Path, source_sha256: str, kind: str, vocab_size: int) -> Path:
+    """Returns where the tokenizer that is trained on a source is kept."""
+    size = f"-{vocab_size}" if kind == "bpe" else ""
+    return cache / "tokenizers" / f"{source_sha256[:32]}-{Path(kind).name}{size}.json"

@@ -1,0 +1,87 @@
+"""The causal baseline: the same backbone, next-token cross-entropy, exact likelihood.
+
+Position i's logits predict token i + 1 (`logit_shift` 1); tokens 1 to L - 1 are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...nn.backbones import make_backbone
+from ...nn.masks import causal_mask
+from ...nn.nats import cross_entropy
+from ..base import ExportGraph, LossOutput
+from ..graphs import denoise_graph
+from ..mdlm.family import forbidden_ids
+from ..options import check_options, common_config
+
+
+class Ar:
+    """The family `ar`."""
+
+    name = "ar"
+
+    def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See Family."""
+        given = check_options(self.name, options, ())
+        return {
+            **common_config(self.name, given, {"causal": True}),
+            "noise_schedule": {},
+            "block_sizes": [1],
+            "objective": {},
+        }
+
+    def make_model(self, config: Mapping[str, Any]) -> nn.Module:
+        """See Family."""
+        return make_backbone(config, causal=True)
+
+    def loss(
+        self,
+        model: nn.Module,
+        ids: torch.Tensor,
+        generator: torch.Generator,
+        config: Mapping[str, Any],
+        *,
+        shard: tuple[int, int] = (0, 1),
+    ) -> LossOutput:
+        """See Family; nothing is random, so `generator` and `shard` are not used."""
+        del generator, shard
+        nats = self._nats(model, ids, config)
+        return LossOutput(loss=nats.mean(), num_tokens=nats.numel())
+
+    @torch.no_grad()
+    def eval_loss(
+        self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
+    ) -> dict[str, torch.Tensor]:
+        """See Family; exact, so the seed changes nothing."""
+        del seed
+        return {"ar": self._nats(model, ids, config).double().sum(dim=1).cpu()}
+
+    def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
+        """See Family: one graph, `denoise`, causal inside the block."""
+        return (denoise_graph(model, config),)
+
+    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See Family."""
+        return {
+            "mask_token_id": None,
+            "eos_token_id": config["eos_token_id"],
+            "pad_token_id": config["pad_token_id"],
+            "logit_shift": 1,
+            "max_position": config["model"]["context"],
+            "block_sizes": tuple(config["block_sizes"]),
+            "noise_schedule": {},
+        }
+
+    def _nats(self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+        """Negative log-likelihood (B, L - 1) of tokens 1 to L - 1."""
+        length = ids.shape[1] - 1
+        positions = torch.arange(length, device=ids.device)
+        logits = model(ids[:, :-1], positions, causal_mask(length, ids.device))
+        targets = ids[:, 1:]
+        nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), forbidden_ids(config))
+        return nats.view(targets.shape)

@@ -1,0 +1,237 @@
+"""Masked diffusion (MDLM) and block diffusion (BD3-LM): one denoiser, any mix of block sizes.
+
+SUBS parameterisation: the mask token is never predicted, unmasked tokens carry over, so only
+masked positions are scored, each weighing sigma'(t) / (exp(sigma(t)) - 1). With a block size below
+the sequence length, the input is [x_t | x_0] and every block has its own t; with the whole canvas
+it is x_t alone. Position 0 is given: never masked, never scored.
+
+Source: MDLM (arXiv 2406.07524), equation 10; BD3-LM (arXiv 2503.09573), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....runtime.errors import ConfigError
+from ....runtime.noise.schedule import make_schedule, schedule_from_json, schedule_to_json
+from ...nn.backbones import make_backbone
+from ...nn.masks import block_diffusion_mask
+from ...nn.nats import cross_entropy
+from ..base import ExportGraph, LossOutput
+from ..graphs import denoise_graph
+from ..noise import MASKINGS, Noise, draw_noise
+from ..options import check_options, common_config
+
+OWN_OPTIONS = (
+    "block_sizes",
+    "noise_schedule",
+    "t_min",
+    "t_max",
+    "masking",
+    "time_conditioning",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """Settings of the loss; the `objective` part of config.json."""
+
+    t_min: float = 0.0
+    """Smallest t in training; above 0 the loss is no bound any more, but varies less."""
+    t_max: float = 1.0
+    """Largest t in training."""
+    masking: str = "independent"
+    """How masks are drawn in training; `count` has less variance (see `noise`)."""
+    block_weights: Sequence[float] = ()
+    """How often each trained block size is drawn, relative to the others; empty = evenly."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.t_min < self.t_max <= 1.0:
+            raise ConfigError(
+                f"t_min {self.t_min} and t_max {self.t_max} must satisfy 0 <= t_min < t_max <= 1"
+            )
+        if self.masking not in MASKINGS:
+            raise ConfigError(f"masking must be {' or '.join(MASKINGS)}, not {self.masking!r}")
+        if any(not 0.0 < weight < float("inf") for weight in self.block_weights):
+            raise ConfigError(f"weights of block sizes must be above 0: {self.block_weights}")
+
+
+def parse_block_sizes(text: str | Sequence[int | str], context: int) -> tuple[int, ...]:
+    """Reads "16,32,full" (full = context); raises ConfigError unless each divides the context."""
+    parts = text.split(",") if isinstance(text, str) else list(text)
+    sizes: list[int] = []
+    for part in parts:
+        word = str(part).strip()
+        if word != "full" and not word.isdecimal():
+            raise ConfigError(f"block size {word!r} must be a positive integer or 'full'")
+        size = context if word == "full" else int(word)
+        if size < 1 or context % size:
+            raise ConfigError(f"block size {size} must divide the context of {context} positions")
+        if size not in sizes:
+            sizes.append(size)
+    return tuple(sizes)
+
+
+def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[float, ...]]:
+    """Splits "16:1,32:2,full" into sizes and weights; no weights at all give an empty tuple.
+
+    Raises:
+        ConfigError: A weight is no number.
+    """
+    parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
+    pairs = [part.strip().partition(":") for part in parts]
+    words = [word for word, _, _ in pairs]
+    if not any(colon for _, colon, _ in pairs):
+        return words, ()
+    if len(set(words)) < len(words):
+        raise ConfigError(f"block sizes with weights must differ: {','.join(parts)!r}")
+    try:
+        return words, tuple(float(weight) if colon else 1.0 for _, colon, weight in pairs)
+    except ValueError:
+        raise ConfigError(
+            f"block size weights must be numbers, as in 16:1,32:2: {text!r}"
+        ) from None
+
+
+def draw_size(sizes: Sequence[int], weights: Sequence[float], generator: torch.Generator) -> int:
+    """Draws a batch's size from those trained, by `split_weights`' weights; none: all alike."""
+    shares = torch.tensor(weights or [1.0] * len(sizes), dtype=torch.float64)
+    return sizes[int(torch.multinomial(shares, 1, generator=generator))]
+
+
+class Mdlm:
+    """The family `mdlm`."""
+
+    name = "mdlm"
+
+    def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See Family."""
+        given = check_options(self.name, options, OWN_OPTIONS)
+        if "mask_token_id" not in given:
+            raise ConfigError("family mdlm needs the option mask_token_id")
+        extra = {"time_conditioning": given.get("time_conditioning", False), "causal": False}
+        config = common_config(self.name, given, extra)
+        words, weights = split_weights(given.get("block_sizes", "full"))
+        sizes = parse_block_sizes(words, given["context"])
+        schedule = make_schedule(given.get("noise_schedule", "loglinear"))
+        chosen = {name: given[name] for name in ("t_min", "t_max", "masking") if name in given}
+        return {
+            **config,
+            "noise_schedule": schedule_to_json(schedule),
+            "block_sizes": list(sizes),
+            "objective": asdict(Objective(**chosen, block_weights=weights)),
+        }
+
+    def make_model(self, config: Mapping[str, Any]) -> nn.Module:
+        """See Family."""
+        return make_backbone(config, causal=False)
+
+    def loss(
+        self,
+        model: nn.Module,
+        ids: torch.Tensor,
+        generator: torch.Generator,
+        config: Mapping[str, Any],
+        *,
+        shard: tuple[int, int] = (0, 1),
+    ) -> LossOutput:
+        """See Family; the block size is drawn per batch from the trained mix."""
+        sizes, objective = config["block_sizes"], Objective(**config["objective"])
+        block_size = draw_size(sizes, objective.block_weights, generator)
+        noise = self._noise(ids, block_size, objective, generator, config, shard)
+        nats, _ = self._masked_nats(model, ids, noise, config)
+        num_tokens = ids.shape[0] * (ids.shape[1] - 1)
+        return LossOutput(loss=nats.sum() / num_tokens, num_tokens=num_tokens)
+
+    @torch.no_grad()
+    def eval_loss(
+        self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
+    ) -> dict[str, torch.Tensor]:
+        """See Family; t covers its whole range, whatever training is clipped to."""
+        objective = Objective(masking="count")
+        figures: dict[str, torch.Tensor] = {}
+        for block_size in config["block_sizes"]:
+            generator = torch.Generator().manual_seed(seed)
+            noise = self._noise(ids, block_size, objective, generator, config, (0, 1))
+            nats, rows = self._masked_nats(model, ids, noise, config)
+            sums = torch.zeros(ids.shape[0], dtype=torch.float64)
+            sums.index_add_(0, (rows // ids.shape[1]).cpu(), nats.double().cpu())
+            name = "full" if block_size == config["model"]["context"] else str(block_size)
+            figures[name] = sums
+        return figures
+
+    def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
+        """See Family: one graph, `denoise`."""
+        return (denoise_graph(model, config),)
+
+    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See Family."""
+        return {
+            "mask_token_id": config["mask_token_id"],
+            "eos_token_id": config["eos_token_id"],
+            "pad_token_id": config["pad_token_id"],
+            "logit_shift": 0,
+            "max_position": config["model"]["context"],
+            "block_sizes": tuple(config["block_sizes"]),
+            "noise_schedule": dict(config["noise_schedule"]),
+        }
+
+    def _noise(
+        self,
+        ids: torch.Tensor,
+        block_size: int,
+        objective: Objective,
+        generator: torch.Generator,
+        config: Mapping[str, Any],
+        shard: tuple[int, int],
+    ) -> Noise:
+        """Draws noise for all shards and keeps this one's rows, on the ids' device."""
+        index, count = shard
+        batch, length = ids.shape
+        if length % block_size:
+            raise ConfigError(f"sequences of {length} tokens are no multiple of block {block_size}")
+        schedule = schedule_from_json(config["noise_schedule"])
+        noise = draw_noise(
+            (batch * count, length),
+            block_size,
+            schedule,
+            generator,
+            t_range=(objective.t_min, objective.t_max),
+            masking=objective.masking,
+        )
+        return noise.rows(index * batch, (index + 1) * batch, ids.device)
+
+    def _masked_nats(
+        self, model: nn.Module, ids: torch.Tensor, noise: Noise, config: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted cross-entropy of every masked position.
+
+        Returns:
+            Nats (N,) float32, and the positions' indices (N,) in the flattened (B, L) grid.
+        """
+        length = ids.shape[1]
+        noisy = ids.masked_fill(noise.masked, config["mask_token_id"])
+        positions = torch.arange(length, device=ids.device)
+        time = noise.move_chance.repeat_interleave(noise.block_size, dim=1)
+        visible = None
+        if noise.block_size < length:
+            noisy = torch.cat([noisy, ids], dim=1)
+            positions = torch.cat([positions, positions])
+            time = torch.cat([time, torch.zeros_like(time)], dim=1)
+            visible = block_diffusion_mask(length, noise.block_size, ids.device)
+        rows = noise.masked.flatten().nonzero().squeeze(1)
+        logits = model(noisy, positions, visible, rows=rows, num_outputs=length, time=time)
+        nats = cross_entropy(logits, ids.flatten()[rows], forbidden_ids(config))
+        weight = noise.weight.repeat_interleave(noise.block_size, dim=1).flatten()[rows]
+        return nats * weight, rows
+
+
+def forbidden_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Tokens that are never predicted: mask and padding."""
+    ids = (config["mask_token_id"], config["pad_token_id"])
+    return tuple(sorted({token for token in ids if token is not None} - {config["eos_token_id"]}))

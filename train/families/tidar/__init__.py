@@ -1,0 +1,1 @@
+"""The family `tidar`: causal models that draft."""

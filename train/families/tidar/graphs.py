@@ -1,0 +1,140 @@
+"""The graphs of a model that drafts and verifies in one run: `step`, or `step` and `head`.
+
+Targets that read all weights in every run anyway take one graph with its head; where arithmetic is
+what costs, the head is a graph of its own and computes the rows that are looked at. Tensors are in
+`nn/draft_step.py`'s table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ....runtime.errors import ConfigError
+from ....runtime.families.tidar.layout import causal_layout, draft_block, draft_layout
+from ...nn.draft_step import DraftStep, Head
+from ...nn.transformer import Transformer
+from ..base import Corrupt, ExportGraph, GraphTensor
+from ..shapes import draft_shapes, head_shapes
+
+
+def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGraph, ...]:
+    """Describes the one graph `step`, which may be exported as its parts.
+
+    Args:
+        model: Causal, in evaluation mode.
+        config: Has `mask_token_id` and `block_sizes`, the draft lengths that were trained on.
+
+    Raises:
+        ConfigError: A backbone without a block step.
+    """
+    if not isinstance(model, Transformer) or not model.config.causal:
+        raise ConfigError("a model that verifies its own drafts must be a causal transformer")
+    shape = model.config
+    logits = GraphTensor(
+        name="logits", dtype="float32", shape=(1, "block", shape.vocab_size), role="logits"
+    )
+    rows = (1, "block", shape.dim)
+    hidden = GraphTensor(name="hidden", dtype="float32", shape=rows, role="hidden")
+    trained = tuple(config["block_sizes"])
+    split = (
+        _step(model, config, hidden),
+        ExportGraph(
+            name="head",
+            module=Head(model).eval(),
+            inputs=(GraphTensor(name="rows", dtype="float32", shape=rows, role="hidden_rows"),),
+            outputs=(logits,),
+            shapes=partial(head_shapes, trained=trained, max_position=shape.context),
+            rows_apart=True,
+        ),
+    )
+    return (_step(model, config, logits, parts=split),)
+
+
+def _step(
+    model: Transformer,
+    config: Mapping[str, Any],
+    output: GraphTensor,
+    parts: tuple[ExportGraph, ...] = (),
+) -> ExportGraph:
+    """The graph over the cache that gives logits, or what a head reads."""
+    shape = model.config
+    cache = (1, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+    whole = output.role == "logits"
+    return ExportGraph(
+        name="step",
+        module=DraftStep(model, with_head=whole).eval(),
+        inputs=(
+            GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas"),
+            GraphTensor(name="start", dtype="int32", shape=(1,), role="start"),
+            GraphTensor(name="offsets", dtype="int32", shape=(1, "block"), role="offsets"),
+            GraphTensor(name="visible", dtype="float32", shape=("block", "block"), role="visible"),
+            GraphTensor(name="kv", dtype="float32", shape=("context", *cache), role="kv"),
+        ),
+        outputs=(
+            output,
+            GraphTensor(name="kv_new", dtype="float32", shape=("block", *cache), role="kv_new"),
+        ),
+        shapes=partial(
+            draft_shapes, trained=tuple(config["block_sizes"]), max_position=shape.context
+        ),
+        corrupt=drafting(config["mask_token_id"], shape.vocab_size),
+        uncached=partial(uncached_logits, model),
+        rows_apart=True,  # or drafts would be verified by other logits than causal decoding has
+        parts=parts,
+    )
+
+
+def drafting(mask_token_id: int, vocab_size: int) -> Corrupt:
+    """Gives the canvases of decoding: at level 0 known text, else drafts and their proposals.
+
+    Of the drafts but the first a share, the level, is wrong, as drafts are; every mask is masked.
+    Shapes that are no B (1 + B) rows are read as known text at every level.
+    """
+
+    def corrupt(
+        clean: np.ndarray, level: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        rows = len(clean)
+        block = draft_block(rows)
+        wrong = rng.integers(vocab_size, size=rows, dtype=np.int32)
+        order = rng.permutation(max((block or 1) - 1, 0)) + 1
+        if level == 0.0 or block is None:
+            layout = causal_layout(rows)
+            return clean.copy(), {"offsets": layout.offsets, "visible": layout.visible}
+        noisy = np.full(rows, mask_token_id, np.int32)
+        noisy[:block] = clean[:block]
+        chosen = order[: round(level * len(order))]
+        noisy[chosen] = wrong[chosen]
+        layout = draft_layout(block)
+        return noisy, {"offsets": layout.offsets, "visible": layout.visible}
+
+    return corrupt
+
+
+def uncached_logits(
+    model: Transformer, context: torch.Tensor, block: torch.Tensor, inputs: Mapping[str, Any]
+) -> torch.Tensor:
+    """Logits of rows behind a clean context, computed by one forward without a cache.
+
+    Args:
+        model: In evaluation mode.
+        context: (1, C) ids.
+        block: (1, B) ids.
+        inputs: `offsets` (B,) and `visible` (B, B) of the rows.
+
+    Returns:
+        (1, B, V).
+    """
+    past, size = context.shape[1], block.shape[1]
+    positions = torch.cat([torch.arange(past), past + torch.as_tensor(inputs["offsets"])])
+    seen = torch.zeros(past + size, past + size, dtype=torch.bool)
+    seen[:past, :past] = torch.ones(past, past, dtype=torch.bool).tril()
+    seen[past:, :past] = True
+    seen[past:, past:] = torch.as_tensor(inputs["visible"]) > 0
+    return model(torch.cat([context, block], dim=1), positions, seen)[:, past:]

@@ -1,0 +1,97 @@
+"""The periodic held-out figure: a family's bound over fixed sequences and fixed noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..families.base import Family
+
+EVAL_SEED = 20_011
+"""Fixed, so that the evaluations of all runs use the same masks."""
+
+Z_95 = 1.96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    nats: float
+    """Bound in nats per scored token."""
+    half_width: float | None
+    """Half of the interval, over sequences and their noise, in nats; None: of a single sequence."""
+    num_tokens: int
+    """Scored tokens."""
+
+    def __str__(self) -> str:
+        """Returns the bound with its interval, in nats."""
+        interval = "" if self.half_width is None else f" ± {self.half_width:.4f}"
+        return f"{self.nats:.4f}{interval}"
+
+    def to_json(self) -> dict[str, float | None]:
+        """Returns the bound, and as perplexity with its interval (None without one)."""
+        low = high = None
+        if self.half_width is not None:
+            low = math.exp(min(self.nats - self.half_width, 700))
+            high = math.exp(min(self.nats + self.half_width, 700))
+        return {
+            "nats_per_token": self.nats,
+            "half_width": self.half_width,
+            "perplexity": math.exp(min(self.nats, 700)),
+            "perplexity_low": low,
+            "perplexity_high": high,
+            "num_tokens": self.num_tokens,
+        }
+
+
+def measure(
+    family: Family,
+    model: nn.Module,
+    config: Mapping[str, Any],
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, Estimate]:
+    """Evaluates a model per trained block size.
+
+    Args:
+        family: whose bound it is.
+        model: in any mode; it is put into evaluation mode and back.
+        config: the checkpoint's config.json.
+        rows: (R, L) int64 held-out sequences.
+        batch_size: sequences per forward pass.
+        device: where the model is.
+    """
+    was_training = model.training
+    model.eval()
+    parts: dict[str, list[torch.Tensor]] = {}
+    for index, first in enumerate(range(0, len(rows), batch_size)):
+        ids = torch.from_numpy(rows[first : first + batch_size]).to(device)
+        for name, nats in family.eval_loss(model, ids, config, seed=EVAL_SEED + index).items():
+            parts.setdefault(name, []).append(nats)
+    model.train(was_training)
+    return {name: _estimate(torch.cat(nats), rows.shape[1] - 1) for name, nats in parts.items()}
+
+
+def _estimate(nats: torch.Tensor, scored: int) -> Estimate:
+    """From nats per sequence, (R,) float64."""
+    per_token = nats / scored
+    spread = float(per_token.std()) if len(nats) > 1 else None
+    return Estimate(
+        nats=float(per_token.mean()),
+        half_width=None if spread is None else Z_95 * spread / math.sqrt(len(nats)),
+        num_tokens=len(nats) * scored,
+    )
+
+
+def mean_nats(figures: Mapping[str, Estimate]) -> float:
+    """Returns the mean over block sizes: what "best" and early stopping go by."""
+    return sum(item.nats for item in figures.values()) / len(figures)

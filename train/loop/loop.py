@@ -1,0 +1,300 @@
+"""The training loop: steps, evaluation, saving. Knows no family and no file format of data.
+
+Everything random is a function of (seed, step): the batch, its noise, dropout. With the weights,
+their average and the optimiser's state that is all there is, so a resumed run continues to
+bit-identical weights on a CPU (when steps end it; with `max_minutes` the learning rate follows
+the clock).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from ...runtime.errors import CheckpointError
+from ..config import TrainConfig
+from ..data.batches import Batches
+from ..families.base import Family
+from ..nn.lora import Lora
+from .heldout import Estimate, mean_nats, measure
+from .optim import Ema, lr_factor, make_optimizer, set_lr
+from .progress import Curves, Progress
+from .sharding import part_like, parts_of_optimizer, whole
+from .standing import DivergedError, Hooks, Standing
+
+_NOISE, _DROPOUT = 7, 8
+"""Names of the random streams."""
+
+EVAL_BATCH = 32
+"""Sequences of a forward pass in evaluation."""
+
+
+class Loop:
+    """One training run."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        family: Family,
+        module: nn.Module,
+        model_config: Mapping[str, Any],
+        config: TrainConfig,
+        batches: Batches,
+        held_out: np.ndarray,
+        lora: Lora | None = None,
+    ) -> None:
+        """Sets up model, optimiser and average.
+
+        Args:
+            fabric: launched.
+            family: gives the loss.
+            module: the denoiser, on any device.
+            model_config: the checkpoint's config.json.
+            config: settings.
+            batches: training sequences.
+            held_out: (R, L) int64 sequences for evaluation.
+            lora: adapters that the module has got.
+        """
+        self.fabric, self.family, self.config = fabric, family, config
+        self.model_config, self.batches, self.held_out = model_config, batches, held_out
+        self.lora = lora
+        self.standing = Standing()
+        if config.compile:
+            _compile(module)
+        self.module = module
+        self.model = fabric.setup_module(module)
+        optimizer = make_optimizer(
+            module,
+            config.optimizer,
+            lr=config.lr,
+            adamw_lr=config.adamw_lr or config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        # One optimizer in, one out; its wrapper is an Optimizer by class, not by type annotation.
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
+        self.ema = Ema(module.parameters(), config.ema) if config.ema else None
+
+    def run(self, hooks: Hooks, progress: Progress, curves: Curves) -> str:
+        """Trains to the end; returns "finished", "early stop" or "interrupted".
+
+        Raises:
+            DivergedError: if the loss is not finite; what was saved before stays.
+        """
+        config, standing = self.config, self.standing
+        begun, before = time.monotonic(), standing.elapsed_s
+        last_save = begun
+        evaluated = -1
+        self.model.train()
+        while True:
+            standing.elapsed_s = before + time.monotonic() - begun
+            stop = self._agree(hooks.interrupted())
+            if stop or self.progress() >= 1:
+                break
+            started, loss, norm = time.monotonic(), *self._step()
+            standing.elapsed_s = before + time.monotonic() - begun
+            self._report(progress, curves, loss, norm, time.monotonic() - started)
+            if config.eval_every and standing.step % config.eval_every == 0:
+                evaluated = standing.step
+                self._evaluate(hooks, progress, curves)
+                if config.patience and standing.stale >= config.patience:
+                    self._save(hooks)
+                    return "early stop"
+            due = config.save_every and standing.step % config.save_every == 0
+            late = config.save_minutes and time.monotonic() - last_save > 60 * config.save_minutes
+            if due or self._agree_on(bool(late)):
+                self._save(hooks)
+                last_save = time.monotonic()
+        if not stop and evaluated != standing.step:
+            self._evaluate(hooks, progress, curves)
+        self._save(hooks)
+        return "interrupted" if stop else "finished"
+
+    def progress(self) -> float:
+        """Returns the share of the run that is done, by steps or by the clock."""
+        share = 0.0
+        if self.config.num_steps:
+            share = self.standing.step / self.config.num_steps
+        if self.config.max_minutes:
+            share = max(share, self.standing.elapsed_s / (60 * self.config.max_minutes))
+        return share
+
+    def _step(self) -> tuple[float, float]:
+        """Does one optimiser step; returns its loss in nats per token and gradient norm."""
+        config, standing = self.config, self.standing
+        factor = lr_factor(
+            standing.step,
+            self.progress(),
+            warmup_steps=config.warmup_steps,
+            min_ratio=config.min_lr_ratio,
+        )
+        set_lr(self.optimizer, factor)
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        rows = self.batches.rows(standing.step)
+        parts = world * config.accumulate
+        size = len(rows) // parts
+        torch.manual_seed(_mix(config.seed, _DROPOUT, standing.step, rank))
+        total = torch.zeros((), device=self.fabric.device)
+        for micro in range(config.accumulate):
+            part = rank * config.accumulate + micro
+            ids = torch.from_numpy(rows[part * size : (part + 1) * size]).to(self.fabric.device)
+            # Equal on all ranks: each draws the noise of the whole batch and keeps its part.
+            generator = torch.Generator().manual_seed(_mix(config.seed, _NOISE, standing.step))
+            waiting = micro + 1 < config.accumulate
+            with self.fabric.no_backward_sync(self.model, enabled=waiting):
+                output = self.family.loss(
+                    self.model, ids, generator, self.model_config, shard=(part, parts)
+                )
+                self.fabric.backward(output.loss / config.accumulate)
+            total += output.loss.detach() / config.accumulate
+        loss = self._mean(total)
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss} at step {standing.step}: the training diverged; the last "
+                "saved checkpoint is kept; lower --lr or raise --warmup-steps"
+            )
+        norm = math.nan
+        if config.clip_norm:
+            found = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
+            )
+            norm = float(whole(found)) if found is not None else math.nan
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(standing.step)
+        standing.step += 1
+        return loss, norm
+
+    def _report(
+        self, progress: Progress, curves: Curves, loss: float, norm: float, seconds: float
+    ) -> None:
+        config, standing = self.config, self.standing
+        # A small step may be over before a coarse clock ticks.
+        speed = config.batch_size * config.context / seconds if seconds > 0 else 0.0
+        done = self.progress()
+        left = standing.elapsed_s * (1 - done) / done if done else math.inf
+        lr = self.optimizer.param_groups[0]["lr"]
+        progress.update(standing.step, loss, speed, left, lr, force=standing.step == 1)
+        if standing.step % 10 == 0:
+            curves.write(
+                {
+                    "train/loss": loss,
+                    "train/lr": lr,
+                    "train/norm": norm,
+                    "train/tokens_per_s": speed,
+                },
+                standing.step,
+            )
+
+    def _evaluate(self, hooks: Hooks, progress: Progress, curves: Curves) -> None:
+        standing = self.standing
+        with self._weights_to_use():
+            figures = self.measure()
+            mean = mean_nats(figures)
+            if not math.isfinite(mean):
+                raise DivergedError(f"the held-out loss became {mean} at step {standing.step}")
+            standing.stale += 1
+            if mean < standing.best_nats:
+                standing.best_nats, standing.best_step, standing.stale = mean, standing.step, 0
+                standing.figures = {name: item.to_json() for name, item in figures.items()}
+                hooks.on_best(standing, self.weights())
+        curves.write({f"valid/{name}": item.nats for name, item in figures.items()}, standing.step)
+        shown = "  ".join(f"{name}: {item}" for name, item in figures.items())
+        best = " (best)" if standing.stale == 0 else ""
+        progress.say(f"held out at step {standing.step}, nats/token: {shown}{best}")
+
+    def measure(self) -> dict[str, Estimate]:
+        """Evaluates the weights that the model holds now."""
+        with self.fabric.autocast():
+            return measure(
+                self.family,
+                self.module,
+                self.model_config,
+                self.held_out,
+                batch_size=EVAL_BATCH,
+                device=self.fabric.device,
+            )
+
+    def _save(self, hooks: Hooks) -> None:
+        with self._weights_to_use():
+            weights = self.weights()
+        hooks.on_save(self.standing, weights, self.state())
+
+    def _weights_to_use(self) -> AbstractContextManager[None]:
+        return self.ema.applied() if self.ema is not None else nullcontext()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Returns copies of the weights that the model holds now, whole, on the CPU."""
+        parts = {name: t.detach() for name, t in whole(self.module.state_dict()).items()}
+        if self.lora is not None:
+            parts = self.lora.merged(parts)
+        return {name: t.cpu().clone() for name, t in parts.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Returns what `load` needs to continue exactly."""
+        return {
+            "standing": asdict(self.standing),
+            "model": whole(dict(self.module.state_dict())),
+            "ema": whole(self.ema.shadow) if self.ema is not None else None,
+            "optimizer": whole(self.optimizer.state_dict()),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state` was taken; raises CheckpointError if it does not fit."""
+        peaks = [group["peak_lr"] for group in self.optimizer.param_groups]
+        if (self.ema is None) != (state["ema"] is None):
+            raise CheckpointError("the saved state was made with another --ema; give the same")
+        try:
+            mine = self.module.state_dict()
+            split = {name: part_like(t, mine[name]) for name, t in state["model"].items()}
+            self.module.load_state_dict(split)
+            self.optimizer.load_state_dict(parts_of_optimizer(state["optimizer"], self.optimizer))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the saved state is of another model or optimizer ({str(error)[:200]}); resume "
+                "with the settings the run was started with"
+            ) from error
+        # The settings rule, not the state: --lr may be changed when a run is continued.
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["peak_lr"] = peak
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            for mine, saved in zip(self.ema.shadow, state["ema"], strict=True):
+                mine.copy_(part_like(saved, mine))
+        self.standing = Standing(**state["standing"])
+
+    def _mean(self, value: torch.Tensor) -> float:
+        if self.fabric.world_size > 1:
+            value = self.fabric.all_reduce(value, reduce_op="mean")  # type: ignore[assignment]
+        return float(value)
+
+    def _agree(self, stop: bool) -> bool:
+        """Makes rank 0's clock and wish to stop those of all ranks."""
+        if self.fabric.world_size > 1:
+            stop, self.standing.elapsed_s = self.fabric.broadcast((stop, self.standing.elapsed_s))
+        return stop
+
+    def _agree_on(self, value: bool) -> bool:
+        return self.fabric.broadcast(value) if self.fabric.world_size > 1 else value
+
+
+def _compile(module: nn.Module) -> None:
+    """Compiles the part of a denoiser whose shapes are fixed, in place: names stay."""
+    part = getattr(module, "trunk", module)
+    part.compile()
+
+
+def _mix(*numbers: int) -> int:
+    """Makes one 63-bit seed of several numbers."""
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,293 @@
+"""From settings to a checkpoint: prepares data and model, runs the loop, writes the results."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from tokenizers import Tokenizer
+
+from ...runtime.cache import cache_root
+from ...runtime.errors import CheckpointError, ConfigError
+from ..checkpoints.checkpoint import (
+    load_state,
+    read_companions,
+    read_config,
+    save_state,
+    write_checkpoint,
+)
+from ..checkpoints.convert import resolve_config
+from ..checkpoints.start import Start, read_start
+from ..config import PRECISIONS, TrainConfig, load_settings, save_config
+from ..data.batches import Batches, held_out_rows
+from ..data.shards import Corpus, prepare
+from ..data.sources import documents, find_source, fingerprint
+from ..data.tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
+from ..families import FAMILIES
+from ..nn.lora import Lora
+from .loop import Loop
+from .progress import NoCurves, Progress, make_curves
+from .sharding import fsdp_strategy
+from .standing import Hooks, Standing
+
+
+def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Trains a model.
+
+    Args:
+        config: settings.
+        resume: continue the run in `config.out`.
+        quiet: no progress on stderr.
+
+    Returns:
+        A summary: checkpoint, status, steps, tokens_seen, seconds, best_step, held_out.
+
+    Raises:
+        DlmError: on any expected failure.
+    """
+    if config.family not in FAMILIES:
+        raise ConfigError(f"family {config.family!r}: choose one of {', '.join(FAMILIES)}")
+    out = Path(config.out)
+    # Before any other process is started: they find everything in the cache.
+    tokenizer, corpus = _prepare(config)
+    family = FAMILIES[config.family]
+    state = load_state(out) if resume else None
+    config, start = _begin(config, out, has_state=state is not None)
+    special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
+    model_config = resolve_config(family, config.options, special, config.context)
+    fabric = _launch(config)
+    torch.manual_seed(config.seed)
+    module = family.make_model(model_config["model"])
+    beside = {"tokenizer.json": tokenizer.to_str(), **read_companions(out)}
+    if start is not None:
+        start.load(module, tokenizer)
+        beside |= start.companions(tokenizer)
+        start = None  # as large as the model
+    lora = _fit(module, model_config, config)
+    batches = Batches(
+        corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
+    )
+    held_out = held_out_rows(corpus.valid, context=config.context, max_rows=config.eval_rows)
+    loop = Loop(fabric, family, module, model_config, config, batches, held_out, lora)
+    if state is not None:
+        _refuse_other_data(out, corpus)
+        loop.load(state)
+        state = None
+    elif resume and fabric.is_global_zero:
+        print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
+    if fabric.is_global_zero:
+        _make_folder(out)
+        save_config(config, out / "train.json")
+    return _run(fabric, loop, corpus, beside, out, quiet or not fabric.is_global_zero)
+
+
+def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
+    """Reads what a run starts from; the settings that come back have its shape."""
+    if config.init is None:
+        return config, None
+    if has_state:
+        # A state has the weights that the run started from, its settings their shape.
+        shape = load_settings(out / "train.json")["options"]
+        return replace(config, options={**shape, **config.options}), None
+    start = read_start(config.init)
+    return replace(config, options=start.options(config.options)), start
+
+
+def _fit(
+    module: torch.nn.Module, model_config: Mapping[str, Any], config: TrainConfig
+) -> Lora | None:
+    """Makes a model with its weights use less memory in training, as the settings ask."""
+    if config.recompute:
+        if not hasattr(getattr(module, "trunk", None), "recompute"):
+            raise ConfigError(f"--recompute: models of family {config.family} cannot; leave it out")
+        module.trunk.recompute = True  # type: ignore[union-attr]
+    if config.lora is None:
+        return None
+    lora = Lora(
+        rank=config.lora,
+        scale=config.lora_scale,
+        mask_token_id=model_config["mask_token_id"],
+        tied=bool(model_config["model"].get("tie_embeddings")),
+    )
+    # Sharding wants one dtype per layer.
+    lora.add(module, narrow=config.precision == "bf16" and config.strategy != "fsdp")
+    return lora
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot make the folder {out}: {error.strerror}; choose another --out"
+        ) from error
+
+
+def _run(
+    fabric: Fabric, loop: Loop, corpus: Corpus, beside: Mapping[str, str], out: Path, quiet: bool
+) -> dict[str, Any]:
+    config, first = loop.config, loop.standing.step
+    progress = Progress(num_steps=config.num_steps, first_step=first, quiet=quiet)
+    millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
+    moving = sum(p.numel() for p in loop.module.parameters() if p.requires_grad) / 1e6
+    trained = "" if config.lora is None else f", {moving:.2f} M of them trained"
+    progress.say(
+        f"{config.family}, {millions:.2f} M parameters{trained}; "
+        f"{len(corpus.train.tokens):,} training and {len(corpus.valid.tokens):,} held-out tokens "
+        f"({corpus.note})"
+    )
+    curves = NoCurves()
+    if fabric.is_global_zero:
+        curves = make_curves(config.log, out, config.to_json(), first)
+    try:
+        with _asked_to_stop() as asked:
+            hooks = _hooks(fabric, loop, corpus, beside, out, asked)
+            status = loop.run(hooks, progress, curves)
+    finally:
+        progress.close()
+        curves.close()
+    standing = loop.standing
+    return {
+        "checkpoint": str(out),
+        "status": status,
+        "steps": standing.step,
+        "tokens_seen": standing.step * config.batch_size * config.context,
+        "seconds": round(standing.elapsed_s, 1),
+        "best_step": standing.best_step,
+        "held_out": standing.figures,
+    }
+
+
+def _refuse_other_data(out: Path, corpus: Corpus) -> None:
+    """Raises CheckpointError if the run in `out` was trained on another text."""
+    saved = read_config(out / "last").get("training", {}).get("data_sha256")
+    if saved != corpus.train.sha256:
+        raise CheckpointError(
+            f"{out}: the training text has changed since the run was started; restore it, or "
+            f"start a new run from these weights with --init {out}"
+        )
+
+
+def _prepare(config: TrainConfig) -> tuple[Tokenizer, Corpus]:
+    source = find_source(config.data, config.text_field)
+    valid = None if config.valid is None else find_source(config.valid, config.text_field)
+    cache = Path(config.cache_dir) if config.cache_dir else cache_root()
+    sha = fingerprint(source)
+    tokenizer = make_tokenizer(
+        config.tokenizer,
+        config.vocab_size,
+        documents(source),
+        tokenizer_cache(cache, sha, config.tokenizer, config.vocab_size),
+    )
+    corpus = prepare(
+        source,
+        valid,
+        tokenizer,
+        cache,
+        context=config.context,
+        valid_percent=config.valid_percent,
+    )
+    return tokenizer, corpus
+
+
+def _launch(config: TrainConfig) -> Fabric:
+    accelerator = config.accelerator
+    has_gpu = torch.cuda.is_available() and accelerator in ("auto", "cuda")
+    if config.precision == "fp16" and not has_gpu:
+        raise ConfigError("--precision fp16 needs a GPU; use bf16 or fp32 on this machine")
+    if accelerator == "cuda" and not has_gpu:
+        raise ConfigError("--accelerator cuda: torch finds no GPU here; leave it out, or use cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--accelerator mps: torch finds none here; leave it out, or use cpu")
+    if has_gpu and config.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"--devices {config.devices}: torch finds {torch.cuda.device_count()} GPUs; ask for "
+            "fewer, or give --accelerator cpu"
+        )
+    strategy: Any = config.strategy
+    if config.strategy == "auto":
+        strategy = "ddp" if config.devices > 1 else "auto"
+    if config.strategy == "fsdp":
+        strategy = fsdp_strategy(config.devices)
+    if accelerator == "auto" and not has_gpu:
+        accelerator = "cpu"
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric = Fabric(
+        accelerator=accelerator,
+        strategy=strategy,
+        devices=config.devices,
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _hooks(
+    fabric: Fabric,
+    loop: Loop,
+    corpus: Corpus,
+    beside: Mapping[str, str],
+    out: Path,
+    asked: list[bool],
+) -> Hooks:
+    """Makes what puts the run on disk; `beside` holds the tokenizer and its companions."""
+    companions = dict(beside)
+    tokenizer_json = companions.pop("tokenizer.json")
+
+    def write(folder: Path, standing: Standing, weights: dict[str, torch.Tensor]) -> None:
+        write_checkpoint(folder, described(standing), weights, tokenizer_json, companions)
+
+    def described(standing: Standing) -> dict[str, Any]:
+        training = {
+            "settings": loop.config.to_json(),
+            "standing": asdict(standing),
+            "tokens_seen": standing.step * loop.config.batch_size * loop.config.context,
+            "data_sha256": corpus.train.sha256,
+            "valid_sha256": corpus.valid.sha256,
+            "torch": str(torch.__version__),
+        }
+        return {**loop.model_config, "training": training}
+
+    def on_best(standing: Standing, weights: dict[str, torch.Tensor]) -> None:
+        if fabric.is_global_zero:
+            write(out, standing, weights)
+
+    def on_save(
+        standing: Standing, weights: dict[str, torch.Tensor], state: Mapping[str, Any]
+    ) -> None:
+        if fabric.is_global_zero:
+            write(out / "last", standing, weights)
+            if not standing.figures:  # nothing was evaluated yet: the last is the best there is
+                write(out, standing, weights)
+            save_state(out, standing.step, state)
+        fabric.barrier()
+
+    return Hooks(on_best=on_best, on_save=on_save, interrupted=lambda: asked[0])
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[list[bool]]:
+    """Turns the first Ctrl-C (or SIGTERM) into a wish to stop; the second one kills as usual."""
+    asked = [False]
+    kept = {}
+
+    def ask(number: int, _frame: Any) -> None:
+        asked[0] = True
+        signal.signal(number, kept[number])
+
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            kept[number] = signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
