@@ -47,10 +47,12 @@ class DraftBench:
 
     def drafts(self, block: int, **settings: Any) -> Drafts:
         """Gives drafts of a text that has one token."""
+        chosen = DecodingSettings(rule="draft_verify", **settings)
         drafts = self._ops.drafts(
             block=block,
             vocab_size=self._vocab,
-            settings=DecodingSettings(rule="draft_verify", **settings),
+            sampling=chosen.sampling,
+            beta=1.0 if chosen.beta is None else chosen.beta,
             seed=0,
             sample_index=0,
             mask_token_id=1,

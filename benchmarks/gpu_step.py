@@ -69,10 +69,12 @@ class Bench:
     def _canvas(
         self, block: int, transition: list[list[float]] | None = None, **settings: Any
     ) -> Canvas:
+        chosen = DecodingSettings(**{"rule": "threshold", "temperature": 1.0, **settings})
         canvas = self.ops.canvas(
             block=block,
             vocab_size=self.size["vocab"],
-            settings=DecodingSettings(**{"rule": "threshold", "temperature": 1.0, **settings}),
+            sampling=chosen.sampling,
+            selection=chosen.selection,
             seed=0,
             sample_index=0,
             mask_token_id=1,

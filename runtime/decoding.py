@@ -47,6 +47,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .errors import ConfigError
+from .ops.rows.contract import Sampling
+from .ops.unmask.contract import Kind, Score, Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +195,27 @@ class DecodingSettings:
     def greedy(self) -> bool:
         """True at temperature 0."""
         return self.temperature == 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(
+            temperature=self.temperature or 0.0,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+    @property
+    def selection(self) -> Selection | None:
+        """Which masked positions a step commits; None for rules that commit none."""
+        rule = RULES[self.rule]
+        if not rule.unmasks:
+            return None
+        kind = Kind.__members__.get(self.rule.upper(), Kind.QUOTA)
+        limit = self.threshold or self.factor or self.entropy_bound or 0.0
+        steps = self.steps if kind in (Kind.QUOTA, Kind.RANDOM) else None
+        return Selection(kind=kind, score=Score[rule.score.upper()], steps=steps, limit=limit)
 
     def to_json(self) -> dict[str, Any]:
         """Gives the plain mapping that manifests and results hold, without unset options."""

@@ -19,11 +19,12 @@ import numpy as np
 
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import GraphSpec, Manifest, Member
-from ...runtime.decoding import DecodingSettings
 from ...runtime.engines.base import Engine
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngines
 from ...runtime.errors import DeviceError
 from ...runtime.ops.numpy_ops import NumpyOps
+from ...runtime.ops.rows.contract import Sampling
+from ...runtime.ops.unmask.contract import Kind, Score, Selection
 from .probe_graphs import Op, onnx_bytes, probe_spec
 
 ROWS = (1, 8, 32, 128, 512)
@@ -220,7 +221,8 @@ def time_sampling(rows: int, vocab_size: int) -> float:
     canvas = ops.canvas(
         block=rows,
         vocab_size=vocab_size,
-        settings=DecodingSettings(temperature=1.0),
+        sampling=Sampling(temperature=1.0),
+        selection=Selection(kind=Kind.THRESHOLD, score=Score.CONFIDENCE, limit=0.9),
         seed=0,
         sample_index=0,
         mask_token_id=1,

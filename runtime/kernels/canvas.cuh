@@ -1,17 +1,17 @@
 // The state of one canvas, in device memory: whatever changes from step to step stands here, so
-// that no launch argument does and a step can be captured once. runtime/ops/cuda_state.py writes
-// it; the members stand in the same order there, wide ones first, so that nothing is padded.
+// that no launch argument does and a step can be captured once. runtime/ops/cuda_state.py reads
+// the layout from here: one member a line.
 #pragma once
 
-enum Rule {
-  RULE_HIGHEST = 0,        // a fixed number of highest scores (low_confidence, entropy, margin)
-  RULE_THRESHOLD = 1,
-  RULE_FACTOR = 2,
-  RULE_ENTROPY_BOUND = 3,
-  RULE_RANDOM = 4,         // from here on, positions are chosen before tokens are drawn
-  RULE_FIRST_HITTING = 5,
-  RULE_ANCESTRAL = 6,
-  RULE_TRANSITION = 7,     // every free position may move (tweedie, euler)
+// Which masked positions are committed, and what orders them: runtime/ops/unmask/contract.py.
+enum Kind {
+  KIND_QUOTA = 0,
+  KIND_THRESHOLD = 1,
+  KIND_FACTOR = 2,
+  KIND_ENTROPY_BOUND = 3,
+  KIND_RANDOM = 4,  // from here on, positions are chosen before tokens are drawn
+  KIND_FIRST_HITTING = 5,
+  KIND_ANCESTRAL = 6,
 };
 
 enum Score { SCORE_NONE = 0, SCORE_CONFIDENCE = 1, SCORE_ENTROPY = 2, SCORE_MARGIN = 3 };
@@ -38,13 +38,12 @@ struct Canvas {
   int* shown;                      // mapped (block,): the ids, once a block is finished
   double time;
   double top_p;                    // 1: everything
-  double factor;
-  double entropy_bound;
+  double limit;                    // what the kind compares with
   int block;
   int vocab;
   int chunks;                      // ceil(vocab / 64)
   int permitted_stride;            // words from one row's bits to the next one's; 0: shared
-  int rule;
+  int kind;
   int score_kind;
   int steps;                       // 0: as many as masked positions
   int num_chances;
@@ -57,7 +56,6 @@ struct Canvas {
   int greedy;
   float inverse_temperature;
   float penalty;
-  float threshold;
   int position;
   int first;
   int step;
@@ -73,11 +71,10 @@ struct Canvas {
 };
 
 static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
-static_assert(sizeof(Canvas) == 23 * 8 + 30 * 4, "the host writes this layout");
 
 // Whether no position is final before the last step: a transition without a mask.
 __device__ inline bool floats(const Canvas* canvas) {
-  return canvas->rule == RULE_TRANSITION && canvas->mask_token_id < 0;
+  return canvas->transition && canvas->mask_token_id < 0;
 }
 
 // Tells the next run how much is masked, `left` being what is still to fill; nothing once that is 0,

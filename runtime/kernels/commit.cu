@@ -64,7 +64,7 @@ __device__ inline void accept_within_bound(const Canvas* canvas, int count, int*
   unsigned long long before = block_sum_before(own, &total);
 #pragma unroll 1
   for (int rank = begin; rank < end; ++rank) {
-    if ((double)before * (1.0 / UNITS) > canvas->entropy_bound) {
+    if ((double)before * (1.0 / UNITS) > canvas->limit) {
       atomicMin(accepted, rank);
       return;
     }
@@ -75,12 +75,12 @@ __device__ inline void accept_within_bound(const Canvas* canvas, int count, int*
 // Whether a rule that looks at one score at a time ends before a rank. Double precision, where it is,
 // decides as NumPy does at the edge of a bound.
 __device__ inline bool ends_before(const Canvas* canvas, int rank, float score) {
-  switch (canvas->rule) {
-    case RULE_THRESHOLD:
-      return rank && !(score >= canvas->threshold);
-    case RULE_FACTOR:  // score < 1 - factor / (rank + 2), without a division
-      return rank && !((1.0 - (double)score) * (rank + 2) <= canvas->factor);
-    case RULE_HIGHEST:
+  switch (canvas->kind) {
+    case KIND_THRESHOLD:
+      return rank && !(score >= (float)canvas->limit);
+    case KIND_FACTOR:  // score < 1 - factor / (rank + 2), without a division
+      return rank && !((1.0 - (double)score) * (rank + 2) <= canvas->limit);
+    case KIND_QUOTA:
       return rank >= quota(canvas);
     default:
       return false;
@@ -91,7 +91,7 @@ __device__ inline bool ends_before(const Canvas* canvas, int rank, float score) 
 __device__ inline int count_accepted(Canvas* canvas) {
   __shared__ int accepted;
   const int block = canvas->block, lane = threadIdx.x % 32, count = canvas->num_masked;
-  const bool adds = canvas->rule == RULE_ENTROPY_BOUND;
+  const bool adds = canvas->kind == KIND_ENTROPY_BOUND;
   if (threadIdx.x == 0) accepted = count;
   __syncthreads();
   for (int first = (int)threadIdx.x - lane; first < block; first += blockDim.x) {
@@ -114,7 +114,7 @@ __device__ inline int count_accepted(Canvas* canvas) {
 
 // Writes accepted candidates into the canvas; returns how many, to every thread.
 __device__ inline int scatter(Canvas* canvas) {
-  const bool ranked = canvas->rule < RULE_RANDOM;
+  const bool ranked = !canvas->transition && canvas->kind < KIND_RANDOM;
   const int limit = ranked ? count_accepted(canvas) : 0;
   int own = 0;
   for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
@@ -146,13 +146,13 @@ __device__ inline int find(const Canvas* canvas, int begin, int end, int id) {
 extern "C" __global__ void __launch_bounds__(512) commit(Canvas* canvas) {
   const int before = canvas->num_masked;
   const bool failed = canvas->error != 0, open = before > 0;
-  if (canvas->rule == RULE_FIRST_HITTING && open && !failed && threadIdx.x == 0) {
+  if (canvas->kind == KIND_FIRST_HITTING && open && !failed && threadIdx.x == 0) {
     // No token depends on it, so that a float's power is enough.
     const unsigned long long draw =
         draw_bits(canvas, canvas->position, canvas->step, DRAW_TIME);
     canvas->time *= power_of_two(log2f((float)draw * (float)UNIT) / (float)before);
   }
-  const bool moves = canvas->rule == RULE_TRANSITION;
+  const bool moves = canvas->transition != nullptr;
   const bool last = moves && open && canvas->step + 1 >= canvas->num_steps;
   int num_committed = 0, num_final = 0;
   bool ended = false;

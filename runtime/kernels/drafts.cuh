@@ -1,5 +1,5 @@
-// The state of one text's drafts, in device memory; runtime/ops/cuda_drafts.py writes it, its members
-// in the same order. What draws need stands in a canvas of as many positions.
+// The state of one text's drafts, in device memory; runtime/ops/cuda_drafts.py reads
+// the layout from here: one member a line. What draws need stands in a canvas of as many positions.
 #pragma once
 
 #include "canvas.cuh"
@@ -26,5 +26,3 @@ struct Drafts {
   int num_kept;            // drafts that it kept
   int stops[MAX_STOPS];
 };
-
-static_assert(sizeof(Drafts) == 9 * 8 + 7 * 4 + MAX_STOPS * 4, "the host writes this layout");

@@ -28,8 +28,8 @@ __device__ inline int part_of(unsigned long long draw, int number) {
 __device__ inline bool chooses(const Canvas* canvas, int row) {
   __shared__ bool unmasked;
   const unsigned position = canvas->position, step = canvas->step;
-  switch (canvas->rule) {
-    case RULE_RANDOM: {
+  switch (canvas->kind) {
+    case KIND_RANDOM: {
       const unsigned long long own = draw_bits(canvas, position + row, step, DRAW_SELECT);
       const int higher = count_positions(canvas, [&](int index) {
         const unsigned long long other = draw_bits(canvas, position + index, step, DRAW_SELECT);
@@ -37,7 +37,7 @@ __device__ inline bool chooses(const Canvas* canvas, int row) {
       });
       return higher < quota(canvas);
     }
-    case RULE_FIRST_HITTING: {
+    case KIND_FIRST_HITTING: {
       const int before = count_positions(canvas, [&](int index) { return index < row; });
       const unsigned long long draw = draw_bits(canvas, position, step, DRAW_CHOICE);
       return before == part_of(draw, canvas->num_masked);
@@ -80,7 +80,7 @@ __device__ void sample(const Logit* logits, Canvas* canvas) {
   __shared__ Statistics known;  // to thread 0, at the end: no register holds it until then
   const int index = blockIdx.x;
   const bool masked = canvas->masked[index];
-  const bool first = canvas->rule >= RULE_RANDOM;
+  const bool first = canvas->kind >= KIND_RANDOM;
   const bool chosen = masked && (!first || chooses(canvas, index));
   if (first && threadIdx.x == 0) canvas->chosen[index] = chosen;
   if (!chosen) return;

@@ -23,6 +23,7 @@ from ..files import write_whole
 from ..gpu.replay import ReplayingDevice
 from ..ops.cuda_ops import CudaOps
 from ..ops.kernel_check import check_kernels
+from ..ops.unmask.contract import Kind, Score, Selection
 from ..pipeline import Pipeline
 from ..process import peak_rss_mib
 from .check import check_bundle
@@ -162,7 +163,8 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
             canvas = ops.canvas(
                 block=spec.block,
                 vocab_size=manifest.vocab_size,
-                settings=settings,
+                sampling=settings.sampling,
+                selection=Selection(kind=Kind.QUOTA, score=Score.CONFIDENCE),
                 seed=0,
                 sample_index=0,
                 mask_token_id=-1 if manifest.mask_token_id is None else manifest.mask_token_id,

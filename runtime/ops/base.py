@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..decoding import DecodingSettings
 from .drafts import DraftOps
+from .rows.contract import Sampling
+from .unmask.contract import Selection
 
 CHUNK = 64
 """Probabilities per partial sum of the distribution function."""
@@ -57,7 +58,9 @@ class _Referable:
 class Canvas(_Referable):
     """One block being denoised. Arrays are the ops' own: NumPy here, device arrays elsewhere."""
 
-    settings: DecodingSettings
+    sampling: Sampling
+    selection: Selection | None
+    """None where no masked position is committed: under a transition, and for drafts."""
     vocab_size: int
     seed: int
     sample_index: int
@@ -93,8 +96,7 @@ class Canvas(_Referable):
     """(block,) float32: the share of masks that the next run is told, for graphs that see it: of
     `times`, or counted; 0 once nothing is left to fill."""
     times: Any = None
-    """(steps + 1,) float32: that share before each step, where the settings' rule is driven by
-    time."""
+    """(steps + 1,) float32: that share before each step, where the selection is driven by time."""
     bias: Any = None
     """(vocab,) float32 added to every row's logits, or None."""
     allowed: Any = None
@@ -129,7 +131,8 @@ class Ops(DraftOps, Protocol):
         *,
         block: int,
         vocab_size: int,
-        settings: DecodingSettings,
+        sampling: Sampling,
+        selection: Selection | None,
         seed: int,
         sample_index: int,
         mask_token_id: int,
@@ -197,7 +200,7 @@ class Ops(DraftOps, Protocol):
         ...
 
     def commit(self, canvas: Canvas, *, exact: bool = False) -> Progress:
-        """Commits positions by the rule of the canvas's settings (see `decoding`).
+        """Commits positions by the canvas's selection (see `unmask.contract`).
 
         Scatters candidates into `ids`, clears them in `masked`, counts the step, and ends the
         text at the first end-of-text token that has no mask before it. `told` becomes the next

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import RULES, DecodingSettings
 from ..gpu.device import Device, DeviceArray
 from ..noise.philox import DrawKind, uniforms
 from .base import Canvas
 from .cuda_ops import CudaOps
 from .numpy_ops import NumpyOps
+from .rows.contract import Sampling
+from .unmask.contract import Kind, Score, Selection
 
 MAX_TIE_SHARE = 0.002
 """Share of drawn rows that may lie on a boundary."""
@@ -25,16 +26,28 @@ BOUNDARY = 1e-5
 """How near a boundary of the distribution function a uniform must lie to be a tie."""
 RELATIVE_ERROR = 2e-5
 """Of log-probabilities and scores; float32 sums in another order."""
-HEATS: tuple[dict[str, float | int], ...] = (
-    {"temperature": 0.0},
-    {"temperature": 1.0},
-    {"temperature": 0.7, "top_k": 5},
-    {"temperature": 1.3, "top_p": 0.8},
-    {"temperature": 1.0, "top_k": 20, "top_p": 0.5},
-    {"temperature": 30.0, "top_k": 1000, "top_p": 0.999},
-    {"temperature": 0.01, "top_p": 0.3},
+SAMPLINGS = (
+    Sampling(temperature=0.0),
+    Sampling(temperature=1.0),
+    Sampling(temperature=0.7, top_k=5),
+    Sampling(temperature=1.3, top_p=0.8),
+    Sampling(temperature=1.0, top_k=20, top_p=0.5),
+    Sampling(temperature=30.0, top_k=1000, top_p=0.999),
+    Sampling(temperature=0.01, top_p=0.3),
 )
-"""Settings that take every way through the sampling kernel."""
+"""All ways through the sampling kernel."""
+SELECTIONS = (
+    Selection(kind=Kind.QUOTA, score=Score.CONFIDENCE),
+    Selection(kind=Kind.QUOTA, score=Score.ENTROPY),
+    Selection(kind=Kind.QUOTA, score=Score.MARGIN),
+    Selection(kind=Kind.THRESHOLD, score=Score.CONFIDENCE, limit=0.9),
+    Selection(kind=Kind.FACTOR, score=Score.CONFIDENCE, limit=1.0),
+    Selection(kind=Kind.ENTROPY_BOUND, score=Score.ENTROPY, limit=0.1),
+    Selection(kind=Kind.RANDOM),
+    Selection(kind=Kind.FIRST_HITTING),
+    Selection(kind=Kind.ANCESTRAL),
+)
+"""All kinds, and all scores."""
 
 
 @dataclass
@@ -49,8 +62,9 @@ class Pair:
     @classmethod
     def make(
         cls,
-        settings: DecodingSettings,
         *,
+        sampling: Sampling,
+        selection: Selection,
         block: int,
         vocab: int,
         cuda: CudaOps,
@@ -63,7 +77,8 @@ class Pair:
             ops.canvas(
                 block=block,
                 vocab_size=vocab,
-                settings=settings,
+                sampling=sampling,
+                selection=selection,
                 seed=seed,
                 sample_index=3,
                 mask_token_id=vocab - 1,
@@ -118,9 +133,11 @@ def random_logits(
 
 def sample_faults(pair: Pair) -> tuple[int, int, list[str]]:
     """Compares what `sample` wrote: rows drawn, those that differ at a boundary, and faults."""
-    settings, host = pair.canvases[1].settings, pair.canvases[1]
+    host = pair.canvases[1]
+    selection = host.selection
+    assert selection is not None
     chosen, expected = pair.both("chosen")
-    first = RULES[settings.rule].chooses_first
+    first = selection.chooses_first
     if first and not np.array_equal(chosen.astype(bool), expected):
         return 0, 0, ["other positions are chosen"]
     rows = np.flatnonzero(expected if first else host.masked)
@@ -128,10 +145,10 @@ def sample_faults(pair: Pair) -> tuple[int, int, list[str]]:
     same = rows[found[rows] == wanted[rows]]
     faults = []
     for slot, row in enumerate(rows.tolist()):
-        tie = not settings.greedy and _boundary(pair, slot, row, int(found[row])) < BOUNDARY
+        tie = not host.sampling.greedy and _boundary(pair, slot, row, int(found[row])) < BOUNDARY
         if found[row] != wanted[row] and not tie:
             faults.append(f"row {row} has token {found[row]}, not {wanted[row]}")
-    names = ["log_prob"] if RULES[settings.rule].score == "none" else ["log_prob", "score"]
+    names = ["log_prob"] if selection.score == Score.NONE else ["log_prob", "score"]
     for name in names:
         ours, theirs = pair.both(name)
         if not np.allclose(ours[same], theirs[same], rtol=RELATIVE_ERROR, atol=RELATIVE_ERROR):

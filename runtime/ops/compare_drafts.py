@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import DecodingSettings
 from ..gpu.device import DeviceArray
 from ..noise.philox import DrawKind, uniforms
 from .compare import BOUNDARY, on_device
 from .cuda_ops import CudaOps
 from .drafts import Drafts, Verified
 from .numpy_ops import NumpyOps
+from .rows.contract import Sampling
 
 CACHE_ROWS, ROW = 40, (1, 6)
 _SEED = 2**40 + 9
@@ -35,14 +35,15 @@ class DraftPair:
 
     @classmethod
     def make(
-        cls, cuda: CudaOps, settings: DecodingSettings, *, block: int, vocab: int
+        cls, cuda: CudaOps, *, sampling: Sampling, beta: float = 1.0, block: int, vocab: int
     ) -> DraftPair:
         """Makes both, behind a text of seven ids of which six are cached."""
         device, host = (
             ops.drafts(
                 block=block,
                 vocab_size=vocab,
-                settings=settings,
+                sampling=sampling,
+                beta=beta,
                 mask_token_id=vocab - 1,
                 stops=(0,),
                 banned=(vocab - 2, vocab - 1),

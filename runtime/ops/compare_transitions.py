@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import DecodingSettings
 from ..noise.philox import DrawKind, uniforms
 from ..noise.schedule import make_schedule
 from ..noise.transition import transition_table
@@ -20,16 +19,17 @@ from .base import Canvas
 from .compare import BOUNDARY, on_device
 from .cuda_ops import CudaOps
 from .numpy_ops import NumpyOps
+from .rows.contract import Sampling
 from .transitions import transit
 
-TRANSITION_HEATS: tuple[dict[str, Any], ...] = (
-    {},
-    {"temperature": 0.0},
-    {"temperature": 0.7, "top_k": 5},
-    {"temperature": 1.3, "top_p": 0.8},
-    {"top_k": 9, "top_p": 0.5},
+TRANSITION_SAMPLINGS = (
+    Sampling(temperature=1.0),
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.7, top_k=5),
+    Sampling(temperature=1.3, top_p=0.8),
+    Sampling(temperature=1.0, top_k=9, top_p=0.5),
 )
-"""Settings that take every way through the transition kernel."""
+"""All ways through the transition kernel."""
 _KEY = {"seed": 2**40 + 5, "sample_index": 3}
 _POSITION = 17
 
@@ -47,22 +47,23 @@ class TransitionPair:
         cls,
         cuda: CudaOps,
         graph: str,
-        settings: DecodingSettings,
+        sampling: Sampling,
         *,
+        rule: str = "tweedie",
+        steps: int = 3,
         block: int,
         vocab: int,
         fixed: Sequence[int] = (),
         **fields: Any,
     ) -> TransitionPair:
         """Starts both on random ids, or on MASK, at all but some fixed positions."""
-        table = transition_table(
-            make_schedule("loglinear"), graph, settings.rule, settings.steps or 4, vocab - 1
-        )
+        table = transition_table(make_schedule("loglinear"), graph, rule, steps, vocab - 1)
         device, host = (
             ops.canvas(
                 block=block,
                 vocab_size=vocab,
-                settings=settings,
+                sampling=sampling,
+                selection=None,
                 mask_token_id=vocab - 1 if graph == "absorb" else -1,
                 eos_token_id=0,
                 banned=(vocab - 1,),
@@ -127,7 +128,7 @@ class TransitionPair:
                 before[[row]],
                 host.transition[host.step],
                 np.clip(draw.reshape(1) + aside, 0.0, 1.0),
-                host.settings,
+                host.sampling,
                 bias=host.bias,
                 allowed=host.allowed,
             )

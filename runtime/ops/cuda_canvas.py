@@ -15,7 +15,7 @@ import numpy as np
 
 from ..gpu.device import Device, DeviceArray
 from .base import CHUNK, Canvas
-from .cuda_state import RING, STATE, permitted_bits, settings_state
+from .cuda_state import RING, STATE, permitted_bits, sampling_state, selection_state
 
 _STATE_ARRAYS = ("ids", "masked", "chosen", "candidate", "score", "log_prob")
 _OPTIONAL_ARRAYS = ("unmask_chance", "transition", "sigma", "told", "times", "bias", "seen")
@@ -121,7 +121,7 @@ def first_values(canvas: Canvas, block: int) -> dict[str, np.ndarray | None]:
             gave them.
         block: Positions.
     """
-    penalised = canvas.settings.repetition_penalty != 1.0
+    penalised = canvas.sampling.repetition_penalty != 1.0
     return {
         "ids": np.full((1, block), canvas.mask_token_id, np.int32),
         "masked": np.zeros(block, np.uint8),
@@ -147,7 +147,8 @@ def _as(values: Any, dtype: Any) -> np.ndarray | None:
 def state_of(canvas: Canvas, memory: CanvasMemory, chunks: int) -> np.ndarray:
     """Gives the state that kernels read, (1,) STATE."""
     state = np.zeros(1, STATE)
-    settings_state(state, canvas.settings, canvas.seed, canvas.sample_index)
+    sampling_state(state, canvas.sampling, canvas.seed, canvas.sample_index)
+    selection_state(state, canvas.selection)
     for name in _STATE_ARRAYS + _OPTIONAL_ARRAYS:
         array = memory.arrays[name]
         state[name] = 0 if array is None else array.pointer

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import DecodingSettings
 from ..errors import ConfigError, EngineError
 from ..gpu.device import Device, DeviceArray
 from .base import CHUNK, Canvas
 from .cuda_canvas import CanvasMemory
-from .cuda_state import Published
+from .cuda_state import KERNELS, Published, read_struct
 from .drafts import MAX_STOPS, Drafts, Verified
+from .rows.contract import Sampling
 
 COPY_BLOCKS = 64
 """Thread blocks of a cache append: enough to fill the memory system of a small GPU."""
@@ -31,16 +31,7 @@ DRAFT_KERNELS = (
     "verify_float32", "verify_float16", "verify_mixed_float32", "verify_mixed_float16",
     "propose_float32", "propose_float16",
 )  # fmt: skip
-POINTERS = ("canvas", "ids", "start", "logits", "weights", "shares", "token", "kept", "shown")
-WORDS = ("block", "stride", "num_stops", "share", "rest", "appended", "num_kept")
-DRAFT_STATE = np.dtype(
-    [
-        *((name, np.uint64) for name in POINTERS),
-        *((name, np.float32 if name in ("share", "rest") else np.int32) for name in WORDS),
-        ("stops", np.int32, (MAX_STOPS,)),
-    ]
-)
-"""Struct Drafts of kernels/drafts.cuh."""
+DRAFT_STATE = read_struct(KERNELS / "drafts.cuh", "Drafts")
 WEIGHT_BYTES = 32
 """Kept per draft of how its logits became weights."""
 _GROUP = 4 * CHUNK
@@ -119,12 +110,13 @@ class CudaDrafts:
         *,
         block: int,
         vocab_size: int,
-        settings: DecodingSettings,
+        sampling: Sampling,
         seed: int,
         sample_index: int,
         mask_token_id: int,
         stops: tuple[int, ...],
         banned: tuple[int, ...],
+        beta: float = 1.0,
         held: str | None = None,
     ) -> Drafts:
         """See DraftOps; ConfigError for more stops than kernels look at."""
@@ -133,18 +125,19 @@ class CudaDrafts:
         canvas = self.canvas(
             block=block,
             vocab_size=vocab_size,
-            settings=settings,
+            sampling=sampling,
+            selection=None,
             seed=seed,
             sample_index=sample_index,
             mask_token_id=mask_token_id,
             eos_token_id=-1,
             banned=banned,
         )
-        memory = self._draft_pool.lend(block, vocab_size, drawn=not settings.greedy, held=held)
+        memory = self._draft_pool.lend(block, vocab_size, drawn=not sampling.greedy, held=held)
         drafts = Drafts(
             canvas=canvas,
             block=block,
-            beta=1.0 if settings.beta is None else settings.beta,
+            beta=beta,
             stops=stops,
             ids=memory.arrays["ids"],
             start=memory.arrays["start"],

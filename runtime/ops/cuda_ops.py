@@ -21,15 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import DecodingSettings
 from ..errors import ConfigError, EngineError
 from ..gpu.device import Device, DeviceArray, wait_until
 from .base import CHUNK, Canvas, Progress
 from .cuda_canvas import CanvasMemory, CanvasPool, first_values, state_of
 from .cuda_drafts import COPY_BLOCKS, CudaDrafts, DraftPool, load_draft_kernels
-from .cuda_state import MAX_BLOCK, MAX_VOCAB, RING, SEQUENCE_MASK, Published, unpack
-
-KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+from .cuda_state import KERNELS, MAX_BLOCK, MAX_VOCAB, RING, SEQUENCE_MASK, Published, unpack
+from .rows.contract import Sampling
+from .unmask.contract import Selection
 
 
 class CudaOps(CudaDrafts):
@@ -56,7 +55,8 @@ class CudaOps(CudaDrafts):
         *,
         block: int,
         vocab_size: int,
-        settings: DecodingSettings,
+        sampling: Sampling,
+        selection: Selection | None,
         seed: int,
         sample_index: int,
         mask_token_id: int,
@@ -78,7 +78,8 @@ class CudaOps(CudaDrafts):
                 "use --engine onnxruntime"
             )
         canvas = Canvas(
-            settings=settings,
+            sampling=sampling,
+            selection=selection,
             vocab_size=vocab_size,
             seed=seed,
             sample_index=sample_index,

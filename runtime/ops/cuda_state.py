@@ -1,53 +1,37 @@
-"""The canvas's state as kernels/canvas.cuh lays it out, and the progress word it publishes.
-
-Members stand in the order of the C structure, wide ones first, so that neither side pads.
-"""
+"""The canvas's state as kernels/canvas.cuh lays it out, and the progress word it publishes."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..decoding import RULES, DecodingSettings
 from .base import Progress
+from .rows.contract import Sampling
+from .unmask.contract import Selection
 
-POINTERS = (
-    "ids", "masked", "chosen", "candidate", "score", "log_prob", "unmask_chance",
-    "transition", "sigma", "told", "times", "bias", "permitted", "seen", "sums", "rank", "staged",
-    "published", "shown",
-)  # fmt: skip
-DOUBLES = ("time", "top_p", "factor", "entropy_bound")
-WORDS = (
-    "block", "vocab", "chunks", "permitted_stride", "rule", "score_kind", "steps", "num_chances",
-    "top_k", "mask_token_id", "eos_token_id", "seed_low", "seed_high", "sample_index", "greedy",
-    "inverse_temperature", "penalty", "threshold", "position", "first", "step", "num_masked",
-    "num_masked_at_start", "error", "sequence", "num_steps", "inverse_penalty", "processed",
-    "num_times", "num_kept",
-)  # fmt: skip
-_UNSIGNED = ("seed_low", "seed_high", "sample_index", "sequence")
-_FLOATS = ("inverse_temperature", "penalty", "threshold", "inverse_penalty")
+KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+_TYPES = {"double": "f8", "int": "i4", "unsigned": "u4", "float": "f4"}
 
-STATE = np.dtype(
-    [
-        *((name, np.uint64) for name in POINTERS),
-        *((name, np.float64) for name in DOUBLES),
-        *(
-            (name, np.uint32 if name in _UNSIGNED else np.float32 if name in _FLOATS else np.int32)
-            for name in WORDS
-        ),
-    ]
-)
 
-RULE_CODES = {
-    "low_confidence": 0, "entropy": 0, "margin": 0, "next_token": 0, "threshold": 1, "factor": 2,
-    "entropy_bound": 3, "random": 4, "first_hitting": 5, "ancestral": 6,
-    "tweedie": 7, "euler": 7, "draft_verify": 0,
-}  # fmt: skip
-"""Enum Rule of canvas.cuh; `next_token` is one position of a fixed number, `draft_verify` reads
-none of them."""
-SCORE_CODES = {"none": 0, "confidence": 1, "entropy": 2, "margin": 3}
-"""Enum Score of canvas.cuh."""
+def read_struct(header: Path, name: str) -> np.dtype:
+    """Gives the layout of a C structure: one `type name;` or `type name[COUNT];` per line."""
+    text = header.read_text("utf-8")
+    body = re.search(rf"struct {name} {{\n(.*?)\n}};", text, re.DOTALL)
+    assert body is not None, f"{header.name} has no struct {name}"
+    fields: list[tuple[Any, ...]] = []
+    for line in body[1].split("\n"):
+        match = re.match(r"  (.+?)(\*?) ?(\w+)(?:\[(\w+)\])?;", line)
+        assert match is not None, f"{header.name}: {line}"
+        kind = "u8" if match[2] else _TYPES[match[1].strip()]
+        count = re.search(rf"{match[4]} = (\d+);", text) if match[4] else None
+        fields.append((match[3], kind, *([(int(count[1]),)] if count else [])))
+    return np.dtype(fields, align=True)
+
+
+STATE = read_struct(KERNELS / "canvas.cuh", "Canvas")
 
 RING = 4
 """Progress words kept: the host reads one behind the last, so it may be two behind the device."""
@@ -80,22 +64,23 @@ def unpack(word: int) -> Published:
     )
 
 
-def settings_state(state: np.ndarray, settings: DecodingSettings, seed: int, index: int) -> None:
-    """Writes what the settings and the seed say into a state, ()."""
-    state["rule"] = RULE_CODES[settings.rule]
-    state["score_kind"] = SCORE_CODES[RULES[settings.rule].score]
-    state["steps"] = 0 if settings.rule == "next_token" else settings.steps or 0
-    state["top_k"] = settings.top_k or 0
-    state["top_p"] = 1.0 if settings.top_p is None else settings.top_p
-    state["factor"] = settings.factor or 0.0
-    state["entropy_bound"] = settings.entropy_bound or 0.0
-    state["threshold"] = settings.threshold or 0.0
-    state["greedy"] = settings.greedy
-    state["inverse_temperature"] = 1.0 / (settings.temperature or 1.0)
-    penalty = np.float32(settings.repetition_penalty)
+def sampling_state(state: np.ndarray, sampling: Sampling, seed: int, index: int) -> None:
+    """Writes how tokens are drawn into a state."""
+    state["top_k"] = sampling.top_k or 0
+    state["top_p"] = 1.0 if sampling.top_p is None else sampling.top_p
+    state["greedy"] = sampling.greedy
+    state["inverse_temperature"] = 1.0 / (sampling.temperature or 1.0)
+    penalty = np.float32(sampling.repetition_penalty)
     state["penalty"], state["inverse_penalty"] = penalty, np.float32(1.0) / penalty
     state["seed_low"], state["seed_high"] = seed & 0xFFFFFFFF, seed >> 32
     state["sample_index"] = index
+
+
+def selection_state(state: np.ndarray, selection: Selection | None) -> None:
+    """Writes which positions are committed into a state."""
+    if selection is not None:
+        state["kind"], state["score_kind"] = selection.kind, selection.score
+        state["steps"], state["limit"] = selection.steps or 0, selection.limit
 
 
 def permitted_bits(

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from ..decoding import DecodingSettings
+from .rows.contract import Sampling
 
 MAX_STOPS = 7
 """Ids that may end a text."""
@@ -50,7 +50,7 @@ class Drafts(_Referable):
     """One text's drafts. Arrays are the ops' own: NumPy here, device arrays elsewhere."""
 
     canvas: Any
-    """The ops' canvas of B positions, for what draws need: settings, seed, vocabulary, banned ids,
+    """The ops' canvas of B positions, for what draws need: sampling, seed, vocabulary, banned ids,
     working memory. Of its own arrays none is used."""
     block: int
     """B."""
@@ -81,12 +81,13 @@ class DraftOps(Protocol):
         *,
         block: int,
         vocab_size: int,
-        settings: DecodingSettings,
+        sampling: Sampling,
         seed: int,
         sample_index: int,
         mask_token_id: int,
         stops: tuple[int, ...],
         banned: tuple[int, ...],
+        beta: float = 1.0,
         held: str | None = None,
     ) -> Drafts:
         """Allocates everything a text needs; nothing is allocated per step afterwards.

@@ -12,17 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import RULES, DecodingSettings
 from ..errors import EngineError
-from .compare import HEATS, MAX_TIE_SHARE, Pair, on_device, random_logits, sample_faults
+from .compare import (
+    MAX_TIE_SHARE,
+    SAMPLINGS,
+    SELECTIONS,
+    Pair,
+    on_device,
+    random_logits,
+    sample_faults,
+)
 from .compare_drafts import DraftPair, random_steps
-from .compare_transitions import TRANSITION_HEATS, TransitionPair, random_scores
+from .compare_transitions import TRANSITION_SAMPLINGS, TransitionPair, random_scores
 from .cuda_ops import CudaOps
 from .numpy_ops import NumpyOps
+from .rows.contract import Sampling
+from .unmask.contract import Score
 
 VOCABULARIES = (5, 65, 517, 4096)
 """Ragged and real: a chunk of the kernels is 64 tokens."""
-UNMASKING = tuple(name for name, rule in RULES.items() if rule.unmasks)
+_PLAIN: dict[str, Any] = {"sampling": SAMPLINGS[0], "selection": SELECTIONS[3]}
 MAX_FAULTS = 5
 """Told per kernel."""
 
@@ -75,13 +84,13 @@ def check_kernels(ops: CudaOps) -> list[dict[str, Any]]:
 
 def _sample(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
     """Every rule and heat over ragged vocabularies, some positions fixed."""
-    rules = (name for name in UNMASKING if name != "next_token")
-    for case, rule in enumerate(rules):
-        for turn, heat in enumerate(HEATS):
+    for case, selection in enumerate(SELECTIONS):
+        for turn, sampling in enumerate(SAMPLINGS):
             vocab = VOCABULARIES[(case + turn) % len(VOCABULARIES)]
             block = 9 if vocab < 1000 else 3
-            settings = DecodingSettings(rule=rule, **heat)  # pyright: ignore[reportArgumentType]
-            pair = Pair.make(settings, block=block, vocab=vocab, cuda=ops)
+            pair = Pair.make(
+                sampling=sampling, selection=selection, block=block, vocab=vocab, cuda=ops
+            )
             pair.begin([(2, 1)])
             pair.sample(random_logits(case, block, vocab, dtype, scale=(0.3, 3.0, 20.0)[turn % 3]))
             rows, ties, faults = sample_faults(pair)
@@ -90,12 +99,12 @@ def _sample(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
                 found.rows + rows,
                 found.ties + ties,
             )
-            found.faults += [f"{rule}, {heat}, V = {vocab}: {fault}" for fault in faults]
+            found.faults += [f"{selection}, {sampling}, V = {vocab}: {fault}" for fault in faults]
     _reports_a_bad_row(found, ops, dtype)
 
 
 def _reports_a_bad_row(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
-    pair = Pair.make(DecodingSettings(), block=9, vocab=90, cuda=ops)
+    pair = Pair.make(**_PLAIN, block=9, vocab=90, cuda=ops)
     pair.begin()
     logits = random_logits(1, 9, 90, dtype)
     logits[0, 4, 7] = np.nan
@@ -111,27 +120,25 @@ def _reports_a_bad_row(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
 def _transit(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
     """Both graphs and every heat, step by step to the end, some positions fixed."""
     for case, graph in enumerate(("uniform", "absorb")):
-        for turn, heat in enumerate(TRANSITION_HEATS):
+        for turn, sampling in enumerate(TRANSITION_SAMPLINGS):
             vocab = VOCABULARIES[(case + turn) % len(VOCABULARIES)]
-            settings = DecodingSettings(rule=("tweedie", "euler")[turn % 2], steps=3, **heat)
-            pair = TransitionPair.make(ops, graph, settings, block=9, vocab=vocab, fixed=(2,))
+            rule = ("tweedie", "euler")[turn % 2]
+            pair = TransitionPair.make(
+                ops, graph, sampling, rule=rule, block=9, vocab=vocab, fixed=(2,)
+            )
             for step in range(3):
                 rows, ties, faults = pair.step(random_scores(3 * turn + step, 9, vocab, dtype))
                 found.cases, found.rows = found.cases + 1, found.rows + rows
                 found.ties += ties
-                found.faults += [f"{graph}, {heat}, V = {vocab}: {fault}" for fault in faults]
+                found.faults += [f"{graph}, {sampling}, V = {vocab}: {fault}" for fault in faults]
 
 
 def _draft(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
     """Every heat and beta over some steps of a text, of which few and many drafts are kept."""
-    for turn, heat in enumerate(HEATS):
+    for turn, sampling in enumerate(SAMPLINGS):
         vocab, beta = VOCABULARIES[turn % len(VOCABULARIES)], (1.0, 0.6, 0.0)[turn % 3]
-        settings = DecodingSettings(
-            rule="draft_verify",
-            beta=beta,
-            **heat,  # pyright: ignore[reportArgumentType]
-        )
-        pair = DraftPair.make(ops, settings, block=4 if vocab < 1000 else 2, vocab=vocab)
+        block = 4 if vocab < 1000 else 2
+        pair = DraftPair.make(ops, sampling=sampling, beta=beta, block=block, vocab=vocab)
         for step in range(4):
             rows = pair.host.block if step else 1
             run = pair.step if step else pair.open
@@ -139,12 +146,12 @@ def _draft(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
             decisions, ties, faults = run(logits)
             found.cases, found.rows = found.cases + 1, found.rows + decisions
             found.ties += ties
-            found.faults += [f"{heat}, beta {beta}, V = {vocab}: {fault}" for fault in faults]
+            found.faults += [f"{sampling}, beta {beta}, V = {vocab}: {fault}" for fault in faults]
 
 
 def _begin(found: KernelCheck, ops: CudaOps) -> None:
     for block in (1, 7, 600):
-        pair = Pair.make(DecodingSettings(), block=block, vocab=90, cuda=ops)
+        pair = Pair.make(**_PLAIN, block=block, vocab=90, cuda=ops)
         pair.begin([(index, 3) for index in range(0, block - 1, 3)])
         device, host = pair.canvases
         found.cases, found.rows = found.cases + 1, found.rows + block
@@ -155,10 +162,12 @@ def _begin(found: KernelCheck, ops: CudaOps) -> None:
 
 def _commit(found: KernelCheck, ops: CudaOps) -> None:
     """Every rule to the end of a block, equal scores and ends of text among them."""
-    for rule in UNMASKING:
-        for block in (1,) if rule == "next_token" else (1, 7, 33):
+    for selection in SELECTIONS:
+        for block in (1, 7, 33):
             rng = np.random.default_rng(block)
-            pair = Pair.make(DecodingSettings(rule=rule), block=block, vocab=90, cuda=ops)
+            pair = Pair.make(
+                sampling=Sampling(), selection=selection, block=block, vocab=90, cuda=ops
+            )
             pair.begin([(index, 0) for index in range(1, block) if rng.random() < 0.1])
             device, host = pair.canvases
             for step in range(2 * block + 10):
@@ -167,7 +176,7 @@ def _commit(found: KernelCheck, ops: CudaOps) -> None:
                 found.cases, found.rows = found.cases + 1, found.rows + block
                 same = ops.commit(device, exact=True) == progress
                 if not (same and np.array_equal(ops.ids(device), host.ids[0])):
-                    found.faults.append(f"{rule}, block {block}: step {step} commits others")
+                    found.faults.append(f"{selection}, block {block}: step {step} commits others")
                     break
 
 
@@ -176,9 +185,10 @@ def _stage(ops: CudaOps, pair: Pair, rng: np.random.Generator) -> None:
     device, host = pair.canvases
     block = len(host.masked)
     scores = np.round(rng.random(block), 1).astype(np.float32)
-    host.score[:] = -scores if RULES[host.settings.rule].score == "entropy" else scores
+    assert host.selection is not None
+    host.score[:] = -scores if host.selection.score == Score.ENTROPY else scores
     host.candidate[:] = rng.integers(0, 12, size=block)
-    if RULES[host.settings.rule].chooses_first:
+    if host.selection.chooses_first:
         NumpyOps().choose(host)
     for name in ("score", "candidate", "chosen"):
         ops.device.upload(getattr(device, name), getattr(host, name))

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import DecodingSettings
 from ..noise.philox import DrawKind, uniforms
 from .base import Canvas
 from .drafts import Drafts, Verified
-from .rows import RowScratch, draw, exponentiate, highest, process, sum_chunks, truncate
+from .rows.contract import Sampling
+from .rows.host import RowScratch, draw, exponentiate, highest, process, sum_chunks, truncate
 
 
 class DraftScratch:
@@ -46,26 +46,27 @@ class NumpyDrafts:
         *,
         block: int,
         vocab_size: int,
-        settings: DecodingSettings,
+        sampling: Sampling,
         seed: int,
         sample_index: int,
         mask_token_id: int,
         stops: tuple[int, ...],
         banned: tuple[int, ...],
+        beta: float = 1.0,
         held: str | None = None,
     ) -> Drafts:
         """See DraftOps."""
         canvas = self.canvas(
             block=block,
             vocab_size=vocab_size,
-            settings=settings,
+            sampling=sampling,
+            selection=None,
             seed=seed,
             sample_index=sample_index,
             mask_token_id=mask_token_id,
             eos_token_id=-1,
             banned=banned,
         )
-        beta = 1.0 if settings.beta is None else settings.beta
         return Drafts(
             canvas=canvas,
             block=block,
@@ -74,7 +75,7 @@ class NumpyDrafts:
             ids=np.full((1, block * (1 + block)), mask_token_id, np.int32),
             start=np.zeros(1, np.int32),
             held=None if held is None else np.zeros((1, block, vocab_size), held),
-            scratch=DraftScratch(block, vocab_size, drawn=not settings.greedy, mixed=beta < 1.0),
+            scratch=DraftScratch(block, vocab_size, drawn=not sampling.greedy, mixed=beta < 1.0),
         )
 
     def begin_drafts(self, drafts: Drafts, *, start: int, position: int) -> None:
@@ -88,7 +89,7 @@ class NumpyDrafts:
         """See DraftOps."""
         logits = rows.reshape(-1, drafts.canvas.vocab_size)
         masks = None if first is None else first.reshape(-1, drafts.canvas.vocab_size)[::stride]
-        chances = _draws(drafts, DrawKind.ACCEPT) if not drafts.canvas.settings.greedy else None
+        chances = _draws(drafts, DrawKind.ACCEPT) if not drafts.canvas.sampling.greedy else None
         count, token = 0, -1
         kept = True
         while kept:
@@ -171,11 +172,11 @@ def _highest(drafts: Drafts, row: np.ndarray) -> int:
 
 def _weigh(drafts: Drafts, scratch: RowScratch, slot: int, row: np.ndarray) -> float:
     """Fills a slot with a row's weights and their chunks' sums; returns their sum."""
-    settings = drafts.canvas.settings
+    sampling = drafts.canvas.sampling
     _, top = highest(_process(drafts, scratch, row))
     weights = scratch.weights[slot]
-    exponentiate(scratch.logits, top, settings.temperature, weights)
-    truncate(weights, settings.top_k, settings.top_p)
+    exponentiate(scratch.logits, top, sampling.temperature, weights)
+    truncate(weights, sampling.top_k, sampling.top_p)
     return sum_chunks(scratch, slot)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import RULES, DecodingSettings
 from ..noise.philox import DrawKind
 from . import selection
 from .base import Canvas, Progress
 from .coming_draws import coming_draws
 from .numpy_drafts import NumpyDrafts
-from .rows import (
+from .rows.contract import Sampling
+from .rows.host import (
     RowScratch,
     draw,
     entropy,
@@ -28,6 +28,7 @@ from .rows import (
     truncate,
 )
 from .transitions import TransitionScratch, commit_transition, draw_transition
+from .unmask.contract import Kind, Score, Selection
 
 
 class _Scratch:
@@ -57,7 +58,8 @@ class NumpyOps(NumpyDrafts):
         *,
         block: int,
         vocab_size: int,
-        settings: DecodingSettings,
+        sampling: Sampling,
+        selection: Selection | None,
         seed: int,
         sample_index: int,
         mask_token_id: int,
@@ -73,7 +75,8 @@ class NumpyOps(NumpyDrafts):
         """See Ops."""
         moves = transition is not None
         return Canvas(
-            settings=settings,
+            sampling=sampling,
+            selection=selection,
             vocab_size=vocab_size,
             seed=seed,
             sample_index=sample_index,
@@ -93,7 +96,7 @@ class NumpyOps(NumpyDrafts):
             times=times,
             bias=bias,
             allowed=allowed,
-            seen=np.zeros(vocab_size, bool) if settings.repetition_penalty != 1.0 else None,
+            seen=np.zeros(vocab_size, bool) if sampling.repetition_penalty != 1.0 else None,
             scratch=_Scratch(block, vocab_size, banned, transition=moves),
         )
 
@@ -128,7 +131,8 @@ class NumpyOps(NumpyDrafts):
         if canvas.transition is not None:
             draw_transition(canvas, logits, self._draws(canvas, DrawKind.TOKEN))
             return
-        if RULES[canvas.settings.rule].chooses_first:
+        assert canvas.selection is not None
+        if canvas.selection.chooses_first:
             self.choose(canvas)
             rows = np.flatnonzero(canvas.chosen)
         else:
@@ -145,15 +149,16 @@ class NumpyOps(NumpyDrafts):
                 bias=canvas.bias,
                 allowed=None if canvas.allowed is None else canvas.allowed[row],
                 seen=seen,
-                penalty=canvas.settings.repetition_penalty,
+                penalty=canvas.sampling.repetition_penalty,
             )
             self._weigh(canvas, slot, row)
         self._draw(canvas, rows)
 
     def _weigh(self, canvas: Canvas, slot: int, row: int) -> None:
         """Makes a row's weights, its total, and its score where that needs no candidate."""
-        settings, scratch = canvas.settings, canvas.scratch.row
-        temperature = settings.temperature or 0.0
+        sampling, scratch = canvas.sampling, canvas.scratch.row
+        temperature = sampling.temperature
+        assert canvas.selection is not None
         first, top = highest(scratch.logits)
         canvas.candidate[row] = first
         # Greedy rows share one slot's memory, which then stays in the first-level cache.
@@ -161,32 +166,33 @@ class NumpyOps(NumpyDrafts):
         exponentiate(scratch.logits, top, 1.0, weights)
         total = float(np.add.reduce(weights)) if temperature != 1.0 else sum_chunks(scratch, slot)
         scratch.total[slot] = total
-        match RULES[settings.rule].score:
-            case "entropy":
+        match canvas.selection.score:
+            case Score.ENTROPY:
                 canvas.score[row] = -entropy(scratch, weights, top, total)
-            case "margin":
+            case Score.MARGIN:
                 canvas.score[row] = margin(weights, first, total)
             case _:
                 pass
-        if temperature in (0.0, 1.0) and settings.top_k is None and settings.top_p is None:
+        if temperature in (0.0, 1.0) and not sampling.truncates:
             return
         if temperature != 1.0:
             exponentiate(scratch.logits, top, temperature, weights)
-        truncate(weights, settings.top_k, settings.top_p)
+        truncate(weights, sampling.top_k, sampling.top_p)
         sum_chunks(scratch, slot)
 
     def _draw(self, canvas: Canvas, rows: np.ndarray) -> None:
         """Draws all rows' candidates, and fills what follows from them."""
-        settings, scratch = canvas.settings, canvas.scratch.row
+        sampling, scratch = canvas.sampling, canvas.scratch.row
         log_prob = -np.log(scratch.total[: len(rows)])
-        if not settings.greedy:
+        if not sampling.greedy:
             candidate = draw(scratch, self._draws(canvas, DrawKind.TOKEN)[rows])
             canvas.candidate[rows] = candidate
             # The weight is exp((logit - top) / temperature); no drawn weight is 0.
             weight = scratch.weights[np.arange(len(rows)), candidate].astype(np.float64)
-            log_prob += np.log(weight) * (settings.temperature or 0.0)
+            log_prob += np.log(weight) * sampling.temperature
         canvas.log_prob[rows] = log_prob
-        if RULES[settings.rule].score == "confidence":
+        assert canvas.selection is not None
+        if canvas.selection.score == Score.CONFIDENCE:
             canvas.score[rows] = np.exp(log_prob)
 
     def choose(self, canvas: Canvas) -> None:
@@ -195,23 +201,24 @@ class NumpyOps(NumpyDrafts):
         canvas.chosen.fill(False)
         if not len(masked):
             return
-        settings = canvas.settings
-        match settings.rule:
-            case "random":
-                count = selection.quota(canvas.num_masked_at_start, settings.steps, canvas.step)
+        rule = canvas.selection
+        assert rule is not None
+        match rule.kind:
+            case Kind.RANDOM:
+                count = selection.quota(canvas.num_masked_at_start, rule.steps, canvas.step)
                 scores = self._draws(canvas, DrawKind.SELECT)[masked]
                 accept = selection.highest(scores, count)
-            case "first_hitting":
+            case Kind.FIRST_HITTING:
                 canvas.time *= float(self._draws(canvas, DrawKind.TIME)[0]) ** (1.0 / len(masked))
                 accept = selection.one_of(
                     len(masked), float(self._draws(canvas, DrawKind.CHOICE)[0])
                 )
-            case "ancestral":
+            case Kind.ANCESTRAL:
                 last = canvas.step >= len(canvas.unmask_chance) - 1
                 chance = 1.0 if last else canvas.unmask_chance[canvas.step]
                 accept = self._draws(canvas, DrawKind.SELECT)[masked] < chance
             case _:
-                raise AssertionError(f"rule {settings.rule} does not choose first")
+                raise AssertionError(f"{rule.kind.name} does not choose first")
         canvas.chosen[masked] = accept
 
     def _draws(self, canvas: Canvas, kind: DrawKind) -> np.ndarray:

@@ -2,38 +2,37 @@
 
 Every function gets one value per masked position, in order of position, and returns which of them
 are accepted (bool, same length, at least one unless said otherwise). Equal values go to the lowest
-position. The rules themselves are defined in `decoding`.
+position. The kinds are defined in `unmask.contract`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..decoding import RULES
 from .base import Canvas
+from .unmask.contract import Kind
 
 
 def accepted(canvas: Canvas) -> np.ndarray:
     """Gives the indices that the rule of a NumPy canvas commits now."""
-    settings = canvas.settings
-    if RULES[settings.rule].chooses_first:
+    rule = canvas.selection
+    assert rule is not None
+    if rule.chooses_first:
         return np.flatnonzero(canvas.chosen)
     masked = np.flatnonzero(canvas.masked)
     scores = canvas.score[masked]
-    match settings.rule:
-        case "threshold":
-            accept = threshold(scores, settings.threshold or 0.0)
-        case "factor":
-            accept = factor(scores, settings.factor or 0.0)
-        case "entropy_bound":
-            accept = entropy_bound(scores, settings.entropy_bound or 0.0)
-        case "low_confidence" | "entropy" | "margin":
-            count = quota(canvas.num_masked_at_start, settings.steps, canvas.step)
+    match rule.kind:
+        case Kind.THRESHOLD:
+            accept = threshold(scores, rule.limit)
+        case Kind.FACTOR:
+            accept = factor(scores, rule.limit)
+        case Kind.ENTROPY_BOUND:
+            accept = entropy_bound(scores, rule.limit)
+        case Kind.QUOTA:
+            count = quota(canvas.num_masked_at_start, rule.steps, canvas.step)
             accept = highest(scores, count)
-        case "next_token":
-            accept = highest(scores, 1)
         case _:
-            raise AssertionError(f"rule {settings.rule} chooses first")
+            raise AssertionError(f"{rule.kind.name} chooses first")
     return masked[accept]
 
 

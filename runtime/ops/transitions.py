@@ -13,10 +13,10 @@ from math import inf
 
 import numpy as np
 
-from ..decoding import DecodingSettings
 from ..errors import EngineError
 from .base import CHUNK, Canvas
-from .rows import locate, truncate
+from .rows.contract import Sampling
+from .rows.host import locate, truncate
 
 GROUP_ELEMENTS = 1 << 16
 """Weights worked on at a time: 256 KiB. On an EPYC core, V = 8,192, a step takes 4.4 ms for 256
@@ -99,22 +99,22 @@ class TransitionScratch:
         np.maximum(rows, np.float32(0.0), out=rows)
         return self.total(count)
 
-    def draw(self, slots: np.ndarray, shares: np.ndarray, settings: DecodingSettings) -> np.ndarray:
+    def draw(self, slots: np.ndarray, shares: np.ndarray, sampling: Sampling) -> np.ndarray:
         """Draws an id from each of some slots: (n,) int64."""
-        temperature = settings.temperature or 0.0
+        temperature = sampling.temperature
         if temperature == 0.0:
             return self.weights[slots].argmax(axis=1)
-        if temperature != 1.0 or settings.top_k is not None or settings.top_p is not None:
+        if temperature != 1.0 or sampling.truncates:
             for slot in slots.tolist():
-                self._sharpen(slot, temperature, settings)
+                self._sharpen(slot, temperature, sampling)
         return locate(self.chunks, self.sums, slots, shares)
 
-    def _sharpen(self, slot: int, temperature: float, settings: DecodingSettings) -> None:
+    def _sharpen(self, slot: int, temperature: float, sampling: Sampling) -> None:
         weights = self.weights[slot]
         np.multiply(weights, np.float32(1.0) / weights.max(), out=weights)
         if temperature != 1.0:
             np.power(weights, np.float32(1.0 / temperature), out=weights)
-        truncate(weights, settings.top_k, settings.top_p)
+        truncate(weights, sampling.top_k, sampling.top_p)
         np.add.reduce(self.chunks[slot], axis=1, out=self.sums[slot])
 
 
@@ -125,7 +125,7 @@ def transit(
     ids: np.ndarray | None,
     step: np.ndarray,
     uniforms: np.ndarray,
-    settings: DecodingSettings,
+    sampling: Sampling,
     *,
     bias: np.ndarray | None = None,
     allowed: np.ndarray | None = None,
@@ -139,7 +139,7 @@ def transit(
         ids: (n,) the tokens there; None: MASK, which is banned.
         step: (5,) row of `transition.transition_table`.
         uniforms: (n,) float64.
-        settings: Temperature, top-k and top-p.
+        sampling: Temperature, top-k and top-p.
         bias: (V,) float32, or None.
         allowed: (block, ceil(V / 32)) uint32, or None.
 
@@ -150,7 +150,7 @@ def transit(
         EngineError: NaN or overflow in a row, or nothing that it could do.
     """
     moving, tokens = _transit(
-        scratch, log_score, rows, ids, step, uniforms, settings, bias=bias, allowed=allowed
+        scratch, log_score, rows, ids, step, uniforms, sampling, bias=bias, allowed=allowed
     )
     moved = np.zeros(len(rows), bool)
     moved[moving] = True
@@ -164,7 +164,7 @@ def _transit(
     ids: np.ndarray | None,
     step: np.ndarray,
     uniforms: np.ndarray,
-    settings: DecodingSettings,
+    sampling: Sampling,
     *,
     bias: np.ndarray | None,
     allowed: np.ndarray | None,
@@ -179,7 +179,7 @@ def _transit(
             total = scratch.total(len(rows[part]))
             moving, slots, shares = _movers(scratch, total, step, uniforms[part])
         if len(moving):
-            found.append((begin + moving, scratch.draw(slots, shares, settings)))
+            found.append((begin + moving, scratch.draw(slots, shares, sampling)))
     if not found:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if len(found) == 1:
@@ -240,7 +240,7 @@ def draw_transition(canvas: Canvas, log_score: np.ndarray, uniforms: np.ndarray)
         None if canvas.mask_token_id in canvas.banned else canvas.ids[0, rows],
         canvas.transition[canvas.step],
         uniforms[rows],
-        canvas.settings,
+        canvas.sampling,
         bias=canvas.bias,
         allowed=canvas.allowed,
     )

@@ -133,7 +133,8 @@ def test_endless_ops_ban_the_end_of_text() -> None:
     canvas = EndlessOps().canvas(
         block=4,
         vocab_size=8,
-        settings=DecodingSettings(),
+        sampling=DecodingSettings().sampling,
+        selection=DecodingSettings().selection,
         seed=0,
         sample_index=0,
         mask_token_id=1,

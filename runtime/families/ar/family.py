@@ -60,7 +60,8 @@ class CausalRule(TextRule):
         self._canvas = ops.canvas(
             block=1,
             vocab_size=manifest.vocab_size,
-            settings=settings,
+            sampling=settings.sampling,
+            selection=settings.selection,
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=_NO_MASK,

@@ -74,7 +74,8 @@ class ScoreRule(CanvasRule):
         self._canvas = ops.canvas(
             block=self._block,
             vocab_size=manifest.vocab_size,
-            settings=settings,
+            sampling=settings.sampling,
+            selection=settings.selection,
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask if self._absorbs else -1,

@@ -91,12 +91,13 @@ class DraftRule(TextRule):
         self._drafts = ops.drafts(
             block=block,
             vocab_size=manifest.vocab_size,
-            settings=settings,
+            sampling=settings.sampling,
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask,
             stops=(manifest.eos_token_id, *request.end_ids),
             banned=undrawable_ids(manifest, request),
+            beta=1.0 if settings.beta is None else settings.beta,
             held=self._heads.logit_type if self._mixed else None,
         )
         self._layouts = {"prefill": causal_layout(self._rows), "verify": draft_layout(block)}

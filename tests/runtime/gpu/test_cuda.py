@@ -24,7 +24,7 @@ from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from emulation.libcuda import OK, Bindings, Pycuda, Status, images
-from emulation.pairs import Pair, compare_samples, on_device, random_logits
+from emulation.pairs import compare_samples, make_pair, on_device, random_logits
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_kernels_run_and_steps_are_captured_and_replayed(bindings):
     device = ReplayingDevice(CudaDevice())
     ops = CudaOps(device, run_ahead=False)
     settings = DecodingSettings(rule="low_confidence", temperature=1.0)
-    pair = Pair.make(settings, block=6, vocab=90, cuda=ops)
+    pair = make_pair(settings, block=6, vocab=90, cuda=ops)
     source = random_logits(1, 6, 90)
     logits = on_device(ops, source)
     for position in (0, 6, 12):

@@ -4,23 +4,18 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.gpu.compile import compile_kernels
-from dlm_edge.runtime.ops.cuda_ops import KERNELS
-from dlm_edge.runtime.ops.cuda_state import POINTERS, RULE_CODES, SCORE_CODES, STATE
+from dlm_edge.runtime.ops.cuda_drafts import DRAFT_STATE
+from dlm_edge.runtime.ops.cuda_state import KERNELS, STATE
+from dlm_edge.runtime.ops.drafts import MAX_STOPS
+from dlm_edge.runtime.ops.unmask.contract import Kind, Score
+from emulation.device import HEADER
 
 ARCHITECTURES = ((8, 7), (9, 0))
 SOURCES = sorted(path.stem for path in KERNELS.glob("*.cu"))
-ENUM_OF_RULE = {
-    "low_confidence": "HIGHEST",
-    "entropy": "HIGHEST",
-    "margin": "HIGHEST",
-    "next_token": "HIGHEST",
-    "draft_verify": "HIGHEST",
-    "tweedie": "TRANSITION",
-    "euler": "TRANSITION",
-}
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES, ids=str)
@@ -59,29 +54,35 @@ def test_nvrtc_compiles_every_kernel_once_and_finds_it_again(name):
     assert compile_kernels(KERNELS / f"{name}.cu", (8, 7)) == image
 
 
-def members(text):
-    body = re.search(r"struct Canvas \{(.*?)\n\};", text, re.DOTALL)
-    assert body is not None
-    lines = [line.split("//")[0].strip() for line in body[1].strip().split("\n")]
-    return [re.fullmatch(r"(.*?)(\w+);", line).groups() for line in lines]  # pyright: ignore
+def test_the_host_reads_the_layout_of_a_state_from_its_header():
+    assert STATE["ids"] == np.uint64
+    assert STATE["limit"] == np.float64
+    assert STATE["seed_low"] == np.uint32
+    assert STATE["inverse_temperature"] == np.float32
+    assert STATE["num_kept"] == np.int32
+    assert DRAFT_STATE["stops"].shape == (MAX_STOPS,)
+    assert DRAFT_STATE["weights"] == np.uint64
 
 
-def test_the_host_writes_the_state_as_the_kernels_read_it():
-    kinds = {"double": "float64", "int": "int32", "unsigned": "uint32", "float": "float32"}
-    found = members((KERNELS / "canvas.cuh").read_text("utf-8"))
-    assert [name for _, name in found] == list(STATE.names or ())
-    for kind, name in found:
-        if name in POINTERS:
-            assert kind.strip().endswith("*")
-        else:
-            assert STATE[name].name == kinds[kind.strip()], name
-    assert STATE.itemsize == 23 * 8 + 30 * 4
+def test_a_layout_is_that_of_a_compiler(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ here to compile the structures with")
+    structures = {"Canvas": ("canvas.cuh", STATE), "Drafts": ("drafts.cuh", DRAFT_STATE)}
+    for name, (header, layout) in structures.items():
+        checks = [f"static_assert(sizeof({name}) == {layout.itemsize});"]
+        for member, (_, offset) in (layout.fields or {}).items():
+            checks.append(f"static_assert(__builtin_offsetof({name}, {member}) == {offset});")
+        source = tmp_path / f"{name}.cpp"
+        source.write_text(f'#include "{KERNELS / header}"\n' + "\n".join(checks), "utf-8")
+        done = subprocess.run(
+            ["g++", "-std=c++17", "-fsyntax-only", "-include", HEADER, source],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
 
 
-def test_rules_and_scores_have_one_number_on_both_sides():
+@pytest.mark.parametrize(("prefix", "codes"), [("KIND_", Kind), ("SCORE_", Score)])
+def test_kinds_and_scores_have_one_number_on_both_sides(prefix, codes):
     text = (KERNELS / "canvas.cuh").read_text("utf-8")
-    for prefix, codes in (("RULE_", RULE_CODES), ("SCORE_", SCORE_CODES)):
-        numbers = dict(re.findall(rf"{prefix}(\w+) = (\d+)", text))
-        for name, code in codes.items():
-            assert int(numbers[ENUM_OF_RULE.get(name, name.upper()) if prefix == "RULE_"
-                               else name.upper()]) == code  # fmt: skip
+    found = {name: int(code) for name, code in re.findall(rf"{prefix}(\w+) = (\d+)", text)}
+    assert found == {code.name: code.value for code in codes}

@@ -1,7 +1,5 @@
 """Drafts by the kernels against NumpyOps: single steps, captured steps, the whole loop."""
 
-import re
-
 import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
@@ -9,10 +7,10 @@ from dlm_edge.runtime.errors import ConfigError, EngineError
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.compare_drafts import DraftPair, random_steps
-from dlm_edge.runtime.ops.cuda_drafts import DRAFT_STATE, POINTERS
-from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
+from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.drafts import MAX_STOPS
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.rows.contract import Sampling
 from draft_engines import DraftEngines, Model, draft_manifest, draft_request
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
@@ -20,7 +18,8 @@ from emulation.pairs import HEATS, MAX_TIE_SHARE, on_device
 
 
 def settings(**fields):
-    return DecodingSettings(rule="draft_verify", **fields)
+    chosen = DecodingSettings(rule="draft_verify", **fields)
+    return {"sampling": chosen.sampling, "beta": chosen.beta}
 
 
 @pytest.mark.parametrize("heat", HEATS, ids=str)
@@ -30,7 +29,7 @@ def test_steps_are_those_of_numpy(cuda, heat, beta):
     kept = set()
     for case, (block, vocab) in enumerate([(1, 5), (2, 63), (5, 65), (8, 200), (3, 517)]):
         dtype = (np.float32, np.float16)[case % 2]
-        pair = DraftPair.make(cuda, settings(beta=beta, **heat), block=block, vocab=vocab)
+        pair = DraftPair.make(cuda, **settings(beta=beta, **heat), block=block, vocab=vocab)
         for step in range(5):
             run, rows = (pair.step, block) if step and block > 1 else (pair.open, 1)
             noise = (0.0, 0.3, 1.0)[step % 3]
@@ -47,7 +46,7 @@ def test_no_result_depends_on_the_order_of_threads():
     for down in (False, True):
         ops = CudaOps(EmulatedDevice(downwards=down))
         for heat in HEATS:
-            pair = DraftPair.make(ops, settings(beta=0.8, **heat), block=4, vocab=300)
+            pair = DraftPair.make(ops, **settings(beta=0.8, **heat), block=4, vocab=300)
             pair.open(random_steps(1, pair.host, 1))
             pair.step(random_steps(2, pair.host, 4))
             found.append((ops.verified(pair.device), ops.draft_ids(pair.device)))
@@ -56,7 +55,7 @@ def test_no_result_depends_on_the_order_of_threads():
 
 
 def test_a_full_cache_takes_what_it_has_room_for(cuda):
-    pair = DraftPair.make(cuda, settings(), block=5, vocab=90)
+    pair = DraftPair.make(cuda, **settings(), block=5, vocab=90)
     pair.open(random_steps(1, pair.host, 1, noise=0.0))
     for ops, drafts in ((cuda, pair.device), (NumpyOps(), pair.host)):
         ops.begin_drafts(drafts, start=38, position=7)
@@ -77,7 +76,7 @@ def verify(ops, logits, drafts):
 @pytest.mark.parametrize("heat", [{}, {"temperature": 1.0}], ids=str)
 def test_a_row_that_is_not_finite_is_reported_if_it_is_reached(cuda, heat):
     for ops in (cuda, NumpyOps()):
-        pair = DraftPair.make(cuda, settings(**heat), block=4, vocab=90)
+        pair = DraftPair.make(cuda, **settings(**heat), block=4, vocab=90)
         pair.open(random_steps(1, pair.host, 1, noise=0.0))
         drafts = pair.device if ops is cuda else pair.host
         logits = random_steps(1, pair.host, 4, noise=0.0)
@@ -88,7 +87,7 @@ def test_a_row_that_is_not_finite_is_reported_if_it_is_reached(cuda, heat):
         ops.begin_drafts(drafts, start=6, position=6)  # which forgets it
         logits[0, 1, 50] = 0.0
         assert verify(ops, on_device(cuda, logits) if ops is cuda else logits, drafts).num_kept > 0
-    pair = DraftPair.make(cuda, settings(**heat), block=4, vocab=90)
+    pair = DraftPair.make(cuda, **settings(**heat), block=4, vocab=90)
     pair.open(random_steps(1, pair.host, 1, noise=0.0))
     logits = random_steps(1, pair.host, 4, noise=0.0)
     logits[0, 0] = -30.0
@@ -101,7 +100,7 @@ def test_a_row_that_is_not_finite_is_reported_if_it_is_reached(cuda, heat):
 @pytest.mark.parametrize("heat", [{}, {"temperature": 1.0}], ids=str)
 def test_a_masks_row_that_is_not_finite_is_reported_if_it_is_drafted_from(cuda, heat):
     for ops in (cuda, NumpyOps()):
-        pair = DraftPair.make(cuda, settings(**heat), block=4, vocab=90)
+        pair = DraftPair.make(cuda, **settings(**heat), block=4, vocab=90)
         pair.open(random_steps(1, pair.host, 1, noise=0.0))
         drafts = pair.device if ops is cuda else pair.host
         logits = random_steps(1, pair.host, 4, noise=0.0)
@@ -127,7 +126,7 @@ def test_a_masks_row_that_is_not_finite_is_reported_if_it_is_drafted_from(cuda, 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_rows_that_threads_read_in_several_turns_have_the_sums_of_numpy(cuda, temperature, dtype):
     """At a temperature and untruncated, so that sums come with the maximum, which changes."""
-    pair = DraftPair.make(cuda, settings(temperature=temperature), block=3, vocab=9001)
+    pair = DraftPair.make(cuda, **settings(temperature=temperature), block=3, vocab=9001)
     kept = set()
     for step in range(4):
         run, rows = (pair.step, 3) if step else (pair.open, 1)
@@ -139,7 +138,7 @@ def test_rows_that_threads_read_in_several_turns_have_the_sums_of_numpy(cuda, te
 @pytest.mark.parametrize("heat", [heat for heat in HEATS if heat.get("temperature")], ids=str)
 def test_where_a_rejected_draft_leaves_nothing_the_row_itself_is_drawn_from(cuda, heat):
     """The same distribution on both sides, and a draft that neither would have drawn."""
-    pair = DraftPair.make(cuda, settings(**heat), block=3, vocab=90)
+    pair = DraftPair.make(cuda, **settings(**heat), block=3, vocab=90)
     pair.open(random_steps(1, pair.host, 1, noise=0.0))
     pair.host.ids[0, 1] = 88
     cuda.device.upload(pair.device.ids, pair.host.ids)
@@ -149,7 +148,7 @@ def test_where_a_rejected_draft_leaves_nothing_the_row_itself_is_drawn_from(cuda
 
 def test_what_a_rejected_draft_leaves_is_found_wherever_it_stands(cuda):
     """In the first turn of one thread alone."""
-    pair = DraftPair.make(cuda, settings(temperature=1.0), block=3, vocab=9001)
+    pair = DraftPair.make(cuda, **settings(temperature=1.0), block=3, vocab=9001)
     pair.open(random_steps(1, pair.host, 1, noise=0.0))
     pair.host.ids[0, 1] = 8999
     cuda.device.upload(pair.device.ids, pair.host.ids)
@@ -162,36 +161,16 @@ def test_what_a_rejected_draft_leaves_is_found_wherever_it_stands(cuda):
 def test_more_stops_than_kernels_look_at_are_refused(cuda):
     with pytest.raises(ConfigError, match="end a text"):
         cuda.drafts(
-            block=2, vocab_size=90, settings=settings(), seed=1, sample_index=0,
+            block=2, vocab_size=90, sampling=Sampling(), seed=1, sample_index=0,
             mask_token_id=89, stops=tuple(range(MAX_STOPS + 1)), banned=(89,),
         )  # fmt: skip
-
-
-def test_the_host_writes_the_state_as_the_kernels_read_it():
-    text = (KERNELS / "drafts.cuh").read_text("utf-8")
-    body = re.search(r"struct Drafts \{(.*?)\n\};", text, re.DOTALL)
-    assert body is not None
-    kinds = {"int": "int32", "float": "float32"}
-    found = [
-        re.fullmatch(r"(.*?)(\w+)(\[\w+\])?;", line.split("//")[0].strip())
-        for line in body[1].strip().split("\n")
-    ]
-    assert [match[2] for match in found if match] == list(DRAFT_STATE.names or ())
-    for match in found:
-        assert match is not None
-        if match[2] in POINTERS:
-            assert match[1].strip().endswith("*")
-        else:
-            assert DRAFT_STATE[match[2]].base.name == kinds[match[1].strip()]
-    assert f"MAX_STOPS = {MAX_STOPS};" in text
-    assert DRAFT_STATE.itemsize == 9 * 8 + 7 * 4 + 4 * MAX_STOPS
 
 
 def test_steps_are_captured_once_and_replayed_whatever_they_keep():
     inner = EmulatedDevice()
     device = ReplayingDevice(inner)
     cuda = CudaOps(device)
-    pair = DraftPair.make(cuda, settings(temperature=1.0), block=3, vocab=120)
+    pair = DraftPair.make(cuda, **settings(temperature=1.0), block=3, vocab=120)
     pair.open(random_steps(1, pair.host, 1))
     drafts = pair.device
     logits = device.empty((1, 12, 120), np.float32)

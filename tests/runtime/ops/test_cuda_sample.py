@@ -12,6 +12,7 @@ from emulation.pairs import (
     MAX_TIE_SHARE,
     Pair,
     compare_samples,
+    make_pair,
     on_device,
     random_logits,
 )
@@ -24,7 +25,7 @@ def test_draws_are_bit_equal(cuda, tmp_path):
     kernel = device.kernels(source, NAMES)["uniforms"]
     settings = DecodingSettings(rule="low_confidence", steps=1)
     for seed in (0, 5, 2**32 - 1, 2**64 - 1):
-        pair = Pair.make(settings, block=4, vocab=70, cuda=cuda, seed=seed)
+        pair = make_pair(settings, block=4, vocab=70, cuda=cuda, seed=seed)
         pair.begin(position=2**20 + seed % 7)
         canvas = pair.canvases[0]
         for step in range(3):
@@ -48,7 +49,7 @@ def test_one_changed_constant_of_philox_is_noticed(tmp_path):
 
     def compare(kernels):
         ops = CudaOps(EmulatedDevice(), run_ahead=False, kernels=kernels)
-        pair = Pair.make(DecodingSettings(temperature=1.0), block=8, vocab=300, cuda=ops)
+        pair = make_pair(DecodingSettings(temperature=1.0), block=8, vocab=300, cuda=ops)
         pair.begin()
         pair.sample(random_logits(1, 8, 300))
         return compare_samples(pair)
@@ -69,7 +70,7 @@ def test_samples_are_those_of_numpy(cuda, heat, dtype):
         vocab = int(rng.choice([5, 63, 64, 65, 128, 200, 517, 1000]))
         block = int(rng.integers(1, 20))
         settings = DecodingSettings(rule=rule, **heat)
-        pair = Pair.make(settings, block=block, vocab=vocab, cuda=cuda)
+        pair = make_pair(settings, block=block, vocab=vocab, cuda=cuda)
         fixed = np.flatnonzero(rng.random(block) < 0.3)
         pair.begin([(index, 1) for index in fixed])
         logits = random_logits(case, block, vocab, dtype, scale=(0.3, 3.0, 20.0)[case % 3])
@@ -89,7 +90,7 @@ def test_samples_of_a_real_vocabulary_are_those_of_numpy(cuda, rule, heat):
     drawn = tied = 0
     for seed, vocab in enumerate((8192, 12345)):
         settings = DecodingSettings(rule=rule, **heat)
-        pair = Pair.make(settings, block=4, vocab=vocab, cuda=cuda)
+        pair = make_pair(settings, block=4, vocab=vocab, cuda=cuda)
         pair.begin()
         pair.sample(random_logits(seed, 4, vocab, np.float16))
         rows, ties = compare_samples(pair)
@@ -104,7 +105,7 @@ def test_bias_penalty_bans_and_allowed_bits_are_those_of_numpy(cuda):
     bias = rng.normal(size=vocab).astype(np.float32)
     for heat in ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 9}):
         settings = DecodingSettings(rule="threshold", repetition_penalty=1.7, **heat)
-        pair = Pair.make(settings, block=block, vocab=vocab, cuda=cuda, bias=bias, allowed=allowed)
+        pair = make_pair(settings, block=block, vocab=vocab, cuda=cuda, bias=bias, allowed=allowed)
         for ops, canvas in zip((cuda, NumpyOps()), pair.canvases, strict=True):
             ops.mark_seen(canvas, np.arange(3, 80, 3, dtype=np.int32))
         pair.begin()
@@ -128,7 +129,7 @@ def test_statistics_do_not_depend_on_which_thread_reads_what(cuda, rule):
         logits[0, row, first], logits[0, row, second] = 8.0, 7.5
     logits[0, -2] = np.linspace(-3, 9, vocab)
     logits[0, -1] = np.linspace(9, -3, vocab)
-    pair = Pair.make(DecodingSettings(rule=rule), block=len(pairs) + 2, vocab=vocab, cuda=cuda)
+    pair = make_pair(DecodingSettings(rule=rule), block=len(pairs) + 2, vocab=vocab, cuda=cuda)
     pair.begin()
     pair.sample(logits)
     assert compare_samples(pair) == (len(pairs) + 2, 0)
@@ -139,7 +140,7 @@ def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
     steps = {"steps": 5} if rule != "first_hitting" else {}
     settings = DecodingSettings(rule=rule, **steps)
     for seed in range(5):
-        pair = Pair.make(
+        pair = make_pair(
             settings, block=33, vocab=66, cuda=cuda, seed=seed,
             unmask_chance=np.array([0.1, 0.5, 0.0, 0.9, 0.2]),
         )  # fmt: skip
@@ -153,7 +154,7 @@ def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
 
 
 def test_values_at_banned_ids_are_never_looked_at(cuda):
-    pair = Pair.make(DecodingSettings(temperature=1.0), block=5, vocab=202, cuda=cuda)
+    pair = make_pair(DecodingSettings(temperature=1.0), block=5, vocab=202, cuda=cuda)
     pair.begin()
     logits = random_logits(1, 5, 202)
     logits[..., 200] = np.nan
@@ -165,7 +166,7 @@ def test_values_at_banned_ids_are_never_looked_at(cuda):
 def test_rows_with_one_finite_logit_take_it(cuda):
     for heat in HEATS:
         settings = DecodingSettings(rule="entropy", **heat)
-        pair = Pair.make(settings, block=5, vocab=202, cuda=cuda)
+        pair = make_pair(settings, block=5, vocab=202, cuda=cuda)
         pair.begin()
         logits = np.full((1, 5, 202), -np.inf, np.float32)
         logits[0, np.arange(5), [0, 63, 64, 130, 199]] = 7.0
@@ -209,7 +210,7 @@ def test_what_top_k_and_top_p_keep_does_not_depend_on_where_they_look_first(cuda
     drawn = tied = 0
     for vocab, dtype in ((3073, np.float16), (4099, np.float32), (12345, np.float16)):
         settings = DecodingSettings(rule="threshold", **{"temperature": 1.0, **heat})
-        pair = Pair.make(settings, block=2, vocab=vocab, cuda=cuda)
+        pair = make_pair(settings, block=2, vocab=vocab, cuda=cuda)
         pair.begin()
         pair.sample(rows_of(kind, vocab).astype(dtype))
         rows, ties = compare_samples(pair)
@@ -222,7 +223,7 @@ def test_what_top_k_and_top_p_keep_does_not_depend_on_where_they_look_first(cuda
 def test_of_equal_weights_the_lowest_ids_are_kept_to_the_last_one(cuda, share):
     """The kept ones of 4,096: drawn often enough, their highest id is the last that may be."""
     settings = DecodingSettings(rule="threshold", temperature=1.0, top_p=share)
-    pair = Pair.make(settings, block=64, vocab=4098, cuda=cuda)  # the last two are banned
+    pair = make_pair(settings, block=64, vocab=4098, cuda=cuda)  # the last two are banned
     pair.begin()
     pair.sample(np.zeros((1, 64, 4098), np.float32))
     assert compare_samples(pair)[1] <= 1
@@ -236,7 +237,7 @@ def sample_many(cuda, row, block, **heat) -> Pair:
     """Draws so often from one row, of which the last two ids are banned, that a wrong cut shows."""
     row = np.concatenate([row, [0, 0]]).astype(np.float32)
     settings = DecodingSettings(rule="threshold", **heat)
-    pair = Pair.make(settings, block=block, vocab=row.size, cuda=cuda)
+    pair = make_pair(settings, block=block, vocab=row.size, cuda=cuda)
     pair.begin()
     pair.sample(np.broadcast_to(row, (1, block, row.size)))
     rows, ties = compare_samples(pair)

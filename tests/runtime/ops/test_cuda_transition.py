@@ -10,31 +10,31 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.compare_transitions import (
-    TRANSITION_HEATS,
+    TRANSITION_SAMPLINGS,
     TransitionPair,
     random_scores,
 )
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.rows.contract import Sampling
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
 from emulation.pairs import MAX_TIE_SHARE, on_device
 from score_engines import ScoreEngines, score_manifest
 
 GRAPHS = ("uniform", "absorb")
-HEATS = TRANSITION_HEATS
+PLAIN = Sampling(temperature=1.0)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("heat", HEATS, ids=str)
-def test_steps_are_those_of_numpy(cuda, graph, heat):
+@pytest.mark.parametrize("sampling", TRANSITION_SAMPLINGS, ids=str)
+def test_steps_are_those_of_numpy(cuda, graph, sampling):
     drawn = tied = 0
     for case, vocab in enumerate((5, 63, 64, 65, 200, 1000)):
         rule = ("tweedie", "euler")[case % 2]
-        settings = DecodingSettings(rule=rule, steps=3, **heat)
         block = (1, 17, 8)[case % 3]
         pair = TransitionPair.make(
-            cuda, graph, settings, block=block, vocab=vocab, fixed=(0, 5)[: block - 1]
+            cuda, graph, sampling, rule=rule, block=block, vocab=vocab, fixed=(0, 5)[: block - 1]
         )
         for step in range(3):
             dtype = (np.float32, np.float16)[case % 2]
@@ -55,7 +55,7 @@ def test_bias_and_allowed_bits_are_those_of_numpy(cuda):
     block, vocab = 9, 145
     allowed = rng.integers(0, 2**32, size=(block, 5), dtype=np.uint32)
     pair = TransitionPair.make(
-        cuda, "uniform", DecodingSettings(rule="tweedie", steps=3), block=block, vocab=vocab,
+        cuda, "uniform", PLAIN, block=block, vocab=vocab,
         allowed=allowed, bias=rng.normal(size=vocab).astype(np.float32),
     )  # fmt: skip
     for step in range(3):
@@ -65,8 +65,8 @@ def test_bias_and_allowed_bits_are_those_of_numpy(cuda):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 100.0])
 @pytest.mark.parametrize("heat", [{}, {"top_k": 3}], ids=str)
 def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, heat):
-    settings = DecodingSettings(rule="tweedie", steps=3, **heat)
-    pair = TransitionPair.make(cuda, "uniform", settings, block=5, vocab=202, fixed=(4,))
+    sampling = Sampling(temperature=1.0, **heat)
+    pair = TransitionPair.make(cuda, "uniform", sampling, block=5, vocab=202, fixed=(4,))
     scores = random_scores(1, 5, 202)
     scores[0, 4] = value  # fixed, so not read
     scores[0, :, 201] = value  # no state, so not read
@@ -85,12 +85,11 @@ def test_no_result_depends_on_the_order_of_threads():
     found = []
     for down in (False, True):
         ops = CudaOps(EmulatedDevice(downwards=down), run_ahead=False)
-        for heat in HEATS:
-            settings = DecodingSettings(rule="tweedie", steps=3, **heat)
-            pair = TransitionPair.make(ops, "uniform", settings, block=9, vocab=700)
+        for sampling in TRANSITION_SAMPLINGS:
+            pair = TransitionPair.make(ops, "uniform", sampling, block=9, vocab=700)
             pair.step(random_scores(2, 9, 700))
             found.append(ops.ids(pair.device).tolist())
-    half = len(HEATS)
+    half = len(TRANSITION_SAMPLINGS)
     assert found[:half] == found[half:]
 
 
@@ -99,8 +98,9 @@ def test_steps_are_captured_once_and_replayed_with_the_noise_of_each(graph):
     inner = EmulatedDevice()
     device = ReplayingDevice(inner)
     cuda = CudaOps(device, run_ahead=False)
-    settings = DecodingSettings(rule="tweedie", steps=6)
-    one, other = (TransitionPair.make(cuda, graph, settings, block=9, vocab=120) for _ in range(2))
+    one, other = (
+        TransitionPair.make(cuda, graph, PLAIN, steps=6, block=9, vocab=120) for _ in range(2)
+    )
     # So unlikely to move that a masked canvas, too, is not done before its last step.
     scores = random_scores(1, 9, 120) - np.float32(8 if graph == "absorb" else 0)
     source, target = on_device(cuda, scores), device.empty((1, 9, 120), np.float32)

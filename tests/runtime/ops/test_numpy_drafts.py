@@ -21,7 +21,7 @@ def found(index, p, q, heat):
     ops = NumpyOps()
     settings = DecodingSettings(rule="draft_verify", temperature=heat)
     drafts = ops.drafts(
-        block=2, vocab_size=VOCAB, settings=settings, seed=7, sample_index=index,
+        block=2, vocab_size=VOCAB, sampling=settings.sampling, seed=7, sample_index=index,
         mask_token_id=VOCAB - 1, stops=(), banned=(VOCAB - 1,),
     )  # fmt: skip
     ops.begin_drafts(drafts, start=0, position=0)

@@ -13,8 +13,8 @@ BLOCK_RULES = FAMILIES["mdlm"].rules
 
 def make_canvas(settings, *, block=BLOCK, seed=3, steps=6, **fields):
     return NumpyOps().canvas(
-        block=block, vocab_size=V, settings=settings, seed=seed, sample_index=0,
-        mask_token_id=MASK, eos_token_id=EOS, banned=(PAD, MASK),
+        block=block, vocab_size=V, sampling=settings.sampling, selection=settings.selection,
+        seed=seed, sample_index=0, mask_token_id=MASK, eos_token_id=EOS, banned=(PAD, MASK),
         unmask_chance=1 / np.arange(steps, 0, -1), **fields,
     )  # fmt: skip
 

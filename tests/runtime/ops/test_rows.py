@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import EngineError
-from dlm_edge.runtime.ops.rows import (
+from dlm_edge.runtime.ops.rows.host import (
     FEW_ROWS,
     RowScratch,
     draw,

@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
 from dlm_edge.runtime.noise.transition import analytic_step, euler_step, probabilities
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.rows.contract import Sampling
 from dlm_edge.runtime.ops.transitions import TransitionScratch, transit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,44 +21,44 @@ STEPS = {
     "unmask": lambda k: analytic_step("absorb", k, 0.2, 0.0),
     "euler": lambda k: euler_step("uniform", k, 1.0, 0.1),
 }
-PLAIN = DecodingSettings(rule="tweedie")
+PLAIN = Sampling(temperature=1.0)
 
 
-def expected_token(p, x, uniform, settings):
+def expected_token(p, x, uniform, sampling):
     """The inverse distribution function: ids but x in order, staying behind them."""
     leave = np.delete(p, x)
     ids = np.delete(np.arange(len(p)), x)
     mass = leave.sum()
     if uniform >= mass:
         return x, abs(uniform - mass)
-    share = sharpened(leave, settings)
+    share = sharpened(leave, sampling)
     ends = np.cumsum(share)
     index = int(np.searchsorted(ends, uniform / mass, side="right"))
     edges = np.abs(ends - uniform / mass).min()
     return ids[min(index, len(ids) - 1)], min(edges, abs(uniform - mass))
 
 
-def sharpened(p, settings):
+def sharpened(p, sampling):
     """Temperature, top-k and top-p by definition, in float64."""
-    if settings.temperature == 0:
+    if sampling.temperature == 0:
         return (np.arange(len(p)) == p.argmax()).astype(float)
-    weights = (p / p.max()) ** (1 / settings.temperature)
+    weights = (p / p.max()) ** (1 / sampling.temperature)
     order = np.argsort(-weights, kind="stable")
-    kept = order[: settings.top_k]
-    if settings.top_p is not None:
+    kept = order[: sampling.top_k]
+    if sampling.top_p is not None:
         running = np.cumsum(weights[kept])
-        kept = kept[: int(np.searchsorted(running, settings.top_p * running[-1])) + 1]
+        kept = kept[: int(np.searchsorted(running, sampling.top_p * running[-1])) + 1]
     out = np.zeros(len(p))
     out[kept] = weights[kept]
     return out / out.sum()
 
 
-def compare(log_score, ids, step, settings, rows, draws, banned=(), **fields):
+def compare(log_score, ids, step, sampling, rows, draws, banned=(), **fields):
     """Every row's draw against its definition; returns how many lay at a boundary."""
     block, vocab = log_score.shape
     scratch = TransitionScratch(block, vocab, banned)
     moved, tokens = transit(
-        scratch, log_score, rows, ids[rows], step, draws[rows], settings, **fields
+        scratch, log_score, rows, ids[rows], step, draws[rows], sampling, **fields
     )
     found = ids[rows].copy()
     found[moved] = tokens
@@ -67,7 +67,7 @@ def compare(log_score, ids, step, settings, rows, draws, banned=(), **fields):
     p = probabilities(log_score[rows].astype(np.float64), ids[rows], step, states)
     ties = 0
     for index, row in enumerate(rows):
-        wanted, distance = expected_token(p[index], ids[row], draws[row], settings)
+        wanted, distance = expected_token(p[index], ids[row], draws[row], sampling)
         if found[index] != wanted:
             assert distance < 1e-5
             ties += 1
@@ -93,13 +93,13 @@ def test_draws_are_the_inverse_of_the_distribution(name, heat):
             ids[:] = vocab - 1
         log_score[np.arange(block), ids] = 0
         rows = np.flatnonzero(rng.random(block) < (1.0, 0.6)[seed % 2])
-        settings = DecodingSettings(rule="tweedie", **heat)
+        sampling = Sampling(**{"temperature": 1.0, **heat})
         draws = rng.random(block)
         banned = (vocab - 1,) if seed % 2 else ()
         if name in ("absorb", "unmask"):
             banned = (vocab - 1,)
         num_states = vocab - len(banned)
-        ties += compare(log_score, ids, STEPS[name](num_states), settings, rows, draws, banned)
+        ties += compare(log_score, ids, STEPS[name](num_states), sampling, rows, draws, banned)
         count += len(rows)
     assert ties <= 0.005 * count
 
@@ -187,7 +187,7 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
     table = np.stack([analytic_step(graph, 49, *pair) for pair in pairwise(sigmas)])
     ops = NumpyOps()
     canvas = ops.canvas(
-        block=block, vocab_size=vocab, settings=DecodingSettings(rule="tweedie", steps=steps),
+        block=block, vocab_size=vocab, sampling=Sampling(temperature=1.0), selection=None,
         seed=3, sample_index=1, mask_token_id=mask, eos_token_id=-1, banned=(49,),
         transition=table,
     )  # fmt: skip

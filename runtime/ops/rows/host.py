@@ -12,8 +12,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from ..errors import EngineError
-from .base import CHUNK
+from ...errors import EngineError
+from ..base import CHUNK
 
 FEW_ROWS = 6
 """Up to so many rows are located one by one, with the same sums: on an EPYC core, after a graph run

@@ -1,0 +1,1 @@
+"""Primitive `rows`: statistics of rows of logits, and draws from them."""

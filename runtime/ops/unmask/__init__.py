@@ -1,0 +1,1 @@
+"""Primitive `unmask`: which masked positions a step commits."""
