@@ -76,7 +76,8 @@ def steps_of(
     sessions: Mapping[str, Any], shape: Mapping[str, Any], block: int
 ) -> dict[str, Callable[[], Any]]:
     """The step in both forms, and token by token in both, behind half a context."""
-    from ..runtime.families.tidar.layout import causal_layout, draft_layout, draft_rows
+    from ..runtime.families.layout import causal_layout
+    from ..runtime.families.tidar.layout import draft_layout, draft_rows
 
     rng = np.random.default_rng(0)
     caches = next(item for item in sessions["step"].get_inputs() if item.name == "kv")

@@ -3,10 +3,8 @@
 The toy enters through the two seams alone, and every figure of it has a closed form.
 """
 
-import ast
 import inspect
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,17 +199,3 @@ def test_the_toy_goes_from_text_to_tokens_through_the_two_seams_alone(toy, tmp_p
     rows = torch.log_softmax(table, dim=1)[ids[:-1]]
     expected = -rows.gather(1, torch.tensor(ids[1:, None], dtype=torch.long)).mean().item()
     assert figures.nats_per_token == pytest.approx(expected, rel=1e-5)
-
-
-def test_no_code_outside_the_seams_decides_by_a_family_name():
-    root = Path(__file__).resolve().parents[1]
-    found = []
-    for folder in ("runtime", "train", "calibration", "export", "jetson"):
-        for path in (root / folder).rglob("*.py"):
-            if "families" not in path.parts:
-                for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                    if isinstance(node, (ast.Compare, ast.MatchValue)):
-                        words = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
-                        if set(words) & set(desktop.FAMILIES):
-                            found.append(f"{path.relative_to(root)}:{node.lineno}")
-    assert found == []

@@ -183,6 +183,47 @@ def test_backends_are_named_by_their_owners_alone(backend):
     )
 
 
+def family_of(module: str) -> str | None:
+    """Gives the family whose folder a module is in: `mdlm` for `train.families.mdlm.family`."""
+    parts = module.split(".")
+    if len(parts) < 3 or parts[1] != "families":
+        return None
+    folder = ROOT.joinpath(*parts[:3])
+    return parts[2] if folder.is_dir() else None
+
+
+FAMILIES = {name for module in MODULES if (name := family_of(module))}
+
+
+def test_only_the_tables_and_the_family_itself_import_from_a_family_folder():
+    tables = ("runtime.families", "train.families")
+    known = {"export.auto.offers"}  # goes with the device family's answers about its blocks
+    assert not offences(
+        lambda i: (
+            family_of(i.target) not in (None, family_of(i.importer))
+            and i.importer not in {*tables, *known}
+        )
+    )
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """Gives the identities of the nodes that are documentation or stand-alone strings."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if family_of(name) is None])
+def test_no_module_outside_a_family_folder_holds_its_name(name):
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    skipped = docstrings(tree)
+    found = [
+        f"{name}:{node.lineno} {node.value!r}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and id(node) not in skipped and node.value in FAMILIES
+    ]
+    allowed = {"train.cli_options": 1, "train.families": 4}  # a default; the table
+    assert len(found) <= allowed.get(name, 0), found
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_no_import_hides_in_a_string(name):
     calls = [

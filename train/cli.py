@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import fields
@@ -76,12 +77,12 @@ def main(
 
 def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainConfig:
     """Makes the settings of a run; a resumed one takes what was not given from its folder."""
-    from .config import TrainConfig, load_settings
+    from .config import SETTINGS, TrainConfig, load_settings
 
     out = given["out"]
     if out is None:
         raise ConfigError("--out is missing; give the folder the checkpoint goes to")
-    saved = Path(out) / "train.json"
+    saved = Path(out) / SETTINGS
     explicit = {
         name
         for name in given
@@ -131,7 +132,9 @@ def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     """Does what `--max-steps 0` asks for."""
     if given["init"] is None or given["out"] is None:
         raise ConfigError("--max-steps 0 only converts: give --init (what) and --out (where)")
-    if (Path(given["out"]) / "train.json").exists():
+    from .config import SETTINGS
+
+    if (Path(given["out"]) / SETTINGS).exists():
         raise ConfigError(f"{given['out']} already holds a run; give another --out")
     from .checkpoints.convert import convert
 
@@ -170,8 +173,16 @@ def _print_summary(summary: dict[str, Any]) -> None:
         )
     path = summary["checkpoint"]
     click.echo(f"checkpoint: {path}")
+    best = min((item["nats_per_token"] for item in summary["held_out"].values()), default=0.0)
     if summary["status"] == "interrupted":
         click.echo(f"next: dlm-train --resume --out {path}")
+    elif best >= (guess := summary.get("frequency_nats", math.inf)):
+        click.echo(
+            "the model has learnt nothing yet: a guess by token frequency alone has perplexity "
+            f"{math.exp(guess):.2f}\n"
+            f"next: train longer (dlm-train --resume --out {path} with a larger --max-steps or "
+            "--max-minutes), or with another --lr"
+        )
     else:
         click.echo(f"next: dlm-export {path} --target cpu -o model.dlm")
 

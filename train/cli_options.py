@@ -156,8 +156,8 @@ GROUPS = (
         _o(
             "--max-minutes",
             type=float,
-            help="Wall-clock minutes; the learning rate anneals to meet "
-            "them, so resuming is then not bit-identical.",
+            help="Wall-clock minutes over all resumptions, evaluation and saving included; the "
+            "learning rate anneals to meet them, so resuming is then not bit-identical.",
         ),
         _o("--batch-size", type=int, default=32, help="Sequences of a step, over all devices."),
         _o("--accumulate", type=int, default=1, help="Passes per step on each device."),
@@ -193,7 +193,12 @@ GROUPS = (
         _o("--beta1", type=float, default=0.9, help="AdamW."),
         _o("--beta2", type=float, default=0.95, help="AdamW."),
         _o("--weight-decay", type=float, default=0.1, help="On matrices."),
-        _o("--warmup-steps", type=int, default=100, help="Steps of linear rise."),
+        _o(
+            "--warmup-steps",
+            type=int,
+            default=100,
+            help="Steps of linear rise; a tenth of the run at most.",
+        ),
         _o("--min-lr-ratio", type=float, default=0.1, help="Final over peak learning rate."),
         _o("--clip-norm", type=float, default=1.0, help="Largest gradient norm; 0: no clipping."),
         _o("--ema", type=float, default=0.9999, help="Decay of the weights' average; 0: none."),
@@ -253,6 +258,16 @@ GROUPS = (
     ),
 )
 """Heading, then its options: names and click's settings."""
+
+
+def option_of(name: str) -> str:
+    """Returns the option that sets a setting of TrainConfig or of a family: "--block-size"."""
+    for _, *declared in GROUPS:
+        for names, _settings in declared:
+            given = click.Option(names)
+            if given.name == name:
+                return given.opts[0]
+    return "--" + name.replace("_", "-")
 
 
 def training_options(function: _Function) -> _Function:

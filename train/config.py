@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CheckpointError, ConfigError
+from .cli_options import option_of
 from .files import write_text
 
 PRECISIONS: Mapping[str, str] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -16,7 +17,61 @@ PRECISIONS: Mapping[str, str] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 LOGS = ("tensorboard", "wandb", "none")
+SETTINGS = "train.json"
+"""File of a run's folder that holds its settings."""
+
 DEFAULT_CONTEXT = 256
+
+FIXED, SAME_TOKENS, FROM_HERE = "fixed", "same tokens", "from here on"
+ON_RESUME: Mapping[str, str] = {
+    "family": FIXED,
+    "options": FIXED,
+    "context": FIXED,
+    "batch_size": FIXED,
+    "seed": FIXED,
+    "init": FIXED,
+    "optimizer": FIXED,
+    "lora": FIXED,
+    "lora_scale": FIXED,
+    "eval_rows": FIXED,
+    "data": SAME_TOKENS,
+    "valid": SAME_TOKENS,
+    "valid_percent": SAME_TOKENS,
+    "text_field": SAME_TOKENS,
+    "tokenizer": SAME_TOKENS,
+    "vocab_size": SAME_TOKENS,
+    "max_steps": FROM_HERE,
+    "max_minutes": FROM_HERE,
+    "lr": FROM_HERE,
+    "adamw_lr": FROM_HERE,
+    "beta1": FROM_HERE,
+    "beta2": FROM_HERE,
+    "weight_decay": FROM_HERE,
+    "warmup_steps": FROM_HERE,
+    "min_lr_ratio": FROM_HERE,
+    "clip_norm": FROM_HERE,
+    "ema": FROM_HERE,
+    "precision": FROM_HERE,
+    "accelerator": FROM_HERE,
+    "devices": FROM_HERE,
+    "strategy": FROM_HERE,
+    "accumulate": FROM_HERE,
+    "compile": FROM_HERE,
+    "recompute": FROM_HERE,
+    "eval_every": FROM_HERE,
+    "patience": FROM_HERE,
+    "save_every": FROM_HERE,
+    "save_minutes": FROM_HERE,
+    "log": FROM_HERE,
+    "out": FROM_HERE,
+    "cache_dir": FROM_HERE,
+}
+"""What `--resume` does with a setting of another value.
+
+"fixed": part of what the run is; refused. "same tokens": may be given anew, if the same token ids
+come of it. "from here on": applies to the steps that follow.
+"""
+
 DEFAULT_STEPS = 5000
 """Length of a run that gives neither steps nor minutes."""
 
@@ -54,7 +109,7 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimiser steps of the run."""
     max_minutes: float | None = None
-    """Wall-clock minutes of training; the learning rate anneals to meet them."""
+    """Wall-clock minutes of training, evaluation and saving included, over all resumptions."""
     seed: int = 0
     """Of weights, batches and noise."""
     optimizer: str = "muon"
@@ -186,6 +241,39 @@ class TrainConfig:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes the resolved settings."""
     write_text(path, json.dumps(config.to_json(), indent=2) + "\n")
+
+
+def changed_settings(kept: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Compares the settings of a resumed run with those that it was started with.
+
+    Args:
+        kept: what `load_settings` gave.
+        config: what the run goes on with.
+
+    Returns:
+        The settings that change from here on: "--lr 0.001 (before: 0.003)".
+
+    Raises:
+        ConfigError: A setting that is part of what the run is has another value.
+    """
+    new = config.to_json()
+    options = {name: kept["options"].get(name) for name in config.options}
+    pairs = [(name, kept.get(name), new[name]) for name in ON_RESUME if name != "options"]
+    pairs += [(name, options[name], value) for name, value in config.options.items()]
+    later = []
+    for name, before, now in pairs:
+        rule = ON_RESUME.get(name, FIXED)
+        if before == now or rule == SAME_TOKENS or name in ("out", "cache_dir"):
+            continue
+        option = option_of(name)
+        if rule == FIXED:
+            raise ConfigError(
+                f"--resume: the run in {config.out} has {option} {before}, not {now}; leave it "
+                f"out, or start a new run from these weights: --init {config.out} with another "
+                "--out"
+            )
+        later.append(f"{option} {now} (before: {before})")
+    return later
 
 
 def load_settings(path: Path) -> dict[str, Any]:

@@ -249,7 +249,7 @@ package = importlib.util.module_from_spec(spec)
 sys.modules["dlm_edge"] = package
 spec.loader.exec_module(package)
 import dlm_edge.runtime.pipeline
-from dlm_edge.jetson.host_probe import Prober
+from dlm_edge.jetson.forecast.host_probe import Prober
 from dlm_edge.runtime.process import peak_rss_mib
 Prober(threads).chain("Add", (1, 8), 4, (1, 8))
 print(peak_rss_mib())

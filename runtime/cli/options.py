@@ -93,6 +93,10 @@ def with_rule(settings: Mapping[str, Any], bundle_rule: str) -> dict[str, Any]:
     return found
 
 
+_WEIGHTS = (".safetensors", ".gguf", ".onnx", ".bin", ".pt", ".pth")
+"""Endings of files that hold weights."""
+
+
 def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None]:
     """Tells bundle and prompt apart: what ends in `.dlm` is always a bundle, never a prompt.
 
@@ -111,7 +115,27 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None
             f"found {len(prompts)} prompts ({', '.join(map(repr, prompts))[:60]}); "
             "put the whole prompt in quotes"
         )
+    for prompt in prompts:
+        _refuse_path(prompt)
     return (Path(bundles[0]) if bundles else None, prompts[0] if prompts else None)
+
+
+def _refuse_path(prompt: str) -> None:
+    """Raises ConfigError for a prompt that is a path, or looks like one."""
+    path = Path(prompt)
+    try:
+        there = bool(prompt) and path.exists()
+    except (OSError, ValueError):
+        return  # too long for a path, or with a null character: a text
+    one_word = not any(map(str.isspace, prompt))
+    looks = one_word and ("/" in prompt or path.suffix.lower() in _WEIGHTS)
+    if not there and not looks:
+        return
+    found = "is a folder" if path.is_dir() else "is a file" if there else "looks like a path"
+    raise ConfigError(
+        f"{prompt!r} {found}, not a prompt: dlm-run opens bundles (*.dlm), which dlm-export makes "
+        "from a checkpoint; give a text like this one with --prompt-file"
+    )
 
 
 def parse_gap_tokens(text: str) -> tuple[int, ...]:

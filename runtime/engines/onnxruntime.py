@@ -11,6 +11,7 @@ shapes share.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,12 @@ def is_foreign_int8(manifest: Manifest) -> bool:
 
 
 def import_backend() -> Any:
-    """Returns the onnxruntime module; EngineError naming the extra if it is not installed."""
+    """Returns the onnxruntime module; EngineError naming the extra if it is not installed.
+
+    ONNX Runtime 1.29 and later send telemetry unless this variable is set before the import; a
+    value that the user has set stays.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

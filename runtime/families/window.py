@@ -14,7 +14,7 @@ from ..bundle.manifest import GraphSpec, Manifest
 from ..engines.base import Engine
 from ..errors import ConfigError
 from ..ops.base import Ops
-from .tidar.layout import Layout, causal_layout
+from .layout import Layout, causal_layout
 
 
 def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple[int, ...]]:

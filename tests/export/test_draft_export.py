@@ -13,8 +13,9 @@ from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families.layout import causal_layout
 from dlm_edge.runtime.families.tidar.family import contexts_by_draft
-from dlm_edge.runtime.families.tidar.layout import causal_layout, draft_rows
+from dlm_edge.runtime.families.tidar.layout import draft_rows
 from dlm_edge.runtime.families.window import choose_block
 from dlm_edge.runtime.measure.check import check_bundle
 from dlm_edge.runtime.pipeline import Pipeline

@@ -30,7 +30,7 @@ sys.path.insert(0, {tests!r})
 import conftest, torch
 torch.set_num_threads(1)
 from dlm_edge.train.cli import main
-from dlm_edge.train.progress import Progress
+from dlm_edge.train.loop.progress import Progress
 shown = Progress.update
 def update(self, step, loss, *rest, **named):
     if not self._quiet:

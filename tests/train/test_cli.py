@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
-from dlm_edge.train.cli import main
+from dlm_edge.train.cli import _print_summary, main
 from dlm_edge.train.cli_options import GroupedOption
 from dlm_edge.train.config import TrainConfig
 
@@ -67,7 +68,26 @@ def test_training_prints_the_bound_the_path_and_the_next_command(
     assert lines[0].startswith("finished after 3 steps, 192 tokens")
     assert any(line.startswith("held out, block full: ") and "perplexity" in line for line in lines)
     assert f"checkpoint: {out}" in lines
-    assert lines[-1].startswith(f"next: dlm-export {out}")
+    assert lines[-2].startswith("the model has learnt nothing yet: a guess by token frequency")
+    assert lines[-1].startswith(f"next: train longer (dlm-train --resume --out {out}")
+
+
+def test_a_model_that_learnt_is_followed_by_the_export(capsys):
+    held = {"nats_per_token": 1.0, "perplexity": 2.7, "half_width": None}
+    summary = {"status": "finished", "steps": 0, "checkpoint": "run", "held_out": {"full": held}}
+    _print_summary({**summary, "frequency_nats": 1.5})
+    assert capsys.readouterr().out.endswith("next: dlm-export run --target cpu -o model.dlm\n")
+
+
+def test_a_start_that_failed_leaves_no_run_behind(
+    stories: Path, cache: Path, tmp_path: Path, monkeypatch
+):
+    given = ["--data", str(stories), "--out", str(tmp_path / "run"), *QUICK, "--max-steps", "1"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    failed = run(cache, *given, "--log", "wandb")
+    assert failed.exit_code == 2
+    assert "dlm-edge[wandb]" in failed.stderr
+    assert run(cache, *given).exit_code == 0
 
 
 def test_json_is_one_object_and_nothing_else(stories: Path, cache: Path, tmp_path: Path):

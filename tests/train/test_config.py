@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
-from dlm_edge.train.config import DEFAULT_STEPS, TrainConfig, load_settings, save_config
+from dlm_edge.train.config import DEFAULT_STEPS, ON_RESUME, TrainConfig, load_settings, save_config
 
 
 def config(**changes) -> TrainConfig:
@@ -50,3 +51,7 @@ def test_damaged_or_foreign_settings_are_refused(tmp_path: Path, text: str):
     path.write_text(text)
     with pytest.raises(CheckpointError, match="start a new run"):
         load_settings(path)
+
+
+def test_every_setting_says_what_happens_when_it_changes_on_resume():
+    assert set(ON_RESUME) == {item.name for item in fields(TrainConfig)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
+_SHAPED_BY = ("format_version", "source_sha256", "tokenizer_sha256", "valid_percent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class TokenStream:
     starts: np.ndarray
     """(D,) int64, ascending: positions of the `<eos>` before each document."""
     sha256: str
-    """Of the text and tokenizer it came from."""
+    """Of the text, tokenizer and split that it came from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +123,7 @@ def _shard(
         "tokenizer_sha256": tokenizer_sha256(serialized),
         "valid_percent": percent,
     }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    folder = cache / "shards" / key[:32]
+    folder = cache / "shards" / _sha256(facts)[:32]
     remove_unfinished(cache / "shards")
     if not folder.is_dir():
         with new_folder(folder) as beside:
@@ -130,6 +131,12 @@ def _shard(
             index = {**facts, **counts, "files": [str(p) for p in source.files], "hub": source.hub}
             (beside / "index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     return folder
+
+
+def _sha256(facts: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 (hex) of what shaped a shard; further keys are left out."""
+    shaped = {name: facts[name] for name in _SHAPED_BY}
+    return hashlib.sha256(json.dumps(shaped, sort_keys=True).encode()).hexdigest()
 
 
 def _write_parts(
@@ -189,7 +196,7 @@ def _open(folder: Path, name: str) -> TokenStream:
         starts = _map(folder / f"{name}.offsets", "<i8", documents_)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: damaged token shard ({error}); delete this folder") from error
-    return TokenStream(tokens=tokens, starts=starts, sha256=index["source_sha256"])
+    return TokenStream(tokens=tokens, starts=starts, sha256=_sha256(index))
 
 
 def _map(path: Path, dtype: str, size: int) -> np.ndarray:

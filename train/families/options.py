@@ -1,9 +1,11 @@
-"""What all families' configurations share: special ids, and how options become config.json."""
+"""What the families' configurations share: special ids, trained block sizes, config.json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from ...runtime.errors import ConfigError
 from ..nn.config import resolve_model
@@ -27,7 +29,9 @@ MODEL_OPTIONS = (
 SPECIAL_OPTIONS = ("eos_token_id", "mask_token_id", "pad_token_id")
 
 
-def check_options(family: str, options: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
+def check_options(
+    family: str, options: Mapping[str, Any], own: Iterable[str], *, needs_mask: bool = False
+) -> dict[str, Any]:
     """Drops None values and refuses unknown names; raises ConfigError."""
     known = {*MODEL_OPTIONS, *SPECIAL_OPTIONS, *own}
     given = {name: value for name, value in options.items() if value is not None}
@@ -36,7 +40,12 @@ def check_options(family: str, options: Mapping[str, Any], own: Iterable[str]) -
         raise ConfigError(
             f"family {family} takes no option {unknown[0]!r}; it takes {', '.join(sorted(known))}"
         )
-    for name in ("vocab_size", "context", "eos_token_id"):
+    for name in (
+        "vocab_size",
+        "context",
+        "eos_token_id",
+        *(["mask_token_id"] if needs_mask else []),
+    ):
         if name not in given:
             raise ConfigError(f"family {family} needs the option {name}")
     for name in SPECIAL_OPTIONS:
@@ -59,3 +68,52 @@ def common_config(
         "vocab_size": model.vocab_size,
         **{name: given.get(name) for name in SPECIAL_OPTIONS},
     }
+
+
+def forbidden_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Tokens that are never predicted: mask and padding."""
+    ids = (config["mask_token_id"], config["pad_token_id"])
+    return tuple(sorted({token for token in ids if token is not None} - {config["eos_token_id"]}))
+
+
+def parse_block_sizes(text: str | Sequence[int | str], context: int) -> tuple[int, ...]:
+    """Reads "16,32,full" (full = context); raises ConfigError unless each divides the context."""
+    parts = text.split(",") if isinstance(text, str) else list(text)
+    sizes: list[int] = []
+    for part in parts:
+        word = str(part).strip()
+        if word != "full" and not word.isdecimal():
+            raise ConfigError(f"block size {word!r} must be a positive integer or 'full'")
+        size = context if word == "full" else int(word)
+        if size < 1 or context % size:
+            raise ConfigError(f"block size {size} must divide the context of {context} positions")
+        if size not in sizes:
+            sizes.append(size)
+    return tuple(sizes)
+
+
+def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[float, ...]]:
+    """Splits "16:1,32:2,full" into sizes and weights; no weights at all give an empty tuple.
+
+    Raises:
+        ConfigError: A weight is no number.
+    """
+    parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
+    pairs = [part.strip().partition(":") for part in parts]
+    words = [word for word, _, _ in pairs]
+    if not any(colon for _, colon, _ in pairs):
+        return words, ()
+    if len(set(words)) < len(words):
+        raise ConfigError(f"block sizes with weights must differ: {','.join(parts)!r}")
+    try:
+        return words, tuple(float(weight) if colon else 1.0 for _, colon, weight in pairs)
+    except ValueError:
+        raise ConfigError(
+            f"block size weights must be numbers, as in 16:1,32:2: {text!r}"
+        ) from None
+
+
+def draw_size(sizes: Sequence[int], weights: Sequence[float], generator: torch.Generator) -> int:
+    """Draws a batch's size from those trained, by `split_weights`' weights; none: all alike."""
+    shares = torch.tensor(weights or [1.0] * len(sizes), dtype=torch.float64)
+    return sizes[int(torch.multinomial(shares, 1, generator=generator))]

@@ -1,8 +1,8 @@
 """Which static shapes a graph is offered at: a family's choice, given what a user asked for.
 
 Each `ExportGraph` carries a function from the sizes asked for to its shapes, so that exporter and
-evaluation know no family. The two kinds there are so far stand here: a block step over a cache,
-and a whole canvas that has none.
+evaluation know no family. Two kinds are here: a block step over a cache, and a whole canvas without
+one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...runtime.errors import ConfigError
-from ...runtime.families.tidar.layout import draft_rows
 
 WHOLE_CANVAS = "full"
 """How options call the block size that is the whole canvas."""
@@ -43,7 +42,8 @@ def default_block(shapes: Iterable[Shape]) -> int | None:
     return max(own, default=None) if any(shape.double for shape in listed) else None
 
 
-def _check(option: str, sizes: Iterable[int], max_position: int) -> None:
+def check_sizes(option: str, sizes: Iterable[int], max_position: int) -> None:
+    """Raises ConfigError for sizes that are not positions the model was trained for."""
     for size in sizes:
         if not 1 <= size <= max_position:
             raise ConfigError(
@@ -86,8 +86,8 @@ def cached_shapes(
         untrained = {min(PREFILL_BLOCK, max_position)} if causal else set()
         sizes = {size for size in trained if 1 < size < max_position} or untrained
     rows = set(contexts) or {max(max_position // 2, 1), max_position}
-    _check("--block", sizes, max_position)
-    _check("--context", rows, max_position)
+    check_sizes("--block", sizes, max_position)
+    check_sizes("--context", rows, max_position)
     sizes |= {CAUSAL_BLOCK} if causal else set()
     doubles = set() if causal else {2 * size for size in sizes if 2 * size <= max_position} - sizes
     shapes = {
@@ -126,75 +126,5 @@ def canvas_shapes(
             "and give the lengths of the canvas with --block"
         )
     lengths = {max_position if size == WHOLE_CANVAS else int(size) for size in blocks or trained}
-    _check("--block", lengths, max_position)
+    check_sizes("--block", lengths, max_position)
     return tuple(Shape(block=length, context=0) for length in sorted(lengths))
-
-
-def draft_blocks(
-    blocks: Sequence[int | str], *, trained: Sequence[int], max_position: int
-) -> tuple[int, ...]:
-    """Gives the draft lengths on offer: those asked for, else those trained on that fit.
-
-    Raises:
-        ConfigError: A run of that many drafts and their proposals has more rows than the model has
-            positions.
-    """
-    if WHOLE_CANVAS in blocks:
-        raise ConfigError(
-            f"--block {WHOLE_CANVAS} is the whole canvas of a model that sees both sides; here it "
-            "is the number of tokens drafted at a time: give 4, 8 or 12"
-        )
-    fitting = tuple(size for size in trained if draft_rows(size) <= max_position)
-    sizes = {size for size in blocks if isinstance(size, int)} or set(fitting)
-    _check("--block", sizes, max_position)
-    for size in sorted(sizes):
-        if draft_rows(size) > max_position:
-            raise ConfigError(
-                f"--block {size} makes runs of {draft_rows(size)} rows, more than the "
-                f"{max_position} positions that the checkpoint was trained for; draft fewer tokens"
-            )
-    if not sizes:
-        raise ConfigError(
-            f"none of the draft lengths that the checkpoint was trained on fits its {max_position} "
-            "positions: name a smaller --block"
-        )
-    return tuple(sorted(sizes))
-
-
-def draft_shapes(
-    blocks: Sequence[int | str],
-    contexts: Sequence[int],
-    *,
-    trained: Sequence[int],
-    max_position: int,
-) -> tuple[Shape, ...]:
-    """Lists the shapes of a draft-and-verify step, smallest first: B (1 + B) rows for each draft
-    length B, and one row for token by token.
-
-    Args:
-        blocks: Draft lengths asked for; empty: those trained on.
-        contexts: As `cached_shapes` takes them.
-        trained: Draft lengths the checkpoint was trained on.
-        max_position: Positions it was trained for.
-
-    Raises:
-        ConfigError: A size is out of range.
-    """
-    sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
-    rows = set(contexts) or {max(max_position // 2, 1), max_position}
-    _check("--context", rows, max_position)
-    counts = sorted({CAUSAL_BLOCK, *(draft_rows(size) for size in sizes)})
-    return tuple(Shape(block=count, context=size) for size in sorted(rows) for count in counts)
-
-
-def head_shapes(
-    blocks: Sequence[int | str],
-    contexts: Sequence[int],
-    *,
-    trained: Sequence[int],
-    max_position: int,
-) -> tuple[Shape, ...]:
-    """Lists the shapes of the head of such a step: one row, and as many as are drafted."""
-    del contexts  # a head sees none
-    sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
-    return tuple(Shape(block=size, context=0) for size in sorted({CAUSAL_BLOCK, *sizes}))

@@ -18,6 +18,8 @@ EVAL_SEED = 20_011
 
 Z_95 = 1.96
 
+_COUNTED_TOKENS = 10_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -90,6 +92,19 @@ def _estimate(nats: torch.Tensor, scored: int) -> Estimate:
         half_width=None if spread is None else Z_95 * spread / math.sqrt(len(nats)),
         num_tokens=len(nats) * scored,
     )
+
+
+def frequency_nats(train: np.ndarray, rows: np.ndarray) -> float:
+    """Returns the nats per token of a guess by token frequency: what a model that learnt beats.
+
+    Args:
+        train: (N,) token ids of the training text, of which a first part is counted.
+        rows: (R, L) int64 held-out sequences, whose first tokens are given.
+    """
+    scored = rows[:, 1:]
+    counts = np.bincount(train[:_COUNTED_TOKENS], minlength=int(rows.max()) + 1)
+    # One more of each, so that a token which the training text lacks costs something finite.
+    return float(np.log((counts.sum() + len(counts)) / (counts[scored] + 1)).mean())
 
 
 def mean_nats(figures: Mapping[str, Estimate]) -> float:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,11 +31,19 @@ from .progress import Curves, Progress
 from .sharding import part_like, parts_of_optimizer, whole
 from .standing import DivergedError, Hooks, Standing
 
+_Value = TypeVar("_Value")
+
 _NOISE, _DROPOUT = 7, 8
 """Names of the random streams."""
 
 EVAL_BATCH = 32
 """Sequences of a forward pass in evaluation."""
+
+EVAL_SHARE = 0.2
+"""Share of `max_minutes` that one evaluation may take; more held-out sequences are left out."""
+
+FEW_STEPS = 50
+"""Steps from which hardly any model learns."""
 
 
 class Loop:
@@ -68,6 +76,8 @@ class Loop:
         self.model_config, self.batches, self.held_out = model_config, batches, held_out
         self.lora = lora
         self.standing = Standing()
+        self._reserve_s = 0.0
+        """Seconds of `max_minutes` that are kept for the last evaluation and save."""
         if config.compile:
             _compile(module)
         self.module = module
@@ -94,6 +104,9 @@ class Loop:
         begun, before = time.monotonic(), standing.elapsed_s
         last_save = begun
         evaluated = -1
+        first = standing.step
+        if config.max_minutes and self.progress() < 1:
+            self._plan_evaluation(config.max_minutes, progress)
         self.model.train()
         while True:
             standing.elapsed_s = before + time.monotonic() - begun
@@ -103,6 +116,8 @@ class Loop:
             started, loss, norm = time.monotonic(), *self._step()
             standing.elapsed_s = before + time.monotonic() - begun
             self._report(progress, curves, loss, norm, time.monotonic() - started)
+            if config.max_minutes and standing.step == first + 1:
+                self._say_how_many_steps(config.max_minutes, time.monotonic() - started, progress)
             if config.eval_every and standing.step % config.eval_every == 0:
                 evaluated = standing.step
                 self._evaluate(hooks, progress, curves)
@@ -111,11 +126,12 @@ class Loop:
                     return "early stop"
             due = config.save_every and standing.step % config.save_every == 0
             late = config.save_minutes and time.monotonic() - last_save > 60 * config.save_minutes
-            if due or self._agree_on(bool(late)):
+            if due or self._agreed(bool(late)):
                 self._save(hooks)
                 last_save = time.monotonic()
         if not stop and evaluated != standing.step:
             self._evaluate(hooks, progress, curves)
+        standing.elapsed_s = before + time.monotonic() - begun
         self._save(hooks)
         return "interrupted" if stop else "finished"
 
@@ -125,8 +141,35 @@ class Loop:
         if self.config.num_steps:
             share = self.standing.step / self.config.num_steps
         if self.config.max_minutes:
-            share = max(share, self.standing.elapsed_s / (60 * self.config.max_minutes))
-        return share
+            seconds = 60 * self.config.max_minutes - self._reserve_s
+            share = max(share, self.standing.elapsed_s / max(seconds, 1e-9))
+        return min(share, 1.0)
+
+    def _plan_evaluation(self, minutes: float, progress: Progress) -> None:
+        """Keeps time for the last evaluation, of fewer sequences if all take too long."""
+        started = time.monotonic()
+        self.measure(self.held_out[:1])
+        row_s = self._agreed(time.monotonic() - started)
+        fits = max(2, int(EVAL_SHARE * 60 * minutes / max(row_s, 1e-9)))
+        if fits < len(self.held_out):
+            progress.say(
+                f"evaluation: {fits} of {len(self.held_out)} held-out sequences, at "
+                f"{row_s:.1f} s each, to keep to --max-minutes {minutes:g}"
+            )
+            chosen = np.linspace(0, len(self.held_out) - 1, fits).astype(np.int64)
+            self.held_out = self.held_out[chosen]
+        self._reserve_s = min(row_s * len(self.held_out), EVAL_SHARE * 60 * minutes)
+
+    def _say_how_many_steps(self, minutes: float, step_s: float, progress: Progress) -> None:
+        """Warns, once a step was timed, of a run that is too short to learn anything."""
+        left_s = 60 * minutes - self._reserve_s - self.standing.elapsed_s
+        steps = self.standing.step + max(0, int(left_s / max(step_s, 1e-9)))
+        if steps < FEW_STEPS:
+            progress.say(
+                f"a step takes {step_s:.1f} s: --max-minutes {minutes:g} ends after about {steps} "
+                f"steps, too few to learn from; give more minutes, a smaller --batch-size (now "
+                f"{self.config.batch_size}), --context (now {self.config.context}) or --size"
+            )
 
     def _step(self) -> tuple[float, float]:
         """Does one optimiser step; returns its loss in nats per token and gradient norm."""
@@ -199,7 +242,9 @@ class Loop:
     def _evaluate(self, hooks: Hooks, progress: Progress, curves: Curves) -> None:
         standing = self.standing
         with self._weights_to_use():
-            figures = self.measure()
+            started = time.monotonic()
+            figures = self.measure(self.held_out)
+            self._reserve_s = self._agreed(time.monotonic() - started)
             mean = mean_nats(figures)
             if not math.isfinite(mean):
                 raise DivergedError(f"the held-out loss became {mean} at step {standing.step}")
@@ -213,14 +258,14 @@ class Loop:
         best = " (best)" if standing.stale == 0 else ""
         progress.say(f"held out at step {standing.step}, nats/token: {shown}{best}")
 
-    def measure(self) -> dict[str, Estimate]:
-        """Evaluates the weights that the model holds now."""
+    def measure(self, rows: np.ndarray) -> dict[str, Estimate]:
+        """Evaluates the weights that the model holds now on sequences, (R, L) int64."""
         with self.fabric.autocast():
             return measure(
                 self.family,
                 self.module,
                 self.model_config,
-                self.held_out,
+                rows,
                 batch_size=EVAL_BATCH,
                 device=self.fabric.device,
             )
@@ -252,9 +297,10 @@ class Loop:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continues where `state` was taken; raises CheckpointError if it does not fit."""
-        peaks = [group["peak_lr"] for group in self.optimizer.param_groups]
-        if (self.ema is None) != (state["ema"] is None):
-            raise CheckpointError("the saved state was made with another --ema; give the same")
+        groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
         try:
             mine = self.module.state_dict()
             split = {name: part_like(t, mine[name]) for name, t in state["model"].items()}
@@ -265,13 +311,15 @@ class Loop:
                 f"the saved state is of another model or optimizer ({str(error)[:200]}); resume "
                 "with the settings the run was started with"
             ) from error
-        # The settings rule, not the state: --lr may be changed when a run is continued.
-        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
-            group["peak_lr"] = peak
+        # The settings rule, not the state: rates, betas and decay may change on --resume.
+        for group, values in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update(values)
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
-        if self.ema is not None:
+        if self.ema is not None and state["ema"] is not None:
             for mine, saved in zip(self.ema.shadow, state["ema"], strict=True):
                 mine.copy_(part_like(saved, mine))
+        elif self.ema is not None:  # the run had no average so far: it starts with the weights
+            self.ema = Ema(self.module.parameters(), self.config.ema)
         self.standing = Standing(**state["standing"])
 
     def _mean(self, value: torch.Tensor) -> float:
@@ -285,7 +333,8 @@ class Loop:
             stop, self.standing.elapsed_s = self.fabric.broadcast((stop, self.standing.elapsed_s))
         return stop
 
-    def _agree_on(self, value: bool) -> bool:
+    def _agreed(self, value: _Value) -> _Value:
+        """Returns the value of rank 0."""
         return self.fabric.broadcast(value) if self.fabric.world_size > 1 else value
 
 

@@ -19,6 +19,9 @@ from ...runtime.errors import ConfigError
 
 OPTIMIZERS = ("muon", "adamw")
 
+MAX_WARMUP = 0.1
+"""Share of a run after which the learning rate has risen to its peak, however short the run is."""
+
 _ALGORITHM = "algorithm"
 """Key of a parameter group that says which inner optimiser updates it."""
 
@@ -101,10 +104,11 @@ def lr_factor(step: int, progress: float, *, warmup_steps: int, min_ratio: float
     Args:
         step: optimiser steps done.
         progress: share of the run that is done, 0 to 1.
-        warmup_steps: steps of the linear rise.
+        warmup_steps: steps of the linear rise, which ends with `MAX_WARMUP` of the run at the
+            latest.
         min_ratio: share that is left at the end.
     """
-    rise = min(1.0, (step + 1) / (warmup_steps + 1))
+    rise = min(1.0, max((step + 1) / (warmup_steps + 1), progress / MAX_WARMUP))
     fall = min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return rise * fall
 

@@ -62,8 +62,15 @@ class WandbCurves:
         try:
             import wandb  # type: ignore[import-not-found]
         except ModuleNotFoundError:
-            raise ConfigError("--log wandb needs the package wandb: pip install wandb") from None
-        self._run = wandb.init(project="dlm-edge", dir=str(folder), config=dict(settings))
+            raise ConfigError(
+                "--log wandb needs the package wandb: pip install 'dlm-edge[wandb]'"
+            ) from None
+        try:
+            self._run = wandb.init(project="dlm-edge", dir=str(folder), config=dict(settings))
+        except wandb.Error as error:
+            raise ConfigError(
+                f"--log wandb: {str(error)[:200]}; log in with `wandb login`, or give another --log"
+            ) from error
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """See Curves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,13 +27,21 @@ from ..checkpoints.checkpoint import (
 )
 from ..checkpoints.convert import resolve_config
 from ..checkpoints.start import Start, read_start
-from ..config import PRECISIONS, TrainConfig, load_settings, save_config
+from ..config import (
+    PRECISIONS,
+    SETTINGS,
+    TrainConfig,
+    changed_settings,
+    load_settings,
+    save_config,
+)
 from ..data.batches import Batches, held_out_rows
 from ..data.shards import Corpus, prepare
 from ..data.sources import documents, find_source, fingerprint
 from ..data.tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
 from ..families import FAMILIES
 from ..nn.lora import Lora
+from .heldout import frequency_nats
 from .loop import Loop
 from .progress import NoCurves, Progress, make_curves
 from .sharding import fsdp_strategy
@@ -48,14 +57,17 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         quiet: no progress on stderr.
 
     Returns:
-        A summary: checkpoint, status, steps, tokens_seen, seconds, best_step, held_out.
+        A summary: checkpoint, status, steps, tokens_seen, seconds, best_step, held_out, and
+        frequency_nats: what a guess by token frequency costs on the held-out text.
 
     Raises:
         DlmError: on any expected failure.
     """
     if config.family not in FAMILIES:
         raise ConfigError(f"family {config.family!r}: choose one of {', '.join(FAMILIES)}")
-    out = Path(config.out)
+    out, changes = Path(config.out), []
+    if resume and (out / SETTINGS).is_file():
+        changes = changed_settings(load_settings(out / SETTINGS), config)
     # Before any other process is started: they find everything in the cache.
     tokenizer, corpus = _prepare(config)
     family = FAMILIES[config.family]
@@ -83,10 +95,14 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         state = None
     elif resume and fabric.is_global_zero:
         print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
-    if fabric.is_global_zero:
-        _make_folder(out)
-        save_config(config, out / "train.json")
-    return _run(fabric, loop, corpus, beside, out, quiet or not fabric.is_global_zero)
+    progress = Progress(
+        num_steps=config.num_steps,
+        first_step=loop.standing.step,
+        quiet=quiet or not fabric.is_global_zero,
+    )
+    if changes and loop.standing.step:
+        progress.say(f"from step {loop.standing.step} on: {', '.join(changes)}")
+    return _run(fabric, loop, corpus, beside, out, progress)
 
 
 def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
@@ -95,7 +111,7 @@ def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainCon
         return config, None
     if has_state:
         # A state has the weights that the run started from, its settings their shape.
-        shape = load_settings(out / "train.json")["options"]
+        shape = load_settings(out / SETTINGS)["options"]
         return replace(config, options={**shape, **config.options}), None
     start = read_start(config.init)
     return replace(config, options=start.options(config.options)), start
@@ -132,10 +148,16 @@ def _make_folder(out: Path) -> None:
 
 
 def _run(
-    fabric: Fabric, loop: Loop, corpus: Corpus, beside: Mapping[str, str], out: Path, quiet: bool
+    fabric: Fabric,
+    loop: Loop,
+    corpus: Corpus,
+    beside: Mapping[str, str],
+    out: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     config, first = loop.config, loop.standing.step
-    progress = Progress(num_steps=config.num_steps, first_step=first, quiet=quiet)
+    if fabric.is_global_zero:
+        _make_folder(out)
     millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
     moving = sum(p.numel() for p in loop.module.parameters() if p.requires_grad) / 1e6
     trained = "" if config.lora is None else f", {moving:.2f} M of them trained"
@@ -147,10 +169,16 @@ def _run(
     curves = NoCurves()
     if fabric.is_global_zero:
         curves = make_curves(config.log, out, config.to_json(), first)
+        save_config(config, out / SETTINGS)
     try:
         with _asked_to_stop() as asked:
             hooks = _hooks(fabric, loop, corpus, beside, out, asked)
             status = loop.run(hooks, progress, curves)
+    except BaseException:
+        # A run whose first step failed can be started again with better settings.
+        if fabric.is_global_zero and not loop.standing.step:
+            (out / SETTINGS).unlink(missing_ok=True)
+        raise
     finally:
         progress.close()
         curves.close()
@@ -163,16 +191,19 @@ def _run(
         "seconds": round(standing.elapsed_s, 1),
         "best_step": standing.best_step,
         "held_out": standing.figures,
+        "frequency_nats": frequency_nats(corpus.train.tokens, loop.held_out),
     }
 
 
 def _refuse_other_data(out: Path, corpus: Corpus) -> None:
-    """Raises CheckpointError if the run in `out` was trained on another text."""
-    saved = read_config(out / "last").get("training", {}).get("data_sha256")
-    if saved != corpus.train.sha256:
+    """Raises CheckpointError if the run in `out` was trained or measured on other tokens."""
+    saved = read_config(out / "last").get("training", {})
+    now = corpus.train.sha256, corpus.valid.sha256
+    if (saved.get("data_sha256"), saved.get("valid_sha256")) != now:
         raise CheckpointError(
-            f"{out}: the training text has changed since the run was started; restore it, or "
-            f"start a new run from these weights with --init {out}"
+            f"{out}: the text, its held-out part or the tokenizer has changed since the run was "
+            f"started; restore it, or start a new run from these weights: --init {out} with "
+            "another --out"
         )
 
 
@@ -282,6 +313,8 @@ def _asked_to_stop() -> Iterator[list[bool]]:
     def ask(number: int, _frame: Any) -> None:
         asked[0] = True
         signal.signal(number, kept[number])
+        # os.write: print may be what the signal has interrupted.
+        os.write(2, b"\nstopping after this step, with all saved; Ctrl-C again ends at once\n")
 
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):

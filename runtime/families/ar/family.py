@@ -1,219 +1,18 @@
-"""The causal baseline on the device: one token per run, with a KV cache.
-
-| run | canvas | afterwards |
-|---|---|---|
-| prefill | up to a block of known ids, filler behind them | kv of the known ones is stored |
-| decode | the newest token (block 1) | its kv is stored, its logits give the next token |
-
-Both are one graph, causal inside the block, so that filler behind the known ids is not seen by
-them: `denoise`, or another family's that does the same; where it leaves its head to a graph of its
-own, a run of that follows each that makes a token. Row i's logits predict token i + 1. A text
-beyond the largest context (or the positions the model knows) goes on in a window: the older half is
-dropped, the rest prefilled again, and `approximate` is set.
-"""
+"""The causal baseline on the device: graph `denoise`, decoded token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingSettings
-from ...engines.base import Engine, EngineSet
+from ...engines.base import EngineSet
 from ...errors import ConfigError
-from ...noise.philox import check_key
 from ...ops.base import Ops
-from ..base import HEAD_PHASE, Request, Span, UpdateRule, check_rule, resolve_settings
-from ..heads import Heads, hidden_rows
-from ..mdlm.bound import negative_log_likelihood
-from ..text_rule import TextRule, undrawable_ids
-from ..window import Text, append, banned_ids, bucket, check_ids, contexts_by_block, feed, logits
-
-GRAPH = "denoise"
-_NO_MASK = -1
-
-
-class CausalRule(TextRule):
-    """One text being continued token by token."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
-        request: Request,
-        settings: DecodingSettings,
-        *,
-        graph: str = GRAPH,
-    ) -> None:
-        """Makes the first canvas; raises ConfigError if the request cannot be served."""
-        self._ops, self._request, self._graph = ops, request, graph
-        self._heads = Heads(engines.specs)
-        self._hidden: Any = None
-        self._filler = manifest.eos_token_id
-        self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
-        self._num_given = len(request.prompt_ids)
-        self._shapes = _cached_shapes(engines.specs, graph)
-        self._capacity = _capacity(self._shapes, manifest)
-        self._canvas = ops.canvas(
-            block=1,
-            vocab_size=manifest.vocab_size,
-            sampling=settings.sampling,
-            selection=settings.selection,
-            seed=request.seed,
-            sample_index=request.sample_index,
-            mask_token_id=_NO_MASK,
-            eos_token_id=manifest.eos_token_id,
-            banned=undrawable_ids(manifest, request),
-        )
-        ops.mark_seen(self._canvas, self._text.ids)
-        self._cached = request.num_cached
-        self._count = 0
-        self._block = 1
-        self._done = self._text.num_known >= self._text.limit
-        self._plan()
-
-    @property
-    def phase(self) -> str:
-        """See Phased; the run over the prompt's last tokens also makes the first new one."""
-        if self._hidden is not None:
-            return HEAD_PHASE
-        return "prefill" if self._cached < self.num_given else "denoise"
-
-    @property
-    def cached_ids(self) -> np.ndarray:
-        """See Resumable."""
-        return self._text.cached(self._cached)
-
-    def _plan(self) -> None:
-        """Decides the next run: how many known ids go in, and through which block size."""
-        if len(self._text.window) > self._capacity:
-            self._text.slide(max(1, self._capacity // 2))
-            self._approximate = True
-            self._cached = 0
-        pending = len(self._text.window) - self._cached
-        fitting = [block for block in self._shapes if block >= pending]
-        self._block = min(fitting, default=max(self._shapes))
-        self._count = min(pending, self._block)
-
-    def next_run(self) -> tuple[str, int, int]:
-        """See UpdateRule."""
-        if self._hidden is not None:
-            return self._heads.run_of(1)
-        context = bucket(self._shapes[self._block], self._cached + self._count)
-        return self._graph, self._block, context
-
-    def feed(self, engine: Engine) -> None:
-        """See UpdateRule."""
-        if self._hidden is not None:
-            self._heads.feed(self._ops, engine, self._hidden, self._count - 1, 1)
-            return
-        ids = np.full(self._block, self._filler, np.int32)
-        ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
-        feed(self._ops, engine, ids, self._cached)
-
-    def update(self, engine: Engine) -> Sequence[Span]:
-        """See UpdateRule."""
-        row = 0
-        if self._hidden is None:
-            append(self._ops, engine, self._cached, self._count)
-            self._cached += self._count
-            row = self._count - 1
-            if self._cached < len(self._text.window):
-                self._plan()
-                return ()
-            if self._heads:
-                self._hidden = hidden_rows(engine)
-                return ()
-        self._hidden = None
-        spans = self._next_token(self._ops.rows(logits(engine), row, 1))
-        if not self._done:
-            self._plan()
-        return spans
-
-    def _next_token(self, row: object) -> Sequence[Span]:
-        position = self._text.num_known
-        self._ops.begin_block(
-            self._canvas,
-            np.array([_NO_MASK], np.int32),
-            np.ones(1, bool),
-            position=position,
-            first=0,
-        )
-        self._ops.sample(row, self._canvas)
-        progress = self._ops.commit(self._canvas, exact=True)  # the next run needs the token
-        ids = self._ops.ids(self._canvas)
-        self._ended = progress.ended or int(ids[0]) in self._request.end_ids
-        if self._ended:
-            self._done = True
-            return ()
-        new = self._text.extend(position, ids)
-        self._done = self._text.num_known >= self._text.limit
-        return (Span(position=position, token_ids=new, committed=True),)
-
-
-def _cached_shapes(specs: Sequence[GraphSpec], graph: str = GRAPH) -> dict[int, tuple[int, ...]]:
-    """Gives the shapes whose context holds at least one block: the others can store nothing."""
-    shapes = contexts_by_block(specs, graph)
-    fitting = {block: contexts for block, contexts in shapes.items() if contexts[-1] >= block}
-    if not fitting:
-        raise ConfigError(
-            "no graph of the bundle has a context as large as its block; export it again"
-        )
-    return fitting
-
-
-def check_request(manifest: Manifest, request: Request) -> None:
-    """Raises ConfigError for a request that no model that writes from left to right can serve."""
-    check_key(request.seed, request.sample_index)
-    if request.template_ids is not None:
-        raise ConfigError("a causal model cannot fill gaps; use a bundle of family mdlm")
-    check_ids(manifest, request.prompt_ids, "prompt")
-    if request.max_tokens < 0:
-        raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-
-
-def causal_likelihood(
-    manifest: Manifest,
-    engines: EngineSet,
-    ops: Ops,
-    windows: Sequence[np.ndarray],
-    *,
-    samples: range,
-    graph: str = GRAPH,
-) -> Iterator[np.ndarray]:
-    """Yields, per window, its exact likelihood: (len(samples), L) float64 nats, equal rows."""
-    shapes, heads = _cached_shapes(engines.specs, graph), Heads(engines.specs)
-    block = max(shapes)
-    for window in windows:
-        nats = np.zeros(len(window))
-        for start in range(0, len(window), block):
-            piece = window[start : start + block]
-            ids = np.full(block, manifest.eos_token_id, np.int32)
-            ids[: len(piece)] = piece
-            last = start + block >= len(window)
-            rows = start if last else start + block
-            engine = engines.engine(graph, block, bucket(shapes[block], rows))
-            feed(ops, engine, ids, start)
-            engine.run()
-            if not last:
-                append(ops, engine, start, block)
-            targets = window[start + 1 : start + 1 + len(piece)]
-            done = start + 1
-            for found in heads.all_rows(engines, ops, engine, len(targets)):
-                own = window[done : done + len(found)]
-                nats[done : done + len(found)] = negative_log_likelihood(
-                    found, own, banned_ids(manifest)
-                )
-                done += len(found)
-        yield np.repeat(nats[None], len(samples), axis=0)
-
-
-def _capacity(shapes: Mapping[int, Sequence[int]], manifest: Manifest) -> int:
-    """Gives how many known ids a window holds, which the largest cache of every shape must."""
-    return min(min(contexts[-1] for contexts in shapes.values()), manifest.max_position)
+from ..base import Request, UpdateRule, check_rule, resolve_settings
+from ..causal import CausalRule, cached_shapes, causal_capacity, causal_likelihood, check_request
 
 
 class CausalFamily:
@@ -241,7 +40,7 @@ class CausalFamily:
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
     ) -> int:
         """See Roomed: the newest token needs no place in the cache."""
-        return min(_capacity(_cached_shapes(specs), manifest) + 1, manifest.max_position)
+        return min(causal_capacity(cached_shapes(specs), manifest) + 1, manifest.max_position)
 
     def bound(
         self,

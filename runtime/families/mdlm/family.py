@@ -1,6 +1,6 @@
 """The family `mdlm` on the device: masked diffusion, whole canvas (MDLM) or by blocks (BD3-LM).
 
-The update rule stands in `mdlm_rule`, the bound in `mdlm_bound`.
+The update rule is in `rule.py`, the bound in `bound.py`.
 """
 
 from __future__ import annotations

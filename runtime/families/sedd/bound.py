@@ -6,7 +6,7 @@ sigma is drawn where it lowers the variance most.
 
 **absorb**: with m = 1 - exp(-sigma), the integral is that of SE odds / m over m from 0 to 1, which
 is masked diffusion's bound with SE odds for a cross-entropy; so it is drawn alike (see
-`mdlm_bound`): a count k, uniform on 1..M, then a set of k positions, with the weight M / k, and m
+`likelihood`): a count k, uniform on 1..M, then a set of k positions, with the weight M / k, and m
 given k, the k-th smallest of M uniforms. Equal seeds mask the same positions as the bound of a
 masked model on the same windows.
 
@@ -38,7 +38,7 @@ from ...noise.philox import DrawKind, uniforms
 from ...noise.schedule import schedule_from_json
 from ...noise.score_entropy import absorb_entropy, move_odds, prior_nats, uniform_entropy
 from ...ops.base import Ops
-from ..mdlm.bound import levels, masked_set
+from ..likelihood import levels, masked_set
 from ..window import banned_ids, logits
 from .rule import GRAPH, absorbs, num_states
 

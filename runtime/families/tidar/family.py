@@ -2,8 +2,8 @@
 
 | rule | does |
 |---|---|
-| `draft_verify` | several tokens per run (`tidar_rule`); at beta 1 the texts of `next_token` |
-| `next_token` | one token per run on the same engine (`ar`): what speed-ups are measured against |
+| `draft_verify` | several tokens per run (`rule.py`); at beta 1 the texts of `next_token` |
+| `next_token` | one token per run on the same engine: what speed-ups are measured against |
 
 The likelihood is exact: a plain causal pass over known text. Graphs, by their roles:
 
@@ -29,8 +29,8 @@ from ...decoding import DecodingSettings
 from ...engines.base import EngineSet
 from ...errors import ConfigError
 from ...ops.base import Ops
-from ..ar.family import CausalRule, causal_likelihood, check_request
 from ..base import Request, UpdateRule, check_rule, resolve_settings
+from ..causal import CausalRule, causal_likelihood, check_request
 from ..window import choose_block, contexts_by_block
 from .layout import draft_block
 from .rule import GRAPH, DraftRule

@@ -15,19 +15,9 @@ Knows no text, no cache and no engine. Source: TiDAR (arXiv 2511.08923) section 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Layout:
-    """Positions and visibility of the rows of one run."""
-
-    offsets: np.ndarray
-    """(rows,) int32: positions, counted from the number of cached rows."""
-    visible: np.ndarray
-    """(rows, rows) float32: 1 where a row (first axis) sees another, 0 elsewhere."""
+from ..layout import Layout, causal_layout
 
 
 def draft_rows(block: int) -> int:
@@ -39,11 +29,6 @@ def draft_block(rows: int) -> int | None:
     """Gives the B whose runs have so many rows, or None."""
     block = round((0.25 + rows) ** 0.5 - 0.5)
     return block if block > 0 and draft_rows(block) == rows else None
-
-
-def causal_layout(rows: int) -> Layout:
-    """Gives the layout of known ids: each row sees those before it and itself."""
-    return Layout(offsets=np.arange(rows, dtype=np.int32), visible=np.tri(rows, dtype=np.float32))
 
 
 def open_layout(block: int, count: int) -> Layout:

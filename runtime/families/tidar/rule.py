@@ -7,7 +7,7 @@
 | verify | B drafts, then B proposals of B masks | kv of the r that are kept; r tokens, drafts |
 | head | rows of a run that needs logits | where the head is a graph of its own |
 
-All but the last are the graph `step` at B (1 + B) rows; `tidar_layout` says what they see. The
+All but the last are the graph `step` at B (1 + B) rows; `layout.py` says what they see. The
 token behind the kept drafts is certain as soon as they are verified, so it is shown at once, and
 the text is always one token longer than the cache, as it is token by token.
 
@@ -33,9 +33,10 @@ from ...ops.base import Ops
 from ...ops.drafts import Verified
 from ..base import HEAD_PHASE, Request, Span
 from ..heads import Heads, hidden_rows
+from ..layout import Layout, causal_layout
 from ..text_rule import TextRule, undrawable_ids
 from ..window import Text, append, bucket, feed, lay_out, logits
-from .layout import Layout, causal_layout, draft_layout, draft_rows, open_layout
+from .layout import draft_layout, draft_rows, open_layout
 
 GRAPH = "step"
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["--runs", "1", "--warm-up", "1", "--max-tokens", "8", "--threads", "1", "--no-predict"]
 PROGRAM = f"""{LOAD}
 import itertools, os, signal
-from dlm_edge.jetson import profile
-from dlm_edge.jetson.cli_profile import main
+from dlm_edge.jetson.profile import profile
+from dlm_edge.jetson.cli.profile import main
 text, numbers = profile.timed_text, itertools.count()
 def interrupted(*args, **kwargs):
     if next(numbers) == 5:

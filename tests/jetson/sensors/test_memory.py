@@ -29,7 +29,7 @@ TOUCHED = """
 import json, mmap
 from dataclasses import asdict
 from pathlib import Path
-from dlm_edge.jetson.memory import process_memory, process_sensors, reset_peak
+from dlm_edge.jetson.sensors.memory import process_memory, process_sensors, reset_peak
 ROOT = Path("/")
 sensor = next(s for s in process_sensors(ROOT) if s.name == "resident")
 found = [asdict(process_memory(ROOT))]
@@ -44,7 +44,7 @@ print(json.dumps(found))
 """
 HANDED_OUT = """
 import ctypes, json
-from dlm_edge.jetson.memory import malloc_reader
+from dlm_edge.jetson.sensors.memory import malloc_reader
 sensor = malloc_reader()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

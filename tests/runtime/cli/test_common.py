@@ -89,7 +89,7 @@ def test_interruption_and_a_vanished_reader_have_statuses_of_their_own():
 HALF_DONE = f"""{LOAD}
 import tempfile, time
 import click
-from dlm_edge.runtime.cli_common import DlmCommand, common_options
+from dlm_edge.runtime.cli.common import DlmCommand, common_options
 
 @click.command("dlm-toy", cls=DlmCommand)
 @common_options

@@ -14,7 +14,7 @@ from child_programs import LOAD
 ROOT = Path(__file__).resolve().parents[3]
 STORY = "The cat sat, the café shut. "
 PROGRAM = f"""{LOAD}
-from dlm_edge.runtime.cli import main
+from dlm_edge.runtime.cli.run import main
 main()
 """
 
@@ -22,8 +22,8 @@ main()
 LINGERING = f"""{LOAD}
 import itertools, time
 from types import SimpleNamespace
-from dlm_edge.runtime import watch
-from dlm_edge.runtime.cli import main
+from dlm_edge.runtime.cli import watch
+from dlm_edge.runtime.cli.run import main
 naps = itertools.count(1)
 def nap(seconds):
     time.sleep(seconds)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from dlm_edge.runtime.cli.options import split_arguments
 from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -166,6 +167,25 @@ def test_a_bundle_without_golden_vectors_cannot_be_checked(tiny_bundle):
 @pytest.mark.parametrize("name", ["missing.dlm", "A story.dlm"])
 def test_what_ends_in_dlm_is_a_bundle_and_never_a_prompt(name):
     assert name in refused(1, name)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "weights.safetensors", "small/model.safetensors"])
+def test_a_path_is_never_a_prompt(tiny_bundle, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "weights.safetensors").write_bytes(b"x")
+    message = refused(2, tiny_bundle, name)
+    assert name in message
+    assert "dlm-export" in message
+
+
+def test_a_text_with_a_slash_or_beyond_any_path_is_a_prompt(tiny_bundle):
+    for prompt in ("the cat and/or the dog sat", "a/b " * 2000):
+        assert split_arguments((str(tiny_bundle), prompt))[1] == prompt
+
+
+def test_h_is_help():
+    assert written("-h") == written("--help")
 
 
 def test_a_damaged_or_foreign_bundle_is_refused(tiny_bundle, tmp_path):

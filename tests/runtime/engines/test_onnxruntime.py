@@ -1,3 +1,4 @@
+import os
 import sys
 from dataclasses import replace
 
@@ -171,3 +172,12 @@ def test_int8_graphs_of_another_target_are_not_fused_and_it_says_so(bundle, targ
             options.get_session_config_entry("session.disable_quant_qdq")
         assert notes == []
     engines.close()
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_onnxruntime_sends_no_telemetry_unless_the_user_wants_it(monkeypatch, before, after):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", before)
+    backend.import_backend()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == after

@@ -142,7 +142,7 @@ AT_EXIT = (
 import atexit, types
 sys.path.insert(0, sys.argv.pop(1))
 from emulation.libcuda import Bindings, Pycuda
-from dlm_edge.runtime.cuda import CudaDevice
+from dlm_edge.runtime.gpu.cuda import CudaDevice
 
 driver = Pycuda(Bindings())
 atexit.register(lambda: print("left on the stack:", driver.pushed))

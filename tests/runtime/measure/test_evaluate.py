@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError, DataError
 from dlm_edge.runtime.families import FAMILIES
-from dlm_edge.runtime.families.mdlm.bound import levels, negative_log_likelihood
+from dlm_edge.runtime.families.likelihood import levels, negative_log_likelihood
 from dlm_edge.runtime.measure.evaluate import (
     cut_windows,
     evaluate_ids,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dlm_edge.train.families import FAMILIES
-from dlm_edge.train.loop.heldout import mean_nats, measure
+from dlm_edge.train.loop.heldout import frequency_nats, mean_nats, measure
 
 CONFIG = FAMILIES["mdlm"].make_config(
     {
@@ -40,6 +40,14 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary():
     for item in found.values():
         assert abs(item.nats - math.log(29)) < item.half_width + 0.1
         assert item.num_tokens == 64 * 15
+
+
+def test_a_guess_by_token_frequency_costs_the_entropy_of_the_text():
+    train = np.array([2, 2, 2, 3] * 10_000)
+    rows = np.array([[9, 2, 2, 2, 3]])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert frequency_nats(train, rows) == pytest.approx(entropy, rel=1e-3)
+    assert math.isfinite(frequency_nats(train, np.array([[2, 29]])))
 
 
 def test_equal_weights_give_equal_figures():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.config import SETTINGS
 from dlm_edge.train.loop import loop as loop_module
 from dlm_edge.train.loop.run import train
 from dlm_edge.train.loop.standing import DivergedError
@@ -108,17 +110,66 @@ def test_a_run_starts_from_another_checkpoint_of_its_shape(settings, tmp_path: P
 def test_a_state_of_another_shape_is_refused(settings):
     config = settings()
     train(config, quiet=True)
+    (Path(config.out) / SETTINGS).unlink()
     with pytest.raises(CheckpointError, match="another model or optimizer"):
         train(settings(options={**config.options, "dim": 32}), resume=True, quiet=True)
-    with pytest.raises(CheckpointError, match="--ema"):
-        train(settings(ema=0.0), resume=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "ar"}, "has --family mdlm, not ar"),
+        ({"optimizer": "adamw"}, "has --optimizer muon, not adamw"),
+        ({"batch_size": 8}, "has --batch-size 4, not 8"),
+        ({"context": 8}, "has --context 16, not 8"),
+        ({"seed": 1}, "has --seed 0, not 1"),
+        ({"options": {"block_sizes": "4"}}, "has --block-size 8,full, not 4"),
+        ({"options": {"num_layers": 2}}, "has --layers 1, not 2"),
+    ],
+)
+def test_what_a_run_is_cannot_change_when_it_is_resumed(settings, changes: dict, message: str):
+    train(settings(), quiet=True)
+    before = weights(settings().out)
+    with pytest.raises(ConfigError, match=message + ".*--init"):
+        train(settings(max_steps=9, **changes), resume=True, quiet=True)
+    for name, tensor in weights(settings().out).items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weight_decay": 5.0}, {"beta1": 0.1}, {"lr": 1e-2}, {"clip_norm": 1e-3}, {"ema": 0.0}],
+)
+def test_other_settings_apply_from_the_resumed_step_on_and_are_said(
+    settings, tmp_path: Path, changes: dict, capsys
+):
+    plain, changed = (settings(out=str(tmp_path / name)) for name in ("plain", "changed"))
+    for config in (plain, changed):
+        train(config, quiet=True)
+    train(replace(plain, max_steps=9), resume=True, quiet=True)
+    train(replace(changed, max_steps=9, **changes), resume=True)
+    (name, value) = next(iter(changes.items()))
+    assert f"from step 6 on: --max-steps 9 (before: 6), --{name.replace('_', '-')} {value}" in (
+        capsys.readouterr().err
+    )
+    a, b = weights(plain.out), weights(changed.out)
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_average_that_begins_on_resume_begins_with_the_weights(settings):
+    config = settings(ema=0.0)
+    train(config, quiet=True)
+    before = weights(config.out)
+    train(settings(ema=0.9, max_steps=7, lr=1e-20), resume=True, quiet=True)
+    for name, tensor in weights(config.out).items():
+        torch.testing.assert_close(tensor, before[name])
 
 
 def test_a_run_is_not_continued_on_another_text(settings, stories: Path, tmp_path: Path):
     train(settings(), quiet=True)
     other = tmp_path / "other.txt"
     other.write_text(stories.read_text("utf-8") + "<|endoftext|>One more.")
-    with pytest.raises(CheckpointError, match="text has changed"):
+    with pytest.raises(CheckpointError, match="the tokenizer has changed"):
         train(settings(data=str(other)), resume=True, quiet=True)
 
 
@@ -151,9 +202,36 @@ def test_the_clock_ends_a_run_and_anneals_towards_that_end(settings, monkeypatch
     config = settings(max_steps=None, max_minutes=0.02, eval_every=0)
     summary = train(config, quiet=True)
     assert summary["status"] == "finished"
-    # 1.2 s, and what the last step takes by this clock
-    assert 1.2 <= summary["seconds"] <= 1.3
+    # 1.2 s, less than an evaluation and more than one step apart from it
+    assert 1.0 <= summary["seconds"] <= 1.3
     assert summary["held_out"]
+
+
+def test_evaluation_and_saving_count_in_the_minutes(settings, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    step, measure = loop_module.Loop._step, loop_module.measure
+
+    def slow_step(self):
+        now[0] += 5
+        return step(self)
+
+    def slow_measure(family, model, config, rows, **rest):
+        now[0] += 3 * len(rows)
+        return measure(family, model, config, rows, **rest)
+
+    monkeypatch.setattr(loop_module.Loop, "_step", slow_step)
+    monkeypatch.setattr(loop_module, "measure", slow_measure)
+    summary = train(settings(max_steps=None, max_minutes=1.0, eval_every=0))
+    said = capsys.readouterr().err
+    assert "evaluation: 4 of 4" not in said
+    assert "a step takes 5.0 s: --max-minutes 1 ends after about 9 steps, too few" in said
+    assert 55 <= summary["seconds"] <= 65
+    assert summary["held_out"]
+    monkeypatch.setattr(loop_module, "EVAL_SHARE", 0.1)
+    summary = train(settings(out=f"{settings().out}2", max_steps=None, max_minutes=1.0))
+    assert "evaluation: 2 of 4 held-out sequences, at 3.0 s each" in capsys.readouterr().err
+    assert summary["seconds"] <= 65
 
 
 def test_curves_are_written_for_tensorboard(settings):

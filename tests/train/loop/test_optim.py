@@ -86,6 +86,8 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
     assert factors[:10] == sorted(factors[:10])
     assert factors[12:] == sorted(factors[12:], reverse=True)
     assert factors[-1] == pytest.approx(0.1)
+    few = [lr_factor(s, s / 9, warmup_steps=100, min_ratio=0.1) for s in range(9)]
+    assert max(few) > 0.9
     assert lr_factor(55, 0.5, warmup_steps=0, min_ratio=0.1) == pytest.approx(0.55)
 
 

@@ -28,5 +28,5 @@ def test_logs_that_do_not_exist_or_are_not_installed_are_refused(tmp_path, monke
     with pytest.raises(ConfigError, match="tensorboard, wandb or none"):
         make_curves("csv", tmp_path, {}, 0)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb"):
+    with pytest.raises(ConfigError, match=r"dlm-edge\[wandb\]"):
         make_curves("wandb", tmp_path, {}, 0)

@@ -16,8 +16,7 @@ from ...nn.masks import causal_mask
 from ...nn.nats import cross_entropy
 from ..base import ExportGraph, LossOutput
 from ..graphs import denoise_graph
-from ..mdlm.family import forbidden_ids
-from ..options import check_options, common_config
+from ..options import check_options, common_config, forbidden_ids
 
 
 class Ar:

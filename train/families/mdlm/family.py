@@ -25,7 +25,14 @@ from ...nn.nats import cross_entropy
 from ..base import ExportGraph, LossOutput
 from ..graphs import denoise_graph
 from ..noise import MASKINGS, Noise, draw_noise
-from ..options import check_options, common_config
+from ..options import (
+    check_options,
+    common_config,
+    draw_size,
+    forbidden_ids,
+    parse_block_sizes,
+    split_weights,
+)
 
 OWN_OPTIONS = (
     "block_sizes",
@@ -61,49 +68,6 @@ class Objective:
             raise ConfigError(f"weights of block sizes must be above 0: {self.block_weights}")
 
 
-def parse_block_sizes(text: str | Sequence[int | str], context: int) -> tuple[int, ...]:
-    """Reads "16,32,full" (full = context); raises ConfigError unless each divides the context."""
-    parts = text.split(",") if isinstance(text, str) else list(text)
-    sizes: list[int] = []
-    for part in parts:
-        word = str(part).strip()
-        if word != "full" and not word.isdecimal():
-            raise ConfigError(f"block size {word!r} must be a positive integer or 'full'")
-        size = context if word == "full" else int(word)
-        if size < 1 or context % size:
-            raise ConfigError(f"block size {size} must divide the context of {context} positions")
-        if size not in sizes:
-            sizes.append(size)
-    return tuple(sizes)
-
-
-def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[float, ...]]:
-    """Splits "16:1,32:2,full" into sizes and weights; no weights at all give an empty tuple.
-
-    Raises:
-        ConfigError: A weight is no number.
-    """
-    parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
-    pairs = [part.strip().partition(":") for part in parts]
-    words = [word for word, _, _ in pairs]
-    if not any(colon for _, colon, _ in pairs):
-        return words, ()
-    if len(set(words)) < len(words):
-        raise ConfigError(f"block sizes with weights must differ: {','.join(parts)!r}")
-    try:
-        return words, tuple(float(weight) if colon else 1.0 for _, colon, weight in pairs)
-    except ValueError:
-        raise ConfigError(
-            f"block size weights must be numbers, as in 16:1,32:2: {text!r}"
-        ) from None
-
-
-def draw_size(sizes: Sequence[int], weights: Sequence[float], generator: torch.Generator) -> int:
-    """Draws a batch's size from those trained, by `split_weights`' weights; none: all alike."""
-    shares = torch.tensor(weights or [1.0] * len(sizes), dtype=torch.float64)
-    return sizes[int(torch.multinomial(shares, 1, generator=generator))]
-
-
 class Mdlm:
     """The family `mdlm`."""
 
@@ -111,9 +75,7 @@ class Mdlm:
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
-        given = check_options(self.name, options, OWN_OPTIONS)
-        if "mask_token_id" not in given:
-            raise ConfigError("family mdlm needs the option mask_token_id")
+        given = check_options(self.name, options, OWN_OPTIONS, needs_mask=True)
         extra = {"time_conditioning": given.get("time_conditioning", False), "causal": False}
         config = common_config(self.name, given, extra)
         words, weights = split_weights(given.get("block_sizes", "full"))
@@ -229,9 +191,3 @@ class Mdlm:
         nats = cross_entropy(logits, ids.flatten()[rows], forbidden_ids(config))
         weight = noise.weight.repeat_interleave(noise.block_size, dim=1).flatten()[rows]
         return nats * weight, rows
-
-
-def forbidden_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Tokens that are never predicted: mask and padding."""
-    ids = (config["mask_token_id"], config["pad_token_id"])
-    return tuple(sorted({token for token in ids if token is not None} - {config["eos_token_id"]}))

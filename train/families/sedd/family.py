@@ -6,8 +6,7 @@ negative log-likelihood (`runtime/noise/score_entropy.py`). There is no cache: a
 length of a canvas, and training on several lengths makes a model that writes texts of each.
 Position 0 is given: never noised, never scored.
 
-Noise and loss stand in `sedd_loss.py`; the graph that is exported, and its tensors, in
-`nn/score_net.py`.
+Noise and loss are in `loss.py`; the exported graph and its tensors in `nn/score_net.py`.
 
 Source: SEDD (arXiv 2310.16834), algorithm 1; low-discrepancy times: MDLM (arXiv 2406.07524).
 """
@@ -26,9 +25,8 @@ from ....runtime.errors import ConfigError
 from ....runtime.noise.schedule import NoiseSchedule, make_schedule, schedule_to_json
 from ...nn.score_net import ScoreConfig, ScoreNet, ScoreStep
 from ..base import ExportGraph, GraphTensor, LossOutput
-from ..mdlm.family import draw_size, parse_block_sizes, split_weights
 from ..noise import MASKINGS
-from ..options import check_options, common_config
+from ..options import check_options, common_config, draw_size, parse_block_sizes, split_weights
 from ..shapes import canvas_shapes
 from .loss import canvas_noise, cut, draw, end_nats, position_nats
 
@@ -82,9 +80,7 @@ class Sedd:
         if preset:
             given = {**preset, **given}
             del given["size"]
-        given = check_options(self.name, given, OWN_OPTIONS)
-        if "mask_token_id" not in given:
-            raise ConfigError("family sedd needs the option mask_token_id")
+        given = check_options(self.name, given, OWN_OPTIONS, needs_mask=True)
         shared = {name: value for name, value in given.items() if name not in OWN_OPTIONS}
         config = common_config(self.name, shared, {"causal": False})
         graph = given.get("graph", "absorb")

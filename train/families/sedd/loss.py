@@ -26,8 +26,8 @@ from ....runtime.noise.score_entropy import (
     uniform_entropy,
 )
 from ..base import Corrupt
-from ..mdlm.family import forbidden_ids
 from ..noise import draw_noise, draw_times
+from ..options import forbidden_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

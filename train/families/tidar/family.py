@@ -25,8 +25,7 @@ from ....runtime.errors import ConfigError
 from ...nn.backbones import make_backbone
 from ...nn.masks import draft_mask
 from ..base import ExportGraph, LossOutput
-from ..mdlm.family import draw_size, forbidden_ids, split_weights
-from ..options import check_options, common_config
+from ..options import check_options, common_config, draw_size, forbidden_ids, split_weights
 from .graphs import draft_graphs
 
 DEFAULT_BLOCK_SIZE = 8
@@ -68,9 +67,7 @@ class Tidar:
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
-        given = check_options(self.name, options, ("block_sizes", "alpha"))
-        if "mask_token_id" not in given:
-            raise ConfigError("family tidar needs the option mask_token_id")
+        given = check_options(self.name, options, ("block_sizes", "alpha"), needs_mask=True)
         config = common_config(self.name, given, {"causal": True})
         default = str(min(DEFAULT_BLOCK_SIZE, given["context"]))
         words, weights = split_weights(given.get("block_sizes", default))

@@ -7,7 +7,7 @@ what costs, the head is a graph of its own and computes the rows that are looked
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from ....runtime.errors import ConfigError
-from ....runtime.families.tidar.layout import causal_layout, draft_block, draft_layout
+from ....runtime.families.layout import causal_layout
+from ....runtime.families.tidar.layout import draft_block, draft_layout, draft_rows
 from ...nn.draft_step import DraftStep, Head
 from ...nn.transformer import Transformer
 from ..base import Corrupt, ExportGraph, GraphTensor
-from ..shapes import draft_shapes, head_shapes
+from ..shapes import CAUSAL_BLOCK, WHOLE_CANVAS, Shape, check_sizes
 
 
 def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGraph, ...]:
@@ -138,3 +139,73 @@ def uncached_logits(
     seen[past:, :past] = True
     seen[past:, past:] = torch.as_tensor(inputs["visible"]) > 0
     return model(torch.cat([context, block], dim=1), positions, seen)[:, past:]
+
+
+def draft_blocks(
+    blocks: Sequence[int | str], *, trained: Sequence[int], max_position: int
+) -> tuple[int, ...]:
+    """Gives the draft lengths on offer: those asked for, else those trained on that fit.
+
+    Raises:
+        ConfigError: A run of that many drafts and their proposals has more rows than the model has
+            positions.
+    """
+    if WHOLE_CANVAS in blocks:
+        raise ConfigError(
+            f"--block {WHOLE_CANVAS} is the whole canvas of a model that sees both sides; here it "
+            "is the number of tokens drafted at a time: give 4, 8 or 12"
+        )
+    fitting = tuple(size for size in trained if draft_rows(size) <= max_position)
+    sizes = {size for size in blocks if isinstance(size, int)} or set(fitting)
+    check_sizes("--block", sizes, max_position)
+    for size in sorted(sizes):
+        if draft_rows(size) > max_position:
+            raise ConfigError(
+                f"--block {size} makes runs of {draft_rows(size)} rows, more than the "
+                f"{max_position} positions that the checkpoint was trained for; draft fewer tokens"
+            )
+    if not sizes:
+        raise ConfigError(
+            f"none of the draft lengths that the checkpoint was trained on fits its {max_position} "
+            "positions: name a smaller --block"
+        )
+    return tuple(sorted(sizes))
+
+
+def draft_shapes(
+    blocks: Sequence[int | str],
+    contexts: Sequence[int],
+    *,
+    trained: Sequence[int],
+    max_position: int,
+) -> tuple[Shape, ...]:
+    """Lists the shapes of a draft-and-verify step, smallest first: B (1 + B) rows for each draft
+    length B, and one row for token by token.
+
+    Args:
+        blocks: Draft lengths asked for; empty: those trained on.
+        contexts: As `cached_shapes` takes them.
+        trained: Draft lengths the checkpoint was trained on.
+        max_position: Positions it was trained for.
+
+    Raises:
+        ConfigError: A size is out of range.
+    """
+    sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
+    rows = set(contexts) or {max(max_position // 2, 1), max_position}
+    check_sizes("--context", rows, max_position)
+    counts = sorted({CAUSAL_BLOCK, *(draft_rows(size) for size in sizes)})
+    return tuple(Shape(block=count, context=size) for size in sorted(rows) for count in counts)
+
+
+def head_shapes(
+    blocks: Sequence[int | str],
+    contexts: Sequence[int],
+    *,
+    trained: Sequence[int],
+    max_position: int,
+) -> tuple[Shape, ...]:
+    """Lists the shapes of the head of such a step: one row, and as many as are drafted."""
+    del contexts  # a head sees none
+    sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
+    return tuple(Shape(block=size, context=0) for size in sorted({CAUSAL_BLOCK, *sizes}))

@@ -9,12 +9,9 @@ import torch
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.noise.schedule import make_schedule
 from dlm_edge.train.families import FAMILIES
-from dlm_edge.train.families.mdlm.family import (
-    cross_entropy,
-    forbidden_ids,
-    parse_block_sizes,
-)
+from dlm_edge.train.families.options import forbidden_ids, parse_block_sizes
 from dlm_edge.train.nn.masks import block_diffusion_mask
+from dlm_edge.train.nn.nats import cross_entropy
 from torch import nn
 
 EOS, MASK, PAD, VOCAB = 0, 1, 2, 9

@@ -2,7 +2,8 @@
 
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.families.shapes import default_block, draft_shapes, head_shapes
+from dlm_edge.train.families.shapes import default_block
+from dlm_edge.train.families.tidar.graphs import draft_shapes, head_shapes
 
 KNOWN = {"trained": (4, 8), "max_position": 128}
 
