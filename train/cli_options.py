@@ -82,9 +82,9 @@ GROUPS = (
         _o(
             "--init",
             type=click.Path(),
-            help="Checkpoint (folder or hub name) to start from: one of dlm-train, or Qwen2 or "
-            "Qwen3 in Hugging Face's format. Shape and tokenizer are its. With --max-steps 0 it "
-            "is only converted.",
+            help="Checkpoint (folder, hub name or GGUF file) to start from: one of dlm-train, or "
+            "Qwen2 or Qwen3 in Hugging Face's or GGUF's format. Shape and tokenizer are its. With "
+            "--max-steps 0 it is only converted.",
         ),
     ),
     (

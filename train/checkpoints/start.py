@@ -1,4 +1,4 @@
-"""What `--init` starts from: one of our checkpoints, or a Hugging Face one of a Qwen model.
+"""What `--init` starts from: one of our checkpoints, or a Qwen model (Hugging Face folder, GGUF).
 
 The model's shape and the tokenizer come from it. A mask (or end-of-text) token that the tokenizer
 lacks is added; its row of the embedding is a spare one where the table has more rows than the
@@ -21,9 +21,17 @@ from torch import nn
 from ...runtime.errors import CheckpointError, ConfigError
 from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, vocab_size_of
 from ..nn.config import ModelConfig
-from .checkpoint import Checkpoint, fitting_weights, read_config, read_files, read_json
+from .checkpoint import (
+    Checkpoint,
+    check_finite,
+    fitting_weights,
+    read_config,
+    read_files,
+    read_json,
+)
+from .gguf import SUFFIX, read_gguf
 from .hub import TOKENIZER_CONFIG, checkpoint_folder
-from .qwen import read_shape
+from .qwen import read_shape, read_tensors
 
 SHAPE_OPTIONS = (
     "dim",
@@ -119,33 +127,55 @@ def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
 
 
 def read_start(where: str | Path) -> Start:
-    """Reads the checkpoint of a folder or hub name.
+    """Reads the checkpoint of a folder, a hub name or a GGUF file.
 
     Raises:
         CheckpointError: It is missing, damaged, not supported, or its tokenizer has more ids than
             its embedding has rows.
     """
+    if str(where).endswith(SUFFIX):
+        return _read_file(Path(where))
     folder = checkpoint_folder(where)
     config = read_json(folder)
     if "family" not in config and "model_type" in config:
         shape = read_shape(config, str(folder))
-        checkpoint = read_files(folder, {"model": shape.to_json()})
-        rows = shape.vocab_size
-        ids = vocab_size_of(_tokenizer(checkpoint))
-        if ids > rows:
-            raise CheckpointError(
-                f"{folder}: tokenizer.json has {ids} ids, the embedding {rows} rows; the two "
-                "belong to different checkpoints: copy both from one"
-            )
-        return Start(checkpoint=checkpoint, shape=shape)
+        return _foreign(read_files(folder, {"model": shape.to_json()}), shape)
     config = read_config(folder)
     plain = set(config["model"]) <= {item.name for item in fields(ModelConfig)}
     shape = ModelConfig.from_json(config["model"]) if plain else None
     return Start(checkpoint=read_files(folder, config), shape=shape)
 
 
+def _read_file(path: Path) -> Start:
+    """Reads a GGUF file; raises CheckpointError."""
+    found = read_gguf(path)
+    shape = read_shape(found.config, str(path))
+    checkpoint = Checkpoint(
+        path=path,
+        config={"model": shape.to_json()},
+        weights=read_tensors(found.tensors, shape, str(path)),
+        tokenizer_json=found.tokenizer_json,
+        companions=found.companions,
+    )
+    check_finite(checkpoint.weights, str(path))
+    return _foreign(checkpoint, shape)
+
+
+def _foreign(checkpoint: Checkpoint, shape: ModelConfig) -> Start:
+    """A public checkpoint; raises CheckpointError for more ids than the embedding has rows."""
+    ids = vocab_size_of(_tokenizer(checkpoint))
+    if ids > shape.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.path}: the tokenizer has {ids} ids, the embedding {shape.vocab_size} "
+            "rows; the two belong to different checkpoints: copy both from one"
+        )
+    return Start(checkpoint=checkpoint, shape=shape)
+
+
 def tokenizer_of(where: str | Path) -> str | None:
-    """The folder of a checkpoint that has a tokenizer, as `--tokenizer` takes it; else None."""
+    """The checkpoint as `--tokenizer` takes it; None if it has no tokenizer."""
+    if str(where).endswith(SUFFIX):
+        return str(where)
     folder = checkpoint_folder(where)
     return str(folder) if (folder / "tokenizer.json").is_file() else None
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...runtime.errors import ConfigError, DataError
+from ...runtime.errors import CheckpointError, ConfigError, DataError
+from ..checkpoints.gguf import SUFFIX, read_tokenizer
 from ..files import write_text
 
 if TYPE_CHECKING:
@@ -89,7 +90,16 @@ def make_char(texts: Iterable[str]) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json and adds the special tokens that it lacks, saying so on stderr."""
+    """Reads a tokenizer and adds the special tokens that it lacks, saying so on stderr.
+
+    Args:
+        path: A tokenizer.json, the folder that holds one, or a GGUF file.
+
+    Raises:
+        ConfigError: There is no such file.
+        DataError: The file is not a tokenizer.
+        CheckpointError: The GGUF file cannot be read.
+    """
     from tokenizers import AddedToken, Tokenizer
 
     if path.is_dir():
@@ -97,7 +107,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise ConfigError(f"--tokenizer {path}: wanted bpe, char or an existing tokenizer.json")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        if path.suffix == SUFFIX:
+            tokenizer = Tokenizer.from_str(read_tokenizer(path))
+        else:
+            tokenizer = Tokenizer.from_file(str(path))
+    except CheckpointError:
+        raise
     except Exception as error:
         # The Rust reader raises bare Exception.
         raise DataError(f"{path}: not a tokenizer.json ({str(error)[:200]})") from error

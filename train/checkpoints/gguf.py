@@ -1,0 +1,392 @@
+"""GGUF files, read as the Hugging Face checkpoint that they were made from.
+
+Metadata becomes config.json, tokenizer.json and the files beside them; tensors take Hugging Face's
+names and become float32. Knows the formats, no model: what computes with them is the matter of
+the table of architectures.
+
+| GGUF's | Hugging Face's |
+|---|---|
+| token_embd, output_norm, output (absent if tied) | model.embed_tokens, model.norm, lm_head |
+| blk.N.attn_norm, ffn_norm | model.layers.N.input_layernorm, post_attention_layernorm |
+| blk.N.attn_q, attn_k, attn_v, attn_output | self_attn.q_proj, k_proj, v_proj, o_proj |
+| blk.N.attn_q_norm, attn_k_norm | self_attn.q_norm, k_norm |
+| blk.N.ffn_gate, ffn_up, ffn_down | mlp.gate_proj, up_proj, down_proj |
+| rope_freqs | rope_scaling of Llama 3 in config.json |
+
+Llama's rotary embedding turns neighbouring pairs in GGUF and halves in Hugging Face's form. Rows of
+its q and k have another order there, which is undone here.
+
+Source: the GGUF specification and the constants of the package gguf, which reads the blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+    from gguf.gguf_reader import ReaderTensor
+    from tokenizers import Tokenizer
+
+SUFFIX = ".gguf"
+ARCHITECTURES: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""general.architecture to Hugging Face's."""
+QUANTISATIONS = (
+    *("F32", "F16", "BF16", "F64", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+)
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZERS: Mapping[str, str | None] = {
+    "smollm": None,
+    "llama-bpe": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "qwen2": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",
+}
+"""tokenizer.ggml.pre to the expression that cuts text into words; None: GPT-2's, digits apart."""
+_SCALED_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_SCALED_FROM = 8192
+"""Positions that Llama 3 was trained on before its rotary embedding was stretched."""
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
+"""Values of tokenizer.ggml.token_type."""
+_WHOLE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_OF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufCheckpoint:
+    """A GGUF file in the terms of a Hugging Face folder."""
+
+    config: dict[str, Any]
+    """config.json."""
+    tensors: dict[str, torch.Tensor]
+    """float32, under Hugging Face's names."""
+    tokenizer_json: str
+    companions: dict[str, str]
+    """tokenizer_config.json (with the chat template) and generation_config.json."""
+
+
+def read_gguf(path: Path) -> GgufCheckpoint:
+    """Reads a GGUF file.
+
+    Raises:
+        CheckpointError: It is missing, damaged, big-endian or one part of several, or of an
+            architecture, quantisation or tokenizer that is not known.
+    """
+    reader = _open(path)
+    facts = _Facts(reader, path)
+    _check_whole(facts)
+    tokenizer = _tokenizer(facts)
+    config = _config(facts)
+    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
+    tensors = {}
+    for tensor in reader.tensors:
+        if tensor.name == _ROPE_FACTORS:
+            config["rope_scaling"] = _scaling(_values(tensor, path), config, path)
+            continue
+        name = _name(tensor.name, path)
+        found = _values(tensor, path)
+        if facts.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            found = _halves(found, heads[name[-len("q_proj.weight")]], path)
+        tensors[name] = torch.from_numpy(found)
+    config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    return GgufCheckpoint(
+        config=config,
+        tensors=tensors,
+        tokenizer_json=tokenizer.to_str(),
+        companions=_companions(facts),
+    )
+
+
+def read_tokenizer(path: Path) -> str:
+    """Reads only the tokenizer of a GGUF file, as tokenizer.json; raises CheckpointError."""
+    facts = _Facts(_open(path), path)
+    _check_whole(facts)
+    return _tokenizer(facts).to_str()
+
+
+def _open(path: Path) -> GGUFReader:
+    try:
+        from gguf import GGUFReader
+        from gguf.constants import GGUFEndian
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path}: GGUF files need the package gguf ({error}): pip install gguf"
+        ) from error
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; check the path")
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, KeyError, IndexError, OverflowError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"{path}: not a GGUF file that can be read, or not all of one ({reason}); copy it again"
+        ) from error
+    if reader.endianess == GGUFEndian.BIG:
+        raise CheckpointError(
+            f"{path}: a big-endian GGUF file, and only little-endian ones are read; download the "
+            "usual file of this model"
+        )
+    return reader
+
+
+class _Facts:
+    """The metadata of a file, with one-line errors for what is missing."""
+
+    def __init__(self, reader: GGUFReader, path: Path) -> None:
+        self._fields, self.path = reader.fields, path
+        self.architecture = str(self.get("general.architecture"))
+        sizes = {tensor.name: int(tensor.shape[-1]) for tensor in reader.tensors}
+        self.rows = sizes.get("token_embd.weight", 0)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key; `default` where the file has none, and CheckpointError without."""
+        field = self._fields.get(key)
+        if field is not None:
+            try:
+                return field.contents()
+            except (UnicodeDecodeError, IndexError) as error:
+                raise CheckpointError(f"{self.path}: {key} is damaged; copy it again") from error
+        if default is None:
+            raise CheckpointError(
+                f"{self.path}: {key} is missing, without which the model cannot be made; download "
+                "a file that a current converter wrote"
+            )
+        return default
+
+    def has(self, key: str) -> bool:
+        """Whether the file has a key."""
+        return key in self._fields
+
+    def of_model(self, key: str, default: Any = None) -> Any:
+        """The value of a key of the architecture."""
+        return self.get(f"{self.architecture}.{key}", default)
+
+
+def _check_whole(facts: _Facts) -> None:
+    """Raises CheckpointError for one part of several, and for architectures that are not known."""
+    if facts.get("split.count", 0) > 1:
+        raise CheckpointError(
+            f"{facts.path}: one of {facts.get('split.count')} parts; join them first with "
+            "llama-gguf-split --merge"
+        )
+    if facts.architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{facts.path}: architecture {facts.architecture!r} is not supported; choose a GGUF "
+            f"file of {', '.join(ARCHITECTURES)}"
+        )
+
+
+def _config(facts: _Facts) -> dict[str, Any]:
+    dim, heads = facts.of_model("embedding_length"), facts.of_model("attention.head_count")
+    config = {
+        "architectures": [ARCHITECTURES[facts.architecture]],
+        "model_type": facts.architecture,
+        "vocab_size": facts.rows,
+        "hidden_size": dim,
+        "num_hidden_layers": facts.of_model("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": facts.of_model("attention.head_count_kv", heads),
+        "head_dim": facts.of_model("attention.key_length", dim // max(heads, 1)),
+        "intermediate_size": facts.of_model("feed_forward_length"),
+        "hidden_act": "silu",
+        "max_position_embeddings": facts.of_model("context_length"),
+        # Stored as float32: the shortest decimal that gives it is what config.json said.
+        "rms_norm_eps": float(str(np.float32(facts.of_model("attention.layer_norm_rms_epsilon")))),
+        "rope_theta": float(facts.of_model("rope.freq_base", 10000.0)),
+        "eos_token_id": facts.get("tokenizer.ggml.eos_token_id"),
+    }
+    if facts.has("tokenizer.ggml.bos_token_id"):
+        config["bos_token_id"] = facts.get("tokenizer.ggml.bos_token_id")
+    scaling = facts.of_model("rope.scaling.type", "none")
+    if scaling != "none":
+        config["rope_scaling"] = {"rope_type": scaling}
+    return config
+
+
+def _name(name: str, path: Path) -> str:
+    """Hugging Face's name of a tensor."""
+    if name in _WHOLE:
+        return _WHOLE[name]
+    parts = name.split(".")
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _OF_LAYER:
+        return f"model.layers.{parts[1]}.{_OF_LAYER[parts[2]]}.{parts[3]}"
+    raise CheckpointError(
+        f"{path}: tensor {name} is not part of a supported architecture; choose a file of a plain "
+        "language model, without adapters or experts"
+    )
+
+
+def _values(tensor: ReaderTensor, path: Path) -> np.ndarray:
+    """The values of a tensor, float32."""
+    from gguf.quants import dequantize
+
+    kind = tensor.tensor_type.name
+    if kind not in QUANTISATIONS:
+        raise CheckpointError(
+            f"{path}: tensor {tensor.name} is quantised as {kind}, which is not supported; choose "
+            f"a file of {', '.join(QUANTISATIONS)}"
+        )
+    # A copy: the file is mapped and its memory read-only.
+    return np.array(dequantize(tensor.data, tensor.tensor_type), np.float32)
+
+
+def _halves(matrix: np.ndarray, heads: int, path: Path) -> np.ndarray:
+    """Puts the rows of q or k (out, in) that rotate together half a head apart."""
+    if matrix.shape[0] % (2 * heads):
+        raise CheckpointError(
+            f"{path}: q or k of {matrix.shape[0]} rows do not make {heads} heads; copy it again"
+        )
+    pairs = matrix.reshape(heads, -1, 2, matrix.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(matrix.shape)
+
+
+def _scaling(factors: np.ndarray, config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The rope_scaling of Llama 3 that gives the stored factors, one per frequency."""
+    factor = float(factors.max())
+    low, high = _SCALED_BOUNDS["low_freq_factor"], _SCALED_BOUNDS["high_freq_factor"]
+    exponents = np.arange(0, config["head_dim"], 2) / config["head_dim"]
+    turns = _SCALED_FROM / (2 * math.pi * config["rope_theta"] ** exponents)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    expected = 1 / ((1 - smooth) / factor + smooth)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
+        raise CheckpointError(
+            f"{path}: its rotary factors are not those of Llama 3, and others are not supported; "
+            "choose the file of another model"
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        **_SCALED_BOUNDS,
+        "original_max_position_embeddings": _SCALED_FROM,
+    }
+
+
+def _tokenizer(facts: _Facts) -> Tokenizer:
+    """The byte-level BPE of a file."""
+    from tokenizers import AddedToken, Tokenizer, models
+
+    kind, cut = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or cut not in PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"{facts.path}: tokenizer {kind}/{cut} is not supported; choose a file with byte-level "
+            f"BPE of {', '.join(PRE_TOKENIZERS)}"
+        )
+    tokens = facts.get("tokenizer.ggml.tokens")
+    kinds = facts.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    merges = [tuple(pair.split(" ")) for pair in facts.get("tokenizer.ggml.merges")]
+    added = {index for index, each in enumerate(kinds) if each in (_CONTROL, _USER_DEFINED)}
+    try:
+        tokenizer = Tokenizer(
+            models.BPE(
+                vocab={t: i for i, t in enumerate(tokens) if kinds[i] != _UNUSED},
+                merges=merges,
+                ignore_merges=cut == "llama-bpe",
+            )
+        )
+    except Exception as error:  # The Rust code raises bare Exception.
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"{facts.path}: its merges do not fit its tokens ({reason}); copy it again"
+        ) from error
+    for index in sorted(added):
+        special = kinds[index] == _CONTROL
+        tokenizer.add_tokens([AddedToken(tokens[index], normalized=False, special=special)])
+    _set_pipeline(tokenizer, cut)
+    if starts_with_bos(facts):
+        _put_in_front(tokenizer, tokens, facts.get("tokenizer.ggml.bos_token_id"), facts.path)
+    return tokenizer
+
+
+def _set_pipeline(tokenizer: Tokenizer, cut: str) -> None:
+    """Sets what a tokenizer does around the BPE itself."""
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
+
+    words = PRE_TOKENIZERS[cut]
+    if words is None:
+        first: Any = pre_tokenizers.Digits(individual_digits=True)
+    else:
+        first = pre_tokenizers.Split(Regex(words), "isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
+    steps: Any = pre_tokenizers.Sequence([first, bytes_])
+    tokenizer.pre_tokenizer = steps
+    decoder: Any = decoders.ByteLevel()
+    tokenizer.decoder = decoder
+    offsets: Any = processors.ByteLevel(trim_offsets=False)
+    tokenizer.post_processor = offsets
+    if cut == "qwen2":
+        composed: Any = normalizers.NFC()
+        tokenizer.normalizer = composed
+
+
+def starts_with_bos(facts: _Facts) -> bool:
+    """Whether a start token stands in front of every text; Llama 3's converters leave it unsaid."""
+    default = facts.get("tokenizer.ggml.pre", "default") == "llama-bpe"
+    return bool(facts.get("tokenizer.ggml.add_bos_token", default))
+
+
+def _put_in_front(tokenizer: Tokenizer, tokens: list[str], bos: int, path: Path) -> None:
+    from tokenizers import processors
+
+    if not 0 <= bos < len(tokens):
+        raise CheckpointError(
+            f"{path}: start token {bos} in a vocabulary of {len(tokens)}; copy it again"
+        )
+    start = tokens[bos]
+    template: Any = processors.TemplateProcessing(
+        single=f"{start} $A", pair=f"{start} $A {start}:1 $B:1", special_tokens=[(start, bos)]
+    )
+    both: Any = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    tokenizer.post_processor = both
+
+
+def _companions(facts: _Facts) -> dict[str, str]:
+    tokens = facts.get("tokenizer.ggml.tokens")
+    names = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token"}
+    settings: dict[str, Any] = {"add_bos_token": starts_with_bos(facts)}
+    ends = []
+    for theirs, ours in names.items():
+        number = facts.get(f"tokenizer.ggml.{theirs}_token_id", -1)
+        if 0 <= number < len(tokens):
+            settings[ours] = tokens[number]
+    for kind in ("eos", "eot", "eom"):
+        number = facts.get(f"tokenizer.ggml.{kind}_token_id", -1)
+        if 0 <= number < len(tokens) and number not in ends:
+            ends.append(number)
+    if facts.has("tokenizer.chat_template"):
+        settings["chat_template"] = facts.get("tokenizer.chat_template")
+    return {
+        "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
+        "generation_config.json": json.dumps({"eos_token_id": ends}, indent=2) + "\n",
+    }
