@@ -48,10 +48,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 class DlmCommand(click.Command):
     """A command whose expected failures are one line on stderr, usage errors included."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        """As click's, with -h beside --help."""
-        super().__init__(*args, **settings)
-        self.context_settings.setdefault("help_option_names", ["-h", "--help"])
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        """-h beside --help, in whatever context the command is asked."""
+        return ["-h", "--help"]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; turns an expected failure into one line and its exit status."""
