@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ...runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from gguf import GGUFReader
     from gguf.gguf_reader import ReaderTensor
     from tokenizers import Tokenizer
@@ -104,6 +104,8 @@ def read_gguf(path: Path) -> GgufCheckpoint:
         CheckpointError: It is missing, damaged, big-endian or one part of several, or of an
             architecture, quantisation or tokenizer that is not known.
     """
+    import torch  # not above: who reads only a tokenizer needs no torch
+
     reader = _open(path)
     facts = _Facts(reader, path)
     _check_whole(facts)

@@ -105,8 +105,7 @@ class Loop:
         last_save = begun
         evaluated = -1
         first = standing.step
-        if config.max_minutes and self.progress() < 1:
-            self._plan_evaluation(config.max_minutes, progress)
+        self._plan_evaluation(progress)
         self.model.train()
         while True:
             standing.elapsed_s = before + time.monotonic() - begun
@@ -145,20 +144,31 @@ class Loop:
             share = max(share, self.standing.elapsed_s / max(seconds, 1e-9))
         return min(share, 1.0)
 
-    def _plan_evaluation(self, minutes: float, progress: Progress) -> None:
-        """Keeps time for the last evaluation, of fewer sequences if all take too long."""
-        started = time.monotonic()
-        self.measure(self.held_out[:1])
-        row_s = self._agreed(time.monotonic() - started)
-        fits = max(2, int(EVAL_SHARE * 60 * minutes / max(row_s, 1e-9)))
-        if fits < len(self.held_out):
-            progress.say(
-                f"evaluation: {fits} of {len(self.held_out)} held-out sequences, at "
-                f"{row_s:.1f} s each, to keep to --max-minutes {minutes:g}"
-            )
-            chosen = np.linspace(0, len(self.held_out) - 1, fits).astype(np.int64)
+    def _plan_evaluation(self, progress: Progress) -> None:
+        """Chooses the run's held-out sequences, once, and keeps time for the last evaluation.
+
+        With `max_minutes` they are fewer if all would take too long. A resumed run keeps them, or
+        its best figure would not compare.
+        """
+        standing, rows, minutes = self.standing, len(self.held_out), self.config.max_minutes
+        row_s = 0.0
+        if minutes and self.progress() < 1:
+            started = time.monotonic()
+            self.measure(self.held_out[:1])
+            row_s = self._agreed(time.monotonic() - started)
+        if not standing.eval_rows:
+            fits = max(2, int(EVAL_SHARE * 60 * (minutes or 0) / row_s)) if row_s else rows
+            standing.eval_rows = min(fits, rows)
+            if standing.eval_rows < rows:
+                progress.say(
+                    f"evaluation: {fits} of {rows} held-out sequences, at {row_s:.1f} s each, to "
+                    f"keep to --max-minutes {minutes:g}"
+                )
+        if standing.eval_rows < rows:
+            chosen = np.linspace(0, rows - 1, standing.eval_rows).astype(np.int64)
             self.held_out = self.held_out[chosen]
-        self._reserve_s = min(row_s * len(self.held_out), EVAL_SHARE * 60 * minutes)
+        if minutes:
+            self._reserve_s = min(row_s * len(self.held_out), EVAL_SHARE * 60 * minutes)
 
     def _say_how_many_steps(self, minutes: float, step_s: float, progress: Progress) -> None:
         """Warns, once a step was timed, of a run that is too short to learn anything."""

@@ -314,7 +314,8 @@ def _asked_to_stop() -> Iterator[list[bool]]:
         asked[0] = True
         signal.signal(number, kept[number])
         # os.write: print may be what the signal has interrupted.
-        os.write(2, b"\nstopping after this step, with all saved; Ctrl-C again ends at once\n")
+        with contextlib.suppress(OSError):  # a closed stderr must not stop the saving
+            os.write(2, b"\nstopping after this step, with all saved; Ctrl-C again ends at once\n")
 
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -22,6 +22,8 @@ class Standing:
 
     step: int = 0
     """Optimiser steps done."""
+    eval_rows: int = 0
+    """Held-out sequences of every evaluation, or best figures would not compare; 0: not chosen."""
     elapsed_s: float = 0.0
     """Seconds trained, over all resumptions."""
     best_nats: float = math.inf

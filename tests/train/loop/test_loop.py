@@ -208,7 +208,7 @@ def test_the_clock_ends_a_run_and_anneals_towards_that_end(settings, monkeypatch
 
 
 def test_evaluation_and_saving_count_in_the_minutes(settings, monkeypatch, capsys):
-    now = [0.0]
+    now, measured = [0.0], []
     monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     step, measure = loop_module.Loop._step, loop_module.measure
 
@@ -218,6 +218,7 @@ def test_evaluation_and_saving_count_in_the_minutes(settings, monkeypatch, capsy
 
     def slow_measure(family, model, config, rows, **rest):
         now[0] += 3 * len(rows)
+        measured.append(len(rows))
         return measure(family, model, config, rows, **rest)
 
     monkeypatch.setattr(loop_module.Loop, "_step", slow_step)
@@ -232,6 +233,10 @@ def test_evaluation_and_saving_count_in_the_minutes(settings, monkeypatch, capsy
     summary = train(settings(out=f"{settings().out}2", max_steps=None, max_minutes=1.0))
     assert "evaluation: 2 of 4 held-out sequences, at 3.0 s each" in capsys.readouterr().err
     assert summary["seconds"] <= 65
+    measured.clear()
+    longer = settings(out=f"{settings().out}2", max_steps=None, max_minutes=3.0)
+    assert train(longer, resume=True)["steps"] > summary["steps"]
+    assert measured[-1] == 2  # as before, or the best figures would not compare
 
 
 def test_curves_are_written_for_tensorboard(settings):
