@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .cli.watch import MASKED, Canvas
+from .cli.watch import MASKED, CanvasView
 from .text_generation import TextGeneration
 
 MASK_GLYPH = "░"
@@ -34,13 +34,15 @@ class Frame:
         return "".join(text for _, text in self.pieces)
 
 
-def canvases(generation: TextGeneration, mask_token_id: int | None) -> Iterator[tuple[int, Canvas]]:
+def canvases(
+    generation: TextGeneration, mask_token_id: int | None
+) -> Iterator[tuple[int, CanvasView]]:
     """Decodes on, and yields (graph runs so far, the canvas) after each step that changed it.
 
     The canvas is one object, which goes on changing. The last one is the text: where that ended
     early, what stood behind its end is gone.
     """
-    canvas = Canvas(generation.given_ids, mask_token_id)
+    canvas = CanvasView(generation.given_ids, mask_token_id)
     nfe = 0
     for span in generation:
         # All spans of one step belong together: they are whole when the first of the next is here.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...runtime.errors import DeviceError
 from ...runtime.gpu.facts import read_gpu
-from ..sensors.board import Machine, release_at_least
+from ..sensors.board import MachineFacts, release_at_least
 from ..sensors.power import current_mode, list_modes
 from ..sensors.sysfs import read_number, read_text
 from ..targets import JetPack, jetpack_of
@@ -33,7 +33,7 @@ _GPU_DEVFREQ = ("sys/class/devfreq/17000000.gpu", "sys/class/devfreq/17000000.ga
 _SETUP = "bash setup.sh  # from the wheel's dlm_edge/jetson/"
 
 
-def board_checks(root: Path, machine: Machine, run: Run) -> Iterator[Check]:
+def board_checks(root: Path, machine: MachineFacts, run: Run) -> Iterator[Check]:
     """Yields everything that is asked of a board."""
     release = jetpack_of(machine.l4t) if machine.l4t else None
     yield Check(name="board", found=machine.model, needed="a Jetson Orin", state="info")
@@ -62,7 +62,7 @@ def _check(name: str, found: str, needed: str, good: bool, bad: str, remedy: str
     )
 
 
-def _jetpack(machine: Machine, release: JetPack | None) -> Check:
+def _jetpack(machine: MachineFacts, release: JetPack | None) -> Check:
     found = f"L4T {machine.l4t or 'unknown'}"
     good = False
     if release is not None:
@@ -187,7 +187,7 @@ def _cuda_bindings(root: Path, release: JetPack | None, run: Run) -> Check:
     )
 
 
-def _swap(machine: Machine) -> Check:
+def _swap(machine: MachineFacts) -> Check:
     return _check(
         "swap",
         f"{machine.swap_mib:.0f} MiB",
@@ -247,7 +247,7 @@ def _clocks(root: Path) -> Check:
     )
 
 
-def _nvmap(root: Path, machine: Machine) -> Check:
+def _nvmap(root: Path, machine: MachineFacts) -> Check:
     line = read_text(root / "proc/cmdline") or ""
     found = re.search(r"\bcma=(\d+)([MG])", line)
     size = int(found[1]) * (1024 if found[2] == "G" else 1) if found else 0

@@ -13,7 +13,7 @@ from ...runtime.cache import REMEDY, cache_root
 from ...runtime.errors import BundleError
 from ...runtime.files import free_bytes
 from ...runtime.measure.machine import read_meminfo
-from ..sensors.board import Machine
+from ..sensors.board import MachineFacts
 from ..sensors.power import find_rails
 
 MIN_FREE_MIB = 1024
@@ -56,7 +56,7 @@ def probe(run: Run, module: str, expression: str) -> tuple[bool, str]:
     return status == 0, last[:120]
 
 
-def common_checks(root: Path, machine: Machine, run: Run) -> Iterator[Check]:
+def common_checks(root: Path, machine: MachineFacts, run: Run) -> Iterator[Check]:
     """Yields what does not depend on the board."""
     yield _python(machine)
     yield _onnxruntime(machine, run)
@@ -65,7 +65,7 @@ def common_checks(root: Path, machine: Machine, run: Run) -> Iterator[Check]:
     yield _rails(root, machine)
 
 
-def _python(machine: Machine) -> Check:
+def _python(machine: MachineFacts) -> Check:
     good = version_numbers(machine.python) >= (3, 10)
     return Check(
         name="Python",
@@ -76,7 +76,7 @@ def _python(machine: Machine) -> Check:
     )
 
 
-def _onnxruntime(machine: Machine, run: Run) -> Check:
+def _onnxruntime(machine: MachineFacts, run: Run) -> Check:
     good, last = probe(run, "onnxruntime", "m.__version__")
     return Check(
         name="ONNX Runtime",
@@ -87,7 +87,7 @@ def _onnxruntime(machine: Machine, run: Run) -> Check:
     )
 
 
-def _memory(root: Path, machine: Machine) -> Check:
+def _memory(root: Path, machine: MachineFacts) -> Check:
     memory = read_meminfo(root)
     if "MemAvailable" not in memory:
         return Check(name="memory", found="not told here", needed="", state="info")
@@ -124,7 +124,7 @@ def _disk() -> Check:
     )
 
 
-def _rails(root: Path, machine: Machine) -> Check:
+def _rails(root: Path, machine: MachineFacts) -> Check:
     rails = [sensor.name for sensor in find_rails(root)]
     if rails:
         return Check(name="power sensors", found=", ".join(rails), needed="", state="ok")

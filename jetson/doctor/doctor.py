@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..sensors.board import Machine, read_machine
+from ..sensors.board import MachineFacts, read_machine
 from ..sensors.sysfs import ROOT
 from .board import board_checks
 from .checks import Check, Run, common_checks
@@ -24,7 +24,7 @@ _SECONDS = 60
 class Diagnosis:
     """Every check of a machine."""
 
-    machine: Machine
+    machine: MachineFacts
     checks: tuple[Check, ...]
 
     @property
@@ -44,7 +44,7 @@ def diagnose(root: Path = ROOT, *, run: Run | None = None) -> Diagnosis:
     return Diagnosis(machine=machine, checks=tuple(_checks(root, machine, run or run_command)))
 
 
-def _checks(root: Path, machine: Machine, run: Run) -> Iterator[Check]:
+def _checks(root: Path, machine: MachineFacts, run: Run) -> Iterator[Check]:
     if machine.is_jetson:
         yield from board_checks(root, machine, run)
     else:

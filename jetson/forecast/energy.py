@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..targets import Mode
+from ..targets import PowerMode
 
 IDLE_W = 3.5
 """Module at rest, clocks down."""
@@ -34,7 +34,9 @@ class Power:
     """Whether the mode's budget would slow the board down."""
 
 
-def power(mode: Mode, seconds: float, moved_bytes: int, fp16_ops: float, int8_ops: float) -> Power:
+def power(
+    mode: PowerMode, seconds: float, moved_bytes: int, fp16_ops: float, int8_ops: float
+) -> Power:
     """Returns the power of a run of `seconds` that moves and computes this much."""
     steady = IDLE_W + ACTIVE_W_PER_SM_GHZ * mode.num_sms * mode.gpu_mhz / 1e3
     work = moved_bytes * JOULES_PER_BYTE + (fp16_ops + int8_ops / 2) * JOULES_PER_FP16_OP

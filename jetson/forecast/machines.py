@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ...runtime.measure.machine import read_meminfo
 from ..graph.cost import GraphCost
-from ..targets import Mode, Target
+from ..targets import PowerMode, Target
 from .energy import Power, power
 from .host import HostRates, HostSpeed
 from .roofline import BANDWIDTH_SHARE, KERNEL_CLOCKS, RunTime, gpu_time
@@ -52,7 +52,7 @@ class Machine(Protocol):
         ...
 
 
-class Gpu:
+class Board:
     """A board in a power mode, from published figures."""
 
     context_mib = CUDA_CONTEXT_MIB
@@ -65,7 +65,7 @@ class Gpu:
         "power is a model fitted to two published points",
     )
 
-    def __init__(self, place: Target, mode: Mode) -> None:
+    def __init__(self, place: Target, mode: PowerMode) -> None:
         self.place, self.mode = place, mode
         self.available_mib: float | None = float(place.memory_mib - place.system_mib)
 

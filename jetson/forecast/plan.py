@@ -16,10 +16,10 @@ from ...runtime.bundle.manifest import GraphSpec, Manifest
 from ...runtime.errors import ConfigError
 from ..graph.cost import GraphCost, graph_cost
 from ..graph.onnx_graph import Graph, read_graph
-from ..targets import Mode, Target
+from ..targets import PowerMode, Target
 from ..targets import target as find_target
 from .host import HostRates, host_rates
-from .machines import MIB, Cpu, Gpu, Machine
+from .machines import MIB, Board, Cpu, Machine
 from .memory import MAX_BUFFER_MIB, memory_plan, require_fit, warnings_of
 from .types import GraphPlan, Key, MemoryPlan, Plan, key_of
 
@@ -42,7 +42,7 @@ __all__ = [
 def plan_bundle(
     bundle: Bundle,
     target: Target | str,
-    mode: Mode | str | None = None,
+    mode: PowerMode | str | None = None,
     *,
     tokens_per_nfe: float,
     threads: int | None = None,
@@ -82,7 +82,7 @@ def plan_graphs(
     manifest: Manifest,
     graphs: Mapping[str, Graph],
     target: Target | str,
-    mode: Mode | str | None = None,
+    mode: PowerMode | str | None = None,
     *,
     tokens_per_nfe: float,
     threads: int | None = None,
@@ -90,7 +90,7 @@ def plan_graphs(
 ) -> Plan:
     """As `plan_bundle`, for graphs already read: {member name: graph}."""
     place = find_target(target) if isinstance(target, str) else target
-    chosen = mode if isinstance(mode, Mode) else place.mode(mode)
+    chosen = mode if isinstance(mode, PowerMode) else place.mode(mode)
     longest = max((spec.block for spec in manifest.graphs), default=1)
     if not 0 < tokens_per_nfe <= longest:
         raise ConfigError(
@@ -99,7 +99,7 @@ def plan_graphs(
         )
     machine: Machine
     if chosen is not None:
-        machine = Gpu(place, chosen)
+        machine = Board(place, chosen)
     else:
         machine = Cpu(place, host_rates(threads) if rates is None else rates)
     costs = _costs(manifest, graphs)
@@ -134,7 +134,7 @@ def plan_memory(bundle: Bundle, target: Target | str) -> MemoryPlan:
     """
     place = find_target(target) if isinstance(target, str) else target
     mode = place.mode()
-    machine = Cpu(place, None) if mode is None else Gpu(place, mode)
+    machine = Cpu(place, None) if mode is None else Board(place, mode)
     graphs = read_graphs(bundle)
     return memory_plan(bundle.manifest, _costs(bundle.manifest, graphs), machine)
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..graph.cost import GraphCost, Kernel
-from ..targets import Mode, Target
+from ..targets import PowerMode, Target
 
 BANDWIDTH_SHARE = 0.79
 PRODUCT_SHARE = 0.5
@@ -59,7 +59,7 @@ def memory_bytes(kernel: Kernel, cache_bytes: float) -> int:
     return kernel.weight_bytes + kernel.outer_bytes + spilled
 
 
-def product_seconds(kernel: Kernel, mode: Mode) -> float:
+def product_seconds(kernel: Kernel, mode: PowerMode) -> float:
     """Seconds of a kernel's multiply-accumulates."""
     if not kernel.macs:
         return 0.0
@@ -68,7 +68,7 @@ def product_seconds(kernel: Kernel, mode: Mode) -> float:
     return 2 * kernel.macs * padded / rate
 
 
-def gpu_time(cost: GraphCost, target: Target, mode: Mode) -> RunTime:
+def gpu_time(cost: GraphCost, target: Target, mode: PowerMode) -> RunTime:
     """Predicts one run on a board."""
     cache = target.l2_mib * 2**20 * CACHE_SHARE
     moved = [memory_bytes(kernel, cache) for kernel in cost.kernels]
@@ -79,7 +79,7 @@ def gpu_time(cost: GraphCost, target: Target, mode: Mode) -> RunTime:
     )
 
 
-def _sum(moved: Iterable[int], products: Iterable[float], mode: Mode) -> RunTime:
+def _sum(moved: Iterable[int], products: Iterable[float], mode: PowerMode) -> RunTime:
     bandwidth = mode.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
     idle = KERNEL_CLOCKS / (mode.gpu_mhz * 1e6)
     launch = LAUNCH_US * 1e-6 * LAUNCH_CPU_MHZ / mode.cpu_mhz

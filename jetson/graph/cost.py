@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .liveness import Step, peak_bytes
+from .liveness import Operation, peak_bytes
 from .onnx_graph import Graph, Node
 from .origins import VIEWS, Origins, is_parameter
 from .shape_products import einsum_sizes
@@ -244,7 +244,7 @@ def _groups(run: list[Node], values: Mapping[str, Value]) -> list[list[Node]]:
 
 def _peak(groups: list[list[Node]], values: Mapping[str, Value], origins: Origins) -> int:
     """Peak bytes between groups; inputs, outputs and weights lie elsewhere."""
-    steps: list[Step] = []
+    steps: list[Operation] = []
     sizes: dict[str, int] = {}
     for group in groups:
         inside = {id(node) for node in group}
@@ -259,5 +259,5 @@ def _peak(groups: list[list[Node]], values: Mapping[str, Value], origins: Origin
         reads = tuple(origins.source(name) for node in group for name in node.inputs if name)
         sizes |= {name: values[name].nbytes for name in writes}
         in_place = bool(writes) and not any(node.op in PRODUCTS for node in group)
-        steps.append(Step(reads=reads, writes=writes, in_place=in_place))
+        steps.append(Operation(reads=reads, writes=writes, in_place=in_place))
     return peak_bytes(steps, sizes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Operation:
     """One operation, as memory sees it."""
 
     reads: tuple[str, ...]
@@ -21,7 +21,9 @@ class Step:
     """Whether its first output may take the place of an equally large input that dies here."""
 
 
-def peak_bytes(steps: Sequence[Step], sizes: Mapping[str, int], kept: Iterable[str] = ()) -> int:
+def peak_bytes(
+    steps: Sequence[Operation], sizes: Mapping[str, int], kept: Iterable[str] = ()
+) -> int:
     """Returns the largest sum of bytes that are alive at any step.
 
     Args:
@@ -49,7 +51,7 @@ def peak_bytes(steps: Sequence[Step], sizes: Mapping[str, int], kept: Iterable[s
 
 
 def _replaced(
-    step: Step,
+    step: Operation,
     index: int,
     last: Mapping[str, int],
     alive: Mapping[str, int],

@@ -33,7 +33,7 @@ _BOARDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MachineFacts:
     """What is true of this machine whatever runs on it."""
 
     model: str
@@ -63,7 +63,7 @@ class Machine:
         return {name: getattr(self, name) for name in self.__slots__}  # pyright: ignore
 
 
-def read_machine(root: Path = ROOT) -> Machine:
+def read_machine(root: Path = ROOT) -> MachineFacts:
     """Looks at this machine; what cannot be read is empty or 0."""
     tree = board_model(root)
     l4t = read_l4t(root)
@@ -73,7 +73,7 @@ def read_machine(root: Path = ROOT) -> Machine:
     cpu = cpu_name(root)
     mode = current_mode(root)
     versions = package_versions(_PACKAGES)
-    return Machine(
+    return MachineFacts(
         model=tree or cpu,
         is_jetson=l4t is not None or "jetson" in (tree or "").lower(),
         l4t=l4t,

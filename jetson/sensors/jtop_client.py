@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...runtime.errors import DeviceError
-from .tegrastats import Value
+from .tegrastats import Reading
 
 
-def read_jtop(board: Any) -> dict[str, Value]:
+def read_jtop(board: Any) -> dict[str, Reading]:
     """Returns what an open `jtop.jtop()` says now, by sensor name.
 
     Powers are in mW, clocks in kHz, loads in %, temperatures in degrees.
@@ -23,24 +23,24 @@ def read_jtop(board: Any) -> dict[str, Value]:
     return dict(_values(board))
 
 
-def _values(board: Any) -> Iterator[tuple[str, Value]]:
+def _values(board: Any) -> Iterator[tuple[str, Reading]]:
     for name, rail in board.power.get("rail", {}).items():
         if "power" in rail:
-            yield name, Value(kind="power", unit="W", value=rail["power"] / 1000)
+            yield name, Reading(kind="power", unit="W", value=rail["power"] / 1000)
     # The rail of the whole module stands here instead, with its name; a mere sum has none.
     total = board.power.get("tot", {})
     if "name" in total and "power" in total:
-        yield total["name"], Value(kind="power", unit="W", value=total["power"] / 1000)
+        yield total["name"], Reading(kind="power", unit="W", value=total["power"] / 1000)
     for gpu in board.gpu.values():
         load = gpu.get("status", {}).get("load")
         if load is not None:
-            yield "gpu load", Value(kind="load", unit="%", value=float(load))
+            yield "gpu load", Reading(kind="load", unit="%", value=float(load))
         clock = gpu.get("freq", {}).get("cur")
         if clock is not None:
-            yield "gpu clock", Value(kind="clock", unit="MHz", value=clock / 1000)
+            yield "gpu clock", Reading(kind="clock", unit="MHz", value=clock / 1000)
     for name, zone in board.temperature.items():
         if zone.get("online", True) and zone.get("temp", 0) > 0:
-            yield name, Value(kind="temperature", unit="°C", value=float(zone["temp"]))
+            yield name, Reading(kind="temperature", unit="°C", value=float(zone["temp"]))
 
 
 class Jtop:
@@ -48,7 +48,7 @@ class Jtop:
 
     name = "jtop"
 
-    def __init__(self, record: Callable[[float, Mapping[str, Value]], None], rate: float) -> None:
+    def __init__(self, record: Callable[[float, Mapping[str, Reading]], None], rate: float) -> None:
         """Connects; DeviceError if the package or its service is not there."""
         try:
             from jtop import jtop  # pyright: ignore[reportMissingImports]

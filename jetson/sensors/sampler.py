@@ -21,7 +21,7 @@ from .kernel import find_sensors, missing_kinds
 from .memory import process_sensors
 from .series import Series
 from .sysfs import ROOT, Sensor
-from .tegrastats import Tegrastats, Value
+from .tegrastats import Reading, Tegrastats
 
 MIN_RATE, MAX_RATE, DEFAULT_RATE = 10.0, 50.0, 20.0
 SOURCES = ("auto", "sysfs", "tegrastats", "jtop", "none")
@@ -91,7 +91,7 @@ class Sampler:
         for beside in self._besides:
             self.sources.append(beside.name)
 
-    def _record(self, when: float, values: Mapping[str, Value]) -> None:
+    def _record(self, when: float, values: Mapping[str, Reading]) -> None:
         own = {sensor.name for sensor in self._sensors}
         for name, value in values.items():
             if name not in own:

@@ -28,7 +28,7 @@ _RAIL = re.compile(r"\b([A-Z]\w*) (\d+)mW(?:/\d+mW){0,2}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Value:
+class Reading:
     """One figure of a line."""
 
     kind: str
@@ -37,39 +37,39 @@ class Value:
     value: float
 
 
-def parse_line(line: str) -> dict[str, Value]:
+def parse_line(line: str) -> dict[str, Reading]:
     """Returns a line's figures by sensor name; empty for a line of something else."""
     ram = _RAM.search(line)
     if ram is None:
         return {}
     found = {
-        "system free": Value(kind="memory", unit="MiB", value=float(ram[2]) - float(ram[1])),
+        "system free": Reading(kind="memory", unit="MiB", value=float(ram[2]) - float(ram[1])),
     }
     if ram[3]:
         size = float(ram[4]) / (1024 if ram[5] == "k" else 1)
-        found["largest free block"] = Value(kind="memory", unit="MiB", value=size)
+        found["largest free block"] = Reading(kind="memory", unit="MiB", value=size)
     swap = _SWAP.search(line)
     if swap:
-        found["swap used"] = Value(kind="memory", unit="MiB", value=float(swap[1]))
+        found["swap used"] = Reading(kind="memory", unit="MiB", value=float(swap[1]))
     cores = _CORES.search(line)
     if cores:
         clocks = [int(core.split("@")[1]) for core in cores[1].split(",") if "@" in core]
         if clocks:
-            found["cpu clock"] = Value(kind="clock", unit="MHz", value=float(max(clocks)))
+            found["cpu clock"] = Reading(kind="clock", unit="MHz", value=float(max(clocks)))
     memory = _MEMORY_CLOCK.search(line)
     if memory and memory[2]:
-        found["emc clock"] = Value(kind="clock", unit="MHz", value=float(memory[2]))
+        found["emc clock"] = Reading(kind="clock", unit="MHz", value=float(memory[2]))
     gpu = _GPU.search(line)
     if gpu and gpu[1]:
-        found["gpu load"] = Value(kind="load", unit="%", value=float(gpu[1]))
+        found["gpu load"] = Reading(kind="load", unit="%", value=float(gpu[1]))
     if gpu and gpu[2]:
-        found["gpu clock"] = Value(kind="clock", unit="MHz", value=float(gpu[2]))
+        found["gpu clock"] = Reading(kind="clock", unit="MHz", value=float(gpu[2]))
     for name, degrees in _TEMPERATURE.findall(line):
         # Parts that are off say -256.
         if float(degrees) > 0:
-            found[name] = Value(kind="temperature", unit="°C", value=float(degrees))
+            found[name] = Reading(kind="temperature", unit="°C", value=float(degrees))
     for name, milliwatts in _RAIL.findall(line):
-        found[name] = Value(kind="power", unit="W", value=float(milliwatts) / 1000)
+        found[name] = Reading(kind="power", unit="W", value=float(milliwatts) / 1000)
     return found
 
 
@@ -78,7 +78,7 @@ class Tegrastats:
 
     name = COMMAND
 
-    def __init__(self, record: Callable[[float, Mapping[str, Value]], None], rate: float) -> None:
+    def __init__(self, record: Callable[[float, Mapping[str, Reading]], None], rate: float) -> None:
         """Starts it.
 
         Args:

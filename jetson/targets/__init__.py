@@ -13,14 +13,14 @@ from types import MappingProxyType
 from ...runtime.errors import ConfigError
 from .boards import BOARDS, MODULES
 from .jetpack import JETPACKS, jetpack_lines, jetpack_of
-from .types import JetPack, Mode, Target, normal_mode_name
+from .types import JetPack, PowerMode, Target, normal_mode_name
 
 __all__ = [
     "JETPACKS",
     "MODULES",
     "TARGETS",
     "JetPack",
-    "Mode",
+    "PowerMode",
     "Target",
     "describe",
     "jetpack_lines",

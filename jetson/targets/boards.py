@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import MappingProxyType
 
-from .types import Mode, Target
+from .types import PowerMode, Target
 
 _CONF = "LineageOS/android_device_nvidia_concord nvpmodel/nvpmodel_{}.conf (NVIDIA's file)"
 _DUMP = "public dumps of Orin Nano Super boards: CPU 1,728, GPU 1,020, EMC 3,199 MHz"
@@ -20,11 +20,11 @@ _BUS = "NVIDIA module data sheets: LPDDR5, 64, 128 or 256 bits"
 _L2 = "deviceQuery of an 8-SM Orin: 2 MiB; AGX Orin series technical brief: 4 MiB"
 
 
-def _modes(bus_bits: int, conf: str, rows: Iterable[tuple]) -> dict[str, Mode]:
+def _modes(bus_bits: int, conf: str, rows: Iterable[tuple]) -> dict[str, PowerMode]:
     """Rows: name, id, watts, TPCs left on, GPU MHz, CPU cores, CPU MHz, EMC MHz[, source]."""
     modes = {}
     for name, number, watts, tpcs, gpu, cores, cpu, emc, *source in rows:
-        modes[name] = Mode(
+        modes[name] = PowerMode(
             name=name,
             nvpmodel_id=number,
             watts=watts,

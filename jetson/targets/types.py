@@ -17,7 +17,7 @@ FP16_OPS_PER_SM_CLOCK = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mode:
+class PowerMode:
     """One power mode of a board, as its nvpmodel.conf has it."""
 
     name: str
@@ -72,7 +72,7 @@ class Target:
     title: str
     kind: str
     """gpu (TensorRT, float16 in the graph) or cpu (ONNX Runtime, float32 arithmetic)."""
-    modes: Mapping[str, Mode]
+    modes: Mapping[str, PowerMode]
     """By name; empty for a CPU."""
     default_mode: str
     """Name of the mode the board boots in; empty for a CPU."""
@@ -107,7 +107,7 @@ class Target:
         """Whether graphs are typed for TensorRT."""
         return self.kind == "gpu"
 
-    def mode(self, name: str | None = None) -> Mode | None:
+    def mode(self, name: str | None = None) -> PowerMode | None:
         """Returns a power mode, the default one for None; None for a machine without modes.
 
         Raises:

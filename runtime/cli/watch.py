@@ -35,7 +35,7 @@ Cell = tuple[str, str]
 """A piece of text and the state it is shown in."""
 
 
-class Canvas:
+class CanvasView:
     """What is known of a canvas: per position its id and its state."""
 
     def __init__(self, given_ids: Sequence[int], mask_token_id: int | None) -> None:
@@ -116,7 +116,7 @@ class Watch:
             self._write(f"{self._rewind()}\x1b[?25h")
             self._drawn = []
 
-    def show(self, canvas: Canvas, status: str = "") -> None:
+    def show(self, canvas: CanvasView, status: str = "") -> None:
         """Draws the canvas as it is now; `status` is a line about it."""
         self.num_steps += 1
         cells = self._cells(canvas)
@@ -128,7 +128,7 @@ class Watch:
         if self._delay:
             time.sleep(self._delay)
 
-    def _cells(self, canvas: Canvas) -> list[Cell]:
+    def _cells(self, canvas: CanvasView) -> list[Cell]:
         """Turns the canvas into styled text, each stretch of unfinished positions in brackets."""
         glyphs, cells, is_open = self._glyphs, [], False
         for state, ids in canvas.runs():

@@ -17,7 +17,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphSpec
 from ..errors import DeviceError, EngineError
 from ..gpu.device import Device
-from ..gpu.facts import Gpu
+from ..gpu.facts import GpuFacts
 from ..gpu.replay import ReplayingDevice
 from .base import LayerTimes, find_spec
 from .device_buffers import DeviceBuffers
@@ -128,7 +128,7 @@ class TensorRtEngines:
         trt: Any,
         bundle: Bundle,
         device: Device,
-        gpu: Gpu,
+        gpu: GpuFacts,
         *,
         settings: BuildSettings | None = None,
         reason: str = "",

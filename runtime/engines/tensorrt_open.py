@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..bundle.bundle import Bundle
 from ..errors import EngineError
 from ..gpu.device import Device
-from ..gpu.facts import Gpu, read_gpu
+from ..gpu.facts import GpuFacts, read_gpu
 from .tensorrt_build import BuildSettings, import_tensorrt
 from .tensorrt_plans import made_for_cpus
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .tensorrt import TensorRtEngines
 
 
-def at_hand() -> tuple[Any, Gpu]:
+def at_hand() -> tuple[Any, GpuFacts]:
     """Returns TensorRT and the GPU.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphSpec, Manifest
 from ..errors import EngineError
-from ..gpu.facts import Gpu
+from ..gpu.facts import GpuFacts
 from .base import CPU_TARGETS
 from .plan_cache import NewPlan, PlanCache, PlanKey
 from .tensorrt_build import BuildSettings, build_plan
@@ -71,7 +71,7 @@ def made_for_cpus(manifest: Manifest) -> str | None:
 
 
 def plan_key(
-    trt: Any, bundle: Bundle, file: str, precision: str, gpu: Gpu, settings: BuildSettings
+    trt: Any, bundle: Bundle, file: str, precision: str, gpu: GpuFacts, settings: BuildSettings
 ) -> PlanKey:
     """Returns what the plan of one ONNX file depends on."""
     return PlanKey(
@@ -91,7 +91,7 @@ def plan_for(
     trt: Any,
     bundle: Bundle,
     file: str,
-    gpu: Gpu,
+    gpu: GpuFacts,
     cache: PlanCache,
     settings: BuildSettings,
     *,
@@ -150,7 +150,7 @@ def plan_for(
 def build_plans(
     trt: Any,
     bundle: Bundle,
-    gpu: Gpu,
+    gpu: GpuFacts,
     cache: PlanCache,
     settings: BuildSettings,
     *,

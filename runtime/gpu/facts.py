@@ -19,7 +19,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
+class GpuFacts:
     """The first GPU, as far as a plan depends on it."""
 
     name: str
@@ -31,7 +31,7 @@ class Gpu:
     """Of a Jetson, empty elsewhere: kernels are chosen by what they took at its clocks."""
 
 
-def read_gpu(library: str = DRIVER_LIBRARY, power_mode_file: Path = POWER_MODE_FILE) -> Gpu:
+def read_gpu(library: str = DRIVER_LIBRARY, power_mode_file: Path = POWER_MODE_FILE) -> GpuFacts:
     """Asks the driver for its first GPU.
 
     Raises:
@@ -56,7 +56,7 @@ def read_gpu(library: str = DRIVER_LIBRARY, power_mode_file: Path = POWER_MODE_F
         numbers.append(number.value)
     version = ctypes.c_int()
     _call(driver, "cuDriverGetVersion", ctypes.byref(version))
-    return Gpu(
+    return GpuFacts(
         name=name.value.decode("utf-8", "replace"),
         compute_capability=f"{numbers[0]}.{numbers[1]}",
         driver_version=version.value,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from dlm_edge.benchmarks import gpu_kernels, gpu_proof
-from dlm_edge.runtime.gpu.facts import Gpu
+from dlm_edge.runtime.gpu.facts import GpuFacts
 
 
 def ends(code, text):
@@ -43,7 +43,7 @@ def test_every_step_runs_a_module_that_is_there():
 
 
 def test_what_was_found_is_kept_with_the_card_and_a_failure_fails(monkeypatch, tmp_path):
-    card = Gpu(name="H200", compute_capability="9.0", driver_version=13000, power_mode="")
+    card = GpuFacts(name="H200", compute_capability="9.0", driver_version=13000, power_mode="")
     monkeypatch.setattr(gpu_proof, "read_gpu", lambda: card)
     monkeypatch.setattr(gpu_proof, "run_command", ends(0, "7 passed in 1s"))
     monkeypatch.setattr(gpu_proof.shutil, "which", lambda name: name)

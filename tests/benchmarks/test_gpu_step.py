@@ -11,7 +11,7 @@ from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.gpu.facts import Gpu
+from dlm_edge.runtime.gpu.facts import GpuFacts
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
@@ -128,7 +128,7 @@ def place(monkeypatch):
 
 def test_every_figure_is_taken_on_the_emulated_device(place, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_place.Place, "open", classmethod(lambda cls: place))
-    card = Gpu(name="none", compute_capability="8.7", driver_version=12060, power_mode="")
+    card = GpuFacts(name="none", compute_capability="8.7", driver_version=12060, power_mode="")
     monkeypatch.setattr(gpu_step, "read_gpu", lambda: card)
     output = tmp_path / "step.json"
     result = CliRunner().invoke(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from dlm_edge.runtime.cli import plans as cli_plans
 from dlm_edge.runtime.engines import tensorrt_open, tensorrt_plans
 from dlm_edge.runtime.engines.tensorrt_build import build_plan as real_build_plan
-from dlm_edge.runtime.gpu.facts import Gpu
+from dlm_edge.runtime.gpu.facts import GpuFacts
 from emulation.device import EmulatedDevice
 from emulation.tensorrt import FakeTensorrt, build_plan
 
-GPU = Gpu(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="0002")
+GPU = GpuFacts(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="0002")
 
 
 @dataclass

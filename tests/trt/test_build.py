@@ -28,7 +28,7 @@ from dlm_edge.runtime.engines.tensorrt_build import (
 from dlm_edge.runtime.engines.tensorrt_log import process_logger
 from dlm_edge.runtime.engines.tensorrt_plans import Plan, graph_files, plan_for
 from dlm_edge.runtime.errors import ConfigError, EngineError
-from dlm_edge.runtime.gpu.facts import Gpu
+from dlm_edge.runtime.gpu.facts import GpuFacts
 from onnx import TensorProto, helper, numpy_helper
 from toy_bundle import toy_spec, write_toy
 
@@ -37,7 +37,7 @@ pytestmark = [
     # Timing caches are a full TensorRT's.
     pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX"),
 ]
-GPU = Gpu(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="")
+GPU = GpuFacts(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="")
 SETTINGS = BuildSettings(workspace_mib=64, optimization_level=0)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.process import usable_cores
-from .sources import Source, documents
+from .sources import TextSource, documents
 from .tokenizer import encode_plain
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _work(texts: list[str], eos: int, percent: float, dtype: str) -> Encoded:
 
 
 def encoded(
-    source: Source, serialized: str, eos: int, percent: float, workers: int, dtype: str
+    source: TextSource, serialized: str, eos: int, percent: float, workers: int, dtype: str
 ) -> Iterator[Encoded]:
     """Yields encoded chunks in the order of the documents, whatever the number of workers."""
     from tokenizers import Tokenizer
@@ -104,7 +104,7 @@ def _process_context() -> Any:
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
-def num_workers_for(source: Source, asked: int | None) -> int:
+def num_workers_for(source: TextSource, asked: int | None) -> int:
     """Returns how many processes a source is worth; `asked` where somebody said."""
     if asked is not None:
         return asked

@@ -20,7 +20,7 @@ import numpy as np
 from ...runtime.errors import DataError
 from ..files import new_folder, remove_unfinished
 from .encode import encoded, num_workers_for
-from .sources import Source, fingerprint
+from .sources import TextSource, fingerprint
 from .tokenizer import special_ids, tokenizer_sha256, vocab_size_of
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Corpus:
 
 
 def prepare(
-    source: Source,
-    valid: Source | None,
+    source: TextSource,
+    valid: TextSource | None,
     tokenizer: Tokenizer,
     cache: Path,
     *,
@@ -113,7 +113,7 @@ def split_tail(
 
 
 def _shard(
-    source: Source, tokenizer: Tokenizer, cache: Path, percent: float, num_workers: int | None
+    source: TextSource, tokenizer: Tokenizer, cache: Path, percent: float, num_workers: int | None
 ) -> Path:
     """Returns the folder of a shard, made first if it is not there."""
     serialized = tokenizer.to_str()
@@ -141,7 +141,7 @@ def _sha256(facts: Mapping[str, Any]) -> str:
 
 def _write_parts(
     beside: Path,
-    source: Source,
+    source: TextSource,
     tokenizer: Tokenizer,
     serialized: str,
     percent: float,

@@ -27,7 +27,7 @@ HUB_PREFIX = "hf:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class TextSource:
     """Text documents somewhere."""
 
     files: tuple[Path, ...] = ()
@@ -47,7 +47,7 @@ class Source:
         return sum(path.stat().st_size for path in self.files)
 
 
-def find_source(where: str, text_field: str = "text") -> Source:
+def find_source(where: str, text_field: str = "text") -> TextSource:
     """Says what `where` means: an existing path, or the name of a data set.
 
     Raises:
@@ -55,25 +55,25 @@ def find_source(where: str, text_field: str = "text") -> Source:
     """
     path = Path(where).expanduser()
     if where.startswith(HUB_PREFIX):
-        return Source(hub=where.removeprefix(HUB_PREFIX), text_field=text_field)
+        return TextSource(hub=where.removeprefix(HUB_PREFIX), text_field=text_field)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if not files:
             raise DataError(f"{where}: no .txt, .jsonl or .parquet file in this folder")
-        return Source(files=tuple(files), text_field=text_field)
+        return TextSource(files=tuple(files), text_field=text_field)
     if path.exists():
         if path.suffix not in SUFFIXES:
             raise DataError(
                 f"{where}: wanted .txt, .jsonl or .parquet, found {path.suffix or 'no suffix'!r}; "
                 "rename or convert the file"
             )
-        return Source(files=(path,), text_field=text_field)
+        return TextSource(files=(path,), text_field=text_field)
     if path.suffix in (*SUFFIXES, ".json", ".csv", ".gz") or where.startswith((".", "/", "~")):
         raise DataError(f"{where}: no such file or folder; check the path given to --data")
-    return Source(hub=where, text_field=text_field)
+    return TextSource(hub=where, text_field=text_field)
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: TextSource) -> str:
     """Returns the SHA-256 (hex) of a source's content and of how it is read.
 
     A data set of the hub is identified by the fingerprint that `datasets` keeps.
@@ -86,7 +86,7 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def documents(source: Source) -> Iterator[str]:
+def documents(source: TextSource) -> Iterator[str]:
     """Yields the documents, stripped of surrounding white space; empty ones are dropped.
 
     Raises:
@@ -98,7 +98,7 @@ def documents(source: Source) -> Iterator[str]:
             yield text
 
 
-def _raw_documents(source: Source) -> Iterator[str]:
+def _raw_documents(source: TextSource) -> Iterator[str]:
     if source.hub:
         yield from _column(_load_hub(source), source.text_field, source.hub)
         return
@@ -166,7 +166,7 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
     yield from _column(table, text_field, str(path))
 
 
-def _load_hub(source: Source) -> Any:
+def _load_hub(source: TextSource) -> Any:
     """Loads a hub data set through `datasets`, which keeps its own cache."""
     load_dataset = _datasets().load_dataset
     if os.path.isdir(source.hub):

@@ -27,7 +27,7 @@ from ..families.base import Family
 from ..nn.lora import Lora
 from .heldout import Estimate, mean_nats, measure
 from .optim import Ema, lr_factor, make_optimizer, set_lr
-from .progress import Curves, Progress
+from .progress import Curves, ProgressBar
 from .sharding import part_like, parts_of_optimizer, whole
 from .standing import DivergedError, Hooks, Standing
 
@@ -94,7 +94,7 @@ class Loop:
         self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.ema = Ema(module.parameters(), config.ema) if config.ema else None
 
-    def run(self, hooks: Hooks, progress: Progress, curves: Curves) -> str:
+    def run(self, hooks: Hooks, progress: ProgressBar, curves: Curves) -> str:
         """Trains to the end; returns "finished", "early stop" or "interrupted".
 
         Raises:
@@ -144,7 +144,7 @@ class Loop:
             share = max(share, self.standing.elapsed_s / max(seconds, 1e-9))
         return min(share, 1.0)
 
-    def _plan_evaluation(self, progress: Progress) -> None:
+    def _plan_evaluation(self, progress: ProgressBar) -> None:
         """Chooses the run's held-out sequences, once, and keeps time for the last evaluation.
 
         With `max_minutes` they are fewer if all would take too long. A resumed run keeps them, or
@@ -170,7 +170,7 @@ class Loop:
         if minutes:
             self._reserve_s = min(row_s * len(self.held_out), EVAL_SHARE * 60 * minutes)
 
-    def _say_how_many_steps(self, minutes: float, step_s: float, progress: Progress) -> None:
+    def _say_how_many_steps(self, minutes: float, step_s: float, progress: ProgressBar) -> None:
         """Warns, once a step was timed, of a run that is too short to learn anything."""
         left_s = 60 * minutes - self._reserve_s - self.standing.elapsed_s
         steps = self.standing.step + max(0, int(left_s / max(step_s, 1e-9)))
@@ -229,7 +229,7 @@ class Loop:
         return loss, norm
 
     def _report(
-        self, progress: Progress, curves: Curves, loss: float, norm: float, seconds: float
+        self, progress: ProgressBar, curves: Curves, loss: float, norm: float, seconds: float
     ) -> None:
         config, standing = self.config, self.standing
         # A small step may be over before a coarse clock ticks.
@@ -249,7 +249,7 @@ class Loop:
                 standing.step,
             )
 
-    def _evaluate(self, hooks: Hooks, progress: Progress, curves: Curves) -> None:
+    def _evaluate(self, hooks: Hooks, progress: ProgressBar, curves: Curves) -> None:
         standing = self.standing
         with self._weights_to_use():
             started = time.monotonic()

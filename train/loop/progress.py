@@ -94,7 +94,7 @@ def make_curves(kind: str, out: Path, settings: Mapping[str, Any], first_step: i
             raise ConfigError(f"--log {kind!r}: choose tensorboard, wandb or none")
 
 
-class Progress:
+class ProgressBar:
     """Loss, tokens/s and time left on stderr: a bar in a terminal, else a line now and then."""
 
     def __init__(self, *, num_steps: int | None, first_step: int, quiet: bool) -> None:

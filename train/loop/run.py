@@ -43,7 +43,7 @@ from ..families import FAMILIES
 from ..nn.lora import Lora
 from .heldout import frequency_nats
 from .loop import Loop
-from .progress import NoCurves, Progress, make_curves
+from .progress import NoCurves, ProgressBar, make_curves
 from .sharding import fsdp_strategy
 from .standing import Hooks, Standing
 
@@ -95,7 +95,7 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         state = None
     elif resume and fabric.is_global_zero:
         print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
-    progress = Progress(
+    progress = ProgressBar(
         num_steps=config.num_steps,
         first_step=loop.standing.step,
         quiet=quiet or not fabric.is_global_zero,
@@ -153,7 +153,7 @@ def _run(
     corpus: Corpus,
     beside: Mapping[str, str],
     out: Path,
-    progress: Progress,
+    progress: ProgressBar,
 ) -> dict[str, Any]:
     config, first = loop.config, loop.standing.step
     if fabric.is_global_zero:

@@ -7,7 +7,7 @@ from dlm_edge.jetson.cli.profile import main
 from dlm_edge.jetson.doctor import board as doctor_board
 from dlm_edge.jetson.doctor.doctor import diagnose, run_command
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.gpu.facts import Gpu
+from dlm_edge.runtime.gpu.facts import GpuFacts
 from fake_board import write
 
 PACKAGES = {
@@ -35,7 +35,7 @@ def runner(packages):
 
 @pytest.fixture
 def driver(monkeypatch):
-    gpu = Gpu(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="0001")
+    gpu = GpuFacts(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="0001")
     monkeypatch.setattr(doctor_board, "read_gpu", lambda: gpu)
 
 

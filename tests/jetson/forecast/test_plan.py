@@ -158,7 +158,7 @@ def test_two_graph_files_weigh_as_much_as_both(typed_draft):
     one = manifest.graphs[0]
     other = replace(one, name="head", file="graphs/head.onnx")
     cost = graph_cost(read_graph(typed_draft.member(one.file).read_bytes()), one.block, one.context)
-    machine = machines.Gpu(target("orin-nano"), target("orin-nano").mode())
+    machine = machines.Board(target("orin-nano"), target("orin-nano").mode())
     costs = {key_of(spec): cost for spec in (one, other)}
     alone, both = (
         memory_plan(replace(manifest, graphs=graphs), costs, machine)

@@ -1,4 +1,4 @@
-from dlm_edge.jetson.graph.liveness import Step, peak_bytes
+from dlm_edge.jetson.graph.liveness import Operation, peak_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ def graphs(draw):
         writes = [f"v{index}_{part}" for part in range(draw(st.integers(1, 2)))]
         sizes |= {name: draw(st.integers(0, 9)) for name in writes}
         names += writes
-        steps.append(Step(reads=tuple(reads), writes=tuple(writes)))
+        steps.append(Operation(reads=tuple(reads), writes=tuple(writes)))
     kept = draw(st.lists(st.sampled_from(names), max_size=2))
     return steps, sizes, kept
 
@@ -39,9 +39,9 @@ def test_the_peak_is_what_brute_force_finds(graph):
 
 def chain(in_place):
     return [
-        Step(reads=("x",), writes=("a",)),
-        Step(reads=("a",), writes=("b",), in_place=in_place),
-        Step(reads=("b",), writes=("c",), in_place=in_place),
+        Operation(reads=("x",), writes=("a",)),
+        Operation(reads=("a",), writes=("b",), in_place=in_place),
+        Operation(reads=("b",), writes=("c",), in_place=in_place),
     ]
 
 
@@ -52,11 +52,11 @@ def test_what_may_be_overwritten_is_counted_once():
 
 
 def test_what_is_still_read_or_of_another_size_is_not_overwritten():
-    steps = [*chain(in_place=True), Step(reads=("a", "c"), writes=("d",))]
+    steps = [*chain(in_place=True), Operation(reads=("a", "c"), writes=("d",))]
     assert peak_bytes(steps, {"a": 8, "b": 8, "c": 8, "d": 1}) == 17
     assert peak_bytes(chain(in_place=True), {"a": 8, "b": 4, "c": 4}) == 12
 
 
 def test_weights_and_inputs_cost_nothing_here():
-    assert peak_bytes([Step(reads=("weight", "input"), writes=("a",))], {"a": 3}) == 3
+    assert peak_bytes([Operation(reads=("weight", "input"), writes=("a",))], {"a": 3}) == 3
     assert peak_bytes([], {}) == 0

@@ -11,11 +11,11 @@ from dlm_edge.runtime.engines.plan_cache import NewPlan, PlanCache
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, import_tensorrt
 from dlm_edge.runtime.engines.tensorrt_plans import graph_files, plan_key
 from dlm_edge.runtime.errors import DlmError, EngineError
-from dlm_edge.runtime.gpu.facts import Gpu
+from dlm_edge.runtime.gpu.facts import GpuFacts
 from emulation.board import make_board
 from toy_bundle import write_toy
 
-GPU = Gpu(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="")
+GPU = GpuFacts(name="Orin", compute_capability="8.7", driver_version=12060, power_mode="")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from dlm_edge.runtime.cli import watch as watch_module
-from dlm_edge.runtime.cli.watch import Canvas, Watch, display_width, wrap
+from dlm_edge.runtime.cli.watch import CanvasView, Watch, display_width, wrap
 from dlm_edge.runtime.families.base import Span
 
 MASK = 99
@@ -21,7 +21,7 @@ def decode(ids):
 
 
 def half_denoised_canvas():
-    canvas = Canvas([1], MASK)
+    canvas = CanvasView([1], MASK)
     canvas.apply(Span(position=1, token_ids=(2,), committed=True))
     canvas.apply(
         Span(
@@ -64,7 +64,7 @@ def test_canvas_knows_given_committed_provisional_and_masked_positions():
 
 
 def test_canvas_never_changes_what_was_given_or_committed():
-    canvas = Canvas([1, MASK, 2], MASK)
+    canvas = CanvasView([1, MASK, 2], MASK)
     canvas.apply(Span(position=0, token_ids=(4, 4, 4), committed=True))
     canvas.apply(Span(position=0, token_ids=(3, 3, 3), committed=False))
     assert canvas.runs() == [("given", [1]), ("committed", [4]), ("given", [2])]
@@ -78,7 +78,7 @@ def test_plain_lines_tell_the_states_apart_by_glyph_alone():
 
 def test_plain_lines_hold_one_line_per_step_even_with_newlines_in_the_text():
     out = io.StringIO()
-    draw(out, Canvas([1, 5, 2], MASK))
+    draw(out, CanvasView([1, 5, 2], MASK))
     assert out.getvalue() == "step   1: Once↵ upon\n"
 
 
@@ -89,7 +89,7 @@ def test_an_ascii_stream_gets_ascii_glyphs():
 
 
 def test_escape_sequences_of_a_model_do_not_reach_the_terminal():
-    assert "\x1b[31m" not in draw(Terminal(), Canvas([1, 6], MASK))
+    assert "\x1b[31m" not in draw(Terminal(), CanvasView([1, 6], MASK))
 
 
 def test_colour_is_used_on_a_terminal_and_not_with_no_color():
@@ -112,22 +112,22 @@ def test_a_redraw_climbs_over_as_many_rows_as_the_window_now_breaks_the_lines_in
     out = Terminal()
     size = [os.terminal_size((41, 24))]
     with Watch(out, decode, environment={}, size=lambda: size[0]) as watch:
-        watch.show(Canvas([1, 2, 3, 4] * 4, MASK))  # 68 columns: two lines of at most 40
+        watch.show(CanvasView([1, 2, 3, 4] * 4, MASK))  # 68 columns: two lines of at most 40
         size[0] = os.terminal_size((20, 24))
         out.truncate(0)
-        watch.show(Canvas([1], MASK))
+        watch.show(CanvasView([1], MASK))
     # Lines of 38 and 30 columns take two rows each in a window of 20.
     assert "\x1b[3A\x1b[J" in out.getvalue()
 
 
 def test_a_text_longer_than_the_window_shows_its_end():
-    frame = draw(Terminal(), Canvas([1, 5] * 50 + [2], MASK), rows=5)
+    frame = draw(Terminal(), CanvasView([1, 5] * 50 + [2], MASK), rows=5)
     assert frame.count("Once") == 2
     assert "upon" in frame
 
 
 def test_a_terminal_that_tells_no_size_is_taken_for_one_of_80_columns():
-    canvas = Canvas([1, 5] * 50 + [2], MASK)
+    canvas = CanvasView([1, 5] * 50 + [2], MASK)
     assert draw(Terminal(), canvas, columns=0, rows=0) == draw(Terminal(), canvas)
 
 
@@ -149,8 +149,8 @@ def test_a_real_terminal_is_redrawn_in_place(monkeypatch):
         size = os.get_terminal_size(follower)
         assert size == (30, 10)
         with Watch(out, decode, delay=0.01, environment={}, size=lambda: size) as watch:
-            watch.show(Canvas([1, MASK, MASK], MASK), "step 1")
-            watch.show(Canvas([1, 2, 3], MASK), "step 2")
+            watch.show(CanvasView([1, MASK, MASK], MASK), "step 1")
+            watch.show(CanvasView([1, 2, 3], MASK), "step 2")
         assert naps == [0.01, 0.01]
         data = b""
         while not data.endswith(b"\x1b[?25h"):  # one read may return a part

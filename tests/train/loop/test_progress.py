@@ -4,11 +4,11 @@ import sys
 
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.loop.progress import Progress, make_curves
+from dlm_edge.train.loop.progress import ProgressBar, make_curves
 
 
 def test_without_a_terminal_it_prints_lines_with_loss_speed_and_time_left(capsys):
-    progress = Progress(num_steps=10, first_step=0, quiet=False)
+    progress = ProgressBar(num_steps=10, first_step=0, quiet=False)
     progress.update(1, 5.0, 1234.5, 3723.0, 1e-3, force=True)
     progress.update(2, 5.0, 1234.5, 3723.0, 1e-3, force=False)
     progress.say("held out")
@@ -18,7 +18,7 @@ def test_without_a_terminal_it_prints_lines_with_loss_speed_and_time_left(capsys
 
 
 def test_quiet_prints_nothing(capsys):
-    progress = Progress(num_steps=None, first_step=0, quiet=True)
+    progress = ProgressBar(num_steps=None, first_step=0, quiet=True)
     progress.update(1, 5.0, 1.0, float("inf"), 1e-3, force=True)
     progress.say("held out")
     assert capsys.readouterr() == ("", "")
