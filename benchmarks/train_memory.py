@@ -76,6 +76,8 @@ def measure(size: str, context: int, recompute: bool, send: Any) -> None:
     """Runs one step and sends a row of figures."""
     import torch
 
+    from ..train.data.batches import Batch
+
     torch.set_num_threads(1)
     family, model, config = make_model(size, context)
     model.trunk.recompute = recompute
@@ -93,7 +95,7 @@ def measure(size: str, context: int, recompute: bool, send: Any) -> None:
     begin = time.process_time()
     ids = torch.randint(0, EOS, (1, context))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = family.loss(model, ids, torch.Generator(), config).loss
+        loss = family.loss(model, Batch(ids=ids), torch.Generator(), config).loss
     loss.backward()
     done.set()
     watcher.join()

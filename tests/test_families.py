@@ -17,6 +17,7 @@ from dlm_edge.runtime.measure.evaluate import evaluate_ids
 from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.train import families as desktop
 from dlm_edge.train.config import TrainConfig
+from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families.base import Family
 from dlm_edge.train.loop.run import train
 from safetensors.torch import load_file
@@ -92,7 +93,7 @@ def test_config_read_back_from_json_means_the_same(name):
     again = family.make_model(read["model"])
     again.load_state_dict(model.state_dict())
     losses = [
-        family.loss(m, ids_of(), torch.Generator().manual_seed(3), c).loss.item()
+        family.loss(m, Batch(ids=ids_of()), torch.Generator().manual_seed(3), c).loss.item()
         for m, c in ((model, config), (again, read))
     ]
     assert losses[0] == losses[1]
@@ -102,7 +103,8 @@ def test_config_read_back_from_json_means_the_same(name):
 def test_loss_is_finite_repeats_under_equal_generators_and_has_gradients(name):
     family, model, config = make(name)
     losses = [
-        family.loss(model, ids_of(), torch.Generator().manual_seed(3), config) for _ in range(2)
+        family.loss(model, Batch(ids=ids_of()), torch.Generator().manual_seed(3), config)
+        for _ in range(2)
     ]
     assert losses[0].loss.item() == losses[1].loss.item()
     assert losses[0].num_tokens == 3 * (CONTEXT - 1)
@@ -114,10 +116,14 @@ def test_loss_is_finite_repeats_under_equal_generators_and_has_gradients(name):
 def test_shards_of_a_batch_add_up_to_the_batch(name):
     family, model, config = make(name)
     ids = ids_of(4)
-    whole = family.loss(model, ids, torch.Generator().manual_seed(3), config).loss
+    whole = family.loss(model, Batch(ids=ids), torch.Generator().manual_seed(3), config).loss
     halves = [
         family.loss(
-            model, ids[2 * i : 2 * i + 2], torch.Generator().manual_seed(3), config, shard=(i, 2)
+            model,
+            Batch(ids=ids[2 * i : 2 * i + 2]),
+            torch.Generator().manual_seed(3),
+            config,
+            shard=(i, 2),
         ).loss
         for i in range(2)
     ]

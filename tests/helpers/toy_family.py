@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from dlm_edge.runtime.engines.base import Engine, EngineSet
 from dlm_edge.runtime.families.base import Request, Span, UpdateRule
-from dlm_edge.train.families.base import ExportGraph, GraphTensor, LossOutput
+from dlm_edge.train.families.base import ExportGraph, Family, GraphTensor, LossOutput
 from dlm_edge.train.families.shapes import canvas_shapes
 from torch import nn
 
@@ -39,17 +39,16 @@ class ToyGraph(nn.Module):
         return (self.model(ids),)
 
 
-class Toy:
+class Toy(Family):
     """The desktop's half."""
 
     name = "toy"
+    logit_shift = 1
 
     def make_config(self, options):
         assert options["vocab_size"] > options["eos_token_id"]
         model = {"vocab_size": options["vocab_size"], "context": options["context"]}
-        ids = {
-            name: options.get(name) for name in ("eos_token_id", "mask_token_id", "pad_token_id")
-        }
+        ids = {"eos_token_id": options["eos_token_id"], "mask_token_id": None, "pad_token_id": None}
         rest = {"noise_schedule": {}, "block_sizes": [1], "objective": {}}
         return {
             "family": self.name,
@@ -62,14 +61,14 @@ class Toy:
     def make_model(self, config):
         return ToyModel(config["vocab_size"])
 
-    def loss(self, model, ids, generator, config, *, shard=(0, 1)):
+    def loss(self, model, batch, generator, config, *, shard=(0, 1)):
         del generator, config, shard
-        nats = self._nats(model, ids)
+        nats = self._nats(model, batch.ids)
         return LossOutput(loss=nats.mean(), num_tokens=nats.numel())
 
     @torch.no_grad()
-    def eval_loss(self, model, ids, config, *, seed):
-        return {"toy": self._nats(model, ids).double().sum(dim=1)}
+    def eval_loss(self, model, batch, config, *, seed):
+        return {"toy": self._nats(model, batch.ids).double().sum(dim=1)}
 
     def graphs(self, model, config):
         ids = GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas")
@@ -84,17 +83,6 @@ class Toy:
                 name="guess", module=graph, inputs=(ids,), outputs=(logits,), shapes=shapes
             ),
         )
-
-    def manifest_fields(self, config):
-        return {
-            "mask_token_id": None,
-            "eos_token_id": config["eos_token_id"],
-            "pad_token_id": None,
-            "logit_shift": 1,
-            "max_position": config["model"]["context"],
-            "block_sizes": (1,),
-            "noise_schedule": {},
-        }
 
     def _nats(self, model, ids):
         logits = model(ids[:, :-1])

@@ -30,13 +30,13 @@ sys.path.insert(0, {tests!r})
 import conftest, torch
 torch.set_num_threads(1)
 from dlm_edge.train.cli import main
-from dlm_edge.train.loop.progress import Progress
-shown = Progress.update
+from dlm_edge.train.loop.progress import ProgressBar
+shown = ProgressBar.update
 def update(self, step, loss, *rest, **named):
     if not self._quiet:
         print(f"loss: {{loss!r}}", file=sys.stderr)
     shown(self, step, loss, *rest, **named)
-Progress.update = update
+ProgressBar.update = update
 main()
 """
 """A real file, since processes of a distributed run start it again."""

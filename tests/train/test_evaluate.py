@@ -10,6 +10,7 @@ from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.runtime.families import find_family
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.evaluate import evaluate_checkpoint, open_checkpoint
 from dlm_edge.train.families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -120,7 +121,9 @@ def test_the_runtime_and_the_training_objective_measure_one_bound(tmp_path, bloc
     )  # fmt: skip
     decoded = next(iter(bounds)).sum(axis=1)
     name = "full" if block_size == 16 else "4"
-    trained = family.eval_loss(model, ids.repeat(2000, 1), loaded.config, seed=0)[name].numpy()
+    trained = family.eval_loss(model, Batch(ids=ids.repeat(2000, 1)), loaded.config, seed=0)[
+        name
+    ].numpy()
     error = math.hypot(decoded.std() / 20, trained.std() / math.sqrt(2000))
     assert decoded.mean() == pytest.approx(trained.mean(), abs=4 * error)
     assert error < 0.05 * decoded.mean()
@@ -142,7 +145,9 @@ def test_the_runtime_and_the_training_objective_measure_one_score_entropy(tmp_pa
         manifest, engines, NumpyOps(), [ids[0].numpy()], seed=0, samples=range(600)
     )
     decoded = next(iter(bounds)).sum(axis=1)
-    trained = family.eval_loss(model, ids.repeat(4000, 1), loaded.config, seed=0)["full"].numpy()
+    trained = family.eval_loss(model, Batch(ids=ids.repeat(4000, 1)), loaded.config, seed=0)[
+        "full"
+    ].numpy()
     error = math.hypot(decoded.std() / math.sqrt(600), trained.std() / math.sqrt(4000))
     assert decoded.mean() == pytest.approx(trained.mean(), abs=4 * error)
     assert error < 0.05 * decoded.mean()

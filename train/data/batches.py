@@ -8,42 +8,117 @@ global batch see exactly what one rank would see.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+import torch
 
+from ...runtime.errors import ConfigError, DataError
 from .shards import TokenStream
 
 _DOCUMENTS, _OFFSETS = 1, 2
 """Names of the two random streams."""
+SOURCE = "source"
+"""The field of a sample that plain text has: the tokens before the sequence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Samples of a training step or an evaluation."""
+
+    ids: torch.Tensor
+    """Clean tokens (B, L), any integer dtype."""
+    fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What else belongs to each sample, by name, (B, ...) each: `source` (B, S) and the like."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> Batch:
+        """Returns some of the samples."""
+        fields = {name: values[rows] for name, values in self.fields.items()}
+        return Batch(ids=self.ids[rows], fields=fields)
+
+    def to(self, device: torch.device) -> Batch:
+        """Returns the samples on a device."""
+        fields = {name: values.to(device) for name, values in self.fields.items()}
+        return Batch(ids=self.ids.to(device), fields=fields)
+
+
+class Cutter:
+    """Cuts windows of a token stream into sequences and the fields that a family asks for."""
+
+    def __init__(self, stream: TokenStream, *, context: int, fields: Mapping[str, int]) -> None:
+        """Checks that the stream has what is asked for.
+
+        Args:
+            stream: Tokens to read.
+            context: Tokens of a sequence, L.
+            fields: Tokens of each field; text has `source` only.
+
+        Raises:
+            ConfigError: Text has no such field.
+            DataError: The stream is shorter than one window.
+        """
+        unknown = sorted(set(fields) - {SOURCE})
+        if unknown:
+            raise ConfigError(
+                f"the family needs {unknown[0]} for each sample; text has no such field"
+            )
+        self.source = fields.get(SOURCE, 0)
+        self.length = self.source + context
+        self._tokens = stream.tokens
+        if len(self._tokens) < self.length:
+            raise DataError(
+                f"the text has {len(self._tokens)} tokens, and a sample takes {self.length}: give "
+                "more text or a smaller --context"
+            )
+
+    def cut(self, offsets: Iterable[int]) -> Batch:
+        """Reads the windows that start at `offsets`."""
+        windows = np.stack([self._tokens[start : start + self.length] for start in offsets])
+        rows = torch.from_numpy(windows.astype(np.int64))
+        fields = {SOURCE: rows[:, : self.source]} if self.source else {}
+        return Batch(ids=rows[:, self.source :], fields=fields)
 
 
 class Batches:
     """Global batches of one token stream."""
 
-    def __init__(self, stream: TokenStream, *, context: int, batch_size: int, seed: int) -> None:
-        """Prepares the draw.
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        fields: Mapping[str, int] | None = None,
+    ) -> None:
+        """Prepares the draw; raises DlmError as Cutter does.
 
         Args:
-            stream: tokens to read; at least `context` of them.
-            context: tokens of a sequence, L.
-            batch_size: sequences of a global batch, G.
-            seed: of the order.
+            stream: Tokens to read.
+            context: Tokens of a sequence, L.
+            batch_size: Sequences of a global batch, G.
+            seed: Determines the order.
+            fields: Tokens of each further field of a sample.
         """
-        self._tokens = stream.tokens
-        self._context, self._batch_size, self._seed = context, batch_size, seed
-        last = len(stream.tokens) - context
+        self._cutter = Cutter(stream, context=context, fields=fields or {})
+        self._batch_size, self._seed = batch_size, seed
+        self._window = self._cutter.length
+        last = len(stream.tokens) - self._window
         self._starts = stream.starts[stream.starts <= last]
-        self._num_windows = max(1, len(stream.tokens) // context)
+        self._num_windows = max(1, len(stream.tokens) // self._window)
         self._last = last
         self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
 
-    def rows(self, step: int) -> np.ndarray:
-        """Returns the global batch of a step: (G, L) int64 token ids."""
+    def batch(self, step: int) -> Batch:
+        """Returns the global batch of a step: G samples, int64."""
         first = step * self._batch_size
-        offsets = [self._offset(first + row) for row in range(self._batch_size)]
-        rows = [self._tokens[o : o + self._context] for o in offsets]
-        return np.stack(rows).astype(np.int64)
+        return self._cutter.cut(self._offset(first + row) for row in range(self._batch_size))
 
     def _offset(self, sequence: int) -> int:
         """Returns where the `sequence`-th sequence of the run starts."""
@@ -55,9 +130,9 @@ class Batches:
             index = sequence
         epoch, place = divmod(index, self._num_windows)
         # Each pass cuts the text at another phase, so that windows do not always part there.
-        phase = int(self._generator(_OFFSETS, epoch).integers(self._context))
+        phase = int(self._generator(_OFFSETS, epoch).integers(self._window))
         window = int(self._permutation(_OFFSETS, epoch)[place])
-        return min(window * self._context + phase, self._last)
+        return min(window * self._window + phase, self._last)
 
     def _generator(self, kind: int, epoch: int) -> np.random.Generator:
         seeds = np.random.SeedSequence([self._seed, kind, epoch])
@@ -70,13 +145,15 @@ class Batches:
         ).permutation(size)
 
 
-def held_out_rows(stream: TokenStream, *, context: int, max_rows: int) -> np.ndarray:
-    """Returns windows of `context` tokens with stride `context` - 1: (R, L) int64.
+def held_out_batch(
+    stream: TokenStream, *, context: int, max_rows: int, fields: Mapping[str, int] | None = None
+) -> Batch:
+    """Returns sequences of `context` tokens with stride `context` - 1: R samples, int64.
 
     They are spread over the whole stream when there are more than `max_rows` of them, and the same
     for every call, so that evaluations of one run are compared on equal text.
     """
-    count = (len(stream.tokens) - 1) // (context - 1)
+    cutter = Cutter(stream, context=context, fields=fields or {})
+    count = (len(stream.tokens) - cutter.source - 1) // (context - 1)
     chosen = np.unique(np.linspace(0, count - 1, min(count, max_rows)).astype(np.int64))
-    rows = [stream.tokens[i * (context - 1) :][:context] for i in chosen]
-    return np.stack(rows).astype(np.int64)
+    return cutter.cut(int(index) * (context - 1) for index in chosen)

@@ -8,8 +8,8 @@ How the loop uses one:
     family = FAMILIES[name]
     config = family.make_config(options)      # plain JSON mapping; goes into config.json as it is
     model = family.make_model(config["model"])
-    output = family.loss(model, ids, generator, config)     # output.loss.backward()
-    figures = family.eval_loss(model, ids, config, seed=1)  # {"32": (B,) nats, "full": …}
+    output = family.loss(model, batch, generator, config)     # output.loss.backward()
+    figures = family.eval_loss(model, batch, config, seed=1)  # {"32": (B,) nats, "full": …}
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.batches import Batch
 from .shapes import Shape
 
 Corrupt = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, Mapping[str, Any]]]
@@ -86,6 +87,8 @@ class Family(Protocol):
     """What `families/__init__.py` lists."""
 
     name: str
+    logit_shift: int
+    """1 where position i predicts token i + 1, 0 where it predicts its own."""
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Resolves options into the family's part of config.json.
@@ -116,20 +119,20 @@ class Family(Protocol):
     def loss(
         self,
         model: nn.Module,
-        ids: torch.Tensor,
+        batch: Batch,
         generator: torch.Generator,
         config: Mapping[str, Any],
         *,
         shard: tuple[int, int] = (0, 1),
     ) -> LossOutput:
-        """The objective on clean ids (B, L) int64; all randomness comes from `generator`.
+        """The objective on clean samples; all randomness comes from `generator`.
 
         The model is called through its `forward` only (a DDP or Fabric wrapper works), once.
 
         Args:
             model: What `make_model` gave, wrapped or not.
-            ids: Clean tokens (B, L), any integer dtype, on the model's device; L divisible by
-                every trained block size.
+            batch: B samples of L tokens, on the model's device, with the fields that `fields`
+                names; L divisible by every trained block size.
             generator: CPU generator. Its draws depend on B, L and `shard[1]`, not on the device.
             config: The checkpoint's config.json (what `make_config` gave).
             shard: (index, count). Noise is drawn for `count * B` sequences, of which these are
@@ -139,7 +142,7 @@ class Family(Protocol):
         ...
 
     def eval_loss(
-        self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
+        self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
         """The objective as a figure, with fixed noise, no gradient, for the periodic evaluation.
 
@@ -153,9 +156,23 @@ class Family(Protocol):
         """The graphs to export, in evaluation mode; `config` is the whole config.json."""
         ...
 
-    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Family-dependent fields of the manifest (mask id, logit_shift, noise schedule, …).
+    def fields(self, config: Mapping[str, Any]) -> Mapping[str, int]:
+        """What a sample has beside its ids: the tokens of each field, by name.
 
-        `config` is the whole config.json.
+        Text has one field, `source`: the tokens before the sequence. `config` is the whole
+        config.json.
         """
-        ...
+        del config
+        return {}
+
+    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields of the manifest that depend on the family; `config` is the whole config.json."""
+        return {
+            "mask_token_id": config["mask_token_id"],
+            "eos_token_id": config["eos_token_id"],
+            "pad_token_id": config["pad_token_id"],
+            "logit_shift": self.logit_shift,
+            "max_position": config["model"]["context"],
+            "block_sizes": tuple(config["block_sizes"]),
+            "noise_schedule": dict(config["noise_schedule"]),
+        }

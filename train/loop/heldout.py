@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.batches import Batch
 from ..families.base import Family
 
 EVAL_SEED = 20_011
@@ -57,7 +58,7 @@ def measure(
     family: Family,
     model: nn.Module,
     config: Mapping[str, Any],
-    rows: np.ndarray,
+    batch: Batch,
     *,
     batch_size: int,
     device: torch.device,
@@ -68,19 +69,20 @@ def measure(
         family: whose bound it is.
         model: in any mode; it is put into evaluation mode and back.
         config: the checkpoint's config.json.
-        rows: (R, L) int64 held-out sequences.
+        batch: Held-out samples.
         batch_size: sequences per forward pass.
         device: where the model is.
     """
     was_training = model.training
     model.eval()
     parts: dict[str, list[torch.Tensor]] = {}
-    for index, first in enumerate(range(0, len(rows), batch_size)):
-        ids = torch.from_numpy(rows[first : first + batch_size]).to(device)
-        for name, nats in family.eval_loss(model, ids, config, seed=EVAL_SEED + index).items():
+    for index, first in enumerate(range(0, len(batch), batch_size)):
+        part = batch[first : first + batch_size].to(device)
+        for name, nats in family.eval_loss(model, part, config, seed=EVAL_SEED + index).items():
             parts.setdefault(name, []).append(nats)
     model.train(was_training)
-    return {name: _estimate(torch.cat(nats), rows.shape[1] - 1) for name, nats in parts.items()}
+    scored = batch.ids.shape[1] - 1
+    return {name: _estimate(torch.cat(nats), scored) for name, nats in parts.items()}
 
 
 def _estimate(nats: torch.Tensor, scored: int) -> Estimate:

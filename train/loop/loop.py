@@ -22,7 +22,7 @@ from torch import nn
 
 from ...runtime.errors import CheckpointError
 from ..config import TrainConfig
-from ..data.batches import Batches
+from ..data.batches import Batch, Batches
 from ..families.base import Family
 from ..nn.lora import Lora
 from .heldout import Estimate, mean_nats, measure
@@ -57,7 +57,7 @@ class Loop:
         model_config: Mapping[str, Any],
         config: TrainConfig,
         batches: Batches,
-        held_out: np.ndarray,
+        held_out: Batch,
         lora: Lora | None = None,
     ) -> None:
         """Sets up model, optimiser and average.
@@ -69,7 +69,7 @@ class Loop:
             model_config: the checkpoint's config.json.
             config: settings.
             batches: training sequences.
-            held_out: (R, L) int64 sequences for evaluation.
+            held_out: samples for evaluation.
             lora: adapters that the module has got.
         """
         self.fabric, self.family, self.config = fabric, family, config
@@ -166,7 +166,7 @@ class Loop:
                 )
         if standing.eval_rows < rows:
             chosen = np.linspace(0, rows - 1, standing.eval_rows).astype(np.int64)
-            self.held_out = self.held_out[chosen]
+            self.held_out = self.held_out[torch.from_numpy(chosen)]
         if minutes:
             self._reserve_s = min(row_s * len(self.held_out), EVAL_SHARE * 60 * minutes)
 
@@ -192,20 +192,20 @@ class Loop:
         )
         set_lr(self.optimizer, factor)
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        rows = self.batches.rows(standing.step)
+        batch = self.batches.batch(standing.step)
         parts = world * config.accumulate
-        size = len(rows) // parts
+        size = len(batch) // parts
         torch.manual_seed(_mix(config.seed, _DROPOUT, standing.step, rank))
         total = torch.zeros((), device=self.fabric.device)
         for micro in range(config.accumulate):
             part = rank * config.accumulate + micro
-            ids = torch.from_numpy(rows[part * size : (part + 1) * size]).to(self.fabric.device)
+            own = batch[part * size : (part + 1) * size].to(self.fabric.device)
             # Equal on all ranks: each draws the noise of the whole batch and keeps its part.
             generator = torch.Generator().manual_seed(_mix(config.seed, _NOISE, standing.step))
             waiting = micro + 1 < config.accumulate
             with self.fabric.no_backward_sync(self.model, enabled=waiting):
                 output = self.family.loss(
-                    self.model, ids, generator, self.model_config, shard=(part, parts)
+                    self.model, own, generator, self.model_config, shard=(part, parts)
                 )
                 self.fabric.backward(output.loss / config.accumulate)
             total += output.loss.detach() / config.accumulate
@@ -268,14 +268,14 @@ class Loop:
         best = " (best)" if standing.stale == 0 else ""
         progress.say(f"held out at step {standing.step}, nats/token: {shown}{best}")
 
-    def measure(self, rows: np.ndarray) -> dict[str, Estimate]:
-        """Evaluates the weights that the model holds now on sequences, (R, L) int64."""
+    def measure(self, batch: Batch) -> dict[str, Estimate]:
+        """Evaluates the weights that the model holds now."""
         with self.fabric.autocast():
             return measure(
                 self.family,
                 self.module,
                 self.model_config,
-                rows,
+                batch,
                 batch_size=EVAL_BATCH,
                 device=self.fabric.device,
             )

@@ -35,7 +35,7 @@ from ..config import (
     load_settings,
     save_config,
 )
-from ..data.batches import Batches, held_out_rows
+from ..data.batches import Batches, held_out_batch
 from ..data.shards import Corpus, prepare
 from ..data.sources import documents, find_source, fingerprint
 from ..data.tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
@@ -84,10 +84,17 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         beside |= start.companions(tokenizer)
         start = None  # as large as the model
     lora = _fit(module, model_config, config)
+    context, fields = config.context, family.fields(model_config)
     batches = Batches(
-        corpus.train, context=config.context, batch_size=config.batch_size, seed=config.seed
+        corpus.train,
+        context=context,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        fields=fields,
     )
-    held_out = held_out_rows(corpus.valid, context=config.context, max_rows=config.eval_rows)
+    held_out = held_out_batch(
+        corpus.valid, context=context, max_rows=config.eval_rows, fields=fields
+    )
     loop = Loop(fabric, family, module, model_config, config, batches, held_out, lora)
     if state is not None:
         _refuse_other_data(out, corpus)
@@ -191,7 +198,7 @@ def _run(
         "seconds": round(standing.elapsed_s, 1),
         "best_step": standing.best_step,
         "held_out": standing.figures,
-        "frequency_nats": frequency_nats(corpus.train.tokens, loop.held_out),
+        "frequency_nats": frequency_nats(corpus.train.tokens, loop.held_out.ids.numpy()),
     }
 
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.loop.heldout import frequency_nats, mean_nats, measure
 
@@ -26,9 +27,14 @@ CONFIG = FAMILIES["mdlm"].make_config(
 def figures(num_rows: int = 64, batch_size: int = 16):
     torch.manual_seed(0)
     model = FAMILIES["mdlm"].make_model(CONFIG["model"])
-    rows = np.random.default_rng(0).integers(2, 30, (num_rows, 16))
+    rows = torch.from_numpy(np.random.default_rng(0).integers(2, 30, (num_rows, 16)))
     found = measure(
-        FAMILIES["mdlm"], model, CONFIG, rows, batch_size=batch_size, device=torch.device("cpu")
+        FAMILIES["mdlm"],
+        model,
+        CONFIG,
+        Batch(ids=rows),
+        batch_size=batch_size,
+        device=torch.device("cpu"),
     )
     assert model.training
     return found

@@ -8,6 +8,7 @@ import pytest
 import torch
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.loop.run import train
 from dlm_edge.train.nn import nats
@@ -131,9 +132,9 @@ def test_layers_are_indeed_computed_twice():
         layer.attention.register_forward_hook(lambda *_: calls.append(1))
     model.trunk.recompute = True
     ids, generator = torch.randint(2, 9, (2, 8)), torch.Generator()
-    FAMILIES["tidar"].loss(model.train(), ids, generator, config).loss.backward()
+    FAMILIES["tidar"].loss(model.train(), Batch(ids=ids), generator, config).loss.backward()
     assert len(calls) == 6
-    FAMILIES["tidar"].eval_loss(model.eval(), ids, config, seed=0)
+    FAMILIES["tidar"].eval_loss(model.eval(), Batch(ids=ids), config, seed=0)
     assert len(calls) == 9
 
 

@@ -14,15 +14,16 @@ from torch import nn
 from ...nn.backbones import make_backbone
 from ...nn.masks import causal_mask
 from ...nn.nats import cross_entropy
-from ..base import ExportGraph, LossOutput
+from ..base import Batch, ExportGraph, Family, LossOutput
 from ..graphs import denoise_graph
 from ..options import check_options, common_config, forbidden_ids
 
 
-class Ar:
+class Ar(Family):
     """The family `ar`."""
 
     name = "ar"
+    logit_shift = 1
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
@@ -41,7 +42,7 @@ class Ar:
     def loss(
         self,
         model: nn.Module,
-        ids: torch.Tensor,
+        batch: Batch,
         generator: torch.Generator,
         config: Mapping[str, Any],
         *,
@@ -49,32 +50,24 @@ class Ar:
     ) -> LossOutput:
         """See Family; nothing is random, so `generator` and `shard` are not used."""
         del generator, shard
-        nats = self._nats(model, ids, config)
+        nats = self._nats(model, batch.ids, config)
         return LossOutput(loss=nats.mean(), num_tokens=nats.numel())
 
     @torch.no_grad()
     def eval_loss(
-        self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
+        self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
         """See Family; exact, so the seed changes nothing."""
         del seed
-        return {"ar": self._nats(model, ids, config).double().sum(dim=1).cpu()}
+        return {"ar": self._nats(model, batch.ids, config).double().sum(dim=1).cpu()}
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
         """See Family: one graph, `denoise`, causal inside the block."""
         return (denoise_graph(model, config),)
 
     def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See Family."""
-        return {
-            "mask_token_id": None,
-            "eos_token_id": config["eos_token_id"],
-            "pad_token_id": config["pad_token_id"],
-            "logit_shift": 1,
-            "max_position": config["model"]["context"],
-            "block_sizes": tuple(config["block_sizes"]),
-            "noise_schedule": {},
-        }
+        """See Family; a mask, which the tokenizer may have, is no token of a causal model."""
+        return {**super().manifest_fields(config), "mask_token_id": None}
 
     def _nats(self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
         """Negative log-likelihood (B, L - 1) of tokens 1 to L - 1."""

@@ -22,7 +22,7 @@ from ....runtime.noise.schedule import make_schedule, schedule_from_json, schedu
 from ...nn.backbones import make_backbone
 from ...nn.masks import block_diffusion_mask
 from ...nn.nats import cross_entropy
-from ..base import ExportGraph, LossOutput
+from ..base import Batch, ExportGraph, Family, LossOutput
 from ..graphs import denoise_graph
 from ..noise import MASKINGS, Noise, draw_noise
 from ..options import (
@@ -68,10 +68,11 @@ class Objective:
             raise ConfigError(f"weights of block sizes must be above 0: {self.block_weights}")
 
 
-class Mdlm:
+class Mdlm(Family):
     """The family `mdlm`."""
 
     name = "mdlm"
+    logit_shift = 0
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
@@ -96,14 +97,14 @@ class Mdlm:
     def loss(
         self,
         model: nn.Module,
-        ids: torch.Tensor,
+        batch: Batch,
         generator: torch.Generator,
         config: Mapping[str, Any],
         *,
         shard: tuple[int, int] = (0, 1),
     ) -> LossOutput:
         """See Family; the block size is drawn per batch from the trained mix."""
-        sizes, objective = config["block_sizes"], Objective(**config["objective"])
+        ids, sizes, objective = batch.ids, config["block_sizes"], Objective(**config["objective"])
         block_size = draw_size(sizes, objective.block_weights, generator)
         noise = self._noise(ids, block_size, objective, generator, config, shard)
         nats, _ = self._masked_nats(model, ids, noise, config)
@@ -112,10 +113,10 @@ class Mdlm:
 
     @torch.no_grad()
     def eval_loss(
-        self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
+        self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
         """See Family; t covers its whole range, whatever training is clipped to."""
-        objective = Objective(masking="count")
+        ids, objective = batch.ids, Objective(masking="count")
         figures: dict[str, torch.Tensor] = {}
         for block_size in config["block_sizes"]:
             generator = torch.Generator().manual_seed(seed)
@@ -130,18 +131,6 @@ class Mdlm:
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
         """See Family: one graph, `denoise`."""
         return (denoise_graph(model, config),)
-
-    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See Family."""
-        return {
-            "mask_token_id": config["mask_token_id"],
-            "eos_token_id": config["eos_token_id"],
-            "pad_token_id": config["pad_token_id"],
-            "logit_shift": 0,
-            "max_position": config["model"]["context"],
-            "block_sizes": tuple(config["block_sizes"]),
-            "noise_schedule": dict(config["noise_schedule"]),
-        }
 
     def _noise(
         self,

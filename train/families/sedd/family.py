@@ -24,7 +24,7 @@ from torch import nn
 from ....runtime.errors import ConfigError
 from ....runtime.noise.schedule import NoiseSchedule, make_schedule, schedule_to_json
 from ...nn.score_net import ScoreConfig, ScoreNet, ScoreStep
-from ..base import ExportGraph, GraphTensor, LossOutput
+from ..base import Batch, ExportGraph, Family, GraphTensor, LossOutput
 from ..noise import MASKINGS
 from ..options import check_options, common_config, draw_size, parse_block_sizes, split_weights
 from ..shapes import canvas_shapes
@@ -68,10 +68,11 @@ class Objective:
             raise ConfigError(f"weights of lengths must be above 0: {self.block_weights}")
 
 
-class Sedd:
+class Sedd(Family):
     """The family `sedd`."""
 
     name = "sedd"
+    logit_shift = 0
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
@@ -108,7 +109,7 @@ class Sedd:
     def loss(
         self,
         model: nn.Module,
-        ids: torch.Tensor,
+        batch: Batch,
         generator: torch.Generator,
         config: Mapping[str, Any],
         *,
@@ -117,7 +118,7 @@ class Sedd:
         """See Family; the length is drawn per batch from those trained, and ids cut to it."""
         sizes, objective = config["block_sizes"], Objective(**config["objective"])
         length = draw_size(sizes, objective.block_weights, generator)
-        rows = cut(ids, length)
+        rows = cut(batch.ids, length)
         noisy = draw(rows, config, objective.masking, generator, shard)
         nats = position_nats(model, rows, noisy, config)
         num_tokens = rows.shape[0] * (length - 1)
@@ -125,24 +126,24 @@ class Sedd:
 
     @torch.no_grad()
     def eval_loss(
-        self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
+        self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
         """See Family; a length below the context counts as if every token were scored.
 
         The prior term is in it: what the largest noise leaves of the text.
         """
         masking = "count" if config["model"]["graph"] == "absorb" else "independent"
-        batch, context = ids.shape
+        count, context = batch.ids.shape
         prior = end_nats(config)
         figures: dict[str, torch.Tensor] = {}
         for length in config["block_sizes"]:
             generator = torch.Generator().manual_seed(seed)
-            rows = cut(ids, length)
+            rows = cut(batch.ids, length)
             noisy = draw(rows, config, masking, generator, (0, 1))
             nats = position_nats(model, rows, noisy, config).double().cpu()
-            scored = rows.shape[0] // batch * (length - 1)
+            scored = rows.shape[0] // count * (length - 1)
             name = "full" if length == config["model"]["context"] else str(length)
-            spent = nats.view(batch, -1).sum(dim=1) + scored * prior
+            spent = nats.view(count, -1).sum(dim=1) + scored * prior
             figures[name] = spent * ((context - 1) / scored)
         return figures
 
@@ -170,18 +171,6 @@ class Sedd:
                 corrupt=canvas_noise(config),
             ),
         )
-
-    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See Family; the uniform graph's mask id is no state: it marks the gaps of a template."""
-        return {
-            "mask_token_id": config["mask_token_id"],
-            "eos_token_id": config["eos_token_id"],
-            "pad_token_id": config["pad_token_id"],
-            "logit_shift": 0,
-            "max_position": config["model"]["context"],
-            "block_sizes": tuple(config["block_sizes"]),
-            "noise_schedule": dict(config["noise_schedule"]),
-        }
 
 
 def _schedule(graph: str, given: Mapping[str, Any]) -> NoiseSchedule:

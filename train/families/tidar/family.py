@@ -24,7 +24,7 @@ from torch import nn
 from ....runtime.errors import ConfigError
 from ...nn.backbones import make_backbone
 from ...nn.masks import draft_mask
-from ..base import ExportGraph, LossOutput
+from ..base import Batch, ExportGraph, Family, LossOutput
 from ..options import check_options, common_config, draw_size, forbidden_ids, split_weights
 from .graphs import draft_graphs
 
@@ -60,10 +60,11 @@ def parse_drafts(words: Sequence[str], context: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-class Tidar:
+class Tidar(Family):
     """The family `tidar`."""
 
     name = "tidar"
+    logit_shift = 1
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
@@ -86,7 +87,7 @@ class Tidar:
     def loss(
         self,
         model: nn.Module,
-        ids: torch.Tensor,
+        batch: Batch,
         generator: torch.Generator,
         config: Mapping[str, Any],
         *,
@@ -96,14 +97,14 @@ class Tidar:
         del shard
         sizes, objective = config["block_sizes"], Objective(**config["objective"])
         block_size = draw_size(sizes, objective.block_weights, generator)
-        causal, drafts = self._nats(model, ids, block_size, config)
+        causal, drafts = self._nats(model, batch.ids, block_size, config)
         alpha = objective.alpha
         loss = (alpha * causal.mean() + drafts.mean()) / (1.0 + alpha)
         return LossOutput(loss=loss, num_tokens=causal.numel())
 
     @torch.no_grad()
     def eval_loss(
-        self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any], *, seed: int
+        self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
         """See Family; exact, so the seed changes nothing.
 
@@ -113,7 +114,7 @@ class Tidar:
         del seed
         figures: dict[str, torch.Tensor] = {}
         for block_size in config["block_sizes"]:
-            causal, drafts = self._nats(model, ids, block_size, config)
+            causal, drafts = self._nats(model, batch.ids, block_size, config)
             figures.setdefault("ar", causal.double().sum(dim=1).cpu())
             figures[f"draft {block_size}"] = drafts.double().sum(dim=1).cpu()
         return figures
@@ -121,18 +122,6 @@ class Tidar:
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
         """See Family: one graph, `step`, or as its parts `step` and `head`."""
         return draft_graphs(model, config)
-
-    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See Family."""
-        return {
-            "mask_token_id": config["mask_token_id"],
-            "eos_token_id": config["eos_token_id"],
-            "pad_token_id": config["pad_token_id"],
-            "logit_shift": 1,
-            "max_position": config["model"]["context"],
-            "block_sizes": tuple(config["block_sizes"]),
-            "noise_schedule": {},
-        }
 
     def _nats(
         self, model: nn.Module, ids: torch.Tensor, block_size: int, config: Mapping[str, Any]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 
 FAMILY = FAMILIES["ar"]
@@ -34,9 +35,9 @@ def test_the_loss_is_the_chain_rule_token_by_token():
             mask = torch.ones(length, length, dtype=torch.bool).tril()
             logits = model(ids[:, :length], torch.arange(length), mask)[:, -1]
         expected -= torch.log_softmax(logits, dim=-1)[torch.arange(2), ids[:, length]]
-    found = FAMILY.eval_loss(model, ids, config, seed=0)["ar"]
+    found = FAMILY.eval_loss(model, Batch(ids=ids), config, seed=0)["ar"]
     torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
-    output = FAMILY.loss(model, ids, torch.Generator(), config)
+    output = FAMILY.loss(model, Batch(ids=ids), torch.Generator(), config)
     assert output.num_tokens == 14
     assert output.loss.item() == pytest.approx(expected.sum().item() / 14, rel=1e-4)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.noise.schedule import make_schedule
+from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.families.options import forbidden_ids, parse_block_sizes
 from dlm_edge.train.nn.masks import block_diffusion_mask
@@ -56,7 +57,7 @@ def test_the_bound_of_an_independent_denoiser_is_its_negative_log_likelihood(sch
     config = config_of(2, block_sizes, noise_schedule=schedule)
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(1))
     ids = torch.tensor([[EOS, 5]]).repeat(20000, 1)
-    found = FAMILY.eval_loss(Independent(logits), ids, config, seed=0)
+    found = FAMILY.eval_loss(Independent(logits), Batch(ids=ids), config, seed=0)
     allowed = logits.clone()
     allowed[[MASK, PAD]] = -math.inf
     expected = -torch.log_softmax(allowed, dim=0)[5].item()
@@ -128,7 +129,7 @@ def test_the_bound_is_the_average_over_decoding_orders(length, blocks):
     by_masks = exact_bound(model, ids, config, length // blocks)
     assert by_masks == pytest.approx(by_orders, rel=2e-3)
     # And the loss is an unbiased estimate of it.
-    many = FAMILY.eval_loss(model, ids.repeat(3000, 1), config, seed=1)
+    many = FAMILY.eval_loss(model, Batch(ids=ids.repeat(3000, 1)), config, seed=1)
     sums = next(iter(many.values()))
     error = sums.std().item() / math.sqrt(len(sums))
     assert sums.mean().item() == pytest.approx(by_orders, abs=4 * error, rel=2e-3)
@@ -157,7 +158,7 @@ def test_blocks_of_one_give_a_left_to_right_likelihood():
         noisy = ids.clone()
         noisy[0, position:] = MASK
         expected += token_nats(model, noisy, ids, position, 1, config)
-    sums = FAMILY.eval_loss(model, ids.repeat(4000, 1), config, seed=0)["1"]
+    sums = FAMILY.eval_loss(model, Batch(ids=ids.repeat(4000, 1)), config, seed=0)["1"]
     error = sums.std().item() / math.sqrt(len(sums))
     assert sums.mean().item() == pytest.approx(expected, abs=4 * error, rel=2e-3)
 
@@ -166,10 +167,14 @@ def test_shards_make_up_the_whole_batch():
     config = config_of(8, "4,full")
     model = model_of(config)
     ids = text(6, 8)
-    whole = FAMILY.loss(model, ids, torch.Generator().manual_seed(5), config).loss
+    whole = FAMILY.loss(model, Batch(ids=ids), torch.Generator().manual_seed(5), config).loss
     parts = [
         FAMILY.loss(
-            model, ids[i * 2 : i * 2 + 2], torch.Generator().manual_seed(5), config, shard=(i, 3)
+            model,
+            Batch(ids=ids[i * 2 : i * 2 + 2]),
+            torch.Generator().manual_seed(5),
+            config,
+            shard=(i, 3),
         ).loss
         for i in range(3)
     ]
@@ -191,7 +196,7 @@ def test_gradients_are_finite_under_bfloat16():
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         with torch.autocast("cpu", torch.bfloat16):
-            output = FAMILY.loss(model, text(4, 8), generator, config)
+            output = FAMILY.loss(model, Batch(ids=text(4, 8)), generator, config)
         output.loss.backward()
     assert output.num_tokens == 4 * 7
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
@@ -225,4 +230,4 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_sequences_that_are_no_whole_number_of_blocks_are_refused():
     config = config_of(8, "4")
     with pytest.raises(ConfigError, match="no multiple of block 4"):
-        FAMILY.loss(model_of(config), text(1, 6), torch.Generator(), config)
+        FAMILY.loss(model_of(config), Batch(ids=text(1, 6)), torch.Generator(), config)

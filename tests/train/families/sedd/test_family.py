@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.families.sedd.loss import (
     Noisy,
@@ -73,7 +74,7 @@ def test_the_loss_of_the_true_score_is_the_entropy_of_the_text(graph, options):
     ids = torch.multinomial(chances(), 4000 * 8, replacement=True, generator=generator)
     ids = ids.view(4000, 8)
     model = Known(graph, chances())
-    losses = [FAMILY.loss(model, ids, generator, config) for _ in range(4)]
+    losses = [FAMILY.loss(model, Batch(ids=ids), generator, config) for _ in range(4)]
     exact = -chances()[ids[:, 1:]].log().mean().item()
     mean = np.mean([item.loss.item() for item in losses])
     # loglinear noise stops at sigma = 6.9 (uniform), geometric starts at 1e-4: both 0.2 % or less.
@@ -87,7 +88,7 @@ def test_the_held_out_figure_of_the_true_score_is_the_entropy_of_the_text(graph)
     ids = torch.multinomial(
         chances(), 4000 * 8, replacement=True, generator=torch.Generator().manual_seed(1)
     ).view(4000, 8)
-    figures = FAMILY.eval_loss(Known(graph, chances()), ids, config, seed=3)
+    figures = FAMILY.eval_loss(Known(graph, chances()), Batch(ids=ids), config, seed=3)
     exact = -chances()[ids[:, 1:]].log().sum(dim=1).mean().item()
     assert set(figures) == {"4", "full"}
     for nats in figures.values():
@@ -106,7 +107,9 @@ def test_a_held_out_figure_counts_what_the_largest_noise_leaves(last):
         chances(), 4000 * 8, replacement=True, generator=torch.Generator().manual_seed(1)
     ).view(4000, 8)
     model = Known("uniform", chances())
-    figures = [FAMILY.eval_loss(model, ids, config, seed=seed)["full"] for seed in range(4)]
+    figures = [
+        FAMILY.eval_loss(model, Batch(ids=ids), config, seed=seed)["full"] for seed in range(4)
+    ]
     kept = chances()[chances() > 0]
     entropy = -(kept * kept.log()).sum().item()
     noisy = math.exp(-last) * chances()[states_of(config)] - math.expm1(-last) / K
@@ -250,7 +253,7 @@ def test_the_family_trains_below_the_entropy_of_independent_tokens():
 
     losses = []
     for _ in range(160):
-        loss = FAMILY.loss(model, batch(), generator, config).loss
+        loss = FAMILY.loss(model, Batch(ids=batch()), generator, config).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.masks import causal_mask, draft_mask
 
@@ -65,7 +66,7 @@ def test_likelihood_is_that_of_a_causal_pass_over_the_text_alone():
     logits[..., MASK] = float("-inf")
     log_p = torch.log_softmax(logits, dim=-1)
     expected = -log_p.gather(2, ids[:, 1:, None]).squeeze(2).sum(dim=1)
-    found = FAMILY.eval_loss(model, ids, config, seed=0)
+    found = FAMILY.eval_loss(model, Batch(ids=ids), config, seed=0)
     assert set(found) == {"ar", "draft 4"}
     torch.testing.assert_close(found["ar"].float(), expected, atol=1e-5, rtol=1e-5)
 
@@ -86,7 +87,7 @@ def test_drafts_score_what_a_block_of_masks_after_the_text_before_it_says():
         for offset in range(size):
             if start + offset:
                 expected -= log_p[offset, ids[0, start + offset]].item()
-    found = FAMILY.eval_loss(model, ids, config, seed=0)["draft 4"]
+    found = FAMILY.eval_loss(model, Batch(ids=ids), config, seed=0)["draft 4"]
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -94,8 +95,8 @@ def test_drafts_score_what_a_block_of_masks_after_the_text_before_it_says():
 def test_the_loss_weighs_both_halves_by_alpha(alpha):
     config, model = make(alpha=alpha)
     ids = text()
-    output = FAMILY.loss(model, ids, torch.Generator().manual_seed(0), config)
-    figures = FAMILY.eval_loss(model, ids, config, seed=0)
+    output = FAMILY.loss(model, Batch(ids=ids), torch.Generator().manual_seed(0), config)
+    figures = FAMILY.eval_loss(model, Batch(ids=ids), config, seed=0)
     causal, drafts = (figures[name].mean().item() / (LENGTH - 1) for name in ("ar", "draft 4"))
     assert output.num_tokens == 2 * (LENGTH - 1)
     expected = (alpha * causal + drafts) / (1 + alpha)
@@ -106,7 +107,7 @@ def test_the_mask_is_never_predicted():
     config, model = make()
     with torch.no_grad():
         model.head.weight[MASK] = 1e4
-    losses = FAMILY.eval_loss(model, text(), config, seed=0)
+    losses = FAMILY.eval_loss(model, Batch(ids=text()), config, seed=0)
     assert all(bool(torch.isfinite(nats).all()) for nats in losses.values())
     assert max(float(nats.max()) for nats in losses.values()) < 1e4
 
@@ -115,7 +116,9 @@ def test_one_block_size_is_drawn_per_batch_by_its_weight():
     config, model = make(block_sizes="2:1,6:3")
     ids, losses = text(), []
     for seed in range(60):
-        losses.append(FAMILY.loss(model, ids, torch.Generator().manual_seed(seed), config).loss)
+        losses.append(
+            FAMILY.loss(model, Batch(ids=ids), torch.Generator().manual_seed(seed), config).loss
+        )
     values, counts = torch.stack(losses).unique(return_counts=True)
     assert len(values) == 2
     assert 8 <= int(counts.min()) <= 23  # of 60, a quarter expected
