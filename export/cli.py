@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .settings import ExportSettings
 
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
 def _decoding(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
@@ -51,9 +54,8 @@ def _export_chosen(
 ) -> dict[str, Any]:
     """Lets `--auto` choose, and exports what it chose."""
     from .auto.auto import choose
-    from .pack import check_output, export_checkpoint
+    from .pack import export_checkpoint
 
-    check_output(output, settings.report_dir)
     context = click.get_current_context()
     fixed = context.get_parameter_source("precision") is click.core.ParameterSource.COMMANDLINE
     precisions = (settings.precision,) if fixed else ()
@@ -85,7 +87,7 @@ def _export_chosen(
 )
 @click.option(
     "--calibration-data",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help="Text (UTF-8, documents between <|endoftext|>) of the kind that the model will write, to "
     "calibrate and measure fp16 and int8 on. Default: the text that training was validated on, if "
     "that is a .txt file and still there.",
@@ -119,9 +121,7 @@ def _export_chosen(
     type=click.FloatRange(min=1),
     help="MiB that the bundle may take on its target. Default: what the target has free.",
 )
-@click.option(
-    "--plan", type=click.Path(path_type=Path), help="An edited plan.json of an earlier report."
-)
+@click.option("--plan", type=_FILE, help="An edited plan.json of an earlier report.")
 @click.option(
     "--canvases",
     type=click.Path(path_type=Path),
@@ -138,7 +138,7 @@ def _export_chosen(
 )
 @click.option(
     "--judge",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help="A llama2.c model (tok<vocabulary>.bin beside it) whose perplexity of samples the report "
     "shows.",
 )
@@ -163,13 +163,11 @@ def _export_chosen(
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle, MODEL.dlm.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help="Text (UTF-8) to check parity and measure losses on. Default: a paragraph, and every "
     "other document of the calibration text.",
 )
-@click.option(
-    "--card", type=click.Path(path_type=Path), help="Markdown that opens the bundle's card."
-)
+@click.option("--card", type=_FILE, help="Markdown that opens the bundle's card.")
 @click.option("--decoding", help="Default decoding settings of the bundle, a JSON object.")
 @click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration.")
 @common_options
@@ -200,15 +198,19 @@ def main(
         raise click.UsageError("Missing argument 'CHECKPOINT'.")
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    # torch takes seconds to import: usage errors should not wait for it.
-    from ..runtime.cli.progress import ProgressLine
-    from .pack import ExportSettings, export_checkpoint
-    from .plans import build_if_at_hand
+    from ..train.checkpoints.hub import find_checkpoint
+    from .settings import ExportSettings, check_output
 
     settings = ExportSettings(
         decoding=_decoding(decoding),
         **{name: value for name, value in given.items() if value is not None},
     )
+    check_output(output, settings.report_dir, settings.canvases)
+    find_checkpoint(checkpoint)
+    # torch takes seconds to import: what is wrong in the command must not wait for it.
+    from ..runtime.cli.progress import ProgressLine
+    from .pack import export_checkpoint
+    from .plans import build_if_at_hand
 
     def progress(line: str) -> None:
         click.echo(line, err=True)

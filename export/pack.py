@@ -7,7 +7,6 @@ between them comes from the table of families.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,6 @@ from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.manifest_check import TOKENIZER_NAME
 from ..runtime.cli.bars import bar
 from ..runtime.engines import open_engines
-from ..runtime.errors import BundleError, ConfigError
 from ..runtime.measure.check import GOLDEN_NAME
 from ..train.families.base import ExportGraph
 from .checks.budget import check_budget
@@ -39,7 +37,7 @@ from .onnx_graph.lint import operator_counts, require_clean
 from .onnx_graph.recipes import GPU_TARGETS
 from .onnx_graph.weights import split_weights
 from .room import room_beside
-from .settings import ARITHMETIC, ExportSettings
+from .settings import ARITHMETIC, ExportSettings, check_output
 from .source import load_source
 
 
@@ -102,32 +100,6 @@ def draft_bundle(
     (folder / "graphs").mkdir()
     members, manifest, report = _write_all(made.models, made.manifest, settings, folder, progress)
     return Bundle(path=folder, sha256="", manifest=manifest, folder=folder), members, report
-
-
-def check_output(
-    output: Path, report_dir: Path | None = None, canvases: Path | None = None
-) -> None:
-    """Finds out before minutes of work that something could not be written."""
-    folder = output.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
-        raise BundleError(
-            f"cannot write {output}: its folder is missing or not writable, or it is a folder; "
-            "choose another -o"
-        )
-    if output.suffix != ".dlm":
-        raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
-    if canvases is not None and (canvases.is_dir() or not os.access(canvases.parent, os.W_OK)):
-        raise ConfigError(
-            f"cannot write {canvases}: its folder is missing or not writable, or it is a folder; "
-            "choose another --canvases"
-        )
-    if report_dir is not None:
-        there = next(place for place in (report_dir.absolute() / "-").parents if place.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ConfigError(
-                f"cannot write the report into {report_dir}: {there} is no folder or not writable; "
-                "choose another --report-dir"
-            )
 
 
 def _write_all(

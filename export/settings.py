@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from ..calibration.canvases.texts import MIN_HELD_OUT_TOKENS
 from ..jetson.targets import target as find_target
 from ..runtime.decoding import DecodingSettings
-from ..runtime.errors import ConfigError
+from ..runtime.errors import BundleError, ConfigError
 
 PRECISIONS = ("fp32", "fp16", "int8")
 ARITHMETIC: Mapping[str, str] = {
@@ -110,3 +111,29 @@ class ExportSettings:
         """Key of ARITHMETIC and of parity's tolerances."""
         typed = self.precision != "fp32" and find_target(self.target).is_gpu
         return f"{self.precision} typed" if typed else self.precision
+
+
+def check_output(
+    output: Path, report_dir: Path | None = None, canvases: Path | None = None
+) -> None:
+    """Finds out before minutes of work that something could not be written."""
+    folder = output.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
+        raise BundleError(
+            f"cannot write {output}: its folder is missing or not writable, or it is a folder; "
+            "choose another -o"
+        )
+    if output.suffix != ".dlm":
+        raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
+    if canvases is not None and (canvases.is_dir() or not os.access(canvases.parent, os.W_OK)):
+        raise ConfigError(
+            f"cannot write {canvases}: its folder is missing or not writable, or it is a folder; "
+            "choose another --canvases"
+        )
+    if report_dir is not None:
+        there = next(place for place in (report_dir.absolute() / "-").parents if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigError(
+                f"cannot write the report into {report_dir}: {there} is no folder or not writable; "
+                "choose another --report-dir"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import sys
@@ -108,7 +109,27 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
         )
     if values["data"] is None:
         raise ConfigError("--data is missing; give a text file, a folder or a data set name")
-    return TrainConfig(**{**values, "options": family_options})
+    config = TrainConfig(**{**values, "options": family_options})
+    _check_names(config)
+    return config
+
+
+def _check_names(config: TrainConfig) -> None:
+    """Finds a wrong name or path before torch is imported, which takes seconds."""
+    from .data.sources import find_source
+
+    _check_family(config.family)
+    for where in filter(None, (config.data, config.valid)):
+        find_source(where, config.text_field)
+    if config.log == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("--log wandb needs the package wandb: pip install 'dlm-edge[wandb]'")
+
+
+def _check_family(name: str) -> None:
+    from ..runtime.families import FAMILIES
+
+    if name not in FAMILIES:
+        raise ConfigError(f"--family {name}: choose one of {', '.join(FAMILIES)}")
 
 
 def _family_options(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +157,7 @@ def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 
     if (Path(given["out"]) / SETTINGS).exists():
         raise ConfigError(f"{given['out']} already holds a run; give another --out")
+    _check_family(given["family"])
     from .checkpoints.convert import convert
 
     options = _family_options(ctx, given)

@@ -165,11 +165,11 @@ class TrainConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
-                    f"{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}"
+                    f"{option_of(name)} {getattr(self, name)}: choose one of {', '.join(allowed)}"
                 )
         if self.batch_size % (self.devices * self.accumulate):
             raise ConfigError(
-                f"--batch-size {self.batch_size} must be a multiple of devices x accumulate = "
+                f"--batch-size {self.batch_size} must be a multiple of --devices x --accumulate = "
                 f"{self.devices} x {self.accumulate}"
             )
         if self.strategy != "auto" and self.devices == 1:
@@ -199,11 +199,11 @@ class TrainConfig:
         positive = ("context", "batch_size", "accumulate", "devices", "lr", "vocab_size")
         for name in (*positive, "eval_rows"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)!r}")
+                raise ConfigError(f"{option_of(name)} must be above 0, not {getattr(self, name)}")
         for name in ("max_steps", "max_minutes", "adamw_lr"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be above 0, not {value!r}")
+                raise ConfigError(f"{option_of(name)} must be above 0, not {value}")
         for name in (
             "warmup_steps",
             "clip_norm",
@@ -215,16 +215,16 @@ class TrainConfig:
             "seed",
         ):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be negative: {getattr(self, name)!r}")
+                raise ConfigError(f"{option_of(name)} must not be negative: {getattr(self, name)}")
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)!r}")
+                raise ConfigError(f"{option_of(name)} must be in [0, 1), not {getattr(self, name)}")
         if not 0 <= self.min_lr_ratio <= 1:
-            raise ConfigError(f"min_lr_ratio must be in [0, 1], not {self.min_lr_ratio!r}")
+            raise ConfigError(f"--min-lr-ratio must be in [0, 1], not {self.min_lr_ratio}")
         if not 0 < self.valid_percent < 100:
-            raise ConfigError(f"valid_percent must be in (0, 100), not {self.valid_percent!r}")
+            raise ConfigError(f"--valid-percent must be in (0, 100), not {self.valid_percent}")
         if self.context < 2:
-            raise ConfigError(f"context must be at least 2 tokens, not {self.context}")
+            raise ConfigError(f"--context must be at least 2 tokens, not {self.context}")
 
     @property
     def num_steps(self) -> int | None:

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,12 @@ REPORT = {
         }
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def _checkpoint(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
 
 
 @pytest.fixture
@@ -134,7 +141,30 @@ def test_a_missing_checkpoint_is_one_line_and_exit_1(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("none", "-o", "x.dlm"), "none: no checkpoint here"),
+        (("old.dlm", "-o", "x.dlm"), "old.dlm is a bundle, not a checkpoint"),
+        ((".", "-o", "x.txt"), "must end in .dlm"),
+        ((".", "-o", "nowhere/x.dlm"), "choose another -o"),
+        ((".", "-o", "x.dlm", "--data", "none.txt"), "'none.txt' does not exist"),
+        ((".", "-o", "x.dlm", "--decoding", '{"rule": "x"}'), "rule 'x'"),
+        ((".", "-o", "x.dlm", "--target", "moon"), "orin-nano"),
+    ],
+)
+def test_a_mistake_in_the_command_is_found_without_torch(tmp_path, monkeypatch, arguments, word):
+    (tmp_path / "old.dlm").touch()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "dlm_edge.export.pack")
+    result = invoke(*arguments)
+    assert word in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_options_of_calibration_reach_the_exporter(asked, tmp_path):
+    for name in ("t.txt", "p.json", "j.bin"):
+        (tmp_path / name).touch()
     result = invoke(
         tmp_path, "-o", "x.dlm", "--precision", "int8", "--calibration-data", "t.txt",
         "--max-loss", "0.3 %", "--plan", "p.json", "--force", "--loss-tokens", "512",

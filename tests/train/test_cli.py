@@ -124,7 +124,7 @@ def test_a_folder_with_a_run_is_continued_or_refused(stories: Path, cache: Path,
         (["--data", "{empty}", "--out", "x"], 1, "empty"),
         (["--data", "{latin}", "--out", "x"], 1, "not UTF-8"),
         (["--data", "{short}", "--out", "x"], 1, "shorter than one sequence"),
-        (["--data", "{short}", "--out", "x", "--lr", "0"], 2, "lr must be above 0"),
+        (["--data", "{short}", "--out", "x", "--lr", "0"], 2, "--lr must be above 0"),
         (["--data", "{short}", "--out", "x", "--family", "gpt"], 2, "mdlm"),
         (["--data", "{short}", "--out", "x", "--init", "none"], 1, "shorter than"),
         (["--evaluate", "x"], 2, "needs --data"),
@@ -151,6 +151,43 @@ def test_bad_input_is_one_line_and_its_exit_status(
     assert result.stderr.startswith("dlm-train: error: ")
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--famly", "ar"], "No such option"),
+        (["--family", "arr"], "--family arr: choose one of mdlm"),
+        (["--lr", "0"], "--lr must be above 0"),
+        (["--data", "none.txt"], "none.txt: no such file"),
+        (["--valid", "none.txt"], "none.txt: no such file"),
+        (["--log", "wandb"], "dlm-edge[wandb]"),
+    ],
+)
+def test_a_mistake_in_the_command_is_found_without_torch(
+    stories: Path, cache: Path, tmp_path: Path, monkeypatch, arguments, message
+):
+    for module in ("torch", "wandb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "dlm_edge.train.loop.run", raising=False)
+    result = run(cache, "--data", str(stories), "--out", str(tmp_path / "run"), *arguments)
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_does_not_fit_the_family_is_found_before_the_text_is_prepared(
+    stories: Path, tmp_path: Path
+):
+    given = ["--data", str(stories), "--out", str(tmp_path / "run"), *SHAPE]
+    for option, value, message in (
+        ("--alpha", "1", "--family mdlm takes no --alpha; beside the model's shape it takes "),
+        ("--block-size", "7", "--block-size 7 must divide"),
+    ):
+        result = run(tmp_path / "cache", *given, option, value)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "norm_eps" not in result.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 def test_help_groups_the_options(cache: Path):

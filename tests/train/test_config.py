@@ -15,14 +15,14 @@ def config(**changes) -> TrainConfig:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"max_steps": 0}, "max_steps"),
+        ({"lr": 0.0}, "--lr must be above 0"),
+        ({"max_steps": 0}, "--max-steps"),
         ({"ema": 1.0}, "ema"),
         ({"seed": -1}, "seed"),
-        ({"valid_percent": 100.0}, "valid_percent"),
+        ({"valid_percent": 100.0}, "--valid-percent"),
         ({"optimizer": "sgd"}, "muon, adamw"),
         ({"precision": "int8"}, "bf16, fp16, fp32"),
-        ({"batch_size": 6, "accumulate": 4}, "multiple of devices x accumulate"),
+        ({"batch_size": 6, "accumulate": 4}, "multiple of --devices x --accumulate"),
         ({"strategy": "ddp"}, "--devices 2"),
         ({"strategy": "fsdp", "devices": 2}, "adamw or ddp"),
     ],

@@ -26,7 +26,7 @@ import torch
 from ...runtime.errors import CheckpointError
 from ..files import new_folder, remove_unfinished, write_file, write_text
 from ..nn.config import ModelConfig
-from .hub import COMPANIONS, checkpoint_folder
+from .hub import COMPANIONS, checkpoint_folder, config_path
 from .qwen import is_hugging_face, read_tensors, write_shape, write_tensors
 from .tensor_files import WEIGHTS, read_weights
 
@@ -154,9 +154,7 @@ def read_companions(folder: Path) -> dict[str, str]:
 
 def read_json(folder: Path) -> dict[str, Any]:
     """Reads config.json, whoever wrote it; raises CheckpointError."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no checkpoint here (config.json is missing)")
+    path = config_path(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -13,7 +13,6 @@ import re
 from pathlib import Path
 
 from ...runtime.errors import CheckpointError
-from .tensor_files import INDEX, WEIGHTS, read_index
 
 PREFIX = "hf:"
 """Marks a name of the hub that a folder here might have, too."""
@@ -43,6 +42,27 @@ def checkpoint_folder(where: str | Path) -> Path:
     return _download(*name.partition("@")[::2])
 
 
+def find_checkpoint(where: str | Path) -> Path:
+    """Gives the folder of a checkpoint that has at least its config.json, without reading it.
+
+    Raises:
+        CheckpointError: There is none, here or on the hub.
+    """
+    folder = checkpoint_folder(where)
+    config_path(folder)
+    return folder
+
+
+def config_path(folder: Path) -> Path:
+    """Gives a checkpoint's config.json; raises CheckpointError if it has none."""
+    if folder.suffix == ".dlm" and folder.is_file():
+        raise CheckpointError(f"{folder} is a bundle, not a checkpoint: dlm-run runs it as it is")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here (config.json is missing)")
+    return path
+
+
 def _download(name: str, revision: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
@@ -55,6 +75,9 @@ def _download(name: str, revision: str) -> Path:
 
     def fetch(file: str) -> Path:
         return Path(hf_hub_download(name, file, revision=revision or None))
+
+    # Needs torch, which reading a name does not.
+    from .tensor_files import INDEX, WEIGHTS, read_index
 
     path = Path()
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...runtime.errors import ConfigError
+from ..cli_options import option_of
 from ..nn.config import resolve_model
 
 MODEL_OPTIONS = (
@@ -37,8 +38,10 @@ def check_options(
     given = {name: value for name, value in options.items() if value is not None}
     unknown = sorted(set(given) - known)
     if unknown:
+        takes = ", ".join(map(option_of, own)) or "no options of an objective"
         raise ConfigError(
-            f"family {family} takes no option {unknown[0]!r}; it takes {', '.join(sorted(known))}"
+            f"--family {family} takes no {option_of(unknown[0])}; beside the model's shape "
+            f"it takes {takes}"
         )
     for name in (
         "vocab_size",
@@ -83,10 +86,12 @@ def parse_block_sizes(text: str | Sequence[int | str], context: int) -> tuple[in
     for part in parts:
         word = str(part).strip()
         if word != "full" and not word.isdecimal():
-            raise ConfigError(f"block size {word!r} must be a positive integer or 'full'")
+            raise ConfigError(f"--block-size {word!r} must be a positive integer or 'full'")
         size = context if word == "full" else int(word)
         if size < 1 or context % size:
-            raise ConfigError(f"block size {size} must divide the context of {context} positions")
+            raise ConfigError(
+                f"--block-size {size} must divide the context of {context} positions (--context)"
+            )
         if size not in sizes:
             sizes.append(size)
     return tuple(sizes)
@@ -104,12 +109,12 @@ def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[flo
     if not any(colon for _, colon, _ in pairs):
         return words, ()
     if len(set(words)) < len(words):
-        raise ConfigError(f"block sizes with weights must differ: {','.join(parts)!r}")
+        raise ConfigError(f"--block-size: sizes with weights must differ: {','.join(parts)!r}")
     try:
         return words, tuple(float(weight) if colon else 1.0 for _, colon, weight in pairs)
     except ValueError:
         raise ConfigError(
-            f"block size weights must be numbers, as in 16:1,32:2: {text!r}"
+            f"--block-size: weights must be numbers, as in 16:1,32:2: {text!r}"
         ) from None
 
 

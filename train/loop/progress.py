@@ -59,12 +59,8 @@ class WandbCurves:
     """A Weights & Biases run."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        try:
-            import wandb  # type: ignore[import-not-found]
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "--log wandb needs the package wandb: pip install 'dlm-edge[wandb]'"
-            ) from None
+        import wandb  # type: ignore[import-not-found]
+
         try:
             self._run = wandb.init(project="dlm-edge", dir=str(folder), config=dict(settings))
         except wandb.Error as error:

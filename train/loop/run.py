@@ -64,13 +64,17 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         DlmError: on any expected failure.
     """
     if config.family not in FAMILIES:
-        raise ConfigError(f"family {config.family!r}: choose one of {', '.join(FAMILIES)}")
+        raise ConfigError(f"--family {config.family}: choose one of {', '.join(FAMILIES)}")
     out, changes = Path(config.out), []
     if resume and (out / SETTINGS).is_file():
         changes = changed_settings(load_settings(out / SETTINGS), config)
+    family = FAMILIES[config.family]
+    if config.init is None:
+        # What does not fit is found before the text is prepared, whatever the tokens' ids will be.
+        ids = {"eos_token_id": 0, "mask_token_id": 1, "vocab_size": config.vocab_size}
+        resolve_config(family, config.options, ids, config.context)
     # Before any other process is started: they find everything in the cache.
     tokenizer, corpus = _prepare(config)
-    family = FAMILIES[config.family]
     state = load_state(out) if resume else None
     config, start = _begin(config, out, has_state=state is not None)
     special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}

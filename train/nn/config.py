@@ -133,25 +133,24 @@ def resolve_model(options: Mapping[str, Any]) -> ModelConfig:
     size = values.pop("size", None)
     if size is not None:
         if size not in PRESETS:
-            raise ConfigError(f"size {size!r} is unknown; choose one of {', '.join(PRESETS)}")
+            raise ConfigError(f"--size {size!r} is unknown; choose one of {', '.join(PRESETS)}")
         if {"dim", "num_layers"} <= set(values):
-            raise ConfigError(f"size {size} has no effect beside both dim and num_layers: drop it")
+            raise ConfigError(f"--size {size} has no effect with --dim and --layers: drop it")
         values = {**PRESETS[size], **values}
     if "dim" not in values or "num_layers" not in values:
-        raise ConfigError(f"give a size ({', '.join(PRESETS)}), or both dim and num_layers")
+        raise ConfigError(f"give --size ({', '.join(PRESETS)}), or both --dim and --layers")
     dim = values["dim"]
     values = {**BACKBONES.get(values.get("backbone", "native"), {}), **values}
     if "num_heads" not in values:
         if dim % HEAD_DIM:
-            raise ConfigError(f"dim {dim} is no multiple of {HEAD_DIM}; give num_heads as well")
+            raise ConfigError(f"--dim {dim} is no multiple of {HEAD_DIM}; give --heads as well")
         values["num_heads"] = dim // HEAD_DIM
     values.setdefault("num_kv_heads", values["num_heads"])
     if "head_dim" not in values:
         heads = max(values["num_heads"], 1)
         if dim % heads:
             raise ConfigError(
-                f"model dim {dim} is no multiple of num_heads {heads}; choose it as one, or give "
-                "head_dim as well"
+                f"--dim {dim} is no multiple of --heads {heads}; choose another of the two"
             )
         values["head_dim"] = dim // heads
     values.setdefault("hidden_dim", dim * 11 // 4)

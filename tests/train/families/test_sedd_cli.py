@@ -74,10 +74,10 @@ def test_a_run_goes_on_to_bit_identical_weights(stories: Path, cache: Path, tmp_
     ("options", "words"),
     [
         (["--graph", "both"], "graph must be uniform or absorb, not 'both'"),
-        (["--graph", "uniform", "--masking", "count"], "masking count belongs to --graph absorb"),
+        (["--graph", "uniform", "--masking", "count"], "--masking count needs --graph absorb"),
         (["--noise", "loglinear", "--sigma-max", "5"], "sigma_max"),
         (["--noise", "wavy"], "wavy"),
-        (["--t-min", "0.1"], "t_min"),
+        (["--t-min", "0.1"], "--t-min"),
         (["--block-size", "1"], "2 positions or more"),
         (["--block-size", "7"], "7"),
         (["--size", "giant"], "giant"),

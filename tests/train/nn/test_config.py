@@ -39,9 +39,9 @@ SHAPE = {"vocab_size": 8, "context": 8}
     ("options", "message"),
     [
         ({"size": "huge", **SHAPE}, "size 'huge' is unknown; choose one of tiny"),
-        ({"dim": 64, **SHAPE}, "both dim and num_layers"),
+        ({"dim": 64, **SHAPE}, "both --dim and --layers"),
         ({"dim": 100, "num_layers": 1, **SHAPE}, "no multiple of 64"),
-        ({"dim": 100, "num_layers": 1, "num_heads": 3, **SHAPE}, "no multiple of num_heads 3"),
+        ({"dim": 100, "num_layers": 1, "num_heads": 3, **SHAPE}, "no multiple of --heads 3"),
         ({"dim": 64, "num_layers": 0, **SHAPE}, "num_layers must be a positive integer"),
         ({"dim": 64, "num_layers": 1, "num_heads": 0, **SHAPE}, "positive integer"),
         ({"dim": 6, "num_layers": 1, "num_heads": 2, **SHAPE}, "head_dim must be even"),

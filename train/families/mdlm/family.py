@@ -60,12 +60,12 @@ class Objective:
     def __post_init__(self) -> None:
         if not 0.0 <= self.t_min < self.t_max <= 1.0:
             raise ConfigError(
-                f"t_min {self.t_min} and t_max {self.t_max} must satisfy 0 <= t_min < t_max <= 1"
+                f"--t-min {self.t_min} must be below --t-max {self.t_max}, both in [0, 1]"
             )
         if self.masking not in MASKINGS:
-            raise ConfigError(f"masking must be {' or '.join(MASKINGS)}, not {self.masking!r}")
+            raise ConfigError(f"--masking must be {' or '.join(MASKINGS)}, not {self.masking!r}")
         if any(not 0.0 < weight < float("inf") for weight in self.block_weights):
-            raise ConfigError(f"weights of block sizes must be above 0: {self.block_weights}")
+            raise ConfigError(f"--block-size: weights must be above 0: {self.block_weights}")
 
 
 class Mdlm(Family):

@@ -63,9 +63,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.masking not in MASKINGS:
-            raise ConfigError(f"masking must be {' or '.join(MASKINGS)}, not {self.masking!r}")
+            raise ConfigError(f"--masking must be {' or '.join(MASKINGS)}, not {self.masking!r}")
         if any(not 0.0 < weight < float("inf") for weight in self.block_weights):
-            raise ConfigError(f"weights of lengths must be above 0: {self.block_weights}")
+            raise ConfigError(f"--block-size: weights must be above 0: {self.block_weights}")
 
 
 class Sedd(Family):
@@ -92,7 +92,7 @@ class Sedd(Family):
             raise ConfigError("a canvas of sedd must have 2 positions or more: its first is given")
         shape = ScoreConfig.from_json({**config["model"], "graph": graph, "condition_dim": width})
         if graph == "uniform" and given.get("masking", "independent") != "independent":
-            raise ConfigError("masking count belongs to --graph absorb: uniform noise has no masks")
+            raise ConfigError("--masking count needs --graph absorb: uniform noise has no masks")
         objective = Objective(masking=given.get("masking", "independent"), block_weights=weights)
         return {
             **config,

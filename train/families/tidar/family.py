@@ -42,9 +42,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha < float("inf"):
-            raise ConfigError(f"alpha must be 0 or above, not {self.alpha!r}")
+            raise ConfigError(f"--alpha must be 0 or above, not {self.alpha!r}")
         if any(not 0.0 < weight < float("inf") for weight in self.block_weights):
-            raise ConfigError(f"weights of block sizes must be above 0: {self.block_weights}")
+            raise ConfigError(f"--block-size: weights must be above 0: {self.block_weights}")
 
 
 def parse_drafts(words: Sequence[str], context: int) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ def parse_drafts(words: Sequence[str], context: int) -> tuple[int, ...]:
     for word in words:
         if not word.isdecimal() or not 2 <= int(word) <= context:
             raise ConfigError(
-                f"block size {word!r}: tidar drafts blocks of 2 to {context} tokens (the context)"
+                f"--block-size {word!r}: tidar drafts blocks of 2 to {context} tokens (the context)"
             )
         if int(word) not in sizes:
             sizes.append(int(word))

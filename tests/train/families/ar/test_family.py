@@ -63,5 +63,5 @@ def test_its_graph_is_causal_and_shifted():
 
 
 def test_it_takes_no_block_sizes():
-    with pytest.raises(ConfigError, match="takes no option 'block_sizes'"):
+    with pytest.raises(ConfigError, match="takes no --block-size"):
         FAMILY.make_config({**OPTIONS, "block_sizes": "4"})

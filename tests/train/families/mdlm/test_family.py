@@ -210,16 +210,16 @@ def test_block_sizes_are_read_from_text():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_sizes": "3"}, "block size 3 must divide the context of 8"),
+        ({"block_sizes": "3"}, "--block-size 3 must divide the context of 8"),
         ({"block_sizes": "0"}, "must divide"),
         ({"block_sizes": "big"}, "'big' must be a positive integer or 'full'"),
         ({"noise_schedule": "sigmoid"}, "unknown"),
-        ({"t_min": 0.9, "t_max": 0.1}, "t_min"),
-        ({"masking": "all"}, "masking must be independent or count"),
+        ({"t_min": 0.9, "t_max": 0.1}, "--t-min"),
+        ({"masking": "all"}, "--masking must be independent or count"),
         ({"mask_token_id": 99}, "outside the vocabulary"),
         ({"mask_token_id": None}, "needs the option mask_token_id"),
         ({"vocab_size": None}, "needs the option vocab_size"),
-        ({"blocks": 3}, "takes no option 'blocks'"),
+        ({"blocks": 3}, "takes no --blocks"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):

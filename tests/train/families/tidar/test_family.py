@@ -127,12 +127,12 @@ def test_one_block_size_is_drawn_per_batch_by_its_weight():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_sizes": "1"}, "block size '1': tidar drafts blocks of 2 to 12"),
-        ({"block_sizes": "13"}, "block size '13'"),
-        ({"block_sizes": "full"}, "block size 'full'"),
-        ({"block_sizes": "4:0"}, "weights of block sizes must be above 0"),
+        ({"block_sizes": "1"}, "--block-size '1': tidar drafts blocks of 2 to 12"),
+        ({"block_sizes": "13"}, "--block-size '13'"),
+        ({"block_sizes": "full"}, "--block-size 'full'"),
+        ({"block_sizes": "4:0"}, "--block-size: weights must be above 0"),
         ({"alpha": -1.0}, "alpha must be 0 or above"),
-        ({"noise_schedule": "linear"}, "takes no option 'noise_schedule'"),
+        ({"noise_schedule": "linear"}, "takes no --noise-schedule"),
         ({"mask_token_id": None}, "needs the option mask_token_id"),
     ],
 )
