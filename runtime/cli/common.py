@@ -33,6 +33,7 @@ EXTRA_OF_PACKAGE = {
     "lightning": "desktop",
     "lightning_fabric": "desktop",
     "datasets": "desktop",
+    "pyarrow": "desktop",
     "tensorboard": "desktop",
     "tqdm": "desktop",
     "gguf": "desktop",
@@ -55,6 +56,19 @@ class DlmCommand(click.Command):
     def get_help_option_names(self, ctx: click.Context) -> list[str]:
         """-h beside --help, in whatever context the command is asked."""
         return ["-h", "--help"]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, but an option given twice is refused: the last would win in silence."""
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for parameter in given:
+                if _takes_one(parameter) and given.count(parameter) > 1:
+                    raise click.UsageError(
+                        f"{'/'.join(parameter.opts)} is given {given.count(parameter)} times; "
+                        "give it once",
+                        ctx,
+                    )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; turns an expected failure into one line and its exit status."""
@@ -85,6 +99,7 @@ class DlmCommand(click.Command):
         # Named after the installed command also under `python -m`.
         prog_name = prog_name or self.name
         # Python has None where the shell closed a stream; nobody reads it, and that is no error.
+        sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
         sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         run: Callable[..., Any] = super().main
@@ -112,6 +127,13 @@ class DlmCommand(click.Command):
             _give_up_stdout()
             fail(prog_name or "", message, code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _takes_one(parameter: click.Parameter) -> bool:
+    """Tells whether a second value would replace the first: no flag, count, list or argument."""
+    if not isinstance(parameter, click.Option) or parameter.multiple or parameter.count:
+        return False
+    return not parameter.is_flag or bool(parameter.secondary_opts)
 
 
 @contextlib.contextmanager

@@ -9,12 +9,13 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ...runtime.process import usable_cores
-from .sources import TextSource, documents
+from ...runtime.text.documents import Piece
+from .sources import TextSource, pieces
 from .tokenizer import encode_plain
 
 if TYPE_CHECKING:
@@ -27,27 +28,45 @@ _CHUNK_CHARACTERS = 1 << 19
 """Text handed to a worker at once."""
 
 
-def is_held_out(text: str, percent: float) -> bool:
-    """Says whether a document belongs to the held-out split: decided by its hash alone."""
-    value = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+def is_held_out(beginning: str, percent: float) -> bool:
+    """Says whether a document belongs to the held-out split, by the hash of its first piece."""
+    value = int.from_bytes(hashlib.sha256(beginning.encode()).digest()[:8], "little")
     return value < percent / 100 * 2**64
 
 
-Encoded = tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]
-"""Tokens of the training and of the held-out documents; length of and split of every document."""
+class Encoded(NamedTuple):
+    """Documents of one split, or parts of them, end to end."""
+
+    tokens: np.ndarray
+    """Token ids; an end token is before each document."""
+    starts: np.ndarray
+    """(D,) int64: positions in `tokens` where documents begin."""
+
+
+class _Chunk(NamedTuple):
+    pieces: list[Piece]
+    held: list[bool]
+    """Per piece: whether its document is held out."""
 
 
 def _encode_chunk(
-    tokenizer: Tokenizer, texts: list[str], eos: int, percent: float, dtype: str
-) -> Encoded:
-    ids = encode_plain(tokenizer, texts)
-    held = np.array([is_held_out(text, percent) for text in texts], dtype=bool)
-    lengths = np.array([len(row) + 1 for row in ids], dtype=np.int64)
-    both = []
-    for part in (False, True):
-        rows = [np.array([eos, *row], dtype) for row, h in zip(ids, held, strict=True) if h == part]
-        both.append(np.concatenate(rows) if rows else np.empty(0, dtype))
-    return (both[0], both[1]), lengths, held
+    tokenizer: Tokenizer, chunk: _Chunk, eos: int, dtype: str
+) -> tuple[Encoded, Encoded]:
+    """Returns the tokens of the training and of the held-out documents."""
+    ids = encode_plain(tokenizer, [piece.text for piece in chunk.pieces])
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    starts: tuple[list[int], list[int]] = [], []
+    sizes = [0, 0]
+    for row, (_, begins), held in zip(ids, chunk.pieces, chunk.held, strict=True):
+        if begins:
+            starts[held].append(sizes[held])
+        parts[held].append(np.array([eos, *row] if begins else row, dtype))
+        sizes[held] += len(row) + begins
+    train, valid = (
+        Encoded(np.concatenate([np.empty(0, dtype), *rows]), np.array(found, np.int64))
+        for rows, found in zip(parts, starts, strict=True)
+    )
+    return train, valid
 
 
 _worker_tokenizer: Tokenizer | None = None
@@ -62,30 +81,34 @@ def _start_worker(serialized: str) -> None:
     _worker_tokenizer = Tokenizer.from_str(serialized)
 
 
-def _work(texts: list[str], eos: int, percent: float, dtype: str) -> Encoded:
+def _work(chunk: _Chunk, eos: int, dtype: str) -> tuple[Encoded, Encoded]:
     assert _worker_tokenizer is not None
-    return _encode_chunk(_worker_tokenizer, texts, eos, percent, dtype)
+    return _encode_chunk(_worker_tokenizer, chunk, eos, dtype)
 
 
 def encoded(
     source: TextSource, serialized: str, eos: int, percent: float, workers: int, dtype: str
-) -> Iterator[Encoded]:
-    """Yields encoded chunks in the order of the documents, whatever the number of workers."""
+) -> Iterator[tuple[Encoded, Encoded]]:
+    """Yields the training and the held-out part of chunk after chunk.
+
+    They are in the order of the documents, whatever the number of workers.
+    """
     from tokenizers import Tokenizer
     from tqdm import tqdm
 
-    chunks = _chunks(documents(source))
+    chunks = _chunks(pieces(source), percent)
     with tqdm(desc="tokenise", unit="doc", file=sys.stderr, leave=False, disable=None) as bar:
         if workers <= 1:
             tokenizer = Tokenizer.from_str(serialized)
-            for texts in chunks:
-                yield _encode_chunk(tokenizer, texts, eos, percent, dtype)
-                bar.update(len(texts))
+            for chunk in chunks:
+                parts = _encode_chunk(tokenizer, chunk, eos, dtype)
+                bar.update(sum(len(part.starts) for part in parts))
+                yield parts
             return
-        waiting: deque[Future[Encoded]] = deque()
+        waiting: deque[Future[tuple[Encoded, Encoded]]] = deque()
         with ProcessPoolExecutor(workers, _process_context(), _start_worker, (serialized,)) as pool:
-            for texts in chunks:
-                waiting.append(pool.submit(_work, texts, eos, percent, dtype))
+            for chunk in chunks:
+                waiting.append(pool.submit(_work, chunk, eos, dtype))
                 # Bounded, so that a source of any size fits in memory.
                 if len(waiting) > 2 * workers:
                     yield _take(waiting, bar)
@@ -93,10 +116,10 @@ def encoded(
                 yield _take(waiting, bar)
 
 
-def _take(waiting: deque[Future[Encoded]], bar: Any) -> Encoded:
-    result = waiting.popleft().result()
-    bar.update(len(result[1]))
-    return result
+def _take(waiting: deque[Future[tuple[Encoded, Encoded]]], bar: Any) -> tuple[Encoded, Encoded]:
+    parts = waiting.popleft().result()
+    bar.update(sum(len(part.starts) for part in parts))
+    return parts
 
 
 def _process_context() -> Any:
@@ -111,14 +134,16 @@ def num_workers_for(source: TextSource, asked: int | None) -> int:
     return 1 if 0 < source.num_bytes < INLINE_BYTES else usable_cores()
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    size = 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
+def _chunks(found: Iterable[Piece], percent: float) -> Iterator[_Chunk]:
+    chunk, size, held = _Chunk([], []), 0, False
+    for piece in found:
+        if piece.begins:
+            held = is_held_out(piece.text, percent)
+        chunk.pieces.append(piece)
+        chunk.held.append(held)
+        size += len(piece.text)
         if size >= _CHUNK_CHARACTERS:
             yield chunk
-            chunk, size = [], 0
-    if chunk:
+            chunk, size = _Chunk([], []), 0
+    if chunk.pieces:
         yield chunk

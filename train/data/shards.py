@@ -19,7 +19,7 @@ import numpy as np
 
 from ...runtime.errors import DataError
 from ..files import new_folder, remove_unfinished
-from .encode import encoded, num_workers_for
+from .encode import Encoded, encoded, num_workers_for
 from .sources import TextSource, fingerprint
 from .tokenizer import special_ids, tokenizer_sha256, vocab_size_of
 
@@ -153,9 +153,9 @@ def _write_parts(
     names = ("train", "valid")
     parts = [_Part(beside, name) for name in names]
     try:
-        for chunk, lengths, held in encoded(source, serialized, eos, percent, workers, dtype):
-            for index, part in enumerate(parts):
-                part.append(chunk[index], lengths[held == bool(index)])
+        for both in encoded(source, serialized, eos, percent, workers, dtype):
+            for part, found in zip(parts, both, strict=True):
+                part.append(found)
     finally:
         for part in parts:
             part.close()
@@ -175,13 +175,12 @@ class _Part:
         self._tokens: IO[bytes] = (folder / f"{name}.bin").open("wb")
         self._offsets: IO[bytes] = (folder / f"{name}.offsets").open("wb")
 
-    def append(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds documents: their tokens end to end, and the length of each."""
-        ends = self.num_tokens + np.cumsum(lengths, dtype=np.int64)
-        self._offsets.write((ends - lengths).astype("<i8").tobytes())
-        self._tokens.write(tokens.tobytes())
-        self.num_tokens += len(tokens)
-        self.num_documents += len(lengths)
+    def append(self, found: Encoded) -> None:
+        """Adds tokens, and where documents begin in them."""
+        self._offsets.write((self.num_tokens + found.starts).astype("<i8").tobytes())
+        self._tokens.write(found.tokens.tobytes())
+        self.num_tokens += len(found.tokens)
+        self.num_documents += len(found.starts)
 
     def close(self) -> None:
         self._tokens.close()

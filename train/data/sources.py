@@ -11,16 +11,20 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import ConfigError, DataError
-from ...runtime.text.documents import file_sha256, read_documents
+from ...runtime.text.documents import Piece, file_sha256, joined, pieces_of, read_pieces
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 """Kinds of files that are read."""
+
+_PARQUET_ROWS = 256
+"""Rows read at once: a row may be a book."""
 
 HUB_PREFIX = "hf:"
 """Marks a data set name that would otherwise look like a path."""
@@ -57,12 +61,9 @@ def find_source(where: str, text_field: str = "text") -> TextSource:
     if where.startswith(HUB_PREFIX):
         return TextSource(hub=where.removeprefix(HUB_PREFIX), text_field=text_field)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-        if not files:
-            raise DataError(f"{where}: no .txt, .jsonl or .parquet file in this folder")
-        return TextSource(files=tuple(files), text_field=text_field)
+        return TextSource(files=_files_in(path), text_field=text_field)
     if path.exists():
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise DataError(
                 f"{where}: wanted .txt, .jsonl or .parquet, found {path.suffix or 'no suffix'!r}; "
                 "rename or convert the file"
@@ -71,6 +72,24 @@ def find_source(where: str, text_field: str = "text") -> TextSource:
     if path.suffix in (*SUFFIXES, ".json", ".csv", ".gz") or where.startswith((".", "/", "~")):
         raise DataError(f"{where}: no such file or folder; check the path given to --data")
     return TextSource(hub=where, text_field=text_field)
+
+
+def _files_in(folder: Path) -> tuple[Path, ...]:
+    """Returns the files to read in a folder, and says on stderr how many others there are.
+
+    Names that begin with a dot are other programs' notes: old drafts, attributes, caches.
+    """
+    every = sorted(path for path in folder.rglob("*") if path.is_file())
+    shown = [p for p in every if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
+    files = tuple(path for path in shown if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: no .txt, .jsonl or .parquet file in this folder")
+    hidden, others = len(every) - len(shown), len(shown) - len(files)
+    skipped = [f"{hidden} with a name or folder that begins with a dot"] if hidden else []
+    skipped += [f"{others} of other kinds"] if others else []
+    if skipped:
+        print(f"{folder}: reads {len(files)} files, skips {' and '.join(skipped)}", file=sys.stderr)
+    return files
 
 
 def fingerprint(source: TextSource) -> str:
@@ -92,28 +111,34 @@ def documents(source: TextSource) -> Iterator[str]:
     Raises:
         DataError: if a file is empty, not UTF-8, damaged or lacks the text field.
     """
-    for raw in _raw_documents(source):
-        text = raw.strip()
-        if text:
-            yield text
+    return joined(pieces(source))
 
 
-def _raw_documents(source: TextSource) -> Iterator[str]:
+def pieces(source: TextSource) -> Iterator[Piece]:
+    """Yields the documents as pieces: a text file that is one document needs no more memory.
+
+    Raises:
+        DataError: as `documents`.
+    """
     if source.hub:
-        yield from _column(_load_hub(source), source.text_field, source.hub)
+        yield from _cut_up(_column(_load_hub(source), source.text_field, source.hub))
         return
     for path in source.files:
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; give a file with text")
-        match path.suffix:
+        match path.suffix.lower():
             case ".txt":
-                yield from read_documents(path)
+                yield from read_pieces(path)
             case ".jsonl":
-                yield from _read_jsonl(path, source.text_field)
+                yield from _cut_up(_read_jsonl(path, source.text_field))
             case ".parquet":
-                yield from _read_parquet(path, source.text_field)
+                yield from _cut_up(_read_parquet(path, source.text_field))
             case suffix:
                 raise DataError(f"{path}: cannot read {suffix!r} files")
+
+
+def _cut_up(texts: Iterable[str]) -> Iterator[Piece]:
+    return (piece for text in texts for piece in pieces_of(text))
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
@@ -121,24 +146,48 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _field_of_line(path, number, line, text_field)
+                    record = _record_of_line(f"{path}:{number}", line, text_field)
+                    yield _text_of(record, text_field, f"{path}:{number}")
     except UnicodeDecodeError as error:
         raise DataError(
             f"data file {path} is not UTF-8 ({error.reason}); convert it first"
         ) from error
 
 
-def _field_of_line(path: Path, number: int, line: str, text_field: str) -> str:
+def _record_of_line(where: str, line: str, text_field: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not a JSON object ({error.msg}); fix the line") from None
-    value = record.get(text_field) if isinstance(record, dict) else None
-    if not isinstance(value, str):
-        found = sorted(record) if isinstance(record, dict) else type(record).__name__
+    except (ValueError, RecursionError) as error:  # also numbers too long, objects too deep
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else _first_line(error)
+        raise DataError(f"{where}: not a JSON object ({reason}); fix the line") from None
+    if not isinstance(record, dict):
         raise DataError(
-            f"{path}:{number}: no text in field {text_field!r}, found {found}; give --text-field"
+            f"{where}: wanted a JSON object with the field {text_field!r}, found "
+            f"{type(record).__name__}; fix the line, or name another field with --text-field"
         )
+    return record
+
+
+def _text_of(record: Mapping[str, Any], text_field: str, where: str) -> str:
+    """Returns the text of a record; raises DataError, which says where, if it has none."""
+    if text_field not in record:
+        raise DataError(
+            f"{where}: no field {text_field!r}, found {sorted(record)}; give --text-field"
+        )
+    value = record[text_field]
+    if not isinstance(value, str):
+        found = "null" if value is None else type(value).__name__
+        raise DataError(
+            f"{where}: wanted text in field {text_field!r}, found {found}; remove or mend it"
+        )
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{where}: field {text_field!r} holds half a character (a lone surrogate); "
+                "remove or mend it"
+            ) from None
     return value
 
 
@@ -152,18 +201,27 @@ def _datasets() -> Any:
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
-    load_dataset = _datasets().load_dataset
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    row = 0
     try:
-        table = load_dataset("parquet", data_files=[str(path)], split="train", streaming=True)
-        columns = table.column_names
-    except Exception as error:
-        # `datasets` passes on whatever its readers raise; all of it means an unreadable file here.
-        raise DataError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
-    if columns is not None and text_field not in columns:
+        with ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if text_field not in columns:
+                raise DataError(
+                    f"{path}: no column {text_field!r}, found {sorted(columns)}; give --text-field"
+                )
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
+                for value in batch.column(text_field):
+                    row += 1
+                    record = {text_field: value.as_py()}
+                    yield _text_of(record, text_field, f"{path}: row {row}")
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"{path}: no column {text_field!r}, found {sorted(columns)}; give --text-field"
-        )
-    yield from _column(table, text_field, str(path))
+            f"{path}: not a readable parquet file (after row {row}: {_first_line(error)}); "
+            "make it again"
+        ) from error
 
 
 def _load_hub(source: TextSource) -> Any:
@@ -185,14 +243,8 @@ def _load_hub(source: TextSource) -> Any:
 
 
 def _column(table: Any, text_field: str, name: str) -> Iterator[str]:
-    for record in table:
-        value = record.get(text_field)
-        if not isinstance(value, str):
-            raise DataError(
-                f"{name}: no text in column {text_field!r}, found {sorted(record)}; "
-                "give --text-field"
-            )
-        yield value
+    for row, record in enumerate(table, 1):
+        yield _text_of(record, text_field, f"{name}: row {row}")
 
 
 def _first_line(error: Exception) -> str:

@@ -7,12 +7,15 @@ and `<|mask|>`. Encoding and decoding at run time is `runtime/text/tokenizer.py`
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.errors import CheckpointError, ConfigError, DataError
+from ...runtime.text.documents import pieces_of
 from ..checkpoints.gguf import SUFFIX, read_tokenizer
 from ..files import write_text
 
@@ -21,8 +24,14 @@ if TYPE_CHECKING:
 
 EOS_TOKEN = "<|endoftext|>"
 MASK_TOKEN = "<|mask|>"
+_SPECIAL = (EOS_TOKEN, MASK_TOKEN)
 UNKNOWN_TOKEN = "<|unknown|>"
 """Only in character vocabularies: a character that the training text does not have."""
+
+_LONG_RUN = re.compile(r"\S{256}|\s{256}")
+"""Longer runs are no words of a language; a BPE is not trained on what is in them as a whole."""
+_MAX_PART = 1 << 15
+"""Characters of a text that a BPE is trained on at once."""
 
 MIN_BPE_VOCAB = 256 + 2
 """Every byte and the two special tokens."""
@@ -34,7 +43,7 @@ def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], cache: Path
     Args:
         kind: "bpe", "char", or the path of a tokenizer.json.
         vocab_size: size wanted for "bpe", special tokens included.
-        texts: training documents, read only if nothing is in the cache.
+        texts: training documents or pieces of them, read only if nothing is in the cache.
         cache: file that holds or will hold the tokenizer trained on these texts.
 
     Raises:
@@ -65,12 +74,26 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[EOS_TOKEN, MASK_TOKEN],
+        special_tokens=list(_SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_short_words(texts), trainer)
     return tokenizer
+
+
+def _short_words(texts: Iterable[str]) -> Iterator[str]:
+    """Yields texts in parts, cut within runs that have no seam between words.
+
+    Training takes time in the square of a word's length; it reads 256 texts ahead.
+    """
+    for text in texts:
+        for part, _ in pieces_of(text, limit=_MAX_PART):
+            start = 0
+            for run in _LONG_RUN.finditer(part):
+                yield part[start : run.end()]
+                start = run.end()
+            yield part[start:]
 
 
 def make_char(texts: Iterable[str]) -> Tokenizer:
@@ -80,7 +103,7 @@ def make_char(texts: Iterable[str]) -> Tokenizer:
     characters: set[str] = set()
     for text in texts:
         characters.update(text)
-    specials = (EOS_TOKEN, MASK_TOKEN, UNKNOWN_TOKEN)
+    specials = (*_SPECIAL, UNKNOWN_TOKEN)
     vocab = {token: index for index, token in enumerate((*specials, *sorted(characters)))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # type: ignore[assignment]
@@ -90,7 +113,10 @@ def make_char(texts: Iterable[str]) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer and adds the special tokens that it lacks, saying so on stderr.
+    """Reads a tokenizer as training needs it: the same ids for a text every time, and all of them.
+
+    Stored truncation, padding and dropout are removed, the special tokens that it lacks are added
+    and those that are not marked as special are marked. Each change is a line on stderr.
 
     Args:
         path: A tokenizer.json, the folder that holds one, or a GGUF file.
@@ -107,20 +133,45 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise ConfigError(f"--tokenizer {path}: wanted bpe, char or an existing tokenizer.json")
     try:
-        if path.suffix == SUFFIX:
-            tokenizer = Tokenizer.from_str(read_tokenizer(path))
-        else:
-            tokenizer = Tokenizer.from_file(str(path))
+        stored = read_tokenizer(path) if path.suffix == SUFFIX else path.read_text("utf-8")
+        tokenizer = Tokenizer.from_str(_without_surprises(stored))
     except CheckpointError:
         raise
     except Exception as error:
         # The Rust reader raises bare Exception.
         raise DataError(f"{path}: not a tokenizer.json ({str(error)[:200]})") from error
-    missing = [t for t in (EOS_TOKEN, MASK_TOKEN) if tokenizer.token_to_id(t) is None]
+    missing = [t for t in _SPECIAL if tokenizer.token_to_id(t) is None]
     if missing:
         tokenizer.add_special_tokens([AddedToken(t, special=True) for t in missing])
         print(f"added to the tokenizer: {', '.join(missing)}", file=sys.stderr)
     return tokenizer
+
+
+def _without_surprises(stored: str) -> str:
+    """Returns a tokenizer.json without what changes the ids of a text or reads tokens out of it."""
+    tokenizer = json.loads(stored)
+    places = (
+        ("truncation", tokenizer),
+        ("padding", tokenizer),
+        ("dropout", tokenizer.get("model") or {}),
+    )
+    removed = [name for name, place in places if place.get(name)]
+    for name, place in places:
+        if place.get(name):
+            place[name] = None
+    marked = [
+        token
+        for token in tokenizer.get("added_tokens") or ()
+        if token["content"] in _SPECIAL and not token["special"]
+    ]
+    for token in marked:
+        token.update(special=True, normalized=False)
+    if removed:
+        print(f"removed from the tokenizer: its {' and '.join(removed)}", file=sys.stderr)
+    if marked:
+        names = ", ".join(token["content"] for token in marked)
+        print(f"marked as special in the tokenizer: {names}", file=sys.stderr)
+    return json.dumps(tokenizer, ensure_ascii=False) if removed or marked else stored
 
 
 def vocab_size_of(tokenizer: Tokenizer) -> int:

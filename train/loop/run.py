@@ -37,7 +37,7 @@ from ..config import (
 )
 from ..data.batches import Batches, held_out_batch
 from ..data.shards import Corpus, prepare
-from ..data.sources import documents, find_source, fingerprint
+from ..data.sources import find_source, fingerprint, pieces
 from ..data.tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
 from ..families import FAMILIES
 from ..nn.lora import Lora
@@ -226,7 +226,7 @@ def _prepare(config: TrainConfig) -> tuple[Tokenizer, Corpus]:
     tokenizer = make_tokenizer(
         config.tokenizer,
         config.vocab_size,
-        documents(source),
+        (piece.text for piece in pieces(source)),
         tokenizer_cache(cache, sha, config.tokenizer, config.vocab_size),
     )
     corpus = prepare(

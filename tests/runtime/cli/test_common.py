@@ -154,3 +154,23 @@ def test_styles_are_for_terminals_that_want_colour(monkeypatch):
     assert styled("", Terminal(), bold=True) == ""
     monkeypatch.setenv("NO_COLOR", "1")
     assert styled("a", Terminal(), bold=True) == "a"
+
+
+@pytest.mark.parametrize("again", [["--number", "2"], ["--number=1"]])
+def test_an_option_given_twice_is_refused(again):
+    result = failing_with(None, "--number", "1", *again)
+    assert result.exit_code == 2
+    assert "--number is given 2 times; give it once" in result.stderr
+
+
+def test_a_flag_given_twice_is_no_contradiction():
+    assert failing_with(None, "--json", "--json", "-v", "-v").exit_code == 0
+
+
+def test_a_closed_stdin_is_an_empty_one():
+    command = f"{sys.executable} -c 'from dlm_edge.runtime.cli.run import main; main()'"
+    found = subprocess.run(
+        f"{command} --prompt-file - <&-", shell=True, capture_output=True, text=True
+    )
+    assert found.stderr.count("\n") == 1, found.stderr
+    assert "dlm-run: error:" in found.stderr

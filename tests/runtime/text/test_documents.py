@@ -44,3 +44,27 @@ def test_a_file_hash_is_that_of_its_bytes(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"abc")
     assert text.file_sha256(path).startswith("ba7816bf")
+
+
+def test_a_long_document_is_read_as_pieces_cut_between_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_CHUNK", 50)
+    monkeypatch.setattr(text, "MAX_PIECE", 20)
+    long = "The red dog ran home.\n\nIt saw 12 cats, " * 9 + "and slept."
+    path = tmp_path / "a.txt"
+    path.write_text(f" short \n<|endoftext|>\n {long} \n<|endoftext|> <|endoftext|>end", "utf-8")
+    pieces = list(text.read_pieces(path))
+    assert list(text.joined(pieces)) == ["short", long, "end"]
+    assert [piece.begins for piece in pieces].count(True) == 3
+    cut = [piece.text for piece in pieces if not piece.begins]
+    assert len(cut) > 10
+    assert all(piece[0] == " " and piece[1].isalpha() and len(piece) <= 40 for piece in cut)
+
+
+def test_a_run_without_a_word_end_is_cut_at_the_limit(monkeypatch):
+    pieces = list(text.pieces_of("x" * 45, limit=20))
+    assert [(len(piece.text), piece.begins) for piece in pieces] == [
+        (20, True),
+        (20, False),
+        (5, False),
+    ]
+    assert list(text.pieces_of(" \n")) == []

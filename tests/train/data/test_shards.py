@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DataError
+from dlm_edge.runtime.text import documents as runtime_documents
 from dlm_edge.train.data import encode
 from dlm_edge.train.data.encode import is_held_out
 from dlm_edge.train.data.shards import Corpus, prepare
@@ -43,6 +44,21 @@ def test_worker_processes_give_the_same_shard(stories: Path, tmp_path: Path, mon
     two = corpus(stories, tmp_path / "two", num_workers=2)
     assert np.array_equal(one.train.tokens, two.train.tokens)
     assert np.array_equal(one.valid.starts, two.valid.starts)
+
+
+def test_a_document_that_is_encoded_in_pieces_gives_the_tokens_of_the_whole(
+    stories: Path, tmp_path: Path, monkeypatch
+):
+    one = tmp_path / "one.txt"
+    one.write_text(stories.read_text("utf-8").replace("<|endoftext|>", ""), "utf-8")
+    whole = corpus(one, tmp_path / "whole", valid_percent=0.0, valid=find_source(str(stories)))
+    monkeypatch.setattr(runtime_documents, "MAX_PIECE", 200)
+    monkeypatch.setattr(runtime_documents, "_CHUNK", 300)
+    monkeypatch.setattr(encode, "_CHUNK_CHARACTERS", 500)
+    pieces = corpus(one, tmp_path / "pieces", valid_percent=0.0, valid=find_source(str(stories)))
+    assert len(one.read_text("utf-8")) > 2000
+    assert list(pieces.train.starts) == [0]
+    assert np.array_equal(pieces.train.tokens, whole.train.tokens)
 
 
 def test_a_shard_is_reused_until_the_source_changes(stories: Path, tmp_path: Path, monkeypatch):

@@ -76,6 +76,11 @@ def test_the_fingerprint_follows_content_and_text_field(tmp_path: Path):
         ("a.jsonl", b"{", "a.jsonl:1: not a JSON object"),
         ("a.jsonl", b'{"body": "x"}', "--text-field"),
         ("a.jsonl", b"3", "--text-field"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}', "a.jsonl:2: .* found null"),
+        ("a.jsonl", b'{"text": ["x"]}', "a.jsonl:1: .* found list"),
+        ("a.jsonl", b'{"text": "half \\ud83d"}', "a.jsonl:1: .* half a character"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl:1: "),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not a JSON object"),
         ("a.parquet", b"no parquet", "not a readable parquet file"),
     ],
 )
@@ -87,6 +92,57 @@ def test_a_bad_file_is_one_clear_line(
     with pytest.raises(DataError, match=message):
         list(documents(find_source(str(path))))
     assert not caplog.records  # nor does `datasets` say it in its own way
+
+
+def parquet_of(path: Path, column) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": column}), str(path))
+    return path
+
+
+def test_a_parquet_shard_without_rows_is_passed_over(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet_of(tmp_path / "a.parquet", pyarrow.array([], pyarrow.string()))
+    parquet_of(tmp_path / "b.parquet", TEXTS)
+    assert list(documents(find_source(str(tmp_path)))) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["x"] * 300 + [None], "row 301: .* found null"),
+        ([["x"]], "row 1: .* found list"),
+        ([b"x"], "row 1: .* found bytes"),
+        ([1], "row 1: .* found int"),
+    ],
+)
+def test_a_parquet_row_without_text_is_named(tmp_path: Path, column, message: str):
+    with pytest.raises(DataError, match=message):
+        list(documents(find_source(str(parquet_of(tmp_path / "a.parquet", column)))))
+
+
+def test_a_parquet_file_damaged_in_the_middle_is_one_clear_line(tmp_path: Path):
+    path = parquet_of(tmp_path / "a.parquet", [f"text {i} {i * 7919 % 1000}" for i in range(5000)])
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 500] = bytes(500)
+    data[4:200] = bytes(196)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="not a readable parquet file"):
+        list(documents(find_source(str(path))))
+
+
+def test_names_that_begin_with_a_dot_are_skipped_and_counted(tmp_path: Path, capsys):
+    write(tmp_path / "a.txt", "One day.")
+    write(tmp_path / "README.md", "About.")
+    write(tmp_path / "._a.txt", "\0")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.txt", "An old draft.")
+    assert list(documents(find_source(str(tmp_path)))) == ["One day."]
+    said = capsys.readouterr().err
+    assert "skips 2 with a name or folder that begins with a dot and 1 of other kinds" in said
 
 
 def test_a_path_that_leads_nowhere_is_no_data_set_name(tmp_path: Path):

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
 from dlm_edge.train.cli import main
 
+FAMILY = ["--family", "sedd"]
 QUICK = [
-    *("--family", "sedd", "--tokenizer", "char", "--context", "16", "--batch-size", "4"),
+    *("--tokenizer", "char", "--context", "16", "--batch-size", "4"),
     *("--eval-rows", "4", "--log", "none", "--warmup-steps", "2"),
 ]
 SHAPE = ["--dim", "16", "--layers", "1", "--heads", "2", "--condition-dim", "6"]
@@ -36,7 +37,17 @@ def test_both_graphs_and_noises_train_and_are_measured(
     stories: Path, cache: Path, tmp_path: Path, options, noise, masking
 ):
     out = str(tmp_path / "run")
-    given = ["--data", str(stories), "--out", out, *QUICK, *SHAPE, "--block-size", "8:1,full:2"]
+    given = [
+        "--data",
+        str(stories),
+        "--out",
+        out,
+        *FAMILY,
+        *QUICK,
+        *SHAPE,
+        "--block-size",
+        "8:1,full:2",
+    ]
     result = run(cache, *given, *options, "--max-steps", "3", "--json")
     assert result.exit_code == 0, result.output
     assert set(json.loads(result.stdout)["held_out"]) == {"8", "full"}
@@ -55,7 +66,17 @@ def test_both_graphs_and_noises_train_and_are_measured(
 
 def test_a_run_goes_on_to_bit_identical_weights(stories: Path, cache: Path, tmp_path: Path):
     whole, part = tmp_path / "whole", tmp_path / "part"
-    given = ["--data", str(stories), *QUICK, *SHAPE, "--graph", "uniform", "--save-every", "1"]
+    given = [
+        "--data",
+        str(stories),
+        *FAMILY,
+        *QUICK,
+        *SHAPE,
+        "--graph",
+        "uniform",
+        "--save-every",
+        "1",
+    ]
     done = run(cache, *given, "--out", str(whole), "--max-steps", "4")
     assert done.exit_code == 0, done.output
     shutil.copytree(whole, part)
@@ -91,9 +112,9 @@ def test_bad_options_are_one_line_and_status_2(
 ):
     shape = [] if "--size" in options else SHAPE
     shape = shape[:-2] if "--condition-dim" in options or "mdlm" in options else shape
-    out = str(tmp_path / "x")
-    result = run(cache, "--data", str(stories), "--out", out, *QUICK, *shape, *options,
-                 "--max-steps", "1")  # fmt: skip
+    family = [] if "--family" in options else FAMILY
+    given = ["--data", str(stories), "--out", str(tmp_path / "x"), "--max-steps", "1"]
+    result = run(cache, *given, *family, *QUICK, *shape, *options)
     assert result.exit_code == 2, result.output
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
