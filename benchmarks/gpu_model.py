@@ -9,7 +9,7 @@ import torch
 from ..runtime.bundle.manifest import GraphSpec, TensorSpec
 from ..train.families import FAMILIES
 from ..train.nn.block_step import BlockStep
-from ..train.nn.transformer import Layer
+from ..train.nn.layers import Angles, Attention
 
 HIDDEN = -6e4
 """In float16, what no score reaches."""
@@ -19,10 +19,17 @@ class HalfStep(BlockStep):
     """The exported module with a mask and angles that leave float16 products in float16."""
 
     def attend(
-        self, layer: Layer, x: torch.Tensor, past: torch.Tensor, angles: tuple, bias: torch.Tensor
+        self,
+        attention: Attention,
+        x: torch.Tensor,
+        past: torch.Tensor,
+        angles: Angles,
+        bias: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See BlockStep."""
-        return super().attend(layer, x, past, tuple(a.to(x.dtype) for a in angles), bias)
+        return super().attend(
+            attention, x, past, (angles[0].to(x.dtype), angles[1].to(x.dtype)), bias
+        )
 
     def visibility(
         self, start: torch.Tensor, split: torch.Tensor | None, block: torch.Tensor, context: int

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -31,8 +32,8 @@ from ..runtime.text.documents import SEPARATOR
 from .checkpoints.checkpoint import load_weights, read_checkpoint
 from .data.sources import documents, find_source
 from .families import FAMILIES
-from .nn.layers import rotation
-from .nn.transformer import Layer, Transformer
+from .nn.layers import Angles, Attention, rotation
+from .nn.transformer import Transformer
 
 GIVEN = (8, 16, 32, 64, 96, 128)
 """Tokens of the real text that a continuation starts from: one of these, in turn."""
@@ -53,19 +54,23 @@ class CausalBatch:
     def step(self, ids: torch.Tensor, start: int) -> torch.Tensor:
         """Runs ids (B, T) at positions from `start` on; returns the last one's logits (B, V)."""
         model, end = self._model, start + ids.shape[1]
-        cosine, sine = rotation(torch.arange(start, end), model.inv_freq)
+        angles = rotation(torch.arange(start, end), model.inv_freq)
         x = F.embedding(ids, model.embed.weight)
         for index, layer in enumerate(model.trunk.layers):
-            assert isinstance(layer, Layer)
-            x = x + self._attend(layer, index, layer.attention_norm(x), (cosine, sine), start, end)
-            x = x + layer.mlp(layer.mlp_norm(x))
+            x = layer(x, angles, attend=partial(self._attend, index, start))
         return model.head(model.trunk.norm(x[:, -1]))
 
     def _attend(
-        self, layer: Layer, index: int, x: torch.Tensor, angles: tuple, start: int, end: int
+        self,
+        index: int,
+        start: int,
+        attention: Attention,
+        x: torch.Tensor,
+        angles: Angles,
+        *_rest: object,
     ) -> torch.Tensor:
-        query, key, value = (p.transpose(1, 2) for p in layer.attention.project(x, *angles))
-        cache = self._cache[index]
+        query, key, value = (p.transpose(1, 2) for p in attention.project(x, *angles))
+        cache, end = self._cache[index], start + x.shape[1]
         cache[0, :, :, start:end], cache[1, :, :, start:end] = key, value
         seen = F.scaled_dot_product_attention(
             query,
@@ -74,7 +79,7 @@ class CausalBatch:
             is_causal=start == 0,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return layer.attention.out(seen.transpose(1, 2).flatten(2))
+        return attention.out(seen.transpose(1, 2).flatten(2))
 
     @torch.inference_mode()
     def continued(self, given: torch.Tensor, banned: Sequence[int], eos: int) -> torch.Tensor:

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import rotation
-from .transformer import Layer, Transformer
+from .layers import Angles, Attention, rotation
+from .transformer import Transformer
 
 HIDDEN_SCORE = -1e9
 """Added to scores of invisible keys; finite, so that float16 casts and all-hidden rows stay sane
@@ -61,12 +61,17 @@ class BlockStep(nn.Module):
         return bias if groups == 1 else torch.cat([bias] * groups, dim=2)
 
     def attend(
-        self, layer: Layer, x: torch.Tensor, past: torch.Tensor, angles: tuple, bias: torch.Tensor
+        self,
+        attention: Attention,
+        x: torch.Tensor,
+        past: torch.Tensor,
+        angles: Angles,
+        bias: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention of one layer.
 
         Args:
-            layer: Whose weights.
+            attention: Whose weights.
             x: Normalised input (batch, block, dim).
             past: (context, batch, 2, kv_heads, head_dim).
             angles: Cosine and sine, (batch, block, 1, head_dim).
@@ -77,7 +82,7 @@ class BlockStep(nn.Module):
             The branch's output (batch, block, dim), and (batch, block, 2, kv_heads, head_dim).
         """
         config = self.model.config
-        query, key, value = layer.attention.project(x, *angles)
+        query, key, value = attention.project(x, *angles)
         query = (query * config.head_dim**-0.5).transpose(1, 2)
         new = torch.stack([key, value], dim=2)
         both = torch.cat([past.transpose(0, 1), new], dim=1)
@@ -88,7 +93,7 @@ class BlockStep(nn.Module):
         seen = torch.softmax(scores, dim=-1) @ both[:, :, 1].transpose(1, 2)
         if groups > 1:
             seen = seen.unflatten(2, (groups, -1)).flatten(1, 2)
-        return layer.attention.out(seen.transpose(1, 2).flatten(2)), new
+        return attention.out(seen.transpose(1, 2).flatten(2)), new
 
     def forward(
         self,
@@ -114,40 +119,32 @@ class BlockStep(nn.Module):
     def trunk(
         self,
         ids: torch.Tensor,
-        angles: tuple,
+        angles: Angles,
         kv: torch.Tensor,
         bias: torch.Tensor,
         condition: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embedding, layers and final norm; angles, bias and condition as in `layer_step`.
+        """Embedding, layers and final norm.
+
+        Args:
+            ids: (batch, block).
+            angles: Cosine and sine, (batch, block, 1, head_dim).
+            kv: (context, batch, layers, 2, kv_heads, head_dim).
+            bias: Additive mask as `attend` takes it.
+            condition: (batch, block, dim), for models that see time.
 
         Returns:
             What the head reads (batch, block, dim), and kv_new.
         """
         x = F.embedding(ids, self.model.embed.weight)
-        stored = []
-        for index, layer in enumerate(self.model.trunk.layers):
-            assert isinstance(layer, Layer)
-            x, new = self.layer_step(layer, x, kv[:, :, index], angles, bias, condition)
-            stored.append(new)
-        return self.model.trunk.norm(x), torch.stack(stored, dim=2).transpose(0, 1)
+        trunk, stored = self.model.trunk, []
 
-    def layer_step(
-        self,
-        layer: Layer,
-        x: torch.Tensor,
-        past: torch.Tensor,
-        angles: tuple,
-        bias: torch.Tensor,
-        condition: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer; arguments and second result as in `attend`."""
-        normed = layer.attention_norm(x)
-        if condition is None:
-            change, new = self.attend(layer, normed, past, angles, bias)
-            x = x + change
-            return x + layer.mlp(layer.mlp_norm(x)), new
-        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = layer.modulate(condition)
-        change, new = self.attend(layer, normed * (1.0 + scale) + shift, past, angles, bias)
-        x = x + gate * change
-        return x + mlp_gate * layer.mlp(layer.mlp_norm(x) * (1.0 + mlp_scale) + mlp_shift), new
+        def attend(attention: Attention, x: torch.Tensor, *_rest: object) -> torch.Tensor:
+            past = kv[:, :, len(stored)]
+            change, new = self.attend(attention, x, past, angles, bias)
+            stored.append(new)
+            return change
+
+        for layer in trunk.layers:
+            x = layer(x, angles, condition=condition, attend=attend)
+        return trunk.final_norm(x, condition), torch.stack(stored, dim=2).transpose(0, 1)

@@ -15,6 +15,9 @@ from torch import nn
 from .attention import attend
 from .config import NORM_EPS, ROPE_THETA, ModelConfig
 
+Angles = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine of positions, as `rotation` gives them."""
+
 
 class RMSNorm(nn.Module):
     """Scales rows to unit mean square; the statistics are float32 whatever the input is."""
@@ -46,11 +49,21 @@ def inverse_frequencies(
     return 1.0 / theta**exponents if reciprocal else theta**-exponents
 
 
-def rotation(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotation(positions: torch.Tensor, inv_freq: torch.Tensor) -> Angles:
     """Cosine and sine for `rotate`, each (…, T, 1, head_dim) float32, from positions (…, T)."""
     angles = positions.to(torch.float32)[..., None] * inv_freq
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
     return torch.cos(angles), torch.sin(angles)
+
+
+def training_rotation(positions: torch.Tensor, inv_freq: torch.Tensor) -> Angles:
+    """The same in autocast's dtype: else queries and keys would be widened to float32, and
+    attention with them."""
+    cosine, sine = rotation(positions, inv_freq)
+    if torch.is_autocast_enabled(inv_freq.device.type):
+        narrow = torch.get_autocast_dtype(inv_freq.device.type)
+        cosine, sine = cosine.to(narrow), sine.to(narrow)
+    return cosine, sine
 
 
 def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
@@ -99,24 +112,22 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        mask: torch.Tensor | None,
-        num_outputs: int,
+        angles: Angles,
+        mask: torch.Tensor | None = None,
+        num_outputs: int | None = None,
     ) -> torch.Tensor:
         """Attends within x (B, T, dim).
 
         Args:
             x: Normalised input.
-            cosine: (T, 1, head_dim), in x's compute dtype.
-            sine: As cosine.
+            angles: Cosine and sine, (T, 1, head_dim) each, in x's compute dtype.
             mask: (T, T) bool, True = visible; None = everything.
-            num_outputs: Only the first this many positions are queries.
+            num_outputs: Only the first this many positions are queries; None: all.
 
         Returns:
             (B, num_outputs, dim).
         """
-        query, key, value = (part.transpose(1, 2) for part in self.project(x, cosine, sine))
+        query, key, value = (part.transpose(1, 2) for part in self.project(x, *angles))
         seen = attend(query[:, :, :num_outputs], key, value, mask)
         return self.out(seen.transpose(1, 2).flatten(2))
 

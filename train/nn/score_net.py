@@ -14,7 +14,7 @@ adaLN-zero: DiT (arXiv 2212.09748).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ from torch import nn
 from ...runtime.errors import ConfigError
 from ...runtime.noise.transition import GRAPHS
 from .config import ModelConfig
-from .layers import Attention, GatedMLP, RMSNorm, inverse_frequencies, rotate, rotation
-from .transformer import INIT_STD
+from .layers import Angles, Attention, inverse_frequencies, rotate, training_rotation
+from .transformer import Attend, Trunk, fused_attention, init_weights
 
 NUM_WAVES = 128
 """Frequencies of the sinusoids."""
@@ -36,11 +36,6 @@ LEAST_SIGMA = 1e-6
 """Smaller noise looks the same to the network."""
 SERIES_BELOW = 0.5
 """Where the logarithm of exp(sigma) - 1 is taken from its series: exact to 1e-9 there."""
-
-
-Angles = tuple[torch.Tensor, torch.Tensor]
-"""Cosine and sine of positions, as `rotation` gives them."""
-Attend = Callable[[Attention, torch.Tensor, Angles], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +97,15 @@ class SigmaEmbedding(nn.Module):
         return F.silu(self.out(F.silu(self.hidden(features))))
 
 
-def fused_attention(attention: Attention, x: torch.Tensor, angles: Angles) -> torch.Tensor:
-    """Attention among all positions by the training-time kernel: (B, L, dim) to the same."""
-    return attention(x, *angles, None, x.shape[1])
-
-
-def plain_attention(attention: Attention, x: torch.Tensor, angles: Angles) -> torch.Tensor:
-    """The same as plain products, as export traces it."""
+def plain_attention(
+    attention: Attention,
+    x: torch.Tensor,
+    angles: Angles,
+    mask: torch.Tensor | None,
+    num_outputs: int | None,
+) -> torch.Tensor:
+    """Attention among all positions as plain products, as export traces it."""
+    del mask, num_outputs
     heads, size = attention.num_heads, attention.head_dim
     mixed = attention.qkv(x).unflatten(-1, (3 * heads, size))
     turned = rotate(mixed[:, :, : 2 * heads], *angles)
@@ -117,51 +114,6 @@ def plain_attention(attention: Attention, x: torch.Tensor, angles: Angles) -> to
     key, value = turned[:, :, heads:].permute(0, 2, 3, 1), mixed[:, :, 2 * heads :]
     seen = torch.softmax(query @ key, dim=-1) @ value.transpose(1, 2)
     return attention.out(seen.transpose(1, 2).flatten(2))
-
-
-class ScoreLayer(nn.Module):
-    """Attention and gated MLP, each scaled, shifted and gated by the condition (adaLN-zero)."""
-
-    def __init__(self, config: ScoreConfig) -> None:
-        super().__init__()
-        shape = config.shape
-        self.attention_norm = RMSNorm(shape.dim)
-        self.attention = Attention(shape)
-        self.mlp_norm = RMSNorm(shape.dim)
-        self.mlp = GatedMLP(shape)
-        self.dropout = nn.Dropout(shape.dropout)
-        self.modulation = nn.Linear(config.condition_dim, 6 * shape.dim)
-
-    def forward(
-        self, x: torch.Tensor, angles: Angles, condition: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
-        """x (B, L, dim) and condition (B, condition) to (B, L, dim)."""
-        parts = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = parts
-        normed = self.attention_norm(x) * (1.0 + scale) + shift
-        x = x + gate * self.dropout(attend(self.attention, normed, angles))
-        normed = self.mlp_norm(x) * (1.0 + mlp_scale) + mlp_shift
-        return x + mlp_gate * self.dropout(self.mlp(normed))
-
-
-class ScoreTrunk(nn.Module):
-    """All layers and the final norm: the part whose shapes are fixed, so compile this one."""
-
-    def __init__(self, config: ScoreConfig) -> None:
-        super().__init__()
-        shape = config.shape
-        self.layers = nn.ModuleList(ScoreLayer(config) for _ in range(shape.num_layers))
-        self.norm = RMSNorm(shape.dim)
-        self.modulation = nn.Linear(config.condition_dim, 2 * shape.dim)
-
-    def forward(
-        self, x: torch.Tensor, angles: Angles, condition: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
-        """(B, L, dim) to (B, L, dim)."""
-        for layer in self.layers:
-            x = layer(x, angles, condition, attend)
-        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        return self.norm(x) * (1.0 + scale) + shift
 
 
 class ScoreNet(nn.Module):
@@ -175,24 +127,12 @@ class ScoreNet(nn.Module):
         shape = config.shape
         self.embed = nn.Embedding(shape.vocab_size, shape.dim)
         self.sigma = SigmaEmbedding(config.condition_dim)
-        self.trunk = ScoreTrunk(config)
+        self.trunk = Trunk(shape, config.condition_dim, condition_norm=True)
         self.head = nn.Linear(shape.dim, shape.vocab_size, bias=False)
         if shape.tie_embeddings:
             self.head.weight = self.embed.weight
         self.register_buffer("inv_freq", inverse_frequencies(shape.head_dim), persistent=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws weights: normal(0.02), branches' last matrices smaller; modulations start at 0."""
-        residual = INIT_STD / math.sqrt(2 * self.config.shape.num_layers)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                is_last = name.endswith(("attention.out", "mlp.down"))
-                nn.init.normal_(module.weight, std=residual if is_last else INIT_STD)
-                if name.endswith("modulation"):
-                    nn.init.zeros_(module.weight)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        init_weights(self, shape.num_layers)
 
     def forward(
         self, ids: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor | None = None
@@ -208,22 +148,21 @@ class ScoreNet(nn.Module):
         Returns:
             (N, V) with `rows`, else (B, L, V), float32.
         """
-        hidden = self.hidden(ids, sigma, fused_attention)
+        hidden = self.hidden(ids, sigma)
         level = sigma[:, None].expand(ids.shape)
         if rows is not None:
             hidden, ids = hidden.flatten(0, 1)[rows], ids.flatten()[rows]
             level = level.flatten()[rows]
         return self.score(self.head(hidden).float(), ids, level)
 
-    def hidden(self, ids: torch.Tensor, sigma: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def hidden(
+        self, ids: torch.Tensor, sigma: torch.Tensor, attend: Attend = fused_attention
+    ) -> torch.Tensor:
         """Everything before the head: ids (B, L) and sigma (B,) to (B, L, dim)."""
         x = self.embed(ids)
-        cosine, sine = rotation(torch.arange(ids.shape[1], device=ids.device), self.inv_freq)
-        if torch.is_autocast_enabled(x.device.type):
-            # Else the rotation would widen queries and keys to float32 and attention with them.
-            narrow = torch.get_autocast_dtype(x.device.type)
-            cosine, sine = cosine.to(narrow), sine.to(narrow)
-        return self.trunk(x, (cosine, sine), self.sigma(sigma), attend)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        angles = training_rotation(positions, self.inv_freq)
+        return self.trunk(x, angles, condition=self.sigma(sigma), attend=attend)
 
     def score(self, raw: torch.Tensor, ids: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Makes log-scores (…, V) of raw outputs: scaled by sigma, 0 at the own token (…)."""

@@ -7,93 +7,179 @@ the family. The same weights run as the exported graph in `block_step.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
-from .layers import Attention, GatedMLP, RMSNorm, TimeEmbedding, inverse_frequencies, rotation
+from .layers import (
+    Angles,
+    Attention,
+    GatedMLP,
+    RMSNorm,
+    TimeEmbedding,
+    inverse_frequencies,
+    training_rotation,
+)
 from .nats import nats_of
 
 INIT_STD = 0.02
 
+Attend = Callable[[Attention, torch.Tensor, Angles, torch.Tensor | None, int | None], torch.Tensor]
+"""From a layer's attention, its input (B, T, dim), angles, mask and `num_outputs` to the branch's
+output (B, num_outputs, dim)."""
+
+
+def fused_attention(
+    attention: Attention,
+    x: torch.Tensor,
+    angles: Angles,
+    mask: torch.Tensor | None,
+    num_outputs: int | None,
+) -> torch.Tensor:
+    """Attention as training computes it."""
+    return attention(x, angles, mask, num_outputs)
+
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each behind a norm and added to the residual stream.
 
-    def __init__(self, config: ModelConfig) -> None:
+    With a condition, both are scaled, shifted and gated by it (adaLN-zero).
+    """
+
+    def __init__(self, config: ModelConfig, condition_dim: int | None = None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = GatedMLP(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.modulation = (
-            nn.Linear(config.dim, 6 * config.dim) if config.time_conditioning else None
-        )
-
-    def modulate(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Scale, shift and gate of both branches (adaLN-zero), each (B, T, dim)."""
-        assert self.modulation is not None
-        return self.modulation(condition).chunk(6, dim=-1)
+        self.modulation = nn.Linear(condition_dim, 6 * config.dim) if condition_dim else None
 
     def forward(
         self,
         x: torch.Tensor,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        mask: torch.Tensor | None,
-        condition: torch.Tensor | None,
-        num_outputs: int,
+        angles: Angles,
+        mask: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+        num_outputs: int | None = None,
+        attend: Attend = fused_attention,
     ) -> torch.Tensor:
-        """(B, T, dim) to (B, num_outputs, dim); see Attention.forward."""
+        """Runs one layer.
+
+        Args:
+            x: (B, T, dim).
+            angles: As `rotation` gives them.
+            mask: What `attend` takes.
+            condition: For layers that have one: (B, condition), or (B, T, condition), one per
+                position.
+            num_outputs: Only the first this many positions are computed; None: all.
+            attend: Attention as called here; exported graphs have forms of their own.
+
+        Returns:
+            (B, num_outputs, dim).
+        """
         normed = self.attention_norm(x)
-        x = x[:, :num_outputs]
-        if condition is None:
-            x = x + self.dropout(self.attention(normed, cosine, sine, mask, num_outputs))
+        x = _first(x, num_outputs)
+        if self.modulation is None:
+            x = x + self.dropout(attend(self.attention, normed, angles, mask, num_outputs))
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        scale, shift, *rest = self.modulate(condition)
+        assert condition is not None, "a conditioned layer needs a condition"
+        scale, shift, *rest = _modulated(self.modulation, condition, 6)
         normed = normed * (1.0 + scale) + shift
-        gate, mlp_scale, mlp_shift, mlp_gate = (part[:, :num_outputs] for part in rest)
-        x = x + gate * self.dropout(self.attention(normed, cosine, sine, mask, num_outputs))
+        gate, mlp_scale, mlp_shift, mlp_gate = (_first(part, num_outputs) for part in rest)
+        x = x + gate * self.dropout(attend(self.attention, normed, angles, mask, num_outputs))
         normed = self.mlp_norm(x) * (1.0 + mlp_scale) + mlp_shift
         return x + mlp_gate * self.dropout(self.mlp(normed))
+
+
+def _modulated(
+    modulation: nn.Linear, condition: torch.Tensor, count: int
+) -> tuple[torch.Tensor, ...]:
+    """Scales, shifts and gates of a condition, each (B, T or 1, dim)."""
+    values = modulation(condition)
+    return (values if values.dim() == 3 else values[:, None]).chunk(count, dim=-1)
+
+
+def _first(x: torch.Tensor, count: int | None) -> torch.Tensor:
+    """The first positions of x (B, T, ...); a traced graph gets no slice that keeps everything."""
+    return x if count is None else x[:, :count]
 
 
 class Trunk(nn.Module):
     """All layers and the final norm: the part whose shapes are fixed, so compile this one."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        condition_dim: int | None = None,
+        *,
+        condition_norm: bool = False,
+    ) -> None:
+        """Makes the layers.
+
+        Args:
+            config: Shape.
+            condition_dim: Width of the condition that layers see; None: they see none.
+            condition_norm: Whether the final norm is scaled and shifted by it, too.
+        """
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        layers = (Layer(config, condition_dim) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        modulated = condition_dim if condition_norm else None
+        self.modulation = nn.Linear(modulated, 2 * config.dim) if modulated else None
         self.recompute = False
         """Whether training keeps only what enters each layer, and computes the rest twice."""
 
     def forward(
         self,
         x: torch.Tensor,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        mask: torch.Tensor | None,
-        condition: torch.Tensor | None,
-        num_outputs: int,
+        angles: Angles,
+        mask: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+        num_outputs: int | None = None,
+        attend: Attend = fused_attention,
     ) -> torch.Tensor:
-        """(B, T, dim) to (B, num_outputs, dim).
+        """(B, T, dim) to (B, num_outputs, dim); arguments as Layer takes them.
 
         The last layer computes the first `num_outputs` positions only: of the others nobody
         needs more than the keys and values.
         """
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            wanted = num_outputs if index == last else x.shape[1]
-            inputs = (x, cosine, sine, mask, condition, wanted)
+            wanted = num_outputs if index == last else None
+            inputs = (x, angles, mask, condition, wanted, attend)
             if self.recompute and self.training:
                 x = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 x = layer(*inputs)
-        return self.norm(x)
+        return self.final_norm(x, condition)
+
+    def final_norm(self, x: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        """(B, T, dim) to what the head reads."""
+        normed = self.norm(x)
+        if self.modulation is None:
+            return normed
+        assert condition is not None, "a conditioned norm needs a condition"
+        scale, shift = _modulated(self.modulation, condition, 2)
+        return normed * (1.0 + scale) + shift
+
+
+def init_weights(model: nn.Module, num_layers: int) -> None:
+    """Draws weights: normal(0.02), branches' last matrices smaller by sqrt(2 layers); modulations
+    start at 0."""
+    residual = INIT_STD / math.sqrt(2 * num_layers)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            is_last = name.endswith(("attention.out", "mlp.down"))
+            nn.init.normal_(module.weight, std=residual if is_last else INIT_STD)
+            if name.endswith(".modulation"):
+                nn.init.zeros_(module.weight)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class Transformer(nn.Module):
@@ -106,7 +192,7 @@ class Transformer(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.time = TimeEmbedding(config.dim) if config.time_conditioning else None
-        self.trunk = Trunk(config)
+        self.trunk = Trunk(config, config.dim if config.time_conditioning else None)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
@@ -114,19 +200,7 @@ class Transformer(nn.Module):
             config.head_dim, config.rope_theta, reciprocal=config.backbone != "native"
         )
         self.register_buffer("inv_freq", rates, persistent=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws weights: normal(0.02), branches' last matrices smaller by sqrt(2 layers)."""
-        residual = INIT_STD / math.sqrt(2 * self.config.num_layers)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                is_last = name.endswith(("attention.out", "mlp.down"))
-                nn.init.normal_(module.weight, std=residual if is_last else INIT_STD)
-                if name.endswith(".modulation"):
-                    nn.init.zeros_(module.weight)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        init_weights(self, config.num_layers)
 
     def forward(
         self,
@@ -158,17 +232,12 @@ class Transformer(nn.Module):
             float32 with `targets`.
         """
         x = self.embed(ids)
-        cosine, sine = rotation(positions, self.inv_freq)
-        if torch.is_autocast_enabled(x.device.type):
-            # Else the rotation would widen queries and keys to float32 and attention with them.
-            narrow = torch.get_autocast_dtype(x.device.type)
-            cosine, sine = cosine.to(narrow), sine.to(narrow)
+        angles = training_rotation(positions, self.inv_freq)
         condition = None
         if self.time is not None:
             assert time is not None, "a time-conditioned model needs `time`"
             condition = self.time(time)
-        wanted = ids.shape[1] if num_outputs is None else num_outputs
-        hidden = self.trunk(x, cosine, sine, mask, condition, wanted)
+        hidden = self.trunk(x, angles, mask, condition, num_outputs)
         if rows is not None:
             hidden = hidden.flatten(0, 1).index_select(0, rows)
         if targets is not None:

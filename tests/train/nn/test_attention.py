@@ -3,23 +3,20 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dlm_edge.train.nn.attention import attend
+from dlm_edge.train.nn.attention import attend, block_mask_of, tiled_attention
 from dlm_edge.train.nn.masks import block_diffusion_mask, causal_mask, draft_mask
 
 CPU = torch.device("cpu")
+MASKS = [
+    (block_diffusion_mask(96, 16, CPU), 192),
+    (block_diffusion_mask(96, 32, CPU), 96),
+    (block_diffusion_mask(200, 200, CPU), 400),
+    (causal_mask(150, CPU), 150),
+    (draft_mask(100, 12, CPU), 200),
+]
 
 
-@pytest.mark.parametrize(
-    ("mask", "num_queries"),
-    [
-        (block_diffusion_mask(96, 16, CPU), 192),
-        (block_diffusion_mask(96, 32, CPU), 96),
-        (block_diffusion_mask(200, 200, CPU), 400),
-        (causal_mask(150, CPU), 150),
-        (draft_mask(100, 12, CPU), 200),
-        (None, 70),
-    ],
-)
+@pytest.mark.parametrize(("mask", "num_queries"), [*MASKS, (None, 70)])
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 def test_segments_give_what_the_fused_kernel_gives_with_gradients(mask, num_queries, kv_heads):
     torch.manual_seed(0)
@@ -38,3 +35,21 @@ def test_segments_give_what_the_fused_kernel_gives_with_gradients(mask, num_quer
     given = torch.autograd.grad(found, inputs, probe)
     for one, other in zip(given, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("mask", "num_queries"), MASKS)
+@pytest.mark.parametrize("kv_heads", [6, 2])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_tiles_give_what_segments_give(mask, num_queries, kv_heads):
+    torch.manual_seed(0)
+    length = mask.shape[0]
+    query, key, value = (torch.randn(2, heads, length, 16) for heads in (6, kv_heads, kv_heads))
+    query = query[:, :, :num_queries]
+    found = tiled_attention(query, key, value, mask)
+    torch.testing.assert_close(found, attend(query, key, value, mask), atol=2e-6, rtol=1e-5)
+
+
+def test_tiles_that_a_mask_hides_are_not_computed():
+    # Of [x_t | x_0] at 4 tiles each: noisy tiles see their own and the clean ones before.
+    tiles = block_mask_of(block_diffusion_mask(512, 128, CPU), 1024)
+    assert tiles.kv_num_blocks.sum() + tiles.full_kv_num_blocks.sum() == 4 + 6 + 10

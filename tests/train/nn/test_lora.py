@@ -10,7 +10,7 @@ from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
 from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
-from dlm_edge.train.loop.run import train
+from dlm_edge.train.loop.run import _fit, train
 from dlm_edge.train.nn import nats
 from tiny_checkpoint import CONTEXT, make_checkpoint
 
@@ -138,10 +138,23 @@ def test_layers_are_indeed_computed_twice():
     assert len(calls) == 9
 
 
-def test_a_family_whose_layers_cannot_be_computed_twice_says_so(settings):
-    options = {"dim": 16, "num_layers": 1, "num_heads": 2, "block_sizes": "16"}
+def test_a_model_whose_layers_cannot_be_computed_twice_is_refused(settings):
     with pytest.raises(ConfigError, match="--recompute: models of family sedd cannot"):
-        train(settings(family="sedd", options=options, recompute=True), quiet=True)
+        _fit(torch.nn.Linear(2, 2), {}, settings(family="sedd", recompute=True))
+
+
+def test_conditioned_layers_computed_twice_give_the_same_gradients():
+    options = {"dim": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 24, "context": 8}
+    family = FAMILIES["sedd"]
+    config = family.make_config({**options, "eos_token_id": 0, "mask_token_id": 1})
+    ids, found = torch.randint(2, 24, (2, 8)), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = family.make_model(config["model"]).train()
+        model.trunk.recompute = recompute
+        family.loss(model, Batch(ids=ids), torch.Generator().manual_seed(1), config).loss.backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_losses_by_the_slice_are_the_losses_of_one_go_with_their_gradients(monkeypatch):
