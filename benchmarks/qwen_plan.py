@@ -51,7 +51,7 @@ def hollow_model(config: dict[str, Any]) -> Any:
 
 def make_config(size: str, blocks: tuple[int, ...], positions: int) -> dict[str, Any]:
     """The config.json of such a model."""
-    from ..train.checkpoints.qwen import read_shape
+    from ..train.checkpoints.hugging_face import read_shape
 
     shape = read_shape({**COMMON, **SHAPES[size]}, "the shape").to_json()
     return {

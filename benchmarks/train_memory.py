@@ -41,7 +41,7 @@ def make_model(size: str, context: int) -> tuple[Any, Any, dict[str, Any]]:
     """Makes family, model with adapters, and config at one of Qwen2.5's shapes."""
     import torch
 
-    from ..train.checkpoints.qwen import read_shape
+    from ..train.checkpoints.hugging_face import read_shape
     from ..train.checkpoints.start import SHAPE_OPTIONS
     from ..train.families import FAMILIES
     from ..train.nn.layers import inverse_frequencies

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from ..runtime.cli.common import DlmCommand
+from .nn.config import BACKBONES
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -58,8 +59,8 @@ GROUPS = (
         ),
         _family(
             "--backbone",
-            type=click.Choice(["native", "qwen2", "qwen3"]),
-            help="native (default), or a Qwen architecture, whose checkpoints are folders in "
+            type=click.Choice(tuple(BACKBONES)),
+            help="native (default), or a public architecture, whose checkpoints are folders in "
             "Hugging Face's format. --init brings its own.",
         ),
         _family(
@@ -83,8 +84,8 @@ GROUPS = (
             "--init",
             type=click.Path(),
             help="Checkpoint (folder, hub name or GGUF file) to start from: one of dlm-train, or "
-            "Qwen2 or Qwen3 in Hugging Face's or GGUF's format. Shape and tokenizer are its. With "
-            "--max-steps 0 it is only converted.",
+            "Llama, Qwen2 or Qwen3 of Hugging Face or in GGUF. Shape and tokenizer are its. "
+            "With --max-steps 0 it is only converted.",
         ),
     ),
     (

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from dlm_edge.benchmarks import qwen_scale
 from dlm_edge.runtime.errors import DlmError
-from qwen_folders import tokenizer_without_mask
+from public_folders import tokenizer_without_mask
 
 SHAPE = {
     "hidden_size": 32,

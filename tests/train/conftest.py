@@ -60,10 +60,10 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2 model in Hugging Face's format; nobody writes here."""
-    from qwen_folders import make_qwen
+    from public_folders import make_public
 
     folder = tmp_path_factory.mktemp("qwen") / "sound"
-    make_qwen(folder)
+    make_public(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
 from dlm_edge.train.checkpoints.convert import convert
 from dlm_edge.train.checkpoints.start import read_start
-from qwen_folders import make_qwen
+from public_folders import make_public
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
@@ -56,11 +56,11 @@ FAULTS = {
     ),
     "new rope scaling": (
         lambda f: edit_config(f, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}),
-        "rotary scaling 'llama3' is not supported",
+        "rotary scaling of Llama 3 lacks factor",
     ),
     "architecture": (
-        lambda f: edit_config(f, architectures=["LlamaForCausalLM"], model_type="llama"),
-        "architecture 'LlamaForCausalLM' is not supported",
+        lambda f: edit_config(f, architectures=["GemmaForCausalLM"], model_type="gemma"),
+        "architecture 'GemmaForCausalLM' is not supported",
     ),
     "window": (lambda f: edit_config(f, use_sliding_window=True), "sliding-window attention"),
     "quantised": (
@@ -126,7 +126,7 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line_naming_why(tmp_path, sound
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tmp_path):
-    make_qwen(tmp_path / "theirs", vocab_size=200)
+    make_public(tmp_path / "theirs", vocab_size=200)
     with pytest.raises(CheckpointError, match=r"the tokenizer has 257 ids, the embedding 200 rows"):
         read_start(tmp_path / "theirs")
 

@@ -7,7 +7,7 @@
     OUT/train.json                                        the settings of the run
 
 Files appear whole or not at all. No family is known here: config.json is the family's mapping.
-A causal model with a Qwen backbone is written so that `transformers` loads the folder as well:
+A causal model with a public backbone is written so that `transformers` loads the folder as well:
 tensors under Hugging Face's names, its keys in config.json beside ours.
 """
 
@@ -27,7 +27,7 @@ from ...runtime.errors import CheckpointError
 from ..files import new_folder, remove_unfinished, write_file, write_text
 from ..nn.config import ModelConfig
 from .hub import COMPANIONS, checkpoint_folder, config_path
-from .qwen import is_hugging_face, read_tensors, write_shape, write_tensors
+from .hugging_face import is_hugging_face, read_tensors, write_shape, write_tensors
 from .tensor_files import WEIGHTS, read_weights
 
 FORMAT_VERSION = 1

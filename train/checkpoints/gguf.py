@@ -4,14 +4,7 @@ Metadata becomes config.json, tokenizer.json and the files beside them; tensors 
 names and become float32. Knows the formats, no model: what computes with them is the matter of
 the table of architectures.
 
-| GGUF's | Hugging Face's |
-|---|---|
-| token_embd, output_norm, output (absent if tied) | model.embed_tokens, model.norm, lm_head |
-| blk.N.attn_norm, ffn_norm | model.layers.N.input_layernorm, post_attention_layernorm |
-| blk.N.attn_q, attn_k, attn_v, attn_output | self_attn.q_proj, k_proj, v_proj, o_proj |
-| blk.N.attn_q_norm, attn_k_norm | self_attn.q_norm, k_norm |
-| blk.N.ffn_gate, ffn_up, ffn_down | mlp.gate_proj, up_proj, down_proj |
-| rope_freqs | rope_scaling of Llama 3 in config.json |
+Names are in `architectures.py`; the tensor rope_freqs becomes rope_scaling of Llama 3.
 
 Llama's rotary embedding turns neighbouring pairs in GGUF and halves in Hugging Face's form. Rows of
 its q and k have another order there, which is undone here.
@@ -31,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import CheckpointError
+from .architectures import ARCHITECTURES, GGUF_OF_LAYER, GGUF_WHOLE
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +33,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SUFFIX = ".gguf"
-ARCHITECTURES: Mapping[str, str] = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-"""general.architecture to Hugging Face's."""
 QUANTISATIONS = (
     *("F32", "F16", "BF16", "F64", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
@@ -63,24 +51,6 @@ _SCALED_FROM = 8192
 """Positions that Llama 3 was trained on before its rotary embedding was stretched."""
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 """Values of tokenizer.ggml.token_type."""
-_WHOLE = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_OF_LAYER = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -213,7 +183,7 @@ def _check_whole(facts: _Facts) -> None:
 def _config(facts: _Facts) -> dict[str, Any]:
     dim, heads = facts.of_model("embedding_length"), facts.of_model("attention.head_count")
     config = {
-        "architectures": [ARCHITECTURES[facts.architecture]],
+        "architectures": [ARCHITECTURES[facts.architecture].name],
         "model_type": facts.architecture,
         "vocab_size": facts.rows,
         "hidden_size": dim,
@@ -239,11 +209,11 @@ def _config(facts: _Facts) -> dict[str, Any]:
 
 def _name(name: str, path: Path) -> str:
     """Hugging Face's name of a tensor."""
-    if name in _WHOLE:
-        return _WHOLE[name]
+    if name in GGUF_WHOLE:
+        return GGUF_WHOLE[name]
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _OF_LAYER:
-        return f"model.layers.{parts[1]}.{_OF_LAYER[parts[2]]}.{parts[3]}"
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in GGUF_OF_LAYER:
+        return f"model.layers.{parts[1]}.{GGUF_OF_LAYER[parts[2]]}.{parts[3]}"
     raise CheckpointError(
         f"{path}: tensor {name} is not part of a supported architecture; choose a file of a plain "
         "language model, without adapters or experts"

@@ -1,4 +1,4 @@
-"""What `--init` starts from: one of our checkpoints, or a Qwen model (Hugging Face folder, GGUF).
+"""What `--init` starts from: one of our checkpoints, or a public model (Hugging Face folder, GGUF).
 
 The model's shape and the tokenizer come from it. A mask (or end-of-text) token that the tokenizer
 lacks is added; its row of the embedding is a spare one where the table has more rows than the
@@ -31,7 +31,7 @@ from .checkpoint import (
 )
 from .gguf import SUFFIX, read_gguf
 from .hub import TOKENIZER_CONFIG, checkpoint_folder
-from .qwen import read_shape, read_tensors
+from .hugging_face import read_shape, read_tensors
 
 SHAPE_OPTIONS = (
     "dim",
@@ -42,6 +42,7 @@ SHAPE_OPTIONS = (
     "hidden_dim",
     "tie_embeddings",
     "rope_theta",
+    "rope_scaling",
     "norm_eps",
     "backbone",
 )
@@ -62,7 +63,7 @@ class Start:
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The family's options: what was given, and the rest of the shape from the checkpoint.
 
-        `vocab_size` is the number of rows there are, `context` the positions of a Qwen model.
+        `vocab_size` is the number of rows there are, `context` the positions of a public model.
         """
         if self.shape is None:
             return dict(given)

@@ -20,6 +20,7 @@ MODEL_OPTIONS = (
     "head_dim",
     "hidden_dim",
     "rope_theta",
+    "rope_scaling",
     "norm_eps",
     "vocab_size",
     "context",

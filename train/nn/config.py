@@ -21,11 +21,40 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
 
 BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "native": {},
+    "llama": {},
     "qwen2": {"qkv_bias": True, "rope_theta": 1e6, "norm_eps": 1e-6},
     "qwen3": {"qk_norm": True, "rope_theta": 1e6, "norm_eps": 1e-6},
 }
-"""What each backbone sets in the one transformer there is. The Qwen ones are Hugging Face's
-architectures of these names, and their checkpoints are folders in its format."""
+"""What each backbone sets in the one transformer there is. All but `native` are
+Hugging Face's architectures of these names, and their checkpoints are folders in its format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """How Llama 3 stretches rotary positions: long wavelengths by `factor`, short ones not.
+
+    Between `context / high_freq_factor` and `context / low_freq_factor` positions of wavelength,
+    the rate goes smoothly from one to the other.
+    """
+
+    factor: float
+    """How much longer the longest wavelengths become."""
+    low_freq_factor: float
+    high_freq_factor: float
+    context: int
+    """Positions that the model was trained on before."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.low_freq_factor < self.high_freq_factor < float("inf"):
+            raise ConfigError(
+                f"rope scaling needs 0 < low_freq_factor < high_freq_factor, not "
+                f"{self.low_freq_factor!r} and {self.high_freq_factor!r}"
+            )
+        if not 1.0 <= self.factor < float("inf") or self.context < 1:
+            raise ConfigError(
+                f"rope scaling needs a factor of at least 1 and a positive context, not "
+                f"{self.factor!r} and {self.context!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +91,8 @@ class ModelConfig:
     """Whether each head of queries and keys is normalised before its rotation (Qwen3)."""
     rope_theta: float = ROPE_THETA
     """Base of the rotary embedding's wavelengths."""
+    rope_scaling: RopeScaling | None = None
+    """None: wavelengths are those of the base (all but Llama 3.1 and later)."""
     norm_eps: float = NORM_EPS
     """Added to the mean square in norms."""
 
@@ -113,6 +144,9 @@ class ModelConfig:
                 f"model config has unknown key {unknown[0]!r}; known: {sorted(known)}"
             )
         try:
+            scaling = values.get("rope_scaling")
+            if isinstance(scaling, Mapping):
+                values = {**values, "rope_scaling": RopeScaling(**scaling)}
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"model config is incomplete: {error}") from error

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import attend
-from .config import NORM_EPS, ROPE_THETA, ModelConfig
+from .config import NORM_EPS, ROPE_THETA, ModelConfig, RopeScaling
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine of positions, as `rotation` gives them."""
@@ -35,18 +35,29 @@ class RMSNorm(nn.Module):
 
 
 def inverse_frequencies(
-    head_dim: int, theta: float = ROPE_THETA, *, reciprocal: bool = False
+    head_dim: int,
+    theta: float = ROPE_THETA,
+    scaling: RopeScaling | None = None,
+    *,
+    reciprocal: bool = False,
 ) -> torch.Tensor:
     """Angles per position of the rotary embedding, (head_dim / 2,) float32.
 
     Args:
         head_dim: Width of a head.
         theta: Base of the wavelengths.
+        scaling: How long wavelengths are stretched; None: not at all.
         reciprocal: Rounds as Hugging Face does. The last bit counts: at position 30,000 it turns
             an angle by a thousandth.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    return 1.0 / theta**exponents if reciprocal else theta**-exponents
+    rates = 1.0 / theta**exponents if reciprocal else theta**-exponents
+    if scaling is None:
+        return rates
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.context / (2 * math.pi / rates)
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1.0 - kept) * rates / scaling.factor + kept * rates
 
 
 def rotation(positions: torch.Tensor, inv_freq: torch.Tensor) -> Angles:

@@ -197,7 +197,10 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         rates = inverse_frequencies(
-            config.head_dim, config.rope_theta, reciprocal=config.backbone != "native"
+            config.head_dim,
+            config.rope_theta,
+            config.rope_scaling,
+            reciprocal=config.backbone != "native",
         )
         self.register_buffer("inv_freq", rates, persistent=False)
         init_weights(self, config.num_layers)

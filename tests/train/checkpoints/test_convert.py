@@ -11,7 +11,7 @@ from dlm_edge.train.checkpoints.convert import convert
 from dlm_edge.train.cli import main
 from dlm_edge.train.config import TrainConfig, load_settings
 from dlm_edge.train.loop.run import train
-from qwen_folders import make_qwen, tokenizer_without_mask
+from public_folders import make_public, tokenizer_without_mask
 from tokenizers import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -67,7 +67,7 @@ def test_what_cannot_be_converted_is_one_line(sound, tmp_path, monkeypatch, give
 
 
 def test_converting_claims_no_positions_that_the_model_does_not_know(tmp_path):
-    make_qwen(tmp_path / "theirs")
+    make_public(tmp_path / "theirs")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, None)
     assert read_checkpoint(tmp_path / "ours").config["model"]["context"] == 64
     with pytest.raises(ConfigError, match="--context 65: the checkpoint knows 64 positions"):

@@ -240,7 +240,7 @@ def test_a_big_endian_file_is_refused(tmp_path):
         read_gguf(path)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_a_converted_file_computes_what_transformers_does(tmp_path, kind):
     from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint
     from dlm_edge.train.checkpoints.convert import convert

@@ -11,7 +11,7 @@ from dlm_edge.train.checkpoints.start import read_start
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.block_step import BlockStep
 from dlm_edge.train.nn.masks import causal_mask
-from qwen_folders import make_qwen, tokenizer_without_mask
+from public_folders import make_public, tokenizer_without_mask
 from safetensors.torch import load_file
 from tiny_checkpoint import make_checkpoint
 from tokenizers import Tokenizer
@@ -20,7 +20,19 @@ transformers = pytest.importorskip("transformers")
 
 WORST = 1e-5
 """Largest error of a logit over the largest logit, in float32."""
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 KINDS = {
+    "llama tied": ("llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
+    "llama untied, stretched": (
+        "llama",
+        {"head_dim": 16, "rope_parameters": {**LLAMA3, "rope_theta": 10_000.0}, "rope_theta": None},
+    ),
     "tied": ("qwen2", {"tie_word_embeddings": True}),
     "untied": ("qwen2", {"tie_word_embeddings": False}),
     "wide heads": ("qwen3", {"tie_word_embeddings": True}),
@@ -67,7 +79,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_logits_are_those_of_transformers_before_and_after_the_way_back(tmp_path, kind):
     backbone, changes = KINDS[kind]
-    theirs = make_qwen(tmp_path / "theirs", backbone, **changes)
+    theirs = make_public(tmp_path / "theirs", backbone, **changes)
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     ids = text()
@@ -81,8 +93,50 @@ def test_logits_are_those_of_transformers_before_and_after_the_way_back(tmp_path
     assert error(uncached(model, ids), returned) <= WORST
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_half_precision_in_several_files_give_the_logits_of_transformers(
+    tmp_path, dtype
+):
+    make_public(tmp_path / "wide", "llama")
+    narrow = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "wide", dtype=getattr(torch, dtype)
+    )
+    narrow.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    (tmp_path / "theirs" / "tokenizer.json").write_text(tokenizer_without_mask(), encoding="utf-8")
+    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "ar", {}, 32)
+    ids = text()
+    with torch.no_grad():
+        expected = narrow.float()(ids).logits
+    found = uncached(ours(tmp_path / "ours"), ids)
+    assert error(found[..., :257], expected[..., :257]) <= WORST
+
+
+ROPES = {
+    "new": {"rope_parameters": {"rope_type": "default", "rope_theta": 7e5}},
+    "old": {"rope_theta": 7e5},
+    "within the scaling": {"rope_scaling": {"type": "default", "rope_theta": 7e5}},
+    "stretched, old": {"rope_theta": 7e5, "rope_scaling": LLAMA3},
+    "stretched, new": {"rope_parameters": {**LLAMA3, "rope_theta": 7e5}},
+}
+
+
+@pytest.mark.parametrize("form", sorted(ROPES))
+def test_the_base_of_rotary_positions_is_read_wherever_config_json_has_it(tmp_path, form):
+    """The oldest form has it beside the scaling, others in it."""
+    make_public(tmp_path, "llama")
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+        config.pop(key, None)
+    path.write_text(json.dumps({**config, **ROPES[form]}), encoding="utf-8")
+    shape = read_start(tmp_path).shape
+    assert shape is not None
+    assert shape.rope_theta == 7e5
+    assert (shape.rope_scaling is not None) == form.startswith("stretched")
+
+
 def test_tensors_come_back_bit_for_bit_but_for_the_masks_row(tmp_path):
-    make_qwen(tmp_path / "theirs", tie_word_embeddings=False)
+    make_public(tmp_path / "theirs", tie_word_embeddings=False)
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "ar", {}, 32)
     before = load_file(tmp_path / "theirs" / "model.safetensors")
     after = load_file(tmp_path / "ours" / "model.safetensors")
@@ -95,8 +149,8 @@ def test_tensors_come_back_bit_for_bit_but_for_the_masks_row(tmp_path):
 
 
 def test_parts_with_an_index_read_as_one_file_does(tmp_path):
-    make_qwen(tmp_path / "parts", shard="40KB")
-    make_qwen(tmp_path / "one")
+    make_public(tmp_path / "parts", shard="40KB")
+    make_public(tmp_path / "one")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
     parts, one = (read_start(tmp_path / name).checkpoint.weights for name in ("parts", "one"))
     assert set(parts) == set(one)
@@ -109,7 +163,7 @@ def test_a_name_of_the_hub_brings_parts_and_companions(tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--someone--qwen"
     folder = repository / "snapshots" / commit
-    make_qwen(folder, shard="40KB")
+    make_public(folder, shard="40KB")
     (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ x }}"}')
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
@@ -121,12 +175,12 @@ def test_a_name_of_the_hub_brings_parts_and_companions(tmp_path, monkeypatch):
 
 
 def test_a_mask_is_added_in_a_spare_row_or_a_new_one_and_said(tmp_path, capsys):
-    make_qwen(tmp_path / "spare")
+    make_public(tmp_path / "spare")
     convert(str(tmp_path / "spare"), str(tmp_path / "first"), "tidar", {}, 32)
     said = capsys.readouterr().err
     assert "added to the tokenizer: <|mask|>" in said
     assert "spare row 257 of 260" in said
-    make_qwen(tmp_path / "full", vocab_size=257)
+    make_public(tmp_path / "full", vocab_size=257)
     convert(str(tmp_path / "full"), str(tmp_path / "second"), "tidar", {}, 32)
     assert "new row 257" in capsys.readouterr().err
     for name, rows in (("first", 260), ("second", 258)):
@@ -143,7 +197,7 @@ def test_an_end_of_text_token_is_added_like_a_mask_and_its_row_is_no_zero(tmp_pa
     content["added_tokens"] = []
     vocab = [token for token in content["model"]["vocab"] if token != "<|endoftext|>"][:255]
     content["model"]["vocab"] = {token: index for index, token in enumerate(vocab)}
-    make_qwen(tmp_path / "theirs", vocab_size=rows)
+    make_public(tmp_path / "theirs", vocab_size=rows)
     (tmp_path / "theirs" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
     assert "added to the tokenizer: <|endoftext|>, <|mask|>" in capsys.readouterr().err
@@ -158,7 +212,7 @@ def test_an_end_of_text_token_is_added_like_a_mask_and_its_row_is_no_zero(tmp_pa
 
 def test_transformers_reads_the_added_mask_and_what_stood_beside_it(tmp_path):
     """Where tokenizer_config.json lists added tokens, transformers goes by that list."""
-    make_qwen(tmp_path / "theirs")
+    make_public(tmp_path / "theirs")
     end = {"content": "<|endoftext|>", "special": True}
     given = {
         "tokenizer_class": "Qwen2Tokenizer",
@@ -180,14 +234,14 @@ def test_transformers_reads_the_added_mask_and_what_stood_beside_it(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"added_tokens_decoder": 3}'])
 def test_a_tokenizers_settings_that_cannot_be_read_stay_as_they_are(tmp_path, text):
-    make_qwen(tmp_path / "theirs")
+    make_public(tmp_path / "theirs")
     (tmp_path / "theirs" / "tokenizer_config.json").write_text(text, encoding="utf-8")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
     assert (tmp_path / "ours" / "tokenizer_config.json").read_text(encoding="utf-8") == text
 
 
 def test_positions_that_a_model_knows_stay_and_shape_options_are_its(tmp_path):
-    make_qwen(tmp_path / "theirs")
+    make_public(tmp_path / "theirs")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {"block_sizes": "4"}, 32)
     config = read_checkpoint(tmp_path / "ours").config
     assert (config["model"]["context"], config["model"]["rope_theta"]) == (64, 50_000.0)
@@ -209,7 +263,7 @@ def test_a_native_causal_checkpoint_becomes_a_qwen2_with_biases_of_zero(tmp_path
 
 
 def test_a_masked_model_from_qwen_sees_both_sides_and_keeps_our_format(tmp_path):
-    make_qwen(tmp_path / "theirs")
+    make_public(tmp_path / "theirs")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "mdlm", {"block_sizes": "8"}, 32)
     config = json.loads((tmp_path / "ours" / "config.json").read_text("utf-8"))
     assert "architectures" not in config

@@ -1,4 +1,4 @@
-"""Folders of random Qwen models as `transformers` writes them, small enough for a test."""
+"""Folders of random public models as `transformers` writes them, small enough for a test."""
 
 from pathlib import Path
 
@@ -31,12 +31,12 @@ def tokenizer_without_mask() -> str:
     return json.dumps(content)
 
 
-def make_qwen(folder: Path, kind: str = "qwen2", *, shard: str = "5GB", **changes):
+def make_public(folder: Path, kind: str = "qwen2", *, shard: str = "5GB", **changes):
     """Writes a random model and its tokenizer; returns transformers' model in evaluation mode."""
     import transformers
 
     torch.manual_seed(3)
-    name = {"qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
+    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     values = {**SHAPE, **({"head_dim": 16} if kind == "qwen3" else {}), **changes}
     config = getattr(transformers, f"{name}Config")(**values)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()

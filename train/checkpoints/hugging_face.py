@@ -1,46 +1,27 @@
-"""Qwen2 and Qwen3 checkpoints in Hugging Face's format: their config.json and tensors, and ours.
+"""Public checkpoints in Hugging Face's format: their config.json and tensors, and ours.
 
-Knows names and shapes, no files. Ours differs in two places: queries, keys and values are one
-matrix (its rows in this order), and so are the MLP's gate and up.
-
-| ours | Hugging Face's |
-|---|---|
-| embed, head, trunk.norm | model.embed_tokens, lm_head (absent if tied), model.norm |
-| trunk.layers.N | model.layers.N |
-| attention_norm, mlp_norm | input_layernorm, post_attention_layernorm |
-| attention.qkv, attention.out | self_attn.q_proj, .k_proj, .v_proj (biases in Qwen2), .o_proj |
-| attention.query_norm, .key_norm (Qwen3) | self_attn.q_norm, .k_norm |
-| mlp.gate_up, mlp.down | mlp.gate_proj, mlp.up_proj, mlp.down_proj |
-
-Source: Qwen2ForCausalLM and Qwen3ForCausalLM of transformers.
+Knows shapes and values, no files; names are in `architectures.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from ...runtime.errors import CheckpointError, ConfigError
-from ..nn.config import ROPE_THETA, ModelConfig
+from ..nn.config import BACKBONES, ROPE_THETA, ModelConfig, RopeScaling
+from .architectures import ARCHITECTURES, EMBED, HEAD, OF_LAYER, WHOLE, Architecture
 
-ARCHITECTURES: Mapping[str, str] = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-"""Backbone, which is Hugging Face's model_type, to architecture."""
-_WHOLE = {"embed.weight": "model.embed_tokens.weight", "trunk.norm.weight": "model.norm.weight"}
-_HEAD = "lm_head.weight"
-_OF_LAYER: Mapping[str, tuple[str, ...]] = {
-    "attention_norm.weight": ("input_layernorm.weight",),
-    "mlp_norm.weight": ("post_attention_layernorm.weight",),
-    "attention.qkv.weight": tuple(f"self_attn.{name}_proj.weight" for name in "qkv"),
-    "attention.qkv.bias": tuple(f"self_attn.{name}_proj.bias" for name in "qkv"),
-    "attention.query_norm.weight": ("self_attn.q_norm.weight",),
-    "attention.key_norm.weight": ("self_attn.k_norm.weight",),
-    "attention.out.weight": ("self_attn.o_proj.weight",),
-    "mlp.gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    "mlp.down.weight": ("mlp.down_proj.weight",),
+_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "context": "original_max_position_embeddings",
 }
-"""Tensor of one of our layers, and those of Hugging Face's that are its rows."""
+"""Fields of RopeScaling, and Hugging Face's keys."""
 
 
 def is_hugging_face(names: Iterable[str]) -> bool:
@@ -68,7 +49,8 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
 
 
 def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
-    backbone = _supported(config, where)
+    known = _supported(config, where)
+    rope = _rope(config, where)
     sizes = {
         "vocab_size": "vocab_size",
         "dim": "hidden_size",
@@ -81,39 +63,34 @@ def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
         raise CheckpointError(f"{where}: {missing[0]} is missing; copy config.json again")
     found: dict[str, Any] = {ours: int(config[theirs]) for ours, theirs in sizes.items()}
     heads = found["num_heads"]
-    head_dim = config.get("head_dim") or (128 if backbone == "qwen3" else found["dim"] // heads)
-    rope = config.get("rope_parameters") or {}
+    switches = BACKBONES[known.backbone]
     return ModelConfig(
         **found,
         num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        context=config.get("max_position_embeddings", 32768),
+        head_dim=config.get("head_dim") or known.head_dim or found["dim"] // max(heads, 1),
+        context=config.get("max_position_embeddings", known.context),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         causal=True,
-        backbone=backbone,
-        qkv_bias=backbone == "qwen2",
-        qk_norm=backbone == "qwen3",
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or ROPE_THETA),
+        backbone=known.backbone,
+        qkv_bias=switches.get("qkv_bias", False),
+        qk_norm=switches.get("qk_norm", False),
+        **rope,
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
     )
 
 
-def _supported(config: Mapping[str, Any], where: str) -> str:
-    """The backbone of a config.json; raises CheckpointError on what would compute otherwise."""
-    named = config.get("architectures") or [ARCHITECTURES.get(str(config.get("model_type")))]
+def _supported(config: Mapping[str, Any], where: str) -> Architecture:
+    """The architecture of a config.json; raises CheckpointError on what would compute otherwise."""
+    named = config.get("architectures") or []
     named = [named] if isinstance(named, str) else named
-    backbones = [name for name, architecture in ARCHITECTURES.items() if architecture in named]
-    if not backbones:
+    known = [item for item in ARCHITECTURES.values() if item.name in named]
+    if not named and config.get("model_type") in ARCHITECTURES:
+        known = [ARCHITECTURES[config["model_type"]]]
+    if not known:
+        names = [item.name for item in ARCHITECTURES.values()]
         raise CheckpointError(
-            f"{where}: architecture {named[0] or config.get('model_type')!r} is not supported; "
-            f"choose a checkpoint of {' or '.join(ARCHITECTURES.values())}"
-        )
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default":
-        raise CheckpointError(
-            f"{where}: rotary scaling {kind!r} is not supported; take rope_scaling out of "
-            "config.json to use the positions that the model was trained on without it"
+            f"{where}: architecture {named[0] if named else config.get('model_type')!r} is not "
+            f"supported; choose a checkpoint of {', '.join(names[:-1])} or {names[-1]}"
         )
     windowed = "sliding_attention" in (config.get("layer_types") or ())
     if config.get("use_sliding_window") or windowed:
@@ -127,16 +104,59 @@ def _supported(config: Mapping[str, Any], where: str) -> str:
             f"{where}: its weights are quantised ({method}); choose the checkpoint in float, and "
             "quantise at export"
         )
-    if config.get("hidden_act", "silu") != "silu" or config.get("attention_bias"):
-        what = "attention_bias" if config.get("attention_bias") else config["hidden_act"]
-        raise CheckpointError(f"{where}: {what!r} is not supported by backbone {backbones[0]}")
-    return backbones[0]
+    others = [name for name in ("attention_bias", "mlp_bias") if config.get(name)]
+    if config.get("hidden_act", "silu") != "silu":
+        others.append(config["hidden_act"])
+    if others:
+        raise CheckpointError(
+            f"{where}: {others[0]!r} is not supported by backbone {known[0].backbone}; choose a "
+            "checkpoint without it"
+        )
+    return known[0]
+
+
+def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Base and scaling of the rotary positions, as fields of ModelConfig.
+
+    New files hold both in rope_parameters, older ones the scaling in rope_scaling, where some have
+    the base, too.
+    """
+    places = [config.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    bases = [place.get("rope_theta") for place in (*places, config)]
+    base = float(next(filter(None, bases), ROPE_THETA))
+    found = next(filter(None, places), {})
+    share = found.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if share != 1.0:
+        raise CheckpointError(
+            f"{where}: partial_rotary_factor {share} is not supported; choose a checkpoint that "
+            "rotates whole heads"
+        )
+    kind = found.get("rope_type") or found.get("type") or "default"
+    if kind == "default":
+        return {"rope_theta": base}
+    if kind != "llama3":
+        raise CheckpointError(
+            f"{where}: rotary scaling {kind!r} is not supported; set rope_type to default in "
+            "config.json to use the positions that the model was trained on without it"
+        )
+    missing = [theirs for theirs in _SCALING.values() if theirs not in found]
+    if missing:
+        raise CheckpointError(
+            f"{where}: rotary scaling of Llama 3 lacks {missing[0]}; copy config.json again"
+        )
+    scaling = {ours: found[theirs] for ours, theirs in _SCALING.items()}
+    return {"rope_theta": base, "rope_scaling": RopeScaling(**scaling)}
 
 
 def write_shape(shape: ModelConfig) -> dict[str, Any]:
     """Hugging Face's keys of config.json for one of our shapes, as transformers reads them."""
+    scaling = {}
+    if shape.rope_scaling is not None:
+        values = asdict(shape.rope_scaling)
+        fields = {theirs: values[ours] for ours, theirs in _SCALING.items()}
+        scaling = {"rope_scaling": {"rope_type": "llama3", **fields}}
     return {
-        "architectures": [ARCHITECTURES[shape.backbone]],
+        "architectures": [ARCHITECTURES[shape.backbone].name],
         "model_type": shape.backbone,
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.dim,
@@ -149,9 +169,9 @@ def write_shape(shape: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": shape.context,
         "rms_norm_eps": shape.norm_eps,
         "rope_theta": shape.rope_theta,
+        **scaling,
         "tie_word_embeddings": shape.tie_embeddings,
         "attention_bias": False,
-        "use_sliding_window": False,
         "dtype": "float32",
     }
 
@@ -177,16 +197,16 @@ def _parts(shape: ModelConfig) -> dict[str, tuple[tuple[str, tuple[int, ...]], .
         absent |= {"attention.query_norm.weight", "attention.key_norm.weight"}
     table = (shape.vocab_size, shape.dim)
     found = {
-        "embed.weight": ((_WHOLE["embed.weight"], table),),
-        "trunk.norm.weight": ((_WHOLE["trunk.norm.weight"], (shape.dim,)),),
+        "embed.weight": ((EMBED, table),),
+        "trunk.norm.weight": ((WHOLE["trunk.norm.weight"], (shape.dim,)),),
     }
     for index in range(shape.num_layers):
-        for ours, theirs in _OF_LAYER.items():
+        for ours, theirs in OF_LAYER.items():
             if ours not in absent:
                 parts = ((f"model.layers.{index}.{name}", sizes[name]) for name in theirs)
                 found[f"trunk.layers.{index}.{ours}"] = tuple(parts)
     if not shape.tie_embeddings:
-        found["head.weight"] = ((_HEAD, table),)
+        found["head.weight"] = ((HEAD, table),)
     return found
 
 
@@ -204,16 +224,17 @@ def read_tensors(
     if missing:
         raise CheckpointError(f"{where}: {_listed('tensor', missing)} missing; copy it again")
     # Old files hold the rotary rates as well, and some tied ones the head: both follow from others.
-    derived = {_HEAD} if shape.tie_embeddings else set()
+    derived = {HEAD} if shape.tie_embeddings else set()
     unknown = [
         name
         for name in tensors
         if name not in wanted and name not in derived and not name.endswith("rotary_emb.inv_freq")
     ]
     if unknown:
+        model = ARCHITECTURES[shape.backbone].name
         raise CheckpointError(
-            f"{where}: {_listed('tensor', sorted(unknown))} not of {ARCHITECTURES[shape.backbone]} "
-            "with the sizes in config.json; is it a checkpoint of another model?"
+            f"{where}: {_listed('tensor', sorted(unknown))} not of {model} with "
+            "the sizes in config.json; is it a checkpoint of another model?"
         )
     for name, size in wanted.items():
         _check_size(name, tuple(tensors[name].shape), size, where)
@@ -235,12 +256,11 @@ def read_tensors(
 
 def _check_tie(tensors: Mapping[str, torch.Tensor], shape: ModelConfig, where: str) -> None:
     """Raises CheckpointError for a head beside the embedding that it is said to be, but is not."""
-    if not shape.tie_embeddings or _HEAD not in tensors:
+    if not shape.tie_embeddings or HEAD not in tensors:
         return
-    table = _WHOLE["embed.weight"]
-    if not torch.equal(tensors[_HEAD], tensors[table]):
+    if not torch.equal(tensors[HEAD], tensors[EMBED]):
         raise CheckpointError(
-            f"{where}: {_HEAD} is another matrix than {table}, and config.json ties the two; set "
+            f"{where}: {HEAD} is another matrix than {EMBED}, and config.json ties the two; set "
             "tie_word_embeddings to false there to use both"
         )
 
@@ -248,7 +268,7 @@ def _check_tie(tensors: Mapping[str, torch.Tensor], shape: ModelConfig, where: s
 def _check_size(name: str, found: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:
     if found == wanted:
         return
-    if name in (_WHOLE["embed.weight"], _HEAD) and found[1:] == wanted[1:]:
+    if name in (EMBED, HEAD) and found[1:] == wanted[1:]:
         raise CheckpointError(
             f"{where}: {name} has {found[0]} rows, and vocab_size of config.json is {wanted[0]}; "
             "the two belong to different checkpoints: copy both from one"
