@@ -88,9 +88,9 @@ def _export_chosen(
 @click.option(
     "--calibration-data",
     type=_FILE,
-    help="Text (UTF-8, documents between <|endoftext|>) of the kind that the model will write, to "
-    "calibrate and measure fp16 and int8 on. Default: the text that training was validated on, if "
-    "that is a .txt file and still there.",
+    help="Text (.txt with <|endoftext|> between documents, .jsonl or .parquet) of the kind that "
+    "the model will write, to calibrate and measure fp16 and int8 on. Default: the text that "
+    "training was validated on, if that is a .txt file and still there.",
 )
 @click.option(
     "--uncalibrated",
@@ -164,8 +164,8 @@ def _export_chosen(
 @click.option(
     "--data",
     type=_FILE,
-    help="Text (UTF-8) to check parity and measure losses on. Default: a paragraph, and every "
-    "other document of the calibration text.",
+    help="Text (.txt, .jsonl or .parquet) to check parity and measure losses on. Default: a "
+    "paragraph, and every other document of the calibration text.",
 )
 @click.option("--card", type=_FILE, help="Markdown that opens the bundle's card.")
 @click.option("--decoding", help="Default decoding settings of the bundle, a JSON object.")

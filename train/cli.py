@@ -55,7 +55,9 @@ def main(
     if evaluate is not None:
         from ..runtime.measure.eval_figures import eval_line
 
-        figures = _evaluate(evaluate, given["data"], given["seed"], limit, block)
+        figures = _evaluate(
+            evaluate, given["data"], given["text_field"], given["seed"], limit, block
+        )
         if as_json:
             print_json(figures)
         else:
@@ -167,14 +169,24 @@ def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate(
-    checkpoint: str, data: str | None, seed: int, limit: int | None, block: int | None
+    checkpoint: str,
+    data: str | None,
+    text_field: str,
+    seed: int,
+    limit: int | None,
+    block: int | None,
 ) -> dict[str, Any]:
     if data is None:
         raise ConfigError("--evaluate needs --data: the text to measure on")
     from .evaluate import evaluate_checkpoint
 
     return evaluate_checkpoint(
-        Path(checkpoint), Path(data), seed=seed, limit=limit, block_size=block
+        Path(checkpoint),
+        data,
+        text_field=text_field,
+        seed=seed,
+        limit=limit,
+        block_size=block,
     )
 
 

@@ -60,8 +60,9 @@ def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
 
 def evaluate_checkpoint(
     path: Path,
-    data: Path,
+    data: str | Path,
     *,
+    text_field: str = "text",
     seed: int = 0,
     limit: int | None = None,
     block_size: int | None = None,
@@ -73,6 +74,7 @@ def evaluate_checkpoint(
     Args:
         path: Checkpoint folder.
         data: Text: whatever training reads.
+        text_field: Field or column that holds the text in records.
         seed: Determines the masks; equal seeds give those of `dlm-eval`.
         limit: Only the first so many documents; None: all.
         block_size: Positions denoised together; None: the largest below the canvas.
@@ -96,7 +98,7 @@ def evaluate_checkpoint(
     manifest, engines = open_checkpoint(checkpoint)
     block = evaluation_block(manifest, engines.specs, block_size)
     stream: list[int] = []
-    for document in islice(documents(find_source(str(data))), limit):
+    for document in islice(documents(find_source(str(data), text_field)), limit):
         stream += [manifest.eos_token_id, *tokenizer.encode(document)]
     result = evaluate_ids(
         manifest,

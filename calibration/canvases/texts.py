@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import CalibrationError
-from ...runtime.text.documents import read_documents
 from ...runtime.text.tokenizer import Tokenizer
+from ...train.data.sources import documents, find_source
 
 MAX_DOCUMENTS = 512
 """Read of a file at most: calibration takes a sample, not a corpus."""
@@ -64,18 +64,18 @@ def read_texts(
             f"--data {data.name} is what would be calibrated on, where no loss can be measured: "
             "leave --data out, so that every other document is held out, or name another text"
         )
-    documents = _ids(path, tokenizer, eos_token_id)
+    found_ids = _ids(path, tokenizer, eos_token_id)
     if data is not None:
-        calibration, held_out = documents, _ids(data, tokenizer, eos_token_id)
+        calibration, held_out = found_ids, _ids(data, tokenizer, eos_token_id)
         source += f"; measured on --data {data.name}"
     else:
-        calibration, held_out = documents[0::2], documents[1::2]
+        calibration, held_out = found_ids[0::2], found_ids[1::2]
         source += "; measured on every other document of it"
     if not calibration or sum(map(len, held_out)) < MIN_HELD_OUT_TOKENS:
         raise CalibrationError(
-            f"{path.name} has {len(documents)} documents, too few to calibrate on some and measure "
-            "on others: give a longer --calibration-data (documents between <|endoftext|>), or "
-            "another text with --data"
+            f"{path.name} has too few documents ({len(found_ids)}) to calibrate on some and "
+            "measure on others: give a longer --calibration-data (in a .txt file, documents are "
+            "between <|endoftext|>), or another text with --data"
         )
     return Texts(calibration=tuple(calibration), held_out=tuple(held_out), source=source)
 
@@ -98,6 +98,6 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def _ids(path: Path, tokenizer: Tokenizer, eos_token_id: int) -> list[np.ndarray]:
-    documents = islice(read_documents(path), MAX_DOCUMENTS)
-    found = (np.array([eos_token_id, *tokenizer.encode(item)], np.int32) for item in documents)
+    texts = islice(documents(find_source(str(path))), MAX_DOCUMENTS)
+    found = (np.array([eos_token_id, *tokenizer.encode(item)], np.int32) for item in texts)
     return [ids for ids in found if len(ids) > 1]

@@ -48,7 +48,9 @@ def open_exposed(model: onnx.ModelProto, names: Iterable[str], threads: int = 1)
     with TemporaryDirectory(prefix="dlm-calibrate-") as folder:
         path = Path(folder) / "exposed.onnx"
         save_beside(shown, path)
-        return backend.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return backend.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
 
 
 def in_order(model: onnx.ModelProto, names: Iterable[str]) -> list[str]:

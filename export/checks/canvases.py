@@ -15,8 +15,8 @@ import numpy as np
 
 from ...runtime.bundle.manifest import GraphSpec
 from ...runtime.errors import DataError
-from ...runtime.text.documents import read_documents
 from ...runtime.text.tokenizer import Tokenizer
+from ...train.data.sources import documents, find_source
 from ...train.families.base import Corrupt
 
 MOST_BLOCKS = 32
@@ -59,9 +59,9 @@ def text_ids(tokenizer: Tokenizer, eos_token_id: int, length: int, data: Path | 
     Raises:
         DataError: The text has no token in this vocabulary.
     """
-    documents = read_documents(data) if data is not None else iter([PARAGRAPH])
+    texts = iter([PARAGRAPH]) if data is None else documents(find_source(str(data)))
     ids: list[int] = []
-    for document in documents:
+    for document in texts:
         ids += [eos_token_id, *tokenizer.encode(" ".join(document.split()))]
         if len(ids) >= length:
             break

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from ..chat import Chat
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..pipeline import Pipeline, TextGeneration
 from .common import EXIT_INTERRUPTED, note, print_json, styled
 from .options import RunOptions
@@ -27,7 +27,7 @@ def chat(options: RunOptions) -> None:
     tolerate_stdout()
     with load(options) as pipeline:
         talk = Chat(pipeline, system=options.system)
-        if sys.stdin.isatty() and not options.as_json:
+        if _on_terminal() and not options.as_json:
             note(_NAME, f"say something; {NEW} starts over, Ctrl-D ends")
         turn = 0
         for line in _lines():
@@ -35,15 +35,25 @@ def chat(options: RunOptions) -> None:
                 talk.restart()
                 turn = 0
             elif line.strip():
-                turn += 1
-                _answer(pipeline, talk, options, line, turn)
+                try:
+                    _answer(pipeline, talk, options, line, turn + 1)
+                    turn += 1
+                except ConfigError as error:
+                    # What was said is too long for what is left; the conversation is as before.
+                    if not turn or not _on_terminal():
+                        raise
+                    note(_NAME, f"{error}; say less, or {NEW}")
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _lines() -> Iterator[str]:
     """Yields what is said, from a terminal with a prompt; DataError for what is no UTF-8."""
     number = 0
     while True:
-        if sys.stdin.isatty():
+        if _on_terminal():
             sys.stderr.write(styled("> ", sys.stderr, bold=True))
             sys.stderr.flush()
         number += 1
@@ -83,7 +93,7 @@ def _answer(pipeline: Pipeline, talk: Chat, options: RunOptions, text: str, turn
     if options.verbose:
         again = len(answer.given_ids) - answer.num_cached
         note(_NAME, f"{summary(result)}; {again} of {len(answer.given_ids)} prompt tokens computed")
-    if interrupted and not sys.stdin.isatty():
+    if interrupted and not _on_terminal():
         sys.exit(EXIT_INTERRUPTED)
 
 

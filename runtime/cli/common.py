@@ -60,7 +60,17 @@ class DlmCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click's, but an option given twice is refused: the last would win in silence."""
         if not ctx.resilient_parsing:
-            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            try:
+                _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            except click.NoSuchOption as error:
+                text = next((a for a in args if a.startswith("-") and len(a.split()) > 1), None)
+                if text is None or not any(isinstance(p, click.Argument) for p in self.params):
+                    raise
+                raise click.UsageError(
+                    f"{text[:30]!r} begins like an option; write -- before a text that begins "
+                    "with -, and options before that",
+                    ctx,
+                ) from error
             for parameter in given:
                 if _takes_one(parameter) and given.count(parameter) > 1:
                     raise click.UsageError(

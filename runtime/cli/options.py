@@ -103,20 +103,20 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None
     Raises:
         ConfigError: more than one of either.
     """
-    bundles = [argument for argument in arguments if argument.endswith(".dlm")]
-    prompts = [argument for argument in arguments if not argument.endswith(".dlm")]
+    bundles = [argument for argument in arguments if argument.lower().endswith(".dlm")]
+    prompts = [argument for argument in arguments if argument not in bundles]
     if len(bundles) > 1:
         raise ConfigError(
             f"found {len(bundles)} bundles ({', '.join(bundles)}); name one (an argument that ends "
             "in .dlm is always a bundle; give such a prompt with --prompt-file)"
         )
+    for prompt in prompts:
+        _refuse_path(prompt)
     if len(prompts) > 1:
         raise ConfigError(
             f"found {len(prompts)} prompts ({', '.join(map(repr, prompts))[:60]}); "
             "put the whole prompt in quotes"
         )
-    for prompt in prompts:
-        _refuse_path(prompt)
     return (Path(bundles[0]) if bundles else None, prompts[0] if prompts else None)
 
 

@@ -12,6 +12,7 @@ shapes share.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ def is_foreign_int8(manifest: Manifest) -> bool:
 
 
 def import_backend() -> Any:
-    """Returns the onnxruntime module; EngineError naming the extra if it is not installed.
+    """Returns the onnxruntime module; EngineError that says what to install if it cannot be had.
 
     ONNX Runtime 1.29 and later send telemetry unless this variable is set before the import; a
     value that the user has set stays.
@@ -44,10 +45,14 @@ def import_backend() -> Any:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
+        remedy = "pip install 'dlm-edge[cpu]'"
+        if "numpy" in str(error).lower() or "_ARRAY_API" in str(error):
+            remedy = f"it was built for NumPy 1, not {np.__version__}: pip install 'numpy<2'"
+        elif not isinstance(error, ModuleNotFoundError):
+            remedy = "it is installed and damaged: pip install --force-reinstall onnxruntime"
         raise EngineError(
-            f"the onnxruntime engine needs the package onnxruntime ({error}): "
-            "pip install 'dlm-edge[cpu]'"
+            f"the onnxruntime engine needs the package onnxruntime ({error}): {remedy}"
         ) from error
     return onnxruntime
 
@@ -161,9 +166,23 @@ class OnnxRuntimeEngine:
             raise EngineError(_failed(f"graph {self._spec.name} failed", error)) from error
 
 
+_NO_MEMORY = re.compile(
+    r"bad.alloc|allocate memory|out of memory|not enough memory|pthread_create", re.IGNORECASE
+)
+
+
 def _failed(what: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    return f"ONNX Runtime: {what}: {reason}; the bundle does not fit this version, export it again"
+    reason = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(reason):
+        remedy = "too little memory: close other programs, or take a smaller bundle"
+    else:
+        remedy = "the bundle does not fit this version, export it again"
+    return f"ONNX Runtime: {what}: {_short(reason)}; {remedy}"
+
+
+def _short(reason: str) -> str:
+    """Cuts a message before a word, so that it is one line."""
+    return reason if len(reason) <= 160 else reason[:160].rpartition(" ")[0] + " …"
 
 
 class OnnxRuntimeEngines:
@@ -264,7 +283,10 @@ class OnnxRuntimeEngines:
         path = str(self._bundle.member(spec.file))
         try:
             session = self._backend.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                path,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # which prints its fault to stdout, and tries the same again
             )
         except Exception as error:  # the bindings raise plain subclasses of Exception
             raise EngineError(_failed(f"{spec.file} cannot be loaded", error)) from error

@@ -187,7 +187,7 @@ def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, mo
 def test_a_text_of_one_document_cannot_be_split(small, tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("Only one.")
-    with pytest.raises(CalibrationError, match=r"one\.txt has 1 documents"):
+    with pytest.raises(CalibrationError, match=r"one\.txt has too few documents \(1\)"):
         export_checkpoint(
             small, tmp_path / "x.dlm", ExportSettings(precision="int8", calibration_data=path)
         )

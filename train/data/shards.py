@@ -8,9 +8,11 @@ tokenizer and split stay the same. It appears whole or not at all.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -86,16 +88,22 @@ def prepare(
         note = f"{valid_percent:g} % of the documents held out by hash"
         if min(len(train.tokens), len(held.tokens)) < context:
             whole = _open(_shard(source, tokenizer, cache, 0.0, num_workers), "train")
+            _require(whole, 2 * context, "text", f"two sequences of {context}, one held out")
             train, held = split_tail(whole, valid_percent, context)
             note = f"too few documents to split; last {len(held.tokens)} tokens held out"
         corpus = Corpus(train=train, valid=held, note=note)
-    for name, stream in (("training", corpus.train), ("held-out", corpus.valid)):
-        if len(stream.tokens) < context:
-            raise DataError(
-                f"the {name} text has {len(stream.tokens)} tokens, shorter than one sequence of "
-                f"{context}; give more text or a smaller --context"
-            )
+    for name, stream in (("training text", corpus.train), ("held-out text", corpus.valid)):
+        _require(stream, context, name, f"one sequence of {context}")
     return corpus
+
+
+def _require(stream: TokenStream, num_tokens: int, name: str, wanted: str) -> None:
+    """Raises DataError if a stream has fewer tokens than wanted."""
+    if len(stream.tokens) < num_tokens:
+        raise DataError(
+            f"the {name} has {len(stream.tokens)} tokens, shorter than {wanted}; give more text or "
+            "a smaller --context"
+        )
 
 
 def split_tail(
@@ -126,11 +134,25 @@ def _shard(
     folder = cache / "shards" / _sha256(facts)[:32]
     remove_unfinished(cache / "shards")
     if not folder.is_dir():
-        with new_folder(folder) as beside:
+        with _full_disk_explained(cache), new_folder(folder) as beside:
             counts = _write_parts(beside, source, tokenizer, serialized, percent, num_workers)
             index = {**facts, **counts, "files": [str(p) for p in source.files], "hub": source.hub}
             (beside / "index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     return folder
+
+
+@contextmanager
+def _full_disk_explained(cache: Path) -> Iterator[None]:
+    """Turns the fault of a full disk or quota into a DataError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"no room for prepared data in {cache} ({error.strerror}): delete old folders in "
+            f"{cache / 'shards'}, or choose another with --cache-dir or XDG_CACHE_HOME"
+        ) from error
 
 
 def _sha256(facts: Mapping[str, Any]) -> str:

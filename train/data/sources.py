@@ -172,7 +172,8 @@ def _text_of(record: Mapping[str, Any], text_field: str, where: str) -> str:
     """Returns the text of a record; raises DataError, which says where, if it has none."""
     if text_field not in record:
         raise DataError(
-            f"{where}: no field {text_field!r}, found {sorted(record)}; give --text-field"
+            f"{where}: no field {text_field!r}, found {sorted(record)}; rename it, or name the "
+            "field with dlm-train's --text-field"
         )
     value = record[text_field]
     if not isinstance(value, str):

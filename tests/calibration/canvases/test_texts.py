@@ -1,5 +1,7 @@
 """Which text is calibrated on: plain text only, and never the one that is measured on."""
 
+import json
+
 import pytest
 from dlm_edge.calibration.canvases.texts import find_text, read_texts
 from dlm_edge.runtime.errors import CalibrationError
@@ -20,3 +22,10 @@ def test_a_text_is_not_measured_on_what_it_is_calibrated_on(tmp_path):
     (tmp_path / "same.txt").symlink_to(path)
     with pytest.raises(CalibrationError, match=r"same\.txt.*leave --data out"):
         read_texts((path, "one"), tmp_path / "same.txt", Tokenizer(toy_tokenizer()), 0)
+
+
+def test_records_are_calibrated_on_as_they_are_trained_on(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps({"text": "abc def " * 40}) + "\n" for _ in range(4)))
+    texts = read_texts((path, "lines"), None, Tokenizer(toy_tokenizer()), 0)
+    assert (len(texts.calibration), len(texts.held_out)) == (2, 2)

@@ -178,8 +178,8 @@ def test_bundles_one_cannot_chat_with_are_refused(tmp_path):
 def run_cli(tmp_path, monkeypatch):
     made = []
 
-    def run(*arguments, text="hello\nmore\n", template=TEMPLATE):
-        made.append(make_pipeline(tmp_path, template))
+    def run(*arguments, text="hello\nmore\n", template=TEMPLATE, contexts=(64, 512)):
+        made.append(make_pipeline(tmp_path, template, contexts=contexts))
         monkeypatch.setattr(cli_chat, "load", lambda options: made[-1])
         return CliRunner().invoke(main, ["--chat", *arguments], input=text), made[-1]
 
@@ -229,3 +229,20 @@ def test_special_tokens_stand_only_where_they_are_meant():
     assert ids == [START, *letters("ab<|im_end|>c"), END, END]
     assert coder.encode_pieces([]) == []
     assert np.array_equal(coder.encode_pieces([("ab", False)]), coder.encode("ab"))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_does_not_fit_ends_a_pipe_and_leaves_a_terminal_its_conversation(
+    run_cli, monkeypatch, terminal
+):
+    monkeypatch.setattr(cli_chat, "_on_terminal", lambda: terminal)
+    text = "\n".join(["hello", "a long story " * 20, "/new", "hello"])
+    result, _ = run_cli("--max-tokens", "4", text=text, contexts=(128,))
+    assert "positions" in result.stderr
+    answers = [line for line in result.stdout.splitlines() if line]
+    if terminal:
+        assert result.exit_code == 0, result.stderr
+        assert answers[0] == answers[1]
+        assert "/new" in result.stderr
+    else:
+        assert (result.exit_code, len(answers)) == (2, 1)

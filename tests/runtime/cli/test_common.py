@@ -168,9 +168,17 @@ def test_a_flag_given_twice_is_no_contradiction():
 
 
 def test_a_closed_stdin_is_an_empty_one():
-    command = f"{sys.executable} -c 'from dlm_edge.runtime.cli.run import main; main()'"
-    found = subprocess.run(
-        f"{command} --prompt-file - <&-", shell=True, capture_output=True, text=True
-    )
+    program = f"{LOAD}\nfrom dlm_edge.runtime.cli.run import main; main()"
+    command = ["sh", "-c", '"$0" -c "$1" "$2" --prompt-file - <&-', sys.executable, program]
+    command.append(str(ROOT))
+    found = subprocess.run(command, capture_output=True, text=True)
     assert found.stderr.count("\n") == 1, found.stderr
     assert "dlm-run: error:" in found.stderr
+
+
+def test_a_prompt_that_begins_like_an_option_is_told_apart():
+    command = [sys.executable, "-c", f"{LOAD}\nfrom dlm_edge.runtime.cli.run import main; main()"]
+    command.append(str(ROOT))
+    found = subprocess.run([*command, "- he said"], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "write -- before a text that begins with -" in found.stderr

@@ -165,7 +165,7 @@ def test_a_bundle_without_golden_vectors_cannot_be_checked(tiny_bundle):
     assert "golden" in refused(1, tiny_bundle, "--check")
 
 
-@pytest.mark.parametrize("name", ["missing.dlm", "A story.dlm"])
+@pytest.mark.parametrize("name", ["missing.dlm", "A story.dlm", "MODEL.DLM"])
 def test_what_ends_in_dlm_is_a_bundle_and_never_a_prompt(name):
     assert name in refused(1, name)
 
@@ -178,6 +178,7 @@ def test_a_path_is_never_a_prompt(tiny_bundle, tmp_path, monkeypatch, name):
     message = refused(2, tiny_bundle, name)
     assert name in message
     assert "dlm-export" in message
+    assert "dlm-export" in refused(2, tiny_bundle, name, "Once upon")
 
 
 def test_a_text_with_a_slash_or_beyond_any_path_is_a_prompt(tiny_bundle):

@@ -181,3 +181,46 @@ def test_onnxruntime_sends_no_telemetry_unless_the_user_wants_it(monkeypatch, be
         monkeypatch.setenv("ORT_DISABLE_TELEMETRY", before)
     backend.import_backend()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == after
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ModuleNotFoundError("No module named 'onnxruntime'"), "dlm-edge.cpu."),
+        (ImportError("numpy.core.multiarray failed to import"), "numpy<2"),
+        (AttributeError("_ARRAY_API not found"), "numpy<2"),
+        (ImportError("libonnxruntime.so: file too short"), "--force-reinstall"),
+    ],
+)
+def test_a_package_that_cannot_be_imported_says_what_to_install(monkeypatch, error, remedy):
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "onnxruntime":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(EngineError, match=remedy):
+        backend.import_backend()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("PosixThread pthread_create failed, error code: 12"), MemoryError()]
+)
+def test_too_little_memory_is_named_and_onnxruntime_is_not_asked_twice(
+    bundle, monkeypatch, capfd, error
+):
+    asked = []
+
+    def create(self, *_):
+        asked.append(self)
+        raise error
+
+    session = backend.import_backend().InferenceSession
+    monkeypatch.setattr(session, "_create_inference_session", create)
+    engines = open_engines(bundle, threads=1)
+    with pytest.raises(EngineError, match="too little memory") as caught:
+        engines.engine("denoise", BLOCK, CONTEXTS[0])
+    assert "export it again" not in str(caught.value)
+    assert len(asked) == 1
+    assert capfd.readouterr().out == ""

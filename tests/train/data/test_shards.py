@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -93,11 +94,24 @@ def test_too_few_documents_to_split_hold_out_the_end_of_the_text(tmp_path: Path)
     assert "too few documents" in found.note
 
 
-def test_text_shorter_than_one_sequence_is_one_clear_line(tmp_path: Path):
+def test_text_shorter_than_one_sequence_is_one_clear_line(stories: Path, tmp_path: Path):
     path = tmp_path / "short.txt"
     path.write_text("short")
-    with pytest.raises(DataError, match="shorter than one sequence of 16"):
+    with pytest.raises(DataError, match=r"the text has . tokens, shorter than two sequences of 16"):
         corpus(path, tmp_path)
+    with pytest.raises(DataError, match=r"held-out text has . tokens, shorter than one sequence"):
+        corpus(stories, tmp_path, valid=find_source(str(path)))
+
+
+def test_a_full_disk_names_the_cache_and_what_chooses_another(
+    stories: Path, tmp_path: Path, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(encode, "_encode_chunk", full)
+    with pytest.raises(DataError, match=rf"{tmp_path}.*--cache-dir or XDG_CACHE_HOME"):
+        corpus(stories, tmp_path)
 
 
 def test_a_damaged_shard_says_which_folder_to_delete(stories: Path, tmp_path: Path):
