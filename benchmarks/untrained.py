@@ -17,7 +17,6 @@ from ..export.settings import ExportSettings
 from ..export.source import Source
 from ..runtime.bundle.archive import describe
 from ..runtime.bundle.bundle import Bundle
-from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.manifest_json import manifest_from_json, manifest_to_json
 from ..train.families import FAMILIES
 
@@ -56,18 +55,7 @@ def untrained_bundle(
         options |= {"mask_token_id": 1, "block_sizes": "full"}
     config = maker.make_config(options)
     model = maker.make_model(config["model"]).eval()
-    shape = {key: value for key, value in config["model"].items() if value is not None}
-    manifest = Manifest(
-        **maker.manifest_fields(config),
-        family=family,
-        model=shape | {"num_parameters": sum(item.numel() for item in model.parameters())},
-        vocab_size=vocab_size,
-        precision=precision,
-        target=target,
-        graphs=(),
-        decoding={},
-        provenance={},
-    )
+    manifest = maker.manifest(config, model, target=target, precision=precision)
     source = Source(
         graphs=tuple(maker.graphs(model, config)), manifest=manifest, tokenizer_json="{}"
     )

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import ConfigError
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
-from ..train.checkpoints.checkpoint import Checkpoint, load_weights, read_checkpoint
-from ..train.families import FAMILIES
+from ..train.checkpoints.checkpoint import read_checkpoint
+from ..train.evaluate import open_model
 from ..train.families.base import ExportGraph
 from .checks.canvases import text_ids
 from .members.chat import read_chat
@@ -55,15 +54,15 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
     """Reads a checkpoint folder; raises DlmError if it cannot be used."""
     checkpoint = read_checkpoint(checkpoint_path)
     config = checkpoint.config
-    family = FAMILIES.get(config["family"])
-    if family is None:
-        raise ConfigError(
-            f"family {config['family']!r} is unknown to this version: it exports "
-            f"{', '.join(FAMILIES)}"
-        )
-    model = family.make_model(config["model"]).eval()
-    load_weights(model, checkpoint)
-    manifest = _draft(checkpoint, model, settings)
+    family, model = open_model(checkpoint)
+    manifest = family.manifest(
+        config,
+        model,
+        target=settings.target,
+        precision=settings.precision,
+        decoding=settings.decoding,
+        provenance=provenance(checkpoint),
+    )
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
     if tokenizer.vocab_size > manifest.vocab_size:  # spare rows of a model do no harm
         raise ConfigError(
@@ -79,24 +78,4 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
         manifest=manifest,
         tokenizer_json=checkpoint.tokenizer_json,
         config=config,
-    )
-
-
-def _draft(checkpoint: Checkpoint, model: torch.nn.Module, settings: ExportSettings) -> Manifest:
-    """The manifest without graphs and members."""
-    config = checkpoint.config
-    fields = dict(FAMILIES[config["family"]].manifest_fields(config))
-    shape = {key: value for key, value in config["model"].items() if value is not None}
-    # Tied weights count once: parameters() does not repeat them.
-    shape["num_parameters"] = sum(item.numel() for item in model.parameters())
-    return Manifest(
-        family=config["family"],
-        model=shape,
-        vocab_size=config["vocab_size"],
-        precision=settings.precision,
-        target=settings.target,
-        graphs=(),
-        decoding=dict(settings.decoding),
-        provenance=provenance(checkpoint),
-        **fields,
     )

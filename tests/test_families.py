@@ -152,12 +152,13 @@ def test_graphs_name_what_their_modules_take_and_give(name):
 
 
 @pytest.mark.parametrize("name", listed())
-def test_manifest_fields_are_fields_of_the_manifest(name):
-    from dlm_edge.runtime.bundle.manifest import Manifest
-
-    family, _, config = make(name)
-    known = set(Manifest.__dataclass_fields__)
-    assert set(family.manifest_fields(config)) <= known
+def test_manifest_says_what_the_config_says(name):
+    family, model, config = make(name)
+    manifest = family.manifest(config, model, target="host", precision="fp32")
+    assert manifest.family == name
+    assert manifest.max_position == CONTEXT
+    assert manifest.vocab_size == TINY["vocab_size"]
+    assert manifest.model["num_parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_the_toy_trains_through_the_desktop_seam_alone(toy, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 import click
 
 from ..runtime.cli.common import DlmCommand
+from .config import LOGS, PRECISIONS, STRATEGIES, TrainConfig, option_of
 from .nn.config import BACKBONES
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -39,8 +41,16 @@ class GroupedOption(click.Option):
         super().__init__(*args, **kwargs)
 
 
+DEFAULTS: Mapping[str, Any] = {
+    item.name: item.default for item in fields(TrainConfig) if item.default is not MISSING
+}
+
+
 def _o(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    return names, {"show_default": True, **settings}
+    """Declares a setting of TrainConfig with its default, or what the command itself reads."""
+    name = str(click.Option(names).name)
+    own = {"default": DEFAULTS[name]} if name in DEFAULTS else {}
+    return names, {"show_default": True, **own, **settings}
 
 
 def _family(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -69,10 +79,15 @@ GROUPS = (
             "char: 640 x 10, for characters.",
         ),
         _family("--dim", type=int, help="Width; with --layers it replaces --size."),
-        _family("--layers", "num_layers", type=int, help="Number of layers."),
-        _family("--heads", "num_heads", type=int, help="Attention heads; default: width / 64."),
+        _family(option_of("num_layers"), "num_layers", type=int, help="Number of layers."),
         _family(
-            "--kv-heads",
+            option_of("num_heads"),
+            "num_heads",
+            type=int,
+            help="Attention heads; default: width / 64.",
+        ),
+        _family(
+            option_of("num_kv_heads"),
             "num_kv_heads",
             type=int,
             help="Heads of keys and values, a divisor of --heads; default: --heads.",
@@ -91,7 +106,7 @@ GROUPS = (
     (
         "Objective (diffusion families)",
         _family(
-            "--block-size",
+            option_of("block_sizes"),
             "block_sizes",
             help="Block sizes trained on, with weights if wanted: "
             "16:1,32:2,full:1. full = the whole context (MDLM), the default. sedd: the lengths of "
@@ -132,15 +147,16 @@ GROUPS = (
             "--data", help=".txt, .jsonl, .parquet, a folder of them, or a data set name (hf:NAME)."
         ),
         _o("--valid", help="Held-out text; default: a share of --data."),
-        _o("--valid-percent", type=float, default=2.0, help="Documents held out, in percent."),
-        _o("--text-field", default="text", help="Field or column that holds the text."),
+        _o("--valid-percent", type=float, help="Documents held out, in percent."),
+        _o("--text-field", help="Field or column that holds the text."),
         _o(
             "--tokenizer",
+            default=None,
             help="bpe (default; with --init that checkpoint's own), char, or the path of a "
             "tokenizer.json.",
         ),
-        _o("--vocab-size", type=int, default=8192, help="Size of a trained BPE."),
-        _o("--context", type=int, default=256, help="Tokens of a training sequence."),
+        _o("--vocab-size", type=int, help="Size of a trained BPE."),
+        _o("--context", type=int, help="Tokens of a training sequence."),
         _o(
             "--cache-dir", type=click.Path(), help="Folder of prepared data; default: user's cache."
         ),
@@ -160,24 +176,22 @@ GROUPS = (
             help="Wall-clock minutes over all resumptions, evaluation and saving included; the "
             "learning rate anneals to meet them, so resuming is then not bit-identical.",
         ),
-        _o("--batch-size", type=int, default=32, help="Sequences of a step, over all devices."),
-        _o("--accumulate", type=int, default=1, help="Passes per step on each device."),
-        _o("--seed", type=int, default=0, help="Of weights, batches and noise."),
+        _o("--batch-size", type=int, help="Sequences of a step, over all devices."),
+        _o("--accumulate", type=int, help="Passes per step on each device."),
+        _o("--seed", type=int, help="Of weights, batches and noise."),
         _o("--resume", is_flag=True, help="Continue the run in --out; settings not given are its."),
-        _o("--eval-every", type=int, default=500, help="Steps between evaluations; 0: at the end."),
-        _o("--eval-rows", type=int, default=128, help="Held-out sequences per evaluation."),
+        _o("--eval-every", type=int, help="Steps between evaluations; 0: at the end."),
+        _o("--eval-rows", type=int, help="Held-out sequences per evaluation."),
         _o(
             "--patience",
             type=int,
-            default=0,
             help="Stop after so many evaluations without a new best; 0: never.",
         ),
-        _o("--save-every", type=int, default=1000, help="Steps between saves; 0: never."),
-        _o("--save-minutes", type=float, default=10.0, help="Minutes between saves; 0: never."),
+        _o("--save-every", type=int, help="Steps between saves; 0: never."),
+        _o("--save-minutes", type=float, help="Minutes between saves; 0: never."),
         _o(
             "--log",
-            type=click.Choice(["tensorboard", "wandb", "none"]),
-            default="tensorboard",
+            type=click.Choice(LOGS),
             help="Where curves go.",
         ),
     ),
@@ -186,43 +200,38 @@ GROUPS = (
         _o(
             "--optimizer",
             type=click.Choice(["muon", "adamw"]),
-            default="muon",
             help="muon: hidden matrices by Muon, the rest by AdamW.",
         ),
-        _o("--lr", type=float, default=3e-3, help="Peak learning rate."),
+        _o("--lr", type=float, help="Peak learning rate."),
         _o("--adamw-lr", type=float, help="Peak rate of embeddings, head, norms; default: --lr."),
-        _o("--beta1", type=float, default=0.9, help="AdamW."),
-        _o("--beta2", type=float, default=0.95, help="AdamW."),
-        _o("--weight-decay", type=float, default=0.1, help="On matrices."),
+        _o("--beta1", type=float, help="AdamW."),
+        _o("--beta2", type=float, help="AdamW."),
+        _o("--weight-decay", type=float, help="On matrices."),
         _o(
             "--warmup-steps",
             type=int,
-            default=100,
             help="Steps of linear rise; a tenth of the run at most.",
         ),
-        _o("--min-lr-ratio", type=float, default=0.1, help="Final over peak learning rate."),
-        _o("--clip-norm", type=float, default=1.0, help="Largest gradient norm; 0: no clipping."),
-        _o("--ema", type=float, default=0.9999, help="Decay of the weights' average; 0: none."),
+        _o("--min-lr-ratio", type=float, help="Final over peak learning rate."),
+        _o("--clip-norm", type=float, help="Largest gradient norm; 0: no clipping."),
+        _o("--ema", type=float, help="Decay of the weights' average; 0: none."),
     ),
     (
         "Machine",
         _o(
             "--precision",
-            type=click.Choice(["bf16", "fp16", "fp32"]),
-            default="fp32",
+            type=click.Choice(list(PRECISIONS)),
             help="Of the computation; weights stay fp32.",
         ),
         _o(
             "--accelerator",
             type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-            default="auto",
             help="Kind of device.",
         ),
-        _o("--devices", type=int, default=1, help="Number of devices or CPU processes."),
+        _o("--devices", type=int, help="Number of devices or CPU processes."),
         _o(
             "--strategy",
-            type=click.Choice(["auto", "ddp", "fsdp"]),
-            default="auto",
+            type=click.Choice(STRATEGIES),
             help="How several devices share the work.",
         ),
         _o("--threads", type=int, help="CPU threads per process; default: torch's choice."),
@@ -240,7 +249,7 @@ GROUPS = (
             "--init, in bf16 if --precision is; the checkpoint has them merged. Needs peft and "
             "--optimizer adamw.",
         ),
-        _o("--lora-scale", type=float, default=2.0, help="How many times they are added."),
+        _o("--lora-scale", type=float, help="How many times they are added."),
     ),
     (
         "Measure instead of training",
@@ -259,16 +268,6 @@ GROUPS = (
     ),
 )
 """Heading, then its options: names and click's settings."""
-
-
-def option_of(name: str) -> str:
-    """Returns the option that sets a setting of TrainConfig or of a family: "--block-size"."""
-    for _, *declared in GROUPS:
-        for names, _settings in declared:
-            given = click.Option(names)
-            if given.name == name:
-                return given.opts[0]
-    return "--" + name.replace("_", "-")
 
 
 def training_options(function: _Function) -> _Function:

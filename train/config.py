@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CheckpointError, ConfigError
-from .cli_options import option_of
 from .files import write_text
 
 PRECISIONS: Mapping[str, str] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -74,6 +73,20 @@ come of it. "from here on": applies to the steps that follow.
 
 DEFAULT_STEPS = 5000
 """Length of a run that gives neither steps nor minutes."""
+
+
+OPTIONS: Mapping[str, str] = {
+    "num_layers": "--layers",
+    "num_heads": "--heads",
+    "num_kv_heads": "--kv-heads",
+    "block_sizes": "--block-size",
+}
+"""Options that are not called like the setting."""
+
+
+def option_of(name: str) -> str:
+    """Returns the option that sets a setting of TrainConfig or of a family: "--block-size"."""
+    return OPTIONS.get(name, "--" + name.replace("_", "-"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import CheckpointError, ConfigError
@@ -21,12 +22,13 @@ from ..runtime.text.tokenizer import Tokenizer
 from .checkpoints.checkpoint import Checkpoint, load_weights, read_checkpoint
 from .data.sources import documents, find_source
 from .families import FAMILIES
+from .families.base import Family
 from .families.shapes import default_block as named_block
 from .torch_engine import TorchEngineSet
 
 
-def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
-    """Makes a checkpoint decodable without export: its manifest, and engines over PyTorch.
+def open_model(checkpoint: Checkpoint) -> tuple[Family, nn.Module]:
+    """Makes a checkpoint's family and model, with its weights, in evaluation mode.
 
     Raises:
         CheckpointError: Its family is unknown, or the weights do not fit the model.
@@ -40,20 +42,28 @@ def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
         )
     model = family.make_model(config["model"]).eval()
     load_weights(model, checkpoint)
-    fields = dict(family.manifest_fields(config))
+    return family, model
+
+
+def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
+    """Makes a checkpoint decodable without export: its manifest, and engines over PyTorch.
+
+    Raises:
+        CheckpointError: As `open_model`.
+    """
+    config = checkpoint.config
+    family, model = open_model(checkpoint)
     graphs = family.graphs(model, config)
     engines = TorchEngineSet(graphs)
     default = named_block(shape for graph in graphs for shape in graph.shapes((), ()))
-    manifest = Manifest(
-        family=config["family"],
-        model={key: value for key, value in config["model"].items() if value is not None},
-        vocab_size=config["vocab_size"],
-        precision="fp32",
+    manifest = family.manifest(
+        config,
+        model,
         target="host",
+        precision="fp32",
         graphs=engines.specs,
         decoding={} if default is None else {"block_size": default},
         provenance={"training": config.get("training") or {}},
-        **fields,
     )
     return manifest, engines
 

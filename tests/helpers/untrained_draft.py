@@ -5,7 +5,6 @@ from dlm_edge.export.models import make_models
 from dlm_edge.export.pack import draft_bundle
 from dlm_edge.export.settings import ExportSettings
 from dlm_edge.export.source import Source
-from dlm_edge.runtime.bundle.manifest import Manifest
 from dlm_edge.train.families import FAMILIES
 
 SHAPE = {"dim": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 70, "context": 16}
@@ -24,17 +23,7 @@ def make_draft(folder, *, target="host", precision="fp32", **options):
         for weight in model.parameters():
             if weight.ndim == 1:  # norms that are all ones would be stored once for all layers
                 weight.add_(torch.rand_like(weight))
-    manifest = Manifest(
-        **family.manifest_fields(config),
-        family="mdlm",
-        model={"num_parameters": sum(item.numel() for item in model.parameters())},
-        vocab_size=SHAPE["vocab_size"],
-        precision=precision,
-        target=target,
-        graphs=(),
-        decoding={},
-        provenance={},
-    )
+    manifest = family.manifest(config, model, target=target, precision=precision)
     source = Source(
         graphs=tuple(family.graphs(model, config)), manifest=manifest, tokenizer_json="{}"
     )

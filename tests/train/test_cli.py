@@ -171,7 +171,8 @@ def test_a_mistake_in_the_command_is_found_without_torch(
     for module in ("torch", "wandb"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "dlm_edge.train.loop.run", raising=False)
-    result = run(cache, "--data", str(stories), "--out", str(tmp_path / "run"), *arguments)
+    data = () if "--data" in arguments else ("--data", str(stories))
+    result = run(cache, *data, "--out", str(tmp_path / "run"), *arguments)
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

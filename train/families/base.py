@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...runtime.bundle.manifest import GraphSpec, Manifest
 from ..data.batches import Batch
 from .shapes import Shape
 
@@ -89,6 +90,8 @@ class Family(Protocol):
     name: str
     logit_shift: int
     """1 where position i predicts token i + 1, 0 where it predicts its own."""
+    has_mask: bool = True
+    """Whether canvases hold the mask token, which a tokenizer may have for nothing."""
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Resolves options into the family's part of config.json.
@@ -165,14 +168,35 @@ class Family(Protocol):
         del config
         return {}
 
-    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fields of the manifest that depend on the family; `config` is the whole config.json."""
-        return {
-            "mask_token_id": config["mask_token_id"],
-            "eos_token_id": config["eos_token_id"],
-            "pad_token_id": config["pad_token_id"],
-            "logit_shift": self.logit_shift,
-            "max_position": config["model"]["context"],
-            "block_sizes": tuple(config["block_sizes"]),
-            "noise_schedule": dict(config["noise_schedule"]),
-        }
+    def manifest(
+        self,
+        config: Mapping[str, Any],
+        model: nn.Module,
+        *,
+        target: str,
+        precision: str,
+        graphs: Sequence[GraphSpec] = (),
+        decoding: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """The manifest of a checkpoint; `config` is the whole config.json."""
+        shape = {key: value for key, value in config["model"].items() if value is not None}
+        # Tied weights count once: parameters() does not repeat them.
+        shape["num_parameters"] = sum(item.numel() for item in model.parameters())
+        return Manifest(
+            family=config["family"],
+            model=shape,
+            vocab_size=config["vocab_size"],
+            precision=precision,
+            target=target,
+            graphs=tuple(graphs),
+            decoding=dict(decoding or {}),
+            provenance=dict(provenance or {}),
+            mask_token_id=config["mask_token_id"] if self.has_mask else None,
+            eos_token_id=config["eos_token_id"],
+            pad_token_id=config["pad_token_id"],
+            logit_shift=self.logit_shift,
+            max_position=config["model"]["context"],
+            block_sizes=tuple(config["block_sizes"]),
+            noise_schedule=dict(config["noise_schedule"]),
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...runtime.errors import ConfigError
-from ..cli_options import option_of
+from ..config import option_of
 from ..nn.config import resolve_model
 
 MODEL_OPTIONS = (

@@ -24,6 +24,7 @@ class Ar(Family):
 
     name = "ar"
     logit_shift = 1
+    has_mask = False
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
@@ -64,10 +65,6 @@ class Ar(Family):
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
         """See Family: one graph, `denoise`, causal inside the block."""
         return (denoise_graph(model, config),)
-
-    def manifest_fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See Family; a mask, which the tokenizer may have, is no token of a causal model."""
-        return {**super().manifest_fields(config), "mask_token_id": None}
 
     def _nats(self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
         """Negative log-likelihood (B, L - 1) of tokens 1 to L - 1."""

@@ -58,8 +58,9 @@ def test_its_graph_is_causal_and_shifted():
     (graph,) = FAMILY.graphs(model, config)
     assert graph.name == "denoise"
     assert [tensor.role for tensor in graph.inputs] == ["canvas", "start", "kv"]
-    assert FAMILY.manifest_fields(config)["logit_shift"] == 1
-    assert FAMILY.manifest_fields(config)["mask_token_id"] is None
+    manifest = FAMILY.manifest(config, model, target="host", precision="fp32")
+    assert manifest.logit_shift == 1
+    assert manifest.mask_token_id is None
 
 
 def test_it_takes_no_block_sizes():
