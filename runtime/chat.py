@@ -1,8 +1,9 @@
 """A conversation with a model: its turns in one text, of which each answer computes only the new.
 
 The text begins as the bundle's template says and grows by what is said and answered; answers stay
-as the model wrote them, token by token. What the KV cache holds of it is not computed again, so
-that a turn costs the same however long the conversation is. Knows no family: one that keeps no
+as the model wrote them, token by token, except for thoughts that the template drops from earlier
+ones. What the KV cache holds of it is not computed again, so that a turn costs the same however
+long the conversation is. Knows no family: one that keeps no
 cache from one request to the next reads the whole conversation again.
 """
 
@@ -76,19 +77,23 @@ class Chat:
         Raises:
             ConfigError: As `Pipeline.generate`; or the conversation has become too long.
         """
-        pieces = list(self._pieces)
+        ids, pieces = self.ids, list(self._pieces)
         if self._answer is not None:
+            answer = self._pipeline.tokenizer.decode(self._answer.so_far().token_ids)
+            kept = self._template.kept(answer)
+            if kept != answer:
+                ids, pieces = self._ids, [(kept, False)]
             pieces.append((self._template.assistant[1], True))
         before, behind = self._template.user
         pieces += [(before, True), (text, False), (behind, True)]
         pieces.append((self._template.assistant[0], True))
         begin = time.perf_counter()
-        ids = (*self.ids, *self._pipeline.tokenizer.encode_pieces(pieces))
-        answer = self._pipeline.continue_ids(
+        ids = (*ids, *self._pipeline.tokenizer.encode_pieces(pieces))
+        coming = self._pipeline.continue_ids(
             ids, begin=begin, end_ids=self._end_ids, reuse=True, **options
         )
-        self._ids, self._pieces, self._answer = ids, [], answer
-        return answer
+        self._ids, self._pieces, self._answer = ids, [], coming
+        return coming
 
 
 def _end_ids(pipeline: Pipeline, template: ChatTemplate) -> tuple[int, ...]:

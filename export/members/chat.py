@@ -3,14 +3,16 @@
 A Hugging Face checkpoint holds the template as a Jinja program, in `tokenizer_config.json` or in a
 file of its own. On the desktop it renders a few conversations in a sandbox; what stands around the
 messages gives the pieces, and joining the pieces must give every rendered conversation back, letter
-by letter. A template that is not made of pieces (one that writes the date, or drops a part of
-earlier answers) is refused in one line, and the bundle goes without chat.
+by letter. Thoughts that a template drops from earlier answers are dropped by the device, too. A
+template that is not made of pieces (one that writes the date, say) is refused in one line, and the
+bundle goes without chat.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...runtime.errors import ConfigError
@@ -19,6 +21,8 @@ from ...runtime.text.chat_template import CHAT_NAME, ChatTemplate
 CONFIG_NAME, TEMPLATE_NAME = "tokenizer_config.json", "chat_template.jinja"
 MAX_TEMPLATE = 1 << 20
 """Characters; real ones have a few thousand."""
+THOUGHTS_END = "</think>"
+"""What ends the thoughts in the answers of public models."""
 SYSTEM, ASKED, SAID = "SYSTEM-7f3a", "ASKED-91c2", "SAID-e05b"
 """Texts that no template contains, to find what stands around them."""
 Messages = Sequence[Mapping[str, str]]
@@ -29,7 +33,9 @@ class _Renderer:
 
     def __init__(self, config: Mapping[str, Any], template: str) -> None:
         # Comes with torch, but only export needs it.
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, nodes
+        from jinja2.ext import Extension
+        from jinja2.parser import Parser
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         self._fault = TemplateError
@@ -37,8 +43,19 @@ class _Renderer:
         def refuse(message: str) -> None:
             raise TemplateError(message)
 
+        class Generation(Extension):
+            """`{% generation %}` marks what training counts; it writes only what it encloses."""
+
+            tags = {"generation"}  # noqa: RUF012
+
+            def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", Generation],
         )
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         environment.globals["raise_exception"] = refuse
@@ -123,7 +140,11 @@ def pieces_of(config: Mapping[str, Any], special_names: Sequence[str]) -> ChatTe
         raise ConfigError("there is none for plain conversations")
     renderer = _Renderer(config, template)
     found = _take_apart(renderer, config, special_names)
-    _verify(renderer, found)
+    try:
+        _verify(renderer, found)
+    except ConfigError:
+        found = replace(found, thoughts_end=THOUGHTS_END)
+        _verify(renderer, found)
     return found
 
 
@@ -203,7 +224,10 @@ def _stops(
 
 
 def _verify(renderer: _Renderer, found: ChatTemplate) -> None:
-    """Holds the pieces to conversations of other lengths and texts; ConfigError if one differs."""
+    """Holds the pieces to conversations of other lengths and texts; ConfigError if one differs.
+
+    All of them ask for an answer: how the last answer is written is never needed.
+    """
     first = {"role": "user", "content": "Hello there!"}
     answer = {"role": "assistant", "content": "Hi. What shall we do?\n\n1. Sing\n2. Sail"}
     other = {"role": "user", "content": "Sail {{ away }} <far>, 'please' & \"now\" \u00e9\u4e16"}
@@ -213,16 +237,14 @@ def _verify(renderer: _Renderer, found: ChatTemplate) -> None:
     if found.system is not None:
         conversations += [[system, *item] for item in conversations]
     for messages in conversations:
-        for prompt in (True, False):
-            complete = messages if prompt else [*messages, answer]
-            if renderer.render(complete, prompt=prompt) != join(found, complete, prompt=prompt):
-                raise ConfigError(
-                    f"a conversation of {len(complete)} messages is not the sum of its pieces"
-                )
+        if renderer.render(messages, prompt=True) != join(found, messages):
+            raise ConfigError(
+                f"a conversation of {len(messages)} messages is not the sum of its pieces"
+            )
 
 
-def join(found: ChatTemplate, messages: Messages, *, prompt: bool) -> str:
-    """Writes a conversation with the pieces, as the device does, in text."""
+def join(found: ChatTemplate, messages: Messages) -> str:
+    """Writes a conversation up to where an answer begins, as the device does, in text."""
     parts = [found.begin]
     listed = list(messages)
     if found.system is not None:
@@ -231,9 +253,11 @@ def join(found: ChatTemplate, messages: Messages, *, prompt: bool) -> str:
         elif found.default_system is not None:
             parts += [found.system[0], found.default_system, found.system[1]]
     for message in listed:
-        before, after = found.user if message["role"] == "user" else found.assistant
-        parts += [before, message["content"], after]
-    return "".join([*parts, found.assistant[0] if prompt else ""])
+        if message["role"] == "user":
+            parts += [found.user[0], message["content"], found.user[1]]
+        else:
+            parts += [found.assistant[0], found.kept(message["content"]), found.assistant[1]]
+    return "".join([*parts, found.assistant[0]])
 
 
 def chat_member(found: ChatTemplate | None) -> dict[str, bytes]:

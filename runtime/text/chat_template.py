@@ -42,6 +42,9 @@ class ChatTemplate:
     """The system text unless one is given; None: there is none then."""
     stop: tuple[str, ...]
     """Names of the tokens that end an answer."""
+    thoughts_end: str | None = None
+    """What ends the thoughts in an answer, such as `</think>`: once the next turn begins, the
+    answer is only what follows it. None: earlier answers stay as they were written."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns what the member holds."""
@@ -51,7 +54,8 @@ class ChatTemplate:
     def from_json(cls, value: object) -> ChatTemplate:
         """Reads the member's content; raises BundleError naming what is wrong."""
         names = [item.name for item in fields(cls)]
-        if not isinstance(value, Mapping) or sorted(value) != sorted(names):
+        optional = {"thoughts_end"}
+        if not isinstance(value, Mapping) or not set(names) - optional <= set(value) <= set(names):
             raise _damaged(f"must be an object with the keys {', '.join(names)}")
         default, stop = value["default_system"], value["stop"]
         if default is not None and (not _is_piece(default) or value["system"] is None):
@@ -61,6 +65,9 @@ class ChatTemplate:
         system = None if value["system"] is None else _around(value["system"], "system")
         if not _is_piece(value["begin"]):
             raise _damaged("begin must be a text")
+        thoughts_end = value.get("thoughts_end")
+        if thoughts_end is not None and not (_is_piece(thoughts_end) and thoughts_end):
+            raise _damaged("thoughts_end must be null or a text")
         return cls(
             begin=value["begin"],
             system=system,
@@ -68,7 +75,14 @@ class ChatTemplate:
             assistant=_around(value["assistant"], "assistant"),
             default_system=default,
             stop=tuple(stop),
+            thoughts_end=thoughts_end,
         )
+
+    def kept(self, answer: str) -> str:
+        """Returns what a later turn sees of an answer."""
+        if self.thoughts_end is None or self.thoughts_end not in answer:
+            return answer
+        return answer.rpartition(self.thoughts_end)[2].lstrip("\n")
 
 
 def read_chat_template(bundle: Bundle) -> ChatTemplate | None:

@@ -5,6 +5,7 @@ import json
 import pytest
 from dlm_edge.export.members.chat import CONFIG_NAME, TEMPLATE_NAME, join, pieces_of, read_chat
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.text.chat_template import ChatTemplate
 
 CHATML = """{%- if messages[0]['role'] == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
@@ -37,6 +38,43 @@ FORGETFUL = CHATML.replace(
     "'\\n' + message.content +", "'\\n' + message.content.split('</think>')[-1] +"
 )
 """Drops the thoughts of earlier answers, as templates of models that think do."""
+THOUGHTFUL = """{%- set ns = namespace(last=-1) %}
+{%- for message in messages[::-1] %}
+    {%- if ns.last < 0 and message.role == 'user' and message.content is string %}
+        {%- set ns.last = messages | length - 1 - loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role in ('user', 'system') %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- else %}
+        {%- set thought, said = '', message.content %}
+        {%- if '</think>' in said %}
+            {%- set thought = said.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+            {%- set said = said.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- if loop.index0 > ns.last %}
+            {{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}
+        {%- endif %}
+        {{- said + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+"""Writes thoughts only behind the last question, as Qwen3's own template does."""
+TAGGED = CHATML.replace(
+    "        {{- '<|im_start|>' + message.role",
+    "        {% generation %}{{- '<|im_start|>' + message.role",
+).replace(
+    "'\\n' }}\n    {%- endif %}\n{%- endfor",
+    "'\\n' }}{% endgeneration %}\n    {%- endif %}\n{%- endfor",
+)
 DATED = "{{ strftime_now('%d') }}" + THINKING
 NAMES = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>")
 
@@ -64,7 +102,28 @@ def test_the_pieces_join_to_what_transformers_renders():
     wanted, _ = render_jinja_template(
         conversations=[messages], chat_template=CHATML, add_generation_prompt=True
     )
-    assert join(found, messages, prompt=True) == wanted[0]
+    assert join(found, messages) == wanted[0]
+
+
+def test_thoughts_that_a_template_drops_from_earlier_answers_are_dropped_by_the_pieces():
+    found = pieces_of({"chat_template": THOUGHTFUL, "eos_token": "<|im_end|>"}, NAMES)
+    assert found.thoughts_end == "</think>"
+    assert found.kept("<think>\nHm.\n</think>\n\nYes.") == "Yes."
+    assert found.kept("<think>\nHm") == "<think>\nHm"
+    assert ChatTemplate.from_json(found.to_json()) == found
+    assert pieces_of({"chat_template": CHATML}, NAMES).thoughts_end is None
+
+
+def test_what_marks_the_text_that_training_counts_is_no_obstacle():
+    assert "endgeneration" in TAGGED
+    assert pieces_of({"chat_template": TAGGED}, NAMES) == pieces_of(
+        {"chat_template": CHATML}, NAMES
+    )
+
+
+def test_how_the_last_answer_is_written_does_not_matter():
+    found = pieces_of({"chat_template": THINKING, "eos_token": "<|im_end|>"}, NAMES)
+    assert found.assistant == ("<|im_start|>assistant\n", "<|im_end|>\n")
 
 
 def test_a_template_that_refuses_system_texts_has_no_place_for_them():
@@ -77,7 +136,6 @@ def test_a_template_that_refuses_system_texts_has_no_place_for_them():
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        (THINKING, "ends differently|sum of its pieces|begins differently"),
         (FORGETFUL, "sum of its pieces"),
         (DATED, "strftime_now"),
         ("{% for", "no template"),
@@ -98,7 +156,7 @@ def test_a_checkpoint_without_a_template_has_no_chat_and_says_nothing():
 
 
 def test_a_refused_template_is_told_in_one_line():
-    config = json.dumps({"chat_template": THINKING})
+    config = json.dumps({"chat_template": DATED})
     found, why = read_chat({CONFIG_NAME: config}, json.dumps({"added_tokens": []}))
     assert found is None
     assert "without chat" in why

@@ -94,6 +94,24 @@ def test_special_tokens_in_what_is_said_are_plain_text(pipeline):
     assert letters("<|im_end|>") == given[-len(letters("<|im_end|>")) - 13 : -13]
 
 
+@pytest.mark.parametrize("end", ["in the answer", "not in the answer"])
+def test_thoughts_are_dropped_from_an_answer_once_the_next_turn_begins(tmp_path, end):
+    written = Chat(make_pipeline(tmp_path)).say("hi", max_tokens=8).result().text
+    mark = written[3] if end == "in the answer" else "</think>"
+    template = ChatTemplate.from_json({**TEMPLATE.to_json(), "thoughts_end": mark})
+    chat = Chat(make_pipeline(tmp_path, template))
+    answer = chat.say("hi", max_tokens=8)
+    assert answer.result().text == written
+    kept = written.rpartition(mark)[2].lstrip("\n")
+    assert (kept == written) == (end == "not in the answer")
+    later = chat.say("and now", max_tokens=2)
+    wanted = [*answer.given_ids, *letters(kept), END, *letters("\n"), *said("user", "and now")]
+    assert list(later.given_ids) == [*wanted, START, *letters("assistant\n")]
+    assert later.num_cached >= len(answer.given_ids) - 1
+    fresh = make_pipeline(tmp_path).continue_ids(later.given_ids, max_tokens=2, end_ids=(END,))
+    assert later.result().token_ids == fresh.result().token_ids
+
+
 @pytest.mark.parametrize("rule", ["draft_verify", "next_token"])
 @pytest.mark.parametrize("split", [False, True])
 def test_a_turn_computes_only_what_is_new(tmp_path, rule, split):
