@@ -63,6 +63,21 @@ def _export_chosen(
     return export_checkpoint(checkpoint, output, settings, progress, notes={"auto": choice})
 
 
+def _forecast(
+    checkpoint: Path, settings: ExportSettings, progress: Callable[[str], None], as_json: bool
+) -> None:
+    """Prints what the bundle would take on its target."""
+    from .checks.budget import forecast_lines
+    from .pack import forecast_checkpoint
+
+    plan = forecast_checkpoint(checkpoint, settings, progress)
+    if as_json:
+        print_json(plan)
+        return
+    for line in forecast_lines(plan):
+        click.echo(line)
+
+
 @click.command("dlm-export", cls=DlmCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
 @click.option(
@@ -168,6 +183,12 @@ def _export_chosen(
     "paragraph, and every other document of the calibration text.",
 )
 @click.option("--card", type=_FILE, help="Markdown that opens the bundle's card.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Predict memory, and for a board the time of a run, and write nothing. int8 is predicted "
+    "as --uncalibrated makes it.",
+)
 @click.option("--decoding", help="Default decoding settings of the bundle, a JSON object.")
 @click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration.")
 @common_options
@@ -176,6 +197,7 @@ def main(
     output: Path | None,
     decoding: str | None,
     automatic: bool,
+    dry_run: bool,
     as_json: bool,
     verbose: int,
     **given: Any,
@@ -196,7 +218,7 @@ def main(
         return
     if checkpoint is None:
         raise click.UsageError("Missing argument 'CHECKPOINT'.")
-    if output is None:
+    if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output'.")
     from ..train.checkpoints.hub import find_checkpoint
     from .settings import ExportSettings, check_output
@@ -205,16 +227,21 @@ def main(
         decoding=_decoding(decoding),
         **{name: value for name, value in given.items() if value is not None},
     )
-    check_output(output, settings.report_dir, settings.canvases)
+    if output is not None:
+        check_output(output, settings.report_dir, settings.canvases)
     find_checkpoint(checkpoint)
     # torch takes seconds to import: what is wrong in the command must not wait for it.
     from ..runtime.cli.progress import ProgressLine
+    from .checks.budget import forecast_lines
     from .pack import export_checkpoint
     from .plans import build_if_at_hand
 
     def progress(line: str) -> None:
         click.echo(line, err=True)
 
+    if output is None or dry_run:
+        _forecast(checkpoint, settings, progress, as_json)
+        return
     if automatic:
         report = _export_chosen(checkpoint, output, settings, progress)
     else:
@@ -236,16 +263,16 @@ def main(
                 f"largest relative error {figures['max_relative_error']:.1e}  "
                 f"same top-1 {figures['top1_agreement']:.2%}"
             )
+    for line in forecast_lines(report["plan"]):
+        click.echo(line)
     for plan in built["plans"]:
         click.echo(f"{plan['file']}  TensorRT plan of {plan['bytes'] / 2**20:.1f} MiB in the cache")
     if not built["plans"] and settings.target != "cpu":  # which nobody expects plans for
-        click.echo(
-            f"no TensorRT plan built ({built['why']}); where TensorRT is to run it, "
-            f"dlm-run {output} --build does",
-            err=True,
-        )
+        why = f" (not here: {built['why']})" if verbose else ""
+        click.echo(f"next: dlm-run {output} --build makes TensorRT's plans on the machine{why}")
     if "quality" in report:
-        for line in (*report["quality"]["findings"], *report["quality"]["warnings"]):
+        quality = report["quality"]
+        for line in (quality["verdict"], *quality["findings"], *quality["warnings"]):
             click.echo(line)
         click.echo(f"report: {report['report_dir']}/report.html")
     if verbose:

@@ -18,6 +18,7 @@ from ..calibration.uncalibrated import round_weights
 from ..calibration.wishes import Wishes
 from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.errors import CalibrationError
+from ..runtime.families import find_family
 from ..train.families.base import ExportGraph
 from ..train.families.shapes import default_block
 from .onnx_graph.outside import Arrays, fill
@@ -108,6 +109,18 @@ def _wishes(
     )
 
 
+def untrained_blocks(manifest: Manifest, blocks: Sequence[int | str]) -> str:
+    """Says which of the sizes asked for the model has not learnt to denoise; empty: none."""
+    trained = manifest.block_sizes
+    strange = [str(size) for size in blocks if isinstance(size, int) and size not in trained]
+    if not strange or find_family(manifest.family).exact:
+        return ""
+    return (
+        f"note: --block {','.join(strange)} was not trained ({', '.join(map(str, trained))} were): "
+        "expect worse text"
+    )
+
+
 def _trace_all(
     graphs: Sequence[ExportGraph],
     manifest: Manifest,
@@ -118,6 +131,8 @@ def _trace_all(
     traced: dict[str, tuple[onnx.ModelProto, Arrays]] = {}
     specs: list[GraphSpec] = []
     decoding = dict(manifest.decoding)
+    if note := untrained_blocks(manifest, settings.blocks):
+        progress(note)
     for graph in graphs:
         progress(f"tracing {graph.name}")
         shapes = graph.shapes(settings.blocks, settings.contexts)

@@ -93,6 +93,27 @@ def export_checkpoint(
     return found
 
 
+def forecast_checkpoint(
+    checkpoint_path: Path,
+    settings: ExportSettings,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Predicts what a checkpoint takes on its target, and writes nothing.
+
+    int8 is forecast without calibration: on a board its products are float16 then, and slower.
+
+    Raises:
+        DlmError: The checkpoint cannot be used, or does not fit.
+    """
+    uncalibrated = settings.precision == "int8"
+    settings = replace(settings, uncalibrated=uncalibrated, calibration_data=None, plan=None)
+    source = load_source(checkpoint_path, settings)
+    made = make_models(source, settings, progress)
+    with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
+        draft, _, _ = draft_bundle(made, settings, Path(name), progress)
+        return check_budget(draft, settings, progress)
+
+
 def draft_bundle(
     made: Made, settings: ExportSettings, folder: Path, progress: Callable[[str], None]
 ) -> tuple[Bundle, dict[str, bytes | Path], dict[str, Any]]:

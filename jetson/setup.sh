@@ -16,7 +16,7 @@ Changes nothing outside the environment and asks for no root.
   --python FILE   the interpreter (default: python3)
   --cpu           the CPU's engine only, for any Linux machine
   --no-pycuda     leave pycuda out: it is compiled here, which takes some minutes
-  --dry-run       print the commands and run none
+  --dry-run       print the commands and run none; off a board, those of JetPack 6
   -h, --help      this text
 TEXT
 }
@@ -62,7 +62,10 @@ fi
 [ -e "$wheel" ] || fail "there is no $wheel; name the wheel with --wheel"
 
 cuda='' cuda_major='' tensorrt=''
-if [ "$cpu" = no ]; then
+if [ "$cpu" = no ] && [ "$dry_run" = yes ] && [ ! -e /etc/nv_tegra_release ]; then
+  say "this is no Jetson: these are the commands of one with JetPack 6"
+  cuda=/usr/local/cuda cuda_major=12 ours=3.10 tensorrt=/usr/lib/python3.10/dist-packages/tensorrt
+elif [ "$cpu" = no ]; then
   [ -e /etc/nv_tegra_release ] ||
     fail "this is no Jetson (no /etc/nv_tegra_release); for the CPU's engine alone add --cpu"
   # The toolkit itself, not whatever nvcc stands on the path: a wrapper would lead pycuda astray.
@@ -123,7 +126,7 @@ build_pycuda() {
     /usr/lib/aarch64-linux-gnu "$cuda"/lib64/stubs "$cuda"/targets/*/lib/stubs; do
     if [ -e "$candidate/libcuda.so" ]; then driver=$candidate; break; fi
   done
-  [ -n "$driver" ] || { say "no libcuda.so to link with"; return 1; }
+  [ -n "$driver" ] || [ "$dry_run" = yes ] || { say "no libcuda.so to link with"; return 1; }
   folder=$(mktemp -d) || return 1
   run "${pip[@]}" install 'setuptools>=77' wheel pytools mako platformdirs &&
     run "${pip[@]}" download --no-binary :all: --no-deps --no-build-isolation -d "$folder" pycuda &&

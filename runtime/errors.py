@@ -38,3 +38,12 @@ class DeviceError(DlmError):
 
 class CalibrationError(DlmError):
     """Calibration data or a quantisation plan that cannot be used."""
+
+
+def brief(text: object, limit: int) -> str:
+    """Gives a foreign message in one line of at most `limit` characters, cut between words."""
+    line = " ".join(str(text).split())
+    if len(line) <= limit:
+        return line
+    cut = line[: limit - 3]
+    return (cut.rpartition(" ")[0] or cut) + "..."

@@ -1,10 +1,12 @@
 """The Python API: open a bundle, write text with it.
 
+    from dlm_edge import Pipeline
+
     pipeline = Pipeline.load("model.dlm")
     for span in pipeline.generate("Once upon a time"):
         print(span.text, end="", flush=True)
 
-    print(pipeline.generate("Once upon a time", seed=1, temperature=0.8).result().text)
+    print(pipeline("Once upon a time", seed=1, temperature=0.8).text)
     print(pipeline.infill("Once upon a time ___ and they were happy.").result().text)
 
 Knows no family; what it joins is each other's stranger: bundle, tokenizer, engines, loop.
@@ -33,6 +35,16 @@ from .text.tokenizer import Tokenizer
 from .text_generation import TextGeneration, TextResult, TextSpan, request_labels
 
 _Opened = TypeVar("_Opened", bound="Pipeline")
+
+OTHER_NAMES: Mapping[str, str] = {
+    "max_new_tokens": "max_tokens, which counts new tokens only",
+    "max_length": "max_tokens, which counts new tokens only",
+    "num_return_sequences": "num_samples",
+    "do_sample": "temperature: 0 takes the most likely token, above 0 draws",
+    "stop_strings": "stop",
+    "streamer": "nothing: iterating over generate() gives the text as it comes",
+}
+"""What Hugging Face's `generate` calls an option, and what to give here."""
 
 __all__ = ["Frame", "Pipeline", "TextGeneration", "TextResult", "TextSpan"]
 
@@ -116,7 +128,28 @@ class Pipeline:
         Raises:
             ConfigError: an unknown setting, a value out of range, or a contradiction.
         """
+        for name in overrides:
+            if name in OTHER_NAMES:
+                raise ConfigError(f"{name} is unknown here: give {OTHER_NAMES[name]}")
         return decoding_settings(self.manifest, overrides)
+
+    @overload
+    def __call__(
+        self, prompt: str = "", *, num_samples: None = None, **options: Any
+    ) -> TextResult: ...
+
+    @overload
+    def __call__(
+        self, prompt: str = "", *, num_samples: int, **options: Any
+    ) -> list[TextResult]: ...
+
+    def __call__(
+        self, prompt: str = "", *, num_samples: int | None = None, **options: Any
+    ) -> TextResult | list[TextResult]:
+        """Continues a prompt to the end; options and errors of `generate`."""
+        if num_samples is None:
+            return self.generate(prompt, **options).result()
+        return self.generate(prompt, num_samples=num_samples, **options)
 
     @overload
     def generate(
@@ -254,7 +287,8 @@ class Pipeline:
         """Fills the gaps of a template, each with sight of the text on both sides.
 
         Args:
-            template: fixed text, kept byte for byte, with `___` for each gap (`\\___` is text).
+            template: fixed text, kept byte for byte, with `___` for each gap (`\\___` is text); a
+                space before a gap goes if the gap begins with punctuation.
             gap_tokens: tokens of every gap, or of each; they are filled to the last one.
             num_steps: another name of the setting `steps`.
             seed: equal seeds give equal texts.

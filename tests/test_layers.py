@@ -5,6 +5,7 @@ wing; the bundle on disk is the only door between the wings.
 """
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from child_programs import LOAD
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "train", "calibration", "export", "jetson")
@@ -232,9 +234,15 @@ def test_no_import_hides_in_a_string(name):
     assert not [c for c in calls if ast.unparse(c.func).endswith(("import_module", "__import__"))]
 
 
-def test_root_package_holds_a_docstring_and_a_version_only():
+def test_root_package_is_a_version_and_the_pipeline_which_is_imported_when_asked_for():
     body = ast.parse((ROOT / "__init__.py").read_text("utf-8")).body
-    assert [type(node) for node in body] == [ast.Expr, ast.Assign]
+    at_once = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert {node.module for node in at_once if isinstance(node, ast.ImportFrom)} == {
+        "__future__",
+        "typing",
+    }
+    program = LOAD + "assert 'numpy' not in sys.modules; package.Pipeline"
+    subprocess.run([sys.executable, "-c", program, str(ROOT)], check=True)
 
 
 def test_no_root_file_but_setup_would_ship_as_a_module():

@@ -79,6 +79,8 @@ def check_make(arguments: list[str]) -> None:
 
 def check(line: str) -> None:
     words = shlex.split(line, comments=True)
+    if "|" in words:
+        words = words[words.index("|") + 1 :]  # what comes before only prints
     while "=" in words[0]:  # variables of one command
         words.pop(0)
     program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]

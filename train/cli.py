@@ -48,21 +48,21 @@ def main(
     )
     if evaluate is None and (limit is not None or block is not None):
         raise ConfigError("--limit and --block belong to --evaluate; training takes --block-size")
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
     if evaluate is not None:
         from ..runtime.measure.eval_figures import eval_line
 
         figures = _evaluate(
-            evaluate, given["data"], given["text_field"], given["seed"], limit, block
+            evaluate, given["data"], given["text_field"], given["seed"], limit, block, threads
         )
         if as_json:
             print_json(figures)
         else:
             click.echo(eval_line(figures))
         return 0
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     if given["max_steps"] == 0 and not resume:
         summary = _convert(ctx, given)
     else:
@@ -175,19 +175,29 @@ def _evaluate(
     seed: int,
     limit: int | None,
     block: int | None,
+    threads: int | None,
 ) -> dict[str, Any]:
     if data is None:
         raise ConfigError("--evaluate needs --data: the text to measure on")
+    from ..runtime.cli.bars import bar
+    from .checkpoints.hub import find_checkpoint
+    from .data.sources import find_source
+
+    find_checkpoint(checkpoint)
+    find_source(data, text_field)
     from .evaluate import evaluate_checkpoint
 
-    return evaluate_checkpoint(
-        Path(checkpoint),
-        data,
-        text_field=text_field,
-        seed=seed,
-        limit=limit,
-        block_size=block,
-    )
+    with bar() as show:
+        return evaluate_checkpoint(
+            Path(checkpoint),
+            data,
+            text_field=text_field,
+            seed=seed,
+            limit=limit,
+            block_size=block,
+            threads=threads,
+            progress=show,
+        )
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -234,7 +234,11 @@ GROUPS = (
             type=click.Choice(STRATEGIES),
             help="How several devices share the work.",
         ),
-        _o("--threads", type=int, help="CPU threads per process; default: torch's choice."),
+        _o(
+            "--threads",
+            type=int,
+            help="CPU threads per process; default: torch's choice; of --evaluate, idle cores.",
+        ),
         _o("--compile", is_flag=True, help="Compile the layers (torch.compile)."),
         _o(
             "--recompute",

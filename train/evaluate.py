@@ -17,7 +17,7 @@ from torch import nn
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.measure.eval_figures import eval_figures
-from ..runtime.measure.evaluate import evaluate_ids, evaluation_block
+from ..runtime.measure.evaluate import Progress, evaluate_ids, evaluation_block
 from ..runtime.text.tokenizer import Tokenizer
 from .checkpoints.checkpoint import Checkpoint, load_weights, read_checkpoint
 from .data.sources import documents, find_source
@@ -45,8 +45,14 @@ def open_model(checkpoint: Checkpoint) -> tuple[Family, nn.Module]:
     return family, model
 
 
-def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
+def open_checkpoint(
+    checkpoint: Checkpoint, threads: int | None = None
+) -> tuple[Manifest, TorchEngineSet]:
     """Makes a checkpoint decodable without export: its manifest, and engines over PyTorch.
+
+    Args:
+        checkpoint: What was read.
+        threads: PyTorch's in each run; None: as many as there are idle cores.
 
     Raises:
         CheckpointError: As `open_model`.
@@ -54,7 +60,7 @@ def open_checkpoint(checkpoint: Checkpoint) -> tuple[Manifest, TorchEngineSet]:
     config = checkpoint.config
     family, model = open_model(checkpoint)
     graphs = family.graphs(model, config)
-    engines = TorchEngineSet(graphs)
+    engines = TorchEngineSet(graphs, threads)
     default = named_block(shape for graph in graphs for shape in graph.shapes((), ()))
     manifest = family.manifest(
         config,
@@ -78,6 +84,8 @@ def evaluate_checkpoint(
     block_size: int | None = None,
     relative_half_width: float = 0.01,
     max_samples: int = 64,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measures a checkpoint's bound on a text.
 
@@ -90,6 +98,8 @@ def evaluate_checkpoint(
         block_size: Positions denoised together; None: the largest below the canvas.
         relative_half_width: Draw masks until perplexity is known this well (95 %) …
         max_samples: … or so many masks of each text are drawn.
+        threads: PyTorch's; None: as many as there are idle cores.
+        progress: Called after every window of the text.
 
     Returns:
         `perplexity, perplexity_low, perplexity_high, nats_per_token, bits_per_char, num_tokens,
@@ -105,7 +115,7 @@ def evaluate_checkpoint(
     begin = time.perf_counter()
     checkpoint = read_checkpoint(path)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
-    manifest, engines = open_checkpoint(checkpoint)
+    manifest, engines = open_checkpoint(checkpoint, threads)
     block = evaluation_block(manifest, engines.specs, block_size)
     stream: list[int] = []
     for document in islice(documents(find_source(str(data), text_field)), limit):
@@ -118,6 +128,7 @@ def evaluate_checkpoint(
         seed=seed,
         relative_half_width=relative_half_width,
         max_samples=max_samples,
+        progress=progress,
     )
     return {
         **eval_figures(result, tokenizer, stream, manifest.eos_token_id),

@@ -7,172 +7,20 @@ the drafting half learns most from the latter: mix this file with the real text 
     python -m dlm_edge.train.own_text checkpoint --data stories.txt --out own/own.txt
     dlm-train --family tidar --init checkpoint --data own ...
 
-Each text is the first tokens of a real one, continued greedily up to the end-of-text token, or to
-the last whole sentence before an n-gram of 8 tokens comes back or the context is full. Source of
-the idea: self-distillation in Medusa (arXiv 2401.10774), section 2.3.2.
+Parses, calls `continuations`, writes the file.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import click
-import numpy as np
-import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer
 
 from ..runtime.cli.common import DlmCommand
-from ..runtime.errors import CheckpointError, ConfigError, DataError
+from ..runtime.errors import ConfigError, DataError
 from ..runtime.files import write_whole
 from ..runtime.text.documents import SEPARATOR
-from .checkpoints.checkpoint import load_weights, read_checkpoint
-from .data.sources import documents, find_source
-from .families import FAMILIES
-from .nn.layers import Angles, Attention, rotation
-from .nn.transformer import Transformer
-
-GIVEN = (8, 16, 32, 64, 96, 128)
-"""Tokens of the real text that a continuation starts from: one of these, in turn."""
-REPEAT = 8
-"""Tokens of the n-gram whose return ends a text."""
-
-
-class CausalBatch:
-    """Equally long beginnings, continued greedily side by side over one KV cache."""
-
-    def __init__(self, model: Transformer, batch: int) -> None:
-        """Allocates the cache for `batch` texts of the model's context."""
-        config = model.config
-        self._model = model
-        shape = (config.num_layers, 2, batch, config.num_kv_heads, config.context, config.head_dim)
-        self._cache = torch.zeros(shape)
-
-    def step(self, ids: torch.Tensor, start: int) -> torch.Tensor:
-        """Runs ids (B, T) at positions from `start` on; returns the last one's logits (B, V)."""
-        model, end = self._model, start + ids.shape[1]
-        angles = rotation(torch.arange(start, end), model.inv_freq)
-        x = F.embedding(ids, model.embed.weight)
-        for index, layer in enumerate(model.trunk.layers):
-            x = layer(x, angles, attend=partial(self._attend, index, start))
-        return model.head(model.trunk.norm(x[:, -1]))
-
-    def _attend(
-        self,
-        index: int,
-        start: int,
-        attention: Attention,
-        x: torch.Tensor,
-        angles: Angles,
-        *_rest: object,
-    ) -> torch.Tensor:
-        query, key, value = (p.transpose(1, 2) for p in attention.project(x, *angles))
-        cache, end = self._cache[index], start + x.shape[1]
-        cache[0, :, :, start:end], cache[1, :, :, start:end] = key, value
-        seen = F.scaled_dot_product_attention(
-            query,
-            cache[0, :, :, :end],
-            cache[1, :, :, :end],
-            is_causal=start == 0,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return attention.out(seen.transpose(1, 2).flatten(2))
-
-    @torch.inference_mode()
-    def continued(self, given: torch.Tensor, banned: Sequence[int], eos: int) -> torch.Tensor:
-        """Continues (B, T) ids to (B, context) greedily; what follows an end of text is noise."""
-        length = self._model.config.context
-        ids = torch.full((len(given), length), eos)
-        ids[:, : given.shape[1]] = given
-        logits = self.step(given, 0)
-        for position in range(given.shape[1], length):
-            logits[:, list(banned)] = -torch.inf
-            ids[:, position] = logits.argmax(dim=1)
-            if bool((ids[:, given.shape[1] : position + 1] == eos).any(dim=1).all()):
-                break
-            logits = self.step(ids[:, position : position + 1], position)
-        return ids
-
-
-def finished(ids: Sequence[int], given: int, eos: int) -> tuple[list[int], bool]:
-    """Cuts a continuation where it ends or begins to repeat itself.
-
-    Returns:
-        The ids, start token and end left out, and whether the model ended the text itself.
-    """
-    seen: set[tuple[int, ...]] = set()
-    for end in range(1, len(ids) + 1):
-        if end > given and ids[end - 1] == eos:
-            return list(ids[1 : end - 1]), True
-        if end < REPEAT:
-            continue
-        gram = tuple(ids[end - REPEAT : end])
-        if gram in seen:
-            return list(ids[1 : end - REPEAT]), False
-        seen.add(gram)
-    return list(ids[1:]), False
-
-
-def whole_sentences(text: str) -> str:
-    """Cuts a text behind its last sentence; empty if there is none."""
-    ends = [text.rfind(mark) for mark in ".!?"]
-    end = max(ends) + 1
-    return text[: end + 1] if text[end : end + 1] == '"' else text[:end]
-
-
-def _beginnings(
-    tokenizer: Tokenizer, texts: Iterator[str], eos: int, batch: int, context: int
-) -> Iterator[torch.Tensor]:
-    """Yields (batch, T) ids of real texts' first tokens, T one of GIVEN in turn, start token in."""
-    sizes = [size for size in GIVEN if size < context]
-    number = 0
-    rows: list[list[int]] = []
-    for text in texts:
-        size = sizes[number % len(sizes)]
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if len(ids) < size:
-            continue
-        rows.append([eos, *ids[: size - 1]])
-        if len(rows) == batch:
-            yield torch.tensor(rows)
-            rows, number = [], number + 1
-
-
-def continuations(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    texts: Iterator[str],
-    *,
-    eos: int,
-    banned: Sequence[int],
-    batch: int,
-) -> Iterator[str]:
-    """Yields the texts that the model makes of real ones' beginnings."""
-    loop = CausalBatch(model, batch)
-    for given in _beginnings(tokenizer, texts, eos, batch, model.config.context):
-        for row in loop.continued(given, banned, eos).tolist():
-            ids, ended = finished(row, given.shape[1], eos)
-            text = tokenizer.decode(ids, skip_special_tokens=False)
-            text = text if ended else whole_sentences(text)
-            if text.strip():
-                yield text
-
-
-def _open(path: Path) -> tuple[Transformer, Tokenizer, dict]:
-    checkpoint = read_checkpoint(path)
-    family = FAMILIES.get(checkpoint.config["family"])
-    model = None if family is None else family.make_model(checkpoint.config["model"])
-    if not isinstance(model, Transformer) or not model.config.causal:
-        raise CheckpointError(f"{path}: not a causal model; give one of family ar or tidar")
-    if model.config.context <= GIVEN[0]:
-        raise CheckpointError(
-            f"{path}: knows {model.config.context} positions, too few to continue {GIVEN[0]} tokens"
-        )
-    load_weights(model, checkpoint)
-    return model.eval(), Tokenizer.from_str(checkpoint.tokenizer_json), checkpoint.config
 
 
 @click.command("own-text", cls=DlmCommand, context_settings={"max_content_width": 100})
@@ -185,15 +33,22 @@ def _open(path: Path) -> tuple[Transformer, Tokenizer, dict]:
     "--batch", type=click.IntRange(1), default=128, show_default=True, help="Texts at a time."
 )
 @click.option("--seed", default=0, show_default=True, help="Which real texts, in which order.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the idle cores]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Text file to write.")
 def main(
     checkpoint: Path, data: str, num: int, batch: int, seed: int, threads: int | None, out: Path
 ) -> None:
     """Writes greedy continuations of a causal CHECKPOINT, to train its drafts on."""
-    if threads:
-        torch.set_num_threads(threads)
-    model, tokenizer, config = _open(checkpoint)
+    # torch takes seconds to import, and its absence is one line.
+    import numpy as np
+    import torch
+
+    from .continuations import GIVEN, continuations, open_causal
+    from .data.sources import documents, find_source
+    from .torch_engine import idle_cores
+
+    torch.set_num_threads(threads or idle_cores())
+    model, tokenizer, config = open_causal(checkpoint)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

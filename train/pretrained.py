@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..runtime import pipeline as runtime
@@ -41,7 +40,8 @@ class Pipeline(runtime.Pipeline):
             path: A `.dlm` file or a folder that holds one: that bundle. Another folder, or a name
                 of the hub (`owner/name@revision`; `hf:owner/name` whatever folders there are): a
                 checkpoint.
-            **options: Of `load`. A checkpoint has `threads` only: PyTorch's, in the whole process.
+            **options: Of `load`. A checkpoint has `threads` only: PyTorch's in each run; by
+                default as many as there are idle cores.
 
         Raises:
             BundleError: A bundle that is missing, damaged or ambiguous.
@@ -59,9 +59,7 @@ class Pipeline(runtime.Pipeline):
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ConfigError(f"threads must be 1 or more, not {threads!r}")
         checkpoint = read_checkpoint(path)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        manifest, engines = open_checkpoint(checkpoint)
+        manifest, engines = open_checkpoint(checkpoint, threads)
         folder = checkpoint.path
         bundle = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
         opened = cls(bundle, engines, Tokenizer(checkpoint.tokenizer_json))

@@ -7,16 +7,47 @@ speed. Knows no family: it goes by each graph's tensors and their roles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from ..runtime.bundle.manifest import GraphSpec, TensorSpec
 from ..runtime.engines.base import find_spec
-from ..runtime.errors import EngineError
+from ..runtime.errors import EngineError, brief
+from ..runtime.process import usable_cores
 from .families.base import ExportGraph, GraphTensor
 from .families.shapes import Shape
+
+MAX_THREADS = 8
+"""PyTorch's threads at most where nobody says how many: a run is small."""
+
+
+def idle_cores() -> int:
+    """Gives how many cores this process may use that nothing else is using now, 1 to 8.
+
+    PyTorch's threads wait for each other at every operation, so one that gets no core holds up all:
+    on a busy machine of two cores 20 tokens took 21 s with two threads, 0.33 s with one.
+    """
+    cores = min(usable_cores(), MAX_THREADS)
+    try:
+        busy = os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on Windows
+        return cores
+    return max(1, min(cores, round((os.cpu_count() or cores) - busy)))
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Has PyTorch compute with so many threads; what the process had comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _numbers(tensor: GraphTensor, at: Shape) -> TensorSpec:
@@ -47,9 +78,14 @@ class TorchEngine:
     """One graph at one static shape."""
 
     def __init__(
-        self, module: torch.nn.Module, spec: GraphSpec, slots: dict[int, dict[str, np.ndarray]]
+        self,
+        module: torch.nn.Module,
+        spec: GraphSpec,
+        slots: dict[int, dict[str, np.ndarray]],
+        threads: int,
     ) -> None:
         self._module = module
+        self._threads = threads
         self._spec = spec
         self._slots = slots
         self._own = {
@@ -91,10 +127,10 @@ class TorchEngine:
         """Executes the module on the buffers; raises EngineError when PyTorch fails."""
         arguments = [torch.from_numpy(self._inputs[tensor.name]) for tensor in self._spec.inputs]
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch_threads(self._threads):
                 results = self._module(*arguments)
         except (RuntimeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = brief(error, 200)
             raise EngineError(f"PyTorch: graph {self._spec.name} failed: {reason}") from error
         for tensor, result in zip(self._spec.outputs, results, strict=True):
             np.copyto(self._outputs[tensor.name], result.numpy())
@@ -107,9 +143,14 @@ class TorchEngineSet:
     device = None
     reason = "a checkpoint is run as it is, without export"
 
-    def __init__(self, graphs: Sequence[ExportGraph]) -> None:
-        """Takes the family's graphs, in evaluation mode, at the shapes they offer."""
-        self.threads = torch.get_num_threads()
+    def __init__(self, graphs: Sequence[ExportGraph], threads: int | None = None) -> None:
+        """Takes the family's graphs, in evaluation mode, at the shapes they offer.
+
+        Args:
+            graphs: Of the family.
+            threads: PyTorch's in each run; None: as many as there are idle cores.
+        """
+        self.threads = idle_cores() if threads is None else threads
         self._modules = {graph.name: graph.module for graph in graphs}
         self._specs = torch_specs(graphs)
         self._engines: dict[tuple[str, int, int], TorchEngine] = {}
@@ -127,7 +168,7 @@ class TorchEngineSet:
         key = (name, block, context)
         if key not in self._engines:
             spec = find_spec(self._specs, *key)
-            self._engines[key] = TorchEngine(self._modules[name], spec, self._slots)
+            self._engines[key] = TorchEngine(self._modules[name], spec, self._slots, self.threads)
         engine = self._engines[key]
         engine.select(self._slot)
         return engine

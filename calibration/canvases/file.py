@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.bundle.manifest import GraphSpec
-from ...runtime.errors import CalibrationError
+from ...runtime.errors import CalibrationError, brief
 from ...train.files import write_file
 from .canvases import SOURCES, Canvas, CanvasSet, Inputs
 
@@ -141,7 +141,7 @@ def read_canvases(path: Path, owner: Owner, specs: Sequence[GraphSpec]) -> dict[
         RecursionError, NotImplementedError, RuntimeError,
     ) as error:  # fmt: skip
         raise CalibrationError(
-            f"{path} is no file of canvases or is damaged ({str(error)[:80] or 'cut short'}): "
+            f"{path} is no file of canvases or is damaged ({brief(error, 80) or 'cut short'}): "
             "delete it, and the next export with --canvases records it again"
         ) from error
 

@@ -16,8 +16,9 @@ WIDTH = 8.0
 
 
 def lost(ratio: float) -> str:
-    """Writes a perplexity ratio as per cent lost."""
-    return f"{100 * (ratio - 1):+.3f}"
+    """Writes a perplexity ratio as per cent lost; what rounds to nothing has no sign."""
+    text = f"{100 * (ratio - 1):+.3f}"
+    return text if float(text) else "0.000"
 
 
 def lost_between(ratio: Mapping[str, float]) -> str:

@@ -53,6 +53,7 @@ def make_page(report: Mapping[str, Any]) -> Page:
 
 
 def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) -> None:
+    page.paragraph(report["verdict"], kind="verdict")
     for line in report["findings"]:
         page.paragraph(line)
     for line in report["warnings"]:

@@ -20,6 +20,7 @@ from ..losses.loss import Ratio
 from ..losses.quality import Figures
 from ..scales.plan import plan_bytes
 from ..wishes import SETS, Shipped, Wishes
+from .layers import lost
 from .page import make_page
 
 PAGE_NAME = "report.html"
@@ -38,6 +39,7 @@ def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) 
         "family": family,
         "precision": wishes.precision,
         "target": wishes.target,
+        "verdict": _verdict(shipped, wishes),
         "findings": _findings(shipped, wishes),
         "warnings": _warnings(shipped, wishes),
         "text": {
@@ -78,10 +80,18 @@ def _noise(shipped: Shipped) -> str:
 
 def _loss(ratio: Ratio) -> str:
     if ratio.low == ratio.high:  # an exact likelihood: nothing is drawn
-        return f"{100 * ratio.loss:+.3f} %"
+        return f"{lost(ratio.value)} %"
+    return f"{lost(ratio.value)} % ({lost(ratio.low)} to {lost(ratio.high)} with 95 %)"
+
+
+def _verdict(shipped: Shipped, wishes: Wishes) -> str:
+    """Says in a sentence what a reader in a hurry wants to know."""
+    ratio = shipped.outcome.ratio
+    kept = "keeps within" if fits(ratio, wishes.max_loss) else "is beyond"
+    share = shipped.variants[wishes.precision].num_bytes / shipped.variants["fp32"].num_bytes
     return (
-        f"{100 * ratio.loss:+.3f} % ({100 * (ratio.low - 1):+.3f} to "
-        f"{100 * (ratio.high - 1):+.3f} with 95 %)"
+        f"{wishes.precision} {kept} the budget of {100 * wishes.max_loss:g} %: perplexity changes "
+        f"by {lost(ratio.value)} %, by {lost(ratio.high)} % at most, at {share:.2f} of fp32's size."
     )
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import CalibrationError
+from ...runtime.errors import CalibrationError, brief
 from .linears import PRECISIONS, Layer
 
 PLAN_VERSION = 1
@@ -120,7 +120,8 @@ def read_plan(path: Path) -> dict[str, dict[str, Any]]:
         raise CalibrationError(f"cannot read the plan {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CalibrationError(
-            f"the plan {path} is no JSON ({str(error)[:100]}); start from the plan.json of a report"
+            f"the plan {path} is no JSON ({brief(error, 100)}); start from "
+            "the plan.json of a report"
         ) from error
     graphs = data.get("graphs") if isinstance(data, dict) else None
     if not isinstance(graphs, dict) or data.get("version") != PLAN_VERSION:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...jetson.forecast.plan import MemoryPlan, Plan, plan_bundle, plan_memory, require_fit
@@ -40,6 +40,29 @@ def check_budget(
     require_fit(memory, place)
     require_budget(memory, settings.max_memory_mib)
     return plan.to_json() if plan else {"target": place.name, "memory": memory.to_json()}
+
+
+_PARTS = {"kv": "KV cache", "context": "CUDA context"}
+
+
+def forecast_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Says in lines what `check_budget` returned: memory by part, then each graph shape's time."""
+    memory = plan["memory"]
+    parts = " + ".join(
+        f"{_PARTS.get(name, name)} {value:,.0f}"
+        for name, value in memory.items()
+        if name not in ("total", "available") and value
+    )
+    place = plan["target"] + (f" in mode {plan['mode']}" if plan.get("mode") else "")
+    room = "" if memory["available"] is None else f" of {memory['available']:,.0f} available"
+    lines = [f"predicted for {place}: {memory['total']:,.0f} MiB{room} = {parts}"]
+    for item in plan.get("graphs", ()):
+        lines.append(
+            f"predicted for {item['graph']} block {item['block']} context {item['context']}: "
+            f"{item['step_ms']:.2f} ms per run, {item['tokens_per_s']:,.0f} tokens/s at "
+            f"{plan['tokens_per_nfe']:g} token per run"
+        )
+    return lines
 
 
 def require_budget(memory: MemoryPlan, max_memory_mib: float | None) -> None:

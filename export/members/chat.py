@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...runtime.errors import ConfigError
+from ...runtime.errors import ConfigError, brief
 from ...runtime.text.chat_template import CHAT_NAME, ChatTemplate
 
 CONFIG_NAME, TEMPLATE_NAME = "tokenizer_config.json", "chat_template.jinja"
@@ -90,7 +90,7 @@ def _token(value: Any) -> str | None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
+    return brief(error, 100)
 
 
 def read_chat(

@@ -11,7 +11,7 @@ import math
 import onnx
 from onnx import helper
 
-from ...runtime.errors import EngineError
+from ...runtime.errors import EngineError, brief
 from .outside import add_typed_stub
 
 LARGE_BYTES = 1 << 20
@@ -71,5 +71,5 @@ def check_valid(model: onnx.ModelProto, name: str) -> None:
     try:
         onnx.checker.check_model(made, full_check=False)
     except onnx.checker.ValidationError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error, 200)
         raise EngineError(f"graph {name} is no valid ONNX: {reason}") from error

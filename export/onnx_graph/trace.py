@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 import torch
 
-from ...runtime.errors import EngineError
+from ...runtime.errors import EngineError, brief
 from ...train.families.base import ExportGraph
 from ...train.families.shapes import Shape
 from .names import name_weights
@@ -78,7 +78,7 @@ def trace_outside(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, Ar
             arrays = _take_out(program.model)
             model = program.model_proto
     except torch.onnx.OnnxExporterError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = brief(error, 300)
         raise EngineError(f"torch cannot export the graph {graph.name}: {reason}") from error
     finally:
         logger.setLevel(level)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...runtime.errors import DeviceError
+from ...runtime.errors import DeviceError, brief
 from ...runtime.gpu.facts import read_gpu
 from ..sensors.board import MachineFacts, release_at_least
 from ..sensors.power import current_mode, list_modes
@@ -82,7 +82,7 @@ def _driver() -> Check:
     try:
         gpu = read_gpu()
     except DeviceError as error:
-        return _check("GPU driver", str(error)[:120], "", False, "fail", "sudo reboot")
+        return _check("GPU driver", brief(error, 120), "", False, "fail", "sudo reboot")
     version = f"CUDA {gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
     return Check(
         name="GPU driver",

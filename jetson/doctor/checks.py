@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.cache import REMEDY, cache_root
-from ...runtime.errors import BundleError
+from ...runtime.errors import BundleError, brief
 from ...runtime.files import free_bytes
 from ...runtime.measure.machine import read_meminfo
 from ..sensors.board import MachineFacts
@@ -53,7 +53,7 @@ def probe(run: Run, module: str, expression: str) -> tuple[bool, str]:
     """Imports a module in a process of its own; returns success and its version, or the reason."""
     status, said = run((sys.executable, "-c", f"import {module} as m; print({expression})"))
     last = said.splitlines()[-1] if said else f"it ended with status {status}"
-    return status == 0, last[:120]
+    return status == 0, brief(last, 120)
 
 
 def common_checks(root: Path, machine: MachineFacts, run: Run) -> Iterator[Check]:

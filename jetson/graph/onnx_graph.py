@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.bundle.protobuf import BYTES, FIXED32, VARINT, fields, packed, signed
-from ...runtime.errors import BundleError
+from ...runtime.errors import BundleError, brief
 
 MAX_VALUES = 4096
 """Initialisers up to this many items keep their values."""
@@ -113,7 +113,7 @@ def read_graph(data: bytes, name: str = "the graph") -> Graph:
                 return _graph(view, start, end)
     except (ValueError, KeyError, UnicodeDecodeError, TypeError) as error:
         raise BundleError(
-            f"{name} is no ONNX graph that can be planned ({str(error)[:60]}): export it again"
+            f"{name} is no ONNX graph that can be planned ({brief(error, 60)}): export it again"
         ) from error
     raise BundleError(f"{name} holds no ONNX graph: export it again")
 

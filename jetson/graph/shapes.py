@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...runtime.errors import BundleError
+from ...runtime.errors import BundleError, brief
 from .onnx_graph import ITEM_BYTES, Graph, Node
 from .shape_products import Result
 from .shape_rules import RULES, shape_of
@@ -72,7 +72,7 @@ def infer(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Value]:
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(
                 f"no plan can be made: the graph's {node.op} {node.name!r} is not understood "
-                f"({type(error).__name__}: {str(error)[:80]}); export it with this version"
+                f"({type(error).__name__}: {brief(error, 80)}); export it with this version"
             ) from error
     return values
 

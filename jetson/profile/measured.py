@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
 from ...runtime.engines.base import LayerTimes
+from ..graph.onnx_graph import Graph
 from ..sensors.memory import DEVICE_USED, ENGINE_ACCOUNT, MALLOC
 from ..sensors.power import total_rails
 from ..sensors.series import Series
@@ -60,8 +61,35 @@ def allocator_peaks(series: Series, end: float) -> dict[str, float]:
     return found
 
 
-def layer_record(times: LayerTimes, runs: Sequence[TextRun]) -> dict[str, Any]:
-    """Returns layer times as plain data; `runs` are the texts they were taken over."""
+def parameter_names(graphs: Iterable[Graph]) -> dict[str, str]:
+    """Gives the parameter that each node of a bundle's graphs reads, by the node's name."""
+    found: dict[str, str] = {}
+    for graph in graphs:
+        for node in graph.nodes:
+            for name in node.inputs:
+                if name in graph.initialisers and ".weight" in name:
+                    words = name.partition(".weight")[0].split(".")
+                    found[node.name] = ".".join(w for w in words if w not in ("model", "trunk"))
+    return found
+
+
+def _layer_name(name: str, parameters: Mapping[str, str]) -> str:
+    """Gives a layer its parameter's name; fused nodes have the first one's, and a suffix."""
+    node = name.partition("/")[0]
+    session, colon, plain = node.rpartition(":")
+    return session + colon + parameters[plain] if plain in parameters else name
+
+
+def layer_record(
+    times: LayerTimes, runs: Sequence[TextRun], parameters: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns layer times as plain data.
+
+    Args:
+        times: Of the engine's own clocks.
+        runs: The texts they were taken over.
+        parameters: Of `parameter_names`.
+    """
     total = sum(layer.seconds * layer.calls for layer in times.layers)
     return {
         "nfe": sum(run.nfe for run in runs),
@@ -70,7 +98,7 @@ def layer_record(times: LayerTimes, runs: Sequence[TextRun]) -> dict[str, Any]:
         "allocator_mib": {k: round(v / (1 << 20), 3) for k, v in times.allocator.items()},
         "layers": [
             {
-                "name": layer.name,
+                "name": _layer_name(layer.name, parameters),
                 "kind": layer.kind,
                 "calls": layer.calls,
                 "ms": round(layer.seconds * 1e3, 5),

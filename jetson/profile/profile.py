@@ -20,13 +20,14 @@ from ...runtime.cli.options import with_rule
 from ...runtime.engines.base import Accountable, LayerClocks
 from ...runtime.errors import ConfigError
 from ...runtime.pipeline import Pipeline
+from ..forecast.plan import read_graphs
 from ..sensors.board import read_machine
 from ..sensors.memory import engine_memory, process_memory, reset_peak
 from ..sensors.sampler import Sampler
 from ..sensors.sysfs import ROOT
 from ..sensors.throttling import crowding, foreign, throttling, waited_seconds
 from .loading import MemoryNotes, load_by_parts
-from .measured import allocator_peaks, layer_record, run_energy
+from .measured import allocator_peaks, layer_record, parameter_names, run_energy
 from .options import DEFAULT_PROMPTS, ProfileOptions
 from .run_record import TextRun, summarise
 from .timed_text import timed_text
@@ -290,9 +291,10 @@ class Profiler:
         """Generates with the engine's own clocks on, in a pass that counts for nothing else."""
         self._progress("layers", 0, 1)
         prompts = self._prompts
+        names = parameter_names(read_graphs(pipeline.bundle).values())
         clocks.start_layers()
         runs = [
             self.generate(pipeline, prompts[number % len(prompts)], number, 0)
             for number in range(1, 1 + LAYER_TEXTS)
         ]
-        self.record["layers"] = layer_record(clocks.take_layers(), runs)
+        self.record["layers"] = layer_record(clocks.take_layers(), runs, names)

@@ -6,6 +6,7 @@ bundle's own rule and block and are judged by their speed alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -240,6 +241,9 @@ class Sweep:
             "ms_per_nfe": round(
                 1e3 * sum(run.total_s for run in runs) / max(1, sum(run.nfe for run in runs)), 4
             ),
+            "texts_sha256": hashlib.sha256(
+                "\0".join(run.text for run in runs).encode()
+            ).hexdigest(),
         }
         if judged:
             texts = [self._prompts[run.prompt] + run.text for run in runs]
@@ -250,6 +254,10 @@ class Sweep:
         """Returns the cells that are there, those on the frontier marked."""
         mark_frontier(self.cells)
         return {**self.about, "planned": len(self._planned), "cells": self.cells}
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _plain(pipeline: Pipeline) -> str:
@@ -266,14 +274,25 @@ def flags(settings: Mapping[str, Any], threads: int) -> str:
 
 
 def mark_frontier(cells: Sequence[dict[str, Any]]) -> None:
-    """Sets `frontier` on every judged cell that no other beats in both speed and bits."""
-    points = [
-        (cell["tokens_per_s"], cell["quality"]["bits_per_char"], cell)
-        for cell in cells
-        if cell.get("quality", {}).get("bits_per_char") is not None
-    ]
+    """Sets `frontier` on every judged cell that no other beats in both speed and bits.
+
+    Cells that wrote equal texts in as many graph runs are one point, at their median speed, since
+    only noise tells them apart; all but the first get `same_as`, its flags.
+    """
     for cell in cells:
         cell["frontier"] = False
+        cell.pop("same_as", None)
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for cell in cells:
+        if cell.get("quality", {}).get("bits_per_char") is not None:
+            key = cell["texts_sha256"], cell["tokens_per_nfe"], cell["threads"]
+            groups.setdefault(key, []).append(cell)
+    points = []
+    for first, *others in groups.values():
+        for cell in others:
+            cell["same_as"] = first["flags"]
+        speed = median(cell["tokens_per_s"] for cell in (first, *others))
+        points.append((speed, first["quality"]["bits_per_char"], first))
     for speed, bits, cell in points:
         cell["frontier"] = not any(
             other_speed >= speed

@@ -19,6 +19,8 @@ _STAGE_COLOURS = dict(zip(STAGES, (YELLOW, SKY, BLUE, ORANGE, GREY, PURPLE), str
 _PHASE_COLOURS = {"denoise": BLUE, "commit": GREEN, "prefill": SKY, "advance": PURPLE}
 _WIDTH = 8.4
 _NUM_LAYERS = 12
+_NUM_KINDS = 5
+"""Kinds of the layers beyond those that are shown one by one."""
 _KIND_TITLES = {
     "memory": "memory, MiB",
     "power": "power, W",
@@ -26,6 +28,7 @@ _KIND_TITLES = {
     "load": "load, %",
     "temperature": "temperature, °C",
 }
+CROWDED = "Other programs were running, so that these ratios mean nothing"
 Drawing = tuple[Any, str]
 
 
@@ -109,7 +112,7 @@ def steps(make: Any, runs: Sequence[Mapping[str, Any]]) -> Drawing:
     )
 
 
-def predicted(make: Any, rows: Sequence[Mapping[str, Any]]) -> Drawing:
+def predicted(make: Any, rows: Sequence[Mapping[str, Any]], *, crowded: bool) -> Drawing:
     """Measured over predicted, one bar per quantity, on a logarithmic scale."""
     shown = [row for row in rows if row["ratio"]]
     figure, axis = _axes(make, 0.9 + 0.28 * max(1, len(shown)))
@@ -126,6 +129,8 @@ def predicted(make: Any, rows: Sequence[Mapping[str, Any]]) -> Drawing:
     axis.minorticks_off()
     axis.invert_yaxis()
     axis.set_xlabel("measured / predicted")
+    if crowded:
+        return figure, f"{CROWDED}: they compare the plan with what other programs left over."
     return figure, "Where measurement and plan agree, bars are short; the band is ±25 %."
 
 
@@ -216,27 +221,38 @@ def timeline(make: Any, columns: Mapping[str, Any], spans: Sequence[Mapping[str,
         for number, span in enumerate(spans):
             shade = "#eaeef2" if number % 2 else "#f6f8fa"
             axis.axvspan(span["begin"], span["end"], color=shade, zorder=0)
-    for span in spans:
+    for number, span in enumerate(spans):
         middle = (span["begin"] + span["end"]) / 2
+        # In three rows, for names of short parts are wider than these.
         axes[0].annotate(
-            span["name"], (middle, 1), (0, 2), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="center", fontsize=8,
+            span["name"], (middle, 1), (0, 2 + 11 * (number % 3)),
+            xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", fontsize=8,
         )  # fmt: skip
     axes[-1].set_xlabel("seconds")
     return figure, "What the sensors said; shades are the parts of the run."
 
 
 def layers(make: Any, times: Mapping[str, Any]) -> Drawing:
-    """The layers that take longest, and all others together."""
+    """The layers that take longest, and all others by kind."""
     first = times["layers"][:_NUM_LAYERS]
     rest = times["layers"][_NUM_LAYERS:]
     labels = [f"{layer['name']} ({layer['kind']})" for layer in first]
     shares = [layer["share"] for layer in first]
-    if rest:
-        labels.append(f"{len(rest)} others")
-        shares.append(sum(layer["share"] for layer in rest))
+    groups: dict[str, list[float]] = {}
+    for layer in rest:
+        groups.setdefault(layer["kind"], []).append(layer["share"])
+    order = sorted(groups, key=lambda kind: -sum(groups[kind]))
+    for kind in order[:_NUM_KINDS]:
+        labels.append(f"{len(groups[kind])} more: {kind}")
+        shares.append(sum(groups[kind]))
+    if left := [share for kind in order[_NUM_KINDS:] for share in groups[kind]]:
+        labels.append(f"{len(left)} more of {len(order) - _NUM_KINDS} kinds")
+        shares.append(sum(left))
     figure, axis = _axes(make, 0.8 + 0.26 * len(labels))
-    axis.barh(labels, [100 * share for share in shares], color=[BLUE] * len(first) + [GREY])
+    colours = [BLUE if place < len(first) else GREY for place in range(len(labels))]
+    # By place: two nodes of one layer may have equal names.
+    axis.barh(range(len(labels)), [100 * share for share in shares], color=colours)
+    axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
     axis.set_xlabel("% of the time in layers")
     kinds: dict[str, float] = {}

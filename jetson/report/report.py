@@ -94,7 +94,10 @@ def _figures(make: Any, record: Mapping[str, Any]) -> Iterator[tuple[str, Any, s
         yield "Where a text's time goes", *drawings.stages(make, summary)
         yield "How long a graph run takes", *drawings.steps(make, record["runs"])
     if record.get("comparison"):
-        yield "Predicted and measured", *drawings.predicted(make, record["comparison"])
+        yield (
+            "Predicted and measured",
+            *drawings.predicted(make, record["comparison"], crowded=bool(record.get("crowding"))),
+        )
     if any(drawings.is_judged(cell) for cell in record.get("sweep", {}).get("cells", ())):
         yield "Speed against quality", *drawings.frontier(make, record["sweep"])
     if record.get("memory", {}).get("parts"):

@@ -73,8 +73,11 @@ def _comparison(page: Page, record: Mapping[str, Any]) -> None:
     plan = record["predicted"]
     mode = f", {plan['mode']}" if plan["mode"] else ""
     page.heading(f"Predicted for {plan['target']}{mode}, and measured")
+    ratio = "measured / predicted"
+    if record.get("crowding"):
+        ratio += " (crowded: means nothing)"
     page.table(
-        ["", "unit", "predicted", "measured", "measured / predicted"],
+        ["", "unit", "predicted", "measured", ratio],
         [
             [
                 row["quantity"],
@@ -97,7 +100,7 @@ def _sweep(page: Page, sweep: Mapping[str, Any]) -> None:
         quality = cell.get("quality") or {}
         rows.append(
             [
-                cell["flags"],
+                cell["flags"] + (f" (texts of {cell['same_as']})" if cell.get("same_as") else ""),
                 "yes" if cell["frontier"] else "",
                 f"{cell['tokens_per_s']:.4g}",
                 f"{cell['tokens_per_nfe']:.3g}",

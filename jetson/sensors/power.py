@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.errors import ConfigError, DeviceError
+from ...runtime.errors import ConfigError, DeviceError, brief
 from .sysfs import Sensor, number_file, read_text
 
 TOTAL_RAIL = "VDD_IN"
@@ -125,7 +125,8 @@ def set_mode(root: Path, mode: PowerMode) -> None:
     now = current_mode(root)
     if result.returncode or now is None or now.number != mode.number:
         said = (result.stderr or result.stdout).strip().splitlines()
+        reason = brief(said[-1], 120) if said else "no reason given"
         raise DeviceError(
-            f"cannot set power mode {mode.name} ({said[-1][:120] if said else 'no reason given'}); "
+            f"cannot set power mode {mode.name} ({reason}); "
             f"set it yourself with sudo nvpmodel -m {mode.number}, which may need a reboot"
         )

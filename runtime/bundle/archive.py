@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import BundleError
+from ..errors import BundleError, brief
 from ..files import written_beside
 from .manifest import Member
 
@@ -55,7 +55,7 @@ def reading() -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        reason = str(error)[:80].replace("\n", " ") or type(error).__name__
+        reason = brief(error, 80) or type(error).__name__
         raise damaged(f"the bundle cannot be read as a zip ({reason!r})") from error
 
 

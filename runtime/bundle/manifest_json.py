@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any, NoReturn
 
-from ..errors import BundleError
+from ..errors import BundleError, brief
 from .manifest import SCHEMA_VERSION, GraphSpec, Manifest, Member, TensorSpec
 from .manifest_check import check_member_name, check_together, choice, reject
 
@@ -208,7 +208,7 @@ def manifest_from_json(text: bytes) -> Manifest:
             text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as error:
-        reason = str(error)[:80].replace("\n", " ")
+        reason = brief(error, 80)
         raise BundleError(
             f"manifest: not readable as JSON ({reason}); the bundle is damaged or foreign: "
             "copy or export it again"

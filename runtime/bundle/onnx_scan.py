@@ -10,7 +10,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping
 
-from ..errors import BundleError
+from ..errors import BundleError, brief
 from .protobuf import BYTES, fields
 
 MAX_DEPTH = 24
@@ -84,7 +84,7 @@ def check_external_data(name: str, graph: bytes, sizes: Mapping[str, int]) -> No
                     f"{sizes[member]}; the bundle is damaged: export it again"
                 )
     except ValueError as error:
-        reason = str(error)[:60]
+        reason = brief(error, 60)
         raise BundleError(
             f"{name} is no readable ONNX graph ({reason!r}); the bundle is damaged: export it again"
         ) from error

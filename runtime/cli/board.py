@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from ..engines import BuildSettings
@@ -39,7 +41,11 @@ def report(options: RunOptions) -> None:
         finally:
             line.wipe()
 
-    found = board_report(load, notes, lambda part: note(_NAME, part) if options.verbose else None)
+    def say(part: str) -> None:
+        if options.verbose or sys.stderr.isatty():
+            note(_NAME, part)
+
+    found = board_report(load, notes, say)
     write_report(found, options.report_path)
     if options.as_json:
         print_json(found)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +173,25 @@ def read_prompts(name: str) -> Iterator[str]:
         ) from error
     if not number:
         raise DataError(f"prompt file {name} holds no line; write one prompt per line")
+
+
+def read_piped_prompt() -> str:
+    """Reads one prompt from stdin if that is a pipe or a file, else gives an empty one.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):
+        return ""  # closed, or no file of the system's
+    # A device is a terminal or /dev/null, a socket is held open by what started the program.
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError("the prompt on stdin is not UTF-8; convert it first") from error
 
 
 def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOptions:

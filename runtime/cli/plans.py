@@ -10,6 +10,7 @@ from ..bundle.bundle import default_bundle_path, open_bundle
 from ..engines.plan_cache import PlanCache
 from ..engines.tensorrt_build import BuildSettings, import_tensorrt
 from ..engines.tensorrt_plans import Plan, build_plans
+from ..errors import brief
 from ..gpu.facts import read_gpu
 from .common import note, print_json
 from .options import RunOptions
@@ -67,7 +68,7 @@ def _print_plan(plan: Plan, file: str, options: RunOptions) -> None:
     warnings = facts.pop("warnings", [])
     if options.verbose:
         for warning in warnings:
-            note(_NAME, warning[:300])
+            note(_NAME, brief(warning, 300))
     if plan.surplus is not None:
         note(_NAME, plan.surplus)
     if options.as_json:

@@ -115,9 +115,10 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
     """Writes text with a diffusion language model.
 
     MODEL.dlm is a bundle (an argument that ends in .dlm always is); without one, the small model
-    that ships with the package runs. Without PROMPT the model writes what it likes. The text goes
-    to stdout as it is committed, several texts with <|endoftext|> between them; with --json each
-    text is one JSON object on a line of its own.
+    that ships with the package runs. Without PROMPT it is read from stdin if that is a pipe or a
+    file, else the model writes what it likes. The text goes to stdout as it is committed, several
+    texts with <|endoftext|> between them where stdout is no terminal; with --json each text is one
+    JSON object on a line of its own.
 
     A decoding option without --rule chooses the rule that it belongs to: --threshold, --factor and
     --entropy-bound the rule of that name, --steps low_confidence, --beta draft_verify, unless the

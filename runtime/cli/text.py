@@ -17,7 +17,7 @@ from ..process import peak_rss_mib
 from ..text.documents import SEPARATOR
 from .common import EXIT_INTERRUPTED, note, print_json, styled
 from .load import load_pipeline
-from .options import RunOptions, read_prompts, with_rule
+from .options import RunOptions, read_piped_prompt, read_prompts, with_rule
 
 _NAME = "dlm-run"
 _MIB = 1 << 20
@@ -29,7 +29,8 @@ def generate(options: RunOptions) -> None:
     with load(options) as pipeline:
         for number, (prompt, sample_index) in enumerate(_jobs(options)):
             if number and not options.as_json:
-                click.echo(SEPARATOR)
+                # A line that a program can split at; eyes need only see that another text begins.
+                click.echo("" if sys.stdout.isatty() else SEPARATOR)
             writer = _Writer(pipeline, options, prompt, sample_index)
             interrupted = False
             try:
@@ -62,8 +63,13 @@ def load(options: RunOptions) -> Pipeline:
 
 def _jobs(options: RunOptions) -> Iterator[tuple[str, int]]:
     """Yields (prompt, sample index) of every text."""
-    prompts = [options.prompt or ""]
-    for prompt in read_prompts(options.prompt_file) if options.prompt_file else prompts:
+    if options.prompt_file:
+        prompts = read_prompts(options.prompt_file)
+    elif options.prompt is None and options.infill is None:
+        prompts = iter([read_piped_prompt()])
+    else:
+        prompts = iter([options.prompt or ""])
+    for prompt in prompts:
         for sample_index in range(options.num_samples):
             yield prompt, sample_index
 
@@ -143,7 +149,7 @@ class _Writer:
         with Watch(sys.stdout, pipeline.tokenizer.decode, delay=delay) as watch:
             for nfe, canvas in canvases(self._generation, mask_token_id):
                 revised = f", {canvas.num_revised} tokens revised" if canvas.num_revised else ""
-                watch.show(canvas, f"{nfe} graph runs{revised}")
+                watch.show(canvas, f"{num_runs(nfe)}{revised}")
 
 
 def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any]:
@@ -172,11 +178,16 @@ def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any
     }
 
 
+def num_runs(number: int) -> str:
+    """Returns "1 graph run" or "2 graph runs"."""
+    return f"{number} graph run{'s' if number != 1 else ''}"
+
+
 def summary(result: TextResult) -> str:
     """Returns the figures of one text in a line."""
     return (
         f"{len(result.token_ids)} tokens, {result.tokens_per_s:.0f} tokens/s, "
-        f"{result.nfe} graph runs, {result.tokens_per_nfe:.2f} tokens each; "
+        f"{num_runs(result.nfe)}, {result.tokens_per_nfe:.2f} tokens each; "
         f"{result.seconds['total']:.2f} s, {peak_rss_mib():.0f} MiB; "
         f"{result.engine} {result.precision}, rule {result.rule}, seed {result.seed}, "
         f"ended by {result.finish_reason}"

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphSpec, Manifest, TensorSpec
-from ..errors import EngineError
+from ..errors import EngineError, brief
 from ..process import usable_cores
 from .base import CPU_TARGETS, LayerTimes, find_spec
 from .onnxruntime_layers import read_profiles
@@ -177,12 +177,7 @@ def _failed(what: str, error: Exception) -> str:
         remedy = "too little memory: close other programs, or take a smaller bundle"
     else:
         remedy = "the bundle does not fit this version, export it again"
-    return f"ONNX Runtime: {what}: {_short(reason)}; {remedy}"
-
-
-def _short(reason: str) -> str:
-    """Cuts a message before a word, so that it is one line."""
-    return reason if len(reason) <= 160 else reason[:160].rpartition(" ")[0] + " …"
+    return f"ONNX Runtime: {what}: {brief(reason, 160)}; {remedy}"
 
 
 class OnnxRuntimeEngines:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphSpec
-from ..errors import DeviceError, EngineError
+from ..errors import DeviceError, EngineError, brief
 from ..gpu.device import Device
 from ..gpu.facts import GpuFacts
 from ..gpu.replay import ReplayingDevice
@@ -114,7 +114,7 @@ def _shape(spec: GraphSpec) -> str:
 def _reason(log: Any) -> str:
     """Returns the first thing that TensorRT complained of since it was last asked, in brackets."""
     errors, _ = log.take()
-    return f" ({errors[0][:200]})" if errors else ""
+    return f" ({brief(errors[0], 200)})" if errors else ""
 
 
 class TensorRtEngines:
@@ -206,9 +206,11 @@ class TensorRtEngines:
                     "bits or a smaller model"
                 )
             if not rebuild:
-                note(f"TensorRT cannot load the plan ({reasons[0][:160]}) and builds it again")
+                note(
+                    f"TensorRT cannot load the plan ({brief(reasons[0], 160)}) and builds it again"
+                )
         raise EngineError(
-            f"TensorRT cannot load the plan that it just built: {reasons[0][:200]}; "
+            f"TensorRT cannot load the plan that it just built: {brief(reasons[0], 200)}; "
             "use --engine onnxruntime"
         )
 

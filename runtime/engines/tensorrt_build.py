@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import GraphSpec
-from ..errors import ConfigError, EngineError
+from ..errors import ConfigError, EngineError, brief
 from ..process import peak_rss_mib
 from .tensorrt_log import process_logger, progress_monitor
 from .tensorrt_timings import attach_timings, measured_timings
@@ -250,7 +250,7 @@ def _check_tensors(network: Any, file: str, specs: Sequence[GraphSpec]) -> None:
 
 
 def _no_builder(errors: Sequence[str]) -> str:
-    reason = errors[0][:200] if errors else "no reason given"
+    reason = brief(errors[0], 200) if errors else "no reason given"
     return (
         f"TensorRT finds no usable GPU or driver here ({reason}): build on the machine that will "
         "run the bundle, or use --engine onnxruntime"
@@ -260,13 +260,13 @@ def _no_builder(errors: Sequence[str]) -> str:
 def _parser_message(parser: Any, file: str, errors: Sequence[str]) -> str:
     """Names the first node that TensorRT's parser refuses, and why."""
     if not parser.num_errors:
-        reason = errors[0][:200] if errors else "no reason given"
+        reason = brief(errors[0], 200) if errors else "no reason given"
         return f"TensorRT cannot read {file}: {reason}; export the bundle again"
     refusal = parser.get_error(0)
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
     name = refusal.node_name()
     node = f"node {name} ({refusal.node_operator()})" if name else file
-    reason = " ".join(str(refusal.desc()).split())[:200]
+    reason = brief(refusal.desc(), 200)
     return (
         f"TensorRT's parser refuses {node} of {file}: {reason}{more}; export the bundle again with "
         "this version of dlm-export, or use --engine onnxruntime"
@@ -282,8 +282,9 @@ def _failure(
         largest = max(specs, key=lambda spec: spec.block * (spec.block + spec.context))
         return (
             f"out of device memory while building {file} (largest shape: block {largest.block}, "
-            f"context {largest.context}; workspace {settings.workspace_mib} MiB): {memory[:160]}; "
-            "close other programs, or export with a smaller --block or --context"
+            f"context {largest.context}; workspace {settings.workspace_mib} MiB): "
+            f"{brief(memory, 160)}; close other programs, or export with a smaller --block or "
+            "--context"
         )
-    reason = errors[0][:300] if errors else "it gave no reason"
+    reason = brief(errors[0], 300) if errors else "it gave no reason"
     return f"TensorRT builds no plan from {file}: {reason}"

@@ -24,8 +24,14 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #d8dee4; text-align: right }
 th:first-child, td:first-child { text-align: left }
 thead th { border-bottom: 2px solid #8c959f; vertical-align: bottom }
-figure { margin: 1rem 0 } figure svg { max-width: 100%; height: auto }
+.wide { overflow-x: auto } .verdict { font-weight: 600 }
+figure { margin: 1rem 0 } figure svg { max-width: 100%; min-width: 34rem; height: auto }
 figcaption, .note { color: #57606a; font-size: .9rem } .warning { color: #9a3412 }
+@media (prefers-color-scheme: dark) {
+  body { color: #e6edf3; background: #0d1117 } th, td { border-color: #30363d }
+  figcaption, .note { color: #9198a1 } .warning { color: #ffa657 }
+  figure .wide { background: #fff; border-radius: .4rem }
+}
 """
 
 
@@ -49,7 +55,7 @@ class Page:
         self._parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def paragraph(self, text: str, *, kind: str = "") -> None:
-        """Adds a paragraph; `kind` is "", "note" or "warning"."""
+        """Adds a paragraph; `kind` is "", "note", "warning" or "verdict"."""
         mark = f' class="{html.escape(kind, quote=True)}"' if kind else ""
         self._parts.append(f"<p{mark}>{html.escape(text)}</p>")
 
@@ -60,7 +66,10 @@ class Page:
             "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
             for row in rows
         )
-        self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        self._parts.append(
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+            "</div>"
+        )
 
     def figure(self, figure: Figure, caption: str) -> None:
         """Draws a figure into the page as SVG, with a caption that also says it in words."""
@@ -70,7 +79,10 @@ class Page:
         svg = text.getvalue()[text.getvalue().index("<svg") :]
         mark = f"f{len(self._parts)}-"
         svg = re.sub(r'(\bid="|"#|url\(#)', lambda found: found.group(0) + mark, svg)
-        self._parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        self._parts.append(
+            f'<figure><div class="wide">{svg}</div><figcaption>{html.escape(caption)}</figcaption>'
+            "</figure>"
+        )
 
     def render(self) -> str:
         """Returns the whole page."""

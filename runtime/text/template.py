@@ -4,7 +4,7 @@ A gap is a run of three or more underscores: `Once upon a time ___ and they were
 before such a run makes it plain underscores (`\\___`), two make a backslash and a gap. Each fixed
 piece is tokenised by itself, so that nothing a gap holds can change its tokens. One space before a
 gap belongs to the gap's first token, as in the text the model has learnt from; it is put back
-when the text is assembled. Knows no family and no engine.
+when the text is assembled, unless the gap begins with punctuation. Knows no family and no engine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from .tokenizer import Tokenizer
 DEFAULT_GAP_TOKENS = 12
 """Tokens per gap when the caller does not say: about nine English words."""
 
+_NO_SPACE_BEFORE = tuple(",.;:!?)]}…")
+"""What a word is followed by without a space."""
 _GAP = re.compile(r"(\\*)(_{3,})")
 
 
@@ -36,11 +38,18 @@ class Template:
         return len(self.pieces) - 1
 
     def assemble(self, gaps: Sequence[str]) -> str:
-        """Returns the whole text: every piece as it was given, `gaps` between them."""
+        """Returns the whole text: every piece as it was given, `gaps` between them.
+
+        Of the space before a gap and a space that the gap begins with, one is kept; none is before
+        punctuation.
+        """
         text = self.pieces[0]
         for gap, piece in zip(gaps, self.pieces[1:], strict=True):
-            # The space before the gap stands in the piece already.
-            text += (gap.removeprefix(" ") if text.endswith(" ") else gap) + piece
+            if text.endswith(" "):
+                gap = gap.removeprefix(" ")
+                if gap.startswith(_NO_SPACE_BEFORE):
+                    text = text.removesuffix(" ")
+            text += gap + piece
         return text
 
 

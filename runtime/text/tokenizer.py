@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from ..errors import BundleError, ConfigError
+from ..errors import BundleError, ConfigError, brief
 
 MAX_SPLIT = 3
 """Tokens that the begin of an unfinished UTF-8 character can lie in."""
@@ -25,7 +25,7 @@ class Tokenizer:
         try:
             self._backend = Backend.from_str(text)
         except Exception as error:  # the library raises no narrower class
-            reason = str(error)[:80].replace("\n", " ")
+            reason = brief(error, 80)
             raise BundleError(
                 f"{origin} is no tokenizer that the tokenizers library reads ({reason}): "
                 "export the bundle again or update tokenizers"

@@ -8,7 +8,20 @@ from dlm_edge.export import pack
 from dlm_edge.export.auto import auto
 from dlm_edge.export.cli import main
 
+PLAN = {
+    "target": "orin-nano",
+    "mode": "25w",
+    "tokens_per_nfe": 1.0,
+    "graphs": [
+        {"graph": "denoise", "block": 4, "context": 8, "step_ms": 1.25, "tokens_per_s": 800.0}
+    ],
+    "memory": {
+        "weights": 1475.2, "kv": 56.0, "activations": 0.0, "context": 160.0, "runtime": 260.0,
+        "total": 1951.2, "available": 6000.0,
+    },
+}  # fmt: skip
 REPORT = {
+    "plan": PLAN,
     "bundle": "x.dlm",
     "sha256": "0" * 64,
     "bytes": 2**20,
@@ -185,11 +198,39 @@ def test_a_loss_that_is_no_number_is_a_usage_error(asked, tmp_path, text):
     assert asked == []
 
 
+FORECAST = (
+    "predicted for orin-nano in mode 25w: 1,951 MiB of 6,000 available = weights 1,475 + "
+    "KV cache 56 + CUDA context 160 + runtime 260\n"
+    "predicted for denoise block 4 context 8: 1.25 ms per run, 800 tokens/s at 1 token per run\n"
+)
+
+
+def test_an_export_for_a_board_shows_its_forecast_and_the_next_command(asked, tmp_path):
+    result = invoke(tmp_path, "-o", "x.dlm", "--target", "orin-nano")
+    assert FORECAST in result.stdout
+    assert result.stdout.endswith(
+        "next: dlm-run x.dlm --build makes TensorRT's plans on the machine\n"
+    )
+    assert "tensorrt" not in result.stderr
+
+
+def test_a_dry_run_shows_the_forecast_and_exports_nothing(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "forecast_checkpoint", lambda *_: PLAN)
+    result = invoke(tmp_path, "--target", "orin-nano", "--dry-run")
+    assert (result.exit_code, result.stdout) == (0, FORECAST)
+    assert json.loads(invoke(tmp_path, "--dry-run", "--json").stdout) == PLAN
+    assert not asked
+
+
 def test_what_was_lost_is_printed(monkeypatch, tmp_path):
-    quality = {"findings": ["int8 changes perplexity by +0.1 %."], "warnings": ["Beyond."]}
+    quality = {
+        "verdict": "int8 keeps.",
+        "findings": ["int8 changes perplexity by +0.1 %."],
+        "warnings": ["Beyond."],
+    }
     report = {**REPORT, "quality": quality, "report_dir": "x.report"}
     monkeypatch.setattr(pack, "export_checkpoint", lambda *args, **more: report)
     result = invoke(tmp_path, "-o", "x.dlm", "--precision", "int8")
-    assert "+0.1 %" in result.stdout
+    assert "int8 keeps.\nint8 changes perplexity by +0.1 %.\n" in result.stdout
     assert "Beyond." in result.stdout
     assert "x.report/report.html" in result.stdout

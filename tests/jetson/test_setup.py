@@ -85,6 +85,16 @@ def test_another_machine_is_told_about_the_cpu_option(wheel):
     assert "--cpu" in result.stderr
 
 
+def test_a_dry_run_off_a_board_shows_the_commands_of_one(wheel):
+    if Path("/etc/nv_tegra_release").exists():
+        pytest.skip("this is a board")
+    result = setup("--dry-run", "--wheel", wheel, *HERE)
+    assert result.returncode == 0, result.stderr
+    assert "this is no Jetson: these are the commands of one with JetPack 6" in result.stdout
+    assert "install cuda-bindings==12.*" in result.stdout
+    assert "pycuda" in result.stdout
+
+
 def test_the_newest_wheel_at_hand_is_taken(tmp_path):
     for age, name in enumerate(("0.2.0", "0.1.0")):
         path = tmp_path / "dist" / f"dlm_edge-{name}-py3-none-any.whl"

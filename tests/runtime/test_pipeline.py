@@ -104,6 +104,30 @@ def test_the_model_may_end_its_text(make_bundle):
     assert len(result.token_ids) == 10
 
 
+def test_the_package_gives_a_pipeline_that_is_called_with_a_prompt(pipeline):
+    import dlm_edge
+
+    assert isinstance(pipeline, dlm_edge.Pipeline)
+    wanted = pipeline.generate("The ", max_tokens=6).result()
+    assert pipeline("The ", max_tokens=6).text == wanted.text
+    first, _ = pipeline("The ", max_tokens=6, num_samples=2)
+    assert first.text == wanted.text
+    with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
+        dlm_edge.Pipelin  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("max_new_tokens", "max_tokens"), ("num_return_sequences", "num_samples"),
+     ("do_sample", "temperature")],
+)  # fmt: skip
+def test_hugging_faces_names_are_answered_with_ours(pipeline, name, ours):
+    with pytest.raises(ConfigError, match=f"^{name} is unknown here: give {ours}"):
+        pipeline.generate("The ", **{name: 1})
+    with pytest.raises(ConfigError, match=f"^{name} is unknown here: give {ours}"):
+        pipeline.infill("The ___", **{name: 1})
+
+
 def test_leaving_early_keeps_what_was_committed(pipeline):
     generation = pipeline.generate(max_tokens=40)
     for span in generation:

@@ -249,6 +249,7 @@ def test_an_interrupt_saves_and_exits_with_130(stories: Path, command, tmp_path:
     process.send_signal(signal.SIGINT)
     code, stdout, err = finish(process)
     assert code == 130, err
+    assert err.count("stopping after this step, with all saved") == 1
     assert stdout.startswith("interrupted after ")
     assert f"next: dlm-train --resume --out {out}" in stdout
     read_checkpoint(out)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
+from dlm_edge.train.continuations import CausalBatch, finished, whole_sentences
 from dlm_edge.train.data.sources import documents, find_source
 from dlm_edge.train.nn.backbones import make_backbone
 from dlm_edge.train.nn.config import resolve_model
 from dlm_edge.train.nn.masks import causal_mask
 from dlm_edge.train.nn.transformer import Transformer
-from dlm_edge.train.own_text import CausalBatch, finished, main, whole_sentences
+from dlm_edge.train.own_text import main
 from tiny_checkpoint import make_checkpoint
 
 EOS = 0
@@ -83,6 +85,14 @@ def test_a_checkpoint_that_is_missing_is_one_line(tmp_path) -> None:
     assert result.exit_code == 1
     assert "no checkpoint here" in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_without_torch_it_is_one_line_that_names_the_extra(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    asked = [str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "o.txt")]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 1
+    assert result.output.endswith("torch is not installed; run: pip install 'dlm-edge[desktop]'\n")
 
 
 @pytest.mark.parametrize("family", ["mdlm", "unheard"])

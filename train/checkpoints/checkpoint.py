@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, brief
 from ..files import new_folder, remove_unfinished, write_file, write_text
 from ..nn.config import ModelConfig
 from .hub import COMPANIONS, checkpoint_folder, config_path
@@ -100,7 +100,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, RuntimeError) as error:  # the last is torch.save's
-        reason = " ".join(str(error).split())[:120]
+        reason = brief(error, 120)
         raise CheckpointError(
             f"cannot write the checkpoint {folder} ({reason}); what was saved before is whole: "
             "free some space, then continue with --resume"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, brief
 from .architectures import ARCHITECTURES, GGUF_OF_LAYER, GGUF_WHOLE
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _open(path: Path) -> GGUFReader:
     try:
         reader = GGUFReader(path)
     except (ValueError, KeyError, IndexError, OverflowError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = brief(error, 120)
         raise CheckpointError(
             f"{path}: not a GGUF file that can be read, or not all of one ({reason}); copy it again"
         ) from error
@@ -288,7 +288,7 @@ def _tokenizer(facts: _Facts) -> Tokenizer:
             )
         )
     except Exception as error:  # The Rust code raises bare Exception.
-        reason = " ".join(str(error).split())[:120]
+        reason = brief(error, 120)
         raise CheckpointError(
             f"{facts.path}: its merges do not fit its tokens ({reason}); copy it again"
         ) from error

@@ -12,7 +12,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, brief
 
 PREFIX = "hf:"
 """Marks a name of the hub that a folder here might have, too."""
@@ -92,7 +92,7 @@ def _download(name: str, revision: str) -> Path:
             for file in sorted(set(read_index(fetch(INDEX)).values())):
                 fetch(file)
     except (OSError, ValueError) as error:  # the client's own errors are both
-        reason = " ".join(str(error).split())[:160]
+        reason = brief(error, 160)
         raise CheckpointError(
             f"{name} is no folder here and could not be had from the Hugging Face hub "
             f"({type(error).__name__}: {reason}): check the path or name, and the network"

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from ...runtime.errors import CheckpointError, ConfigError
+from ...runtime.errors import CheckpointError, ConfigError, brief
 from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, vocab_size_of
 from ..nn.config import ModelConfig
 from .checkpoint import (
@@ -186,7 +186,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         return Tokenizer.from_str(checkpoint.tokenizer_json)
     except Exception as error:  # The Rust reader raises bare Exception.
         raise CheckpointError(
-            f"{checkpoint.path}: tokenizer.json is damaged ({str(error)[:100]}); copy it again"
+            f"{checkpoint.path}: tokenizer.json is damaged ({brief(error, 100)}); copy it again"
         ) from error
 
 

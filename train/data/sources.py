@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import ConfigError, DataError
+from ...runtime.errors import ConfigError, DataError, brief
 from ...runtime.text.documents import Piece, file_sha256, joined, pieces_of, read_pieces
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -249,4 +249,4 @@ def _column(table: Any, text_field: str, name: str) -> Iterator[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return brief((str(error).splitlines() or [type(error).__name__])[0], 200)

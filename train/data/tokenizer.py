@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...runtime.errors import CheckpointError, ConfigError, DataError
+from ...runtime.errors import CheckpointError, ConfigError, DataError, brief
 from ...runtime.text.documents import pieces_of
 from ..checkpoints.gguf import SUFFIX, read_tokenizer
 from ..files import write_text
@@ -139,7 +139,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise
     except Exception as error:
         # The Rust reader raises bare Exception.
-        raise DataError(f"{path}: not a tokenizer.json ({str(error)[:200]})") from error
+        raise DataError(f"{path}: not a tokenizer.json ({brief(error, 200)})") from error
     missing = [t for t in _SPECIAL if tokenizer.token_to_id(t) is None]
     if missing:
         tokenizer.add_special_tokens([AddedToken(t, special=True) for t in missing])

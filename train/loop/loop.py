@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, brief
 from ..config import TrainConfig
 from ..data.batches import Batch, Batches
 from ..families.base import Family
@@ -318,7 +318,7 @@ class Loop:
             self.optimizer.load_state_dict(parts_of_optimizer(state["optimizer"], self.optimizer))
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"the saved state is of another model or optimizer ({str(error)[:200]}); resume "
+                f"the saved state is of another model or optimizer ({brief(error, 200)}); resume "
                 "with the settings the run was started with"
             ) from error
         # The settings rule, not the state: rates, betas and decay may change on --resume.

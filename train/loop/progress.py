@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...runtime.errors import ConfigError
+from ...runtime.errors import ConfigError, brief
 
 LINE_EVERY_S = 15.0
 """Seconds between lines when stderr is not a terminal."""
@@ -65,7 +65,7 @@ class WandbCurves:
             self._run = wandb.init(project="dlm-edge", dir=str(folder), config=dict(settings))
         except wandb.Error as error:
             raise ConfigError(
-                f"--log wandb: {str(error)[:200]}; log in with `wandb login`, or give another --log"
+                f"--log wandb: {brief(error, 160)}; run `wandb login`, or give another --log"
             ) from error
 
     def write(self, values: Mapping[str, float], step: int) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -324,15 +325,36 @@ def _asked_to_stop() -> Iterator[list[bool]]:
     def ask(number: int, _frame: Any) -> None:
         asked[0] = True
         signal.signal(number, kept[number])
-        # os.write: print may be what the signal has interrupted.
-        with contextlib.suppress(OSError):  # a closed stderr must not stop the saving
-            os.write(2, b"\nstopping after this step, with all saved; Ctrl-C again ends at once\n")
 
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):
             kept[number] = signal.signal(number, ask)
     try:
-        yield asked
+        with _answered() if kept else contextlib.nullcontext():
+            yield asked
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    """Answers a signal at once: its handler waits until the operation in hand is over."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def answer() -> None:
+        if os.read(reader, 1):
+            with contextlib.suppress(OSError):  # a closed stderr must not stop the saving
+                os.write(2, b"\nstopping after this step, with all saved; Ctrl-C again ends it\n")
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)  # which ends the thread's reading
+        thread.join()
+        os.close(reader)

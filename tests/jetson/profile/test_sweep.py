@@ -23,8 +23,15 @@ from dlm_edge.runtime.pipeline import Pipeline
 from score_bundle import STORY, write_score
 
 
-def cell(speed, bits):
-    return {"tokens_per_s": speed, "quality": {"bits_per_char": bits}}
+def cell(speed, bits, *, texts=None):
+    return {
+        "tokens_per_s": speed,
+        "quality": {"bits_per_char": bits},
+        "texts_sha256": texts or f"{speed} {bits}",
+        "tokens_per_nfe": 1.0,
+        "threads": 1,
+        "flags": f"--threshold {speed}",
+    }
 
 
 def test_the_frontier_is_what_nothing_beats_in_both():
@@ -35,9 +42,17 @@ def test_the_frontier_is_what_nothing_beats_in_both():
 
 
 def test_equal_cells_are_both_on_the_frontier():
-    cells = [cell(100, 1.0), cell(100, 1.0)]
+    cells = [cell(100, 1.0, texts="one"), cell(100, 1.0, texts="other")]
     mark_frontier(cells)
     assert all(c["frontier"] for c in cells)
+
+
+def test_cells_of_equal_texts_are_one_point_at_their_median_speed():
+    cells = [cell(90, 1.0, texts="a"), cell(95, 1.0, texts="a"), cell(130, 1.0, texts="a")]
+    cells.append(cell(96, 1.0))
+    mark_frontier(cells)
+    assert [c["frontier"] for c in cells] == [False, False, False, True]
+    assert [c.get("same_as") for c in cells] == [None, "--threshold 90", "--threshold 90", None]
 
 
 def test_axes_are_read():

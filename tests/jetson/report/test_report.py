@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from dlm_edge.jetson.profile.prediction import compare_with_plan
-from dlm_edge.jetson.report import report
+from dlm_edge.jetson.report import drawings, report
 from dlm_edge.jetson.report.compare import compare, read_run
 from dlm_edge.jetson.report.report import write_comparison, write_page
 from dlm_edge.jetson.report.table import lines
@@ -93,6 +93,38 @@ def test_predicted_and_measured_stand_in_one_table_with_their_ratio(full, page):
     assert rows["power while running"]["predicted"] == 7.0
     assert "measured / predicted" in page
     assert "one buffer is big" in page
+
+
+def test_on_a_crowded_machine_the_comparison_says_itself_that_it_means_nothing(full, tmp_path):
+    pytest.importorskip("matplotlib")
+    crowded = full | {"crowding": ["other programs were running"]}
+    text = list(lines(crowded))
+    (place,) = (number for number, line in enumerate(text) if "against the plan" in line)
+    assert text[place - 1].startswith("CROWDED: the ratios below mean nothing")
+    write_page(crowded, tmp_path / "report.html")
+    drawn = (tmp_path / "report.html").read_text("utf-8")
+    assert "<th>measured / predicted (crowded: means nothing)</th>" in drawn
+    assert "these ratios mean nothing" in drawn
+
+
+def test_layers_beyond_the_first_are_grouped_by_kind(full):
+    figure_class = pytest.importorskip("matplotlib.figure").Figure
+    kinds = ["MatMul"] * 14 + ["Add", "Mul", "Sub", "Div", "Cast", "Pow", "Exp"]
+    times = [{"name": f"layer {n}", "kind": kind, "share": 0.04} for n, kind in enumerate(kinds)]
+    figure, _ = drawings.layers(figure_class, {"layers": times})
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[12] == "2 more: MatMul"
+    assert labels[-1] == "3 more of 3 kinds"
+    shares = [bar.get_width() for bar in figure.axes[0].patches]
+    assert sum(shares) == pytest.approx(100 * 0.04 * len(kinds))
+
+
+def test_equal_texts_of_a_sweep_are_told_to_be_equal(full, tmp_path):
+    pytest.importorskip("matplotlib")
+    found = copy.deepcopy(full)
+    found["sweep"]["cells"][1]["same_as"] = "--threshold 0.5"
+    write_page(found, tmp_path / "report.html")
+    assert "(texts of --threshold 0.5)" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_the_table_fits_one_screen_and_says_everything(full):

@@ -90,6 +90,31 @@ def test_watching_on_a_terminal_redraws_and_ctrl_c_gives_the_cursor_back(tiny_bu
     assert STORY.startswith(final)
 
 
+def test_a_piped_prompt_is_continued_and_no_other_stdin_is_read(tiny_bundle, tmp_path):
+    (tmp_path / "prompt").write_text("The ", "utf-8")
+
+    def said(*arguments, **stdin):
+        asked = command(tiny_bundle, *arguments, "--max-tokens", 4)
+        done = subprocess.run(asked, capture_output=True, timeout=LIMIT_S, **stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert said(input=b"The \n") == b"The cat \n"
+    with open(tmp_path / "prompt", "rb") as file:
+        assert said(stdin=file) == b"The cat \n"
+    free = said(stdin=subprocess.DEVNULL)
+    assert said(input=b"") == free
+    assert said("", input=b"The \n") == free
+
+
+def test_a_piped_prompt_that_is_no_text_is_one_line(tiny_bundle):
+    done = subprocess.run(
+        command(tiny_bundle), input=b"caf\xe9", capture_output=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"dlm-run: error: the prompt on stdin is not UTF-8; convert it first\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_one_line(tiny_bundle):
     for arguments in ([tiny_bundle], [tiny_bundle, "--json"], ["--help"]):

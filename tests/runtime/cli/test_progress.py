@@ -42,9 +42,11 @@ def test_the_same_part_is_drawn_ten_times_a_second_at_most_and_another_at_once(c
     assert " 75%" in out.getvalue()
 
 
-def test_nothing_is_drawn_where_there_is_no_terminal():
+def test_without_a_terminal_there_is_a_line_every_half_minute_and_none_for_short_work(clock):
     out = io.StringIO()
     line = ProgressLine(out)
-    line.show(1, 4)
+    for done in range(1, 5):
+        line.show(done, 8, "texts")
+        clock[0] += 12
     line.wipe()
-    assert out.getvalue() == ""
+    assert out.getvalue() == "texts 50%, 36 s left\n"

@@ -71,3 +71,12 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path):
         page().write(tmp_path / "missing" / "page.html")
     page().write(tmp_path / "page.html")
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_wide_tables_and_drawings_scroll_and_a_dark_screen_gets_a_dark_page():
+    page = Page("t")
+    page.table(["a", "b"], [["c", 1]])
+    text = page.render()
+    assert '<div class="wide"><table>' in text
+    assert ".wide { overflow-x: auto }" in text
+    assert "@media (prefers-color-scheme: dark)" in text
