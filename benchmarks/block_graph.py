@@ -122,14 +122,14 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
         nodes=tuple(make.nodes),
         initialisers=make.initialisers,
         inputs=(
-            Port(name="ids", dtype="int32", shape=(1, "block")),
+            Port(name="ids", dtype="int32", shape=(1, "rows")),
             Port(name="start", dtype="int32", shape=(1,)),
             Port(name="kv", dtype="float16", shape=("context", *spec.tensor("kv").shape[1:])),
             Port(name="split", dtype="int32", shape=(1,)),
         ),
         outputs=(
-            Port(name=logits, dtype="float32", shape=(1, "block", shape.vocab_size)),
-            Port(name=kv_new, dtype="float16", shape=("block", *spec.tensor("kv").shape[1:])),
+            Port(name=logits, dtype="float32", shape=(1, "rows", shape.vocab_size)),
+            Port(name=kv_new, dtype="float16", shape=("rows", *spec.tensor("kv").shape[1:])),
         ),
     )
 
@@ -249,7 +249,7 @@ def _attend(make: _Builder, shape: TransformerShape, query: str, both: str, bias
     return make.op("Reshape", joined, make.ints(1, -1, shape.num_heads * size), allowzero=1)
 
 
-def _spec(shape: TransformerShape, block: int, context: int, precision: str) -> GraphSpec:
+def _spec(shape: TransformerShape, rows: int, context: int, precision: str) -> GraphSpec:
     cache = (1, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
 
     def tensor(name: str, dtype: str, sizes: Sequence[int], role: str) -> TensorSpec:
@@ -258,19 +258,19 @@ def _spec(shape: TransformerShape, block: int, context: int, precision: str) -> 
     return GraphSpec(
         name="denoise",
         file=FILE,
-        batch=1,
-        block=block,
-        context=context,
+        dims={"batch": 1, "rows": rows, "context": context},
+        purpose="denoise",
+        block=rows,
         precision=precision,
         inputs=(
-            tensor("ids", "int32", (1, block), "canvas"),
+            tensor("ids", "int32", (1, rows), "canvas"),
             tensor("start", "int32", (1,), "start"),
             tensor("kv", "float16", (context, *cache), "kv"),
             tensor("split", "int32", (1,), "split"),
         ),
         outputs=(
-            tensor("logits", "float32", (1, block, shape.vocab_size), "logits"),
-            tensor("kv_new", "float16", (block, *cache), "kv_new"),
+            tensor("logits", "float32", (1, rows, shape.vocab_size), "logits"),
+            tensor("kv_new", "float16", (rows, *cache), "kv_new"),
         ),
     )
 
@@ -278,7 +278,7 @@ def _spec(shape: TransformerShape, block: int, context: int, precision: str) -> 
 def block_manifest(
     shape: TransformerShape, sizes: Sequence[tuple[int, int]], *, int8: bool, target: str
 ) -> Manifest:
-    """Describes a bundle of that graph at (block, context) sizes, as far as a plan reads it."""
+    """Describes a bundle of that graph at (rows, context) sizes, as far as a plan reads it."""
     precision = "int8" if int8 else "fp16"
     model: Mapping[str, Any] = {"dim": shape.dim, "num_layers": shape.num_layers}
     return Manifest(

@@ -41,9 +41,9 @@ def make_specs(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     settings = DecodingSettings.merge(manifest.decoding, {name: given.get(name) for name in names})
     shapes = decoding_blocks(manifest)
     block = choose_block(shapes, given["block"] or settings.block_size, manifest.block_sizes)
-    if shapes[block][-1] < block:
+    if shapes[block][-1].context < block:
         raise ConfigError(f"{bundle_path}: no graph of block {block} with a context; export one")
-    room = min(manifest.max_position, shapes[block][-1] + block)
+    room = min(manifest.max_position, shapes[block][-1].context + block)
     opened = {name: open_bundle(given[name]) for name in OF_OTHER_BUNDLES if given[name]}
     room = min([room, *(item.manifest.max_position for item in opened.values())])
     if room <= given["tokens"]:

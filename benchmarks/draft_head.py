@@ -52,7 +52,6 @@ def make_graphs(shape: Mapping[str, Any], blocks: tuple[int, ...]) -> dict[str, 
 
     from ..export.onnx_graph.trace import trace
     from ..train.families import FAMILIES
-    from ..train.families.shapes import Shape
 
     torch.manual_seed(0)
     family = FAMILIES["tidar"]
@@ -64,11 +63,11 @@ def make_graphs(shape: Mapping[str, Any], blocks: tuple[int, ...]) -> dict[str, 
     )  # fmt: skip
     (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
     trunk, head = graph.parts
-    at = Shape(block=20, context=CONTEXT)
+    at = {"batch": 1, "rows": 20, "context": CONTEXT}
     return {
         "step": trace(graph, at),
         "trunk": trace(trunk, at),
-        "head": trace(head, Shape(block=4, context=0)),
+        "head": trace(head, {"batch": 1, "rows": 4}),
     }
 
 

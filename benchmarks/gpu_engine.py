@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.bundle.manifest import GraphSpec
+from ..runtime.bundle.manifest import GraphKey, GraphSpec
 from ..runtime.engines.base import find_spec
 from ..runtime.gpu.device import Device, DeviceArray
 
@@ -124,19 +124,19 @@ class TorchDeviceEngines:
         largest = max(self.specs, key=lambda spec: spec.context).tensor("kv")
         self._kv = device.empty(largest.shape, largest.dtype)
         device.zero(self._kv)
-        self._engines: dict[tuple[str, int, int], TorchDeviceEngine] = {}
+        self._engines: dict[GraphKey, TorchDeviceEngine] = {}
 
-    def engine(self, name: str, block: int, context: int) -> TorchDeviceEngine:
+    def engine(self, spec: GraphSpec) -> TorchDeviceEngine:
         """Gives the engine of this shape; EngineError if there is none."""
-        key = (name, block, context)
+        key = spec.key
         if key not in self._engines:
-            spec = find_spec(self.specs, *key)
+            spec = find_spec(self.specs, spec)
             outputs = {
                 tensor.name: self._device.empty(tensor.shape, tensor.dtype)
                 for tensor in spec.outputs
             }
             self._engines[key] = TorchDeviceEngine(
-                self._modules[name],
+                self._modules[spec.name],
                 spec,
                 self._device,
                 self._kv,
@@ -145,10 +145,6 @@ class TorchDeviceEngines:
                 self._scope,
             )
         return self._engines[key]
-
-    def kv_slot(self, index: int) -> None:
-        """There is one cache."""
-        assert index == 0
 
     def close(self) -> None:
         """Lets go of engines and buffers."""

@@ -66,9 +66,9 @@ def half_spec(size: Mapping[str, int], module: HalfStep) -> GraphSpec:
     return GraphSpec(
         name="denoise",
         file="graphs/denoise.onnx",
-        batch=1,
+        dims={"batch": 1, "rows": block, "context": context},
+        purpose="denoise",
         block=block,
-        context=context,
         precision="fp16",
         inputs=(
             TensorSpec(name="ids", dtype="int32", shape=(1, block), role="canvas"),

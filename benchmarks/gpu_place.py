@@ -54,7 +54,7 @@ class Place:
         """Makes an engine of a module, compiled, at one shape; its inputs are zeros."""
         modules = {spec.name: self.compile(module, dynamic=False)}
         engines = TorchDeviceEngines(modules, [spec], self.device, **self.engine_options)
-        engine = engines.engine(spec.name, spec.block, spec.context)
+        engine = engines.engine(spec)
         for array in engine.inputs.values():
             self.device.zero(array)  # ids that are in the vocabulary, though nobody assigns them
         return engine

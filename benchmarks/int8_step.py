@@ -52,7 +52,6 @@ def make_graphs(shape: Mapping[str, int]) -> tuple[dict[str, Any], list[Any]]:
 
     from ..calibration.scales.cpu import cpu_plan, quantize_for_cpu, weight_limit
     from ..calibration.scales.linears import find_layers
-    from ..export.onnx_graph.specs import Shape
     from ..export.onnx_graph.trace import trace
     from ..train.families import FAMILIES
 
@@ -63,7 +62,7 @@ def make_graphs(shape: Mapping[str, int]) -> tuple[dict[str, Any], list[Any]]:
         {**shape, **special, "context": 2 * CONTEXT, "block_sizes": "32", "tie_embeddings": True}
     )
     (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
-    exact = trace(graph, Shape(block=32, context=CONTEXT))
+    exact = trace(graph, {"batch": 1, "rows": 32, "context": CONTEXT})
     layers = find_layers(exact, {tensor.name: tensor.role for tensor in graph.inputs})
     graphs = {"fp32": exact}
     for target in TARGETS:
@@ -75,7 +74,7 @@ def make_graphs(shape: Mapping[str, int]) -> tuple[dict[str, Any], list[Any]]:
 def example(specs: list[Any], block: int, vocab_size: int) -> dict[str, np.ndarray]:
     """Random inputs of one run: a block behind half a context."""
     rng = np.random.default_rng(block)
-    sizes = {"block": block, "context": CONTEXT}
+    sizes = {"batch": 1, "rows": block, "context": CONTEXT}
     inputs = {}
     for tensor in specs:
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]

@@ -143,12 +143,12 @@ def check_same(peer: PeerModel, bundle: Bundle) -> float:
     Raises:
         CheckpointError: they differ, so that the two are not the same model.
     """
-    spec = min(bundle.manifest.graphs, key=lambda spec: spec.block)
+    spec = min(bundle.manifest.graphs, key=lambda spec: spec.rows)
     generator = np.random.default_rng(0)
-    ids = generator.integers(0, bundle.manifest.vocab_size, spec.block).astype(np.int32)
+    ids = generator.integers(0, bundle.manifest.vocab_size, spec.rows).astype(np.int32)
     ids[::2] = peer.mask_token_id
     engines = open_engines(bundle, "onnxruntime", 1)
-    engine = engines.engine(spec.name, spec.block, spec.context)
+    engine = engines.engine(spec)
     for role, value in (("canvas", ids), ("start", np.zeros(1, np.int32))):
         engine.inputs[spec.tensor(role).name][...] = value
     engine.run()
@@ -156,7 +156,7 @@ def check_same(peer: PeerModel, bundle: Bundle) -> float:
     engines.close()
     with torch.inference_mode():
         canvas = torch.from_numpy(ids.astype(np.int64))[None]
-        theirs = peer.model(canvas, torch.arange(spec.block))[0].numpy()
+        theirs = peer.model(canvas, torch.arange(spec.rows))[0].numpy()
     error = float(np.abs(ours - theirs).max() / max(1.0, float(np.abs(theirs).max())))
     if not error <= (MAX_INT8_ERROR if bundle.manifest.precision == "int8" else MAX_LOGIT_ERROR):
         raise CheckpointError(

@@ -21,6 +21,7 @@ import click
 
 from ..jetson.forecast.host import HostRates, host_rates
 from ..jetson.forecast.plan import plan_bundle
+from ..runtime.bundle.manifest import graph_key
 from .report import print_table, record, write_json
 from .untrained import untrained_bundle
 
@@ -44,12 +45,12 @@ def compare(size: str, options: dict[str, Any], rates: HostRates, seconds: float
         parameters = bundle.manifest.model["num_parameters"]
     rows = []
     for shape in found["shapes"]:
-        part = plan.graphs[shape["graph"], shape["block"], shape["context"]]
+        part = plan.graphs[graph_key(shape["graph"], shape["dims"])]
         rows.append(
             {
                 "size": size,
-                "block": shape["block"],
-                "context": shape["context"],
+                "rows": shape["dims"]["rows"],
+                "context": shape["dims"]["context"],
                 "macs": part.macs,
                 "predicted_ms": part.step_ms,
                 "measured_ms": shape["best_ms"],
@@ -119,7 +120,7 @@ def main(
         results.append(compare(size, options, rates, seconds))
     columns = (
         ("size", "size"),
-        ("block", "block"),
+        ("rows", "rows"),
         ("context", "context"),
         ("predicted ms", "predicted_ms"),
         ("measured ms", "measured_ms"),

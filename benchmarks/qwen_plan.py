@@ -77,20 +77,18 @@ def plans(
     from ..calibration.scales.plan import default_plan
     from ..calibration.scales.qdq import quantize
     from ..export.onnx_graph.outside import Arrays
-    from ..export.onnx_graph.specs import graph_specs
     from ..export.onnx_graph.trace import trace_outside
     from ..export.onnx_graph.typed import narrow_cache, type_fp16
     from ..export.onnx_graph.vocabulary import split_vocabulary
     from ..jetson.forecast.plan import plan_graphs
     from ..jetson.graph.onnx_graph import read_graph
     from ..train.families import FAMILIES
-    from ..train.families.shapes import Shape
 
     config = make_config(size, blocks, max(contexts))
     model = hollow_model(config)
     (graph,) = FAMILIES["tidar"].graphs(model, config)
     click.echo(f"tracing {size}", err=True)
-    at = Shape(block=max(blocks) * (1 + max(blocks)), context=max(contexts))
+    at = {"batch": 1, "rows": max(blocks) * (1 + max(blocks)), "context": max(contexts)}
     arrays: Arrays
     traced, arrays = trace_outside(graph, at)
     split_vocabulary(traced, arrays, item_bytes=2)
@@ -105,7 +103,7 @@ def plans(
             made = quantize(made, layers, plan)
         type_fp16(made)
         assert narrow_cache(made, "kv", "kv_new")
-        specs = graph_specs(graph, graph.shapes(blocks, contexts), file=FILE, precision=precision)
+        specs = graph.specs(graph.shapes(blocks, contexts), precision=precision)
         manifest = _manifest(config, specs, precision, target)
         read = read_graph(made.SerializeToString(), FILE)
         yield precision, plan_graphs(manifest, {FILE: read}, target, mode, tokens_per_nfe=1.0)
@@ -144,24 +142,23 @@ def _manifest(config: dict[str, Any], specs: Any, precision: str, target: str) -
 
 def rows_of(precision: str, plan: Any, tokens: tuple[float, ...]) -> list[dict[str, Any]]:
     """One row per shape: what a step takes, and what it gives at so many tokens per run."""
-    from ..runtime.families.tidar.layout import draft_block
-
     rows = []
     for part in plan.graphs.values():
-        block = draft_block(part.block)
         took = part.step_ms + part.outside_ms
         row = {
             "precision": precision,
-            "draft": block or "-",
-            "rows": part.block,
-            "context": part.context,
+            "draft": part.block or "-",
+            "rows": part.dims["rows"],
+            "context": part.dims["context"],
             "step_ms": part.step_ms,
             "sampling_ms": part.outside_ms,
             "bound": part.bound,
             "mb_moved": part.bytes / 1e6,
         }
-        given = tokens if block else (1.0,)
-        row |= {f"tokens_{count:g}": 1e3 * count / took for count in given if count <= (block or 1)}
+        given = tokens if part.block else (1.0,)
+        row |= {
+            f"tokens_{count:g}": 1e3 * count / took for count in given if count <= (part.block or 1)
+        }
         rows.append(row)
     return rows
 

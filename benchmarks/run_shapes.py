@@ -40,7 +40,7 @@ def fill(engine: Engine, vocab_size: int, rng: np.random.Generator) -> None:
             case "canvas":
                 array[...] = rng.integers(0, vocab_size, array.shape)
             case "start":
-                array[...] = 0 if engine.spec.context < engine.spec.block else engine.spec.context
+                array[...] = 0 if engine.spec.context < engine.spec.rows else engine.spec.context
             case "split":
                 array[...] = 0
             case "time":
@@ -57,30 +57,27 @@ def main() -> None:
     clock = clock_for(threads)
     rng = np.random.default_rng(0)
     engines = open_engines(bundle, "onnxruntime", threads)
-    taken: dict[tuple[str, int, int], list[float]] = {}
-    shapes = [(spec.name, spec.block, spec.context) for spec in manifest.graphs]
-    for shape in shapes:
-        engine = engines.engine(*shape)
+    taken: list[list[float]] = [[] for _ in manifest.graphs]
+    for spec in manifest.graphs:
+        engine = engines.engine(spec)
         fill(engine, manifest.vocab_size, rng)
         engine.run()
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < 5 or time.perf_counter() < end:
-        for shape in shapes:
-            engine = engines.engine(*shape)
-            taken.setdefault(shape, []).append(timed(engine.run, clock)[1])
+        for spec, values in zip(manifest.graphs, taken, strict=True):
+            values.append(timed(engines.engine(spec).run, clock)[1])
         rounds += 1
     result: dict[str, Any] = {
         "rounds": rounds,
         "resident_mib": resident_mib(),
         "shapes": [
             {
-                "graph": name,
-                "block": block,
-                "context": context,
+                "graph": spec.name,
+                "dims": dict(spec.dims),
                 "best_ms": 1e3 * min(values),
                 "median_ms": 1e3 * float(np.median(values)),
             }
-            for (name, block, context), values in taken.items()
+            for spec, values in zip(manifest.graphs, taken, strict=True)
         ],
     }
     print(json.dumps(result))

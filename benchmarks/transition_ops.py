@@ -55,7 +55,7 @@ def measure_text(pipeline: Pipeline, length: int, steps: int, index: int) -> dic
         banned_ids=pipeline.tokenizer.missing_ids(manifest.vocab_size),
     )
     rule = find_family(manifest.family).start(manifest, engines, NumpyOps(), request)
-    engine, runs = engines.engine(*rule.next_run()), 0
+    engine, runs = engines.engine(rule.next_run()), 0
     begin = time.process_time()
     while not rule.done:
         rule.feed(engine)
@@ -82,7 +82,7 @@ def measure(paths: tuple[Path, ...], steps: int, rounds: int) -> list[dict[str, 
     for path, pipeline in zip(paths, pipelines, strict=True):
         if not RULES[pipeline.settings().rule].transition:
             raise ConfigError(f"{path} is no bundle of a score-based family; name one of sedd")
-        cases += [(pipeline, path, length) for length in sorted({s.block for s in
+        cases += [(pipeline, path, length) for length in sorted({s.rows for s in
                   pipeline.engines.specs})]  # fmt: skip
     figures: list[list[dict[str, float]]] = [[] for _ in cases]
     for number in range(rounds + 1):  # the first makes engines ready, and is not counted

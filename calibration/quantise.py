@@ -278,7 +278,7 @@ class Quantiser:
         float32 = {}
         for graph, model in self._models.items():
             names = recipe.half_values(model)
-            own = [item for item in canvases.items if item.graph == graph]
+            own = [item for item in canvases.items if item.spec.name == graph]
             if names:
                 self._say(f"looking for values of {graph} beyond float16")
                 with bar() as show:

@@ -90,7 +90,7 @@ class Recording:
         return {
             "checkpoint": self._manifest.provenance.get("checkpoint_sha256"),
             "choice of block and context sizes": sorted(
-                [spec.name, spec.block, spec.context] for spec in self._manifest.graphs
+                [spec.name, dict(spec.dims)] for spec in self._manifest.graphs
             ),
             "choice of decoding settings": dict(self._manifest.decoding),
             "calibration text": [_digest(self._texts.calibration), _digest(self._texts.held_out)],
@@ -116,7 +116,7 @@ class Recording:
                     **extra,
                 )
         except UnsoundOutputError as error:
-            graph = error.canvas.graph
+            graph = error.canvas.spec.name
             place = unsound_layer(self._models[graph], self._layers[graph], error.canvas)
             raise unsound(place, error.canvas) from error
 

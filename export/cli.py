@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..jetson.targets import JETPACKS, TARGETS, describe, jetpack_lines
+from ..runtime.bundle.manifest import dims_text
 from ..runtime.cli.common import DlmCommand, common_options, print_json
 from ..runtime.errors import ConfigError
 from .cli_types import Percent, Sizes
@@ -259,7 +260,7 @@ def main(
         for shape in graph["shapes"]:
             figures = shape["against_torch"]
             click.echo(
-                f"{shape['graph']}  block {shape['block']}  context {shape['context']}  "
+                f"{shape['graph']}  {dims_text(shape['dims'])}  "
                 f"largest relative error {figures['max_relative_error']:.1e}  "
                 f"same top-1 {figures['top1_agreement']:.2%}"
             )

@@ -20,12 +20,10 @@ from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.errors import CalibrationError
 from ..runtime.families import find_family
 from ..train.families.base import ExportGraph
-from ..train.families.shapes import default_block
 from .onnx_graph.outside import Arrays, fill
 from .onnx_graph.recipes import recipe_for
 from .onnx_graph.sharing import share_between
-from .onnx_graph.specs import graph_specs
-from .onnx_graph.trace import trace_outside
+from .onnx_graph.trace import trace_outside, traced_dims
 from .onnx_graph.vocabulary import split_vocabulary
 from .settings import ExportSettings
 from .source import Source
@@ -130,21 +128,13 @@ def _trace_all(
     """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
     traced: dict[str, tuple[onnx.ModelProto, Arrays]] = {}
     specs: list[GraphSpec] = []
-    decoding = dict(manifest.decoding)
     if note := untrained_blocks(manifest, settings.blocks):
         progress(note)
     for graph in graphs:
         progress(f"tracing {graph.name}")
         shapes = graph.shapes(settings.blocks, settings.contexts)
-        default = default_block(shapes)
-        if default is not None:
-            decoding.setdefault("block_size", default)
-        traced_at = max(shapes, key=lambda shape: shape.context)
-        # A dimension of 1 would be traced as a constant.
-        shape = replace(traced_at, block=max(traced_at.block, 2))
-        traced[graph.name] = trace_outside(graph, shape)
-        file = f"graphs/{graph.name}.onnx"
-        specs += graph_specs(graph, shapes, file=file, precision=manifest.precision)
+        traced[graph.name] = trace_outside(graph, traced_dims(shapes))
+        specs += graph.specs(shapes, precision=manifest.precision)
     share_between(traced)
     models = {}
     for name, (model, arrays) in traced.items():
@@ -152,4 +142,4 @@ def _trace_all(
         if cut := split_vocabulary(model, arrays, item_bytes=item_bytes):
             progress(f"{name}: {', '.join(cut)} is cut along the vocabulary, being too large")
         models[name] = fill(model, arrays)
-    return models, replace(manifest, graphs=tuple(specs), decoding=decoding)
+    return models, replace(manifest, graphs=tuple(specs))

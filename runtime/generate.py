@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .bundle.manifest import Manifest
+from .bundle.manifest import GraphSpec, Manifest
 from .engines.base import EngineSet
 from .families import find_family
 from .families.base import HEAD_PHASE, Phased, Request, Resumable, Span
@@ -44,9 +44,9 @@ class GraphRun:
 
     phase: str
     """What the rule ran the graph for (see `Phased`); `step` where it does not say."""
-    graph: str
-    block: int
-    context: int
+    spec: GraphSpec
+    block: int | None
+    """Positions that the rule commits as one block; None: it has no blocks."""
     begin: float
     """`time.perf_counter()` when the loop turned to it."""
     prepare: float
@@ -102,7 +102,7 @@ class Generation:
         while not self._rule.done:
             begin = clock()
             phase = self._phased.phase if self._phased else "step"
-            engine = self._engines.engine(*self._rule.next_run())
+            engine = self._engines.engine(self._rule.next_run())
             prepared = clock()
             self._rule.feed(engine)
             if self._settle:
@@ -126,9 +126,8 @@ class Generation:
                 self._observer(
                     GraphRun(
                         phase=phase,
-                        graph=engine.spec.name,
-                        block=engine.spec.block,
-                        context=engine.spec.context,
+                        spec=engine.spec,
+                        block=self._rule.block_size,
                         begin=begin,
                         prepare=prepared - begin,
                         feed=fed - prepared,

@@ -133,7 +133,7 @@ def test_shards_of_a_batch_add_up_to_the_batch(name):
 @pytest.mark.parametrize("name", listed())
 def test_graphs_name_what_their_modules_take_and_give(name):
     family, model, config = make(name)
-    sizes = {"block": 4, "context": 8}
+    sizes = {"batch": 1, "rows": 4, "context": 8}
     for graph in family.graphs(model, config):
         tensors = [
             torch.zeros(

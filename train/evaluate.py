@@ -16,14 +16,14 @@ from torch import nn
 
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import CheckpointError, ConfigError
+from ..runtime.families import find_family
 from ..runtime.measure.eval_figures import eval_figures
-from ..runtime.measure.evaluate import Progress, evaluate_ids, evaluation_block
+from ..runtime.measure.evaluate import Progress, evaluate_ids
 from ..runtime.text.tokenizer import Tokenizer
 from .checkpoints.checkpoint import Checkpoint, load_weights, read_checkpoint
 from .data.sources import documents, find_source
 from .families import FAMILIES
 from .families.base import Family
-from .families.shapes import default_block as named_block
 from .torch_engine import TorchEngineSet
 
 
@@ -61,14 +61,12 @@ def open_checkpoint(
     family, model = open_model(checkpoint)
     graphs = family.graphs(model, config)
     engines = TorchEngineSet(graphs, threads)
-    default = named_block(shape for graph in graphs for shape in graph.shapes((), ()))
     manifest = family.manifest(
         config,
         model,
         target="host",
         precision="fp32",
         graphs=engines.specs,
-        decoding={} if default is None else {"block_size": default},
         provenance={"training": config.get("training") or {}},
     )
     return manifest, engines
@@ -116,7 +114,7 @@ def evaluate_checkpoint(
     checkpoint = read_checkpoint(path)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
     manifest, engines = open_checkpoint(checkpoint, threads)
-    block = evaluation_block(manifest, engines.specs, block_size)
+    block = find_family(manifest.family).windows(manifest, engines.specs, block_size).block
     stream: list[int] = []
     for document in islice(documents(find_source(str(data), text_field)), limit):
         stream += [manifest.eos_token_id, *tokenizer.encode(document)]

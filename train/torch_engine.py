@@ -14,12 +14,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..runtime.bundle.manifest import GraphSpec, TensorSpec
+from ..runtime.bundle.manifest import GraphKey, GraphSpec, TensorSpec
 from ..runtime.engines.base import find_spec
 from ..runtime.errors import EngineError, brief
 from ..runtime.process import usable_cores
-from .families.base import ExportGraph, GraphTensor
-from .families.shapes import Shape
+from .families.base import ExportGraph
 
 MAX_THREADS = 8
 """PyTorch's threads at most where nobody says how many: a run is small."""
@@ -50,30 +49,6 @@ def torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _numbers(tensor: GraphTensor, at: Shape) -> TensorSpec:
-    sizes = {"block": at.block, "context": at.context}
-    shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
-    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape, role=tensor.role)
-
-
-def torch_specs(graphs: Sequence[ExportGraph]) -> tuple[GraphSpec, ...]:
-    """Describes each graph at each shape it offers of itself; there is no file behind them."""
-    return tuple(
-        GraphSpec(
-            name=graph.name,
-            file=f"graphs/{graph.name}.onnx",
-            batch=1,
-            block=shape.block,
-            context=shape.context,
-            precision="fp32",
-            inputs=tuple(_numbers(tensor, shape) for tensor in graph.inputs),
-            outputs=tuple(_numbers(tensor, shape) for tensor in graph.outputs),
-        )
-        for graph in graphs
-        for shape in graph.shapes((), ())
-    )
-
-
 class TorchEngine:
     """One graph at one static shape."""
 
@@ -81,22 +56,21 @@ class TorchEngine:
         self,
         module: torch.nn.Module,
         spec: GraphSpec,
-        slots: dict[int, dict[str, np.ndarray]],
+        caches: Mapping[str, np.ndarray],
         threads: int,
     ) -> None:
         self._module = module
         self._threads = threads
         self._spec = spec
-        self._slots = slots
-        self._own = {
-            tensor.name: np.zeros(tensor.shape, tensor.dtype)
+        self._inputs = {
+            tensor.name: caches[tensor.name][: tensor.shape[0]]
+            if tensor.role == "kv"
+            else np.zeros(tensor.shape, tensor.dtype)
             for tensor in spec.inputs
-            if tensor.role != "kv"
         }
         self._outputs = {
             tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in spec.outputs
         }
-        self._inputs: dict[str, np.ndarray] = {}
 
     @property
     def spec(self) -> GraphSpec:
@@ -112,16 +86,6 @@ class TorchEngine:
     def outputs(self) -> Mapping[str, np.ndarray]:
         """Output arrays by tensor name."""
         return self._outputs
-
-    def select(self, slot: int) -> None:
-        """Binds the KV cache of this slot: prefixes of buffers that all shapes share."""
-        cache = self._slots[slot]
-        self._inputs = {
-            tensor.name: cache[tensor.name][: tensor.shape[0]]
-            if tensor.role == "kv"
-            else self._own[tensor.name]
-            for tensor in self._spec.inputs
-        }
 
     def run(self) -> None:
         """Executes the module on the buffers; raises EngineError when PyTorch fails."""
@@ -152,41 +116,33 @@ class TorchEngineSet:
         """
         self.threads = idle_cores() if threads is None else threads
         self._modules = {graph.name: graph.module for graph in graphs}
-        self._specs = torch_specs(graphs)
-        self._engines: dict[tuple[str, int, int], TorchEngine] = {}
-        self._slots: dict[int, dict[str, np.ndarray]] = {}
-        self._slot = 0
-        self.kv_slot(0)
+        self._specs = tuple(
+            spec for graph in graphs for spec in graph.specs(graph.shapes((), ()), precision="fp32")
+        )
+        self._engines: dict[GraphKey, TorchEngine] = {}
+        self._caches = self._new_caches()
 
     @property
     def specs(self) -> tuple[GraphSpec, ...]:
         """Every graph shape on offer."""
         return self._specs
 
-    def engine(self, name: str, block: int, context: int) -> TorchEngine:
+    def engine(self, spec: GraphSpec) -> TorchEngine:
         """Returns the engine of this shape, made on first use; EngineError if unknown."""
-        key = (name, block, context)
+        key = spec.key
         if key not in self._engines:
-            spec = find_spec(self._specs, *key)
-            self._engines[key] = TorchEngine(self._modules[name], spec, self._slots, self.threads)
-        engine = self._engines[key]
-        engine.select(self._slot)
-        return engine
-
-    def kv_slot(self, index: int) -> None:
-        """Selects the KV cache that engines bind; engines in hand change at once."""
-        if index not in self._slots:
-            self._slots[index] = self._new_cache()
-        self._slot = index
-        for engine in self._engines.values():
-            engine.select(index)
+            found = find_spec(self._specs, spec)
+            self._engines[key] = TorchEngine(
+                self._modules[spec.name], found, self._caches, self.threads
+            )
+        return self._engines[key]
 
     def close(self) -> None:
         """Releases buffers."""
         self._engines.clear()
-        self._slots.clear()
+        self._caches.clear()
 
-    def _new_cache(self) -> dict[str, np.ndarray]:
+    def _new_caches(self) -> dict[str, np.ndarray]:
         """One buffer per KV input, as long as its longest context."""
         largest: dict[str, TensorSpec] = {}
         for tensor in (item for spec in self._specs for item in spec.inputs if item.role == "kv"):

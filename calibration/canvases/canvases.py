@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.bundle.manifest import GraphSpec
+from ...runtime.bundle.manifest import GraphKey, GraphSpec
 
 NUM_DECILES = 10
 SOURCES = ("decode", "random", "clean", "noise")
@@ -29,8 +29,8 @@ LATE_WEIGHT = 1.0
 """The last step of a block counts this much more than the first."""
 FRONTIER_WEIGHT = 1.0
 """A position about to be committed counts this much more than the others."""
-Stratum = tuple[str, int, int, int]
-"""Graph, block, context, decile."""
+Stratum = tuple[GraphKey, int]
+"""Shape of a graph, decile."""
 
 
 class Inputs(Mapping[str, np.ndarray]):
@@ -70,9 +70,7 @@ class Inputs(Mapping[str, np.ndarray]):
 class Canvas:
     """The inputs of one graph run, and where in a decode it stood."""
 
-    graph: str
-    block: int
-    context: int
+    spec: GraphSpec
     inputs: Inputs
     """Every input of the graph by name, in its full shape; cache rows that nothing reads are 0."""
     mask_ratio: float
@@ -81,7 +79,7 @@ class Canvas:
     progress: float
     """How far the decode of this block is: 0 at its first step, 1 at its last."""
     frontier: np.ndarray
-    """(block,) bool: positions that the next step sees changed, that is, about to be committed."""
+    """(rows,) bool: positions that the next step sees changed, that is, about to be committed."""
     weight: float
     """Of the whole canvas in statistics."""
     source: str
@@ -98,11 +96,11 @@ class Canvas:
     @property
     def stratum(self) -> Stratum:
         """What coverage is counted by."""
-        return (self.graph, self.block, self.context, self.decile)
+        return (self.spec.key, self.decile)
 
     @property
     def row_weights(self) -> np.ndarray:
-        """(block,) float64: what each position counts in statistics."""
+        """(rows,) float64: what each position counts in statistics."""
         return self.weight * np.where(self.frontier, 1.0 + FRONTIER_WEIGHT, self.rest)
 
 
@@ -143,17 +141,17 @@ class CanvasSet:
 
         Args:
             specs: Every graph shape of the bundle.
-            blocks: Block sizes that texts are decoded by; shapes of other sizes are left out.
+            blocks: Rows that texts are decoded by; shapes of other sizes are left out.
             masked: Whether the family has masks; if not, only canvases without any are wanted.
 
-        A block of n positions can have only the mask ratios k / n, so small blocks have fewer
+        Of n rows only shares k / n can be masked, so that small shapes have fewer
         deciles. The clean decile is wanted only where nothing is ever masked.
         """
         have = set(self.coverage())
         wanted: set[Stratum] = set()
-        for spec in (item for item in specs if item.block in blocks):
-            counts = range(1, spec.block + 1) if masked else range(1)
+        for spec in (item for item in specs if item.rows in blocks):
+            counts = range(1, spec.rows + 1) if masked else range(1)
             for count in counts:
-                decile = int(np.ceil(round(count / spec.block * NUM_DECILES, 9)))
-                wanted.add((spec.name, spec.block, spec.context, decile))
+                decile = int(np.ceil(round(count / spec.rows * NUM_DECILES, 9)))
+                wanted.add((spec.key, decile))
         return sorted(wanted - have)

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.bundle.manifest import GraphSpec
+from ...runtime.bundle.manifest import GraphKey, GraphSpec, graph_key
 from ...runtime.errors import CalibrationError, brief
 from ...train.files import write_file
 from .canvases import SOURCES, Canvas, CanvasSet, Inputs
 
-VERSION = 2
+VERSION = 3
 INDEX = "index.json"
 MAX_INDEX_BYTES = 64 << 20
 MAX_BYTES = 8 << 30
@@ -105,9 +105,8 @@ def _place(array: np.ndarray) -> tuple[Any, ...]:
 
 def _canvas_json(canvas: Canvas, store: Callable[[np.ndarray], list[int]]) -> dict[str, Any]:
     return {
-        "graph": canvas.graph,
-        "block": canvas.block,
-        "context": canvas.context,
+        "graph": canvas.spec.name,
+        "dims": dict(canvas.spec.dims),
         "inputs": {name: store(array) for name, array in canvas.inputs.arrays.items()},
         "mask_ratio": canvas.mask_ratio,
         "progress": canvas.progress,
@@ -165,7 +164,7 @@ def _read(
         _array(archive, number, dtype, shape)
         for number, (dtype, shape) in enumerate(index["arrays"])
     ]
-    shapes = {(spec.name, spec.block, spec.context): spec for spec in specs}
+    shapes = {spec.key: spec for spec in specs}
     return {
         name: CanvasSet(
             items=tuple(_canvases(content["items"], arrays, shapes)),
@@ -195,11 +194,11 @@ def _array(archive: zipfile.ZipFile, number: int, dtype: str, shape: list[int]) 
 def _canvases(
     items: Sequence[Mapping[str, Any]],
     arrays: Sequence[np.ndarray],
-    shapes: Mapping[tuple[str, int, int], GraphSpec],
+    shapes: Mapping[GraphKey, GraphSpec],
 ) -> Iterator[Canvas]:
     """Yields canvases, each held to its graph's inputs."""
     for item in items:
-        spec = shapes[item["graph"], item["block"], item["context"]]
+        spec = shapes[graph_key(item["graph"], item["dims"])]
         held = {name: arrays[at[0]][: at[1]] for name, at in item["inputs"].items()}
         caches = {tensor.name: tensor.shape[0] for tensor in spec.inputs if tensor.role == "kv"}
         wanted = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in spec.inputs}
@@ -211,12 +210,10 @@ def _canvases(
             raise ValueError(f"a canvas has not the inputs of graph {spec.name}")
         if item["source"] not in SOURCES:
             raise ValueError(f"a canvas comes from {item['source']!r}")
-        frontier = np.zeros(spec.block, bool)
+        frontier = np.zeros(spec.rows, bool)
         frontier[item["frontier"]] = True
         yield Canvas(
-            graph=spec.name,
-            block=spec.block,
-            context=spec.context,
+            spec=spec,
             inputs=Inputs(held, caches),
             mask_ratio=float(item["mask_ratio"]),
             progress=float(item["progress"]),

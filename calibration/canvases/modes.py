@@ -67,7 +67,7 @@ def modes_of(manifest: Manifest, engines: EngineSet) -> list[Mode]:
         return True
 
     # Rows of a graph need not be a block: what can be asked for is what the family accepts.
-    sizes = sorted({*manifest.block_sizes, *(spec.block for spec in engines.specs)})
+    sizes = sorted({*manifest.block_sizes, *(spec.rows for spec in engines.specs)})
     # Others serve to store one block and begin the next in a single run.
     sizes = [size for size in sizes if size in manifest.block_sizes] or sizes
     chosen = [mode for size in sizes if accepts(mode := Mode(block=size, gap=False))]

@@ -43,8 +43,8 @@ class UnsoundOutputError(CalibrationError):
 
     def __init__(self, canvas: Canvas) -> None:
         super().__init__(
-            f"graph {canvas.graph} gives NaN or infinity: the checkpoint's weights are too large "
-            "or its training diverged; take an earlier checkpoint"
+            f"graph {canvas.spec.name} gives NaN or infinity: the checkpoint's weights are too "
+            "large or its training diverged; take an earlier checkpoint"
         )
         self.canvas = canvas
 
@@ -65,7 +65,7 @@ class Recorder:
         self._pending: list[_Run] = []
         self._place: tuple[Any, ...] = ()
         self._other: Canvas | None = None
-        self._caches: dict[tuple[str, int], np.ndarray] = {}
+        self._caches: dict[str, np.ndarray] = {}
         """The rows in use of each text's cache, as its last run had them."""
         self.source = "decode"
         """Written on what is recorded from now on."""
@@ -74,7 +74,7 @@ class Recorder:
         self.num_seen = 0
         """Runs so far."""
 
-    def see(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray], slot: int) -> None:
+    def see(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
         """Takes a copy of one run's inputs, sharing what has not changed since the last run."""
         self.num_seen += 1
         if not any(tensor.role == "canvas" for tensor in spec.inputs):
@@ -82,7 +82,7 @@ class Recorder:
             return
         given = {tensor.role: inputs[tensor.name] for tensor in spec.inputs}
         start = int(np.max(given["start"])) if "start" in given else 0
-        place = (spec.name, spec.block, spec.context, start, slot)
+        place = (*spec.key, start)
         moved = place != self._place
         last = self._pending[-1].inputs.arrays if self._pending and not moved else {}
         copies, rows = {}, {}
@@ -90,7 +90,7 @@ class Recorder:
             if tensor.role == "kv":
                 # What lies behind is an older text's, and nothing reads it.
                 rows[tensor.name] = len(inputs[tensor.name])
-                copies[tensor.name] = self._cache((tensor.name, slot), inputs[tensor.name], start)
+                copies[tensor.name] = self._cache(tensor.name, inputs[tensor.name], start)
                 continue
             array = np.array(inputs[tensor.name])
             if tensor.role == "canvas" and self.clean is not None:
@@ -114,11 +114,9 @@ class Recorder:
     def _see_rows(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
         """Takes a copy of what a graph reads that sees no canvas, such as a head: what stands on
         a canvas is told by the run before it, and each row counts."""
-        every = np.ones(spec.block, bool)
+        every = np.ones(spec.rows, bool)
         self._other = Canvas(
-            graph=spec.name,
-            block=spec.block,
-            context=spec.context,
+            spec=spec,
             inputs=Inputs({t.name: np.array(inputs[t.name]) for t in spec.inputs}),
             mask_ratio=0.0,
             progress=1.0,
@@ -154,7 +152,7 @@ class Recorder:
         run = self._pending[-1]
         return self._canvas(run, self._masked(run), None, 0.0)
 
-    def _cache(self, key: tuple[str, int], given: np.ndarray, rows: int) -> np.ndarray:
+    def _cache(self, key: str, given: np.ndarray, rows: int) -> np.ndarray:
         """Gives the first rows of a cache; what a text had before is shared, not copied again."""
         known = self._caches[key] if key in self._caches else given[:0].copy()
         count = len(known)
@@ -174,10 +172,10 @@ class Recorder:
         array[:, : len(text)] = text
 
     def _masked(self, run: _Run) -> np.ndarray:
-        """Gives (block,) bool; nothing is masked on a canvas of floats."""
+        """Gives (rows,) bool; nothing is masked on a canvas of floats."""
         if self._mask is None or not np.issubdtype(run.canvas.dtype, np.integer):
-            return np.zeros(run.spec.block, bool)
-        return (by_position(run.canvas, run.spec.block) == self._mask).any(axis=1)
+            return np.zeros(run.spec.rows, bool)
+        return (by_position(run.canvas, run.spec.rows) == self._mask).any(axis=1)
 
     def _canvas(
         self,
@@ -197,9 +195,7 @@ class Recorder:
         else:
             frontier = changed_rows(run, after, masked)
         return Canvas(
-            graph=run.spec.name,
-            block=run.spec.block,
-            context=run.spec.context,
+            spec=run.spec,
             inputs=run.inputs,
             mask_ratio=noise,
             progress=progress,
@@ -245,7 +241,7 @@ class _RecordingEngine:
             UnsoundOutputError: NaN or infinity came out.
         """
         recorder = self._owner.recorder
-        recorder.see(self.spec, self.inputs, self._owner.slot)
+        recorder.see(self.spec, self.inputs)
         self._engine.run()
         for tensor in self.spec.outputs:
             # A score of -inf is what an impossible token has; NaN is below nothing.
@@ -259,7 +255,6 @@ class RecordingEngines:
     def __init__(self, engines: EngineSet, recorder: Recorder) -> None:
         self._engines = engines
         self.recorder = recorder
-        self.slot = 0
 
     @property
     def name(self) -> str:
@@ -286,14 +281,9 @@ class RecordingEngines:
         """See EngineSet."""
         return self._engines.specs
 
-    def engine(self, name: str, block: int, context: int) -> Engine:
+    def engine(self, spec: GraphSpec) -> Engine:
         """See EngineSet."""
-        return _RecordingEngine(self._engines.engine(name, block, context), self)
-
-    def kv_slot(self, index: int) -> None:
-        """See EngineSet."""
-        self.slot = index
-        self._engines.kv_slot(index)
+        return _RecordingEngine(self._engines.engine(spec), self)
 
     def close(self) -> None:
         """Leaves the wrapped set open: whoever opened it closes it."""

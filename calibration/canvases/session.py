@@ -175,7 +175,7 @@ class Session:
         found = CanvasSet(items=self.recorder.canvases(), model_sha256="", recipe={})
         return found.missing(
             self.engines.specs,
-            blocks=chosen or [spec.block for spec in self.engines.specs],
+            blocks=chosen or [spec.rows for spec in self.engines.specs],
             masked=self.manifest.mask_token_id is not None and not self.family.exact,
         )
 
@@ -243,7 +243,7 @@ def _check_prompts(prompts: Sequence[np.ndarray], manifest: Manifest) -> list[np
             "there are no calibration prompts: give a text file with documents of the kind that "
             "the model will write"
         )
-    block = min(spec.block for spec in manifest.graphs)
+    block = min(spec.rows for spec in manifest.graphs)
     long = [np.asarray(prompt, np.int32) for prompt in prompts if len(prompt) >= block]
     if not long:
         longest = max(len(prompt) for prompt in prompts)

@@ -87,7 +87,7 @@ class Reference:
         # Uniform noise replaces tokens instead of masking them: every row is a guess then.
         masks = any(len(_masked_rows(manifest, canvas)) for canvas in canvases)
         for canvas in canvases:
-            rows = _masked_rows(manifest, canvas) if masks else np.arange(canvas.block)
+            rows = _masked_rows(manifest, canvas) if masks else np.arange(canvas.spec.rows)
             scores = _scores(manifest, engines, canvas)
             if len(rows) and scores is not None:
                 self._items.append((canvas, rows, scores[rows]))
@@ -107,7 +107,7 @@ class Reference:
             found = scores[rows]
             if not np.isfinite(found).all():
                 raise CalibrationError(
-                    f"graph {canvas.graph} gives NaN or infinity once it is quantised or in "
+                    f"graph {canvas.spec.name} gives NaN or infinity once it is quantised or in "
                     "float16, on a canvas where float32 does not: export with --precision fp32"
                 )
             counts = result.by_decile.setdefault(canvas.decile, Counts())
@@ -122,35 +122,30 @@ class Reference:
 
 def _masked_rows(manifest: Manifest, canvas: Canvas) -> np.ndarray:
     """Positions whose scores matter on an id canvas with masks; all of any other canvas."""
-    spec = _spec(manifest, canvas)
+    spec = canvas.spec
     ids = next((canvas.inputs[t.name] for t in spec.inputs if t.role == "canvas"), None)
-    if ids is None or not np.issubdtype(ids.dtype, np.integer) or ids.shape[1] != canvas.block:
-        return np.arange(canvas.block)
+    if ids is None or not np.issubdtype(ids.dtype, np.integer) or ids.shape[1] != spec.rows:
+        return np.arange(canvas.spec.rows)
     if any(tensor.role == "visible" for tensor in spec.inputs):
-        return np.arange(canvas.block)  # rows that verify count as much as those that draft
+        return np.arange(canvas.spec.rows)  # rows that verify count as much as those that draft
     return np.flatnonzero(ids[0] == manifest.mask_token_id)
-
-
-def _spec(manifest: Manifest, canvas: Canvas) -> GraphSpec:
-    key = (canvas.graph, canvas.block, canvas.context)
-    return next(s for s in manifest.graphs if (s.name, s.block, s.context) == key)
 
 
 def score_tensor(spec: GraphSpec, vocab_size: int) -> TensorSpec | None:
     """Returns a graph's output with one score per position and token, if it has one."""
     for tensor in spec.outputs:
-        if len(tensor.shape) == 3 and tensor.shape[1:] == (spec.block, vocab_size):
+        if len(tensor.shape) == 3 and tensor.shape[1:] == (spec.rows, vocab_size):
             return tensor
     return None
 
 
 def _scores(manifest: Manifest, engines: EngineSet, canvas: Canvas) -> np.ndarray | None:
-    """Runs one canvas; gives (block, V) float32, or None where a graph has no scores.
+    """Runs one canvas; gives (rows, V) float32, or None where a graph has no scores.
 
     What no text contains is never wanted: a score network has 0 for the mask where one stands,
     which is more than any token's log-ratio as long as there is much noise.
     """
-    engine = engines.engine(canvas.graph, canvas.block, canvas.context)
+    engine = engines.engine(canvas.spec)
     tensor = score_tensor(engine.spec, manifest.vocab_size)
     apart = any(item.role == "hidden" for item in engine.spec.outputs)
     if tensor is None and not apart:
@@ -159,7 +154,7 @@ def _scores(manifest: Manifest, engines: EngineSet, canvas: Canvas) -> np.ndarra
         engine.inputs[name][...] = array
     engine.run()
     if tensor is None:  # the same model's head makes scores of it
-        parts = Heads(engines.specs).all_rows(engines, NumpyOps(), engine, canvas.block)
+        parts = Heads(engines.specs).all_rows(engines, NumpyOps(), engine, canvas.spec.rows)
         found = np.concatenate([np.array(rows, np.float32) for rows in parts])
     else:
         found = np.array(engine.outputs[tensor.name][0], np.float32)
@@ -189,7 +184,7 @@ def decode_trajectory(manifest: Manifest, engines: EngineSet, request: Request) 
     nfe = 0
     while not rule.done:
         nfe += phased is None or phased.phase != HEAD_PHASE
-        engine = engines.engine(*rule.next_run())
+        engine = engines.engine(rule.next_run())
         rule.feed(engine)
         engine.run()
         spans = rule.update(engine)

@@ -20,7 +20,6 @@ from ...runtime.families import find_family
 from ...runtime.measure.evaluate import (
     Progress,
     bound_totals,
-    evaluation_block,
     half_width,
     windows_of,
 )
@@ -69,7 +68,7 @@ def decoded_blocks(manifest: Manifest, engines: EngineSet) -> tuple[int | None, 
     # An exact likelihood is the same whatever the positions per run.
     if not sizes or find_family(manifest.family).exact:
         return (None,)
-    usual = evaluation_block(manifest, engines.specs)
+    usual = find_family(manifest.family).windows(manifest, engines.specs, None).block
     return tuple(sorted(sizes, key=lambda size: (size != usual, size)))
 
 

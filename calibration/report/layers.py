@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...runtime.bundle.manifest import dims_text
 from ...runtime.measure.page import Page
 
 COLORS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#6e7781")
@@ -132,9 +133,6 @@ def show_canvases(page: Page, report: Mapping[str, Any]) -> None:
     page.heading("What it was calibrated on")
     page.paragraph(report["canvases"]["words"], kind="note")
     page.table(
-        ("graph", "block", "context", f"{report['text']['noise']} up to", "canvases"),
-        [
-            (r["graph"], r["block"], r["context"], f"{r['decile'] / 10:.1f}", r["count"])
-            for r in rows
-        ],
+        ("graph", "dimensions", f"{report['text']['noise']} up to", "canvases"),
+        [(r["graph"], dims_text(r["dims"]), f"{r['decile'] / 10:.1f}", r["count"]) for r in rows],
     )

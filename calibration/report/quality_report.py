@@ -221,12 +221,11 @@ def _canvases(shipped: Shipped) -> dict[str, Any]:
     rows = [
         {
             "graph": graph,
-            "block": block,
-            "context": context,
+            "dims": dict(dims),
             "decile": decile,
             "count": sum(sources.values()),
         }
-        for (graph, block, context, decile), sources in chosen.coverage().items()
+        for ((graph, dims), decile), sources in chosen.coverage().items()
     ]
     words = (
         f"{len(chosen)} graph inputs from {SETS[name]}, by graph shape and tenth of the "

@@ -128,7 +128,7 @@ def collect(
             of the graph that meets it.
     """
     graph = graph or model.graph.name
-    own = [item for item in canvases if item.graph == graph]
+    own = [item for item in canvases if item.spec.name == graph]
     if not own:
         raise CalibrationError(
             f"there is no canvas of graph {graph}: record canvases of this model, with its own "
@@ -201,7 +201,7 @@ class _Collector:
 
 def _weights(array: np.ndarray, canvas: Canvas) -> np.ndarray:
     """Gives each row's weight: its position's where rows are the block's positions."""
-    if array.ndim >= 2 and array.shape[-2] == canvas.block:
+    if array.ndim >= 2 and array.shape[-2] == canvas.spec.rows:
         repeats = int(np.prod(array.shape[:-2]))
         return np.tile(canvas.row_weights, repeats)
     return np.full(

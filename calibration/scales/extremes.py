@@ -59,8 +59,8 @@ def largest_values(
 def unsound(place: str, canvas: Canvas) -> CalibrationError:
     """Says where a graph computes NaN or infinity; `place` ends in a verb."""
     return CalibrationError(
-        f"{place} NaN or infinity on a canvas (graph {canvas.graph}, block {canvas.block}, context "
-        f"{canvas.context}, {canvas.source}, noise {canvas.mask_ratio:.0%}): the checkpoint's "
+        f"{place} NaN or infinity on a canvas ({canvas.spec.label}, "
+        f"{canvas.source}, noise {canvas.mask_ratio:.0%}): the checkpoint's "
         "weights are too large or its training diverged; take an earlier checkpoint"
     )
 
@@ -93,7 +93,7 @@ def unsound_layer(model: onnx.ModelProto, layers: Sequence[Layer], canvas: Canva
     for name, array in zip(wanted, found, strict=True):
         if not np.isfinite(array).all():
             return words[name]
-    return f"behind its last layer graph {canvas.graph} gives"
+    return f"behind its last layer graph {canvas.spec.name} gives"
 
 
 def _place(model: onnx.ModelProto, name: str) -> str:

@@ -68,7 +68,7 @@ def choose(
     if best is None:
         raise _nothing_fits(judged, settings)
     progress(
-        f"auto: {best.precision}, block {best.block}, contexts "
+        f"auto: {best.precision}, {best.way}, contexts "
         f"{', '.join(map(str, best.contexts))}: {best.tokens_per_s:,.0f} tokens/s predicted on "
         f"{settings.target}"
     )

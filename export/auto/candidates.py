@@ -6,7 +6,7 @@ Knows no family: it decodes and scores as the device does.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.engines import EngineSet, open_engines
 from ...runtime.families import decoding_settings, find_family
 from ...runtime.families.base import Request
-from ...runtime.families.heads import HEAD
 from ...runtime.generate import generate
 from ...runtime.measure.evaluate import evaluate_ids
 from ...runtime.ops.numpy_ops import NumpyOps
@@ -26,15 +25,13 @@ from ..models import make_models
 from ..pack import draft_bundle
 from ..settings import ExportSettings
 from ..source import Source, load_source
-from .buckets import best_buckets
-from .offers import Offer, memory_of, offers_of
+from .buckets import best_buckets, text_rate
+from .offers import Offer, memory_of, offers_of, shipped
 
 SAMPLES, SAMPLE_TOKENS = 2, 128
 """Texts decoded per block size, and their length at most."""
 SCORED_TOKENS = 2048
 """Held-out tokens that a candidate is scored on, where there is a text."""
-HEADS_PER_STEP = 2
-"""Runs of a head that is a graph of its own: to verify, and to draft again."""
 BOUND_SAMPLES = 8
 """Monte-Carlo draws per window; equal seeds give all candidates equal masks where blocks agree."""
 
@@ -44,8 +41,8 @@ class Candidate:
     """One choice, with what is measured and predicted for it."""
 
     precision: str
-    block: int
-    """That text was decoded and scored with."""
+    block: int | None
+    """That text was decoded and scored with; None for token by token."""
     blocks: tuple[int | str, ...]
     """That the bundle is made with."""
     contexts: tuple[int, ...]
@@ -61,6 +58,11 @@ class Candidate:
     """Predicted, of the shapes that this candidate ships."""
     fits: bool
     """Whether memory and quality are within their budgets."""
+
+    @property
+    def way(self) -> str:
+        """Names in messages how text is decoded."""
+        return "token by token" if self.block is None else f"block {self.block}"
 
 
 def _buckets(source: Source) -> tuple[int, ...]:
@@ -91,7 +93,7 @@ def find_candidates(
                 found.append(_candidate(draft, source, settings, plan, engines, ids, offer))
                 item = found[-1]
                 progress(
-                    f"auto: {item.precision}, block {item.block}: perplexity "
+                    f"auto: {item.precision}, {item.way}: perplexity "
                     f"{item.perplexity:.2f}, {item.tokens_per_nfe:.2f} tokens per run, "
                     f"{item.tokens_per_s:,.0f} tokens/s and {item.memory_mib:,.0f} MiB predicted"
                 )
@@ -120,8 +122,8 @@ def _affordable(draft: Bundle, source: Source, settings: ExportSettings, cut: bo
     A shorter context or canvas loses what texts can see, so it is offered only where a longer one
     does not fit.
     """
-    best: dict[int, Offer] = {}
-    done: set[int] = set()
+    best: dict[int | None, Offer] = {}
+    done: set[int | None] = set()
     for offer in offers_of(draft, settings, cut=cut):
         # All canvases stand for one choice: how many of them there is room for.
         key = offer.block if offer.contexts else 0
@@ -150,28 +152,31 @@ def _candidate(
     offer: Offer,
 ) -> Candidate:
     manifest = draft.manifest
-    exact = find_family(manifest.family).exact
+    family = find_family(manifest.family)
     seen = offer.contexts[-1] if offer.contexts else None
     result = evaluate_ids(
         manifest,
         engines,
         ids,
         context=seen if seen is not None and seen < manifest.max_position else None,
-        block_size=None if exact else _asked(offer.block),
+        block_size=None if family.exact else offer.block,
         relative_half_width=0.001,
         max_samples=BOUND_SAMPLES,
     )
     tokens = _tokens_per_nfe(draft, engines, offer.block)
-    shape = HEAD, offer.block
-    heads = [part for (name, size, _), part in plan.graphs.items() if (name, size) == shape]
-    contexts, rate = best_buckets(
-        plan,
-        offer.rows,
-        tokens,
-        manifest.max_position,
-        offer.contexts,
-        beside_ms=HEADS_PER_STEP * sum(part.step_ms + part.outside_ms for part in heads),
-    )
+
+    def rate_of(kept: Sequence[int]) -> float:
+        specs = shipped(draft, source.graphs, offer.blocks, kept).manifest.graphs
+        runs = family.runs(
+            manifest,
+            specs,
+            block=offer.block,
+            positions=manifest.max_position,
+            tokens_per_run=tokens,
+        )
+        return text_rate(plan, runs, manifest.max_position)
+
+    contexts, rate = best_buckets(offer.contexts, rate_of)
     memory = memory_of(draft, source.graphs, settings.target, offer.blocks, contexts)
     return Candidate(
         precision=manifest.precision,
@@ -187,15 +192,10 @@ def _candidate(
     )
 
 
-def _asked(block: int) -> int | None:
-    """A block size as settings take it; None for token by token, which has none."""
-    return block if block > 1 else None
-
-
-def _tokens_per_nfe(draft: Bundle, engines: EngineSet, block: int) -> float:
+def _tokens_per_nfe(draft: Bundle, engines: EngineSet, block: int | None) -> float:
     """Tokens per graph run, by decoding with the bundle's own settings."""
     manifest = draft.manifest
-    settings = decoding_settings(manifest, {"block_size": _asked(block)})
+    settings = decoding_settings(manifest, {"block_size": block})
     tokens = runs = 0
     for index in range(SAMPLES):
         result = generate(

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from ...jetson.forecast.plan import MemoryPlan, plan_memory
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import GraphSpec
-from ...runtime.families.tidar.layout import draft_block
+from ...runtime.bundle.manifest import graph_key
+from ...runtime.families import find_family
 from ...train.families.base import ExportGraph
 from ..settings import ExportSettings
 
@@ -23,10 +23,9 @@ from ..settings import ExportSettings
 class Offer:
     """One way to ship."""
 
-    block: int
-    """That text is decoded and scored with: the block size, or the longest canvas."""
-    rows: int
-    """Of the run that a text is decoded by: the block's positions, or drafts and proposals."""
+    block: int | None
+    """That text is decoded and scored with: the block size, or the longest canvas; None where text
+    goes token by token."""
     blocks: tuple[int | str, ...]
     """What the exporter is asked for."""
     contexts: tuple[int, ...]
@@ -37,8 +36,7 @@ def offers_of(draft: Bundle, settings: ExportSettings, *, cut: bool = True) -> l
     """Returns every way to ship that the memory decides about, the most capable first per block.
 
     Blocks are those asked for, else those learnt, as far as text goes on behind them: the whole
-    canvas is for infilling, and shapes of twice a block serve that block. Causal models go token by
-    token and keep the blocks of their prefill.
+    canvas is for infilling. Models that go token by token keep the shapes asked for.
 
     Args:
         draft: With every shape that may be shipped.
@@ -46,52 +44,27 @@ def offers_of(draft: Bundle, settings: ExportSettings, *, cut: bool = True) -> l
         cut: Offer fewer contexts, too; not where the user named them.
     """
     manifest = draft.manifest
-    shapes = [(spec.block, spec.context) for spec in manifest.graphs]
-    asked = {size for size in settings.blocks if isinstance(size, int)} or manifest.block_sizes
-    if not any(context for _, context in shapes):
-        lengths = sorted({block for block, _ in shapes})
+    shapes = find_family(manifest.family).blocks(manifest, manifest.graphs)
+    if not any(spec.context for spec in manifest.graphs):
+        lengths = sorted(shapes)
         return [
-            Offer(
-                block=lengths[end - 1],
-                rows=lengths[end - 1],
-                blocks=tuple(lengths[:end]),
-                contexts=(),
-            )
+            Offer(block=lengths[end - 1], blocks=tuple(lengths[:end]), contexts=())
             for end in range(len(lengths), 0, -1)
         ]
-    drafts = _draft_rows(manifest.graphs)
-    kept = None
-    if drafts:
-        blocks = set(drafts)
-    elif manifest.model.get("causal"):
-        blocks = {min(block for block, _ in shapes)}
-        kept = settings.blocks
-    else:
-        going_on = {block for block, context in shapes if context >= block}
-        blocks = going_on.intersection(asked) or {block for block, _ in shapes}
+    asked = {size for size in settings.blocks if isinstance(size, int)} or manifest.block_sizes
+    going_on = {block for block, found in shapes.items() if found[-1].context >= block}
     found = []
-    for block in sorted(blocks):
-        rows = drafts.get(block, block)
-        contexts = sorted(context for size, context in shapes if size == rows)
+    for block in sorted(going_on.intersection(asked) or shapes) or [None]:
+        specs = manifest.graphs if block is None else shapes[block]
+        contexts = sorted({spec.context for spec in specs if spec.context})
         for end in range(len(contexts), 0 if cut else len(contexts) - 1, -1):
             found.append(
                 Offer(
                     block=block,
-                    rows=rows,
-                    blocks=(block,) if kept is None else kept,
+                    blocks=settings.blocks if block is None else (block,),
                     contexts=tuple(contexts[:end]),
                 )
             )
-    return found
-
-
-def _draft_rows(specs: Sequence[GraphSpec]) -> dict[int, int]:
-    """Rows of the run that drafts so many tokens, by that number; none for other models."""
-    found = {}
-    for spec in specs:
-        block = draft_block(spec.block)
-        if block is not None and any(tensor.role == "visible" for tensor in spec.inputs):
-            found[block] = spec.block
     return found
 
 
@@ -103,12 +76,12 @@ def shipped(
 ) -> Bundle:
     """Returns a draft with the shapes alone that an export with these sizes would have."""
     offered = {
-        (graph.name, shape.block, shape.context)
+        graph_key(graph.name, shape.dims)
         for graph in graphs
         for shape in graph.shapes(blocks, contexts)
     }
     manifest = draft.manifest
-    specs = [s for s in manifest.graphs if (s.name, s.block, s.context) in offered]
+    specs = [spec for spec in manifest.graphs if spec.key in offered]
     return replace(draft, manifest=replace(manifest, graphs=tuple(specs)))
 
 

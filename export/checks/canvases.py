@@ -39,7 +39,7 @@ class Canvas:
     start: int
     """Committed positions before the block."""
     ids: np.ndarray
-    """(1, block) int32."""
+    """(1, rows) int32."""
     mask_ratio: float
     """Level of its noise."""
     split: int = 0
@@ -77,14 +77,14 @@ def starts_of(spec: GraphSpec, max_position: int) -> tuple[int, ...]:
     """Returns at most four numbers of committed positions to test, from none to all that fit, or to
     so many blocks: one row at a time, a large model would take minutes to fill its context, which
     its larger shapes fill in a few runs."""
-    last = min(min(spec.context, max_position - spec.block) // spec.block, MOST_BLOCKS)
+    last = min(min(spec.context, max_position - spec.rows) // spec.rows, MOST_BLOCKS)
     chosen = {0, 1, last // 2, last}
-    return tuple(sorted(number * spec.block for number in chosen if 0 <= number <= last))
+    return tuple(sorted(number * spec.rows for number in chosen if 0 <= number <= last))
 
 
 def splits_of(spec: GraphSpec) -> tuple[int, ...]:
     """Returns the values of `split` to test: none, and a block that is half of the shape's."""
-    half = spec.block // 2 if spec.block % 2 == 0 else 0
+    half = spec.rows // 2 if spec.rows % 2 == 0 else 0
     return (0, half) if half and any(t.role == "split" for t in spec.inputs) else (0,)
 
 
@@ -121,16 +121,16 @@ def noisy_canvas(
     split: int = 0,
 ) -> Canvas:
     """Gives the block at `start` at one noise level; see `canvases`."""
-    clean = ids[start : start + spec.block]
+    clean = ids[start : start + spec.rows]
     if corrupt is None:
         return Canvas(start=start, ids=clean[None], mask_ratio=level, split=split)
-    rng = np.random.default_rng((seed, start, spec.block, spec.context))
+    rng = np.random.default_rng((seed, start, spec.rows, spec.context))
     noisy = clean.copy()
-    noisy[split:], extra = corrupt(clean[split:], level, rng)
+    noisy[split:], extra = corrupt(clean[split:], level, rng, spec.block)
     if start == 0:
         noisy[0] = clean[0]
     if split:
-        at_rest = corrupt(clean[:split], 0.0, rng)[1]
+        at_rest = corrupt(clean[:split], 0.0, rng, spec.block)[1]
         extra = {role: _joined(spec, role, at_rest, extra, split) for role in extra}
     return Canvas(start=start, ids=noisy[None], mask_ratio=level, split=split, extra=extra)
 
@@ -143,8 +143,8 @@ def _joined(
     split: int,
 ) -> Any:
     """Returns an input of two blocks: where it has a value per position, each has its own."""
-    if any(t.role == role and t.shape and t.shape[-1] == spec.block for t in spec.inputs):
-        value = np.full(spec.block, noisy[role], np.float32)
+    if any(t.role == role and t.shape and t.shape[-1] == spec.rows for t in spec.inputs):
+        value = np.full(spec.rows, noisy[role], np.float32)
         value[:split] = clean[role]
         return value
     return noisy[role]

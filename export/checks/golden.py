@@ -41,10 +41,10 @@ def _case(
     corrupt: Corrupt | None,
     seed: int,
 ) -> dict[str, Any]:
-    last = min(starts_of(spec, manifest.max_position)[-1], MAX_BLOCKS * spec.block)
+    last = min(starts_of(spec, manifest.max_position)[-1], MAX_BLOCKS * spec.rows)
     has_cache = any(tensor.role == "kv" for tensor in spec.inputs)
     runs = []
-    for start in range(0, last + 1, spec.block):
+    for start in range(0, last + 1, spec.rows):
         clean = noisy_canvas(spec, ids, start, corrupt, 0.0, seed)
         if start in (0, last):
             for split in splits_of(spec):
@@ -53,14 +53,14 @@ def _case(
                         runs.append(record_run(engine, _values(engine, canvas), commit=None))
         if has_cache and start < last:
             runs.append(record_run(engine, _values(engine, clean), commit=start))
-    return {"graph": spec.name, "block": spec.block, "context": spec.context, "runs": runs}
+    return {"graph": spec.name, "dims": dict(spec.dims), "runs": runs}
 
 
 def _head_case(engine: Engine, spec: GraphSpec, rows: np.ndarray) -> dict[str, Any]:
     """One run over as many rows as the shape has, in four decimals, which JSON keeps short."""
-    given = np.round(np.resize(rows, (1, spec.block, rows.shape[1])).astype(np.float64), 4)
+    given = np.round(np.resize(rows, (1, spec.rows, rows.shape[1])).astype(np.float64), 4)
     run = record_run(engine, {spec.tensor("hidden_rows").name: given}, commit=None)
-    return {"graph": spec.name, "block": spec.block, "context": spec.context, "runs": [run]}
+    return {"graph": spec.name, "dims": dict(spec.dims), "runs": [run]}
 
 
 def golden_vectors(
@@ -87,7 +87,7 @@ def golden_vectors(
     """
     cases = []
     for spec in manifest.graphs:
-        engine = engines.engine(spec.name, spec.block, spec.context)
+        engine = engines.engine(spec)
         if any(tensor.role == "hidden_rows" for tensor in spec.inputs):
             assert rows is not None
             cases.append(_head_case(engine, spec, rows))

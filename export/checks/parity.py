@@ -101,7 +101,7 @@ def hidden_rows(
     for graph in graphs:
         specs = [spec for spec in manifest.graphs if spec.name == graph.name]
         if any(tensor.role == "hidden" for tensor in graph.outputs):
-            spec = max(specs, key=lambda item: item.block)
+            spec = max(specs, key=lambda item: item.rows)
             noisy = noisy_canvas(spec, ids, 0, graph.corrupt, 1.0, seed)
             return TorchSide(graph, spec).run(noisy, commit=False)[0]
     return None
@@ -146,13 +146,12 @@ def compare(
             figures, cached = _compare_shape(
                 graph, manifest, engines, spec, ids, seed, tolerance.tie, head
             )
-        name = f"graph {spec.name}, block {spec.block}, context {spec.context}"
-        figures.require(tolerance, f"{name}, against PyTorch")
-        entry = {"graph": spec.name, "block": spec.block, "context": spec.context}
+        figures.require(tolerance, f"graph {spec.label}, against PyTorch")
+        entry: dict[str, Any] = {"graph": spec.name, "dims": dict(spec.dims)}
         entry["splits"] = list(splits_of(spec))
         entry["against_torch"] = figures.to_json()
         if cached.rows:
-            cached.require(tolerance, f"{name}, cached against uncached")
+            cached.require(tolerance, f"graph {spec.label}, cached against uncached")
             entry["cached_against_uncached"] = cached.to_json()
         report.append(entry)
     return {"tolerance": _as_json(tolerance), "shapes": report}
@@ -179,14 +178,14 @@ def _compare_shape(
     """Compares one shape at several starts; the caches grow on both sides as text commits."""
     figures, cached = Figures(tie=tie), Figures(tie=tie)
     apart = head is not None and result_role(spec) == "hidden"
-    few = spec.block * manifest.vocab_size > MANY_SCORES
+    few = spec.rows * manifest.vocab_size > MANY_SCORES
     torch_side = TorchSide(graph, spec)
-    engine = engines.engine(spec.name, spec.block, spec.context)
+    engine = engines.engine(spec)
     for split in splits_of(spec):
         # Two blocks in one run store what two runs of one store: the cache is filled anew.
         filled = 0
         for start in starts_of(spec, manifest.max_position):
-            for begin in range(filled, start, spec.block):
+            for begin in range(filled, start, spec.rows):
                 clean = noisy_canvas(spec, ids, begin, graph.corrupt, 0.0, seed, split)
                 torch_side.run(clean, commit=True)
                 run_engine(engine, clean, commit=True)
@@ -217,10 +216,10 @@ def _compare_head(
 ) -> tuple[Figures, Figures]:
     """Compares a head on all the rows, as many at a time as its shape has."""
     figures = Figures(tie=tie)
-    engine = engines.engine(spec.name, spec.block, spec.context)
+    engine = engines.engine(spec)
     tensor = spec.tensor("hidden_rows")
-    for begin in range(0, len(rows), spec.block):
-        given = np.take(rows, range(begin, begin + spec.block), axis=0, mode="wrap")[None]
+    for begin in range(0, len(rows), spec.rows):
+        given = np.take(rows, range(begin, begin + spec.rows), axis=0, mode="wrap")[None]
         engine.inputs[tensor.name][...] = given
         engine.run()
         figures.add(engine.outputs[spec.tensor("logits").name], _with_head(head, given), 1.0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest import Manifest, dims_text
 from ...runtime.errors import DataError
 
 CARD_NAME = "card.md"
@@ -62,10 +62,10 @@ def write_card(manifest: Manifest, report: Mapping[str, Any], own_text: str) -> 
         **_training(manifest.provenance),
     }
     shapes = "\n".join(
-        f"| {spec.name} | {spec.block} | {spec.context} |" for spec in manifest.graphs
+        f"| {spec.name} | {dims_text(spec.dims)} | {spec.purpose} |" for spec in manifest.graphs
     )
     parity = "\n".join(
-        f"| {shape['graph']} | {shape['block']} | {shape['context']} "
+        f"| {shape['graph']} | {dims_text(shape['dims'])} "
         f"| {shape['against_torch']['max_relative_error']:.1e} "
         f"| {shape['against_torch']['top1_agreement']:.2%} "
         f"| {shape['against_torch']['mean_divergence_nats']:.1e} |"
@@ -76,10 +76,10 @@ def write_card(manifest: Manifest, report: Mapping[str, Any], own_text: str) -> 
     lost = "" if quality is None else _lost(quality)
     return (
         f"{own_text}## Facts\n\n{_table(facts)}\n"
-        f"## Graph shapes\n\n| graph | block | context |\n|---|---|---|\n{shapes}\n\n"
+        f"## Graph shapes\n\n| graph | dimensions | run to |\n|---|---|---|\n{shapes}\n\n"
         "## Parity with PyTorch in float32\n\n"
-        "| graph | block | context | largest relative error | same top-1 | divergence, nats |\n"
-        f"|---|---|---|---|---|---|\n{parity}\n"
+        "| graph | dimensions | largest relative error | same top-1 | divergence, nats |\n"
+        f"|---|---|---|---|---|\n{parity}\n"
         f"{lost}"
     )
 

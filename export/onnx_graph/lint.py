@@ -21,7 +21,6 @@ MAX_OPSET = 20
 MAX_TENSOR_BYTES = 256 << 20
 """One allocation, so that a larger head is split: on current L4T (NvMap) it may fail (reported at
 1,025 MiB; 256 is our margin)."""
-SYMBOLS = ("block", "context")
 ALLOWED_OPS = frozenset(
     """
     Abs Add And ArgMax Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos CumSum
@@ -121,11 +120,17 @@ def _check_tensors(
             yield f"initialiser {item.name} has more than {MAX_TENSOR_BYTES >> 20} MiB: split it"
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             yield f"initialiser {item.name} holds NaN or infinity"
+    symbols = {
+        dim.dim_param
+        for item in graph.body.input
+        for dim in item.type.tensor_type.shape.dim
+        if dim.dim_param.isidentifier()
+    }
     for item in (*graph.body.input, *graph.body.output):
         for dim in item.type.tensor_type.shape.dim:
             fixed = dim.HasField("dim_value") and dim.dim_value > 0
-            if not fixed and dim.dim_param not in SYMBOLS:
-                yield f"{item.name} has a dimension that is neither a number nor block or context"
+            if not fixed and dim.dim_param not in symbols:
+                yield f"{item.name} has a dimension that is neither a number nor of an input"
     for name, kind in graph.types.items():
         if kind not in ALLOWED_TYPES and (board or kind != TensorProto.UINT8):
             yield f"{name} is {TensorProto.DataType.Name(kind)}, which TensorRT has not"

@@ -1,4 +1,4 @@
-"""PyTorch module to one ONNX graph whose block and context dimensions stay symbolic.
+"""PyTorch module to one ONNX graph whose named dimensions stay symbolic.
 
 The exporter is torch.export's (`dynamo=True`): half the nodes of the TorchScript one for the block
 step (368 against 658 before ONNX Runtime's own passes, the same ops after them). What it writes
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -22,40 +22,46 @@ from ...train.families.shapes import Shape
 from .names import name_weights
 from .outside import PLACE, Arrays, fill
 from .sharing import SHARED_BYTES, share_transposed
-from .specs import symbols
 
 OPSET = 20
 """Highest that TensorRT 10.3's parser reads."""
 IR_VERSION = 10
 
 
-def example_inputs(graph: ExportGraph, shape: Shape) -> tuple[torch.Tensor, ...]:
+def example_inputs(graph: ExportGraph, dims: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
     """Returns zeros of each input's shape and dtype."""
-    sizes = {"block": shape.block, "context": shape.context}
     return tuple(
-        torch.zeros(
-            [sizes[size] if isinstance(size, str) else size for size in tensor.shape],
-            dtype=getattr(torch, tensor.dtype),
-        )
+        torch.zeros(tensor.sizes(dims), dtype=getattr(torch, tensor.dtype))
         for tensor in graph.inputs
     )
 
 
-def trace(graph: ExportGraph, shape: Shape) -> onnx.ModelProto:
-    """Exports a graph, traced at `shape` but symbolic in block and context.
+def traced_dims(shapes: Sequence[Shape]) -> dict[str, int]:
+    """Returns the dimensions to trace at: those of the longest context, each at least 2 where it
+    is to stay symbolic, since torch takes a dimension of 1 for a constant."""
+    longest = max(shapes, key=lambda shape: shape.dims.get("context", 0))
+    return {
+        name: max(size, min(2, max(shape.dims[name] for shape in shapes)))
+        for name, size in longest.dims.items()
+    }
+
+
+def trace(graph: ExportGraph, dims: Mapping[str, int]) -> onnx.ModelProto:
+    """Exports a graph, traced at `dims`; those above 1 stay symbolic.
 
     Raises:
         EngineError: torch cannot export the module, or the result has other inputs or outputs.
     """
-    return fill(*trace_outside(graph, shape))
+    return fill(*trace_outside(graph, dims))
 
 
-def trace_outside(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, Arrays]:
+def trace_outside(graph: ExportGraph, dims: Mapping[str, int]) -> tuple[onnx.ModelProto, Arrays]:
     """As `trace`, but large weights stand outside: as stubs in the model, and as views of the
     module's parameters beside it. For whoever rewrites the graph first, or only counts."""
-    dims = {name: torch.export.Dim(name) for name in ("block", "context")}
+    free = {name: torch.export.Dim(name) for name, size in dims.items() if size > 1}
     axes = tuple(
-        {axis: dims[name] for axis, name in symbols(tensor).items()} for tensor in graph.inputs
+        {axis: free[size] for axis, size in enumerate(tensor.shape) if size in free}
+        for tensor in graph.inputs
     )
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -65,7 +71,7 @@ def trace_outside(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, Ar
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph.module.eval(),
-                example_inputs(graph, shape),
+                example_inputs(graph, dims),
                 dynamo=True,
                 input_names=[tensor.name for tensor in graph.inputs],
                 output_names=[tensor.name for tensor in graph.outputs],
@@ -82,7 +88,7 @@ def trace_outside(graph: ExportGraph, shape: Shape) -> tuple[onnx.ModelProto, Ar
         raise EngineError(f"torch cannot export the graph {graph.name}: {reason}") from error
     finally:
         logger.setLevel(level)
-    return _tidy(model, graph, arrays)
+    return _tidy(model, graph, arrays, dims)
 
 
 def _take_out(program: Any) -> Arrays:
@@ -108,7 +114,7 @@ def _take_out(program: Any) -> Arrays:
 
 
 def _tidy(
-    model: onnx.ModelProto, graph: ExportGraph, arrays: Arrays
+    model: onnx.ModelProto, graph: ExportGraph, arrays: Arrays, dims: Mapping[str, int]
 ) -> tuple[onnx.ModelProto, Arrays]:
     """Takes out what is not the graph, names dimensions, stores equal weights once; in place.
 
@@ -136,10 +142,10 @@ def _tidy(
             for axis, dim in enumerate(item.type.tensor_type.shape.dim):
                 size = tensor.shape[axis]
                 dim.Clear()
-                if isinstance(size, str):
+                if isinstance(size, str) and dims[size] > 1:
                     dim.dim_param = size
                 else:
-                    dim.dim_value = size
+                    dim.dim_value = dims[size] if isinstance(size, str) else size
     _divide(model)
     share_transposed(model, arrays)
     names = name_weights(model, graph.module, arrays)

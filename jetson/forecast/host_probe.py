@@ -92,7 +92,7 @@ class Prober:
             (folder / specs[0].file).write_bytes(data)
             engines = OnnxRuntimeEngines(_bundle(folder, specs, len(data)), threads=self.threads)
             try:
-                return [self._time(engines.engine("probe", number, 1)) for number in rows]
+                return [self._time(engines.engine(spec)) for spec in specs]
             finally:
                 engines.close()
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...runtime.bundle.manifest import Manifest, TensorSpec
+from ...runtime.bundle.manifest import GraphKey, Manifest, TensorSpec
 from ...runtime.errors import ConfigError
 from ..graph.cost import GraphCost
 from ..graph.onnx_graph import ITEM_BYTES, Graph
 from ..targets import Target
 from .machines import MIB, Machine
-from .types import Key, MemoryPlan, key_of
+from .types import MemoryPlan
 
 MAX_BUFFER_MIB = 256
 """Single allocations above this may fail on L4T 36.4.7 and later (NvMap, CVE-2025-33177's fix): a
@@ -39,13 +39,15 @@ def require_fit(memory: MemoryPlan, place: Target) -> None:
     )
 
 
-def memory_plan(manifest: Manifest, costs: Mapping[Key, GraphCost], machine: Machine) -> MemoryPlan:
+def memory_plan(
+    manifest: Manifest, costs: Mapping[GraphKey, GraphCost], machine: Machine
+) -> MemoryPlan:
     """Memory by part: one copy of the weights, one cache, the scratch of the largest shape."""
     files: dict[str, float] = {}
     caches: dict[tuple[Any, ...], int] = {}
     buffers: dict[tuple[str, str], int] = {}
     for spec in manifest.graphs:
-        cost = costs[key_of(spec)]
+        cost = costs[spec.key]
         files[spec.file] = max(files.get(spec.file, 0.0), machine.weight_bytes(cost))
         for tensor in (*spec.inputs, *spec.outputs):
             # As the engines allocate: every context is a prefix of one cache, every block a
@@ -75,7 +77,10 @@ def _bytes(tensor: TensorSpec) -> int:
 
 
 def warnings_of(
-    place: Target, manifest: Manifest, graphs: Mapping[str, Graph], costs: Mapping[Key, GraphCost]
+    place: Target,
+    manifest: Manifest,
+    graphs: Mapping[str, Graph],
+    costs: Mapping[GraphKey, GraphCost],
 ) -> list[str]:
     """What will or may go wrong that is no lack of memory in sum."""
     found = []
@@ -99,7 +104,7 @@ def warnings_of(
 
 
 def _large_buffers(
-    manifest: Manifest, graphs: Mapping[str, Graph], costs: Mapping[Key, GraphCost]
+    manifest: Manifest, graphs: Mapping[str, Graph], costs: Mapping[GraphKey, GraphCost]
 ) -> Iterator[tuple[str, float, str]]:
     """Every kind of single allocation: what it is, its bytes, and what makes it smaller."""
     for file, graph in graphs.items():
@@ -113,9 +118,9 @@ def _large_buffers(
     for role, size in largest.items():
         option = "--context" if role == "kv" else "--block"
         yield f"{role}", size, f"a smaller {option}"
-    for (name, block, context), cost in costs.items():
+    for spec in manifest.graphs:
         yield (
-            f"the scratch memory of {name} at block {block}, context {context}",
-            cost.activation_bytes,
+            f"the scratch memory of {spec.label}",
+            costs[spec.key].activation_bytes,
             "a smaller --block or --context",
         )

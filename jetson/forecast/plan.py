@@ -12,8 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import GraphSpec, Manifest
+from ...runtime.bundle.manifest import GraphKey, GraphSpec, Manifest
 from ...runtime.errors import ConfigError
+from ...runtime.families import find_family
 from ..graph.cost import GraphCost, graph_cost
 from ..graph.onnx_graph import Graph, read_graph
 from ..targets import PowerMode, Target
@@ -21,13 +22,12 @@ from ..targets import target as find_target
 from .host import HostRates, host_rates
 from .machines import MIB, Board, Cpu, Machine
 from .memory import MAX_BUFFER_MIB, memory_plan, require_fit, warnings_of
-from .types import GraphPlan, Key, MemoryPlan, Plan, key_of
+from .types import GraphPlan, MemoryPlan, Plan
 
 __all__ = [
     "MAX_BUFFER_MIB",
     "GraphPlan",
     "HostRates",
-    "Key",
     "MemoryPlan",
     "Plan",
     "host_rates",
@@ -91,11 +91,11 @@ def plan_graphs(
     """As `plan_bundle`, for graphs already read: {member name: graph}."""
     place = find_target(target) if isinstance(target, str) else target
     chosen = mode if isinstance(mode, PowerMode) else place.mode(mode)
-    longest = max((spec.block for spec in manifest.graphs), default=1)
-    if not 0 < tokens_per_nfe <= longest:
+    most = max((spec.rows for spec in manifest.graphs), default=1)
+    if not 0 < tokens_per_nfe <= most:
         raise ConfigError(
-            f"tokens per NFE must be above 0 and at most the largest block of {longest}, found "
-            f"{tokens_per_nfe}"
+            f"tokens per NFE must be above 0 and at most {most}, the rows of the largest run; "
+            f"found {tokens_per_nfe}"
         )
     machine: Machine
     if chosen is not None:
@@ -104,8 +104,11 @@ def plan_graphs(
         machine = Cpu(place, host_rates(threads) if rates is None else rates)
     costs = _costs(manifest, graphs)
     memory = memory_plan(manifest, costs, machine)
+    family = find_family(manifest.family)
     parts = {
-        key_of(spec): _graph_plan(spec, costs[key_of(spec)], machine, tokens_per_nfe)
+        spec.key: _graph_plan(
+            spec, costs[spec.key], machine, tokens_per_nfe, family.text_rows(spec)
+        )
         for spec in manifest.graphs
     }
     warnings = warnings_of(place, manifest, graphs, costs)
@@ -147,25 +150,23 @@ def read_graphs(bundle: Bundle) -> dict[str, Graph]:
     }
 
 
-def _costs(manifest: Manifest, graphs: Mapping[str, Graph]) -> dict[Key, GraphCost]:
-    return {
-        key_of(spec): graph_cost(graphs[spec.file], spec.block, spec.context)
-        for spec in manifest.graphs
-    }
+def _costs(manifest: Manifest, graphs: Mapping[str, Graph]) -> dict[GraphKey, GraphCost]:
+    return {spec.key: graph_cost(graphs[spec.file], spec.dims) for spec in manifest.graphs}
 
 
 def _graph_plan(
-    spec: GraphSpec, cost: GraphCost, machine: Machine, tokens_per_nfe: float
+    spec: GraphSpec, cost: GraphCost, machine: Machine, tokens_per_nfe: float, text_rows: int
 ) -> GraphPlan:
     run = machine.run_time(cost)
     logits = [tensor for tensor in spec.outputs if tensor.role == "logits"]
-    outside = machine.outside_ms(spec.block, logits[0].shape[-1]) if logits else 0.0
+    outside = machine.outside_ms(text_rows, logits[0].shape[-1]) if logits else 0.0
     spent = machine.power(cost, run, outside)
-    tokens = min(tokens_per_nfe, spec.block)
+    tokens = min(tokens_per_nfe, spec.rows)
     return GraphPlan(
         graph=spec.name,
+        dims=dict(spec.dims),
+        purpose=spec.purpose,
         block=spec.block,
-        context=spec.context,
         precision=spec.precision,
         bytes=run.bytes,
         weight_bytes=cost.weight_bytes,

@@ -103,9 +103,9 @@ def probe_spec(
     return GraphSpec(
         name=name,
         file=f"graphs/{name}.onnx",
-        batch=1,
-        block=rows,
-        context=1,
+        dims={"rows": rows},
+        purpose="probe",
+        block=None,
         precision="fp32",
         inputs=specs(inputs),
         outputs=specs(outputs),

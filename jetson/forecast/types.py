@@ -6,24 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...runtime.bundle.manifest import GraphSpec
-
-Key = tuple[str, int, int]
-"""Graph name, block, context."""
-
-
-def key_of(spec: GraphSpec) -> Key:
-    """What plans call a graph shape by."""
-    return spec.name, spec.block, spec.context
+from ...runtime.bundle.manifest import GraphKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphPlan:
-    """One graph at one block and context."""
+    """One graph at one shape."""
 
     graph: str
-    block: int
-    context: int
+    dims: Mapping[str, int]
+    purpose: str
+    block: int | None
     precision: str
     bytes: int
     """Moved from and to memory in one run."""
@@ -104,7 +97,7 @@ class Plan:
     mode: str | None
     tokens_per_nfe: float
     """Generated tokens per graph run that the rates are for."""
-    graphs: Mapping[Key, GraphPlan]
+    graphs: Mapping[GraphKey, GraphPlan]
     memory: MemoryPlan
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]

@@ -52,7 +52,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphCost:
-    """One run of one graph at one (block, context)."""
+    """One run of one graph at one shape."""
 
     kernels: tuple[Kernel, ...]
     nodes: tuple[NodeCost, ...]
@@ -89,13 +89,13 @@ class NodeCost:
     """Elements of its first output."""
 
 
-def graph_cost(graph: Graph, block: int, context: int) -> GraphCost:
-    """Counts one run of a graph.
+def graph_cost(graph: Graph, dims: Mapping[str, int]) -> GraphCost:
+    """Counts one run of a graph whose named dimensions have these sizes.
 
     Raises:
         BundleError: The graph holds an operator that no plan knows.
     """
-    values = infer(graph, {"block": block, "context": context})
+    values = infer(graph, dims)
     run = [node for node in graph.nodes if not all(values[out].constant for out in node.outputs)]
     origins = Origins(graph, values)
     nodes = tuple(_node_cost(node, values, origins) for node in run if node.op not in VIEWS)

@@ -1,4 +1,4 @@
-"""Shapes of every value of a graph, once block and context are numbers. Knows no costs.
+"""Shapes of every value of a graph, once named dimensions are numbers. Knows no costs.
 
 Values that are small and known (shapes, axes, index ranges) are computed along the way, because
 later shapes depend on them. Operators are those that export admits; another one is an error, not a
@@ -26,7 +26,7 @@ MAX_KNOWN = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """One tensor of a graph at a fixed block and context."""
+    """One tensor of a graph at fixed dimensions."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -53,7 +53,7 @@ def infer(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Value]:
 
     Args:
         graph: From `read_graph`.
-        sizes: A number for each symbol, {"block": 32, "context": 256}.
+        sizes: A number for each symbol, {"rows": 32, "context": 256}.
 
     Raises:
         BundleError: An operator that plans do not know, or shapes that contradict each other.

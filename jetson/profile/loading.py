@@ -75,6 +75,6 @@ def load_by_parts(
     notes.add("engine's library", clock() - begin)
     begin = clock()
     for spec in {spec.file: spec for spec in reversed(engines.specs)}.values():
-        engines.engine(spec.name, spec.block, spec.context)
+        engines.engine(spec)
     notes.add("weights and session", clock() - begin)
     return Pipeline(bundle, engines, tokenizer)

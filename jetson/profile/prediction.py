@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.bundle import default_bundle_path, open_bundle
+from ...runtime.bundle.manifest import dims_text, graph_key
 from ...runtime.errors import ConfigError
 from ...runtime.families.base import HEAD_PHASE
 from ..forecast.plan import plan_bundle
@@ -101,13 +102,13 @@ def compare_with_plan(
 
 def _times(record: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     summary = record["summary"]
-    planned = {(g["block"], g["context"]): g for g in plan["graphs"]}
+    planned = {graph_key(g["graph"], g["dims"]): g for g in plan["graphs"]}
     steps = [p for p in summary["phases"] if p["phase"] not in ("prefill", "commit", HEAD_PHASE)]
     for phase in steps:
-        found = planned.get((phase["block"], phase["context"]))
+        found = planned.get(graph_key(phase["graph"], phase["dims"]))
         if found is not None:
             what = "step" if phase["phase"] in ("denoise", "step") else phase["phase"]
-            where = f"{what}, block {phase['block']}, context {phase['context']}"
+            where = f"{what}, {dims_text(phase['dims'])}"
             # A pass that waits after every stage replays no captured step.
             settled = record.get("stages_settled", False)
             if not settled:
@@ -117,7 +118,7 @@ def _times(record: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[dict[
                     f"{where}, not captured", "ms", found["step_ms_uncaptured"], phase["median"]
                 )
     most = max(steps, key=lambda phase: phase["count"], default=None)
-    found = planned.get((most["block"], most["context"])) if most else None
+    found = planned.get(graph_key(most["graph"], most["dims"])) if most else None
     if found is not None:
         outside = sum(
             summary["stages_ms"][name]["median"] for name in ("sampling", "host")

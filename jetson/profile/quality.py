@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 from ...runtime.errors import DataError
-from ...runtime.families.window import contexts_by_block, text_graph
+from ...runtime.families import find_family
 from ...runtime.measure.evaluate import evaluate_ids
 from ...runtime.measure.word_figures import ngrams, word_entropy
 from ...runtime.pipeline import Pipeline
@@ -51,10 +51,11 @@ class Judge:
     def __init__(self, pipeline: Pipeline) -> None:
         """Takes a bundle that stays open as long as the judge is used."""
         self._pipeline = pipeline
-        specs = pipeline.engines.specs
-        shapes = contexts_by_block(specs, text_graph(specs))
-        cached = [block for block, contexts in shapes.items() if contexts[-1] >= block]
-        self._block = min(cached, default=min(shapes))
+        manifest, specs = pipeline.manifest, pipeline.engines.specs
+        family = find_family(manifest.family)
+        shapes = {} if family.exact else family.blocks(manifest, specs)
+        cached = [block for block, buckets in shapes.items() if buckets[-1].context >= block]
+        self._block = min(cached or shapes, default=None)
 
     def bits_per_char(self, *texts: str) -> float | None:
         """Returns what texts cost the judge, one behind the other; None: too short to be read."""

@@ -15,12 +15,12 @@ whatever waits for it first; the report says so.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from ...runtime.bundle.manifest import GraphKey
 from ...runtime.families.base import HEAD_PHASE
 from ...runtime.generate import GraphRun
 from ...runtime.text_generation import TextResult
@@ -30,8 +30,6 @@ NO_TEXT = ("prefill", "commit")
 """Phases that make no token."""
 ADVANCE = "advance"
 """The phase that does both, over two blocks."""
-NO_BLOCK = (*NO_TEXT, ADVANCE, HEAD_PHASE, "verify")
-"""Phases whose shape does not tell how many positions are denoised together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +63,7 @@ class TextRun:
         return self.num_tokens / self.total_s if self.total_s else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain data; steps are rows of (phase, block, context, milliseconds)."""
+        """Returns plain data; steps are rows of (phase, shape, milliseconds)."""
         return {
             "prompt": self.prompt,
             "sample_index": self.sample_index,
@@ -81,8 +79,7 @@ class TextRun:
             "stages": {name: round(value, 6) for name, value in self.stages.items()},
             "finish_reason": self.finish_reason,
             "steps": [
-                [run.phase, run.block, run.context, round(run.engine * 1e3, 4)]
-                for run in self.steps
+                [run.phase, run.spec.label, round(run.engine * 1e3, 4)] for run in self.steps
             ],
         }
 
@@ -118,7 +115,7 @@ def text_run(
         stages["host" if run.phase in NO_TEXT else "sampling"] += run.update
     stages["host"] += result.seconds["host"]
     total_s = result.seconds["total"] - result.seconds["prepare"]
-    block = _block(steps)
+    block = next((run.block for run in steps if run.block), 0)
     before = num_prompt_tokens % block if block else 0
     num_tokens = len(result.token_ids)
     return TextRun(
@@ -136,12 +133,6 @@ def text_run(
         finish_reason=result.finish_reason,
         text=result.text,
     )
-
-
-def _block(steps: Sequence[GraphRun]) -> int:
-    """Returns how many positions a step denoises together; 0 for a rule that goes one by one."""
-    widths = [run.block for run in steps if run.phase not in NO_BLOCK]
-    return min(widths, default=0) if min(widths, default=0) > 1 else 0
 
 
 def _until(steps: Sequence[GraphRun], num_tokens: int) -> float:
@@ -241,24 +232,16 @@ def _shares(runs: Sequence[TextRun]) -> dict[str, float]:
 
 def _phases(runs: Sequence[TextRun]) -> list[dict[str, Any]]:
     """Returns the engine's time per kind of run and shape."""
-    groups: Counter[tuple[str, int, int]] = Counter()
-    times: dict[tuple[str, int, int], list[float]] = {}
+    times: dict[tuple[str, GraphKey], list[float]] = {}
     for run in runs:
         for step in run.steps:
-            key = (step.phase, step.block, step.context)
-            groups[key] += 1
-            times.setdefault(key, []).append(step.engine * 1e3)
+            times.setdefault((step.phase, step.spec.key), []).append(step.engine * 1e3)
     return [
         {
             "phase": phase,
-            "block": block,
-            "context": context,
-            "count": groups[phase, block, context],
-            **{
-                k: v
-                for k, v in spread(times[phase, block, context], "ms").to_json().items()
-                if k != "count"
-            },
+            "graph": graph,
+            "dims": dict(dims),
+            **spread(times[phase, (graph, dims)], "ms").to_json(),
         }
-        for phase, block, context in sorted(times)
+        for phase, (graph, dims) in sorted(times)
     ]

@@ -97,15 +97,14 @@ def parse_cell(text: str) -> dict[str, Any]:
 def learnt_blocks(pipeline: Pipeline) -> list[int]:
     """Returns the block sizes that a sweep tries unasked: those that the model has learnt.
 
-    A bundle has further shapes (twice a block, to store one and begin the next; the whole canvas,
-    for infilling), which run, but whose text says nothing of the model. Of a model that knows no
-    block size, all that leave room for a context are taken; and of drafts, whose text is the same
-    at every size.
+    A bundle may offer others (the whole canvas, for infilling), which run, but whose text says
+    nothing of the model. Where none was learnt, all that leave room for a context are taken; and
+    of a family whose text is the same at every size.
     """
     manifest = pipeline.manifest
     shapes = decoding_blocks(manifest)
-    usable = [block for block, contexts in shapes.items() if contexts[-1] >= block]
-    if RULES[find_family(manifest.family).default_rule].drafts:
+    usable = [block for block, buckets in shapes.items() if buckets[-1].context >= block]
+    if find_family(manifest.family).exact:
         return usable
     return [block for block in usable if block in manifest.block_sizes] or usable or list(shapes)
 
@@ -161,10 +160,11 @@ class Sweep:
         pipeline = self._pipeline
         shapes = decoding_blocks(pipeline.manifest)
         own = self._profiler.settings.get("block_size")
-        blocks = list(self._axes.blocks or ([own] if own in shapes else learnt_blocks(pipeline)))
+        given = [block for block in shapes if block == own]
+        blocks = list(self._axes.blocks or given or learnt_blocks(pipeline))
         require_blocks(blocks, shapes)
         planned: dict[str, dict[str, Any]] = {}
-        takes_blocks = self._accepts({"block_size": blocks[0]})
+        takes_blocks = bool(blocks) and self._accepts({"block_size": blocks[0]})
         for block in blocks if takes_blocks else [None]:
             size = {} if block is None else {"block_size": block}
             for name in ("", *(self._axes.rules or RULE_CELLS)):

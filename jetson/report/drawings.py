@@ -88,7 +88,7 @@ def steps(make: Any, runs: Sequence[Mapping[str, Any]]) -> Drawing:
     """Engine time of every graph run, as a distribution per kind."""
     times: dict[str, list[float]] = {}
     for run in runs:
-        for phase, _block, _context, milliseconds in run["steps"]:
+        for phase, _shape, milliseconds in run["steps"]:
             times.setdefault(phase, []).append(milliseconds)
     every = sorted(value for values in times.values() for value in values)
     # A few stalls (another process, first touch) would squeeze everything else into one bar.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...runtime.bundle.manifest import dims_text
 from ...runtime.measure.page import Page
 from ..profile.run_record import STAGES
 from .table import FIGURES, sweep_notes
@@ -60,9 +61,9 @@ def _figures(page: Page, record: Mapping[str, Any]) -> None:
         ],
     )
     page.table(
-        ["graph runs for", "block", "context", "runs", "median engine ms", "quartiles"],
+        ["graph runs for", "graph", "dimensions", "runs", "median engine ms", "quartiles"],
         [
-            [p["phase"], p["block"], p["context"], p["count"], f"{p['median']:.4g}",
+            [p["phase"], p["graph"], dims_text(p["dims"]), p["count"], f"{p['median']:.4g}",
              f"{p['low']:.4g} to {p['high']:.4g}"]
             for p in summary["phases"]
         ],

@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+LIFETIMES = ("run", "step", "request")
+
+GraphKey = tuple[str, tuple[tuple[str, int], ...]]
+"""Name of a graph, and its dimensions in alphabetical order: what identifies one shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +26,25 @@ class TensorSpec:
     dtype: str
     """NumPy name: int32, float32, float16."""
     shape: tuple[int, ...]
-    """Concrete shape under the GraphSpec's batch, block and context."""
+    """Concrete shape under the GraphSpec's dimensions."""
     role: str
     """What an update rule finds it by: canvas, start, kv, logits, kv_new, …"""
+    lifetime: str = "run"
+    """How long a value stays: `run` (written for each run), `step` (rewritten by the sampling
+    primitives on the device) or `request` (written once per request)."""
+
+
+def graph_key(name: str, dims: Mapping[str, int]) -> GraphKey:
+    """Identifies a shape of a graph: no two of a bundle have the same key."""
+    return name, tuple(sorted(dims.items()))
+
+
+def dims_text(dims: Mapping[str, int]) -> str:
+    """Names dimensions in messages and tables; a batch of one text goes without saying."""
+    first = [name for name in ("batch", "rows", "context") if name in dims]
+    names = [*first, *sorted(set(dims).difference(first))]
+    shown = [f"{name} {dims[name]}" for name in names if (name, dims[name]) != ("batch", 1)]
+    return ", ".join(shown) or "batch 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +55,37 @@ class GraphSpec:
     """Name within the family, for example `denoise`."""
     file: str
     """Member name of the ONNX file."""
-    batch: int
-    block: int
-    """Positions that one run denoises."""
-    context: int
-    """Committed positions that the KV input has room for."""
+    dims: Mapping[str, int] = field(hash=False)
+    """Size of each named dimension: `batch`, `rows` (positions that one run computes), `context`
+    (committed positions that the KV input has room for), and any other that the ONNX file names."""
+    purpose: str
+    """What the family runs this shape for, in the family's own word: denoise, advance, step, …"""
+    block: int | None
+    """Text block that this shape serves; None where a block means nothing."""
     precision: str
     """fp32, fp16 or int8: of the weights' arithmetic, not of the inputs and outputs."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def key(self) -> GraphKey:
+        """See `graph_key`."""
+        return graph_key(self.name, self.dims)
+
+    @property
+    def rows(self) -> int:
+        """Positions that one run computes for each text of the batch."""
+        return self.dims.get("rows", 1)
+
+    @property
+    def context(self) -> int:
+        """Committed positions that the KV input has room for; 0 without a cache."""
+        return self.dims.get("context", 0)
+
+    @property
+    def label(self) -> str:
+        """Names the shape in messages and tables: `denoise (rows 32, context 256)`."""
+        return f"{self.name} ({dims_text(self.dims)})"
 
     def tensor(self, role: str) -> TensorSpec:
         """Returns the one input or output with this role; KeyError if there is none."""

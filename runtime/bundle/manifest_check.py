@@ -60,24 +60,24 @@ def _check_shape(where: str, spec: TensorSpec, wanted: tuple[int | None, ...]) -
 def _check_graph(manifest: Manifest, graph: GraphSpec, where: str) -> None:
     """Dimensions that two fields state must agree, or the device would read past its buffers."""
     roles = {spec.role: spec for spec in (*graph.inputs, *graph.outputs)}
-    model = manifest.model
+    model, batch = manifest.model, graph.dims.get("batch", 1)
     layers, heads, dim = (model.get(key) for key in ("num_layers", "num_kv_heads", "head_dim"))
     cache = tuple(
-        size if isinstance(size, int) else None for size in (graph.batch, layers, 2, heads, dim)
+        size if isinstance(size, int) else None for size in (batch, layers, 2, heads, dim)
     )
     if "canvas" in roles and roles["canvas"].dtype == "int32":
-        _check_shape(where, roles["canvas"], (graph.batch, graph.block))
+        _check_shape(where, roles["canvas"], (batch, graph.rows))
     if "start" in roles:
-        _check_shape(where, roles["start"], (graph.batch,))
+        _check_shape(where, roles["start"], (batch,))
         choice(roles["start"].dtype, f"{where}: the dtype of start", ("int32",))
     if "kv" in roles:
         _check_shape(where, roles["kv"], (graph.context, *cache))
     if "kv_new" in roles:
-        _check_shape(where, roles["kv_new"], (graph.block, *cache))
+        _check_shape(where, roles["kv_new"], (graph.rows, *cache))
         if "kv" in roles and roles["kv"].shape[1:] != roles["kv_new"].shape[1:]:
             reject(f"{where}: kv_new", f"rows of shape {roles['kv'].shape[1:]}", roles["kv_new"])
     if "logits" in roles:
-        _check_shape(where, roles["logits"], (graph.batch, graph.block, manifest.vocab_size))
+        _check_shape(where, roles["logits"], (batch, graph.rows, manifest.vocab_size))
     if graph.file not in manifest.members:
         reject(f"{where}.file", "a member of the bundle", graph.file)
 
@@ -90,9 +90,9 @@ def check_together(manifest: Manifest) -> Manifest:
         reject("members", "different names, whatever the case", names)
     if MANIFEST_NAME in manifest.members or TOKENIZER_NAME not in manifest.members:
         reject("members", f"with {TOKENIZER_NAME} and without {MANIFEST_NAME}", names)
-    keys = [(graph.name, graph.batch, graph.block, graph.context) for graph in manifest.graphs]
+    keys = [graph.key for graph in manifest.graphs]
     if len(set(keys)) != len(keys):
-        reject("graphs", "of different (name, batch, block, context)", keys)
+        reject("graphs", "of different names or dimensions", keys)
     for index, graph in enumerate(manifest.graphs):
         _check_graph(manifest, graph, f"graphs[{index}]")
     return manifest

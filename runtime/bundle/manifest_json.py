@@ -14,7 +14,7 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any, NoReturn
 
 from ..errors import BundleError, brief
-from .manifest import SCHEMA_VERSION, GraphSpec, Manifest, Member, TensorSpec
+from .manifest import LIFETIMES, SCHEMA_VERSION, GraphSpec, Manifest, Member, TensorSpec
 from .manifest_check import check_member_name, check_together, choice, reject
 
 MAX_MEMBERS = 256
@@ -22,6 +22,7 @@ MAX_MEMBER_BYTES = 1 << 34
 MAX_TENSOR_BYTES = 1 << 33
 MAX_GRAPHS = 256
 MAX_TENSORS = 64
+MAX_DIMS = 16
 MAX_DEPTH = 16
 MAX_VOCAB = 1 << 24
 MAX_POSITIONS = 1 << 20
@@ -102,10 +103,21 @@ def _tensor(value: object, where: str) -> TensorSpec:
             for size in _list(data["shape"], f"{where}.shape", 0, 8)
         ),
         role=_word(data["role"], f"{where}.role"),
+        lifetime=choice(data.get("lifetime", "run"), f"{where}.lifetime", LIFETIMES),
     )
     if math.prod(spec.shape) * ITEM_BYTES[spec.dtype] > MAX_TENSOR_BYTES:
         reject(f"{where}.shape", f"at most {MAX_TENSOR_BYTES} bytes in all", spec.shape)
     return spec
+
+
+def _dims(value: object, where: str) -> dict[str, int]:
+    dims = _mapping(value, where)
+    if len(dims) > MAX_DIMS:
+        reject(where, f"at most {MAX_DIMS} dimensions", len(dims))
+    return {
+        _word(name, f"a name in {where}"): _int(size, f"{where}.{name:.20}", 0, MAX_POSITIONS)
+        for name, size in dims.items()
+    }
 
 
 def _graph(value: object, where: str) -> GraphSpec:
@@ -113,9 +125,11 @@ def _graph(value: object, where: str) -> GraphSpec:
     spec = GraphSpec(
         name=_word(data["name"], f"{where}.name"),
         file=check_member_name(data["file"]),
-        batch=_int(data["batch"], f"{where}.batch", 1, 1024),
-        block=_int(data["block"], f"{where}.block", 1, MAX_POSITIONS),
-        context=_int(data["context"], f"{where}.context", 0, MAX_POSITIONS),
+        dims=_dims(data["dims"], f"{where}.dims"),
+        purpose=_word(data["purpose"], f"{where}.purpose"),
+        block=None
+        if data["block"] is None
+        else _int(data["block"], f"{where}.block", 1, MAX_POSITIONS),
         precision=choice(data["precision"], f"{where}.precision", PRECISIONS),
         **{
             side: tuple(

@@ -104,12 +104,14 @@ def evaluate_file(
     """
     import numpy as np
 
+    from ..families import find_family
     from ..measure.eval_figures import eval_figures
-    from ..measure.evaluate import evaluate_ids, evaluation_block
+    from ..measure.evaluate import evaluate_ids
     from ..text.documents import file_sha256
 
     manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
-    block_size = evaluation_block(manifest, pipeline.engines.specs, block)
+    family = find_family(manifest.family)
+    block_size = family.windows(manifest, pipeline.engines.specs, block).block
     begin = time.perf_counter()
     stream = list(_stream(data, limit, tokenizer, manifest.eos_token_id))
     ids = np.array(stream, np.int64)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..bundle.bundle import default_bundle_path, open_bundle
+from ..bundle.manifest import dims_text
 from ..errors import EngineError
 from ..families import decoding_settings
 from ..pipeline import Pipeline, TextGeneration, TextResult
@@ -200,7 +201,13 @@ def show_info(options: RunOptions) -> None:
     bundle = open_bundle(path, expect_sha256=options.expect_sha256)
     manifest = bundle.manifest
     shapes = [
-        {"name": g.name, "block": g.block, "context": g.context, "precision": g.precision}
+        {
+            "name": g.name,
+            "dims": dict(g.dims),
+            "purpose": g.purpose,
+            "block": g.block,
+            "precision": g.precision,
+        }
         for g in manifest.graphs
     ]
     facts = {
@@ -223,7 +230,7 @@ def show_info(options: RunOptions) -> None:
         print_json(facts)
         return
     facts["graphs"] = ", ".join(
-        f"{s['name']} block {s['block']} context {s['context']} ({s['precision']})" for s in shapes
+        f"{s['name']} {dims_text(s['dims'])}, to {s['purpose']} ({s['precision']})" for s in shapes
     )
     facts["block_sizes"] = ", ".join(map(str, manifest.block_sizes))
     facts["decoding"] = decoding_settings(manifest, {}).to_json()

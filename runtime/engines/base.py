@@ -1,7 +1,7 @@
 """What a backend offers: graphs made executable, with buffers that live where they run.
 
-An update rule never sees a backend: it asks an `EngineSet` for the engine of a (graph, block,
-context) and gets named buffers and `run()`. On a CPU the buffers are NumPy arrays; on a GPU they
+An update rule never sees a backend: it asks an `EngineSet` for the engine of a `GraphSpec` and gets
+named buffers and `run()`. On a CPU the buffers are NumPy arrays; on a GPU they
 are device arrays that only `Ops` touch.
 """
 
@@ -98,12 +98,8 @@ class EngineSet(Protocol):
         """Every graph shape on offer."""
         ...
 
-    def engine(self, name: str, block: int, context: int) -> Engine:
+    def engine(self, spec: GraphSpec) -> Engine:
         """Returns the engine of this shape, made ready on first use; EngineError if unknown."""
-        ...
-
-    def kv_slot(self, index: int) -> None:
-        """Selects which KV cache the engines bind (guidance needs two); 0 at the start."""
         ...
 
     def close(self) -> None:
@@ -133,13 +129,13 @@ class LayerClocks(Protocol):
         ...
 
 
-def find_spec(specs: Sequence[GraphSpec], name: str, block: int, context: int) -> GraphSpec:
-    """Gives the spec of a shape; EngineError names those on offer if there is none."""
+def find_spec(specs: Sequence[GraphSpec], wanted: GraphSpec) -> GraphSpec:
+    """Gives the one of `specs` that has the wanted shape; EngineError names those on offer."""
     for spec in specs:
-        if (spec.name, spec.block, spec.context) == (name, block, context):
+        if spec.key == wanted.key:
             return spec
-    offered = ", ".join(f"{spec.name} {spec.block}/{spec.context}" for spec in specs)
+    offered = ", ".join(spec.label for spec in specs)
     raise EngineError(
-        f"the bundle has no graph {name} for block {block} and context {context}; it has "
-        f"{offered}: export it with the sizes you need"
+        f"the bundle has no graph {wanted.label}; it has {offered}: export it with the sizes you "
+        "need"
     )

@@ -2,7 +2,7 @@
 
 | what | lives |
 |---|---|
-| `kv` inputs | one allocation per slot, for the largest context; smaller ones see its prefix |
+| `kv` inputs | one allocation, for the largest context; smaller ones see its prefix |
 | other inputs | one allocation per engine |
 | outputs | one allocation per role; any run of the set overwrites them |
 """
@@ -39,16 +39,15 @@ class DeviceBuffers:
             return ("kv", tensor.dtype, tensor.shape[1:])
         if tensor in spec.outputs:
             return (tensor.role, tensor.dtype)
-        return (spec.name, spec.block, spec.context, tensor.name)
+        return (spec.key, tensor.name)
 
-    def view(self, tensor: TensorSpec, spec: GraphSpec, slot: int) -> Any:
+    def view(self, tensor: TensorSpec, spec: GraphSpec) -> Any:
         """Returns the tensor's array: zeros at first, the same memory at every call."""
         key = self._key(tensor, spec)
-        place = (*key, slot if tensor.role == "kv" else 0)
-        if place not in self._arenas:
-            self._arenas[place] = self._allocate(self._sizes[key], tensor.dtype)
-            self._device.zero(self._arenas[place])
-        return replace(self._arenas[place], shape=tensor.shape)
+        if key not in self._arenas:
+            self._arenas[key] = self._allocate(self._sizes[key], tensor.dtype)
+            self._device.zero(self._arenas[key])
+        return replace(self._arenas[key], shape=tensor.shape)
 
     def scratch(self, size: int) -> Any:
         """Allocates the memory in which TensorRT computes; asked for before everything else."""
@@ -60,7 +59,7 @@ class DeviceBuffers:
         """Allocates what every shape needs, so that memory runs out now or never."""
         for spec in self._specs:
             for tensor in (*spec.inputs, *spec.outputs):
-                self.view(tensor, spec, 0)
+                self.view(tensor, spec)
 
     def _allocate(self, size: int, dtype: str) -> Any:
         """Allocates; EngineError says what all buffers need and which shape would fit."""
@@ -77,7 +76,7 @@ class DeviceBuffers:
         """Returns bytes allocated by role; inputs of engines' own count as `inputs`."""
         held: dict[str, int] = {}
         for place, arena in self._arenas.items():
-            own = len(place) > 4  # an input of one engine: graph, block, context, name, slot
+            own = isinstance(place[0], tuple)  # an input of one shape, by the shape's key
             role = "inputs" if own else str(place[0])
             held[role] = held.get(role, 0) + arena.nbytes
         return held

@@ -1,6 +1,6 @@
 """What a bundle's buffers take on a device, and which of its shapes would still fit.
 
-One KV cache for the largest context, one array per output role for the largest block, small
+One KV cache for the largest context, one array per output role for the most rows, small
 inputs: how `device_buffers.DeviceBuffers` lays them out. Weights and scratch memory are TensorRT's
 and handed in.
 """
@@ -48,8 +48,6 @@ def out_of_memory(specs: Sequence[GraphSpec], scratch: int, free: int) -> str:
     fitting = [spec for spec in specs if sum(buffer_bytes([spec]).values()) + scratch <= free]
     if not fitting:
         return text + "no shape of the bundle fits alone: close other programs"
-    best = max(fitting, key=lambda spec: (spec.context, spec.block))
-    return text + (
-        f"block {best.block} with context {best.context} alone would fit: close other programs, "
-        f"or export with --block {best.block} --context {best.context}"
-    )
+    best = max(fitting, key=lambda spec: (spec.context, spec.rows))
+    sizes = f"--block {best.block or best.rows} --context {best.context}"
+    return text + (f"{best.label} alone would fit: close other programs, or export with {sizes}")

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: one session per graph file, every shape of it through that session.
 
-The session keeps `block` and `context` symbolic. Measured on two AVX2 cores at dim 384 x 6 layers,
-vocabulary 8,192, block 32, context 256: the same 8.3 ms per run as a session with both dimensions
+The session keeps `rows` and `context` symbolic. Measured on two AVX2 cores at dim 384 x 6 layers,
+vocabulary 8,192, rows 32, context 256: the same 8.3 ms per run as a session with both dimensions
 fixed, while every further session would prepack its own copy of the weights. Buffers are NumPy
 arrays allocated once and bound by address, so a run copies nothing.
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import GraphSpec, Manifest, TensorSpec
+from ..bundle.manifest import GraphKey, GraphSpec, Manifest, TensorSpec
 from ..errors import EngineError, brief
 from ..process import usable_cores
 from .base import CPU_TARGETS, LayerTimes, find_spec
@@ -63,7 +63,7 @@ def default_threads() -> int:
 
 
 class Buffers:
-    """Arrays shared by all engines of a set: KV slots, and one arena per output role.
+    """Arrays shared by all engines of a set: one KV cache, and one arena per output role.
 
     A KV buffer is as long as the largest context; smaller contexts see its prefix.
     """
@@ -84,13 +84,12 @@ class Buffers:
             return ("kv", tensor.dtype, tensor.shape[1:]), count
         return (tensor.role, tensor.dtype), count
 
-    def view(self, tensor: TensorSpec, slot: int) -> np.ndarray:
+    def view(self, tensor: TensorSpec) -> np.ndarray:
         """Returns the tensor's array: zeros at first, the same memory at every call."""
         key, count = self._key(tensor)
-        place = (*key, slot)
-        if place not in self._arenas:
-            self._arenas[place] = np.zeros(self._sizes[key], dtype=tensor.dtype)
-        return self._arenas[place][:count].reshape(tensor.shape)
+        if key not in self._arenas:
+            self._arenas[key] = np.zeros(self._sizes[key], dtype=tensor.dtype)
+        return self._arenas[key][:count].reshape(tensor.shape)
 
     def account(self) -> dict[str, int]:
         """Returns bytes allocated by role."""
@@ -110,17 +109,22 @@ class OnnxRuntimeEngine:
     def __init__(self, session: Any, spec: GraphSpec, buffers: Buffers) -> None:
         self._session = session
         self._spec = spec
-        self._buffers = buffers
-        self._slot = 0
-        self._bindings: dict[int, Any] = {}
-        self._inputs: dict[int, dict[str, np.ndarray]] = {}
-        self._own = {
-            tensor.name: np.zeros(tensor.shape, dtype=tensor.dtype)
+        self._inputs = {
+            tensor.name: buffers.view(tensor)
+            if tensor.role == "kv"
+            else np.zeros(tensor.shape, dtype=tensor.dtype)
             for tensor in spec.inputs
-            if tensor.role != "kv"
         }
-        self._outputs = {tensor.name: buffers.view(tensor, 0) for tensor in spec.outputs}
-        self.select(0)
+        self._outputs = {tensor.name: buffers.view(tensor) for tensor in spec.outputs}
+        self._binding = session.io_binding()
+        for name, array in self._inputs.items():
+            self._binding.bind_input(
+                name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+            )
+        for name, array in self._outputs.items():
+            self._binding.bind_output(
+                name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+            )
 
     @property
     def spec(self) -> GraphSpec:
@@ -129,39 +133,18 @@ class OnnxRuntimeEngine:
 
     @property
     def inputs(self) -> Mapping[str, np.ndarray]:
-        """Input arrays by tensor name; the KV array is the one of the selected slot."""
-        return self._inputs[self._slot]
+        """Input arrays by tensor name."""
+        return self._inputs
 
     @property
     def outputs(self) -> Mapping[str, np.ndarray]:
         """Output arrays by tensor name; any run of the set overwrites them."""
         return self._outputs
 
-    def select(self, slot: int) -> None:
-        """Binds the KV cache of this slot."""
-        if slot not in self._bindings:
-            arrays = {
-                tensor.name: self._buffers.view(tensor, slot)
-                if tensor.role == "kv"
-                else self._own[tensor.name]
-                for tensor in self._spec.inputs
-            }
-            self._inputs[slot] = arrays
-            self._bindings[slot] = self._bind(arrays)
-        self._slot = slot
-
-    def _bind(self, arrays: Mapping[str, np.ndarray]) -> Any:
-        binding = self._session.io_binding()
-        for name, array in arrays.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in self._outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        return binding
-
     def run(self) -> None:
         """Executes the graph on the buffers; raises EngineError when ONNX Runtime fails."""
         try:
-            self._session.run_with_iobinding(self._bindings[self._slot])
+            self._session.run_with_iobinding(self._binding)
         except Exception as error:  # the bindings raise plain subclasses of Exception
             raise EngineError(_failed(f"graph {self._spec.name} failed", error)) from error
 
@@ -194,8 +177,7 @@ class OnnxRuntimeEngines:
         self.threads = default_threads() if threads is None else threads
         self._buffers = Buffers(bundle.manifest.graphs)
         self._sessions: dict[str, Any] = {}
-        self._engines: dict[tuple[str, int, int], OnnxRuntimeEngine] = {}
-        self._slot = 0
+        self._engines: dict[GraphKey, OnnxRuntimeEngine] = {}
         self._profiles: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -203,20 +185,12 @@ class OnnxRuntimeEngines:
         """Every graph shape on offer."""
         return self._bundle.manifest.graphs
 
-    def engine(self, name: str, block: int, context: int) -> OnnxRuntimeEngine:
+    def engine(self, spec: GraphSpec) -> OnnxRuntimeEngine:
         """Returns the engine of this shape, its session made on first use; EngineError if none."""
-        key = (name, block, context)
+        key = spec.key
         if key not in self._engines:
-            self._engines[key] = self._make(find_spec(self.specs, *key))
-        engine = self._engines[key]
-        engine.select(self._slot)
-        return engine
-
-    def kv_slot(self, index: int) -> None:
-        """Selects the KV cache that engines bind; engines in hand change at once."""
-        self._slot = index
-        for engine in self._engines.values():
-            engine.select(index)
+            self._engines[key] = self._make(find_spec(self.specs, spec))
+        return self._engines[key]
 
     def account(self) -> Mapping[str, int]:
         """See Accountable; weights are those of the open sessions, as they stand on disk."""

@@ -2,7 +2,7 @@
 
 Kept to the calls themselves, since it cannot run where there is no GPU: what decides anything
 stands in `tensorrt_build.py` and `plan_cache.py`, which do run there. One execution context per
-(block, context) pair, its profile, shapes and addresses set once; all contexts share one piece of
+shape, its profile, shapes and addresses set once; all contexts share one piece of
 scratch memory, since only one runs at a time. A run enqueues and returns: the device's stream
 orders it with the kernels and copies around it.
 """
@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import GraphSpec
+from ..bundle.manifest import GraphKey, GraphSpec
 from ..errors import DeviceError, EngineError, brief
 from ..gpu.device import Device
 from ..gpu.facts import GpuFacts
@@ -46,8 +46,6 @@ class TensorRtEngine:
         self._log = log
         self._context: Any = context
         self._spec, self._device, self._stream = spec, device, stream
-        self._buffers = buffers
-        self._slot: int | None = None
         if not context.set_optimization_profile_async(profile_index, stream):
             raise self._refused(f"its profile {profile_index}")
         for tensor in spec.inputs:
@@ -59,33 +57,20 @@ class TensorRtEngine:
             raise self._refused(f"its shapes ({error})") from error
         if unknown:
             raise self._refused(f"its shapes ({', '.join(unknown)})")
-        self.inputs: Mapping[str, Any] = {}
-        self.outputs: Mapping[str, Any] = {
-            tensor.name: buffers.view(tensor, spec, 0) for tensor in spec.outputs
-        }
-        for name, array in self.outputs.items():
-            self._bind(name, array)
-        self.select(0)
+        self.inputs: Mapping[str, Any] = {t.name: buffers.view(t, spec) for t in spec.inputs}
+        self.outputs: Mapping[str, Any] = {t.name: buffers.view(t, spec) for t in spec.outputs}
+        for name, array in (*self.inputs.items(), *self.outputs.items()):
+            if not context.set_tensor_address(name, array.pointer):
+                raise self._refused(f"the address of {name}")
 
     @property
     def spec(self) -> GraphSpec:
         """The graph's spec."""
         return self._spec
 
-    def select(self, slot: int) -> None:
-        """Binds the KV cache of this slot; a captured step keeps the one it was captured with."""
-        if slot != self._slot:
-            self.inputs = {
-                tensor.name: self._buffers.view(tensor, self._spec, slot)
-                for tensor in self._spec.inputs
-            }
-            for name, array in self.inputs.items():
-                self._bind(name, array)
-            self._slot = slot
-
     def run(self) -> None:
         """Enqueues one run on the device's stream; EngineError, then or later, if refused."""
-        self._device.submit((id(self._context), self._slot), self._enqueue)
+        self._device.submit(id(self._context), self._enqueue)
 
     def release(self) -> None:
         """Lets the context and the buffers go, whoever still holds this; it runs no more."""
@@ -96,19 +81,11 @@ class TensorRtEngine:
         if self._context is None or not self._context.execute_async_v3(self._stream):
             raise self._refused("to run")
 
-    def _bind(self, name: str, array: Any) -> None:
-        if not self._context.set_tensor_address(name, array.pointer):
-            raise self._refused(f"the address of {name}")
-
     def _refused(self, what: str) -> EngineError:
         return EngineError(
-            f"TensorRT refuses {what} for {_shape(self._spec)}{_reason(self._log)}: "
+            f"TensorRT refuses {what} for {self._spec.label}{_reason(self._log)}: "
             "build the plan again with --rebuild, or use --engine onnxruntime"
         )
-
-
-def _shape(spec: GraphSpec) -> str:
-    return f"{spec.name}, block {spec.block}, context {spec.context}"
 
 
 def _reason(log: Any) -> str:
@@ -154,8 +131,7 @@ class TensorRtEngines:
         self._trt, self._bundle, self.device = trt, bundle, device
         self.reason = reason
         self._buffers = DeviceBuffers(device, bundle.manifest.graphs)
-        self._engines: dict[tuple[str, int, int], TensorRtEngine] = {}
-        self._slot = 0
+        self._engines: dict[GraphKey, TensorRtEngine] = {}
         self._plans: dict[str, tuple[tuple[GraphSpec, ...], Any]] = {}
         self._plan_bytes = 0
         self._clocks: Any = None
@@ -219,12 +195,11 @@ class TensorRtEngines:
         """Every graph shape on offer."""
         return self._bundle.manifest.graphs
 
-    def engine(self, name: str, block: int, context: int) -> TensorRtEngine:
+    def engine(self, spec: GraphSpec) -> TensorRtEngine:
         """Returns the engine of this shape, bound on first use; EngineError if there is none."""
-        key = (name, block, context)
+        key = spec.key
         if key not in self._engines:
-            self._engines[key] = self._make(find_spec(self.specs, *key))
-        self._engines[key].select(self._slot)
+            self._engines[key] = self._make(find_spec(self.specs, spec))
         return self._engines[key]
 
     def _make(self, spec: GraphSpec) -> TensorRtEngine:
@@ -235,8 +210,8 @@ class TensorRtEngines:
         )
         if context is None:
             raise EngineError(
-                f"TensorRT gives no execution context for {_shape(spec)}{_reason(self._log)}: "
-                "close other programs, or take a smaller block or context"
+                f"TensorRT gives no execution context for {spec.label}{_reason(self._log)}: "
+                "close other programs, or take a smaller --block or --context"
             )
         context.set_device_memory(self._scratch.pointer, self._scratch_bytes)
         if self._clocks is not None:
@@ -278,13 +253,6 @@ class TensorRtEngines:
         for bound in self._engines.values():
             bound.release()
         self._engines.clear()
-
-    def kv_slot(self, index: int) -> None:
-        """Selects the KV cache that engines bind; engines in hand change at once."""
-        self._slot = index
-        self.device.flush()  # what is enqueued runs on the addresses bound now
-        for bound in self._engines.values():
-            bound.select(index)
 
     def close(self) -> None:
         """Releases contexts, engines, buffers and the device, in this order."""

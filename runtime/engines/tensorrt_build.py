@@ -228,8 +228,8 @@ def _set_profiles(builder: Any, config: Any, specs: Sequence[GraphSpec]) -> None
             profile.extra_memory_target = 0.0
         if config.add_optimization_profile(profile) != index:
             raise EngineError(
-                f"TensorRT refuses the shape block {spec.block}, context {spec.context} of "
-                f"{spec.file}: export the bundle again with other sizes"
+                f"TensorRT refuses the shape {spec.label} of {spec.file}: export the bundle "
+                "again with other sizes"
             )
 
 
@@ -279,12 +279,11 @@ def _failure(
     """Says why there is no plan; out of memory is told apart, since the user can do something."""
     memory = next((line for line in errors if OUT_OF_MEMORY.search(line)), None)
     if memory is not None:
-        largest = max(specs, key=lambda spec: spec.block * (spec.block + spec.context))
+        largest = max(specs, key=lambda spec: spec.rows * (spec.rows + spec.context))
         return (
-            f"out of device memory while building {file} (largest shape: block {largest.block}, "
-            f"context {largest.context}; workspace {settings.workspace_mib} MiB): "
-            f"{brief(memory, 160)}; close other programs, or export with a smaller --block or "
-            "--context"
+            f"out of device memory while building {file} (largest shape: {largest.label}; "
+            f"workspace {settings.workspace_mib} MiB): {brief(memory, 160)}; "
+            "close other programs, or export with a smaller --block or --context"
         )
     reason = brief(errors[0], 300) if errors else "it gave no reason"
     return f"TensorRT builds no plan from {file}: {reason}"

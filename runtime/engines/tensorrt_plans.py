@@ -55,7 +55,7 @@ def graph_files(bundle: Bundle) -> dict[str, tuple[GraphSpec, ...]]:
     The order is that of the profiles, of which the first decides how weights lie in memory.
     """
     files: dict[str, tuple[GraphSpec, ...]] = {}
-    for spec in sorted(bundle.manifest.graphs, key=lambda spec: (-spec.block, -spec.context)):
+    for spec in sorted(bundle.manifest.graphs, key=lambda spec: (-spec.rows, -spec.context)):
         files[spec.file] = (*files.get(spec.file, ()), spec)
     return files
 
@@ -135,7 +135,7 @@ def plan_for(
         cache.keep_timings(key, plan.timing_cache)
         facts = {
             "bundle": bundle.path.name[:200],
-            "profiles": [[spec.name, spec.block, spec.context] for spec in specs[:32]],
+            "profiles": [spec.label for spec in specs[:32]],
             "weights_mib": round(bundle.weights_bytes / _MIB, 2),
             "seconds": round(plan.seconds, 2),
             "peak_rss_mib": round(plan.peak_rss_mib),

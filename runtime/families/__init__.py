@@ -7,11 +7,10 @@ from ..bundle.manifest import GraphSpec, Manifest
 from ..decoding import DecodingSettings
 from ..errors import ConfigError
 from .ar.family import CausalFamily
-from .base import DeviceFamily, Roomed, Shaped, resolve_settings
+from .base import Buckets, DeviceFamily, resolve_settings
 from .mdlm.family import MaskedFamily
 from .sedd.family import ScoreFamily
 from .tidar.family import DraftFamily
-from .window import contexts_by_block, text_graph
 
 FAMILIES: Mapping[str, DeviceFamily] = {
     family.name: family for family in (MaskedFamily(), CausalFamily(), ScoreFamily(), DraftFamily())
@@ -37,16 +36,9 @@ def decoding_settings(manifest: Manifest, overrides: Mapping[str, Any]) -> Decod
     return resolve_settings(manifest, find_family(manifest.family), overrides)
 
 
-def decoding_blocks(manifest: Manifest) -> dict[int, tuple[int, ...]]:
-    """Gives the contexts, ascending, per value that the setting `block_size` can have; ascending.
-
-    Raises:
-        ConfigError: An unknown family, or a bundle without graphs to decode by.
-    """
-    family = find_family(manifest.family)
-    if isinstance(family, Shaped):
-        return family.blocks(manifest)
-    return contexts_by_block(manifest.graphs, text_graph(manifest.graphs))
+def decoding_blocks(manifest: Manifest) -> Mapping[int, Buckets]:
+    """Gives a bundle's shapes per value of the setting `block_size`; see DeviceFamily.blocks."""
+    return find_family(manifest.family).blocks(manifest, manifest.graphs)
 
 
 def text_positions(
@@ -57,7 +49,4 @@ def text_positions(
     Raises:
         ConfigError: An unknown family, or no graph has the block size of the settings.
     """
-    family = find_family(manifest.family)
-    if isinstance(family, Roomed):
-        return family.positions(manifest, specs, settings)
-    return min(manifest.max_position, max(spec.context + spec.block for spec in specs))
+    return find_family(manifest.family).positions(manifest, specs, settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, ConfigError
 from ..ops.base import Ops
 
+Buckets = tuple[GraphSpec, ...]
+"""Shapes of one graph that differ in their context alone, ascending."""
 HEAD_PHASE = "head"
 """The phase (see `Phased`) of runs that only finish another run's output: no NFE of their own."""
 
@@ -102,8 +104,13 @@ class UpdateRule(Protocol):
         """True when nothing more will change."""
         ...
 
-    def next_run(self) -> tuple[str, int, int]:
-        """Says which graph to run next: (graph name, block, context)."""
+    def next_run(self) -> GraphSpec:
+        """Gives the shape to run next."""
+        ...
+
+    @property
+    def block_size(self) -> int | None:
+        """Positions that are committed as one block; None: the text does not go by blocks."""
         ...
 
     def feed(self, engine: Engine) -> None:
@@ -163,33 +170,13 @@ class Resumable(Protocol):
         ...
 
 
-@runtime_checkable
-class Roomed(Protocol):
-    """A family that knows better than the widest graph how long its texts may get."""
+class WindowSize(NamedTuple):
+    """How a text is cut to be scored."""
 
-    def positions(
-        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
-    ) -> int:
-        """Gives how many positions a text may have before its window slides.
-
-        Args:
-            manifest: The bundle's.
-            specs: The shapes that the engine offers.
-            settings: Of the request: a text decodes at one block size.
-
-        Raises:
-            ConfigError: No graph has the block size of the settings.
-        """
-        ...
-
-
-@runtime_checkable
-class Shaped(Protocol):
-    """A family whose graphs' blocks are not blocks of a text; families need not say it."""
-
-    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
-        """Gives the contexts, ascending, per value of the setting `block_size`; none: no choice."""
-        ...
+    block: int
+    """Windows have a multiple of so many positions."""
+    longest: int
+    """Positions of a window at most."""
 
 
 class DeviceFamily(Protocol):
@@ -207,6 +194,58 @@ class DeviceFamily(Protocol):
         self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
     ) -> UpdateRule:
         """Makes the first canvas of a request; raises ConfigError if it cannot be served."""
+        ...
+
+    def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
+        """Gives the shapes that decode a text, per value of the setting `block_size`, ascending.
+
+        Empty: the family has no such choice.
+        """
+        ...
+
+    def positions(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+    ) -> int:
+        """Gives how many positions a text may have before its window slides.
+
+        Args:
+            manifest: The bundle's.
+            specs: The shapes that the engine offers.
+            settings: Of the request: a text decodes at one block size.
+
+        Raises:
+            ConfigError: No graph has the block size of the settings.
+        """
+        ...
+
+    def runs(
+        self,
+        manifest: Manifest,
+        specs: Sequence[GraphSpec],
+        *,
+        block: int | None,
+        positions: int,
+        tokens_per_run: float,
+    ) -> Iterator[tuple[GraphSpec, float]]:
+        """Yields the graph runs that a text takes, and how many there are of each.
+
+        Args:
+            manifest: The bundle's.
+            specs: Shapes to choose from.
+            block: Value of the setting `block_size`; None where a text does not go by blocks.
+            positions: Of the text.
+            tokens_per_run: Tokens that a run makes; runs of a head are not counted.
+        """
+        ...
+
+    def text_rows(self, spec: GraphSpec) -> int:
+        """Gives how many rows of a run are sampled."""
+        ...
+
+    def windows(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
+    ) -> WindowSize:
+        """Says how a text is cut for `bound`; ConfigError for a block size that is not on offer."""
         ...
 
     def bound(

@@ -24,11 +24,22 @@ from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
 from ..noise.philox import check_key
 from ..ops.base import Ops
-from .base import HEAD_PHASE, Request, Span
+from .base import HEAD_PHASE, Buckets, Request, Span, WindowSize
 from .heads import Heads, hidden_rows
 from .likelihood import negative_log_likelihood
 from .text_rule import TextRule, undrawable_ids
-from .window import Text, append, banned_ids, bucket, check_ids, contexts_by_block, feed, logits
+from .window import (
+    Text,
+    append,
+    banned_ids,
+    bucket,
+    bucket_of_text,
+    by_rows,
+    check_ids,
+    choose_block,
+    feed,
+    logits,
+)
 
 GRAPH = "denoise"
 _NO_MASK = -1
@@ -48,7 +59,7 @@ class CausalRule(TextRule):
         graph: str = GRAPH,
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
-        self._ops, self._request, self._graph = ops, request, graph
+        self._ops, self._request = ops, request
         self._heads = Heads(engines.specs)
         self._hidden: Any = None
         self._filler = manifest.eos_token_id
@@ -70,7 +81,7 @@ class CausalRule(TextRule):
         ops.mark_seen(self._canvas, self._text.ids)
         self._cached = request.num_cached
         self._count = 0
-        self._block = 1
+        self._rows = 1
         self._done = self._text.num_known >= self._text.limit
         self._plan()
 
@@ -87,29 +98,28 @@ class CausalRule(TextRule):
         return self._text.cached(self._cached)
 
     def _plan(self) -> None:
-        """Decides the next run: how many known ids go in, and through which block size."""
+        """Decides the next run: how many known ids go in, and over how many rows."""
         if len(self._text.window) > self._capacity:
             self._text.slide(max(1, self._capacity // 2))
             self._approximate = True
             self._cached = 0
         pending = len(self._text.window) - self._cached
-        fitting = [block for block in self._shapes if block >= pending]
-        self._block = min(fitting, default=max(self._shapes))
-        self._count = min(pending, self._block)
+        fitting = [rows for rows in self._shapes if rows >= pending]
+        self._rows = min(fitting, default=max(self._shapes))
+        self._count = min(pending, self._rows)
 
-    def next_run(self) -> tuple[str, int, int]:
+    def next_run(self) -> GraphSpec:
         """See UpdateRule."""
         if self._hidden is not None:
             return self._heads.run_of(1)
-        context = bucket(self._shapes[self._block], self._cached + self._count)
-        return self._graph, self._block, context
+        return bucket(self._shapes[self._rows], self._cached + self._count)
 
     def feed(self, engine: Engine) -> None:
         """See UpdateRule."""
         if self._hidden is not None:
             self._heads.feed(self._ops, engine, self._hidden, self._count - 1, 1)
             return
-        ids = np.full(self._block, self._filler, np.int32)
+        ids = np.full(self._rows, self._filler, np.int32)
         ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
         feed(self._ops, engine, ids, self._cached)
 
@@ -153,13 +163,13 @@ class CausalRule(TextRule):
         return (Span(position=position, token_ids=new, committed=True),)
 
 
-def cached_shapes(specs: Sequence[GraphSpec], graph: str = GRAPH) -> dict[int, tuple[int, ...]]:
-    """Gives the shapes whose context holds at least one block: the others can store nothing."""
-    shapes = contexts_by_block(specs, graph)
-    fitting = {block: contexts for block, contexts in shapes.items() if contexts[-1] >= block}
+def cached_shapes(specs: Sequence[GraphSpec], graph: str = GRAPH) -> dict[int, Buckets]:
+    """Gives the shapes whose context holds all of their rows: the others can store nothing."""
+    shapes = by_rows(specs, graph)
+    fitting = {rows: buckets for rows, buckets in shapes.items() if buckets[-1].context >= rows}
     if not fitting:
         raise ConfigError(
-            "no graph of the bundle has a context as large as its block; export it again"
+            "no graph of the bundle has a context as long as its rows; export it again"
         )
     return fitting
 
@@ -194,7 +204,7 @@ def causal_likelihood(
             ids[: len(piece)] = piece
             last = start + block >= len(window)
             rows = start if last else start + block
-            engine = engines.engine(graph, block, bucket(shapes[block], rows))
+            engine = engines.engine(bucket(shapes[block], rows))
             feed(ops, engine, ids, start)
             engine.run()
             if not last:
@@ -210,6 +220,34 @@ def causal_likelihood(
         yield np.repeat(nats[None], len(samples), axis=0)
 
 
-def causal_capacity(shapes: Mapping[int, Sequence[int]], manifest: Manifest) -> int:
+def causal_runs(
+    specs: Sequence[GraphSpec], positions: int, tokens_per_run: float, graph: str = GRAPH
+) -> Iterator[tuple[GraphSpec, float]]:
+    """Yields the runs of a text that goes token by token; see DeviceFamily.runs.
+
+    Behind the largest context the window slides by half of it, which is then read again.
+    """
+    shapes, heads = cached_shapes(specs, graph), Heads(specs)
+    one, longest = shapes[min(shapes)], shapes[max(shapes)][-1]
+    for start in range(positions):
+        spec, slid = bucket_of_text(one, start + 1)
+        yield spec, 1 / tokens_per_run
+        if heads:
+            yield heads.run_of(1), 1 / tokens_per_run
+        if slid:
+            yield longest, 1 / longest.rows
+
+
+def causal_windows(
+    manifest: Manifest, specs: Sequence[GraphSpec], asked: int | None, graph: str = GRAPH
+) -> WindowSize:
+    """Gives the size of windows: by single tokens, unless rows of a run are asked for."""
+    shapes = by_rows(specs, graph)
+    rows = choose_block(shapes, asked or min(shapes))
+    room = shapes[rows][-1].context // rows * rows + rows
+    return WindowSize(rows, min(manifest.max_position, room))
+
+
+def causal_capacity(shapes: Mapping[int, Buckets], manifest: Manifest) -> int:
     """Gives how many known ids a window holds, which the largest cache of every shape must."""
-    return min(min(contexts[-1] for contexts in shapes.values()), manifest.max_position)
+    return min(min(buckets[-1].context for buckets in shapes.values()), manifest.max_position)

@@ -3,7 +3,7 @@
 | graph | inputs | outputs |
 |---|---|---|
 | trunk | … | `hidden` (1, rows, dim), role `hidden`, in place of logits |
-| `head` | `rows` (1, block, dim), role `hidden_rows` | `logits` (1, block, vocab) |
+| `head` | `rows` (1, rows, dim), role `hidden_rows` | `logits` (1, rows, vocab) |
 
 Worth it where products cost more than reading the head's weights: on CPUs. Knows no rule and no
 text.
@@ -29,9 +29,10 @@ class Heads:
     """The head graphs of a bundle, by how many rows they take."""
 
     def __init__(self, specs: Sequence[GraphSpec]) -> None:
-        own = {spec.block: spec for spec in specs if spec.name == HEAD}
-        self._sizes = sorted(own)
-        self.logit_type = own[self._sizes[0]].tensor("logits").dtype if own else None
+        own = {spec.rows: spec for spec in specs if spec.name == HEAD}
+        self._specs = {rows: own[rows] for rows in sorted(own)}
+        self._sizes = list(self._specs)
+        self.logit_type = self._specs[self._sizes[0]].tensor("logits").dtype if own else None
         """NumPy name; None: there are none."""
 
     def __bool__(self) -> bool:
@@ -46,9 +47,9 @@ class Heads:
                 "export it again"
             )
 
-    def run_of(self, count: int) -> tuple[str, int, int]:
-        """Gives the smallest head that takes so many rows, as `next_run` does."""
-        return HEAD, min(size for size in self._sizes if size >= count), 0
+    def run_of(self, count: int) -> GraphSpec:
+        """Gives the smallest head that takes so many rows."""
+        return self._specs[min(size for size in self._sizes if size >= count)]
 
     def feed(
         self, ops: Ops, engine: Engine, hidden: Any, start: int, count: int, stride: int = 1
@@ -70,15 +71,15 @@ class Heads:
             (n, vocab) arrays, valid until the next is asked for; rows in order.
         """
         if not self:
-            yield ops.to_host(logits(engine)).reshape(engine.spec.block, -1)[:count]
+            yield ops.to_host(logits(engine)).reshape(engine.spec.rows, -1)[:count]
             return
         hidden, size = hidden_rows(engine), self._sizes[-1]
         for start in range(0, count, size):
             taken = min(size, count - start)
-            head = engines.engine(*self.run_of(taken))
+            head = engines.engine(self.run_of(taken))
             self.feed(ops, head, hidden, start, taken)
             head.run()
-            yield ops.to_host(logits(head)).reshape(head.spec.block, -1)[:taken]
+            yield ops.to_host(logits(head)).reshape(head.spec.rows, -1)[:taken]
 
 
 def hidden_rows(engine: Engine) -> Any:

@@ -28,6 +28,11 @@ class TextRule:
         return self._done
 
     @property
+    def block_size(self) -> int | None:
+        """See UpdateRule."""
+        return None
+
+    @property
     def tokens(self) -> np.ndarray:
         """See UpdateRule."""
         return self._text.ids
@@ -53,7 +58,13 @@ class CanvasRule(TextRule):
 
     _ops: Ops
     _canvas: Canvas
+    _block: int
     _mask: int
+
+    @property
+    def block_size(self) -> int:
+        """See UpdateRule."""
+        return self._block
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
         """Takes what has become final into the text."""

@@ -5,7 +5,7 @@ Shared by the families that cache a prefix. Knows no decoding rule and no logits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,26 +14,34 @@ from ..bundle.manifest import GraphSpec, Manifest
 from ..engines.base import Engine
 from ..errors import ConfigError
 from ..ops.base import Ops
+from .base import Buckets
 from .layout import Layout, causal_layout
 
 
-def contexts_by_block(specs: Sequence[GraphSpec], graph: str) -> dict[int, tuple[int, ...]]:
-    """Gives a graph's context sizes, ascending, per block size, ascending."""
-    found: dict[int, set[int]] = {}
-    for spec in specs:
+def by_rows(specs: Sequence[GraphSpec], graph: str) -> dict[int, Buckets]:
+    """Gives a graph's shapes per number of rows, ascending; ConfigError if there is none."""
+    found: dict[int, list[GraphSpec]] = {}
+    for spec in sorted(specs, key=lambda item: (item.rows, item.context)):
         if spec.name == graph:
-            found.setdefault(spec.block, set()).add(spec.context)
+            found.setdefault(spec.rows, []).append(spec)
     if not found:
         raise ConfigError(f"the bundle has no graph {graph!r}; export it again")
-    return {block: tuple(sorted(found[block])) for block in sorted(found)}
+    return {rows: tuple(buckets) for rows, buckets in found.items()}
 
 
-def text_graph(specs: Sequence[GraphSpec]) -> str:
-    """Gives the name of the graph that takes a text's ids."""
-    return next(
-        (spec.name for spec in specs if any(tensor.role == "canvas" for tensor in spec.inputs)),
-        specs[0].name,
-    )
+def by_block(
+    specs: Sequence[GraphSpec], graph: str, purposes: Collection[str]
+) -> dict[int, Buckets]:
+    """Gives a graph's shapes with one of these purposes per text block, ascending."""
+    found: dict[int, list[GraphSpec]] = {}
+    for spec in sorted(specs, key=lambda item: (item.block or 0, item.context)):
+        if spec.name == graph and spec.purpose in purposes and spec.block is not None:
+            found.setdefault(spec.block, []).append(spec)
+    if not found:
+        raise ConfigError(
+            f"the bundle has no graph {graph!r} to {' or '.join(purposes)} a block; export it again"
+        )
+    return {block: tuple(buckets) for block, buckets in found.items()}
 
 
 def default_block(manifest: Manifest) -> int | None:
@@ -42,7 +50,7 @@ def default_block(manifest: Manifest) -> int | None:
 
 
 def choose_block(
-    shapes: dict[int, tuple[int, ...]], asked: int | None, learnt: Sequence[int] = ()
+    shapes: Mapping[int, Buckets], asked: int | None, learnt: Sequence[int] = ()
 ) -> int:
     """Gives the block size to decode with: the one asked for, else the default.
 
@@ -51,7 +59,7 @@ def choose_block(
     them can; without any, the largest, which is the whole canvas.
     """
     if asked is None:
-        fitting = [block for block, contexts in shapes.items() if contexts[-1] >= block]
+        fitting = [block for block, buckets in shapes.items() if buckets[-1].context >= block]
         return max(set(fitting).intersection(learnt) or fitting, default=max(shapes))
     if asked not in shapes:
         sizes = ", ".join(map(str, shapes))
@@ -59,9 +67,7 @@ def choose_block(
     return asked
 
 
-def canvas_block(
-    shapes: dict[int, tuple[int, ...]], length: int, learnt: Sequence[int] = ()
-) -> int:
+def canvas_block(shapes: Mapping[int, Buckets], length: int, learnt: Sequence[int] = ()) -> int:
     """Gives the smallest block that holds a whole text, if possible one that the model has learnt;
     raises ConfigError if none does."""
     fitting = [block for block in shapes if block >= length]
@@ -74,21 +80,30 @@ def canvas_block(
     return min(fitting)
 
 
-def capacity(contexts: Sequence[int], block: int, max_position: int) -> int:
+def capacity(buckets: Buckets, block: int, max_position: int) -> int:
     """Gives how many positions a window has: the blocks that fit the cache, and one more."""
-    blocks_cached = min(contexts[-1] // block, max(0, max_position // block - 1))
+    blocks_cached = min(buckets[-1].context // block, max(0, max_position // block - 1))
     return (blocks_cached + 1) * block
 
 
-def bucket(contexts: Sequence[int], rows: int) -> int:
-    """Gives the smallest context of at least `rows` rows; ConfigError if there is none."""
-    for context in contexts:
-        if context >= rows:
-            return context
+def bucket(buckets: Buckets, committed: int) -> GraphSpec:
+    """Gives the smallest shape whose context holds so many positions; ConfigError if none does."""
+    for spec in buckets:
+        if spec.context >= committed:
+            return spec
     raise ConfigError(
-        f"the text needs {rows} rows of context, the bundle has {contexts[-1]} at most for this "
-        "block size; take shorter windows, or export a larger context"
+        f"the text needs a context of {committed} positions, the bundle has "
+        f"{buckets[-1].context} at most for this block size; take shorter windows, or export a "
+        "larger context"
     )
+
+
+def bucket_of_text(buckets: Buckets, committed: int) -> tuple[GraphSpec, bool]:
+    """Gives the shape that goes on behind so many positions of a text of any length, and whether
+    its window has slid by then."""
+    longest = buckets[-1]
+    slid = longest.context < committed
+    return (longest if slid else bucket(buckets, committed)), slid
 
 
 def check_ids(manifest: Manifest, ids: Sequence[int], what: str, *, mask: bool = False) -> None:
@@ -224,7 +239,7 @@ def lay_out(ops: Ops, engine: Engine, layout: Layout | None) -> None:
     """
     roles = {tensor.role: engine.inputs[tensor.name] for tensor in engine.spec.inputs}
     if "visible" in roles:
-        layout = layout or causal_layout(engine.spec.block)
+        layout = layout or causal_layout(engine.spec.rows)
         ops.assign(roles["offsets"], layout.offsets)
         ops.assign(roles["visible"], layout.visible)
 

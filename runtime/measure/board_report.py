@@ -67,7 +67,7 @@ def board_report(
     except Exception as error:  # of a machine that nobody has seen yet, anything
         return {**report, "ok": False, "engine": fault(error), "notes": notes}
     with pipeline:
-        shapes = [[spec.name, spec.block, spec.context] for spec in pipeline.manifest.graphs]
+        shapes = [spec.label for spec in pipeline.manifest.graphs]
         report["bundle"] = bundle_facts(pipeline.bundle) | {"shapes": shapes}
         report["engine"] = engine_facts(pipeline)
         parts: dict[str, Callable[[], Any]] = {
@@ -155,13 +155,13 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
 
     found = []
     for spec in pipeline.engines.specs:
-        engine = pipeline.engines.engine(spec.name, spec.block, spec.context)
-        row: dict[str, Any] = {"name": spec.name, "block": spec.block, "context": spec.context}
+        engine = pipeline.engines.engine(spec)
+        row: dict[str, Any] = {"name": spec.name, "dims": dict(spec.dims)}
         row["run_ms"] = _milliseconds(engine.run, wait)
         outputs = [tensor for tensor in spec.outputs if tensor.role == "logits"]
         if outputs:
             canvas = ops.canvas(
-                block=spec.block,
+                block=spec.rows,
                 vocab_size=manifest.vocab_size,
                 sampling=settings.sampling,
                 selection=Selection(kind=Kind.QUOTA, score=Score.CONFIDENCE),
@@ -172,8 +172,8 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
                 banned=(),
                 unmask_chance=np.ones(1),
             )
-            every = np.ones(spec.block, bool)
-            ids = np.full(spec.block, canvas.mask_token_id, np.int32)
+            every = np.ones(spec.rows, bool)
+            ids = np.full(spec.rows, canvas.mask_token_id, np.int32)
             ops.begin_block(canvas, ids, every, position=0, first=0)
             logits = engine.outputs[outputs[0].name]
             row["sample_ms"] = _milliseconds(lambda: ops.sample(logits, canvas), wait)  # noqa: B023

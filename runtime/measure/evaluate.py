@@ -17,17 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle.manifest import GraphSpec, Manifest
+from ..bundle.manifest import Manifest
 from ..engines.base import EngineSet
 from ..errors import ConfigError, DataError
 from ..families import find_family
-from ..families.window import (
-    banned_ids,
-    choose_block,
-    contexts_by_block,
-    default_block,
-    text_graph,
-)
+from ..families.window import banned_ids
 from ..noise.philox import check_key
 from ..ops.base import Ops
 from ..ops.choose import ops_for
@@ -151,27 +145,14 @@ def windows_of(
     limit: int | None = None,
 ) -> list[np.ndarray]:
     """Cuts a stream into the windows that `evaluate_ids` scores; its arguments and errors."""
-    shapes = contexts_by_block(engines.specs, text_graph(engines.specs))
-    block = evaluation_block(manifest, engines.specs, block_size)
-    room = min(manifest.max_position, shapes[block][-1] // block * block + block)
-    if context is not None and not 2 <= context <= room:
-        raise ConfigError(f"context must be in [2, {room}] for block size {block}, not {context}")
-    windows = cut_windows(np.asarray(ids)[:limit], context or room, block)
+    block, longest = find_family(manifest.family).windows(manifest, engines.specs, block_size)
+    if context is not None and not 2 <= context <= longest:
+        raise ConfigError(
+            f"context must be in [2, {longest}] for block size {block}, not {context}"
+        )
+    windows = cut_windows(np.asarray(ids)[:limit], context or longest, block)
     _check_windows(manifest, windows)
     return windows
-
-
-def evaluation_block(
-    manifest: Manifest, specs: Sequence[GraphSpec], asked: int | None = None
-) -> int:
-    """Gives how many positions of a text go through a run; ConfigError for a size not on offer.
-
-    It is what decoding would take; where the likelihood does not depend on it, the smallest, so
-    that no end of a text is too short to be scored.
-    """
-    shapes = contexts_by_block(specs, text_graph(specs))
-    default = min(shapes) if find_family(manifest.family).exact else default_block(manifest)
-    return choose_block(shapes, asked or default, manifest.block_sizes)
 
 
 def bound_totals(

@@ -11,6 +11,7 @@ from dlm_edge.jetson.graph.onnx_graph import read_graph
 from untrained_draft import BLOCK, CONTEXT, HIDDEN, make_draft
 from untrained_draft import SHAPE as SIZES
 
+AT = {"rows": BLOCK, "context": CONTEXT}
 SAME = TransformerShape(
     name="as the draft",
     dim=SIZES["dim"],
@@ -31,8 +32,8 @@ def exported(tmp_path_factory):
 
 
 def test_a_graph_of_sizes_costs_what_the_exported_one_costs(exported):
-    real = graph_cost(read_graph(exported.member(FILE).read_bytes()), BLOCK, CONTEXT)
-    ours = graph_cost(block_graph(SAME), BLOCK, CONTEXT)
+    real = graph_cost(read_graph(exported.member(FILE).read_bytes()), AT)
+    ours = graph_cost(block_graph(SAME), AT)
     assert ours.macs == real.macs
     assert ours.weight_bytes == pytest.approx(real.weight_bytes, rel=0.01)
     assert ours.stored_bytes == pytest.approx(real.stored_bytes, rel=0.01)
@@ -43,7 +44,7 @@ def test_a_graph_of_sizes_costs_what_the_exported_one_costs(exported):
 
 def test_a_plan_of_sizes_is_that_of_the_exported_graph(exported):
     real = plan_bundle(exported, "orin-nano", tokens_per_nfe=1.0)
-    sizes = [(spec.block, spec.context) for spec in exported.manifest.graphs]
+    sizes = [(spec.rows, spec.context) for spec in exported.manifest.graphs]
     manifest = block_manifest(SAME, sizes, int8=False, target="orin-nano")
     ours = plan_graphs(manifest, {FILE: block_graph(SAME)}, "orin-nano", tokens_per_nfe=1.0)
     assert set(ours.graphs) == set(real.graphs)
@@ -68,7 +69,8 @@ def test_qwen_shapes_have_the_parameters_of_their_model_cards(name, parameters):
 
 def test_int8_halves_the_linear_layers_and_leaves_the_head():
     (shape,) = (item for item in SHAPES if item.name == "Qwen2.5-0.5B")
-    half, whole = (graph_cost(block_graph(shape, int8=i), 32, 64) for i in (True, False))
+    sizes = {"rows": 32, "context": 64}
+    half, whole = (graph_cost(block_graph(shape, int8=i), sizes) for i in (True, False))
     head = 2 * shape.vocab_size * shape.dim
     assert half.macs == whole.macs
     assert half.stored_bytes - head == pytest.approx((whole.stored_bytes - head) / 2, rel=0.01)

@@ -29,7 +29,7 @@ def test_a_size_is_traced_predicted_and_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", path)
     options = {"vocab_size": 64, "positions": 32, "blocks": (8,), "contexts": (16, 32)}
     found = compare("tiny", options, RATES, 0.0)
-    assert {(row["block"], row["context"]) for row in found["steps"]} >= {(8, 16), (8, 32), (32, 8)}
+    assert {(row["rows"], row["context"]) for row in found["steps"]} >= {(8, 16), (8, 32), (32, 8)}
     for row in found["steps"]:
         assert row["ratio"] == pytest.approx(row["predicted_ms"] / row["measured_ms"])
         assert row["measured_ms"] <= row["measured_median_ms"]

@@ -3,7 +3,6 @@
 import onnx
 import pytest
 import torch
-from dlm_edge.export.onnx_graph.specs import Shape
 from dlm_edge.export.onnx_graph.trace import trace
 from dlm_edge.train.families import FAMILIES
 from tiny_checkpoint import BLOCK, CONTEXT, SHAPE
@@ -16,7 +15,7 @@ def traced_once():
     options = {"eos_token_id": 0, "mask_token_id": 1, "block_sizes": f"{BLOCK},full"}
     config = family.make_config({**SHAPE, **options, "tie_embeddings": True})
     (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
-    model = trace(graph, Shape(block=BLOCK, context=CONTEXT))
+    model = trace(graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT})
     return model.SerializeToString(), {tensor.name: tensor.role for tensor in graph.inputs}
 
 

@@ -41,14 +41,10 @@ class DeviceEngines:
                 rows = np.full(tensor.shape, 1e6, tensor.dtype)  # rows nobody stored
                 device.upload(self._kv, rows)
 
-    def engine(self, name, block, context):
-        key = (name, block, context)
-        if key not in self._engines:
-            self._engines[key] = DeviceEngine(self._inner.engine(*key), self._device, self._kv)
-        return self._engines[key]
-
-    def kv_slot(self, index):
-        assert index == 0
+    def engine(self, spec):
+        if spec.key not in self._engines:
+            self._engines[spec.key] = DeviceEngine(self._inner.engine(spec), self._device, self._kv)
+        return self._engines[spec.key]
 
     def close(self):
         self._inner.close()

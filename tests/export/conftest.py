@@ -9,7 +9,6 @@ from dlm_edge.export import models
 from dlm_edge.export.onnx_graph.outside import fill
 from dlm_edge.export.onnx_graph.trace import trace
 from dlm_edge.train.families import FAMILIES
-from dlm_edge.train.families.shapes import Shape
 from tiny_checkpoint import BLOCK, CONTEXT, SHAPE, make_checkpoint
 
 BOATS = [
@@ -45,7 +44,7 @@ def tiny_graph():
 
 @pytest.fixture(scope="session")
 def traced_bytes(tiny_graph):
-    return trace(tiny_graph, Shape(block=BLOCK, context=CONTEXT)).SerializeToString()
+    return trace(tiny_graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT}).SerializeToString()
 
 
 @pytest.fixture(scope="module")

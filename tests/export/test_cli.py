@@ -31,8 +31,7 @@ REPORT = {
             "shapes": [
                 {
                     "graph": "denoise",
-                    "block": 4,
-                    "context": 8,
+                    "dims": {"batch": 1, "rows": 4, "context": 8},
                     "against_torch": {"max_relative_error": 1e-6, "top1_agreement": 1.0},
                 }
             ]

@@ -14,11 +14,12 @@ from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.layout import causal_layout
-from dlm_edge.runtime.families.tidar.family import contexts_by_draft
+from dlm_edge.runtime.families.tidar.family import by_draft
 from dlm_edge.runtime.families.tidar.layout import draft_rows
 from dlm_edge.runtime.families.window import choose_block
 from dlm_edge.runtime.measure.check import check_bundle
 from dlm_edge.runtime.pipeline import Pipeline
+from manifests import find_shape
 from tiny_checkpoint import make_checkpoint
 
 TEXT = "<|endoftext|>".join(
@@ -73,12 +74,12 @@ def whole(folder, tmp_path_factory):
 
 def test_a_cpu_gets_the_head_apart_and_a_board_one_graph(in_parts, whole):
     shapes = {
-        (spec.name, spec.block, spec.context) for spec in open_bundle(in_parts[0]).manifest.graphs
+        (spec.name, spec.rows, spec.context) for spec in open_bundle(in_parts[0]).manifest.graphs
     }
     rows = (1, *map(draft_rows, BLOCKS))
     assert shapes == {("step", n, CONTEXT) for n in rows} | {("head", n, 0) for n in (1, *BLOCKS)}
     shapes = {
-        (spec.name, spec.block, spec.context) for spec in open_bundle(whole[0]).manifest.graphs
+        (spec.name, spec.rows, spec.context) for spec in open_bundle(whole[0]).manifest.graphs
     }
     assert shapes == {("step", n, CONTEXT) for n in rows}
 
@@ -131,7 +132,7 @@ def test_drafts_and_token_by_token_write_the_same_text(in_parts, whole):
 def test_decoding_is_left_to_take_the_longest_draft_that_was_learnt(in_parts):
     manifest = open_bundle(in_parts[0]).manifest
     assert "block_size" not in manifest.decoding
-    shapes = contexts_by_draft(manifest.graphs)
+    shapes = by_draft(manifest.graphs)
     assert list(shapes) == sorted(BLOCKS)
     assert choose_block(shapes, None, (min(BLOCKS),)) == min(BLOCKS)
 
@@ -201,7 +202,10 @@ def test_int8_on_a_cpu_reads_a_token_alone_as_among_the_rows_of_a_run(tmp_path):
     found = {}
     with closing(open_engines(open_bundle(tmp_path / "model.dlm"), "onnxruntime")) as engines:
         for rows in (1, len(ids)):
-            engine, layout = engines.engine("step", rows, CONTEXT), causal_layout(rows)
+            engine, layout = (
+                engines.engine(find_shape(engines.specs, "step", rows, CONTEXT)),
+                causal_layout(rows),
+            )
             given = {"ids": ids[None, :rows], "start": [0], "kv": 0}
             given |= {"offsets": layout.offsets, "visible": layout.visible}
             for name, value in given.items():

@@ -54,7 +54,7 @@ def num_layer_weights(bundle):
 
 
 def shapes(bundle):
-    return [(spec.block, spec.context) for spec in bundle.manifest.graphs]
+    return [(spec.rows, spec.context) for spec in bundle.manifest.graphs]
 
 
 def test_a_checkpoint_becomes_a_bundle_that_runs(exported):
@@ -62,7 +62,7 @@ def test_a_checkpoint_becomes_a_bundle_that_runs(exported):
     bundle = open_bundle(path, expect_sha256=report["sha256"])
     assert shapes(bundle) == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
     assert bundle.manifest.family == "mdlm"
-    assert bundle.manifest.decoding == {"rule": "factor", "factor": 1.0, "block_size": 4}
+    assert bundle.manifest.decoding == {"rule": "factor", "factor": 1.0}
     assert bundle.manifest.model["num_parameters"] == 2 * 258 * 32 + num_layer_weights(bundle)
     figures = check_bundle(bundle, open_engines(bundle, threads=1))
     assert figures["ok"]
@@ -77,13 +77,13 @@ def test_the_whole_canvas_lets_a_gap_see_its_right_side_and_a_causal_graph_does_
     changes = []
     for path in (exported[0], causal):
         bundle = open_bundle(path)
-        spec = max(bundle.manifest.graphs, key=lambda spec: spec.block)
-        engine = open_engines(bundle, "onnxruntime", 1).engine(spec.name, spec.block, spec.context)
+        spec = max(bundle.manifest.graphs, key=lambda spec: spec.rows)
+        engine = open_engines(bundle, "onnxruntime", 1).engine(spec)
         engine.inputs["start"][:] = 0
         seen = []
         for last in (40, 90):
             engine.inputs["ids"][:] = 1
-            engine.inputs["ids"][0, [0, spec.block - 1]] = 0, last
+            engine.inputs["ids"][0, [0, spec.rows - 1]] = 0, last
             engine.run()
             seen.append(engine.outputs["logits"][0, 2].copy())
         changes.append(np.abs(seen[0] - seen[1]).max())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from dlm_edge.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
+from dlm_edge.runtime.bundle.manifest import GraphKey, GraphSpec, Manifest, TensorSpec
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.tidar.layout import draft_rows
@@ -86,7 +86,11 @@ class Model:
         return self.logits(ids, np.arange(rows), np.tri(rows))[-1]
 
 
-def step_spec(rows: int, context: int, vocab: int, *, split: bool, logits="float32") -> GraphSpec:
+def step_spec(
+    block: int | None, context: int, vocab: int, *, split: bool, logits="float32"
+) -> GraphSpec:
+    """One shape that drafts `block` tokens; None: one row, token by token."""
+    rows = 1 if block is None else draft_rows(block)
     cells = (
         ("ids", "int32", (1, rows), "canvas"),
         ("start", "int32", (1,), "start"),
@@ -100,23 +104,32 @@ def step_spec(rows: int, context: int, vocab: int, *, split: bool, logits="float
         else ("logits", logits, (1, rows, vocab), "logits")
     )
     return _spec(
-        "step", rows, context, cells, (found, ("kv_new", "float32", (rows, *CACHE), "kv_new"))
+        "step",
+        {"batch": 1, "rows": rows, "context": context},
+        "step" if block is None else "draft",
+        block,
+        cells,
+        (found, ("kv_new", "float32", (rows, *CACHE), "kv_new")),
     )
 
 
 def head_spec(rows: int, vocab: int, *, logits="float32") -> GraphSpec:
     return _spec(
-        "head", rows, 0, (("rows", "float32", (1, rows, DIM), "hidden_rows"),),
+        "head", {"batch": 1, "rows": rows}, "head", None,
+        (("rows", "float32", (1, rows, DIM), "hidden_rows"),),
         (("logits", logits, (1, rows, vocab), "logits"),),
     )  # fmt: skip
 
 
-def _spec(name, rows, context, inputs, outputs) -> GraphSpec:
+def _spec(name, dims, purpose, block, inputs, outputs) -> GraphSpec:
     def tensors(cells):
-        return tuple(TensorSpec(name=n, dtype=d, shape=s, role=r) for n, d, s, r in cells)
+        return tuple(
+            TensorSpec(name=n, dtype=d, shape=s, role=r, lifetime="request" if r == "kv" else "run")
+            for n, d, s, r in cells
+        )
 
     return GraphSpec(
-        name=name, file=f"graphs/{name}.onnx", batch=1, block=rows, context=context,
+        name=name, file=f"graphs/{name}.onnx", dims=dims, purpose=purpose, block=block,
         precision="fp32", inputs=tensors(inputs), outputs=tensors(outputs),
     )  # fmt: skip
 
@@ -140,12 +153,12 @@ class DraftEngine:
         for tensor in self.spec.outputs:
             owner.arena(tensor.role, tensor.dtype)[:] = np.nan
         if self.spec.name == "head":
-            owner.runs.append(("head", self.spec.block, 0, 0))
+            owner.runs.append(("head", self.spec.rows, 0, 0))
             self.outputs["logits"][0] = model.head(self.inputs["rows"][0].astype(np.float64))
             return
         start = int(self.inputs["start"][0])
         assert 0 <= start <= self.spec.context
-        owner.runs.append(("step", self.spec.block, self.spec.context, start))
+        owner.runs.append(("step", self.spec.rows, self.spec.context, start))
         ids, offsets = self.inputs["ids"][0], self.inputs["offsets"][0]
         own = self.inputs["visible"]
         assert set(np.unique(own)) <= {0.0, 1.0}
@@ -176,9 +189,10 @@ class DraftEngines:
         logits: str = "float32",
     ) -> None:
         self.model = model
-        rows = (1, *(draft_rows(block) for block in blocks))
         self.specs = tuple(
-            step_spec(r, c, model.vocab, split=split, logits=logits) for r in rows for c in contexts
+            step_spec(block, context, model.vocab, split=split, logits=logits)
+            for block in (None, *blocks)
+            for context in contexts
         )
         if split:
             self.specs += tuple(head_spec(b, model.vocab, logits=logits) for b in (1, *blocks))
@@ -186,7 +200,7 @@ class DraftEngines:
         self.runs: list[tuple[str, int, int, int]] = []
         """(graph, rows, context, start) of every run."""
         self._arenas: dict[str, np.ndarray] = {}
-        self._engines: dict[tuple[str, int, int], DraftEngine] = {}
+        self._engines: dict[GraphKey, DraftEngine] = {}
 
     def arena(self, role: str, dtype: str) -> np.ndarray:
         if role not in self._arenas:
@@ -196,19 +210,15 @@ class DraftEngines:
             self._arenas[role] = np.zeros(size, dtype)
         return self._arenas[role]
 
-    def engine(self, name: str, block: int, context: int) -> DraftEngine:
-        key = (name, block, context)
-        if key not in self._engines:
-            spec = next(s for s in self.specs if (s.name, s.block, s.context) == key)
-            self._engines[key] = DraftEngine(self, spec)
-        return self._engines[key]
+    def engine(self, spec: GraphSpec) -> DraftEngine:
+        if spec.key not in self._engines:
+            assert spec in self.specs
+            self._engines[spec.key] = DraftEngine(self, spec)
+        return self._engines[spec.key]
 
     @property
     def num_trunk_runs(self) -> int:
         return sum(name == "step" for name, *_ in self.runs)
-
-    def kv_slot(self, index: int) -> None:
-        assert index == 0
 
     def close(self) -> None:
         self._engines.clear()

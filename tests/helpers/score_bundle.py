@@ -50,11 +50,11 @@ def graph_bytes(*, absorb: bool, end: int | None = None) -> bytes:
         helper.make_node("Shape", ["ids"], ["shape"]),
         helper.make_node("Gather", ["shape", "index"], ["length"]),
         helper.make_node("Range", ["zero", "length", "index"], ["places"]),
-        helper.make_node("Gather", ["table", "places"], ["rows"]),
+        helper.make_node("Gather", ["table", "places"], ["chances"]),
         helper.make_node("Neg", ["sigma"], ["minus"]),
         helper.make_node("Exp", ["minus"], ["kept"]),
         helper.make_node("Sub", ["one", "kept"], ["moved"]),
-        helper.make_node("Mul", ["rows", "kept"], ["still"]),
+        helper.make_node("Mul", ["chances", "kept"], ["still"]),
     ]
     if absorb:  # p_y e^-sigma to 1 - e^-sigma; unmasked positions are not looked at
         nodes = [*shared, helper.make_node("Div", ["still", "moved"], ["ratio"])]
@@ -88,10 +88,10 @@ def graph_bytes(*, absorb: bool, end: int | None = None) -> bytes:
         nodes,
         "score",
         [
-            helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "block"]),
+            helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "rows"]),
             helper.make_tensor_value_info("sigma", TensorProto.FLOAT, [1]),
         ],
-        [helper.make_tensor_value_info("log_score", TensorProto.FLOAT, [1, "block", VOCAB])],
+        [helper.make_tensor_value_info("log_score", TensorProto.FLOAT, [1, "rows", VOCAB])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -20,14 +20,14 @@ class ScoreEngine:
         self.spec = spec
         self._owner = owner
         self.inputs: dict[str, Any] = {
-            "ids": np.zeros((1, spec.block), np.int32),
+            "ids": np.zeros((1, spec.rows), np.int32),
             "sigma": np.full(1, np.nan, np.float32),
         }
         self.outputs = {"log_score": np.zeros(spec.outputs[0].shape, np.float32)}
 
     def run(self) -> None:
         ids, sigma = self.inputs["ids"][0].copy(), float(self.inputs["sigma"][0])
-        self._owner.runs.append((self.spec.block, sigma, tuple(ids.tolist())))
+        self._owner.runs.append((self.spec.rows, sigma, tuple(ids.tolist())))
         self.outputs["log_score"][0] = self._owner.score(ids, sigma)
 
 
@@ -41,14 +41,10 @@ class ScoreEngines:
         self.score = score
         self.specs = tuple(score_spec(length, vocab_size) for length in lengths)
         self.runs: list[tuple[int, float, tuple[int, ...]]] = []
-        self._engines = {spec.block: ScoreEngine(self, spec) for spec in self.specs}
+        self._engines = {spec.key: ScoreEngine(self, spec) for spec in self.specs}
 
-    def engine(self, name: str, block: int, context: int) -> ScoreEngine:
-        assert (name, context) == ("score", 0)
-        return self._engines[block]
-
-    def kv_slot(self, index: int) -> None:
-        assert index == 0
+    def engine(self, spec: GraphSpec) -> ScoreEngine:
+        return self._engines[spec.key]
 
     def close(self) -> None:
         self._engines.clear()
@@ -66,7 +62,7 @@ def score_manifest(engines: ScoreEngines, graph: str, **fields: Any) -> Manifest
         pad_token_id=None,
         logit_shift=0,
         max_position=4096,
-        block_sizes=tuple(spec.block for spec in engines.specs),
+        block_sizes=tuple(spec.rows for spec in engines.specs),
         noise_schedule={"name": "loglinear", "eps": 1e-3},
         precision="fp32",
         target="cpu",

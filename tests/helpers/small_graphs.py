@@ -34,7 +34,7 @@ def small_graph(*, tied=True, timed=False, seed=0, scale=1.0):
         node("MatMul", ["gate", "model.mlp.down.weight"], ["down"]),
         node("Add", ["x", "down"], ["sum"]),
     ]
-    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "block"])]
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "rows"])]
     last = "sum"
     if timed:
         inputs.append(helper.make_tensor_value_info("time", TensorProto.FLOAT, [1, 4]))
@@ -51,7 +51,7 @@ def small_graph(*, tied=True, timed=False, seed=0, scale=1.0):
         weights.append(weight("model.head.weight", WIDTH, VOCAB))
         head = "model.head.weight"
     nodes.append(node("MatMul", [last, head], ["logits"]))
-    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "block", VOCAB])
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "rows", VOCAB])
     graph = helper.make_graph(nodes, "small", inputs, [output], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from dlm_edge.runtime.bundle.manifest import GraphSpec, Manifest
+from dlm_edge.runtime.bundle.manifest import GraphKey, GraphSpec, Manifest
 from manifests import denoise_spec, plain_manifest
 
 Denoiser = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -19,10 +19,10 @@ Denoiser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def make_spec(
-    block: int, context: int, vocab_size: int, timed: bool, splits: bool = False
+    rows: int, context: int, vocab_size: int, timed: bool, splits: bool = False
 ) -> GraphSpec:
     return denoise_spec(
-        block, context, vocab=vocab_size, cache=(1, 1, 2, 1, 1), timed=timed, splits=splits
+        rows, context, vocab=vocab_size, cache=(1, 1, 2, 1, 1), timed=timed, splits=splits
     )
 
 
@@ -31,12 +31,12 @@ class TableEngine:
         self.spec = spec
         self._owner = owner
         self.inputs: dict[str, Any] = {
-            "ids": np.zeros((1, spec.block), np.int32),
+            "ids": np.zeros((1, spec.rows), np.int32),
             "start": np.zeros(1, np.int32),
             "kv": owner.kv[: spec.context],
         }
         if any(tensor.role == "time" for tensor in spec.inputs):
-            self.inputs["time"] = np.full((1, spec.block), np.nan, np.float32)
+            self.inputs["time"] = np.full((1, spec.rows), np.nan, np.float32)
         if any(tensor.role == "split" for tensor in spec.inputs):
             self.inputs["split"] = np.full(1, -1, np.int32)
         self.outputs: dict[str, Any] = {t.name: np.zeros(t.shape, np.float32) for t in spec.outputs}
@@ -47,7 +47,7 @@ class TableEngine:
         prefix = self.inputs["kv"][:start].reshape(start, 2)[:, 0].astype(np.int32)
         block = self.inputs["ids"][0].copy()
         split = int(self.inputs["split"][0]) if "split" in self.inputs else 0
-        assert 0 <= split < self.spec.block
+        assert 0 <= split < self.spec.rows
         logits = self.outputs["logits"][0]
         if split:
             logits[:split] = self._owner.denoiser(prefix, block[:split])
@@ -57,7 +57,7 @@ class TableEngine:
         self.outputs["kv_new"][...] = block.reshape(-1, 1, 1, 1, 1, 1)
         if "time" in self.inputs:
             self._owner.times.append(self.inputs["time"][0].copy())
-        self._owner.runs.append((self.spec.block, self.spec.context, start, tuple(block.tolist())))
+        self._owner.runs.append((self.spec.rows, self.spec.context, start, tuple(block.tolist())))
 
 
 class TableEngines:
@@ -79,17 +79,13 @@ class TableEngines:
         largest = max(context for _, context in shapes)
         self.kv = np.full((largest, 1, 1, 2, 1, 1), 1e6, np.float32)  # rows nobody stored
         self.runs: list[tuple[int, int, int, tuple[int, ...]]] = []
-        self._engines: dict[tuple[str, int, int], TableEngine] = {}
+        self._engines: dict[GraphKey, TableEngine] = {}
 
-    def engine(self, name: str, block: int, context: int) -> TableEngine:
-        key = (name, block, context)
-        if key not in self._engines:
-            spec = next(s for s in self.specs if (s.name, s.block, s.context) == key)
-            self._engines[key] = TableEngine(self, spec)
-        return self._engines[key]
-
-    def kv_slot(self, index: int) -> None:
-        assert index == 0
+    def engine(self, spec: GraphSpec) -> TableEngine:
+        if spec.key not in self._engines:
+            assert spec in self.specs
+            self._engines[spec.key] = TableEngine(self, spec)
+        return self._engines[spec.key]
 
     def close(self) -> None:
         self._engines.clear()

@@ -29,8 +29,8 @@ def toy_model():
         helper.make_node("Shape", ["kv"], ["length"], start=0, end=1),
         helper.make_node("Squeeze", ["length", "axis0"], ["scalar"]),
         helper.make_node("Cast", ["scalar"], ["count"], to=TensorProto.INT32),
-        helper.make_node("Range", ["zero", "count", "one"], ["rows"]),
-        helper.make_node("Less", ["rows", "start"], ["valid"]),
+        helper.make_node("Range", ["zero", "count", "one"], ["places"]),
+        helper.make_node("Less", ["places", "start"], ["valid"]),
         helper.make_node("Reshape", ["valid", "outer"], ["mask"]),
         helper.make_node("Where", ["mask", "kv", "nothing"], ["seen"]),
         helper.make_node("ReduceSum", ["seen"], ["past"], keepdims=0),
@@ -55,13 +55,13 @@ def toy_model():
         nodes,
         "denoise",
         [
-            helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "block"]),
+            helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "rows"]),
             helper.make_tensor_value_info("start", TensorProto.INT32, [1]),
             helper.make_tensor_value_info("kv", TensorProto.FLOAT, ["context", *CACHE]),
         ],
         [
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "block", VOCAB]),
-            helper.make_tensor_value_info("kv_new", TensorProto.FLOAT, ["block", *CACHE]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "rows", VOCAB]),
+            helper.make_tensor_value_info("kv_new", TensorProto.FLOAT, ["rows", *CACHE]),
         ],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
@@ -81,8 +81,8 @@ def toy_tokenizer() -> str:
     return tokenizer.to_str()
 
 
-def toy_spec(block: int = BLOCK, context: int = CONTEXTS[0]) -> GraphSpec:
-    return denoise_spec(block, context, vocab=VOCAB, cache=CACHE)
+def toy_spec(rows: int = BLOCK, context: int = CONTEXTS[0]) -> GraphSpec:
+    return denoise_spec(rows, context, vocab=VOCAB, cache=CACHE)
 
 
 def toy_manifest(**changes) -> Manifest:

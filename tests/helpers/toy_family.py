@@ -4,16 +4,17 @@ A bigram model: one table, one graph without a cache, decoded by taking the most
 
 | tensor | shape | dtype | meaning |
 |---|---|---|---|
-| ids | (1, block) | int32 | tokens |
-| logits | (1, block, vocab) | float32 | row i predicts the token behind token i |
+| ids | (1, rows) | int32 | tokens |
+| logits | (1, rows, vocab) | float32 | row i predicts the token behind token i |
 """
 
 from functools import partial
 
 import numpy as np
 import torch
+from dlm_edge.runtime.bundle.manifest import GraphSpec
 from dlm_edge.runtime.engines.base import Engine, EngineSet
-from dlm_edge.runtime.families.base import Request, Span, UpdateRule
+from dlm_edge.runtime.families.base import Request, Span, UpdateRule, WindowSize
 from dlm_edge.train.families.base import ExportGraph, Family, GraphTensor, LossOutput
 from dlm_edge.train.families.shapes import canvas_shapes
 from torch import nn
@@ -71,8 +72,8 @@ class Toy(Family):
         return {"toy": self._nats(model, batch.ids).double().sum(dim=1)}
 
     def graphs(self, model, config):
-        ids = GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas")
-        shape = (1, "block", config["vocab_size"])
+        ids = GraphTensor(name="ids", dtype="int32", shape=(1, "rows"), role="canvas")
+        shape = (1, "rows", config["vocab_size"])
         logits = GraphTensor(name="logits", dtype="float32", shape=shape, role="logits")
         graph = ToyGraph(model).eval()
         shapes = partial(
@@ -112,11 +113,15 @@ class ToyRule:
     def tokens(self) -> np.ndarray:
         return np.array(self._ids, np.int32)
 
-    def next_run(self) -> tuple[str, int, int]:
-        return self._spec.name, self._spec.block, self._spec.context
+    @property
+    def block_size(self) -> None:
+        return None
+
+    def next_run(self) -> GraphSpec:
+        return self._spec
 
     def feed(self, engine: Engine) -> None:
-        self._ops.assign(engine.inputs["ids"], np.full(self._spec.block, self._ids[-1], np.int32))
+        self._ops.assign(engine.inputs["ids"], np.full(self._spec.rows, self._ids[-1], np.int32))
 
     def update(self, engine: Engine) -> list[Span]:
         token = int(self._ops.to_host(engine.outputs["logits"])[0, 0].argmax())
@@ -135,15 +140,28 @@ class ToyDevice:
     def start(self, manifest, engines, ops, request) -> UpdateRule:
         return ToyRule(engines, ops, request)
 
+    def blocks(self, manifest, specs):
+        return {}
+
+    def positions(self, manifest, specs, settings):
+        return manifest.max_position
+
+    def runs(self, manifest, specs, *, block, positions, tokens_per_run):
+        yield specs[0], positions / tokens_per_run
+
+    def text_rows(self, spec):
+        return 1
+
+    def windows(self, manifest, specs, block_size):
+        return WindowSize(1, manifest.max_position)
+
     def bound(self, manifest, engines, ops, windows, *, seed, samples, block_size=None):
         spec = engines.specs[0]
-        engine = engines.engine(spec.name, spec.block, spec.context)
+        engine = engines.engine(spec)
         for window in windows:
             nats = np.zeros(len(window))
             for position in range(1, len(window)):
-                ops.assign(
-                    engine.inputs["ids"], np.full(spec.block, window[position - 1], np.int32)
-                )
+                ops.assign(engine.inputs["ids"], np.full(spec.rows, window[position - 1], np.int32))
                 engine.run()
                 row = np.float64(ops.to_host(engine.outputs["logits"])[0, 0])
                 nats[position] = np.logaddexp.reduce(row) - row[window[position]]

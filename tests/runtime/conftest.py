@@ -68,13 +68,13 @@ def graph_bytes(end_at=None):
         nodes,
         "denoise",
         [
-            helper.make_tensor_value_info("ids", ints, [1, "block"]),
+            helper.make_tensor_value_info("ids", ints, [1, "rows"]),
             helper.make_tensor_value_info("start", ints, [1]),
             helper.make_tensor_value_info("kv", floats, ["context", *KV]),
         ],
         [
-            helper.make_tensor_value_info("logits", floats, [1, "block", VOCAB]),
-            helper.make_tensor_value_info("kv_new", floats, ["block", *KV]),
+            helper.make_tensor_value_info("logits", floats, [1, "rows", VOCAB]),
+            helper.make_tensor_value_info("kv_new", floats, ["rows", *KV]),
         ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from dlm_edge.runtime.cli.run import main
-from dlm_edge.runtime.families.tidar.layout import draft_rows
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
 
@@ -74,7 +73,7 @@ def test_the_longest_drafts_are_taken_unless_asked_otherwise(bundles, asked, fou
         seen = []
         pipeline.observer = seen.append
         pipeline.generate("abc", max_tokens=9, block_size=asked).result()
-    assert {step.block for step in seen} & {draft_rows(2), draft_rows(4)} == {draft_rows(found)}
+    assert {step.spec.block for step in seen if step.spec.purpose == "draft"} == {found}
 
 
 def run(*arguments):

@@ -16,6 +16,7 @@ from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.families import FAMILIES
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
+from manifests import find_shape
 from score_bundle import write_score
 from toy_bundle import write_toy
 
@@ -263,7 +264,9 @@ def test_a_float16_cache_is_bound_and_appended_as_such(tmp_path, monkeypatch):
         wanted = texts(bundle, "onnxruntime", rule=rule, temperature=1.0)
         assert texts(bundle, "tensorrt", rule=rule, temperature=1.0) == wanted
     with Pipeline.load(bundle, engine="tensorrt") as pipeline:
-        kv = pipeline.engines.engine("denoise", 4, 8).inputs["kv"]
+        kv = pipeline.engines.engine(find_shape(pipeline.engines.specs, "denoise", 4, 8)).inputs[
+            "kv"
+        ]
         assert kv.dtype == np.float16
 
 

@@ -136,7 +136,7 @@ def test_the_runtime_and_the_training_objective_measure_one_score_entropy(tmp_pa
     loaded = read_checkpoint(folder)
     weights = {name: torch.randn_like(t) * 0.2 for name, t in loaded.weights.items()}
     manifest, engines = open_checkpoint(replace(loaded, weights=weights))
-    assert [(spec.block, spec.context) for spec in engines.specs] == [(8, 0), (16, 0)]
+    assert [(spec.rows, spec.context) for spec in engines.specs] == [(8, 0), (16, 0)]
     family = FAMILIES["sedd"]
     model = family.make_model(loaded.config["model"]).eval()
     model.load_state_dict(weights)

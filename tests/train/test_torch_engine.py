@@ -1,11 +1,14 @@
 """A checkpoint's modules as engines: shared buffers, the runtime's loop and bound over them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.torch_engine import TorchEngineSet
+from manifests import find_shape
 
 
 @pytest.fixture
@@ -28,7 +31,10 @@ def run(engine, ids, start):
 
 
 def test_a_smaller_context_is_a_prefix_of_the_one_cache(engines):
-    small, large = engines.engine("denoise", 4, 8), engines.engine("denoise", 4, 16)
+    small, large = (
+        engines.engine(find_shape(engines.specs, "denoise", 4, 8)),
+        engines.engine(find_shape(engines.specs, "denoise", 4, 16)),
+    )
     rng = np.random.default_rng(0)
     large.inputs["kv"][:] = rng.normal(size=large.inputs["kv"].shape)
     assert np.shares_memory(small.inputs["kv"], large.inputs["kv"])
@@ -37,28 +43,20 @@ def test_a_smaller_context_is_a_prefix_of_the_one_cache(engines):
 
 
 def test_rows_from_start_on_are_ignored_whatever_they_hold(engines):
-    engine = engines.engine("denoise", 4, 16)
+    engine = engines.engine(find_shape(engines.specs, "denoise", 4, 16))
     ids = np.array([[2, 1, 1, 5]])
     before = run(engine, ids, 4)
     engine.inputs["kv"][4:] = 1e4
     np.testing.assert_array_equal(run(engine, ids, 4), before)
 
 
-def test_each_slot_is_a_cache_of_its_own(engines):
-    engine = engines.engine("denoise", 4, 16)
-    engine.inputs["kv"][:] = 3.0
-    engines.kv_slot(1)
-    assert not engine.inputs["kv"].any()
-    engines.kv_slot(0)
-    assert (engine.inputs["kv"] == 3.0).all()
-
-
 def test_an_unknown_shape_is_refused_by_name(engines):
-    with pytest.raises(EngineError, match="no graph denoise for block 5"):
-        engines.engine("denoise", 5, 16)
+    known = find_shape(engines.specs, "denoise", 4, 16)
+    with pytest.raises(EngineError, match=r"no graph denoise \(rows 5, context 16\)"):
+        engines.engine(replace(known, dims={**known.dims, "rows": 5}))
 
 
 def test_a_failing_run_is_an_engine_error(engines):
-    engine = engines.engine("denoise", 4, 8)
+    engine = engines.engine(find_shape(engines.specs, "denoise", 4, 8))
     with pytest.raises(EngineError, match="PyTorch: graph denoise failed"):
         run(engine, np.array([[2, 1, 99, 5]]), 0)

@@ -68,7 +68,7 @@ def test_a_bundles_plan_is_built_with_one_profile_per_shape_and_then_cached(
         report=lambda fraction, phase: seen.append((fraction, phase)),
     )
     assert plan.facts is not None
-    assert plan.facts["profiles"] == [["denoise", s.block, s.context] for s in plan.specs]
+    assert plan.facts["profiles"] == [s.label for s in plan.specs]
     assert plan.facts["seconds"] > 0
     assert plan.facts["peak_rss_mib"] > 0
     assert [fraction for fraction, _ in seen] == sorted(fraction for fraction, _ in seen)
@@ -309,7 +309,7 @@ class Recorder:
 def test_only_the_shape_of_most_work_may_lay_out_the_weights(bundle):
     ((_, specs),) = graph_files(bundle).items()
     assert len(specs) > 1
-    assert (specs[0].block, specs[0].context) == max((s.block, s.context) for s in specs)
+    assert (specs[0].rows, specs[0].context) == max((s.rows, s.context) for s in specs)
     recorder = Recorder()
     _set_profiles(recorder, recorder, specs)
     assert recorder.profiles == [None] + [0.0] * (len(specs) - 1)

@@ -15,14 +15,12 @@ from dlm_edge.calibration.scales.plan import default_plan
 from dlm_edge.calibration.scales.qdq import ZERO, quantize
 from dlm_edge.export.onnx_graph.fp16 import store_fp16
 from dlm_edge.export.onnx_graph.lint import require_clean
-from dlm_edge.export.onnx_graph.specs import graph_specs
 from dlm_edge.export.onnx_graph.trace import trace
 from dlm_edge.export.onnx_graph.typed import narrow_cache, type_fp16
 from dlm_edge.export.onnx_graph.weights import split_weights
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.train.families import FAMILIES
-from dlm_edge.train.families.shapes import Shape
 
 pytestmark = [
     pytest.mark.trt,
@@ -118,7 +116,7 @@ def traced(variant):
     (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
     if variant in PARTS:
         graph = graph.parts[PARTS[variant]]
-    return graph, trace(graph, Shape(block=BLOCK, context=CONTEXT)).SerializeToString()
+    return graph, trace(graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT}).SerializeToString()
 
 
 @pytest.mark.parametrize("precision", CONVERSIONS)
@@ -130,7 +128,7 @@ def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision
     split_weights({graph.name: model}, tmp_path)
     file = f"{graph.name}.onnx"
     shapes = graph.shapes(() if "tidar" in variant else (BLOCK,), ())
-    specs = graph_specs(graph, shapes, file=file, precision=precision[:4])
+    specs = graph.specs(shapes, precision=precision[:4])
     plan = build_plan(
         trt, tmp_path / file, specs, BuildSettings(optimization_level=0), configure=configure
     )
@@ -148,6 +146,6 @@ def test_a_quantised_graph_that_breaks_the_rules_is_rejected(trt, configure, tmp
             item.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), ZERO))
     split_weights({graph.name: model}, tmp_path)
     file = f"{graph.name}.onnx"
-    specs = graph_specs(graph, graph.shapes((BLOCK,), ()), file=file, precision="int8")
+    specs = graph.specs(graph.shapes((BLOCK,), ()), precision="int8")
     with pytest.raises(EngineError, match="zero point"):
         build_plan(trt, tmp_path / file, specs, BuildSettings(), configure=configure)

@@ -14,7 +14,7 @@ How the loop uses one:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,14 +22,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...runtime.bundle.manifest import GraphSpec, Manifest
+from ...runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from ..data.batches import Batch
 from .shapes import Shape
 
-Corrupt = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, Mapping[str, Any]]]
-"""Noise on clean ids (block,) int32 at a level from 0 (none) to 1 (all): the noisy ids, and the
-values of the graph's further inputs by role. Equal generators give noise that grows with the
-level."""
+Corrupt = Callable[
+    [np.ndarray, float, np.random.Generator, int | None], tuple[np.ndarray, Mapping[str, Any]]
+]
+"""Noise on clean ids (rows,) int32 at a level from 0 (none) to 1 (all), for a shape that serves a
+text block: the noisy ids, and the values of the graph's further inputs by role. Equal generators
+give noise that grows with the level."""
 Uncached = Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], torch.Tensor]
 """From the clean context (1, C), the block (1, B), B dividing C, both int32, and the values of
 further inputs by role, to logits (1, B, V)."""
@@ -46,8 +48,14 @@ class GraphTensor:
     dtype: str
     """NumPy name."""
     shape: tuple[int | str, ...]
-    """Integers, or the symbolic dimensions "block" and "context"."""
+    """Integers, or names of dimensions: "batch", "rows", "context", …"""
     role: str
+    lifetime: str = "run"
+    """As in the manifest's TensorSpec."""
+
+    def sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
+        """Gives the shape in numbers."""
+        return tuple(dims[size] if isinstance(size, str) else size for size in self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +80,35 @@ class ExportGraph:
     """The same computation as several graphs, for targets that gain by running the last of them on
     few rows: the first gives `hidden` where this one gives `logits`, the last reads `hidden_rows`
     and gives logits. They have the parameters of this one. Empty: it is exported whole."""
+
+    def specs(self, shapes: Iterable[Shape], *, precision: str) -> tuple[GraphSpec, ...]:
+        """Gives the manifest's entry for each shape."""
+
+        def tensors(symbolic: Sequence[GraphTensor], shape: Shape) -> tuple[TensorSpec, ...]:
+            return tuple(
+                TensorSpec(
+                    name=item.name,
+                    dtype=item.dtype,
+                    shape=item.sizes(shape.dims),
+                    role=item.role,
+                    lifetime=item.lifetime,
+                )
+                for item in symbolic
+            )
+
+        return tuple(
+            GraphSpec(
+                name=self.name,
+                file=f"graphs/{self.name}.onnx",
+                dims=shape.dims,
+                purpose=shape.purpose,
+                block=shape.block,
+                precision=precision,
+                inputs=tensors(self.inputs, shape),
+                outputs=tensors(self.outputs, shape),
+            )
+            for shape in shapes
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,24 +23,28 @@ def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
     if not isinstance(model, Transformer):
         raise ConfigError(f"backbone {config['model']['backbone']!r} has no block-step graph")
     shape = model.config
-    cache = (1, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+    cache = ("batch", shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
     inputs = [
-        GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas"),
-        GraphTensor(name="start", dtype="int32", shape=(1,), role="start"),
-        GraphTensor(name="kv", dtype="float32", shape=("context", *cache), role="kv"),
+        GraphTensor(name="ids", dtype="int32", shape=("batch", "rows"), role="canvas"),
+        GraphTensor(name="start", dtype="int32", shape=("batch",), role="start"),
+        GraphTensor(
+            name="kv", dtype="float32", shape=("context", *cache), role="kv", lifetime="request"
+        ),
     ]
     if not shape.causal:
-        inputs.append(GraphTensor(name="split", dtype="int32", shape=(1,), role="split"))
+        inputs.append(GraphTensor(name="split", dtype="int32", shape=("batch",), role="split"))
     if shape.time_conditioning:
-        inputs.append(GraphTensor(name="time", dtype="float32", shape=(1, "block"), role="time"))
-    logits = (1, "block", shape.vocab_size)
+        inputs.append(
+            GraphTensor(name="time", dtype="float32", shape=("batch", "rows"), role="time")
+        )
+    logits = ("batch", "rows", shape.vocab_size)
     return ExportGraph(
         name="denoise",
         module=BlockStep(model).eval(),
         inputs=tuple(inputs),
         outputs=(
             GraphTensor(name="logits", dtype="float32", shape=logits, role="logits"),
-            GraphTensor(name="kv_new", dtype="float32", shape=("block", *cache), role="kv_new"),
+            GraphTensor(name="kv_new", dtype="float32", shape=("rows", *cache), role="kv_new"),
         ),
         shapes=partial(
             cached_shapes,
@@ -57,8 +61,9 @@ def mask_noise(mask_token_id: int) -> Corrupt:
     """Gives the noise of masked diffusion: a share of the positions, told as the input `time`."""
 
     def corrupt(
-        clean: np.ndarray, level: float, rng: np.random.Generator
+        clean: np.ndarray, level: float, rng: np.random.Generator, block: int | None
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        del block
         noisy = clean.copy()
         noisy[rng.permutation(len(clean))[: round(level * len(clean))]] = mask_token_id
         return noisy, {"time": level}

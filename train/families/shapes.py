@@ -7,7 +7,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...runtime.errors import ConfigError
@@ -27,19 +27,20 @@ PREFILL_BLOCK = 32
 class Shape:
     """One static shape of a graph."""
 
-    block: int
-    context: int
-    """0 for graphs without a cache."""
-    double: bool = False
-    """Twice a block size: one run stores a finished block and begins the next."""
+    dims: Mapping[str, int]
+    """Size of each dimension that the graph's tensors name."""
+    purpose: str
+    """What the family runs it for, as in the manifest's GraphSpec."""
+    block: int | None = None
+    """Text block that it serves; None where a block means nothing."""
 
 
-def default_block(shapes: Iterable[Shape]) -> int | None:
-    """Gives the block size that decoding takes where doubles hide which ones were asked for: the
-    largest that a text can be continued with. None without doubles, or if no text can."""
-    listed = tuple(shapes)
-    own = [shape.block for shape in listed if not shape.double and shape.context >= shape.block]
-    return max(own, default=None) if any(shape.double for shape in listed) else None
+def named_shape(rows: int, context: int | None, purpose: str, block: int | None = None) -> Shape:
+    """Makes a shape of one text; `context` is None for graphs without a cache."""
+    dims = {"batch": 1, "rows": rows}
+    if context is not None:
+        dims["context"] = context
+    return Shape(dims=dims, purpose=purpose, block=block)
 
 
 def check_sizes(option: str, sizes: Iterable[int], max_position: int) -> None:
@@ -85,21 +86,25 @@ def cached_shapes(
         # Blocks that a masked model has not learnt would decode, but badly.
         untrained = {min(PREFILL_BLOCK, max_position)} if causal else set()
         sizes = {size for size in trained if 1 < size < max_position} or untrained
-    rows = set(contexts) or {max(max_position // 2, 1), max_position}
+    buckets = set(contexts) or {max(max_position // 2, 1), max_position}
     check_sizes("--block", sizes, max_position)
-    check_sizes("--context", rows, max_position)
+    check_sizes("--context", buckets, max_position)
     sizes |= {CAUSAL_BLOCK} if causal else set()
     doubles = set() if causal else {2 * size for size in sizes if 2 * size <= max_position} - sizes
-    shapes = {
-        (block, context): Shape(block=block, context=context, double=block in doubles)
-        for context in sorted(rows)
-        for block in sorted(sizes | doubles)
-    }
-    if not causal:
-        whole = Shape(block=max_position, context=WHOLE_CANVAS_CONTEXT)
-        shapes.pop((max_position, WHOLE_CANVAS_CONTEXT), None)
-        shapes[max_position, WHOLE_CANVAS_CONTEXT] = whole
-    return tuple(shapes.values())
+
+    def shape(rows: int, context: int) -> Shape:
+        if causal:
+            return named_shape(rows, context, "step" if rows == CAUSAL_BLOCK else "prefill")
+        if rows in doubles:
+            return named_shape(rows, context, "advance", rows // 2)
+        return named_shape(rows, context, "denoise", rows)
+
+    cells = [(rows, context) for context in sorted(buckets) for rows in sorted(sizes | doubles)]
+    if causal:
+        return tuple(shape(*cell) for cell in cells)
+    whole = (max_position, WHOLE_CANVAS_CONTEXT)
+    found = [shape(*cell) for cell in cells if cell != whole]
+    return (*found, named_shape(*whole, "fill", max_position))
 
 
 def canvas_shapes(
@@ -127,4 +132,4 @@ def canvas_shapes(
         )
     lengths = {max_position if size == WHOLE_CANVAS else int(size) for size in blocks or trained}
     check_sizes("--block", lengths, max_position)
-    return tuple(Shape(block=length, context=0) for length in sorted(lengths))
+    return tuple(named_shape(length, None, "score", length) for length in sorted(lengths))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -11,8 +11,16 @@ from ...decoding import DecodingSettings
 from ...engines.base import EngineSet
 from ...errors import ConfigError
 from ...ops.base import Ops
-from ..base import Request, UpdateRule, check_rule, resolve_settings
-from ..causal import CausalRule, cached_shapes, causal_capacity, causal_likelihood, check_request
+from ..base import Buckets, Request, UpdateRule, WindowSize, check_rule, resolve_settings
+from ..causal import (
+    CausalRule,
+    cached_shapes,
+    causal_capacity,
+    causal_likelihood,
+    causal_runs,
+    causal_windows,
+    check_request,
+)
 
 
 class CausalFamily:
@@ -36,10 +44,39 @@ class CausalFamily:
             )
         return CausalRule(manifest, engines, ops, request, settings)
 
+    def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
+        """See DeviceFamily; a text goes token by token."""
+        del manifest, specs
+        return {}
+
+    def runs(
+        self,
+        manifest: Manifest,
+        specs: Sequence[GraphSpec],
+        *,
+        block: int | None,
+        positions: int,
+        tokens_per_run: float,
+    ) -> Iterator[tuple[GraphSpec, float]]:
+        """See DeviceFamily."""
+        del manifest, block
+        return causal_runs(specs, positions, tokens_per_run)
+
+    def text_rows(self, spec: GraphSpec) -> int:
+        """See DeviceFamily: the newest token's."""
+        del spec
+        return 1
+
+    def windows(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
+    ) -> WindowSize:
+        """See DeviceFamily."""
+        return causal_windows(manifest, specs, block_size)
+
     def positions(
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
     ) -> int:
-        """See Roomed: the newest token needs no place in the cache."""
+        """See DeviceFamily: the newest token needs no place in the cache."""
         return min(causal_capacity(cached_shapes(specs), manifest) + 1, manifest.max_position)
 
     def bound(

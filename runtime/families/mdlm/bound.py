@@ -26,10 +26,9 @@ from ...bundle.manifest import Manifest
 from ...engines.base import Engine, EngineSet
 from ...noise.philox import DrawKind, uniforms
 from ...ops.base import Ops
+from ..base import Buckets
 from ..likelihood import levels, masked_set, negative_log_likelihood
-from ..window import append, banned_ids, bucket, contexts_by_block, feed, logits
-
-GRAPH = "denoise"
+from ..window import append, banned_ids, bucket, feed, logits
 
 
 def masked_bound(
@@ -40,13 +39,13 @@ def masked_bound(
     *,
     seed: int,
     samples: range,
-    block: int,
+    buckets: Buckets,
 ) -> Iterator[np.ndarray]:
-    """Yields per window (len(samples), L) float64 nats; see DeviceFamily.bound."""
+    """Yields per window (len(samples), L) float64 nats, by blocks of the buckets' rows."""
+    block = buckets[0].rows
     counts = [-(-len(window) // block) for window in windows]
     first_block = np.concatenate([[0], np.cumsum(counts)]).astype(int)
     level = {sample: levels(int(first_block[-1]), seed, sample) for sample in samples}
-    contexts = contexts_by_block(engines.specs, GRAPH)[block]
     for number, window in enumerate(windows):
         nats = np.zeros((len(samples), len(window)))
         draws = [
@@ -58,7 +57,7 @@ def masked_bound(
             ids = np.full(block, manifest.mask_token_id, np.int32)
             piece = window[start : start + block]
             ids[: len(piece)] = piece
-            engine = engines.engine(GRAPH, block, bucket(contexts, start))
+            engine = engines.engine(bucket(buckets, start))
             for row, sample in enumerate(samples):
                 share = float(level[sample][first_block[number] + index])
                 draw = draws[row][start : start + len(piece)]
@@ -68,9 +67,7 @@ def masked_bound(
                     cost = _cross_entropy(manifest, ops, engine, ids, start, masked, chance)
                     nats[row, start + masked] = weight * cost
             if index + 1 < counts[number]:
-                _commit(
-                    ops, engines.engine(GRAPH, block, bucket(contexts, start + block)), ids, start
-                )
+                _commit(ops, engines.engine(bucket(buckets, start + block)), ids, start)
         yield nats
 
 

@@ -5,7 +5,7 @@ The update rule is in `rule.py`, the bound in `bound.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,17 +15,17 @@ from ...engines.base import EngineSet
 from ...errors import ConfigError
 from ...noise.philox import check_key
 from ...ops.base import Ops
-from ..base import Request, UpdateRule, check_rule, resolve_settings
+from ..base import Buckets, Request, UpdateRule, WindowSize, check_rule, resolve_settings
 from ..window import (
+    bucket_of_text,
     capacity,
     check_ends,
     check_ids,
     choose_block,
-    contexts_by_block,
     default_block,
 )
 from .bound import masked_bound
-from .rule import GRAPH, MaskedRule
+from .rule import MaskedRule, double_buckets, text_blocks
 
 
 class MaskedFamily:
@@ -62,13 +62,52 @@ class MaskedFamily:
         settings = request.settings or resolve_settings(manifest, self, {})
         return MaskedRule(manifest, engines, ops, request, check_rule(self, settings))
 
+    def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
+        """See DeviceFamily."""
+        del manifest
+        return text_blocks(specs)
+
     def positions(
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
     ) -> int:
-        """See Roomed."""
-        shapes = contexts_by_block(specs, GRAPH)
+        """See DeviceFamily."""
+        shapes = text_blocks(specs)
         block = choose_block(shapes, settings.block_size, manifest.block_sizes)
         return capacity(shapes[block], block, manifest.max_position)
+
+    def runs(
+        self,
+        manifest: Manifest,
+        specs: Sequence[GraphSpec],
+        *,
+        block: int | None,
+        positions: int,
+        tokens_per_run: float,
+    ) -> Iterator[tuple[GraphSpec, float]]:
+        """See DeviceFamily."""
+        del manifest
+        assert block is not None
+        buckets, doubles = text_blocks(specs)[block], double_buckets(specs, block)
+        for start in range(0, positions, block):
+            spec, slid = bucket_of_text(buckets, start)
+            first, _ = bucket_of_text(doubles or buckets, start)
+            yield first, 1.0
+            yield spec, max(1.0, block / tokens_per_run) - 1
+            if slid:  # half of the window is read again, for the other half of the blocks
+                yield spec, 1.0
+
+    def text_rows(self, spec: GraphSpec) -> int:
+        """See DeviceFamily: those of the block."""
+        return spec.block or spec.rows
+
+    def windows(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
+    ) -> WindowSize:
+        """See DeviceFamily."""
+        shapes = text_blocks(specs)
+        block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
+        room = shapes[block][-1].context // block * block + block
+        return WindowSize(block, min(manifest.max_position, room))
 
     def bound(
         self,
@@ -83,10 +122,10 @@ class MaskedFamily:
     ) -> Iterator[np.ndarray]:
         """See DeviceFamily."""
         check_manifest(manifest)
-        shapes = contexts_by_block(engines.specs, GRAPH)
-        block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
+        size = self.windows(manifest, engines.specs, block_size)
+        buckets = text_blocks(engines.specs)[size.block]
         return masked_bound(
-            manifest, engines, ops, windows, seed=seed, samples=samples, block=block
+            manifest, engines, ops, windows, seed=seed, samples=samples, buckets=buckets
         )
 
 

@@ -32,20 +32,21 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle.manifest import Manifest
+from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import RULES, DecodingSettings
 from ...engines.base import Engine, EngineSet
 from ...ops.base import Ops, Progress
-from ..base import Request, Span
+from ..base import Buckets, Request, Span
 from ..text_rule import CanvasRule, undrawable_ids
 from ..window import (
     Text,
     append,
     bucket,
+    by_block,
+    by_rows,
     canvas_block,
     capacity,
     choose_block,
-    contexts_by_block,
     feed,
     has_input,
     logits,
@@ -75,7 +76,7 @@ class MaskedRule(CanvasRule):
         assert manifest.mask_token_id is not None
         self._mask, self._eos = manifest.mask_token_id, manifest.eos_token_id
         self._engines, self._ops, self._request = engines, ops, request
-        shapes = contexts_by_block(engines.specs, GRAPH)
+        shapes = text_blocks(engines.specs)
         template = request.template_ids
         if template is None:
             self._block = choose_block(shapes, settings.block_size, manifest.block_sizes)
@@ -85,10 +86,9 @@ class MaskedRule(CanvasRule):
             text = Text((), len(template))
         self._text = text
         self._num_given = len(request.prompt_ids) if template is None else 0
-        self._contexts = shapes[self._block]
-        splits = has_input(engines.specs, GRAPH, "split")
-        self._double_contexts = shapes.get(2 * self._block, ()) if splits else ()
-        self._capacity = capacity(self._contexts, self._block, manifest.max_position)
+        self._buckets = shapes[self._block]
+        self._doubles = double_buckets(engines.specs, self._block)
+        self._capacity = capacity(self._buckets, self._block, manifest.max_position)
         steps = settings.steps or self._block
         timed = settings.rule == "ancestral"
         self._sees_time = has_input(engines.specs, GRAPH, "time")
@@ -140,16 +140,15 @@ class MaskedRule(CanvasRule):
         """See UpdateRule."""
         return self._phase == "done"
 
-    def next_run(self) -> tuple[str, int, int]:
+    def next_run(self) -> GraphSpec:
         """See UpdateRule."""
         match self._phase:
             case "denoise":
-                return GRAPH, self._block, bucket(self._contexts, self._cached)
+                return bucket(self._buckets, self._cached)
             case "store":
-                return GRAPH, self._block, bucket(self._contexts, self._cached + self._block)
+                return bucket(self._buckets, self._cached + self._block)
             case _:
-                rows = self._cached + self._block
-                return GRAPH, 2 * self._block, bucket(self._double_contexts, rows)
+                return bucket(self._doubles, self._cached + self._block)
 
     def feed(self, engine: Engine) -> None:
         """See UpdateRule."""
@@ -193,8 +192,8 @@ class MaskedRule(CanvasRule):
         num_known = self._text.num_known - self._text.offset - self._cached
         if num_known < self._block:
             self._begin_block()
-        elif num_known < 2 * self._block and self._double_contexts:
-            fits = self._double_contexts[-1] >= self._cached + self._block
+        elif num_known < 2 * self._block and self._doubles:
+            fits = self._doubles[-1].context >= self._cached + self._block
             self._phase = "advance" if fits else "store"
         else:
             self._phase = "store"
@@ -258,7 +257,7 @@ class MaskedRule(CanvasRule):
         rows = self._cached + self._block
         last = self._canvas.position + self._block >= self._text.limit
         slides = rows >= self._capacity
-        doubles = bool(self._double_contexts) and self._double_contexts[-1] >= rows
+        doubles = bool(self._doubles) and self._doubles[-1].context >= rows
         return (last or slides or doubles) and self._canvas.num_masked_at_start <= MAX_WAITING
 
     def _finish_block(self, progress: Progress, engine: Engine) -> None:
@@ -269,8 +268,19 @@ class MaskedRule(CanvasRule):
             self._slide()
         else:
             if progress.behind:
-                context = bucket(self._contexts, self._cached + self._block)
-                holder = self._engines.engine(GRAPH, self._block, context)
+                holder = self._engines.engine(bucket(self._buckets, self._cached + self._block))
                 append(self._ops, engine, self._cached, self._block, into=holder)
                 self._cached += self._block
             self._advance()
+
+
+def text_blocks(specs: Sequence[GraphSpec]) -> dict[int, Buckets]:
+    """Gives the shapes that denoise a block, or a whole canvas, per block size, ascending."""
+    return by_block(specs, GRAPH, ("denoise", "fill"))
+
+
+def double_buckets(specs: Sequence[GraphSpec], block: int) -> Buckets:
+    """Gives the shapes that store a block and begin the next; empty where no graph can."""
+    if not has_input(specs, GRAPH, "split"):
+        return ()
+    return by_rows(specs, GRAPH).get(2 * block, ())

@@ -39,7 +39,7 @@ from ...noise.schedule import schedule_from_json
 from ...noise.score_entropy import absorb_entropy, move_odds, prior_nats, uniform_entropy
 from ...ops.base import Ops
 from ..likelihood import levels, masked_set
-from ..window import banned_ids, logits
+from ..window import banned_ids, by_rows, logits
 from .rule import GRAPH, absorbs, num_states
 
 SPLIT = 3.0
@@ -69,12 +69,13 @@ def score_bound(
     samples: range,
 ) -> Iterator[np.ndarray]:
     """Yields per window (len(samples), L) float64 nats; see DeviceFamily.bound."""
+    lengths = by_rows(engines.specs, GRAPH)
     level = {sample: levels(len(windows), seed, sample) for sample in samples}
     last = float(schedule_from_json(manifest.noise_schedule).sigma(1.0))
     measure = _absorb_nats if absorbs(manifest) else _uniform_nats
     for number, window in enumerate(windows):
         nats = np.zeros((len(samples), len(window)))
-        engine = engines.engine(GRAPH, len(window), 0)
+        engine = engines.engine(lengths[len(window)][0])
         for row, sample in enumerate(samples):
             share = float(level[sample][number])
             places = np.arange(len(window))

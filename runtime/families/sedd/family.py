@@ -6,7 +6,7 @@ The update rule stands in `sedd_rule`, the bound in `sedd_bound`, the formulas o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from ...errors import ConfigError
 from ...noise.philox import check_key
 from ...noise.transition import GRAPHS
 from ...ops.base import Ops
-from ..base import Request, UpdateRule, check_rule, resolve_settings
-from ..window import check_ends, check_ids, contexts_by_block
+from ..base import Buckets, Request, UpdateRule, WindowSize, check_rule, resolve_settings
+from ..window import by_rows, check_ends, check_ids, choose_block, default_block
 from .bound import score_bound
 from .rule import GRAPH, ScoreRule, window_size
 
@@ -50,9 +50,43 @@ class ScoreFamily:
     def positions(
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
     ) -> int:
-        """See Roomed: the canvas asked for, else the longest one."""
-        shapes = contexts_by_block(specs, GRAPH)
+        """See DeviceFamily: the canvas asked for, else the longest one."""
+        shapes = by_rows(specs, GRAPH)
         return window_size(shapes, max(shapes), settings.block_size)
+
+    def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
+        """See DeviceFamily: the lengths of canvases."""
+        del manifest
+        return by_rows(specs, GRAPH)
+
+    def runs(
+        self,
+        manifest: Manifest,
+        specs: Sequence[GraphSpec],
+        *,
+        block: int | None,
+        positions: int,
+        tokens_per_run: float,
+    ) -> Iterator[tuple[GraphSpec, float]]:
+        """See DeviceFamily."""
+        del manifest
+        shapes = by_rows(specs, GRAPH)
+        size = window_size(shapes, positions, block)
+        # Behind the first canvas each one makes half of its positions.
+        canvases = 1 + max(0, -(-2 * (positions - size) // size))
+        yield shapes[size][0], canvases * max(1.0, size / tokens_per_run)
+
+    def text_rows(self, spec: GraphSpec) -> int:
+        """See DeviceFamily: all of them."""
+        return spec.rows
+
+    def windows(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
+    ) -> WindowSize:
+        """See DeviceFamily: a window is one canvas."""
+        shapes, asked = by_rows(specs, GRAPH), block_size or default_block(manifest)
+        block = choose_block(shapes, asked, manifest.block_sizes)
+        return WindowSize(block, min(manifest.max_position, block))
 
     def bound(
         self,
@@ -67,7 +101,7 @@ class ScoreFamily:
     ) -> Iterator[np.ndarray]:
         """See DeviceFamily; a window is one canvas, so that block_size follows from its length."""
         check_manifest(manifest)
-        lengths = contexts_by_block(engines.specs, GRAPH)
+        lengths = by_rows(engines.specs, GRAPH)
         for window in windows:
             if len(window) not in lengths:
                 raise ConfigError(

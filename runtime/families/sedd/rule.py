@@ -22,20 +22,20 @@ Source: SEDD (arXiv 2310.16834), section 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...bundle.manifest import Manifest
+from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingSettings
 from ...engines.base import Engine, EngineSet
 from ...noise.philox import DrawKind, uniforms
 from ...noise.schedule import schedule_from_json
 from ...noise.transition import transition_table
 from ...ops.base import Ops, Progress
-from ..base import Request, Span
+from ..base import Buckets, Request, Span
 from ..text_rule import CanvasRule, undrawable_ids
-from ..window import Text, banned_ids, canvas_block, choose_block, contexts_by_block
+from ..window import Text, banned_ids, by_rows, canvas_block, choose_block
 
 GRAPH = "score"
 
@@ -56,15 +56,16 @@ class ScoreRule(CanvasRule):
         assert manifest.mask_token_id is not None
         self._mask, self._absorbs = manifest.mask_token_id, absorbs(manifest)
         template = request.template_ids
-        shapes = contexts_by_block(engines.specs, GRAPH)
-        spec = next(spec for spec in engines.specs if spec.name == GRAPH)
-        self._names = {role: spec.tensor(role).name for role in ("canvas", "sigma", "logits")}
+        shapes = by_rows(engines.specs, GRAPH)
         if template is None:
             self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
             self._block = window_size(shapes, self._text.limit, settings.block_size)
         else:
             self._text = Text((), len(template))
             self._block = canvas_block(shapes, len(template))
+        self._spec = shapes[self._block][0]
+        roles = ("canvas", "sigma", "logits")
+        self._names = {role: self._spec.tensor(role).name for role in roles}
         self._num_given = len(request.prompt_ids) if template is None else 0
         banned = undrawable_ids(manifest, request)
         states = np.ones(manifest.vocab_size, bool)
@@ -96,9 +97,9 @@ class ScoreRule(CanvasRule):
         else:
             self._begin_window()
 
-    def next_run(self) -> tuple[str, int, int]:
+    def next_run(self) -> GraphSpec:
         """See UpdateRule."""
-        return GRAPH, self._block, 0
+        return self._spec
 
     def feed(self, engine: Engine) -> None:
         """See UpdateRule."""
@@ -178,7 +179,7 @@ def num_states(manifest: Manifest) -> int:
     return manifest.vocab_size - len(banned_ids(manifest))
 
 
-def window_size(shapes: dict[int, tuple[int, ...]], length: int, asked: int | None) -> int:
+def window_size(shapes: Mapping[int, Buckets], length: int, asked: int | None) -> int:
     """Gives the canvas asked for, else the smallest that holds a text, else the largest."""
     if asked is not None:
         return choose_block(shapes, asked)

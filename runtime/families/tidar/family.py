@@ -20,7 +20,7 @@ Source: TiDAR (arXiv 2511.08923).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -29,11 +29,11 @@ from ...decoding import DecodingSettings
 from ...engines.base import EngineSet
 from ...errors import ConfigError
 from ...ops.base import Ops
-from ..base import Request, UpdateRule, check_rule, resolve_settings
-from ..causal import CausalRule, causal_likelihood, check_request
-from ..window import choose_block, contexts_by_block
-from .layout import draft_block
-from .rule import GRAPH, DraftRule
+from ..base import Buckets, Request, UpdateRule, WindowSize, check_rule, resolve_settings
+from ..causal import CausalRule, causal_likelihood, causal_runs, causal_windows, check_request
+from ..heads import Heads
+from ..window import bucket_of_text, by_block, by_rows, choose_block
+from .rule import DRAFT, GRAPH, DraftRule
 
 
 class DraftFamily:
@@ -55,10 +55,10 @@ class DraftFamily:
             if settings.block_size is not None:
                 raise ConfigError("block_size has no effect on rule next_token; leave it out")
             return CausalRule(manifest, engines, ops, request, settings, graph=GRAPH)
-        shapes = contexts_by_draft(engines.specs)
+        shapes = by_draft(engines.specs)
         block = choose_block(shapes, settings.block_size, manifest.block_sizes)
         return DraftRule(
-            manifest, engines, ops, request, settings, block=block, contexts=shapes[block]
+            manifest, engines, ops, request, settings, block=block, buckets=shapes[block]
         )
 
     def bound(
@@ -79,33 +79,66 @@ class DraftFamily:
     def positions(
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
     ) -> int:
-        """See Roomed: every token but the newest has a row in the cache."""
+        """See DeviceFamily: every token but the newest has a row in the cache."""
         del settings
-        contexts = contexts_by_block(specs, GRAPH).values()
-        return min(manifest.max_position, min(sizes[-1] for sizes in contexts))
+        longest = min(buckets[-1].context for buckets in by_rows(specs, GRAPH).values())
+        return min(manifest.max_position, longest)
 
-    def blocks(self, manifest: Manifest) -> dict[int, tuple[int, ...]]:
-        """See Shaped: what can be drafted together."""
-        return contexts_by_draft(manifest.graphs)
+    def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
+        """See DeviceFamily: what can be drafted together."""
+        del manifest
+        return by_draft(specs)
+
+    def runs(
+        self,
+        manifest: Manifest,
+        specs: Sequence[GraphSpec],
+        *,
+        block: int | None,
+        positions: int,
+        tokens_per_run: float,
+    ) -> Iterator[tuple[GraphSpec, float]]:
+        """See DeviceFamily."""
+        del manifest
+        if block is None:
+            yield from causal_runs(specs, positions, tokens_per_run, GRAPH)
+            return
+        buckets, heads = by_draft(specs)[block], Heads(specs)
+        for start in range(positions):
+            spec, slid = bucket_of_text(buckets, start + 1)
+            yield spec, 1 / tokens_per_run
+            if heads:  # one to verify, one to draft again
+                yield heads.run_of(1), 1 / tokens_per_run
+                yield heads.run_of(block), 1 / tokens_per_run
+            if slid:
+                yield spec, 1 / spec.rows
+
+    def text_rows(self, spec: GraphSpec) -> int:
+        """See DeviceFamily: those of the drafts and of one proposal, or the newest token's."""
+        if spec.name == GRAPH:
+            return 1 if spec.block is None else 2 * spec.block
+        return spec.rows
+
+    def windows(
+        self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
+    ) -> WindowSize:
+        """See DeviceFamily."""
+        return causal_windows(manifest, specs, block_size, graph=GRAPH)
 
 
-def contexts_by_draft(specs: Sequence[GraphSpec]) -> dict[int, tuple[int, ...]]:
-    """Gives the context sizes, ascending, per draft block on offer, ascending.
+def by_draft(specs: Sequence[GraphSpec]) -> dict[int, Buckets]:
+    """Gives the shapes that draft and verify, per number of tokens drafted, ascending.
 
     Raises:
         ConfigError: No graph drafts.
     """
-    found = {
-        block: contexts
-        for rows, contexts in contexts_by_block(specs, GRAPH).items()
-        if (block := draft_block(rows)) is not None
-    }
-    if not found:
+    try:
+        return by_block(specs, GRAPH, (DRAFT,))
+    except ConfigError as error:
         raise ConfigError(
-            "no graph of the bundle has the rows of a draft block, B (1 + B); decode it with "
-            "--rule next_token, or export it with --block"
-        )
-    return found
+            "no graph of the bundle drafts; decode it with --rule next_token, or export it with "
+            "--block"
+        ) from error
 
 
 def check_manifest(manifest: Manifest) -> None:

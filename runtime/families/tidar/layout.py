@@ -25,12 +25,6 @@ def draft_rows(block: int) -> int:
     return block * (1 + block)
 
 
-def draft_block(rows: int) -> int | None:
-    """Gives the B whose runs have so many rows, or None."""
-    block = round((0.25 + rows) ** 0.5 - 0.5)
-    return block if block > 0 and draft_rows(block) == rows else None
-
-
 def open_layout(block: int, count: int) -> Layout:
     """Gives the layout of the run that makes the first draft of a text.
 

@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...bundle.manifest import Manifest
+from ...bundle.manifest import GraphKey, GraphSpec, Manifest
 from ...decoding import DecodingSettings
 from ...engines.base import Engine, EngineSet
 from ...ops.base import Ops
 from ...ops.drafts import Verified
-from ..base import HEAD_PHASE, Request, Span
+from ..base import HEAD_PHASE, Buckets, Request, Span
 from ..heads import Heads, hidden_rows
 from ..layout import Layout, causal_layout
 from ..text_rule import TextRule, undrawable_ids
@@ -39,6 +39,8 @@ from ..window import Text, append, bucket, feed, lay_out, logits
 from .layout import draft_layout, draft_rows, open_layout
 
 GRAPH = "step"
+DRAFT = "draft"
+"""Purpose of the shapes that draft and verify."""
 
 
 class Rows(NamedTuple):
@@ -65,7 +67,7 @@ class DraftRule(TextRule):
         settings: DecodingSettings,
         *,
         block: int,
-        contexts: tuple[int, ...],
+        buckets: Buckets,
     ) -> None:
         """Makes the drafts' state; ConfigError if the bundle's head is too small.
 
@@ -76,13 +78,13 @@ class DraftRule(TextRule):
             request: What to continue.
             settings: Of rule `draft_verify`.
             block: B.
-            contexts: Context sizes of the graph at B (1 + B) rows, ascending.
+            buckets: Shapes that draft so many.
         """
         assert manifest.mask_token_id is not None
         self._ops, self._request = ops, request
         self._mask, self._filler = manifest.mask_token_id, manifest.eos_token_id
-        self._block, self._rows, self._contexts = block, draft_rows(block), contexts
-        self._capacity = min(contexts[-1], manifest.max_position)
+        self._length, self._rows, self._buckets = block, draft_rows(block), buckets
+        self._capacity = min(buckets[-1].context, manifest.max_position)
         self._max_position = manifest.max_position
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         self._num_given = len(request.prompt_ids)
@@ -102,7 +104,7 @@ class DraftRule(TextRule):
             held=self._heads.logit_type if self._mixed else None,
         )
         self._layouts = {"prefill": causal_layout(self._rows), "verify": draft_layout(block)}
-        self._written: dict[tuple[int, int], Layout] = {}
+        self._written: dict[GraphKey, Layout] = {}
         self._cached = request.num_cached
         self._kind = ""
         self._count = 0
@@ -133,20 +135,20 @@ class DraftRule(TextRule):
             self._cached, self._kind = 0, ""
         pending = len(self._text.window) - self._cached
         if self._kind in ("open", "verify"):
-            self._kind, self._count = "verify", self._block
-        elif pending <= self._rows - self._block:
+            self._kind, self._count = "verify", self._length
+        elif pending <= self._rows - self._length:
             self._kind, self._count = "open", pending
-            self._layouts["open"] = open_layout(self._block, pending)
+            self._layouts["open"] = open_layout(self._length, pending)
         else:  # one id at least is left to open with
             self._kind, self._count = "prefill", min(self._rows, pending - 1)
 
-    def next_run(self) -> tuple[str, int, int]:
+    def next_run(self) -> GraphSpec:
         """See UpdateRule."""
         if self._wanted is not None:
             return self._heads.run_of(self._wanted.num_rows)
         # A step that fills the cache stores what there is room for; a window follows it.
-        needed = min(self._cached + self._count, self._contexts[-1])
-        return GRAPH, self._rows, bucket(self._contexts, needed)
+        needed = min(self._cached + self._count, self._buckets[-1].context)
+        return bucket(self._buckets, needed)
 
     def feed(self, engine: Engine) -> None:
         """See UpdateRule."""
@@ -154,7 +156,7 @@ class DraftRule(TextRule):
         if self._wanted is not None:
             self._heads.feed(ops, engine, self._output, *self._wanted)
             return
-        key, layout = (engine.spec.block, engine.spec.context), self._layouts[self._kind]
+        key, layout = engine.spec.key, self._layouts[self._kind]
         if self._written.get(key) is not layout:
             lay_out(ops, engine, layout)
             self._written[key] = layout
@@ -164,7 +166,7 @@ class DraftRule(TextRule):
         ids = np.full(self._rows, self._filler, np.int32)
         ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
         if self._kind == "open":
-            ids[self._count : self._count + self._block] = self._mask
+            ids[self._count : self._count + self._length] = self._mask
         feed(ops, engine, ids, self._cached, laid_out=True)
 
     def update(self, engine: Engine) -> Sequence[Span]:
@@ -203,11 +205,11 @@ class DraftRule(TextRule):
         last, position = self._count - 1, self._text.offset + self._cached - 1
         self._ops.begin_drafts(self._drafts, start=self._cached - 1, position=position)
         yield from self._check(Rows(last, 1), Rows(self._count, 1))
-        return (yield from self._propose(Rows(self._count, self._block)))
+        return (yield from self._propose(Rows(self._count, self._length)))
 
     def _verify(self, engine: Engine) -> Sampling:
         """Keeps drafts, stores their keys and values, and drafts again."""
-        ops, block = self._ops, self._block
+        ops, block = self._ops, self._length
         yield from self._check(Rows(0, block), Rows(block, block, block))
         kv, kv_new = (engine.spec.tensor(role).name for role in ("kv", "kv_new"))
         ops.append_kept(engine.inputs[kv], engine.outputs[kv_new], self._drafts)
@@ -234,7 +236,7 @@ class DraftRule(TextRule):
     def _propose(self, chosen: Rows) -> Sampling:
         """Drafts again, unless a head's run for it would be the text's last."""
         ops, drafts = self._ops, self._drafts
-        if self._block > 1 and not (self._heads and self._is_last(ops.verified(drafts))):
+        if self._length > 1 and not (self._heads and self._is_last(ops.verified(drafts))):
             ops.propose((yield chosen), drafts)
         return ops.verified(drafts)
 

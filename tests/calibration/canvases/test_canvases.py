@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from dlm_edge.calibration.canvases.canvases import Canvas, CanvasSet, Inputs
+from manifests import bare_spec
 from toy_bundle import CACHE, toy_manifest
 
 
@@ -11,9 +12,7 @@ def canvas(ratio=0.5, rows=2, seed=0, **changes):
     kv = np.zeros((256, *CACHE), np.float32)
     kv[:rows] = rng.standard_normal((rows, *CACHE))
     fields = {
-        "graph": "denoise",
-        "block": 4,
-        "context": 8,
+        "spec": bare_spec("denoise", 4, 8),
         "inputs": Inputs(
             {
                 "ids": rng.integers(2, 20, (1, 4)).astype(np.int32),
@@ -45,8 +44,9 @@ def test_missing_lists_only_deciles_that_a_block_can_have():
     specs = toy_manifest().graphs
     empty = CanvasSet(items=(), model_sha256="", recipe={})
     wanted = empty.missing(specs, blocks=(4,), masked=True)
-    assert [item[3] for item in wanted if item[2] == 8] == [3, 5, 8, 10]
+    large = specs[1].key
+    assert [decile for key, decile in wanted if key == large] == [3, 5, 8, 10]
     made = CanvasSet(items=(canvas(0.5),), model_sha256="", recipe={})
-    assert ("denoise", 4, 8, 5) not in made.missing(specs, blocks=(4,), masked=True)
-    assert [item[3] for item in empty.missing(specs, blocks=(4,), masked=False)] == [0, 0]
+    assert (large, 5) not in made.missing(specs, blocks=(4,), masked=True)
+    assert [decile for _, decile in empty.missing(specs, blocks=(4,), masked=False)] == [0, 0]
     assert empty.missing(specs, blocks=(2,), masked=True) == []

@@ -10,6 +10,7 @@ from dlm_edge.runtime.families.tidar.layout import draft_layout, draft_rows
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from draft_engines import DraftEngines, Model, draft_manifest, draft_request
+from manifests import bare_spec
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
@@ -44,7 +45,7 @@ def test_a_recorded_run_counts_only_the_rows_that_something_reads():
 def test_rows_that_weigh_nothing_leave_no_trace_in_ranges():
     visible = np.array([True, False, True])
     canvas = Canvas(
-        graph="step", block=3, context=8, inputs=Inputs({}), mask_ratio=0.9, progress=1.0,
+        spec=bare_spec("step", 3, 8), inputs=Inputs({}), mask_ratio=0.9, progress=1.0,
         frontier=visible, weight=1.0, source="decode", rest=0.0,
     )  # fmt: skip
     collector = _Collector("x", 1, 0)

@@ -20,10 +20,10 @@ def canvas(seed=0, shared=None, rows=2, **changes):
     kv = np.zeros((spec.context, *CACHE), np.float32)
     kv[:2] = rng.standard_normal((2, *CACHE))
     fields = {
-        "graph": spec.name, "block": spec.block, "context": spec.context,
+        "spec": spec,
         "inputs": Inputs(
             {
-                "ids": rng.integers(2, 20, (1, spec.block)).astype(np.int32),
+                "ids": rng.integers(2, 20, (1, spec.rows)).astype(np.int32),
                 "start": np.array([2], np.int32),
                 "kv": kv[:rows] if shared is None else shared[:rows],
             },
@@ -115,7 +115,7 @@ def rewritten(path, change):
     [
         lambda index: index["arrays"][0].__setitem__(0, "object"),
         lambda index: index["arrays"][0].__setitem__(1, [1, 10**12]),
-        lambda index: index["sets"]["decode"]["items"][0].update(block=7),
+        lambda index: index["sets"]["decode"]["items"][0].update(dims={"rows": 7}),
         lambda index: index["sets"]["decode"]["items"][0]["inputs"].update(kv=[0, 4]),
         lambda index: index["sets"]["decode"]["items"][0]["inputs"].update(kv=[99, 2]),
         lambda index: index["sets"]["decode"]["items"][0]["inputs"].pop("kv"),

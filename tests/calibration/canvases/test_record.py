@@ -165,8 +165,8 @@ def test_clean_canvases_hold_no_mask_and_the_texts_own_tokens(bundle, prompts):
 
 def test_an_engine_that_gives_nan_is_stopped_at_that_canvas(bundle, prompts):
     class Broken(RecordingEngines):
-        def engine(self, name, block, context):
-            engine = super().engine(name, block, context)
+        def engine(self, spec):
+            engine = super().engine(spec)
             run = engine._engine.run
 
             def poisoned():
@@ -282,9 +282,9 @@ def test_recording_needs_no_more_than_a_family_and_its_specs(tmp_path, name):
     rng = np.random.default_rng(0)
     texts = [np.r_[0, rng.integers(2, 258, CONTEXT - 1)].astype(np.int32) for _ in range(3)]
     made = record_canvases(bundle, texts, SMALL, seed=0)
-    shapes = {(item.block, item.context) for item in made.items}
-    uncovered = {tuple(item[1:3]) for item in made.recipe["uncovered"]}
-    assert shapes | uncovered == {(spec.block, spec.context) for spec in bundle.manifest.graphs}
+    shapes = {item.spec.key for item in made.items}
+    uncovered = {item[0] for item in made.recipe["uncovered"]}
+    assert shapes | uncovered == {spec.key for spec in bundle.manifest.graphs}
     if name == "mdlm":
         assert not uncovered
     assert {item.source for item in made.items} == {"decode", "random"}

@@ -15,6 +15,7 @@ from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import bare_spec
 from table_engines import TableEngines, hashed, make_manifest
 
 
@@ -83,9 +84,7 @@ def canvas(ids, frontier, source="decode"):
     }
     masked = np.array(ids) == VOCAB - 1
     return Canvas(
-        graph="denoise",
-        block=4,
-        context=8,
+        spec=bare_spec("denoise", 4, 8),
         inputs=Inputs(inputs),
         mask_ratio=float(masked.mean()),
         progress=0.5,

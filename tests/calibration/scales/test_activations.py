@@ -14,6 +14,7 @@ from dlm_edge.calibration.scales.activations import (
 )
 from dlm_edge.calibration.scales.linears import find_layers
 from dlm_edge.runtime.errors import CalibrationError
+from manifests import bare_spec
 from onnx import numpy_helper
 from small_graphs import ROLES, ids, small_graph
 
@@ -23,9 +24,7 @@ def canvas(tokens, *, ratio=0.5, frontier=(), weight=1.0, graph="small"):
     marks = np.zeros(block, bool)
     marks[list(frontier)] = True
     return Canvas(
-        graph=graph,
-        block=block,
-        context=8,
+        spec=bare_spec(graph, block, 8),
         inputs=Inputs({"ids": tokens}),
         mask_ratio=ratio,
         progress=0.0,

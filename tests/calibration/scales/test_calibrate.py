@@ -8,15 +8,14 @@ from dlm_edge.calibration.scales.calibrate import Calibrator, Recipe
 from dlm_edge.calibration.scales.plan import apply_edits, default_plan, plan_bytes
 from dlm_edge.calibration.scales.qdq import quantize
 from dlm_edge.runtime.errors import CalibrationError
+from manifests import bare_spec
 from onnx.reference import ReferenceEvaluator
 from small_graphs import ROLES, ids, small_graph
 
 
 def canvas(seed):
     return Canvas(
-        graph="small",
-        block=6,
-        context=8,
+        spec=bare_spec("small", 6, 8),
         inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=seed / 10,
         progress=1.0,

@@ -4,6 +4,7 @@ from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
 from dlm_edge.calibration.scales.extremes import beyond_float16, largest_values, unsound_layer
 from dlm_edge.calibration.scales.linears import find_layers
 from dlm_edge.runtime.errors import CalibrationError
+from manifests import bare_spec
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from small_graphs import ROLES, ids, small_graph
@@ -13,9 +14,7 @@ NAMES = ["x", "up", "down", "logits"]
 
 def canvas(seed, mask_ratio=0.0):
     return Canvas(
-        graph="small",
-        block=6,
-        context=8,
+        spec=bare_spec("small", 6, 8),
         inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=mask_ratio,
         progress=1.0,

@@ -16,6 +16,7 @@ from dlm_edge.calibration.scales.smooth import (
     smoothing,
 )
 from dlm_edge.runtime.errors import CalibrationError
+from manifests import bare_spec
 from onnx import TensorProto, helper, numpy_helper
 from small_graphs import ROLES, ids, node, small_graph
 from tiny_checkpoint import BLOCK, CONTEXT, VOCAB
@@ -45,9 +46,7 @@ def tiny_canvases(model, number=4):
         }
         made.append(
             Canvas(
-                graph=model.graph.name,
-                block=BLOCK,
-                context=CONTEXT,
+                spec=bare_spec(model.graph.name, BLOCK, CONTEXT),
                 inputs=Inputs(inputs),
                 mask_ratio=0.5,
                 progress=0.5,
@@ -165,7 +164,7 @@ def test_search_folds_where_channels_differ_and_not_where_they_do_not():
                 item.CopyFrom(numpy_helper.from_array(table, item.name))
         canvases = [
             Canvas(
-                graph="small", block=6, context=8, inputs=Inputs({"ids": ids(seed=seed)}),
+                spec=bare_spec("small", 6, 8), inputs=Inputs({"ids": ids(seed=seed)}),
                 mask_ratio=0.5, progress=0.0, frontier=np.zeros(6, bool), weight=1.0,
                 source="random",
             )
@@ -193,14 +192,14 @@ def test_a_norm_with_a_bias_divides_both():
             node("MatMul", ["normed", "up"], ["y"]),
         ],
         "small",
-        [helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "block"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "block", 3])],
+        [helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "rows"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "rows", 3])],
         [numpy_helper.from_array(a.astype(np.float32), name) for name, a in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     layers = find_layers(model, ROLES)
     canvas = Canvas(
-        graph="small", block=6, context=8, inputs=Inputs({"ids": ids()}), mask_ratio=0.0,
+        spec=bare_spec("small", 6, 8), inputs=Inputs({"ids": ids()}), mask_ratio=0.0,
         progress=0.0, frontier=np.zeros(6, bool), weight=1.0, source="random",
     )  # fmt: skip
     seen = collect(model, [canvas], layer_inputs(layers))
@@ -216,7 +215,7 @@ def test_a_value_that_something_else_reads_is_left_alone():
     model = small_graph()
     model.graph.node.append(node("Neg", ["normed"], ["other"]))
     model.graph.output.append(
-        helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, "block", 8])
+        helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, "rows", 8])
     )
     assert find_folds(model, find_layers(model, ROLES)) == ()
 
@@ -234,7 +233,7 @@ def test_layers_that_share_an_input_must_agree():
     model.graph.initializer.append(numpy_helper.from_array(extra, "model.mlp.gate.weight"))
     model.graph.node.append(node("MatMul", ["normed", "model.mlp.gate.weight"], ["second"]))
     model.graph.output.append(
-        helper.make_tensor_value_info("second", TensorProto.FLOAT, [1, "block", 4])
+        helper.make_tensor_value_info("second", TensorProto.FLOAT, [1, "rows", 4])
     )
     layers = find_layers(model, ROLES)
     with pytest.raises(CalibrationError, match="must have the same alpha"):

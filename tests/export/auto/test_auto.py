@@ -86,7 +86,7 @@ def test_no_precision_that_can_be_made_is_one_error_with_all_reasons(offered, tm
 
 
 def test_token_by_token_models_keep_the_blocks_of_their_prefill(offered, tmp_path):
-    offered["fp32"] = [replace(BASE, block=1, blocks=(8,))]
+    offered["fp32"] = [replace(BASE, block=None, blocks=(8,))]
     given = ExportSettings(target="orin-nano", blocks=(8,))
     assert pick(tmp_path, given)[0].blocks == (8,)
 

@@ -17,8 +17,8 @@ def product(op="MatMul"):
     graph = helper.make_graph(
         [helper.make_node(op, ["x", "w"], ["y"])],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "block", COLUMNS])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "block", ROWS])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "rows", COLUMNS])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "rows", ROWS])],
         [weight],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -31,7 +31,7 @@ def test_the_weights_are_left_out_and_their_shapes_kept():
     assert list(made.graph.initializer[0].dims) == [COLUMNS, ROWS]
     assert model.ByteSize() > 4 * ROWS * COLUMNS
     shape = inferred(model).graph.output[0].type.tensor_type.shape.dim
-    assert [dim.dim_value or dim.dim_param for dim in shape] == [1, "block", ROWS]
+    assert [dim.dim_value or dim.dim_param for dim in shape] == [1, "rows", ROWS]
 
 
 def test_a_graph_that_is_no_onnx_is_one_line():

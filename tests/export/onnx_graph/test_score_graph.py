@@ -13,6 +13,7 @@ from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.measure.check import check_bundle
 from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
 from dlm_edge.train.evaluate import open_checkpoint
+from manifests import find_shape
 from tiny_checkpoint import make_checkpoint
 
 GRAPHS = ("uniform", "absorb")
@@ -34,7 +35,7 @@ def export(checkpoint, folder, **settings):
 def test_each_length_is_a_shape_over_one_copy_of_the_weights(checkpoint, tmp_path):
     report, bundle = export(checkpoint, tmp_path)
     specs = bundle.manifest.graphs
-    assert [(s.name, s.block, s.context) for s in specs] == [("score", 8, 0), ("score", 16, 0)]
+    assert [(s.name, s.rows, s.context) for s in specs] == [("score", 8, 0), ("score", 16, 0)]
     assert {spec.file for spec in specs} == {"graphs/score.onnx"}
     weights = bundle.manifest.members["graphs/score.weights"].size
     assert weights <= 1.02 * sum(
@@ -64,7 +65,7 @@ def test_the_engine_of_a_checkpoint_and_of_its_bundle_score_alike(checkpoint, tm
     ids = np.random.default_rng(0).integers(2, 250, (1, 8)).astype(np.int32)
     rows = []
     for each in (engines, open_engines(bundle, "onnxruntime", 1)):
-        engine = each.engine("score", 8, 0)
+        engine = each.engine(find_shape(each.specs, "score", 8, 0))
         engine.inputs["ids"][...] = ids
         engine.inputs["sigma"][...] = 0.02
         engine.run()

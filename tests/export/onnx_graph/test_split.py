@@ -39,8 +39,8 @@ class Deaf:
     def __getattr__(self, name):
         return getattr(self._engines, name)
 
-    def engine(self, *shape):
-        engine = self._engines.engine(*shape)
+    def engine(self, spec):
+        engine = self._engines.engine(spec)
         return engine if isinstance(engine, DeafEngine) else DeafEngine(engine)
 
 
@@ -59,7 +59,7 @@ class DeafEngine:
 def test_every_shape_is_held_to_pytorch_with_and_without_a_split(made):
     _, _, report, sees_time = made
     shapes = report["parity"]["denoise"]["shapes"]
-    assert {(s["block"], tuple(s["splits"])) for s in shapes} == {
+    assert {(s["dims"]["rows"], tuple(s["splits"])) for s in shapes} == {
         (4, (0, 2)), (8, (0, 4)), (16, (0, 8)),
     }  # fmt: skip
     for shape in shapes:
@@ -90,7 +90,7 @@ def test_an_engine_that_ignores_the_split_fails_the_golden_vectors(made):
     golden = json.loads(bundle.member("golden.json").read_text("utf-8"))
     for case in golden["cases"]:
         splits = {run["inputs"]["split"][0] for run in case["runs"]}
-        assert splits == {0, case["block"] // 2}
+        assert splits == {0, case["dims"]["rows"] // 2}
     engines = open_engines(bundle, "onnxruntime", 1)
     assert check_bundle(bundle, engines)["ok"]
     if not made[3]:  # whose untrained gates are 0, so that attention adds nothing
@@ -99,11 +99,11 @@ def test_an_engine_that_ignores_the_split_fails_the_golden_vectors(made):
 
 def test_the_finished_block_is_clean_and_told_so(made):
     _, bundle, _, sees_time = made
-    spec = next(spec for spec in bundle.manifest.graphs if spec.block == 8)
+    spec = next(spec for spec in bundle.manifest.graphs if spec.rows == 8)
     assert splits_of(spec) == (0, 4)
     ids = np.arange(2, 18, dtype=np.int32)
 
-    def corrupt(clean, level, rng):
+    def corrupt(clean, level, rng, block):
         return np.ones_like(clean), {"time": level}
 
     canvas = noisy_canvas(spec, ids, 8, corrupt, 0.5, 0, split=4)

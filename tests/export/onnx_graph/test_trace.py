@@ -8,7 +8,6 @@ from dlm_edge.export.onnx_graph.trace import OPSET, example_inputs, trace
 from dlm_edge.export.onnx_graph.weights import split_weights
 from dlm_edge.runtime.errors import ConfigError, EngineError
 from dlm_edge.train.families.base import ExportGraph, GraphTensor
-from dlm_edge.train.families.shapes import Shape
 from onnx import numpy_helper
 from torch import nn
 
@@ -18,14 +17,16 @@ def model(traced_bytes):
     return onnx.load_from_string(traced_bytes)
 
 
-def run(model, graph, block, context, seed=0):
+def run(model, graph, rows, context, seed=0):
     rng = np.random.default_rng(seed)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     feeds = {}
     for tensor, example in zip(
-        graph.inputs, example_inputs(graph, Shape(block=block, context=context)), strict=True
+        graph.inputs,
+        example_inputs(graph, {"batch": 1, "rows": rows, "context": context}),
+        strict=True,
     ):
         shape = tuple(example.shape)
         feeds[tensor.name] = (
@@ -36,9 +37,9 @@ def run(model, graph, block, context, seed=0):
     return feeds, session.run(None, feeds)
 
 
-@pytest.mark.parametrize(("block", "context"), [(4, 16), (1, 16), (8, 3), (16, 8), (1, 1)])
-def test_one_traced_graph_serves_every_shape(model, tiny_graph, block, context):
-    feeds, (logits, kv_new) = run(model, tiny_graph, block, context)
+@pytest.mark.parametrize(("rows", "context"), [(4, 16), (1, 16), (8, 3), (16, 8), (1, 1)])
+def test_one_traced_graph_serves_every_shape(model, tiny_graph, rows, context):
+    feeds, (logits, kv_new) = run(model, tiny_graph, rows, context)
     with torch.no_grad():
         wanted = tiny_graph.module(*(torch.as_tensor(array) for array in feeds.values()))
     np.testing.assert_allclose(logits, wanted[0].numpy(), rtol=1e-4, atol=1e-5)
@@ -58,10 +59,10 @@ def test_dimensions_keep_their_names(model):
         item.name: [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
         for item in (*model.graph.input, *model.graph.output)
     }
-    assert dims["ids"] == [1, "block"]
+    assert dims["ids"] == [1, "rows"]
     assert dims["kv"][0] == "context"
-    assert dims["logits"] == [1, "block", 258]
-    assert dims["kv_new"][0] == "block"
+    assert dims["logits"] == [1, "rows", 258]
+    assert dims["kv_new"][0] == "rows"
 
 
 def test_tied_embeddings_are_stored_once(model, tiny_graph):
@@ -125,10 +126,10 @@ def test_a_module_that_cannot_be_exported_is_one_line_of_engine_error():
     graph = ExportGraph(
         name="odd",
         module=Unexportable(),
-        inputs=(GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas"),),
-        outputs=(GraphTensor(name="y", dtype="float32", shape=(1, "block"), role="logits"),),
+        inputs=(GraphTensor(name="ids", dtype="int32", shape=(1, "rows"), role="canvas"),),
+        outputs=(GraphTensor(name="y", dtype="float32", shape=(1, "rows"), role="logits"),),
         shapes=lambda blocks, contexts: (),
     )
     with pytest.raises(EngineError) as caught:
-        trace(graph, Shape(block=4, context=4))
+        trace(graph, {"rows": 4})
     assert "\n" not in str(caught.value)

@@ -39,8 +39,8 @@ def make(kind):
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "block"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "block", width])],
+        [helper.make_tensor_value_info("ids", TensorProto.INT32, [1, "rows"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "rows", width])],
         [item for item in (rows, columns, small) if item.name in used],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

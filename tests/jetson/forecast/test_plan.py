@@ -6,18 +6,21 @@ from dlm_edge.jetson.forecast import machines
 from dlm_edge.jetson.forecast.host import HostSpeed
 from dlm_edge.jetson.forecast.memory import memory_plan
 from dlm_edge.jetson.forecast.plan import MemoryPlan, plan_bundle, plan_memory, require_fit
-from dlm_edge.jetson.forecast.types import key_of
 from dlm_edge.jetson.graph.cost import graph_cost
 from dlm_edge.jetson.graph.onnx_graph import read_graph
 from dlm_edge.jetson.targets import target
 from dlm_edge.runtime.bundle.bundle import open_bundle
+from dlm_edge.runtime.bundle.manifest import graph_key
 from dlm_edge.runtime.errors import ConfigError
 from round_rates import RATES
 from toy_bundle import write_toy
 from untrained_draft import BLOCK, CONTEXT, SHAPE
 
 SIZES = ((BLOCK, 8), (BLOCK, CONTEXT), (2 * BLOCK, 8), (2 * BLOCK, CONTEXT), (16, 8))
-KEYS = {("denoise", *size) for size in SIZES}
+KEYS = {
+    graph_key("denoise", {"batch": 1, "rows": rows, "context": context}) for rows, context in SIZES
+}
+AT = graph_key("denoise", {"batch": 1, "rows": BLOCK, "context": CONTEXT})
 
 
 def test_a_plan_has_every_shape_and_is_plain_data(typed_draft):
@@ -45,18 +48,18 @@ def test_rates_follow_from_the_step_and_the_tokens_per_run(typed_draft):
 
 def test_a_run_makes_no_more_tokens_than_its_block_holds(typed_draft):
     plan = plan_bundle(typed_draft, "orin-nano", tokens_per_nfe=12.0)
-    blocks = {part.block for part in plan.graphs.values()}
-    assert min(blocks) < 12 < max(blocks)
+    rows = {part.dims["rows"] for part in plan.graphs.values()}
+    assert min(rows) < 12 < max(rows)
     for part in plan.graphs.values():
         spent = part.step_ms + part.outside_ms
-        assert part.tokens_per_s == pytest.approx(min(12, part.block) * 1e3 / spent)
+        assert part.tokens_per_s == pytest.approx(min(12, part.dims["rows"]) * 1e3 / spent)
 
 
 def test_memory_by_part_is_that_of_the_buffers(typed_draft):
     memory = plan_memory(typed_draft, "orin-nano")
     dim, layers, vocab = SHAPE["dim"], SHAPE["num_layers"], SHAPE["vocab_size"]
     graph = read_graph(typed_draft.member("graphs/denoise.onnx").read_bytes())
-    widest = graph_cost(graph, 16, 8)
+    widest = graph_cost(graph, {"rows": 16, "context": 8})
     outputs = 16 * (4 * vocab + 2 * layers * 2 * dim)
     inputs = 4 * 16 + 4 + 4
     assert memory.kv * 2**20 == 2 * CONTEXT * layers * 2 * dim
@@ -70,9 +73,9 @@ def test_memory_by_part_is_that_of_the_buffers(typed_draft):
 
 def test_a_cpu_plan_is_the_sum_of_its_operators(draft):
     plan = plan_bundle(draft, "host", tokens_per_nfe=1.0, rates=RATES)
-    part = plan.graphs["denoise", BLOCK, CONTEXT]
+    part = plan.graphs[AT]
     graph = read_graph(draft.member("graphs/denoise.onnx").read_bytes())
-    cost = graph_cost(graph, BLOCK, CONTEXT)
+    cost = graph_cost(graph, {"rows": BLOCK, "context": CONTEXT})
     others = sum(node.items for node in cost.nodes if node.kernel.macs == 0)
     wanted = cost.macs / 1e9 + others * 1e-9 + len(cost.nodes) * 1e-6
     assert part.step_ms == pytest.approx(1e3 * wanted)
@@ -157,9 +160,9 @@ def test_two_graph_files_weigh_as_much_as_both(typed_draft):
     manifest = typed_draft.manifest
     one = manifest.graphs[0]
     other = replace(one, name="head", file="graphs/head.onnx")
-    cost = graph_cost(read_graph(typed_draft.member(one.file).read_bytes()), one.block, one.context)
+    cost = graph_cost(read_graph(typed_draft.member(one.file).read_bytes()), one.dims)
     machine = machines.Board(target("orin-nano"), target("orin-nano").mode())
-    costs = {key_of(spec): cost for spec in (one, other)}
+    costs = {spec.key: cost for spec in (one, other)}
     alone, both = (
         memory_plan(replace(manifest, graphs=graphs), costs, machine)
         for graphs in ((one,), (one, other))

@@ -136,21 +136,21 @@ def test_every_operator_that_export_admits_has_a_rule():
     assert set(RULES) == CPU_OPS
 
 
-def feeds_of(bundle, block, context):
+def feeds_of(bundle, rows, context):
     rng = np.random.default_rng(0)
-    spec = next(s for s in bundle.manifest.graphs if (s.block, s.context) == (block, context))
+    spec = next(s for s in bundle.manifest.graphs if (s.rows, s.context) == (rows, context))
     return {item.name: rng.integers(0, 2, item.shape).astype(item.dtype) for item in spec.inputs}
 
 
-@pytest.mark.parametrize(("block", "context"), [(4, 8), (4, 16), (16, 8)])
+@pytest.mark.parametrize(("rows", "context"), [(4, 8), (4, 16), (16, 8)])
 @pytest.mark.parametrize("name", ["draft", "typed_draft"])
-def test_an_exported_graph_has_the_shapes_of_the_reference(name, block, context, request):
+def test_an_exported_graph_has_the_shapes_of_the_reference(name, rows, context, request):
     bundle = request.getfixturevalue(name)
     path = bundle.member("graphs/denoise.onnx")
 
     model = load(str(path))
-    found = compare(model, feeds_of(bundle, block, context), {"block": block, "context": context})
-    assert found["logits"].shape == (1, block, 70)
+    found = compare(model, feeds_of(bundle, rows, context), {"rows": rows, "context": context})
+    assert found["logits"].shape == (1, rows, 70)
     assert not found["logits"].constant
 
 
@@ -161,9 +161,9 @@ def test_a_graph_by_hand_has_the_shapes_of_the_reference():
         "start": np.zeros(1, np.int32),
         "kv": np.zeros((5, 1, 1, 2, 1, 4), np.float32),
     }
-    found = compare(model, feeds, {"block": 3, "context": 5})
-    assert found["rows"].known.tolist() == [0, 1, 2, 3, 4]
-    assert found["rows"].constant
+    found = compare(model, feeds, {"rows": 3, "context": 5})
+    assert found["places"].known.tolist() == [0, 1, 2, 3, 4]
+    assert found["places"].constant
     assert not found["valid"].constant
 
 

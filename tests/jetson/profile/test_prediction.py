@@ -7,8 +7,9 @@ from dlm_edge.runtime.errors import ConfigError
 PLAN = {
     "memory": {},
     "graphs": [
-        {"block": 32, "context": 128, "step_ms": 2.0, "step_ms_uncaptured": 3.0,
-         "outside_ms": 0.5, "tokens_per_s": 480.0, "watts": None, "joules_per_token": None},
+        {"graph": "denoise", "dims": {"rows": 32, "context": 128}, "step_ms": 2.0,
+         "step_ms_uncaptured": 3.0, "outside_ms": 0.5, "tokens_per_s": 480.0,
+         "watts": None, "joules_per_token": None},
     ],
 }  # fmt: skip
 
@@ -24,7 +25,8 @@ def measured(**machine):
                 "tokens_per_nfe": {"count": 1, "median": 1.0}, "tokens_per_s": {"median": 400.0},
             },
             "phases": [
-                {"phase": "denoise", "block": 32, "context": 128, "count": 4, "median": 3.3}
+                {"phase": "denoise", "graph": "denoise",
+                 "dims": {"rows": 32, "context": 128}, "count": 4, "median": 3.3}
             ],
             "stages_ms": {"sampling": {"median": 1.0}, "host": {"median": 1.0}},
         },
@@ -53,7 +55,7 @@ def test_settled_times_are_compared_with_the_step_that_is_not_captured():
         }
         for settled in (True, False)
     }
-    name = "step, block 32, context 128"
+    name = "step, rows 32, context 128"
     assert steps[True] == {f"{name}, not captured": 3.0}
     assert steps[False] == {name: 2.0, f"{name}, not captured": 3.0}
 
@@ -81,7 +83,7 @@ def test_every_row_is_measured_over_predicted():
         row["quantity"]: (row["predicted"], row["measured"], row["ratio"])
         for row in compare_with_plan(record, {"memory": memory, "graphs": [graph]})
     }
-    assert rows["step, block 32, context 128"] == (2.0, 3.3, 1.65)
+    assert rows["step, rows 32, context 128"] == (2.0, 3.3, 1.65)
     # Sampling and host, 2 ms per text of 4 runs.
     assert rows["sampling and host, per run"] == (0.5, 0.5, 1.0)
     assert rows["tokens per second"] == (480.0, 400.0, 0.8333)

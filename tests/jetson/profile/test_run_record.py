@@ -2,11 +2,12 @@ import pytest
 from dlm_edge.jetson.profile.run_record import STAGES, spread, summarise, text_run
 from dlm_edge.runtime.generate import GraphRun
 from dlm_edge.runtime.text_generation import TextResult
+from toy_bundle import toy_spec
 
 
-def run(phase, begin, *, feed=0.001, engine=0.010, update=0.004, block=32, committed=0):
+def run(phase, begin, *, feed=0.001, engine=0.010, update=0.004, block=32, rows=32, committed=0):
     return GraphRun(
-        phase=phase, graph="denoise", block=block, context=128, begin=begin, prepare=0.0,
+        phase=phase, spec=toy_spec(rows, 128), block=block, begin=begin, prepare=0.0,
         feed=feed, engine=engine, update=update, num_committed=committed,
     )  # fmt: skip
 
@@ -78,17 +79,17 @@ def test_a_text_of_one_block_needs_no_commit():
 
 
 def test_a_run_over_two_blocks_is_no_step_of_one():
-    steps = [run("denoise", 10.0, committed=24), run("advance", 10.1, block=64, committed=1)]
+    steps = [run("denoise", 10.0, committed=24), run("advance", 10.1, rows=64, committed=1)]
     found = text(steps, tokens=25)
     assert found.num_blocks == 2
     assert summarise([found])["figures"]["engine_ms_per_step"]["count"] == 1
-    assert [(p["phase"], p["block"]) for p in summarise([found])["phases"]] == [
+    assert [(p["phase"], p["dims"]["rows"]) for p in summarise([found])["phases"]] == [
         ("advance", 64), ("denoise", 32),
     ]  # fmt: skip
 
 
 def test_a_causal_text_has_no_blocks():
-    steps = [run("prefill", 1.0, block=8), *(run("denoise", 1.1, block=1) for _ in range(5))]
+    steps = [run("prefill", 1.0, block=None), *(run("denoise", 1.1, block=None) for _ in range(5))]
     assert text(steps).num_blocks == 0
     assert summarise([text(steps)])["figures"]["nfe_per_block"]["count"] == 0
 
@@ -111,5 +112,5 @@ def test_engine_times_are_grouped_by_phase_and_shape():
 def test_json_holds_every_stage_and_every_step():
     found = text().to_json()
     assert list(found["stages"]) == list(STAGES)
-    assert found["steps"][0] == ["prefill", 32, 128, 10.0]
+    assert found["steps"][0] == ["prefill", "denoise (rows 32, context 128)", 10.0]
     assert found["tokens_per_nfe"] == 8.0

@@ -16,7 +16,7 @@ PLAN = {
     "memory": {"weights": 20.0, "kv": 2.0, "activations": 8.0, "context": 0.0, "runtime": 60.0,
                "total": 90.0, "available": 5000.0},
     "graphs": [
-        {"graph": "denoise", "block": 32, "context": 128, "step_ms": 2.0,
+        {"graph": "denoise", "dims": {"batch": 1, "rows": 32, "context": 128}, "step_ms": 2.0,
          "step_ms_uncaptured": 3.0, "outside_ms": 0.5, "tokens_per_s": 480.0, "watts": 7.0,
          "joules_per_token": 0.0125},
     ],

@@ -49,7 +49,8 @@ def test_a_manifest_survives_the_way_through_json():
 @pytest.mark.parametrize(
     ("path", "value", "word"),
     [
-        ("schema_version", 2, "schema version"),
+        ("schema_version", 1, "export the checkpoint again"),
+        ("schema_version", 3, "schema version"),
         ("schema_version", True, "schema version"),
         ("family", "", "family"),
         ("family", "a b", "family"),
@@ -65,8 +66,12 @@ def test_a_manifest_survives_the_way_through_json():
         ("graphs", [], "graphs"),
         ("graphs.0.file", "graphs/other.onnx", "graphs/other.onnx"),
         ("graphs.0.file", "../x", "../x"),
-        ("graphs.0.context", 16, "kv"),
+        ("graphs.0.dims.context", 16, "kv"),
+        ("graphs.0.dims.rows", -1, "rows"),
+        ("graphs.0.dims", [], "dims"),
         ("graphs.0.block", 0, "block"),
+        ("graphs.0.purpose", "", "purpose"),
+        ("graphs.0.inputs.0.lifetime", "week", "lifetime"),
         ("graphs.0.extra", 1, "extra"),
         ("graphs.0.inputs.0.shape", [1, 5], "ids"),
         ("graphs.0.inputs.0.dtype", "object", "dtype"),

@@ -33,7 +33,7 @@ def run(engine, ids, start, kv=None):
 
 
 def test_a_run_computes_the_graph_on_the_buffers(engines):
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[1])
+    engine = engines.engine(toy_spec(context=CONTEXTS[1]))
     ids = np.array([[3, 0, 7, 19]])
     kv = np.random.default_rng(0).standard_normal((CONTEXTS[1], *CACHE)).astype(np.float32)
     logits, new = run(engine, ids, 4, kv)
@@ -42,16 +42,16 @@ def test_a_run_computes_the_graph_on_the_buffers(engines):
 
 
 def test_buffers_stay_where_they_are(engines):
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    engine = engines.engine(toy_spec(context=CONTEXTS[0]))
     addresses = [array.ctypes.data for array in (*engine.inputs.values(), *engine.outputs.values())]
     run(engine, 1, 0)
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    engine = engines.engine(toy_spec(context=CONTEXTS[0]))
     again = [array.ctypes.data for array in (*engine.inputs.values(), *engine.outputs.values())]
     assert addresses == again
 
 
 def test_a_smaller_context_is_a_prefix_of_the_larger_one(engines):
-    small, large = (engines.engine("denoise", BLOCK, context) for context in CONTEXTS)
+    small, large = (engines.engine(toy_spec(context=context)) for context in CONTEXTS)
     assert np.shares_memory(small.inputs["kv"], large.inputs["kv"])
     large.inputs["kv"][...] = np.arange(CONTEXTS[1]).reshape(-1, 1, 1, 1, 1, 1)
     np.testing.assert_array_equal(small.inputs["kv"], large.inputs["kv"][: CONTEXTS[0]])
@@ -61,31 +61,18 @@ def test_a_smaller_context_is_a_prefix_of_the_larger_one(engines):
     np.testing.assert_array_equal(first, second)
 
 
-def test_each_kv_slot_is_a_cache_of_its_own(engines):
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
-    empty, _ = run(engine, 2, 4)
-    engine.inputs["kv"][...] = 1.0
-    filled, _ = run(engine, 2, 4)
-    engines.kv_slot(1)
-    assert not engine.inputs["kv"].any()
-    np.testing.assert_array_equal(run(engine, 2, 4)[0], empty)
-    engines.kv_slot(0)
-    np.testing.assert_array_equal(run(engine, 2, 4)[0], filled)
-    assert not np.array_equal(empty, filled)
-
-
 def test_all_shapes_of_a_file_share_one_session(engines):
-    first, second = (engines.engine("denoise", BLOCK, context) for context in CONTEXTS)
+    first, second = (engines.engine(toy_spec(context=context)) for context in CONTEXTS)
     assert first._session is second._session
 
 
 def test_an_unknown_shape_names_the_shapes_there_are(engines):
-    with pytest.raises(EngineError, match=f"denoise {BLOCK}/{CONTEXTS[0]}"):
-        engines.engine("denoise", 5, 8)
+    with pytest.raises(EngineError, match=f"denoise .rows {BLOCK}, context {CONTEXTS[0]}."):
+        engines.engine(toy_spec(5, 8))
 
 
 def test_a_failing_run_is_one_line_of_engine_error(engines):
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    engine = engines.engine(toy_spec(context=CONTEXTS[0]))
     engine.inputs["ids"][...] = VOCAB + 5
     with pytest.raises(EngineError) as caught:
         engine.run()
@@ -106,12 +93,12 @@ def test_a_manifest_that_names_other_tensors_is_refused(tmp_path):
     )
     engines = open_engines(open_bundle(write_toy(tmp_path, graphs=(changed,))))
     with pytest.raises(EngineError, match="x_ids"):
-        engines.engine("denoise", BLOCK, CONTEXTS[0])
+        engines.engine(toy_spec(context=CONTEXTS[0]))
 
 
 def test_the_symbolic_session_takes_any_context_that_the_manifest_states(tmp_path):
     engines = open_engines(open_bundle(write_toy(tmp_path, graphs=(toy_spec(context=6),))))
-    engine = engines.engine("denoise", BLOCK, 6)
+    engine = engines.engine(toy_spec(context=6))
     engine.inputs["start"][...] = 6
     engine.run()
     assert engine.outputs["logits"].shape == (1, BLOCK, VOCAB)
@@ -124,7 +111,7 @@ def test_a_graph_that_is_no_graph_is_one_line_of_engine_error(bundle, tmp_path):
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs" / "denoise.onnx").write_bytes(b"nonsense")
     with pytest.raises(EngineError) as caught:
-        open_engines(copy).engine("denoise", BLOCK, CONTEXTS[0])
+        open_engines(copy).engine(toy_spec())
     assert "\n" not in str(caught.value)
 
 
@@ -160,7 +147,7 @@ def test_int8_graphs_of_another_target_are_not_fused_and_it_says_so(bundle, targ
     manifest = replace(bundle.manifest, precision="int8", target=target)
     notes = []
     engines = open_engines(replace(bundle, manifest=manifest), "onnxruntime", 1, note=notes.append)
-    engines.engine("denoise", BLOCK, CONTEXTS[0])
+    engines.engine(toy_spec(context=CONTEXTS[0]))
     (session,) = engines._sessions.values()
     options = session.get_session_options()
     if foreign:
@@ -220,7 +207,7 @@ def test_too_little_memory_is_named_and_onnxruntime_is_not_asked_twice(
     monkeypatch.setattr(session, "_create_inference_session", create)
     engines = open_engines(bundle, threads=1)
     with pytest.raises(EngineError, match="too little memory") as caught:
-        engines.engine("denoise", BLOCK, CONTEXTS[0])
+        engines.engine(toy_spec())
     assert "export it again" not in str(caught.value)
     assert len(asked) == 1
     assert capfd.readouterr().out == ""

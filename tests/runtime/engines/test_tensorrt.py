@@ -22,7 +22,7 @@ from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from emulation.board import GPU
 from emulation.device import EmulatedDevice
 from emulation.tensorrt import FakeTensorrt, ICudaEngine, IExecutionContext, build_plan
-from toy_bundle import BLOCK, CACHE, CONTEXTS, VOCAB, toy_manifest, toy_members, write_toy
+from toy_bundle import BLOCK, CACHE, CONTEXTS, VOCAB, toy_manifest, toy_members, toy_spec, write_toy
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_run_gives_what_onnx_runtime_gives(bundle, trt, context):
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCAB, (1, BLOCK))
     kv = rng.standard_normal((context, *CACHE))
-    one, other = (found.engine("denoise", BLOCK, context) for found in (engines, reference))
+    one, other = (found.engine(toy_spec(context=context)) for found in (engines, reference))
     for name, value in (("ids", ids), ("start", [3]), ("kv", kv)):
         trt.device.upload(one.inputs[name], np.asarray(value))
         other.inputs[name][...] = value
@@ -62,74 +62,22 @@ def test_a_run_gives_what_onnx_runtime_gives(bundle, trt, context):
 
 def test_buffers_begin_as_zeros_and_stay_where_they_are(bundle, trt):
     engines, _ = make(bundle, trt)
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    engine = engines.engine(toy_spec(context=CONTEXTS[0]))
     assert not trt.device.download(engine.inputs["kv"]).any()
     before = {name: array.pointer for name, array in engine.inputs.items()}
-    engines.engine("denoise", BLOCK, CONTEXTS[1]).run()
-    again = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    engines.engine(toy_spec(context=CONTEXTS[1])).run()
+    again = engines.engine(toy_spec(context=CONTEXTS[0]))
     assert again is engine
     assert {name: array.pointer for name, array in again.inputs.items()} == before
 
 
 def test_a_smaller_context_is_a_prefix_of_the_larger_one_and_canvases_are_not(bundle, trt):
     engines, _ = make(bundle, trt)
-    small, large = (engines.engine("denoise", BLOCK, context) for context in CONTEXTS)
+    small, large = (engines.engine(toy_spec(context=context)) for context in CONTEXTS)
     assert small.inputs["kv"].pointer == large.inputs["kv"].pointer
     assert small.inputs["kv"].shape[0] == CONTEXTS[0]
     assert small.inputs["ids"].pointer != large.inputs["ids"].pointer
     assert small.outputs["logits"].pointer == large.outputs["logits"].pointer
-
-
-def test_each_slot_has_a_cache_of_its_own_and_binds_it(bundle, trt):
-    engines, _ = make(bundle, trt)
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
-    first = engine.inputs["kv"].pointer
-    engines.kv_slot(1)
-    second = engine.inputs["kv"].pointer
-    assert first != second
-    assert trt.engines[0].contexts[0]._addresses["kv"] == second
-    engines.kv_slot(0)
-    assert trt.engines[0].contexts[0]._addresses["kv"] == first
-
-
-def test_a_run_enqueued_before_a_slot_is_selected_keeps_its_cache(bundle, trt):
-    device = ReplayingDevice(trt.device)
-    engines = TensorRtEngines(trt, bundle, device, GPU)
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
-    kv = np.random.default_rng(0).standard_normal(engine.inputs["kv"].shape).astype(np.float32)
-    device.upload(engine.inputs["kv"], kv)
-    device.upload(engine.inputs["start"], np.array([3]))
-    found = []
-    for other in (0, 1):
-        engines.kv_slot(0)
-        engine.run()
-        engines.kv_slot(other)
-        found.append(device.download(engine.outputs["logits"]))
-    np.testing.assert_array_equal(*found)
-    engine.run()
-    assert not np.array_equal(device.download(engine.outputs["logits"]), found[0])
-
-
-def test_a_slot_is_that_of_engines_made_later_and_of_captured_steps(bundle, trt):
-    device = ReplayingDevice(trt.device)
-    engines = TensorRtEngines(trt, bundle, device, GPU)
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
-    device.upload(engine.inputs["start"], np.array([3]))
-    device.upload(engine.inputs["kv"], np.ones(engine.inputs["kv"].shape, np.float32))
-    found = {}
-    for turn in range(4):  # as single calls, captured, replayed
-        for slot in (0, 1):
-            engines.kv_slot(slot)
-            engine.run()
-            device.flush(repeats=True)
-            found.setdefault(slot, device.download(engine.outputs["logits"]))
-            now = device.download(engine.outputs["logits"])
-            np.testing.assert_array_equal(now, found[slot], err_msg=f"turn {turn}, slot {slot}")
-    assert device.num_captured == 2
-    assert not np.array_equal(found[0], found[1])
-    engines.kv_slot(1)
-    other = engines.engine("denoise", BLOCK, CONTEXTS[1])
-    assert other.inputs["kv"].pointer == engine.inputs["kv"].pointer
 
 
 def test_scratch_memory_is_that_of_the_plan_that_wants_most(trt, tmp_path, monkeypatch):
@@ -152,7 +100,7 @@ def test_scratch_memory_is_that_of_the_plan_that_wants_most(trt, tmp_path, monke
     engines, _ = make(open_bundle(tmp_path / "two.dlm"), trt)
     assert engines.account()["scratch"] == 1280
     for context in CONTEXTS:
-        engines.engine("denoise", BLOCK, context).run()
+        engines.engine(toy_spec(context=context)).run()
     assert trt.num_built == 2
 
 
@@ -184,7 +132,7 @@ def test_no_captured_step_outlives_the_contexts_it_runs(bundle, trt):
     device = ReplayingDevice(trt.device)
     engines = TensorRtEngines(trt, bundle, device, GPU)
     for change in (engines.start_layers, engines.take_layers, engines.close):
-        engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+        engine = engines.engine(toy_spec(context=CONTEXTS[0]))
         for _ in range(3):
             engine.run()
             device.flush(repeats=True)
@@ -195,7 +143,7 @@ def test_no_captured_step_outlives_the_contexts_it_runs(bundle, trt):
 
 def test_an_engine_that_outlives_its_set_holds_nothing_and_runs_no_more(bundle, trt):
     engines, _ = make(bundle, trt)
-    engine = engines.engine("denoise", BLOCK, CONTEXTS[0])
+    engine = engines.engine(toy_spec(context=CONTEXTS[0]))
     context = weakref.ref(trt.engines[0].contexts.pop())
     engines.close()
     assert context() is None
@@ -207,7 +155,7 @@ def test_an_engine_that_outlives_its_set_holds_nothing_and_runs_no_more(bundle, 
 def test_all_contexts_share_one_scratch_memory(bundle, trt):
     engines, _ = make(bundle, trt)
     for context in CONTEXTS:
-        engines.engine("denoise", BLOCK, context)
+        engines.engine(toy_spec(context=context))
     first, second = (context._memory for context in trt.engines[0].contexts)
     assert first == second
 
@@ -244,8 +192,8 @@ class _Log:
 
 def test_a_shape_the_bundle_lacks_is_refused_by_name(bundle, trt):
     engines, _ = make(bundle, trt)
-    with pytest.raises(EngineError, match="no graph denoise for block 5 and context 4; it has"):
-        engines.engine("denoise", 5, 4)
+    with pytest.raises(EngineError, match=r"no graph denoise \(rows 5, context 4\); it has"):
+        engines.engine(toy_spec(5, 4))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +201,7 @@ def test_a_shape_the_bundle_lacks_is_refused_by_name(bundle, trt):
     [
         ("set_optimization_profile_async", "refuses its profile 1"),
         ("set_input_shape", "refuses the shape of ids"),
-        ("set_tensor_address", "refuses the address of logits"),
+        ("set_tensor_address", "refuses the address of ids"),
         ("execute_async_v3", "refuses to run"),
     ],
 )
@@ -267,7 +215,7 @@ def test_every_call_that_tensorrt_refuses_is_one_line(bundle, trt, monkeypatch, 
     monkeypatch.setattr(IExecutionContext, method, refuse)
     monkeypatch.setattr(IExecutionContext, "infer_shapes", lambda self: [])
     with pytest.raises(EngineError, match=message) as caught:
-        engines.engine("denoise", BLOCK, CONTEXTS[0]).run()
+        engines.engine(toy_spec(context=CONTEXTS[0])).run()
     assert f"({method}: not allowed): build" in str(caught.value)
     assert "--engine onnxruntime" in str(caught.value)
 
@@ -280,4 +228,4 @@ def test_shapes_that_cannot_be_inferred_are_one_line(bundle, trt, monkeypatch):
     for infer, reason in ((fails, "error code: -1"), (lambda context: ["ids"], "ids")):
         monkeypatch.setattr(IExecutionContext, "infer_shapes", infer)
         with pytest.raises(EngineError, match=rf"refuses its shapes \(.*{reason}\)"):
-            engines.engine("denoise", BLOCK, CONTEXTS[0])
+            engines.engine(toy_spec(context=CONTEXTS[0]))

@@ -44,9 +44,9 @@ def test_a_phase_nobody_announced_is_no_error():
 
 def test_a_build_without_memory_says_what_would_fit():
     errors = ["warming up", "Cuda Runtime (out of memory)"]
-    specs = [toy_spec(), toy_spec(block=8, context=8)]
+    specs = [toy_spec(), toy_spec(8, 8)]
     line = _failure(errors, "denoise.onnx", specs, BuildSettings(workspace_mib=64))
-    assert "largest shape: block 8, context 8; workspace 64 MiB" in line
+    assert "largest shape: denoise (rows 8, context 8); workspace 64 MiB" in line
     assert "out of memory" in line
     assert "smaller --block or --context" in line
 

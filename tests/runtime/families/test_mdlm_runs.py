@@ -7,6 +7,7 @@ from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifests import find_shape
 from masked_decodes import BLOCK_RULES, MASK, PAD, V, decode, infill, never_ending, request
 from table_engines import TableEngines, make_manifest
 
@@ -81,15 +82,15 @@ def test_ancestral_with_the_cache_equals_ancestral_without():
         """Runs the engine again before every sampling, as a loop without the cache would."""
 
         def sample(self, logits, canvas):
-            engine = engines.engine("denoise", 8, 64)
+            engine = engines.engine(find_shape(engines.specs, "denoise", 8, 64))
             engine.inputs["ids"][...] = canvas.ids
             engine.run()
             runs.append(1)
             super().sample(engine.outputs["logits"], canvas)
 
     engines = TableEngines(never_ending(), [(8, 64)], V)
-    start = engines.engine("denoise", 8, 64)
-    assert start is engines.engine("denoise", 8, 64)
+    start = engines.engine(find_shape(engines.specs, "denoise", 8, 64))
+    assert start is engines.engine(find_shape(engines.specs, "denoise", 8, 64))
     plain = generate(make_manifest(engines), engines, Uncached(), request(settings=settings))
     assert plain.token_ids == cached.token_ids
     assert len(runs) > cached.nfe

@@ -8,6 +8,7 @@ from dlm_edge.runtime.families import find_family
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from manifests import score_spec
 from table_engines import TableEngines, hashed, make_manifest
 
 V = 30
@@ -52,6 +53,6 @@ def test_one_position_less_fits_and_this_many_slide(
 
 @pytest.mark.parametrize(("block", "positions"), [(None, 16), (8, 8), (16, 16)])
 def test_a_score_models_text_has_the_canvas_asked_for_or_the_longest(block, positions):
-    specs = [SimpleNamespace(name="score", block=size, context=0) for size in (8, 16)]
+    specs = [score_spec(size, V) for size in (8, 16)]
     settings = DecodingSettings(rule="tweedie", block_size=block)
     assert find_family("sedd").positions(SimpleNamespace(), specs, settings) == positions

@@ -67,7 +67,10 @@ def test_on_the_cpu_kernels_are_said_not_to_have_run(bundle, monkeypatch):
     assert found["engine"]["name"] == "onnxruntime-cpu"
     assert found["speed"]["tokens"] > 0
     assert found["speed"]["tokens_per_s"] > 0
-    assert [(row["block"], row["context"]) for row in found["runs"]] == [(4, 4), (4, 8)]
+    assert [(row["dims"]["rows"], row["dims"]["context"]) for row in found["runs"]] == [
+        (4, 4),
+        (4, 8),
+    ]
     # Eight calls between two looks at this clock.
     assert {row["run_ms"] for row in found["runs"]} == {round(1e3 / 1024 / 8, 4)}
     assert {row["sample_ms"] for row in found["runs"]} == {round(1e3 / 1024 / 8, 4)}

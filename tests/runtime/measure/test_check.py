@@ -8,7 +8,7 @@ from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import BundleError, EngineError
 from dlm_edge.runtime.measure.check import GOLDEN_NAME, check_bundle
 from dlm_edge.train.families.graphs import mask_noise
-from toy_bundle import VOCAB, toy_manifest, toy_members, write_toy
+from toy_bundle import VOCAB, toy_manifest, toy_members, toy_spec, write_toy
 
 NOISES = {"denoise": mask_noise(1)}
 IDS = np.random.default_rng(0).integers(2, VOCAB, 12).astype(np.int32)
@@ -67,7 +67,7 @@ def test_a_cache_that_is_not_written_fails(tmp_path, golden):
 
 def test_nan_is_never_ok(tmp_path, golden):
     bundle, engines = with_golden(tmp_path, golden)
-    engine = engines.engine("denoise", 4, 8)
+    engine = engines.engine(toy_spec(4, 8))
     original = engine.run
 
     def broken():
@@ -97,7 +97,7 @@ def mangle(golden, change) -> bytes:
         lambda value: value.pop("cases"),
         lambda value: value.update(cases=[1]),
         lambda value: value["cases"][0].pop("runs"),
-        lambda value: value["cases"][0].update(block=77),
+        lambda value: value["cases"][0].update(dims={"rows": 77}),
         lambda value: value["cases"][0]["runs"][0].update(inputs={}),
         lambda value: value["cases"][0]["runs"][0].update(rows=[99]),
         lambda value: value["cases"][0]["runs"][0].update(top_ids=[[VOCAB]] * 4),

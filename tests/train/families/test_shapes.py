@@ -2,12 +2,12 @@
 
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.families.shapes import cached_shapes, canvas_shapes, default_block
+from dlm_edge.train.families.shapes import cached_shapes, canvas_shapes
 
 
 def cached(blocks=(), contexts=(), *, trained=(4, 16), causal=False):
     shapes = cached_shapes(blocks, contexts, trained=trained, max_position=16, causal=causal)
-    return [(shape.block, shape.context) for shape in shapes]
+    return [(shape.dims["rows"], shape.dims["context"]) for shape in shapes]
 
 
 def test_cached_shapes_are_listed_smallest_first_with_what_the_model_needs():
@@ -43,7 +43,7 @@ def test_sizes_beyond_the_positions_trained_are_named(given, words):
 def test_a_canvas_without_a_cache_has_one_shape_per_length():
     def lengths(*blocks):
         shapes = canvas_shapes(blocks, (), trained=(8, 16), max_position=16)
-        assert {shape.context for shape in shapes} == {0}
+        assert not any("context" in shape.dims for shape in shapes)
         return [shape.block for shape in shapes]
 
     assert lengths() == [8, 16]
@@ -58,14 +58,10 @@ def test_a_context_for_a_graph_without_a_cache_is_refused():
         canvas_shapes((), (8,), trained=(16,), max_position=16)
 
 
-@pytest.mark.parametrize(
-    ("asked", "default"), [((16,), 16), ((16, 32), 32), ((64, 128, "full"), 128), (("full",), None)]
-)
-def test_the_double_of_a_block_is_never_what_decoding_takes_by_default(asked, default):
-    shapes = cached_shapes(asked, (), trained=(16, 32, 256), max_position=256, causal=False)
-    assert default_block(shapes) == default
-
-
-def test_models_without_doubles_leave_the_choice_to_the_runtime():
-    assert default_block(cached_shapes((), (), trained=(), max_position=16, causal=True)) is None
-    assert default_block(canvas_shapes((), (), trained=(8,), max_position=8)) is None
+def test_each_cached_shape_says_what_it_is_for():
+    shapes = cached_shapes((16, 32), (128,), trained=(16, 32), max_position=128, causal=False)
+    assert [(shape.dims["rows"], shape.purpose, shape.block) for shape in shapes] == [
+        (16, "denoise", 16), (32, "denoise", 32), (64, "advance", 32), (128, "fill", 128),
+    ]  # fmt: skip
+    shapes = cached_shapes((8,), (16,), trained=(1,), max_position=16, causal=True)
+    assert [(shape.purpose, shape.block) for shape in shapes] == [("step", None), ("prefill", None)]

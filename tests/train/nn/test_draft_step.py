@@ -93,13 +93,13 @@ def test_canvases_are_known_text_or_drafts_with_their_proposals():
 
     corrupt = drafting(MASK, VOCAB)
     clean = np.arange(2, 14, dtype=np.int32)
-    ids, extra = corrupt(clean, 0.0, np.random.default_rng(0))
+    ids, extra = corrupt(clean, 0.0, np.random.default_rng(0), 3)
     assert (ids == clean).all()
     assert (extra["visible"] == np.tri(12)).all()
-    ids, extra = corrupt(clean, 1.0, np.random.default_rng(0))
+    ids, extra = corrupt(clean, 1.0, np.random.default_rng(0), 3)
     assert ids[0] == clean[0]
     assert (ids[3:] == MASK).all()
     assert (extra["visible"] == draft_layout(3).visible).all()
     assert (extra["offsets"] == draft_layout(3).offsets).all()
-    ids, extra = corrupt(clean[:1], 1.0, np.random.default_rng(0))
+    ids, extra = corrupt(clean[:1], 1.0, np.random.default_rng(0), None)
     assert ids.tolist() == [2]

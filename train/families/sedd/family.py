@@ -151,14 +151,14 @@ class Sedd(Family):
         """See Family: one graph, `score`; `nn/score_net.py` has the table of its tensors."""
         if not isinstance(model, ScoreNet):
             raise ConfigError(f"backbone {config['model']['backbone']!r} has no score graph")
-        shape = (1, "block", model.config.shape.vocab_size)
+        shape = ("batch", "rows", model.config.shape.vocab_size)
         return (
             ExportGraph(
                 name="score",
                 module=ScoreStep(model).eval(),
                 inputs=(
-                    GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas"),
-                    GraphTensor(name="sigma", dtype="float32", shape=(1,), role="sigma"),
+                    GraphTensor(name="ids", dtype="int32", shape=("batch", "rows"), role="canvas"),
+                    GraphTensor(name="sigma", dtype="float32", shape=("batch",), role="sigma"),
                 ),
                 outputs=(
                     GraphTensor(name="log_score", dtype="float32", shape=shape, role="logits"),

@@ -165,8 +165,9 @@ def canvas_noise(config: Mapping[str, Any]) -> Corrupt:
     mask = config["mask_token_id"] if config["model"]["graph"] == "absorb" else None
 
     def corrupt(
-        clean: np.ndarray, level: float, rng: np.random.Generator
+        clean: np.ndarray, level: float, rng: np.random.Generator, block: int | None
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        del block
         moved = rng.random(len(clean)) < schedule.move_chance(level)
         drawn = states[rng.integers(len(states), size=len(clean))]
         noisy = np.where(moved, drawn if mask is None else mask, clean).astype(clean.dtype)

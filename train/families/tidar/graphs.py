@@ -17,11 +17,11 @@ from torch import nn
 
 from ....runtime.errors import ConfigError
 from ....runtime.families.layout import causal_layout
-from ....runtime.families.tidar.layout import draft_block, draft_layout, draft_rows
+from ....runtime.families.tidar.layout import draft_layout, draft_rows
 from ...nn.draft_step import DraftStep, Head
 from ...nn.transformer import Transformer
 from ..base import Corrupt, ExportGraph, GraphTensor
-from ..shapes import CAUSAL_BLOCK, WHOLE_CANVAS, Shape, check_sizes
+from ..shapes import CAUSAL_BLOCK, WHOLE_CANVAS, Shape, check_sizes, named_shape
 
 
 def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGraph, ...]:
@@ -38,9 +38,9 @@ def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGra
         raise ConfigError("a model that verifies its own drafts must be a causal transformer")
     shape = model.config
     logits = GraphTensor(
-        name="logits", dtype="float32", shape=(1, "block", shape.vocab_size), role="logits"
+        name="logits", dtype="float32", shape=("batch", "rows", shape.vocab_size), role="logits"
     )
-    rows = (1, "block", shape.dim)
+    rows = ("batch", "rows", shape.dim)
     hidden = GraphTensor(name="hidden", dtype="float32", shape=rows, role="hidden")
     trained = tuple(config["block_sizes"])
     split = (
@@ -65,21 +65,23 @@ def _step(
 ) -> ExportGraph:
     """The graph over the cache that gives logits, or what a head reads."""
     shape = model.config
-    cache = (1, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+    cache = ("batch", shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
     whole = output.role == "logits"
     return ExportGraph(
         name="step",
         module=DraftStep(model, with_head=whole).eval(),
         inputs=(
-            GraphTensor(name="ids", dtype="int32", shape=(1, "block"), role="canvas"),
-            GraphTensor(name="start", dtype="int32", shape=(1,), role="start"),
-            GraphTensor(name="offsets", dtype="int32", shape=(1, "block"), role="offsets"),
-            GraphTensor(name="visible", dtype="float32", shape=("block", "block"), role="visible"),
-            GraphTensor(name="kv", dtype="float32", shape=("context", *cache), role="kv"),
+            GraphTensor(name="ids", dtype="int32", shape=("batch", "rows"), role="canvas"),
+            GraphTensor(name="start", dtype="int32", shape=("batch",), role="start"),
+            GraphTensor(name="offsets", dtype="int32", shape=("batch", "rows"), role="offsets"),
+            GraphTensor(name="visible", dtype="float32", shape=("rows", "rows"), role="visible"),
+            GraphTensor(
+                name="kv", dtype="float32", shape=("context", *cache), role="kv", lifetime="request"
+            ),
         ),
         outputs=(
             output,
-            GraphTensor(name="kv_new", dtype="float32", shape=("block", *cache), role="kv_new"),
+            GraphTensor(name="kv_new", dtype="float32", shape=("rows", *cache), role="kv_new"),
         ),
         shapes=partial(
             draft_shapes, trained=tuple(config["block_sizes"]), max_position=shape.context
@@ -95,14 +97,13 @@ def drafting(mask_token_id: int, vocab_size: int) -> Corrupt:
     """Gives the canvases of decoding: at level 0 known text, else drafts and their proposals.
 
     Of the drafts but the first a share, the level, is wrong, as drafts are; every mask is masked.
-    Shapes that are no B (1 + B) rows are read as known text at every level.
+    Shapes that draft nothing are read as known text at every level.
     """
 
     def corrupt(
-        clean: np.ndarray, level: float, rng: np.random.Generator
+        clean: np.ndarray, level: float, rng: np.random.Generator, block: int | None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         rows = len(clean)
-        block = draft_block(rows)
         wrong = rng.integers(vocab_size, size=rows, dtype=np.int32)
         order = rng.permutation(max((block or 1) - 1, 0)) + 1
         if level == 0.0 or block is None:
@@ -194,8 +195,11 @@ def draft_shapes(
     sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
     rows = set(contexts) or {max(max_position // 2, 1), max_position}
     check_sizes("--context", rows, max_position)
-    counts = sorted({CAUSAL_BLOCK, *(draft_rows(size) for size in sizes)})
-    return tuple(Shape(block=count, context=size) for size in sorted(rows) for count in counts)
+    found: list[Shape] = []
+    for context in sorted(rows):
+        found.append(named_shape(CAUSAL_BLOCK, context, "step"))
+        found += [named_shape(draft_rows(size), context, "draft", size) for size in sizes]
+    return tuple(found)
 
 
 def head_shapes(
@@ -208,4 +212,7 @@ def head_shapes(
     """Lists the shapes of the head of such a step: one row, and as many as are drafted."""
     del contexts  # a head sees none
     sizes = draft_blocks(blocks, trained=trained, max_position=max_position)
-    return tuple(Shape(block=size, context=0) for size in sorted({CAUSAL_BLOCK, *sizes}))
+    counts = sorted({CAUSAL_BLOCK, *sizes})
+    return tuple(
+        named_shape(size, None, "head", size if size in sizes else None) for size in counts
+    )

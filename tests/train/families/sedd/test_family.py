@@ -194,7 +194,7 @@ def test_canvases_to_check_on_grow_noisier_with_the_level(graph):
     clean = np.full(2000, 3, np.int32)
     before, last = np.zeros(2000, bool), 0.0
     for level in (0.0, 0.3, 0.6, 1.0):
-        noisy, inputs = corrupt(clean, level, np.random.default_rng(0))
+        noisy, inputs = corrupt(clean, level, np.random.default_rng(0), 16)
         moved = noisy != clean
         assert noisy.dtype == np.int32
         assert (moved | ~before).all()

@@ -2,20 +2,21 @@
 
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.families.shapes import default_block
 from dlm_edge.train.families.tidar.graphs import draft_shapes, head_shapes
 
 KNOWN = {"trained": (4, 8), "max_position": 128}
 
 
 def sizes(shapes):
-    return [(shape.block, shape.context) for shape in shapes]
+    return [(shape.dims["rows"], shape.dims.get("context", 0)) for shape in shapes]
 
 
 def test_each_draft_length_is_a_number_of_rows_beside_one_for_token_by_token():
     found = draft_shapes((4, 8), (64,), **KNOWN)
     assert sizes(found) == [(1, 64), (20, 64), (72, 64)]
-    assert default_block(found) is None  # the number of rows shows which were asked for
+    assert [(shape.purpose, shape.block) for shape in found] == [
+        ("step", None), ("draft", 4), ("draft", 8),
+    ]  # fmt: skip
     assert sizes(head_shapes((4, 8), (64,), **KNOWN)) == [(1, 0), (4, 0), (8, 0)]
 
 
