@@ -1,6 +1,6 @@
 """Decoding speed against the plain ways: `make bench`.
 
-    python -m dlm_edge.benchmarks.decode model.dlm --causal ar.dlm --judge J.bin
+    python -m dlm_edge.benchmarks.decode model.dlm --causal ar.dlm --judge judge.dlm
 
 All contestants write exactly the same number of tokens, batch 1, from the start token alone: eos
 is never sampled by any of them. One process per contestant and thread count; rounds interleave,
@@ -209,8 +209,9 @@ def resume(out: Path, key: Mapping[str, Any]) -> dict[str, Any]:
 @click.option("--top-p", type=float, help="Of all contestants.")
 @click.option("--block", type=int, help="Block of ours and cached.  [default: the bundle's]")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--judge", type=click.Path(path_type=Path), help="llama2.c model: adds quality.")
-@click.option("--judge-tokenizer", type=click.Path(path_type=Path), help="Its tokenizer.")
+@click.option(
+    "--judge", type=click.Path(path_type=Path), help="A bundle that reads the texts: adds quality."
+)
 @click.option("--texts", default=50, show_default=True, help="Texts per contestant to judge.")
 @click.option("--words", default=100, show_default=True, help="Words that they are cut to.")
 @click.option(

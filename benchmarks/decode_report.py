@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..calibration.losses.judge import Judge
+from ..runtime.measure.judge import Judge
 from .contestants import CONTESTANTS
 from .quality import compare
 from .report import print_table
@@ -28,7 +28,7 @@ COLUMNS = (
     ("min..max", "ratio_range"),
     ("goal", "goal"),
     ("outside engine", "outside"),
-    ("judge ppl", "judge_perplexity"),
+    ("judge bits/char", "judge_bits_per_char"),
     ("95 %", "judge_interval"),
     ("entropy", "unigram_entropy"),
     ("distinct-4", "distinct_4"),
@@ -75,7 +75,7 @@ def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Prints the table and the goals; adds both to `content`."""
     rows = [row for threads in given["threads"] for row in summarise(content["rounds"], threads)]
     if given["judge"] and all(content["texts"].values()):
-        judge = Judge(given["judge"], given["judge_tokenizer"])
+        judge = Judge.open(given["judge"])
         figures = compare(content["texts"], given["words"], judge)
         for row in rows:
             row.update(figures[row["contestant"]])

@@ -1,10 +1,10 @@
 """Sweeps decoding rules and says which is the fastest that costs no measurable quality.
 
-    python -m dlm_edge.benchmarks.frontier model.dlm --judge J.bin --out frontier.json
+    python -m dlm_edge.benchmarks.frontier model.dlm --judge judge.dlm --out frontier.json
 
 A cell is a rule with the value of its option, at a temperature. At each temperature the reference
 is one token per step (`--reference`). A cell *costs* quality if, against the reference of its
-temperature, at the 95 % level and over texts cut to equal length, judge perplexity is higher,
+temperature, at the 95 % level and over texts cut to equal length, bits per character are higher,
 unigram entropy lower or distinct-4 lower. What cannot be measured depends on the number of texts:
 it stands beside the answer. Each finished cell is saved; the same command goes on where it was.
 """
@@ -19,10 +19,10 @@ from typing import Any
 
 import click
 
-from ..calibration.losses.judge import Judge
 from ..jetson.profile.sweep import parse_cell
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
+from ..runtime.measure.judge import Judge
 from ..runtime.pipeline import Pipeline
 from .quality import compare, read_texts
 from .report import print_table, record, write_json
@@ -43,7 +43,7 @@ COLUMNS = (
     ("rule", "cell"),
     ("tokens/NFE", "tokens_per_nfe"),
     ("tokens/s", "tokens_per_s"),
-    ("judge ppl", "judge_perplexity"),
+    ("judge bits/char", "judge_bits_per_char"),
     ("95 %", "judge_interval"),
     ("vs reference", "judge_ratio_interval"),
     ("entropy", "unigram_entropy"),
@@ -122,15 +122,16 @@ def _resume(out: Path, key: Mapping[str, Any]) -> dict[str, dict[str, dict[str, 
 @click.option("--threads", type=int, help="CPU threads.  [default: all cores, 8 at most]")
 @click.option("--human", type=click.Path(path_type=Path), help="Show these texts beside.")
 @click.option("--words", default=100, show_default=True, help="Words per text to cut to.")
-@click.option("--judge", "judge_path", type=click.Path(path_type=Path), help="llama2.c model.")
-@click.option("--judge-tokenizer", type=click.Path(path_type=Path), help="Its tokenizer.")
+@click.option(
+    "--judge", "judge_path", type=click.Path(path_type=Path), help="A bundle that reads the texts."
+)
 def main(bundle: Path | None, out: Path, **given: Any) -> None:
     """Sweeps decoding rules over BUNDLE (default: the model that ships).
 
     Prints one table per temperature, fastest first, and the fastest cell that costs nothing
     measurable. Temperature 0 needs --prompts: without them every text would be the same.
     """
-    judge = Judge(given["judge_path"], given["judge_tokenizer"]) if given["judge_path"] else None
+    judge = Judge.open(given["judge_path"])
     grid = given["cells"] or (QUICK_CELLS if given["quick"] else CELLS)
     names = list(dict.fromkeys((given["reference"], *grid)))
     specs = {name: parse_cell(name) for name in names}

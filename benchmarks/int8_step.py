@@ -46,12 +46,12 @@ COLUMNS = (
 def make_graphs(shape: Mapping[str, int]) -> tuple[dict[str, Any], list[Any]]:
     """Traces a masked model with random weights; gives its graphs by name, and the inputs' specs.
 
-    The names are `fp32` and the targets of the int8 recipe.
+    The names are `fp32` and the targets of the form for CPUs.
     """
     import torch
 
-    from ..calibration.scales.cpu import cpu_plan, quantize_for_cpu, weight_limit
-    from ..calibration.scales.linears import find_layers
+    from ..calibration.forms.cpu import CpuForm, weight_limit
+    from ..calibration.layers import find_layers
     from ..export.onnx_graph.trace import trace
     from ..train.families import FAMILIES
 
@@ -66,8 +66,8 @@ def make_graphs(shape: Mapping[str, int]) -> tuple[dict[str, Any], list[Any]]:
     layers = find_layers(exact, {tensor.name: tensor.role for tensor in graph.inputs})
     graphs = {"fp32": exact}
     for target in TARGETS:
-        limit = weight_limit(target)
-        graphs[target] = quantize_for_cpu(exact, layers, cpu_plan(layers), limit=limit)
+        form = CpuForm(weight_limit=weight_limit(target))
+        graphs[target] = form.int8(exact, layers, form.default_recipe(layers), ())
     return graphs, list(graph.inputs)
 
 
@@ -93,6 +93,7 @@ def example(specs: list[Any], block: int, vocab_size: int) -> dict[str, np.ndarr
 
 def open_session(model: Any, threads: int) -> Any:
     """Opens a graph as the runtime does."""
+    import onnx_ir
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -102,7 +103,7 @@ def open_session(model: Any, threads: int) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        onnx_ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
@@ -133,9 +134,11 @@ def summarise(seconds: Mapping[str, list[float]], baseline: str) -> dict[str, di
 
 def measure(model: str, blocks: tuple[int, ...], rounds: int, threads: int) -> list[dict[str, Any]]:
     """Times every graph of one model at every block size."""
+    from ..calibration.graphs import num_bytes
+
     shape = SHAPES[model]
     graphs, specs = make_graphs(shape)
-    size = {name: len(graph.SerializeToString()) for name, graph in graphs.items()}
+    size = {name: num_bytes(graph) for name, graph in graphs.items()}
     sessions = {name: open_session(graph, threads) for name, graph in graphs.items()}
     clock = clock_for(threads)
     rows = []
@@ -172,7 +175,7 @@ def main(rounds: int, quick: bool, threads: int, out: Path) -> None:
 
     Goal: 1.5 times as fast with VNNI and 1.2 without, at 384 wide and blocks of 32.
     """
-    from ..calibration.scales.cpu import kernels_saturate
+    from ..calibration.forms.cpu import kernels_saturate
 
     circumstances = record()
     saturating = kernels_saturate()

@@ -4,7 +4,7 @@ Sets are compared after `match_lengths` has cut them to the same words per text 
 of texts, for every figure depends on both.
 
 Run it on text files:
-    python -m dlm_edge.benchmarks.quality human=valid.txt ours=samples.json --judge stories260K.bin
+    python -m dlm_edge.benchmarks.quality human=valid.txt ours=samples.json --judge judge.dlm
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import click
 
-from ..calibration.losses.judge import Judge, TextScore, perplexity
-from ..calibration.losses.text_quality import cut_words, measure, perplexity_draws, quantiles
+from ..calibration.losses.text_quality import bits_draws, cut_words, measure, quantiles
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
+from ..runtime.measure.judge import Judge, TextScore, bits_per_char
 from ..runtime.text.documents import read_documents
 from .report import print_table, record, write_json
 
@@ -50,10 +50,10 @@ def match_lengths(
 
 
 def judge_ratio(scores: Sequence[TextScore], reference: Sequence[TextScore]) -> dict[str, float]:
-    """Perplexity of one set over another's, with a 95 % bootstrap interval over both."""
-    draws = perplexity_draws(scores, 1) / perplexity_draws(reference, 2)
+    """Bits per character of one set over another's, with a 95 % bootstrap interval over both."""
+    draws = bits_draws(scores, 1) / bits_draws(reference, 2)
     low, high = quantiles(draws)
-    return {"ratio": perplexity(scores) / perplexity(reference), "low": low, "high": high}
+    return {"ratio": bits_per_char(scores) / bits_per_char(reference), "low": low, "high": high}
 
 
 def compare(
@@ -91,7 +91,7 @@ QUALITY_COLUMNS = (
     ("texts", "num_texts"),
     ("too short", "num_short"),
     ("words", "words_per_text"),
-    ("judge ppl", "judge_perplexity"),
+    ("judge bits/char", "judge_bits_per_char"),
     ("95 %", "judge_interval"),
     ("entropy", "unigram_entropy"),
     ("95 %", "entropy_interval"),
@@ -103,15 +103,15 @@ QUALITY_COLUMNS = (
 
 @click.command("quality", cls=DlmCommand)
 @click.argument("sets", nargs=-1, required=True, metavar="NAME=FILE...")
-@click.option("--judge", "judge_path", type=click.Path(path_type=Path), help="llama2.c model.")
-@click.option("--judge-tokenizer", type=click.Path(path_type=Path), help="Its tokenizer.")
+@click.option(
+    "--judge", "judge_path", type=click.Path(path_type=Path), help="A bundle that reads the texts."
+)
 @click.option("--words", default=100, show_default=True, help="Words per text to cut to.")
 @click.option("--limit", default=200, show_default=True, help="Texts per set at most.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
 def main(
     sets: tuple[str, ...],
     judge_path: Path | None,
-    judge_tokenizer: Path | None,
     words: int,
     limit: int,
     out: Path | None,
@@ -128,7 +128,7 @@ def main(
         if not separator or name in named:
             raise ConfigError(f"wanted sets as different NAME=FILE, found {item!r}")
         named[name] = read_texts(Path(path))
-    judge = Judge(judge_path, judge_tokenizer) if judge_path else None
+    judge = Judge.open(judge_path)
     result = compare(named, words, judge, limit)
     print_table(QUALITY_COLUMNS, [{"name": name} | row for name, row in result.items()])
     if out:

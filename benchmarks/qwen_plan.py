@@ -73,12 +73,10 @@ def plans(
     contexts: tuple[int, ...],
 ) -> Iterator[tuple[str, Any]]:
     """Yields (precision, its plan)."""
-    from ..calibration.scales.linears import find_layers
-    from ..calibration.scales.plan import default_plan
-    from ..calibration.scales.qdq import quantize
-    from ..export.onnx_graph.outside import Arrays
-    from ..export.onnx_graph.trace import trace_outside
-    from ..export.onnx_graph.typed import narrow_cache, type_fp16
+    from ..calibration.forms.board import BoardForm
+    from ..calibration.layers import find_layers
+    from ..calibration.workbench import describing
+    from ..export.onnx_graph.trace import trace
     from ..export.onnx_graph.vocabulary import split_vocabulary
     from ..jetson.forecast.plan import plan_graphs
     from ..jetson.graph.onnx_graph import read_graph
@@ -89,34 +87,42 @@ def plans(
     (graph,) = FAMILIES["tidar"].graphs(model, config)
     click.echo(f"tracing {size}", err=True)
     at = {"batch": 1, "rows": max(blocks) * (1 + max(blocks)), "context": max(contexts)}
-    arrays: Arrays
-    traced, arrays = trace_outside(graph, at)
-    split_vocabulary(traced, arrays, item_bytes=2)
+    traced = trace(graph, at)
+    split_vocabulary(traced, item_bytes=2)
+    form, cache = BoardForm(), (("kv", "kv_new"),)
     for precision in PRECISIONS:
-        made = type(traced)()
-        made.CopyFrom(traced)
         if precision == "int8":
-            layers = find_layers(made, {tensor.name: tensor.role for tensor in graph.inputs})
-            plan = default_plan(layers)
+            layers = find_layers(traced, {tensor.name: tensor.role for tensor in graph.inputs})
+            recipe = form.default_recipe(layers)
             for layer in layers:
-                plan = plan.with_layer(layer.name, scale=0.03)
-            made = quantize(made, layers, plan)
-        type_fp16(made)
-        assert narrow_cache(made, "kv", "kv_new")
+                recipe = recipe.with_layer(layer.name, scale=0.03)
+            made = form.int8(traced, layers, recipe, cache)
+        else:
+            made = form.fp16(traced, (), cache)
         specs = graph.specs(graph.shapes(blocks, contexts), precision=precision)
         manifest = _manifest(config, specs, precision, target)
-        read = read_graph(made.SerializeToString(), FILE)
+        manifest = describing(manifest, {graph.name: made}, precision=precision)
+        read = read_graph(_without_bytes(made), FILE)
         yield precision, plan_graphs(manifest, {FILE: read}, target, mode, tokens_per_nfe=1.0)
 
 
+def _without_bytes(model: Any) -> bytes:
+    """Serialises a graph whose large weights are said to be in a file that nothing writes."""
+    import onnx_ir as ir
+
+    hollow = model.clone()
+    for value in hollow.graph.initializers.values():
+        held = value.const_value
+        if held.nbytes >= 1 << 20:
+            value.const_value = ir.ExternalTensor(
+                "none", 0, held.nbytes, held.dtype, shape=held.shape, name=value.name
+            )
+    return ir.to_proto(hollow).SerializeToString()
+
+
 def _manifest(config: dict[str, Any], specs: Any, precision: str, target: str) -> Any:
-    """Describes the graphs, their cache in float16 as `dlm-export` makes it for a board."""
-    from dataclasses import replace
-
+    """Describes the graphs."""
     from ..runtime.bundle.manifest import Manifest
-
-    def halved(side: Any) -> Any:
-        return tuple(replace(t, dtype="float16") if "kv" in t.role else t for t in side)
 
     return Manifest(
         family="tidar",
@@ -131,10 +137,7 @@ def _manifest(config: dict[str, Any], specs: Any, precision: str, target: str) -
         noise_schedule={},
         precision=precision,
         target=target,
-        graphs=tuple(
-            replace(spec, inputs=halved(spec.inputs), outputs=halved(spec.outputs))
-            for spec in specs
-        ),
+        graphs=specs,
         decoding={},
         provenance={},
     )

@@ -1,8 +1,8 @@
 """Draws texts from a bundle (or takes human ones) and measures them.
 
-    python -m dlm_edge.benchmarks.samples model.dlm --temperature 1 --judge J.bin --out ours.json
-    python -m dlm_edge.benchmarks.samples --human valid.txt --judge J.bin --out human.json
-    python -m dlm_edge.benchmarks.quality human=human.json ours=ours.json --judge J.bin
+    python -m dlm_edge.benchmarks.samples model.dlm --temperature 1 --judge ar.dlm --out ours.json
+    python -m dlm_edge.benchmarks.samples --human valid.txt --judge ar.dlm --out human.json
+    python -m dlm_edge.benchmarks.quality human=human.json ours=ours.json --judge ar.dlm
 
 Sample i of a run is `sample_index` i under one seed, so a run is repeated by its command line.
 """
@@ -16,11 +16,11 @@ from typing import Any
 
 import click
 
-from ..calibration.losses.judge import Judge
 from ..calibration.losses.text_quality import cut_words, measure
 from ..runtime.cli.common import DlmCommand
 from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError, DataError
+from ..runtime.measure.judge import Judge
 from ..runtime.pipeline import Pipeline
 from .quality import QUALITY_COLUMNS, read_texts
 from .report import print_table, record, write_json
@@ -151,8 +151,9 @@ def _settings(**given: Any) -> dict[str, Any]:
 @click.option("--block", "block_size", type=int, help="Positions denoised together.")
 @click.option("--threads", type=int, help="CPU threads.  [default: all cores, 8 at most]")
 @click.option("--words", default=100, show_default=True, help="Also measure cut to these words.")
-@click.option("--judge", "judge_path", type=click.Path(path_type=Path), help="llama2.c model.")
-@click.option("--judge-tokenizer", type=click.Path(path_type=Path), help="Its tokenizer.")
+@click.option(
+    "--judge", "judge_path", type=click.Path(path_type=Path), help="A bundle that reads the texts."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write texts and figures as JSON.")
 def main(
     bundle: Path | None,
@@ -165,20 +166,19 @@ def main(
     threads: int | None,
     words: int,
     judge_path: Path | None,
-    judge_tokenizer: Path | None,
     out: Path | None,
     **overrides: Any,
 ) -> None:
     """Draws --num texts from BUNDLE (default: the model that ships) and measures them.
 
-    Prints judge perplexity (needs --judge), unigram entropy, distinct-4 and repetition of the
+    Prints bits per character (needs --judge), unigram entropy, distinct-4 and repetition of the
     whole texts and of the texts cut to --words words. Figures of two sets compare only at equal
     length and number of texts: use `quality` on the files that --out wrote.
     """
     if human and bundle:
         raise ConfigError("BUNDLE contradicts --human: one draws, the other reads; give one")
     circumstances = record()
-    judge = Judge(judge_path, judge_tokenizer) if judge_path else None
+    judge = Judge.open(judge_path)
     settings = _settings(**overrides)
     if human:
         rows = [{"text": text} for text in read_texts(human)[:num]]

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..export.models import make_models
-from ..export.pack import draft_bundle
+from ..export.pack import make_draft
 from ..export.settings import ExportSettings
 from ..export.source import Source
 from ..runtime.bundle.archive import describe
@@ -62,13 +61,13 @@ def untrained_bundle(
     settings = ExportSettings(
         target=target, precision=precision, blocks=tuple(blocks), contexts=tuple(contexts)
     )
-    made = make_models(source, settings, lambda line: None)
-    draft, members, _ = draft_bundle(made, settings, folder, lambda line: None)
+    draft = make_draft(source, settings, folder, lambda line: None)
+    members = dict(draft.members)
     # A manifest without a tokenizer is refused; nothing here reads text.
     (folder / TOKENIZER_NAME).write_text(source.tokenizer_json, "utf-8")
     members[TOKENIZER_NAME] = folder / TOKENIZER_NAME
     described = {name: describe(content) for name, content in members.items()}
-    whole = replace(draft.manifest, members=described)
+    whole = replace(draft.bundle.manifest, members=described)
     (folder / MANIFEST_NAME).write_bytes(manifest_to_json(whole))
     return open_folder(folder)
 

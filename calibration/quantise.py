@@ -23,18 +23,24 @@ from ..runtime.errors import CalibrationError
 from ..runtime.text.tokenizer import Tokenizer
 from .canvases.canvases import CanvasSet
 from .canvases.texts import Texts, require_tokens
-from .choose import choose
-from .losses.budget import fit_budget, single_trial
+from .graphs import Models, values_of
+from .losses.budget import (
+    LayerCost,
+    TableTrial,
+    all_float,
+    fit_budget,
+    harmless_tables,
+    layer_costs,
+    single_trial,
+)
 from .losses.loss import LossText, Ratio, cut_texts, decoded_blocks
 from .losses.quality import Examiner, Figures, Totals
-from .losses.sensitivity import LayerCost, all_float, layer_costs
-from .losses.tables import TableTrial, harmless_tables
+from .options import SETS, QuantisationOptions, Quantised
+from .recipe import Recipe, apply_edits, recipe_bytes
 from .recording import HELD_OUT_NAME, Recording
-from .scales.bench import Models, Workbench, describe_graph
-from .scales.calibrate import Calibrator, Fitted, Recipe
+from .scales.calibrate import Calibrator, Fitted
 from .scales.extremes import beyond_float16, largest_values
-from .scales.plan import Plan, apply_edits, plan_bytes
-from .wishes import SETS, Shipped, Wishes
+from .workbench import describe_graph, engines_of
 
 NUM_SAMPLES = 8
 """Masks per window of held-out text: four antithetic pairs."""
@@ -49,53 +55,46 @@ class Quantiser:
 
     def __init__(
         self,
-        models: Models,
+        calibrator: Calibrator,
         manifest: Manifest,
         tokenizer: Tokenizer,
         texts: Texts,
-        recipe: Recipe,
-        wishes: Wishes,
+        options: QuantisationOptions,
         say: Callable[[str], None],
     ) -> None:
-        """Takes float32 graphs by name, the draft manifest that has their shapes, and how a
-        target's graphs are made."""
-        members = {spec.file: describe_graph(models[spec.name]) for spec in manifest.graphs}
+        """Takes float32 graphs ready to be calibrated, and the draft manifest with their shapes."""
+        self._calibrator, self._models = calibrator, calibrator.models
+        members = {spec.file: describe_graph(self._models[spec.name]) for spec in manifest.graphs}
         self._manifest = replace(manifest, precision="fp32", members=members)
-        self._models, self._tokenizer, self._texts = models, tokenizer, texts
-        self._wishes, self._say = wishes, say
-        self._bench = Workbench(self._manifest)
-        roles = {
-            spec.name: {tensor.name: tensor.role for tensor in spec.inputs}
-            for spec in manifest.graphs
-        }
-        self._calibrator = Calibrator(models, roles, recipe)
+        self._tokenizer, self._texts = tokenizer, texts
+        self._options, self._say = options, say
         self._recording = Recording(
-            models, self._calibrator.layers, self._manifest, tokenizer, texts, wishes, say
+            self._models, calibrator.layers, self._manifest, tokenizer, texts, options, say
         )
 
-    def run(self) -> Shipped:
+    def run(self) -> Quantised:
         """Does it all.
 
         Raises:
-            CalibrationError: The text, the plan or the budget cannot be used or met.
+            CalibrationError: The text, the recipe or the budget cannot be used or met.
         """
-        wishes = self._wishes
-        # A plan that cannot be is refused before anything is recorded for it.
-        self._calibrator.require_possible(self._edited(self._calibrator.default_plan({})))
+        options = self._options
+        # A recipe that cannot be is refused before anything is recorded for it.
+        self._calibrator.require_possible(self._edited(self._calibrator.default_recipe({})))
         with self._engines(self._models, "fp32") as whole:
-            stream = self._texts.stream(wishes.num_tokens)
-            require_tokens(len(stream), wishes.num_tokens, decoded_blocks(self._manifest, whole))
+            stream = self._texts.stream(options.num_tokens)
+            require_tokens(len(stream), options.num_tokens, decoded_blocks(self._manifest, whole))
             texts = cut_texts(
-                self._manifest, whole, stream, num_samples=NUM_SAMPLES, seed=wishes.seed
+                self._manifest, whole, stream, num_samples=NUM_SAMPLES, seed=options.seed
             )
             sets = self._recording.sets(whole)
             masked = sets["decode"].holds(self._manifest.mask_token_id)
-            plan = self._draft_plan(sets["decode"])
+            recipe = self._draft_recipe(sets["decode"])
             examiner = self._examiner(whole, texts, sets.pop(HELD_OUT_NAME))
             variants = {
                 "fp32": examiner.examine("fp32", "fp32", self._models, whole, examiner.totals)
             }
-            fp16 = self._calibrator.build_fp16(plan)
+            fp16 = self._calibrator.fp16(recipe)
             variants["fp16"] = self._examine(examiner, "fp16", "fp16", fp16)
             common = {
                 "sets": sets,
@@ -104,29 +103,29 @@ class Quantiser:
                 "num_samples": len(examiner.totals[examiner.main]),
                 "num_decodes": len(self._texts.held_out[:NUM_DECODES]),
             }
-            if wishes.precision == "fp16":
-                plan = all_float(plan)
-                outcome = single_trial(plan, variants["fp16"].worst, wishes.max_loss)
-                outcome.require(wishes.max_loss, outcome.num_float, force=wishes.force)
-                return Shipped(
-                    models=fp16, plan=plan, outcome=outcome, variants=variants, comparison={},
+            if options.precision == "fp16":
+                recipe = all_float(recipe)
+                outcome = single_trial(recipe, variants["fp16"].worst, options.max_loss)
+                outcome.require(options.max_loss, outcome.num_float, force=options.force)
+                return Quantised(
+                    models=fp16, recipe=recipe, outcome=outcome, variants=variants, comparison={},
                     against_decoding={}, failures={}, calibrated_on="", costs=(), tables=(),
                     largest={},
                     **common,
                 )  # fmt: skip
-            return self._int8(whole, plan, examiner, variants, common)
+            return self._int8(whole, recipe, examiner, variants, common)
 
     def _int8(
         self,
         whole: EngineSet,
-        plan: Plan,
+        recipe: Recipe,
         examiner: Examiner,
         variants: dict[str, Figures],
         common: dict[str, Any],
-    ) -> Shipped:
-        wishes, sets = self._wishes, common["sets"]
-        plan, first, tables = self._first_fit(plan, examiner, sets["decode"])
-        fitted, comparison, totals, failures = self._compare(plan, first, examiner, sets)
+    ) -> Quantised:
+        options, sets = self._options, common["sets"]
+        recipe, first, tables = self._first_fit(recipe, examiner, sets["decode"])
+        fitted, comparison, totals, failures = self._compare(recipe, first, examiner, sets)
         gains = {
             name: examiner.ratios(found, totals["decode"])[examiner.main]
             for name, found in totals.items()
@@ -135,80 +134,80 @@ class Quantiser:
         chosen = choose(comparison, gains)
         best = fitted[chosen]
         costs = self._sensitivity(whole, best, common["texts"][0])
-        known = {plan_bytes(best.plan): totals[chosen]}
+        known = {recipe_bytes(best.recipe): totals[chosen]}
 
-        def measure(candidate: Plan) -> Ratio:
-            found = known.get(plan_bytes(candidate), {})
+        def measure(candidate: Recipe) -> Ratio:
+            found = known.get(recipe_bytes(candidate), {})
             rest = [text.block for text in common["texts"] if text.block not in found]
             found = {**found, **self._totals(examiner, best, candidate, rest)}
-            known[plan_bytes(candidate)] = found
+            known[recipe_bytes(candidate)] = found
             return examiner.worst(found)
 
-        if wishes.edits is not None:
-            outcome = single_trial(best.plan, measure(best.plan), wishes.max_loss)
+        if options.edits is not None:
+            outcome = single_trial(best.recipe, measure(best.recipe), options.max_loss)
         else:
-            outcome = fit_budget(best.plan, costs, measure, wishes.max_loss)
-        outcome.require(wishes.max_loss, len(list(best.plan.layers())), force=wishes.force)
-        outcome.require_int8(wishes.max_loss, force=wishes.force)
-        models = self._calibrator.build(best, outcome.plan)
-        title, found = "int8, as shipped", known[plan_bytes(outcome.plan)]
-        if outcome.plan == best.plan:
+            outcome = fit_budget(best.recipe, costs, measure, options.max_loss)
+        outcome.require(options.max_loss, len(list(best.recipe.layers())), force=options.force)
+        outcome.require_int8(options.max_loss, force=options.force)
+        models = self._calibrator.int8(best, outcome.recipe)
+        title, found = "int8, as shipped", known[recipe_bytes(outcome.recipe)]
+        if outcome.recipe == best.recipe:
             variants["int8"] = replace(
                 comparison[chosen], name="int8", title=title, by_block=examiner.by_block(found)
             )
         else:
             with self._engines(models, "int8") as engines:
                 variants["int8"] = examiner.examine("int8", title, models, engines, found)
-        return Shipped(
-            models=models, plan=outcome.plan, outcome=outcome, variants=variants,
-            comparison=comparison if wishes.edits is None else {},
+        return Quantised(
+            models=models, recipe=outcome.recipe, outcome=outcome, variants=variants,
+            comparison=comparison if options.edits is None else {},
             against_decoding=gains, failures=failures,
             calibrated_on=chosen, costs=costs, tables=tables,
             largest=self._largest(best, sets["decode"]), **common,
         )  # fmt: skip
 
     def _first_fit(
-        self, plan: Plan, examiner: Examiner, canvases: CanvasSet
-    ) -> tuple[Plan, Fitted, tuple[TableTrial, ...]]:
+        self, recipe: Recipe, examiner: Examiner, canvases: CanvasSet
+    ) -> tuple[Recipe, Fitted, tuple[TableTrial, ...]]:
         """Calibrates on decoding, and leaves embeddings and heads out that int8 would harm.
 
         Returns:
-            The draft plan with their precisions, the same with scales, and what was measured.
+            The draft recipe with their precisions, the same with scales, and what was measured.
         """
-        first = self._fit(plan, "decode", canvases)
-        if self._wishes.edits is not None:
-            return plan, first, ()
+        first = self._fit(recipe, "decode", canvases)
+        if self._options.edits is not None:
+            return recipe, first, ()
 
-        def measure(candidate: Plan) -> Ratio:
+        def measure(candidate: Recipe) -> Ratio:
             return examiner.worst(self._totals(examiner, first, candidate, [examiner.main]))
 
         kept, trials = harmless_tables(
-            first.plan, self._calibrator.layers, measure, self._wishes.max_loss, self._say
+            first.recipe, self._calibrator.layers, measure, self._options.max_loss, self._say
         )
         for trial in trials:
             layer = kept.graphs[trial.graph].layers[trial.layer]
-            plan = plan.with_layer(
+            recipe = recipe.with_layer(
                 trial.graph, trial.layer, precision=layer.precision, reason=layer.reason
             )
-        return plan, replace(first, plan=kept), trials
+        return recipe, replace(first, recipe=kept), trials
 
-    def _fit(self, plan: Plan, name: str, canvases: CanvasSet) -> Fitted:
+    def _fit(self, recipe: Recipe, name: str, canvases: CanvasSet) -> Fitted:
         self._say(f"calibrating on {SETS[name]}")
         with bar() as show:
-            return self._calibrator.fit(plan, canvases, show)
+            return self._calibrator.fit(recipe, canvases, show)
 
     def _compare(
-        self, plan: Plan, first: Fitted, examiner: Examiner, sets: Mapping[str, CanvasSet]
+        self, recipe: Recipe, first: Fitted, examiner: Examiner, sets: Mapping[str, CanvasSet]
     ) -> tuple[dict[str, Fitted], dict[str, Figures], dict[str, Totals], dict[str, str]]:
         """Calibrates on each set and measures the result; a set that fails is left out."""
         fitted, comparison, totals, failures = {}, {}, {}, {}
         for name, canvases in sets.items():
             try:
-                found = first if name == "decode" else self._fit(plan, name, canvases)
+                found = first if name == "decode" else self._fit(recipe, name, canvases)
             except CalibrationError as error:
                 failures[name] = str(error)
                 continue
-            models = self._calibrator.build(found, found.plan)
+            models = self._calibrator.int8(found, found.recipe)
             fitted[name] = found
             self._say(f"measuring int8 from {SETS[name]}")
             with self._engines(models, "int8") as engines:
@@ -230,22 +229,22 @@ class Quantiser:
         short = text.shortened(int(text.num_tokens * SENSITIVITY_SHARE))
         reference = short.totals(self._manifest, whole)
 
-        def measure(plan: Plan) -> Ratio:
-            with self._engines(self._calibrator.build(best, plan), "int8") as engines:
+        def measure(recipe: Recipe) -> Ratio:
+            with self._engines(self._calibrator.int8(best, recipe), "int8") as engines:
                 return short.ratio(short.totals(self._manifest, engines), reference)
 
         with bar() as show:
-            return layer_costs(best.plan, measure, show)
+            return layer_costs(best.recipe, measure, show)
 
     def _totals(
-        self, examiner: Examiner, best: Fitted, plan: Plan, blocks: Sequence[int | None]
+        self, examiner: Examiner, best: Fitted, recipe: Recipe, blocks: Sequence[int | None]
     ) -> Totals:
-        """Measures a plan as a whole at some block sizes."""
+        """Measures a recipe as a whole at some block sizes."""
         if not blocks:
             return {}
         at = ", ".join(str(block) for block in blocks if block is not None)
-        self._say(f"measuring a plan{' at blocks of ' + at if at else ''}")
-        models = self._calibrator.build(best, plan)
+        self._say(f"measuring a recipe{' at blocks of ' + at if at else ''}")
+        models = self._calibrator.int8(best, recipe)
         with self._engines(models, "int8") as engines, bar() as show:
             return examiner.measure(engines, blocks=blocks, progress=show)
 
@@ -267,32 +266,45 @@ class Quantiser:
                 canvases=held_out.items,
                 prompts=[ids[:PROMPT_TOKENS] for ids in self._texts.held_out[:NUM_DECODES]],
                 tokenizer=self._tokenizer,
-                judge=self._wishes.judge,
-                seed=self._wishes.seed,
+                judge=self._options.judge,
+                seed=self._options.seed,
                 progress=show,
             )
 
-    def _draft_plan(self, canvases: CanvasSet) -> Plan:
-        """The recipe's plan with the values that float16 cannot hold, and the caller's edits."""
-        recipe = self._calibrator.recipe
+    def _draft_recipe(self, canvases: CanvasSet) -> Recipe:
+        """The default recipe with the values that float16 cannot hold, and the caller's edits."""
         float32 = {}
         for graph, model in self._models.items():
-            names = recipe.half_values(model)
+            names = self._calibrator.form.half_values(model)
             own = [item for item in canvases.items if item.spec.name == graph]
             if names:
                 self._say(f"looking for values of {graph} beyond float16")
                 with bar() as show:
                     float32[graph] = beyond_float16(largest_values(model, own, names, show))
-        return self._edited(self._calibrator.default_plan(float32))
+        return self._edited(self._calibrator.default_recipe(float32))
 
-    def _edited(self, plan: Plan) -> Plan:
-        if self._wishes.edits is None:
-            return plan
-        values = {
-            graph: {name for node in model.graph.node for name in node.output}
-            for graph, model in self._models.items()
-        }
-        return apply_edits(plan, self._wishes.edits, self._calibrator.layers, values)
+    def _edited(self, recipe: Recipe) -> Recipe:
+        if self._options.edits is None:
+            return recipe
+        values = {graph: values_of(model) for graph, model in self._models.items()}
+        return apply_edits(recipe, self._options.edits, self._calibrator.layers, values)
 
     def _engines(self, models: Models, precision: str) -> AbstractContextManager[EngineSet]:
-        return self._bench.engines(models, precision=precision, target=self._wishes.target)
+        return engines_of(self._manifest, models, precision=precision, target=self._options.target)
+
+
+def choose(comparison: Mapping[str, Figures], against_decoding: Mapping[str, Ratio]) -> str:
+    """Names the set to ship: clean text, the simpler one, unless it does worse.
+
+    Worse is a higher perplexity under equal masks, by more than the draws explain, or fewer equal
+    tokens at the positions about to be committed, by more than half a per cent.
+    """
+    if "clean" not in comparison:
+        return "decode"
+    soon = {
+        name: comparison[name].agreement["about_to_be_committed"]["top1"]
+        for name in ("clean", "decode")
+    }
+    as_likely = against_decoding["clean"].low <= 1.0
+    as_faithful = soon["clean"] >= soon["decode"] - 0.005
+    return "clean" if as_likely and as_faithful else "decode"

@@ -29,10 +29,10 @@ from .canvases.record import (
 )
 from .canvases.recorder import UnsoundOutputError
 from .canvases.texts import Texts
-from .scales.bench import Models
+from .graphs import Models
+from .layers import Layer
+from .options import SETS, QuantisationOptions
 from .scales.extremes import unsound, unsound_layer
-from .scales.linears import Layer
-from .wishes import SETS, Wishes
 
 CALIBRATION = CanvasSettings()
 HELD_OUT = CanvasSettings(per_stratum=12, num_decodes=4, num_windows=4)
@@ -47,7 +47,7 @@ MAKERS: Mapping[str, Callable[..., CanvasSet]] = {
 
 
 class Recording:
-    """What the sets of one export are made from."""
+    """Records or reads the sets of one export."""
 
     def __init__(
         self,
@@ -56,23 +56,23 @@ class Recording:
         manifest: Manifest,
         tokenizer: Tokenizer,
         texts: Texts,
-        wishes: Wishes,
+        options: QuantisationOptions,
         say: Callable[[str], None],
     ) -> None:
         """Takes float32 graphs by name, their layers, and the draft manifest with their shapes."""
         self._models, self._layers, self._manifest = models, layers, manifest
-        self._texts, self._wishes, self._say = texts, wishes, say
+        self._texts, self._options, self._say = texts, options, say
         self._banned = tokenizer.missing_ids(manifest.vocab_size)
 
     def sets(self, whole: EngineSet) -> dict[str, CanvasSet]:
-        """Gives every set that is needed, by name.
+        """Returns every set that is needed, by name.
 
         Raises:
             CalibrationError: The texts or the file cannot be used; the graph gives NaN.
         """
-        compared = self._wishes.precision == "int8" and self._wishes.edits is None
+        compared = self._options.precision == "int8" and self._options.edits is None
         names = [name for name in MAKERS if compared or name in ("decode", HELD_OUT_NAME)]
-        path = self._wishes.canvases
+        path = self._options.canvases
         known: dict[str, CanvasSet] = {}
         if path is not None and path.exists():
             self._say(f"reading canvases from {path}")
@@ -86,7 +86,7 @@ class Recording:
         return {name: known[name] for name in names}
 
     def owner(self) -> dict[str, Any]:
-        """Says what recorded canvases belong to, in words for a message."""
+        """Returns what recorded canvases belong to, in words for a message."""
         return {
             "checkpoint": self._manifest.provenance.get("checkpoint_sha256"),
             "choice of block and context sizes": sorted(
@@ -94,7 +94,7 @@ class Recording:
             ),
             "choice of decoding settings": dict(self._manifest.decoding),
             "calibration text": [_digest(self._texts.calibration), _digest(self._texts.held_out)],
-            "seed": self._wishes.seed,
+            "seed": self._options.seed,
             "number of canvases": [asdict(CALIBRATION), asdict(HELD_OUT)],
         }
 
@@ -110,7 +110,7 @@ class Recording:
                     draft,
                     self._texts.held_out if held_out else self._texts.calibration,
                     HELD_OUT if held_out else CALIBRATION,
-                    seed=self._wishes.seed + held_out,
+                    seed=self._options.seed + held_out,
                     engines=whole,
                     progress=show,
                     **extra,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +15,58 @@ from ..jetson.targets import JETPACKS, TARGETS, describe, jetpack_lines
 from ..runtime.bundle.manifest import dims_text
 from ..runtime.cli.common import DlmCommand, common_options, print_json
 from ..runtime.errors import ConfigError
-from .cli_types import Percent, Sizes
 
 if TYPE_CHECKING:
     from .settings import ExportSettings
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class Sizes(click.ParamType):
+    """Positive integers separated by commas, or words such as "full"."""
+
+    name = "sizes"
+
+    def __init__(self, *words: str) -> None:
+        """Takes the words that are admitted beside integers."""
+        self.words = words
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int | str, ...]:
+        """Returns integers and words; a usage error names what is neither."""
+        if isinstance(value, tuple):
+            return value
+        sizes: list[int | str] = []
+        for part in map(str.strip, str(value).split(",")):
+            if part in self.words:
+                sizes.append(part)
+                continue
+            if not part.isdecimal() or int(part) < 1:
+                choice = "".join(f" nor {word!r}" for word in self.words)
+                self.fail(f"{part!r} is no positive integer{choice}", param, ctx)
+            sizes.append(int(part))
+        return tuple(sizes)
+
+
+class Percent(click.ParamType):
+    """A number of per cent, with or without the sign."""
+
+    name = "percent"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number; a usage error shows what is none."""
+        text = str(value).strip().removesuffix("%").strip()
+        try:
+            number = float(text)
+        except ValueError:
+            self.fail(f"{value!r} is no number of per cent", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number of per cent", param, ctx)
+        return number
 
 
 def _decoding(text: str | None) -> dict[str, Any]:
@@ -91,7 +137,7 @@ def _forecast(
 @click.option(
     "--power-mode",
     "mode",
-    help="Power mode of the board that the plan is made for, 25w or maxn-super for example. "
+    help="Power mode of the board that the forecast is made for, 25w or maxn-super for example. "
     "Default: the one it boots in.",
 )
 @click.option(
@@ -137,7 +183,7 @@ def _forecast(
     type=click.FloatRange(min=1),
     help="MiB that the bundle may take on its target. Default: what the target has free.",
 )
-@click.option("--plan", type=_FILE, help="An edited plan.json of an earlier report.")
+@click.option("--recipe", type=_FILE, help="An edited recipe.json of an earlier report.")
 @click.option(
     "--canvases",
     type=click.Path(path_type=Path),
@@ -155,13 +201,13 @@ def _forecast(
 @click.option(
     "--judge",
     type=_FILE,
-    help="A llama2.c model (tok<vocabulary>.bin beside it) whose perplexity of samples the report "
-    "shows.",
+    help="A bundle that reads the samples of the report: bits per character. A causal one is "
+    "exact.",
 )
 @click.option(
     "--report-dir",
     type=click.Path(path_type=Path),
-    help="Folder for report.json, report.html and plan.json. Default: MODEL.report beside -o.",
+    help="Folder for report.json, report.html and recipe.json. Default: MODEL.report beside -o.",
 )
 @click.option(
     "--block",
@@ -268,7 +314,7 @@ def main(
         click.echo(line)
     for plan in built["plans"]:
         click.echo(f"{plan['file']}  TensorRT plan of {plan['bytes'] / 2**20:.1f} MiB in the cache")
-    if not built["plans"] and settings.target != "cpu":  # which nobody expects plans for
+    if not built["plans"] and settings.target != "cpu":  # which has no plans
         why = f" (not here: {built['why']})" if verbose else ""
         click.echo(f"next: dlm-run {output} --build makes TensorRT's plans on the machine{why}")
     if "quality" in report:

@@ -1,4 +1,5 @@
-"""From a checkpoint folder to `model.dlm`: trace, quantise, check, record, pack, in that order.
+"""From a checkpoint folder to `model.dlm`, in this order: graphs are traced, given their precision
+(by calibration where there is a text), written into a draft, checked, and packed.
 
 Nothing appears under the final name before every check has passed. Knows no family: what differs
 between them comes from the table of families.
@@ -6,47 +7,82 @@ between them comes from the table of families.
 
 from __future__ import annotations
 
+import errno
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
-from ..calibration.report.quality_report import write_reports
+from ..calibration.canvases.texts import Texts, find_text, read_texts
+from ..calibration.forms.base import Form
+from ..calibration.forms.board import BoardForm
+from ..calibration.forms.cpu import CpuForm, weight_limit
+from ..calibration.graphs import rank_of
+from ..calibration.options import QuantisationOptions
+from ..calibration.quantise import Quantiser
+from ..calibration.recipe import read_recipe, recipe_bytes
+from ..calibration.report.page import plotting
+from ..calibration.report.quality_report import (
+    RECIPE_NAME,
+    quality_report,
+    report_members,
+    write_reports,
+)
+from ..calibration.scales.calibrate import Calibrator, Fitted
+from ..calibration.workbench import describing
+from ..jetson.targets import target as find_target
 from ..runtime.bundle.archive import describe
 from ..runtime.bundle.bundle import REPORT_NAME, Bundle, write_bundle
-from ..runtime.bundle.manifest import Manifest
+from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.bundle.manifest_check import TOKENIZER_NAME
 from ..runtime.cli.bars import bar
 from ..runtime.engines import open_engines
+from ..runtime.errors import CalibrationError, DlmError
+from ..runtime.families import find_family
 from ..runtime.measure.check import GOLDEN_NAME
+from ..runtime.measure.judge import Judge
 from ..train.families.base import ExportGraph
 from .checks.budget import check_budget
 from .checks.golden import golden_vectors
 from .checks.parity import compare, find_head, hidden_rows
 from .members.card import CARD_NAME, read_own_text, write_card
 from .members.chat import chat_member
-from .models import Made, make_models
-from .onnx_graph.half_cache import halve_cache
-from .onnx_graph.lean import check_valid
 from .onnx_graph.lint import operator_counts, require_clean
-from .onnx_graph.recipes import GPU_TARGETS
+from .onnx_graph.trace import share_between, trace, traced_dims
+from .onnx_graph.vocabulary import split_vocabulary
 from .onnx_graph.weights import split_weights
-from .room import room_beside
 from .settings import ARITHMETIC, ExportSettings, check_output
-from .source import load_source
+from .source import Source, load_source
+
+Say = Callable[[str], None]
 
 
-@room_beside()
+@contextmanager
+def full_folder_named() -> Iterator[None]:
+    """Names the folder for temporary files where it fills up; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            raise DlmError(
+                f"no space is left in {tempfile.gettempdir()}, where graphs and weights are "
+                "written before they are packed: free some, or name another folder as TMPDIR"
+            ) from error
+        raise
+
+
+@full_folder_named()
 def export_checkpoint(
     checkpoint_path: Path,
     output: Path,
     settings: ExportSettings,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Say = lambda line: None,
     *,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -56,7 +92,7 @@ def export_checkpoint(
         checkpoint_path: The folder that dlm-train wrote, or a name on the hub.
         output: The bundle.
         settings: What it is made for.
-        progress: Told what is being done.
+        progress: Called with a line before each step.
         notes: Goes into the report as it is.
 
     Raises:
@@ -66,29 +102,29 @@ def export_checkpoint(
     source = load_source(checkpoint_path, settings)
     own_text = read_own_text(settings.card)
     ids = source.text(settings.data)
-    made = make_models(source, settings, progress)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
-        draft, members, report = draft_bundle(made, settings, Path(name), progress)
-        report |= notes or {}
-        report["plan"] = check_budget(draft, settings, progress)
-        report |= _check_all(source.graphs, draft, settings, ids, progress)
-        golden = report.pop("golden")
-        if made.quality is not None:
-            report["quality"] = made.quality
+        draft = make_draft(source, settings, Path(name), progress)
+        report = {**draft.figures, **(notes or {})}
+        report["plan"] = check_budget(draft.bundle, settings, progress)
+        parity, golden = _check(source.graphs, draft.bundle, settings, ids, progress)
+        report["parity"] = parity
+        if draft.quality is not None:
+            report["quality"] = draft.quality
         if source.chat_note:
             progress(source.chat_note)
-        members |= {**made.extra, **chat_member(source.chat)}
+        manifest = draft.bundle.manifest
+        members = {**draft.members, **draft.calibrated, **chat_member(source.chat)}
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
-        members[CARD_NAME] = write_card(draft.manifest, report, own_text).encode()
+        members[CARD_NAME] = write_card(manifest, report, own_text).encode()
         progress(f"packing {output}")
         with bar() as show:
-            digest = write_bundle(output, draft.manifest, members, show)
+            digest = write_bundle(output, manifest, members, show)
     found = {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
-    if made.quality is not None:
+    if draft.quality is not None:
         beside = settings.report_dir or output.with_suffix(".report")
-        write_reports(beside, made.quality, made.extra)
+        write_reports(beside, draft.quality, draft.calibrated)
         found["report_dir"] = str(beside)
     return found
 
@@ -96,7 +132,7 @@ def export_checkpoint(
 def forecast_checkpoint(
     checkpoint_path: Path,
     settings: ExportSettings,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Predicts what a checkpoint takes on its target, and writes nothing.
 
@@ -106,71 +142,179 @@ def forecast_checkpoint(
         DlmError: The checkpoint cannot be used, or does not fit.
     """
     uncalibrated = settings.precision == "int8"
-    settings = replace(settings, uncalibrated=uncalibrated, calibration_data=None, plan=None)
+    settings = replace(settings, uncalibrated=uncalibrated, calibration_data=None, recipe=None)
     source = load_source(checkpoint_path, settings)
-    made = make_models(source, settings, progress)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
-        draft, _, _ = draft_bundle(made, settings, Path(name), progress)
-        return check_budget(draft, settings, progress)
+        draft = make_draft(source, settings, Path(name), progress)
+        return check_budget(draft.bundle, settings, progress)
 
 
-def draft_bundle(
-    made: Made, settings: ExportSettings, folder: Path, progress: Callable[[str], None]
-) -> tuple[Bundle, dict[str, bytes | Path], dict[str, Any]]:
-    """Writes graphs into an empty folder; returns the bundle to be, its members and figures."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A checkpoint's graphs at the precision asked for, in a folder, not yet checked."""
+
+    bundle: Bundle
+    """Opens as a bundle of graphs alone."""
+    members: Mapping[str, bytes | Path]
+    """Graphs and weights."""
+    figures: Mapping[str, Any]
+    """What the report says of them."""
+    quality: Mapping[str, Any] | None
+    """What calibration measured; None where nothing was."""
+    calibrated: Mapping[str, bytes] = field(default_factory=dict)
+    """Members that calibration adds."""
+
+
+def make_draft(source: Source, settings: ExportSettings, folder: Path, progress: Say) -> Draft:
+    """Traces a checkpoint, gives it its precision, and writes the graphs into an empty folder.
+
+    Raises:
+        DlmError: A graph cannot be exported, there is nothing to calibrate with, or a budget
+            cannot be kept.
+    """
+    texts = _texts(source, settings)
+    edits = read_recipe(settings.recipe) if settings.recipe else None
+    judge = Judge.open(settings.judge) if texts else None
+    models, manifest = _trace(source, settings, progress)
+    form = form_for(settings.target, source.graphs)
+    calibrator = Calibrator(models, manifest.graphs, form, settings.target)
+    quality: Mapping[str, Any] | None = None
+    calibrated: Mapping[str, bytes] = {}
+    if texts is not None:
+        options = QuantisationOptions(
+            precision=settings.precision,
+            target=settings.target,
+            max_loss=settings.max_loss / 100,
+            num_tokens=settings.loss_tokens,
+            edits=edits,
+            force=settings.force,
+            judge=judge,
+            canvases=settings.canvases,
+            seed=settings.seed,
+        )
+        quantiser = Quantiser(calibrator, manifest, source.tokenizer, texts, options, progress)
+        quantised = quantiser.run()
+        quality = quality_report(quantised, options, texts, manifest.family)
+        calibrated = report_members(quantised, quality)
+        models = quantised.models
+    elif settings.precision == "int8":
+        progress("uncalibrated: what int8 costs is not measured")
+        recipe = calibrator.weights_only()
+        calibrated = {RECIPE_NAME: recipe_bytes(recipe)}
+        models = calibrator.int8(Fitted(recipe=recipe, models=models), recipe)
+    elif settings.precision == "fp16":
+        progress("no text to measure the loss on: give --calibration-data to have it measured")
+        models = calibrator.fp16(calibrator.default_recipe({}))
+    manifest = describing(manifest, models, precision=settings.precision)
+    figures = _checked_figures(models, settings, progress)
     (folder / "graphs").mkdir()
-    members, manifest, report = _write_all(made.models, made.manifest, settings, folder, progress)
-    return Bundle(path=folder, sha256="", manifest=manifest, folder=folder), members, report
-
-
-def _write_all(
-    models: Mapping[str, onnx.ModelProto],
-    manifest: Manifest,
-    settings: ExportSettings,
-    folder: Path,
-    progress: Callable[[str], None],
-) -> tuple[dict[str, bytes | Path], Manifest, dict[str, Any]]:
-    """Writes every graph under `folder`; returns members, completed manifest and figures."""
-    figures: dict[str, Any] = {}
-    members: dict[str, bytes | Path] = {}
-    board = settings.target in GPU_TARGETS or settings.precision != "int8"
-    for name, model in models.items():
-        if settings.form.endswith("typed"):
-            manifest = halve_cache(model, manifest, name)
-        progress(f"checking {name}: {len(model.graph.node)} nodes")
-        require_clean(model, name, board=board)
-        check_valid(model, name)
-        figures[name] = {
-            "nodes": len(model.graph.node),
-            "operators": operator_counts(model),
-            "opset": model.opset_import[0].version,
-            "fp16_tensors": _count(model, onnx.TensorProto.FLOAT16),
-            "int8_tensors": _count(model, onnx.TensorProto.INT8),
-        }
     progress("writing weights")
     with bar() as show:
-        members |= split_weights(models, folder / "graphs", show)
+        members = split_weights(models, folder / "graphs", show)
     manifest = replace(
         manifest, members={name: describe(content) for name, content in members.items()}
     )
-    report = {"graphs": figures, "precision": settings.precision, "target": settings.target}
-    report["arithmetic"] = ARITHMETIC[settings.form]
-    return members, manifest, report
+    return Draft(
+        bundle=Bundle(path=folder, sha256="", manifest=manifest, folder=folder),
+        members=members,
+        figures=figures,
+        quality=quality,
+        calibrated=calibrated,
+    )
 
 
-def _count(model: onnx.ModelProto, kind: int) -> int:
-    """Counts the matrices of a dtype."""
-    return sum(item.data_type == kind and len(item.dims) > 1 for item in model.graph.initializer)
+def form_for(target: str, graphs: Sequence[ExportGraph]) -> Form:
+    """Returns a target's form: typed graphs for GPUs, the CPU's own for all others."""
+    if find_target(target).is_gpu:
+        return BoardForm()
+    row_scales = any(graph.row_scales for graph in graphs)
+    return CpuForm(weight_limit=weight_limit(target), row_scales=row_scales)
 
 
-def _check_all(
+def _texts(source: Source, settings: ExportSettings) -> Texts | None:
+    """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
+    if settings.precision == "fp32" or settings.uncalibrated:
+        return None
+    found = find_text(settings.calibration_data, source.config)
+    if found is not None:
+        plotting()  # asked now, since the report is drawn after everything is measured
+        return read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
+    if settings.precision == "int8" or settings.recipe:
+        raise CalibrationError(
+            f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
+            "kind that the model will write (the text that training was validated on is not here), "
+            "or --uncalibrated"
+        )
+    return None
+
+
+def _trace(
+    source: Source, settings: ExportSettings, progress: Say
+) -> tuple[Mapping[str, ir.Model], Manifest]:
+    """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
+    models: dict[str, ir.Model] = {}
+    specs: list[GraphSpec] = []
+    manifest = source.manifest
+    if note := untrained_blocks(manifest, settings.blocks):
+        progress(note)
+    for graph in source.graphs:
+        progress(f"tracing {graph.name}")
+        shapes = graph.shapes(settings.blocks, settings.contexts)
+        models[graph.name] = trace(graph, traced_dims(shapes))
+        specs += graph.specs(shapes, precision=manifest.precision)
+    share_between(models)
+    item_bytes = 4 if settings.precision == "fp32" else 2
+    for name, model in models.items():
+        if cut := split_vocabulary(model, item_bytes=item_bytes):
+            progress(f"{name}: {', '.join(cut)} is cut along the vocabulary, being too large")
+    return models, replace(manifest, graphs=tuple(specs))
+
+
+def untrained_blocks(manifest: Manifest, blocks: Sequence[int | str]) -> str:
+    """Says which of the sizes asked for the model has not learnt to denoise; empty: none."""
+    trained = manifest.block_sizes
+    untrained = [str(size) for size in blocks if isinstance(size, int) and size not in trained]
+    if not untrained or find_family(manifest.family).exact:
+        return ""
+    return (
+        f"note: --block {','.join(untrained)} was not trained ({', '.join(map(str, trained))} "
+        "were): expect worse text"
+    )
+
+
+def _checked_figures(
+    models: Mapping[str, ir.Model], settings: ExportSettings, progress: Say
+) -> dict[str, Any]:
+    """Checks that every graph can run where it will; returns what the report says of them."""
+    board = find_target(settings.target).is_gpu or settings.precision != "int8"
+    graphs: dict[str, Any] = {}
+    for name, model in models.items():
+        progress(f"checking {name}: {len(model.graph)} nodes")
+        require_clean(model, name, board=board)
+        matrices = [item for item in model.graph.initializers.values() if rank_of(item) > 1]
+        graphs[name] = {
+            "nodes": len(model.graph),
+            "operators": operator_counts(model),
+            "opset": model.opset_imports[""],
+            "fp16_tensors": sum(item.dtype == ir.DataType.FLOAT16 for item in matrices),
+            "int8_tensors": sum(item.dtype == ir.DataType.INT8 for item in matrices),
+        }
+    return {
+        "graphs": graphs,
+        "precision": settings.precision,
+        "target": settings.target,
+        "arithmetic": ARITHMETIC[settings.form],
+    }
+
+
+def _check(
     graphs: Sequence[ExportGraph],
     draft: Bundle,
     settings: ExportSettings,
     ids: np.ndarray,
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """Parity of every graph, and the golden vectors (as `golden`)."""
+    progress: Say,
+) -> tuple[dict[str, Any], bytes]:
+    """Compares every graph with PyTorch; returns the figures, and the golden vectors."""
     manifest = draft.manifest
     engines = open_engines(draft, "onnxruntime")
     try:
@@ -187,4 +331,4 @@ def _check_all(
         golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed, rows=rows)
     finally:
         engines.close()
-    return {"parity": parity, "golden": golden}
+    return parity, golden

@@ -49,6 +49,6 @@ def build_if_at_hand(
             {"file": plan.key.file, "bytes": plan.data.nbytes, "facts": dict(plan.facts or {})}
             for plan in plans
         ]
-    except DlmError as error:  # the bundle stands; its plans can be built where it will run
+    except DlmError as error:  # the bundle is written; its plans can be built where it will run
         return {"plans": [], "why": str(error)}
     return {"plans": built, "why": ""}

@@ -34,7 +34,7 @@ class ExportSettings:
     target: str = "cpu"
     """A name of `jetson.targets.TARGETS`."""
     mode: str | None = None
-    """Power mode that the plan is made for; None: the one the target boots in."""
+    """Power mode that the forecast is made for; None: the one the target boots in."""
     max_memory_mib: float | None = None
     """MiB that the bundle may take on its target; None: what the target has free."""
     precision: str = "fp32"
@@ -60,14 +60,14 @@ class ExportSettings:
     """Per cent of perplexity that fp16 or int8 may cost."""
     loss_tokens: int = 8192
     """Held-out tokens to measure losses on, at most."""
-    plan: Path | None = None
-    """An edited plan.json; None: all is decided from measurements."""
+    recipe: Path | None = None
+    """An edited recipe.json; None: all is decided from measurements."""
     force: bool = False
     """Writes a bundle that is beyond its budget, too."""
     judge: Path | None = None
-    """A llama2.c model, with its tok<vocabulary>.bin beside it, that reads samples."""
+    """A bundle that reads samples; None: their likelihood is not measured."""
     report_dir: Path | None = None
-    """Folder for report.json, report.html and plan.json; None: beside the bundle, named after
+    """Folder for report.json, report.html and recipe.json; None: beside the bundle, named after
     it."""
     canvases: Path | None = None
     """File that recorded canvases are read from, or written to if it is not there."""
@@ -92,7 +92,7 @@ class ExportSettings:
         if self.seed < 0:
             raise ConfigError(f"--seed must be 0 or more, not {self.seed}")
         for option, value in (
-            ("--plan", self.plan),
+            ("--recipe", self.recipe),
             ("--force", self.force),
             ("--canvases", self.canvases),
         ):
@@ -100,9 +100,9 @@ class ExportSettings:
                 raise ConfigError(f"{option} has no meaning with --precision fp32: leave it out")
         if self.uncalibrated and self.precision != "int8":
             raise ConfigError("--uncalibrated is about --precision int8: leave it out")
-        if self.uncalibrated and (self.calibration_data or self.plan):
+        if self.uncalibrated and (self.calibration_data or self.recipe):
             raise ConfigError(
-                "--uncalibrated takes no --calibration-data and no --plan: leave one side out"
+                "--uncalibrated takes no --calibration-data and no --recipe: leave one side out"
             )
         DecodingSettings.from_json(self.decoding)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..jetson.targets import target as find_target
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import ConfigError
 from ..runtime.text.chat_template import ChatTemplate
@@ -19,7 +20,6 @@ from ..train.families.base import ExportGraph
 from .checks.canvases import text_ids
 from .members.chat import read_chat
 from .members.provenance import provenance
-from .onnx_graph.recipes import graphs_for
 from .settings import ExportSettings
 
 
@@ -35,7 +35,7 @@ class Source:
     config: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's config.json."""
     chat: ChatTemplate | None = None
-    """What stands around the messages of a conversation, if the checkpoint says so."""
+    """The text around the messages of a conversation, if the checkpoint has a template."""
     chat_note: str = ""
     """Why its template could not be used; empty if it has none or it could."""
 
@@ -69,7 +69,7 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
             "the checkpoint's files do not belong together"
         )
-    graphs = graphs_for(settings.target, family.graphs(model, config))
+    graphs = _graphs_for(settings.target, family.graphs(model, config))
     chat, note = read_chat(checkpoint.companions, checkpoint.tokenizer_json)
     return Source(
         graphs=graphs,
@@ -79,3 +79,14 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
         tokenizer_json=checkpoint.tokenizer_json,
         config=config,
     )
+
+
+def _graphs_for(target: str, graphs: Sequence[ExportGraph]) -> tuple[ExportGraph, ...]:
+    """Returns the graphs to export for a target: in parts where few rows of a head are wanted.
+
+    A board reads the head's matrix in every run anyway, and reading it twice costs more than
+    computing it for all rows; on a CPU arithmetic is what costs.
+    """
+    if find_target(target).is_gpu:
+        return tuple(graphs)
+    return tuple(part for graph in graphs for part in (graph.parts or (graph,)))

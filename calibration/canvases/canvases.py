@@ -1,4 +1,4 @@
-"""Canvases: the inputs that a graph really meets while a text is decoded, kept for calibration.
+"""Canvases: the inputs that a graph gets while a text is decoded, kept for calibration.
 
 A set is a sample over strata (graph, block, context, mask-ratio decile), so that rare states count
 as much as frequent ones; late steps and positions that are about to be committed weigh more,
@@ -27,7 +27,7 @@ NUM_DECILES = 10
 SOURCES = ("decode", "random", "clean", "noise")
 LATE_WEIGHT = 1.0
 """The last step of a block counts this much more than the first."""
-FRONTIER_WEIGHT = 1.0
+COMMITTING_WEIGHT = 1.0
 """A position about to be committed counts this much more than the others."""
 Stratum = tuple[GraphKey, int]
 """Shape of a graph, decile."""
@@ -50,7 +50,7 @@ class Inputs(Mapping[str, np.ndarray]):
         self._rows = dict(rows or {})
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Gives an input in its full shape, zeros behind the rows in use."""
+        """Returns an input in its full shape, zeros behind the rows in use."""
         array = self.arrays[name]
         rows = self._rows.get(name)
         if rows is None:
@@ -68,7 +68,7 @@ class Inputs(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canvas:
-    """The inputs of one graph run, and where in a decode it stood."""
+    """The inputs of one graph run, and its place in a decode."""
 
     spec: GraphSpec
     inputs: Inputs
@@ -78,14 +78,14 @@ class Canvas:
     that it did. 0 for families without noise."""
     progress: float
     """How far the decode of this block is: 0 at its first step, 1 at its last."""
-    frontier: np.ndarray
+    committing: np.ndarray
     """(rows,) bool: positions that the next step sees changed, that is, about to be committed."""
     weight: float
     """Of the whole canvas in statistics."""
     source: str
     """One of SOURCES: a decoding step, training-style masks, unmasked text, random tokens."""
     rest: float = 1.0
-    """What a position off the frontier counts; 0 where nothing reads it, as the proposals that a
+    """What any other position counts; 0 where nothing reads it, as the proposals that a
     run of drafts does not follow."""
 
     @property
@@ -95,13 +95,13 @@ class Canvas:
 
     @property
     def stratum(self) -> Stratum:
-        """What coverage is counted by."""
+        """Coverage is counted by it."""
         return (self.spec.key, self.decile)
 
     @property
     def row_weights(self) -> np.ndarray:
         """(rows,) float64: what each position counts in statistics."""
-        return self.weight * np.where(self.frontier, 1.0 + FRONTIER_WEIGHT, self.rest)
+        return self.weight * np.where(self.committing, 1.0 + COMMITTING_WEIGHT, self.rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ class CanvasSet:
         return len(self.items)
 
     def holds(self, token_id: int | None) -> bool:
-        """Whether a token stands on any canvas of ids."""
+        """Returns whether any canvas of ids holds a token."""
         return token_id is not None and any(
             bool((array == token_id).any())
             for item in self.items

@@ -32,7 +32,7 @@ DTYPES = ("int32", "float32", "float16", "int64")
 Progress = Callable[[int, int], None]
 Sets = Mapping[str, CanvasSet]
 Owner = Mapping[str, Any]
-"""What canvases belong to, as JSON values under the words that a message calls them by."""
+"""What canvases belong to: JSON values under the words that messages use for them."""
 
 
 def write_canvases(
@@ -95,7 +95,7 @@ def _write(path: Path, *, sets: Sets, owner: Owner, progress: Progress) -> None:
 
 
 def _place(array: np.ndarray) -> tuple[Any, ...]:
-    """Says where in memory an array begins: what begins alike holds the same, as far as it goes.
+    """Returns where in memory an array begins: arrays with one beginning hold the same values.
 
     Arrays without an item begin nowhere; they differ by their shapes only.
     """
@@ -110,7 +110,7 @@ def _canvas_json(canvas: Canvas, store: Callable[[np.ndarray], list[int]]) -> di
         "inputs": {name: store(array) for name, array in canvas.inputs.arrays.items()},
         "mask_ratio": canvas.mask_ratio,
         "progress": canvas.progress,
-        "frontier": np.flatnonzero(canvas.frontier).tolist(),
+        "committing": np.flatnonzero(canvas.committing).tolist(),
         "weight": canvas.weight,
         "source": canvas.source,
         "rest": canvas.rest,
@@ -210,14 +210,14 @@ def _canvases(
             raise ValueError(f"a canvas has not the inputs of graph {spec.name}")
         if item["source"] not in SOURCES:
             raise ValueError(f"a canvas comes from {item['source']!r}")
-        frontier = np.zeros(spec.rows, bool)
-        frontier[item["frontier"]] = True
+        committing = np.zeros(spec.rows, bool)
+        committing[item["committing"]] = True
         yield Canvas(
             spec=spec,
             inputs=Inputs(held, caches),
             mask_ratio=float(item["mask_ratio"]),
             progress=float(item["progress"]),
-            frontier=frontier,
+            committing=committing,
             weight=float(item["weight"]),
             source=item["source"],
             rest=float(item["rest"]),

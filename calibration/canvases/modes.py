@@ -30,22 +30,24 @@ class Mode:
         self,
         manifest: Manifest,
         prompt: np.ndarray,
-        room: int,
+        length: int,
         share: float,
         draw: tuple[int, int],
         banned: tuple[int, ...] = (),
     ) -> Request:
-        """Makes a request of `room` positions that gives `share` of them, one token at least."""
+        """Makes a request of `length` positions that gives `share` of them, one token at least."""
         overrides: dict[str, Any] = {} if self.gap else {"block_size": self.block}
         settings = decoding_settings(manifest, overrides)
-        given = prompt[: max(1, min(int(share * room), len(prompt), room - 1))]
+        given = prompt[: max(1, min(int(share * length), len(prompt), length - 1))]
         common: dict[str, Any] = {
             "seed": draw[0], "sample_index": draw[1], "settings": settings, "banned_ids": banned,
         }  # fmt: skip
         if not self.gap:
-            return Request(prompt_ids=tuple(given.tolist()), max_tokens=room - len(given), **common)
+            return Request(
+                prompt_ids=tuple(given.tolist()), max_tokens=length - len(given), **common
+            )
         assert manifest.mask_token_id is not None
-        text = np.full(room, manifest.mask_token_id, np.int32)
+        text = np.full(length, manifest.mask_token_id, np.int32)
         # Fixed text on both sides of the gap, so that positions from first to last are met.
         head = max(1, len(given) // 2)
         text[:head] = given[:head]

@@ -45,7 +45,7 @@ def record_canvases(
         seed: Of draws, masks and of what is kept: equal seeds give equal sets.
         engines: The bundle's, if they are open already; else they are opened and closed here.
         banned: Ids that no token has: never generated.
-        progress: Told after every text.
+        progress: Called after every text.
 
     Raises:
         CalibrationError: No prompts, prompts shorter than a block, or too little memory allowed.

@@ -1,13 +1,15 @@
-"""An engine set that writes down what every run is given: a bounded sample, the same for a seed.
+"""An engine set that records the inputs of its runs: a bounded sample, the same for a seed.
 
-It wraps any backend; update rules and bounds cannot tell it from what it wraps. Goes by the roles
-of a graph's inputs (canvas, start, kv) and knows no family. What is kept of it is a reservoir's
-choice; canvases of one text share its cache, which grows row by row.
+It wraps any backend, and update rules and bounds use it as they would use that. It reads the roles
+of a graph's inputs (canvas, start, kv) and knows no family. A reservoir chooses what is kept;
+canvases of one text share its cache, which grows row by row.
+
+Then it finds the positions of a run that are about to be committed, from what the next run sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +20,18 @@ from ...runtime.engines.base import Engine, EngineSet
 from ...runtime.errors import CalibrationError
 from ...runtime.gpu.device import Device
 from .canvases import LATE_WEIGHT, Canvas, Inputs
-from .frontier import by_position, changed_rows, drafts
 from .reservoir import Reservoir
+
+NOISE_ROLES: Mapping[str, Callable[[np.ndarray], float]] = {
+    "time": lambda time: float(np.max(time)),
+    "sigma": lambda sigma: float(-np.expm1(-np.max(sigma))),
+}
+"""Inputs that say how noisy a canvas is, by role: as the chance that a token was replaced."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """One run, until it is known what the next one at the same place looks like."""
+    """One run, until the next one at the same place is known."""
 
     spec: GraphSpec
     inputs: Inputs
@@ -34,8 +41,7 @@ class _Run:
     begins: bool
     """Whether it stores a finished block and is the first step of the next one."""
     level: float | None
-    """Chance that a token was replaced by noise, where the graph is told how noisy its canvas is;
-    None where it is not."""
+    """Chance that a token was replaced by noise; None where no input says it."""
 
 
 class UnsoundOutputError(CalibrationError):
@@ -50,7 +56,7 @@ class UnsoundOutputError(CalibrationError):
 
 
 class Recorder:
-    """Samples the runs of an engine set. Tell it the `source` before each decode, `flush` after."""
+    """Samples the runs of an engine set. Set `source` before each decode, call `flush` after it."""
 
     def __init__(
         self,
@@ -88,12 +94,12 @@ class Recorder:
         copies, rows = {}, {}
         for tensor in spec.inputs:
             if tensor.role == "kv":
-                # What lies behind is an older text's, and nothing reads it.
+                # Rows behind the start are an older text's, and nothing reads them.
                 rows[tensor.name] = len(inputs[tensor.name])
                 copies[tensor.name] = self._cache(tensor.name, inputs[tensor.name], start)
                 continue
             array = np.array(inputs[tensor.name])
-            if tensor.role == "canvas" and self.clean is not None:
+            if tensor.role == "canvas":
                 self._unmask(array, start)
             known = last.get(tensor.name)
             same = known is not None and np.array_equal(known, array)
@@ -104,7 +110,7 @@ class Recorder:
             canvas=copies[spec.tensor("canvas").name],
             start=start,
             begins=bool(np.any(given.get("split", 0))),
-            level=_level(given),
+            level=_noise_level(given),
         )
         if moved:
             self.flush(run)
@@ -112,15 +118,14 @@ class Recorder:
         self._pending.append(run)
 
     def _see_rows(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
-        """Takes a copy of what a graph reads that sees no canvas, such as a head: what stands on
-        a canvas is told by the run before it, and each row counts."""
+        """Takes a copy of the inputs of a graph without a canvas, such as a head."""
         every = np.ones(spec.rows, bool)
         self._other = Canvas(
             spec=spec,
             inputs=Inputs({t.name: np.array(inputs[t.name]) for t in spec.inputs}),
             mask_ratio=0.0,
             progress=1.0,
-            frontier=every,
+            committing=every,
             weight=1.0,
             source=self.source,
         )
@@ -130,11 +135,11 @@ class Recorder:
         """Ends a place, whose runs follow each other; `next_run` comes behind the last of them."""
         masks = [self._masked(run) for run in self._pending]
         steps = sum(bool(masked.any()) for masked in masks) or len(masks)
-        # Noise that replaces tokens by others shows in no token: what the graph is told counts.
+        # Noise that replaces tokens by others cannot be seen in a token: only an input says it.
         replaced = not any(masked.any() for masked in masks)
         for number, (run, masked) in enumerate(zip(self._pending, masks, strict=True)):
             after = self._pending[number + 1] if number + 1 < len(self._pending) else next_run
-            # A commit run comes behind the last step: it is no step of its own.
+            # A commit run follows the last step and is not a step itself.
             progress = min(number / (steps - 1), 1.0) if steps > 1 else float(not run.begins)
             self._kept.offer(self._canvas(run, masked, after, progress, replaced=replaced))
         self._pending.clear()
@@ -146,14 +151,14 @@ class Recorder:
         return tuple(self._kept)
 
     def last(self) -> Canvas:
-        """Gives the run that was seen last as a canvas, whatever becomes of it."""
+        """Returns the run that was seen last as a canvas, kept or not."""
         if self._other is not None and not self._pending:
             return self._other
         run = self._pending[-1]
         return self._canvas(run, self._masked(run), None, 0.0)
 
     def _cache(self, key: str, given: np.ndarray, rows: int) -> np.ndarray:
-        """Gives the first rows of a cache; what a text had before is shared, not copied again."""
+        """Returns the first rows of a cache; those that a text had before are not copied again."""
         known = self._caches[key] if key in self._caches else given[:0].copy()
         count = len(known)
         owner: np.ndarray = known if known.base is None else known.base
@@ -165,14 +170,20 @@ class Recorder:
         return self._caches[key]
 
     def _unmask(self, array: np.ndarray, start: int) -> None:
-        """Writes the text's ids over a canvas, in place; noise need not be a mask."""
-        assert self.clean is not None
+        """Writes the text's ids over a canvas (batch, rows, …) of ids, in place.
+
+        Noise need not be a mask, so all positions of the text are written. A canvas of floats
+        holds no ids and stays as it is.
+        """
+        if self.clean is None or not np.issubdtype(array.dtype, np.integer):
+            return
         text = self.clean[start : start + array.shape[1]]
-        np.copyto(array, np.resize(text, array.shape), where=array == self._mask)
-        array[:, : len(text)] = text
+        by_row = np.moveaxis(array, 1, -1)
+        np.copyto(by_row, np.resize(text, array.shape[1]), where=by_row == self._mask)
+        by_row[..., : len(text)] = text
 
     def _masked(self, run: _Run) -> np.ndarray:
-        """Gives (rows,) bool; nothing is masked on a canvas of floats."""
+        """Returns (rows,) bool; nothing is masked on a canvas of floats."""
         if self._mask is None or not np.issubdtype(run.canvas.dtype, np.integer):
             return np.zeros(run.spec.rows, bool)
         return (by_position(run.canvas, run.spec.rows) == self._mask).any(axis=1)
@@ -187,30 +198,81 @@ class Recorder:
         replaced: bool = False,
     ) -> Canvas:
         noise = float(masked.mean())
-        if replaced and run.level is not None and self.source in ("decode", "random"):
+        if replaced and run.level and self.source in ("decode", "random"):
             noise, masked = run.level, np.ones_like(masked)
         if self.source != "decode":
             # Independent draws do not follow each other; what they mask is what training scores.
-            frontier, progress = masked, 1.0 - noise
+            committing, progress = masked, 1.0 - noise
         else:
-            frontier = changed_rows(run, after, masked)
+            committing = changed_rows(run, after, masked)
         return Canvas(
             spec=run.spec,
             inputs=run.inputs,
             mask_ratio=noise,
             progress=progress,
-            frontier=frontier,
+            committing=committing,
             weight=1.0 + LATE_WEIGHT * progress,
             source=self.source,
-            rest=0.0 if drafts(run.spec) and masked.any() and frontier.any() else 1.0,
+            rest=0.0 if drafts(run.spec) and masked.any() and committing.any() else 1.0,
         )
 
 
-def _level(given: Mapping[str, np.ndarray]) -> float | None:
-    """Gives the noise level in [0, 1] that a graph is told, by the role it is told in."""
-    if "sigma" in given:
-        return float(-np.expm1(-np.max(given["sigma"])))
-    return None
+def _noise_level(given: Mapping[str, np.ndarray]) -> float | None:
+    """Returns the noise of a canvas as an input says it; None where none does."""
+    levels = (level(given[role]) for role, level in NOISE_ROLES.items() if role in given)
+    return next(levels, None)
+
+
+def changed_rows(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:
+    """Returns (rows,) bool: the positions that the next run sees changed.
+
+    If it does not see the masked ones any more, the block is finished: all were committed. Of
+    drafts and proposals these are the ones that `kept_rows` finds.
+    """
+    committing = np.zeros(run.spec.rows, bool)
+    if drafts(run.spec) and masked.any() and after is not None:
+        visible = run.inputs[run.spec.tensor("visible").name]
+        return kept_rows(visible, masked, after.start - run.start)
+    if after is None or after.spec.name != run.spec.name:
+        return masked
+    first = max(run.start, after.start)
+    last = min(run.start + run.spec.rows, after.start + after.spec.rows)
+    seen = slice(first - run.start, max(first, last) - run.start)
+    if masked.any() and not masked[seen].any():
+        return masked
+    old = by_position(run.canvas, run.spec.rows)[seen]
+    new = by_position(after.canvas, after.spec.rows)[first - after.start :][: len(old)]
+    committing[seen] = (old != new).any(axis=1)
+    return committing
+
+
+def drafts(spec: GraphSpec) -> bool:
+    """Returns whether a graph drafts: an input says which rows a row sees."""
+    return any(tensor.role == "visible" for tensor in spec.inputs)
+
+
+def kept_rows(visible: np.ndarray, masked: np.ndarray, count: int) -> np.ndarray:
+    """Returns (rows,) bool: the rows that a draft-and-verify run's next tokens come from.
+
+    Args:
+        visible: (rows, rows): nonzero where a row sees another.
+        masked: (rows,) bool.
+        count: Drafts that were kept.
+
+    Returns:
+        The kept drafts, and the masks of the proposal that sees just these.
+    """
+    seen_drafts = (visible[:, ~masked] > 0).sum(axis=1)
+    return np.where(masked, seen_drafts == count, np.cumsum(~masked) <= count)
+
+
+def by_position(canvas: np.ndarray, num_rows: int) -> np.ndarray:
+    """Returns (num_rows, …) of a canvas (batch, rows, …): all that it holds at each position.
+
+    Canvases of another length (drafts with their proposals) are cut or cycled.
+    """
+    rows = np.moveaxis(canvas, 1, 0).reshape(canvas.shape[1], -1)
+    return rows if len(rows) == num_rows else np.resize(rows, (num_rows, rows.shape[1]))
 
 
 class _RecordingEngine:
@@ -221,25 +283,18 @@ class _RecordingEngine:
 
     @property
     def spec(self) -> GraphSpec:
-        """See Engine."""
         return self._engine.spec
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """See Engine."""
         return self._engine.inputs
 
     @property
     def outputs(self) -> Mapping[str, Any]:
-        """See Engine."""
         return self._engine.outputs
 
     def run(self) -> None:
-        """See Engine; the inputs are taken first, and the outputs looked at.
-
-        Raises:
-            UnsoundOutputError: NaN or infinity came out.
-        """
+        """Records the inputs, runs, and raises UnsoundOutputError if NaN or infinity came out."""
         recorder = self._owner.recorder
         recorder.see(self.spec, self.inputs)
         self._engine.run()
@@ -250,7 +305,7 @@ class _RecordingEngine:
 
 
 class RecordingEngines:
-    """An engine set that hands every run to a recorder; `close` is the wrapped set's owner's."""
+    """An engine set that gives every run to a recorder."""
 
     def __init__(self, engines: EngineSet, recorder: Recorder) -> None:
         self._engines = engines
@@ -258,32 +313,26 @@ class RecordingEngines:
 
     @property
     def name(self) -> str:
-        """See EngineSet."""
         return self._engines.name
 
     @property
     def reason(self) -> str:
-        """See EngineSet."""
         return self._engines.reason
 
     @property
     def threads(self) -> int:
-        """See EngineSet."""
         return self._engines.threads
 
     @property
     def device(self) -> Device | None:
-        """See EngineSet; None, since canvases are taken from arrays in host memory."""
         return self._engines.device
 
     @property
     def specs(self) -> tuple[GraphSpec, ...]:
-        """See EngineSet."""
         return self._engines.specs
 
     def engine(self, spec: GraphSpec) -> Engine:
-        """See EngineSet."""
         return _RecordingEngine(self._engines.engine(spec), self)
 
     def close(self) -> None:
-        """Leaves the wrapped set open: whoever opened it closes it."""
+        """Leaves the wrapped set open: its owner closes it."""

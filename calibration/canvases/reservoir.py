@@ -21,7 +21,7 @@ class Reservoir:
 
     def __init__(self, *, per_stratum: int, max_bytes: int | None, seed: int) -> None:
         self.per_stratum = per_stratum
-        """Kept of each stratum and source at most; sinks where `max_bytes` asks for it."""
+        """Kept of each stratum and source at most; fewer once `max_bytes` is reached."""
         self._max_bytes = max_bytes
         self._seed = seed
         self._kept: dict[tuple[str, Stratum], list[Canvas]] = {}
@@ -44,7 +44,7 @@ class Reservoir:
         if len(kept) < self.per_stratum:
             kept.append(canvas)
         else:
-            # A sample that has sunk to fewer per stratum stays an even one.
+            # A sample that now keeps fewer per stratum stays even.
             place = int(rng.integers(seen + 1))
             if place >= self.per_stratum:
                 return
@@ -59,7 +59,7 @@ class Reservoir:
         return (item for key in sorted(self._kept) for item in self._kept[key])
 
     def _sink(self) -> None:
-        """Keeps one less of every stratum."""
+        """Drops one canvas of every stratum."""
         assert self._max_bytes is not None
         if self.per_stratum == 1:
             raise CalibrationError(
@@ -69,7 +69,7 @@ class Reservoir:
         self.per_stratum -= 1
         for kept in self._kept.values():
             while len(kept) > self.per_stratum:
-                # Places were drawn evenly, so that the last is as good as any.
+                # Places were drawn evenly, so the last one can be dropped as well as any.
                 self._count(kept.pop(), -1)
 
     def _count(self, canvas: Canvas, change: int) -> None:

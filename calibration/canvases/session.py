@@ -122,40 +122,40 @@ class Session:
         if self._progress is not None:
             self._progress(self._done, self._total)
 
-    def room(self, block: int | None) -> int:
-        """Positions that a text can have at a block size."""
+    def positions(self, block: int | None) -> int:
+        """Returns how many positions a text can have at a block size."""
         settings = decoding_settings(self.manifest, {"block_size": block})
         return text_positions(self.manifest, self.engines.specs, settings)
 
-    def room_of(self, mode: Mode) -> int:
-        """Positions that a text decoded in one way can have."""
+    def positions_of(self, mode: Mode) -> int:
+        """Returns how many positions a text decoded in one way can have."""
         # A gap sees the text on both sides, so that text and gap are one block.
-        room = min(self.manifest.max_position, mode.block or 0) if mode.gap else 0
-        return room or self.room(mode.block)
+        length = min(self.manifest.max_position, mode.block or 0) if mode.gap else 0
+        return length or self.positions(mode.block)
 
     def num_texts(self, mode: Mode) -> int:
         """Texts to decode in one way: fewer where a run is most of the text, and costs as much.
 
         Each of them goes through every mask ratio, so that two cover what more would.
         """
-        wide = mode.block is not None and 2 * mode.block > self.room_of(mode)
+        wide = mode.block is not None and 2 * mode.block > self.positions_of(mode)
         return min(2, self.settings.num_decodes) if wide else self.settings.num_decodes
 
     def requests(self, banned: Sequence[int]) -> Iterator[Request]:
         """Yields what to decode: every mode, prompts of several lengths in turn."""
         for mode in self.modes:
-            room = self.room_of(mode)
+            length = self.positions_of(mode)
             for number in range(self.num_texts(mode)):
                 prompt = self.prompts[number % len(self.prompts)]
                 share = PROMPT_SHARES[number % len(PROMPT_SHARES)]
                 yield mode.request(
-                    self.manifest, prompt, room, share, (self.seed, number), tuple(banned)
+                    self.manifest, prompt, length, share, (self.seed, number), tuple(banned)
                 )
 
     def windows(self) -> list[np.ndarray]:
-        """Cuts the texts, one behind the other, into windows of the longest room there is."""
+        """Cuts the texts, one behind the other, into windows of the most positions there are."""
         stream = np.concatenate(self.prompts).astype(np.int32)
-        longest = max(self.room(block) for block in self.blocks)
+        longest = max(self.positions(block) for block in self.blocks)
         size = min(longest, len(stream))
         starts = np.linspace(0, len(stream) - size, self.settings.num_windows).astype(int)
         return [np.ascontiguousarray(stream[start : start + size]) for start in starts]
@@ -197,9 +197,9 @@ class Session:
         """
         samples = range(1 if self.family.exact else self.settings.num_samples)
         for block in self.blocks:
-            room = self.room(block)
+            length = self.positions(block)
             for number, window in enumerate(windows):
-                window = window[:room]
+                window = window[:length]
                 if block is not None:
                     window = window[: max(len(window) // block, 1) * block]
                 self.recorder.clean = window if unmask else None

@@ -1,4 +1,4 @@
-"""Which text a model is calibrated on, and which it is measured on: never the same documents."""
+"""The text that a model is calibrated on, and the other documents that it is measured on."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def require_tokens(found: int, allowed: int, blocks: Iterable[int | None]) -> No
 def _same_file(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # missing ones are told by who reads them
+    except OSError:  # reading it reports that it is missing
         return False
 
 

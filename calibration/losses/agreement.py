@@ -61,7 +61,7 @@ class Agreement:
 
     by_decile: dict[int, Counts] = field(default_factory=dict)
     """Tenths of the mask ratio, rounded up."""
-    frontier: Counts = field(default_factory=Counts)
+    committing: Counts = field(default_factory=Counts)
     """Only rows of decoding steps whose positions were about to be committed."""
     all: Counts = field(default_factory=Counts)
 
@@ -72,7 +72,7 @@ class Agreement:
                 f"{decile / 10:.1f}": counts.to_json()
                 for decile, counts in sorted(self.by_decile.items())
             },
-            "about_to_be_committed": self.frontier.to_json(),
+            "about_to_be_committed": self.committing.to_json(),
             "all": self.all.to_json(),
         }
 
@@ -114,8 +114,8 @@ class Reference:
             counts.add(found, wanted)
             result.all.add(found, wanted)
             if canvas.source == "decode":
-                soon = canvas.frontier[rows]
-                result.frontier.add(found[soon], wanted[soon])
+                soon = canvas.committing[rows]
+                result.committing.add(found[soon], wanted[soon])
             progress(number + 1, len(self._items))
         return result
 
@@ -140,9 +140,9 @@ def score_tensor(spec: GraphSpec, vocab_size: int) -> TensorSpec | None:
 
 
 def _scores(manifest: Manifest, engines: EngineSet, canvas: Canvas) -> np.ndarray | None:
-    """Runs one canvas; gives (rows, V) float32, or None where a graph has no scores.
+    """Runs one canvas; returns (rows, V) float32, or None where a graph has no scores.
 
-    What no text contains is never wanted: a score network has 0 for the mask where one stands,
+    What no text contains is never wanted: a score network has 0 for a mask at its own position,
     which is more than any token's log-ratio as long as there is much noise.
     """
     engine = engines.engine(canvas.spec)
@@ -167,7 +167,7 @@ class Trajectory:
     """One decode: the canvas after every step that changed it."""
 
     states: tuple[np.ndarray, ...]
-    """Each (length,) int64; -1 where nothing stands yet."""
+    """Each (length,) int64; -1 where nothing is written yet."""
     tokens: np.ndarray
     """The finished text."""
     num_given: int
@@ -237,7 +237,7 @@ def trajectory_agreement(
 
 
 def tokens_per_nfe(decodes: Sequence[Trajectory]) -> float:
-    """Gives generated tokens per graph run, of all decodes together; 0 without any run."""
+    """Returns generated tokens per graph run, of all decodes together; 0 without any run."""
     tokens = sum(len(item.tokens) - item.num_given for item in decodes)
     return tokens / max(sum(item.nfe for item in decodes), 1)
 

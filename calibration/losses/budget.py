@@ -1,25 +1,157 @@
-"""The fewest layers in floating point that bring the whole within a budget of perplexity.
+"""What quantising layers costs, and the fewest layers in floating point that keep a budget.
 
-Layers are given up in the order of what they cost alone. Their costs do not quite add up, so the
-whole is measured again for every number tried: by bisection, which finds the smallest number if
-more layers in floating point never cost more, and in any case one that was measured to fit.
+Each layer is measured alone, all others in floating point, on one text under one set of masks
+(antithetic pairs, equal seeds), so its cost is a difference of the same draws. Layers are given up
+in the order of these costs. Costs do not quite add up, so the whole is measured again for every
+number tried: by bisection, which finds the smallest number if more layers in floating point never
+cost more, and in any case one that was measured to fit.
+
+Embeddings and heads are decided first: an error in these matrices goes straight into what the model
+sees or says, and they are most of a small model's bytes. Each is stored in the most compressed
+precision that was measured to be harmless, and stays in floating point where none is, whatever
+budget is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...runtime.errors import CalibrationError
-from ..scales.plan import Plan
+from ..layers import Layer
+from ..recipe import Recipe
 from .loss import Ratio
-from .sensitivity import LayerCost, Measure, without
+
+Measure = Callable[[Recipe], Ratio]
+"""Builds what a recipe says and gives its perplexity over the floating-point model's."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCost:
+    """What quantising one layer costs, all others in floating point."""
+
+    graph: str
+    layer: str
+    precision: str
+    ratio: Ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures for a report."""
+        return asdict(self)
+
+
+def all_float(recipe: Recipe) -> Recipe:
+    """Returns the recipe with every layer in floating point."""
+    for graph, name, _ in recipe.layers():
+        recipe = recipe.with_layer(graph, name, precision="float")
+    return recipe
+
+
+def layer_costs(
+    recipe: Recipe, measure: Measure, progress: Progress = lambda done, total: None
+) -> tuple[LayerCost, ...]:
+    """Quantises each layer alone, as the recipe has it; the most expensive comes first.
+
+    Args:
+        recipe: Layers it has in floating point are left out.
+        measure: Called once per layer.
+        progress: Called after every layer.
+    """
+    chosen = [item for item in recipe.layers() if item[2].precision != "float"]
+    base = all_float(recipe)
+    costs = []
+    for number, (graph, name, layer) in enumerate(chosen):
+        ratio = measure(base.with_layer(graph, name, precision=layer.precision))
+        costs.append(LayerCost(graph=graph, layer=name, precision=layer.precision, ratio=ratio))
+        progress(number + 1, len(chosen))
+    return tuple(sorted(costs, key=lambda cost: (-cost.ratio.value, cost.graph, cost.layer)))
+
+
+def without(recipe: Recipe, costs: tuple[LayerCost, ...], count: int) -> Recipe:
+    """Returns the recipe with the `count` most expensive layers kept in floating point."""
+    for cost in costs[:count]:
+        layer = recipe.graphs[cost.graph].layers[cost.layer]
+        kept = replace(layer, precision="float", reason="budget")
+        recipe = recipe.with_layer(
+            cost.graph, cost.layer, precision=kept.precision, reason=kept.reason
+        )
+    return recipe
+
+
+HARMLESS = 0.5
+"""Share of the loss budget that the upper end of its cost may take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableTrial:
+    """One embedding or head, stored in one way."""
+
+    graph: str
+    layer: str
+    precision: str
+    ratio: Ratio
+    harmless: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures for a report."""
+        return asdict(self)
+
+
+def harmless_tables(
+    recipe: Recipe,
+    layers: Mapping[str, Iterable[Layer]],
+    measure: Measure,
+    max_loss: float,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Recipe, tuple[TableTrial, ...]]:
+    """Finds the smallest harmless precision of every embedding and head.
+
+    Args:
+        recipe: With alphas and scales; what it has in floating point stays so.
+        layers: Of each graph.
+        measure: Perplexity of a recipe over the floating-point model's.
+        max_loss: The whole budget, of which HARMLESS is allowed to each.
+        say: Called with what is being measured.
+
+    Returns:
+        The recipe with these layers' precisions, and all that was measured.
+    """
+    base, trials = all_float(recipe), []
+    for graph, found in layers.items():
+        for layer in found:
+            given = recipe.graphs[graph].layers[layer.name].precision
+            if given == "float" or not (layer.head or layer.lookups):
+                continue
+            for precision in layer.precisions[layer.precisions.index(given) :]:
+                if precision == "float":
+                    recipe = recipe.with_layer(graph, layer.name, precision="float", reason="harm")
+                    break
+                say(f"measuring {layer.name} alone as {precision}")
+                ratio = measure(base.with_layer(graph, layer.name, precision=precision))
+                harmless = ratio.high - 1.0 <= HARMLESS * max_loss
+                trials.append(
+                    TableTrial(
+                        graph=graph,
+                        layer=layer.name,
+                        precision=precision,
+                        ratio=ratio,
+                        harmless=harmless,
+                    )
+                )
+                if harmless:
+                    reason = "" if precision == given else "harm"
+                    recipe = recipe.with_layer(
+                        graph, layer.name, precision=precision, reason=reason
+                    )
+                    break
+    return recipe, tuple(trials)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One plan that was measured as a whole."""
+    """One recipe that was measured as a whole."""
 
     num_float: int
     """Layers kept in floating point for the budget."""
@@ -34,7 +166,7 @@ class Trial:
 class Outcome:
     """What came of a budget."""
 
-    plan: Plan
+    recipe: Recipe
     """The one to ship: within the budget, or the best there is."""
     ratio: Ratio
     met: bool
@@ -47,19 +179,20 @@ class Outcome:
         if self.met or force:
             return
         raise CalibrationError(
-            f"--max-loss {100 * max_loss:g} cannot be met: the best plan, with {self.num_float} of "
-            f"{num_layers} layers in floating point, loses {100 * self.ratio.loss:.2f} % of "
-            f"perplexity{self.ratio.place} (up to {100 * (self.ratio.high - 1):.2f} % with 95 %); "
+            f"--max-loss {100 * max_loss:g} cannot be met: the best recipe, with "
+            f"{self.num_float} of {num_layers} layers in floating point, loses "
+            f"{100 * self.ratio.loss:.2f} % of perplexity{self.ratio.place} (up to "
+            f"{100 * (self.ratio.high - 1):.2f} % with 95 %); "
             "nothing was written: allow that much, give more --calibration-data, or pass --force"
         )
 
     def require_int8(self, max_loss: float, *, force: bool) -> None:
-        """Raises CalibrationError for a plan that leaves nothing in int8, unless forced."""
-        if force or any(layer.precision != "float" for _, _, layer in self.plan.layers()):
+        """Raises CalibrationError for a recipe that leaves nothing in int8, unless forced."""
+        if force or any(layer.precision != "float" for _, _, layer in self.recipe.layers()):
             return
         raise CalibrationError(
-            f"no layer can be int8 within --max-loss {100 * max_loss:g} by this plan; nothing was "
-            "written: export with --precision fp16, allow more, or pass --force"
+            f"no layer can be int8 within --max-loss {100 * max_loss:g} by this recipe; nothing "
+            "was written: export with --precision fp16, allow more, or pass --force"
         )
 
 
@@ -68,28 +201,28 @@ def fits(ratio: Ratio, max_loss: float) -> bool:
     return ratio.high - 1.0 <= max_loss
 
 
-def single_trial(plan: Plan, ratio: Ratio, max_loss: float) -> Outcome:
-    """Returns the outcome of a plan that is taken as it is, such as an edited one."""
-    num_float = sum(layer.precision == "float" for _, _, layer in plan.layers())
+def single_trial(recipe: Recipe, ratio: Ratio, max_loss: float) -> Outcome:
+    """Returns the outcome of a recipe that is taken as it is, such as an edited one."""
+    num_float = sum(layer.precision == "float" for _, _, layer in recipe.layers())
     trial = Trial(num_float=num_float, ratio=ratio)
     return Outcome(
-        plan=plan, ratio=ratio, met=fits(ratio, max_loss), num_float=num_float, trials=(trial,)
+        recipe=recipe, ratio=ratio, met=fits(ratio, max_loss), num_float=num_float, trials=(trial,)
     )
 
 
 def fit_budget(
-    plan: Plan,
+    recipe: Recipe,
     costs: Sequence[LayerCost] | Callable[[], Sequence[LayerCost]],
     measure: Measure,
     max_loss: float,
 ) -> Outcome:
-    """Finds the plan to ship.
+    """Finds the recipe to ship.
 
     Args:
-        plan: Everything quantised that may be.
-        costs: Of its layers, most expensive first; a function is called only if the plan does not
+        recipe: Everything quantised that may be.
+        costs: Of its layers, most expensive first; a function is called only if the recipe does not
             fit as it is.
-        measure: Measures a whole plan.
+        measure: Measures a whole recipe.
         max_loss: Share of perplexity that may be lost, for example 0.005.
     """
     trials: dict[int, Trial] = {}
@@ -97,13 +230,13 @@ def fit_budget(
 
     def attempt(count: int) -> bool:
         if count not in trials:
-            ratio = measure(without(plan, known, count))
+            ratio = measure(without(recipe, known, count))
             trials[count] = Trial(num_float=count, ratio=ratio)
         return fits(trials[count].ratio, max_loss)
 
     def outcome(count: int, met: bool) -> Outcome:
         return Outcome(
-            plan=without(plan, known, count),
+            recipe=without(recipe, known, count),
             ratio=trials[count].ratio,
             met=met,
             num_float=count,

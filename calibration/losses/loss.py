@@ -2,7 +2,7 @@
 
 Perplexities of one text are known to a per cent or so, because masks are drawn; the ratio of two
 under equal masks is known a hundred times better, for the draws cancel. So nothing here compares
-two perplexities that were measured apart.
+two perplexities that were measured under different masks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Ratio:
 
 
 def worst(ratios: Iterable[Ratio]) -> Ratio:
-    """Gives the ratio that a budget must hold for: the one whose interval reaches highest."""
+    """Returns the ratio that a budget must hold for: the one whose interval reaches highest."""
     return max(ratios, key=lambda ratio: ratio.high)
 
 
@@ -131,7 +131,7 @@ class LossText:
 
 
 def _exp(nats: float) -> float:
-    """Gives e^nats, at most e^700: a score far off would not fit a float."""
+    """Returns e^nats, at most e^700: a score far off would not fit a float."""
     return math.exp(min(nats, 700.0))
 
 

@@ -17,10 +17,10 @@ from ...runtime.bundle.manifest import Manifest
 from ...runtime.engines.base import EngineSet
 from ...runtime.families import decoding_settings, text_positions
 from ...runtime.families.base import Request
+from ...runtime.measure.judge import Judge
 from ...runtime.text.tokenizer import Tokenizer
-from ..scales.bench import Models
+from ..graphs import Models, num_bytes
 from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
-from .judge import Judge
 from .loss import LossText, Ratio, worst
 from .text_quality import measure
 
@@ -50,7 +50,7 @@ class Figures:
     trajectory: dict[str, Any]
     """With fp32's decodes of equal prompts and seeds."""
     samples: dict[str, Any]
-    """Of the decoded texts: external judge's perplexity (None without a judge), entropy, …"""
+    """Of the decoded texts: a judge's bits per character (None without one), entropy, …"""
 
     @property
     def worst(self) -> Ratio:
@@ -89,7 +89,7 @@ class Examiner:
             tokenizer: Writes samples out.
             judge: Of samples; None: entropy only.
             seed: Of the decodes.
-            progress: Told of windows of text.
+            progress: Called after every window.
         """
         self._manifest, self._judge = manifest, judge
         self._texts = {text.block: text for text in texts}
@@ -134,7 +134,7 @@ class Examiner:
         }
 
     def worst(self, totals: Totals) -> Ratio:
-        """Gives the ratio that a budget must hold for, of all block sizes measured."""
+        """Returns the ratio that a budget must hold for, of all block sizes measured."""
         return worst(self.ratios(totals).values())
 
     def by_block(self, totals: Totals) -> dict[str, dict[str, Any]]:
@@ -160,7 +160,7 @@ class Examiner:
         return Figures(
             name=name,
             title=title,
-            num_bytes=sum(model.ByteSize() for model in models.values()),
+            num_bytes=sum(map(num_bytes, models.values())),
             perplexity=self._texts[self.main].perplexity(totals[self.main]),
             ratio=self.ratios(totals)[self.main],
             by_block=self.by_block(totals),

@@ -1,7 +1,7 @@
-"""How good a set of texts is: judge perplexity, unigram entropy, distinct-4 and repetition.
+"""How good a set of texts is: bits per character of a judge, entropy, distinct-4, repetition.
 
-Each figure can be gamed alone (repetition lowers perplexity and entropy, noise raises entropy and
-distinct-4), so they stand side by side. All depend on the length of the texts and on how many
+Each figure can be gamed alone (repetition lowers bits and entropy, noise raises entropy and
+distinct-4), so they are shown side by side. All depend on the length of the texts and on how many
 there are. A word is a run of characters without white space, case and punctuation kept, the same
 for every set. Sources: the entropy per sample is the one that MDLM, ReMDM and arXiv 2409.02908
 report beside generative perplexity (there over model tokens; here over words, so that models with
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import DataError
+from ...runtime.measure.judge import TextScore, bits_per_char
 from ...runtime.measure.word_figures import ngrams, word_entropy
-from .judge import TextScore, perplexity
 
 NUM_BOOTSTRAP = 1000
 NGRAM = 4
@@ -34,8 +34,8 @@ class Quality:
     num_texts: int
     words_per_text: float
     """Mean."""
-    judge_perplexity: float | None
-    """Per token of the judge, over all texts together; None without a judge."""
+    judge_bits_per_char: float | None
+    """Over all texts together; None without a judge."""
     judge_interval: Interval | None
     """Bootstrap over texts."""
     unigram_entropy: float
@@ -49,7 +49,7 @@ class Quality:
     distinct_4_interval: Interval
     """Jackknife over texts (a bootstrap would repeat texts and so invent repetition)."""
     repetition: float
-    """Share of a text's word 4-grams that stood in it before, averaged over texts."""
+    """Share of a text's word 4-grams that occurred in it before, averaged over texts."""
 
 
 def _distinct(texts: Sequence[Sequence[str]]) -> tuple[float, Interval]:
@@ -78,19 +78,19 @@ def _bootstrap(rows: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
 
 
 def quantiles(values: NDArray[np.float64]) -> Interval:
-    """Gives the 2.5 and 97.5 % quantiles."""
+    """Returns the 2.5 and 97.5 % quantiles."""
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
 
 
-def perplexity_draws(scores: Sequence[TextScore], seed: int = 0) -> NDArray[np.float64]:
-    """Gives bootstrap draws (NUM_BOOTSTRAP,) of the perplexity over texts."""
-    sums = _bootstrap(np.array([(s.nats, s.num_tokens) for s in scores], np.float64), seed)
-    return np.exp(sums[:, 0] / np.maximum(sums[:, 1], 1))
+def bits_draws(scores: Sequence[TextScore], seed: int = 0) -> NDArray[np.float64]:
+    """Returns bootstrap draws (NUM_BOOTSTRAP,) of the bits per character over texts."""
+    sums = _bootstrap(np.array([(s.bits, s.num_chars) for s in scores], np.float64), seed)
+    return sums[:, 0] / np.maximum(sums[:, 1], 1)
 
 
 def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> Quality:
-    """Measures a set of texts; `scores` are the judge's, one per text. DataError if empty."""
+    """Measures a set of texts; `scores` are the judge's. DataError if empty."""
     words = [text.split() for text in texts]
     if not any(words):
         raise DataError("wanted texts to measure, found not one word; give a set with text in it")
@@ -101,8 +101,8 @@ def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> 
     return Quality(
         num_texts=len(texts),
         words_per_text=float(np.mean([len(w) for w in words])),
-        judge_perplexity=perplexity(scores) if scores else None,
-        judge_interval=quantiles(perplexity_draws(scores)) if scores else None,
+        judge_bits_per_char=bits_per_char(scores) if scores else None,
+        judge_interval=quantiles(bits_draws(scores)) if scores else None,
         unigram_entropy=float(entropies.mean()),
         entropy_interval=quantiles(_bootstrap(entropies[:, None])[:, 0] / len(entropies)),
         pooled_entropy=word_entropy([word for text in words for word in text]),

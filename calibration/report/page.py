@@ -37,7 +37,7 @@ def make_page(report: Mapping[str, Any]) -> Page:
     figure = plotting()
     page = Page(f"What {report['precision']} costs: {report['family']} for {report['target']}")
     figures = list(report["variants"].values())
-    # Without layers given up, one of the compared is what ships: once is enough.
+    # Where no layer is given up, one of those compared ships: it is shown once.
     figures += [
         item
         for name, item in report["comparison"].items()
@@ -78,7 +78,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
     page.table(
         (
             "variant", "top-1 about to be committed, %", "top-1, %", "top-5, %", "same tokens, %",
-            "tokens per run", "judge", "entropy",
+            "tokens per run", "judge, bits/char", "entropy",
         ),
         [
             (
@@ -88,7 +88,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
                 _share(item["agreement"]["all"], "top5"),
                 f"{100 * item['trajectory']['same_tokens']:.1f}",
                 f"{item['trajectory']['tokens_per_nfe']:.2f}",
-                _with_interval(item["samples"], "judge_perplexity", "judge_interval"),
+                _with_interval(item["samples"], "judge_bits_per_char", "judge_interval"),
                 _with_interval(item["samples"], "unigram_entropy", "entropy_interval"),
             )
             for item in figures

@@ -18,64 +18,66 @@ from ..canvases.texts import Texts
 from ..losses.budget import fits
 from ..losses.loss import Ratio
 from ..losses.quality import Figures
-from ..scales.plan import plan_bytes
-from ..wishes import SETS, Shipped, Wishes
+from ..options import SETS, QuantisationOptions, Quantised
+from ..recipe import recipe_bytes
 from .layers import lost
 from .page import make_page
 
 PAGE_NAME = "report.html"
-PLAN_NAME = "plan.json"
-QUALITY_VERSION = 2
+RECIPE_NAME = "recipe.json"
+QUALITY_VERSION = 3
 ENOUGH_TOP1 = 0.98
 """Share of equal tokens at positions about to be committed, below which the report warns."""
 MOST_FP16_LOSS = 0.001
 """Share of perplexity that rounding to float16 may cost before the report warns."""
 
 
-def quality_report(shipped: Shipped, wishes: Wishes, texts: Texts, family: str) -> dict[str, Any]:
+def quality_report(
+    quantised: Quantised, options: QuantisationOptions, texts: Texts, family: str
+) -> dict[str, Any]:
     """Returns the figures as JSON data."""
     return {
         "version": QUALITY_VERSION,
         "family": family,
-        "precision": wishes.precision,
-        "target": wishes.target,
-        "verdict": _verdict(shipped, wishes),
-        "findings": _findings(shipped, wishes),
-        "warnings": _warnings(shipped, wishes),
+        "precision": options.precision,
+        "target": options.target,
+        "verdict": _verdict(quantised, options),
+        "findings": _findings(quantised, options),
+        "warnings": _warnings(quantised, options),
         "text": {
             "source": texts.source,
-            "num_tokens": shipped.texts[0].num_tokens,
-            "block": shipped.texts[0].block,
-            "noise": _noise(shipped),
-            "blocks": [text.block for text in shipped.texts],
-            "num_samples": shipped.num_samples,
-            "num_decodes": shipped.num_decodes,
-            "seed": wishes.seed,
+            "num_tokens": quantised.texts[0].num_tokens,
+            "block": quantised.texts[0].block,
+            "noise": _noise(quantised),
+            "blocks": [text.block for text in quantised.texts],
+            "num_samples": quantised.num_samples,
+            "num_decodes": quantised.num_decodes,
+            "seed": options.seed,
         },
-        "variants": {name: item.to_json() for name, item in shipped.variants.items()},
-        "comparison": {name: item.to_json() for name, item in shipped.comparison.items()},
-        "calibrated_on": shipped.calibrated_on,
+        "variants": {name: item.to_json() for name, item in quantised.variants.items()},
+        "comparison": {name: item.to_json() for name, item in quantised.comparison.items()},
+        "calibrated_on": quantised.calibrated_on,
         "against_decoding": {
-            name: ratio.to_json() for name, ratio in shipped.against_decoding.items()
+            name: ratio.to_json() for name, ratio in quantised.against_decoding.items()
         },
-        "sensitivity": [cost.to_json() for cost in shipped.costs],
-        "tables": [trial.to_json() for trial in shipped.tables],
+        "sensitivity": [cost.to_json() for cost in quantised.costs],
+        "tables": [trial.to_json() for trial in quantised.tables],
         "budget": {
-            "max_loss": wishes.max_loss,
-            "met": shipped.outcome.met,
-            "worst": shipped.outcome.ratio.to_json(),
-            "num_float": shipped.outcome.num_float,
-            "trials": [trial.to_json() for trial in shipped.outcome.trials],
+            "max_loss": options.max_loss,
+            "met": quantised.outcome.met,
+            "worst": quantised.outcome.ratio.to_json(),
+            "num_float": quantised.outcome.num_float,
+            "trials": [trial.to_json() for trial in quantised.outcome.trials],
         },
-        "ranges": _ranges(shipped),
-        "canvases": _canvases(shipped),
-        "plan": shipped.plan.to_json(),
+        "ranges": _ranges(quantised),
+        "canvases": _canvases(quantised),
+        "recipe": quantised.recipe.to_json(),
     }
 
 
-def _noise(shipped: Shipped) -> str:
+def _noise(quantised: Quantised) -> str:
     """Says what canvases are told apart by: what is masked or, without masks, the noise's level."""
-    return "mask ratio" if shipped.masked else "noise level"
+    return "mask ratio" if quantised.masked else "noise level"
 
 
 def _loss(ratio: Ratio) -> str:
@@ -84,50 +86,53 @@ def _loss(ratio: Ratio) -> str:
     return f"{lost(ratio.value)} % ({lost(ratio.low)} to {lost(ratio.high)} with 95 %)"
 
 
-def _verdict(shipped: Shipped, wishes: Wishes) -> str:
+def _verdict(quantised: Quantised, options: QuantisationOptions) -> str:
     """Says in a sentence what a reader in a hurry wants to know."""
-    ratio = shipped.outcome.ratio
-    kept = "keeps within" if fits(ratio, wishes.max_loss) else "is beyond"
-    share = shipped.variants[wishes.precision].num_bytes / shipped.variants["fp32"].num_bytes
+    ratio = quantised.outcome.ratio
+    kept = "keeps within" if fits(ratio, options.max_loss) else "is beyond"
+    share = quantised.variants[options.precision].num_bytes / quantised.variants["fp32"].num_bytes
     return (
-        f"{wishes.precision} {kept} the budget of {100 * wishes.max_loss:g} %: perplexity changes "
-        f"by {lost(ratio.value)} %, by {lost(ratio.high)} % at most, at {share:.2f} of fp32's size."
+        f"{options.precision} {kept} the budget of {100 * options.max_loss:g} %: perplexity "
+        f"changes by {lost(ratio.value)} %, by {lost(ratio.high)} % at most, at "
+        f"{share:.2f} of fp32's size."
     )
 
 
-def _findings(shipped: Shipped, wishes: Wishes) -> list[str]:
-    whole = shipped.variants["fp32"]
+def _findings(quantised: Quantised, options: QuantisationOptions) -> list[str]:
+    whole = quantised.variants["fp32"]
     found = []
     for name in ("fp16", "int8"):
-        item = shipped.variants.get(name)
+        item = quantised.variants.get(name)
         if item is not None:
             found.append(
                 f"{name} changes perplexity by {_loss(item.ratio)}{item.ratio.place} and takes "
                 f"{item.num_bytes / whole.num_bytes:.2f} of fp32's bytes."
             )
-    others = [item["ratio"] for item in shipped.variants[wishes.precision].by_block.values()][1:]
+    others = [item["ratio"] for item in quantised.variants[options.precision].by_block.values()][1:]
     if others:
         parts = [f"{_loss(ratio)}{ratio.place}" for ratio in others]
         found.append(
-            f"{wishes.precision} at the other block sizes that texts are decoded or filled by: "
+            f"{options.precision} at the other block sizes that texts are decoded or filled by: "
             f"{'; '.join(parts)}. The budget is for the worst of all."
         )
-    found += _pace(shipped.variants[wishes.precision])
-    found += _stored(shipped)
+    found += _pace(quantised.variants[options.precision])
+    found += _stored(quantised)
     kept = [
-        f"{name} of {graph}" for graph, plan in shipped.plan.graphs.items() for name in plan.float32
+        f"{name} of {graph}"
+        for graph, recipe in quantised.recipe.graphs.items()
+        for name in recipe.float32
     ]
     if kept:
         found.append(
             f"{len(kept)} values leave float16's range on the canvases and stay in float32: "
             f"{', '.join(kept[:8])}{', …' if len(kept) > 8 else ''}."
         )
-    if shipped.comparison:
-        found += _compared(shipped)
-    if wishes.precision == "int8" and shipped.outcome.num_float and wishes.edits is None:
+    if quantised.comparison:
+        found += _compared(quantised)
+    if options.precision == "int8" and quantised.outcome.num_float and options.edits is None:
         found.append(
-            f"{shipped.outcome.num_float} layers stay in floating point to keep within "
-            f"{100 * wishes.max_loss:g} %."
+            f"{quantised.outcome.num_float} layers stay in floating point to keep within "
+            f"{100 * options.max_loss:g} %."
         )
     return found
 
@@ -144,55 +149,57 @@ def _pace(variant: Figures) -> list[str]:
     ]
 
 
-def _stored(shipped: Shipped) -> list[str]:
+def _stored(quantised: Quantised) -> list[str]:
     """Says what storing embeddings and heads as int8 was measured to cost."""
     return [
         f"{trial.layer} of {trial.graph} alone as {trial.precision}: {_loss(trial.ratio)}, "
         f"{'harmless' if trial.harmless else 'not harmless, so it is not stored like that'}."
-        for trial in shipped.tables
+        for trial in quantised.tables
     ]
 
 
-def _compared(shipped: Shipped) -> list[str]:
+def _compared(quantised: Quantised) -> list[str]:
     """Says what calibrating on something else would have given."""
-    parts = [f"from {SETS[name]} {_loss(item.ratio)}" for name, item in shipped.comparison.items()]
-    lines = [f"The same int8 recipe, before any budget, calibrated {'; '.join(parts)}."]
-    parts = [f"{SETS[name]}: {_loss(item)}" for name, item in shipped.against_decoding.items()]
+    parts = [
+        f"from {SETS[name]} {_loss(item.ratio)}" for name, item in quantised.comparison.items()
+    ]
+    lines = [f"The same int8, before any budget, calibrated {'; '.join(parts)}."]
+    parts = [f"{SETS[name]}: {_loss(item)}" for name, item in quantised.against_decoding.items()]
     if parts:
         lines.append(
             f"Against {SETS['decode']}, in pairs, perplexity changes with {'; '.join(parts)}."
         )
-    if shipped.calibrated_on == "clean":
+    if quantised.calibrated_on == "clean":
         lines.append(
             "Clean text does as well as canvases of the decoding loop on this model, so the "
             "simpler one was used."
         )
-    elif "clean" in shipped.comparison:
-        measurable = shipped.against_decoding["clean"].low > 1.0
+    elif "clean" in quantised.comparison:
+        measurable = quantised.against_decoding["clean"].low > 1.0
         worse = "measurably worse" if measurable else "worse at tokens about to be committed"
         lines.append(
             f"Clean text does {worse} than canvases of the decoding loop, so these were used."
         )
     lines += [
         f"Calibration on {SETS[name]} gave no scales: {why}."
-        for name, why in shipped.failures.items()
+        for name, why in quantised.failures.items()
     ]
     return lines
 
 
-def _warnings(shipped: Shipped, wishes: Wishes) -> list[str]:
+def _warnings(quantised: Quantised, options: QuantisationOptions) -> list[str]:
     found = []
-    if not fits(shipped.outcome.ratio, wishes.max_loss):
+    if not fits(quantised.outcome.ratio, options.max_loss):
         found.append(
-            f"Beyond its budget of {100 * wishes.max_loss:g} %: written because of --force."
+            f"Beyond its budget of {100 * options.max_loss:g} %: written because of --force."
         )
-    half = shipped.variants["fp16"].worst
+    half = quantised.variants["fp16"].worst
     if half.loss > MOST_FP16_LOSS:
         found.append(
             f"fp16 alone loses {100 * half.loss:.3f} % of perplexity{half.place}, more than "
             f"{100 * MOST_FP16_LOSS:g} %."
         )
-    item = shipped.variants[wishes.precision]
+    item = quantised.variants[options.precision]
     soon = item.agreement["about_to_be_committed"]
     if soon["rows"] and soon["top1"] < ENOUGH_TOP1:
         found.append(
@@ -202,22 +209,22 @@ def _warnings(shipped: Shipped, wishes: Wishes) -> list[str]:
     return found
 
 
-def _ranges(shipped: Shipped) -> dict[str, Any]:
+def _ranges(quantised: Quantised) -> dict[str, Any]:
     return {
         graph: {
             name: {
                 "largest": {f"{decile / 10:.1f}": value for decile, value in deciles.items()},
-                **shipped.plan.to_json()["graphs"][graph]["layers"][name],
+                **quantised.recipe.to_json()["graphs"][graph]["layers"][name],
             }
             for name, deciles in layers.items()
         }
-        for graph, layers in shipped.largest.items()
+        for graph, layers in quantised.largest.items()
     }
 
 
-def _canvases(shipped: Shipped) -> dict[str, Any]:
-    name = shipped.calibrated_on or "decode"
-    chosen = shipped.sets[name]
+def _canvases(quantised: Quantised) -> dict[str, Any]:
+    name = quantised.calibrated_on or "decode"
+    chosen = quantised.sets[name]
     rows = [
         {
             "graph": graph,
@@ -229,21 +236,21 @@ def _canvases(shipped: Shipped) -> dict[str, Any]:
     ]
     words = (
         f"{len(chosen)} graph inputs from {SETS[name]}, by graph shape and tenth of the "
-        f"{_noise(shipped)}."
+        f"{_noise(quantised)}."
     )
     return {"words": words, "recipe": dict(chosen.recipe), "coverage": rows}
 
 
-def report_members(shipped: Shipped, report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns the page and the plan as members of a bundle."""
+def report_members(quantised: Quantised, report: Mapping[str, Any]) -> dict[str, bytes]:
+    """Returns the page and the recipe as members of a bundle."""
     return {
         PAGE_NAME: make_page(report).render().encode(),
-        PLAN_NAME: plan_bytes(shipped.plan),
+        RECIPE_NAME: recipe_bytes(quantised.recipe),
     }
 
 
 def write_reports(folder: Path, report: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
-    """Writes report.json, report.html and plan.json; DlmError if that fails."""
+    """Writes report.json, report.html and recipe.json; DlmError if that fails."""
     files = {REPORT_NAME: (json.dumps(report, indent=1) + "\n").encode(), **members}
     try:
         folder.mkdir(parents=True, exist_ok=True)

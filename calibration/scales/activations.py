@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from ...runtime.errors import CalibrationError
 from ..canvases.canvases import NUM_DECILES, Canvas
-from .exposed import in_order, open_exposed
+from ..graphs import in_order, open_session
+from ..layers import Layer
 from .extremes import unsound
-from .linears import Layer
 
 NUM_BINS = 4096
 """Of a histogram; between 2048 and all of them are in use, since the width grows by doubling."""
@@ -91,7 +91,7 @@ class Activation:
 
 
 def layer_inputs(layers: Iterable[Layer]) -> dict[str, str]:
-    """Gives the values that enter products, each with the name of the first layer it enters."""
+    """Returns the values that enter products, each with the name of the first layer it enters."""
     found: dict[str, str] = {}
     for layer in layers:
         for value in layer.inputs:
@@ -100,7 +100,7 @@ def layer_inputs(layers: Iterable[Layer]) -> dict[str, str]:
 
 
 def collect(
-    model: onnx.ModelProto,
+    model: ir.Model,
     canvases: Sequence[Canvas],
     names: Mapping[str, str],
     *,
@@ -118,7 +118,7 @@ def collect(
         graph: Name of the graph; None: the model's own.
         seed: Of the sample of rows.
         threads: CPU threads.
-        progress: Told after every canvas.
+        progress: Called after every canvas.
 
     Returns:
         Value name → what it looks like.
@@ -134,7 +134,7 @@ def collect(
             f"there is no canvas of graph {graph}: record canvases of this model, with its own "
             "block and context sizes"
         )
-    session = open_exposed(model, names, threads)
+    session = open_session(model, names, threads)
     wanted = in_order(model, names)
     collectors = {name: _Collector(name, len(own), seed) for name in wanted}
     for number, canvas in enumerate(own):
@@ -187,7 +187,7 @@ class _Collector:
         self._count += 1
 
     def finish(self) -> Activation:
-        """Gives the sums."""
+        """Returns the sums."""
         assert self._channel_max is not None
         return Activation(
             histogram=self._histogram,
@@ -200,7 +200,7 @@ class _Collector:
 
 
 def _weights(array: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """Gives each row's weight: its position's where rows are the block's positions."""
+    """Returns each row's weight: its position's where rows are the block's positions."""
     if array.ndim >= 2 and array.shape[-2] == canvas.spec.rows:
         repeats = int(np.prod(array.shape[:-2]))
         return np.tile(canvas.row_weights, repeats)

@@ -1,24 +1,26 @@
-"""From canvases to scales: folds, chooses ranges, and builds the graphs that a plan asks for.
+"""From canvases to scales: folds, chooses ranges, and makes the graphs that a recipe asks for.
 
-One `Calibrator` holds a model's floating-point graphs and a target's recipe. `fit` turns a set of
-canvases into a `Fitted`: smoothed graphs, and the plan with every alpha and scale filled in. From
-there a plan's layers can be switched between int8 and floating point without looking at canvases
+One `Calibrator` holds a model's floating-point graphs and their target's form. `fit` turns a set of
+canvases into a `Fitted`: smoothed graphs, and the recipe with every alpha and scale filled in. From
+there a recipe's layers can be switched between int8 and floating point without looking at canvases
 again, which is what the sensitivity pass and the budget do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import onnx
-from onnx import numpy_helper
+import onnx_ir as ir
 
+from ...runtime.bundle.manifest import GraphSpec
 from ..canvases.canvases import CanvasSet
+from ..forms.base import Cache, Form
+from ..forms.cpu import fixed_scale
+from ..graphs import Models, array_of
+from ..layers import Layer, find_layers
+from ..recipe import Recipe
 from .activations import Activation, collect, layer_inputs
-from .bench import Models
-from .linears import Layer, find_layers
-from .plan import GraphPlan, Plan, fixed_scale
 from .ranges import Range, choose_range
 from .smooth import asked_folds, search_alphas, smooth
 
@@ -27,84 +29,80 @@ Layers = tuple[Layer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How one target's graphs are made; the exporter has one per kind of target."""
-
-    target: str
-    default_plan: Callable[[Layers], GraphPlan]
-    """What every layer becomes if nothing speaks against it."""
-    build: Callable[[onnx.ModelProto, Layers, GraphPlan], onnx.ModelProto]
-    """Makes the planned graph of a float32 one, which it leaves as it is."""
-    build_fp16: Callable[[onnx.ModelProto, Sequence[str]], onnx.ModelProto]
-    """Makes the fp16 graph; the names are values to keep in float32."""
-    half_values: Callable[[onnx.ModelProto], tuple[str, ...]]
-    """Names the values that would be float16; none where arithmetic stays float32."""
-    weight_limit: int = 127
-    """Largest integer of a weight; 64 leaves a bit to kernels that saturate."""
-    dynamic: bool = False
-    """Whether each run takes its own scales of activations, so that a plan has none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
     """What one set of canvases led to."""
 
-    plan: Plan
+    recipe: Recipe
     """With alphas and scales."""
     models: Models
-    """Float32, smoothed as the plan says."""
+    """Float32, smoothed as the recipe says."""
 
 
 class Calibrator:
     """The floating-point graphs of one model, ready to be quantised for one target."""
 
-    def __init__(
-        self, models: Models, roles: Mapping[str, Mapping[str, str]], recipe: Recipe
-    ) -> None:
-        """Takes float32 graphs by name, and the roles of each one's inputs."""
-        self.models = models
-        self.recipe = recipe
+    def __init__(self, models: Models, specs: Iterable[GraphSpec], form: Form, target: str) -> None:
+        """Takes float32 graphs by name, one spec or more of each, and their target's form."""
+        self.models, self.form, self._target = models, form, target
+        known = {spec.name: spec for spec in specs}
+        roles = {name: {item.name: item.role for item in known[name].inputs} for name in models}
         self.layers: dict[str, Layers] = {
             name: find_layers(model, roles[name]) for name, model in models.items()
         }
+        self._caches = {name: _cache_of(known[name]) for name in models}
 
-    def default_plan(self, float32: Mapping[str, tuple[str, ...]]) -> Plan:
-        """Returns the recipe's plan for every layer.
+    def default_recipe(self, float32: Mapping[str, tuple[str, ...]]) -> Recipe:
+        """Returns what every layer becomes before any measurement.
 
         Args:
             float32: Values of each graph that leave float16's range.
         """
         graphs = {
-            name: replace(self.recipe.default_plan(layers), float32=float32.get(name, ()))
+            name: replace(self.form.default_recipe(layers), float32=float32.get(name, ()))
             for name, layers in self.layers.items()
         }
-        return Plan(target=self.recipe.target, graphs=graphs)
+        return Recipe(target=self._target, graphs=graphs)
 
-    def require_possible(self, plan: Plan) -> None:
+    def weights_only(self) -> Recipe:
+        """Returns the recipe of graphs that nothing was recorded for.
+
+        Scales that each run takes need no canvases; only smoothing is lost. Fixed ones do, so
+        where these are needed weights alone are stored as int8, and products are float16: half of
+        fp16's memory and traffic at its speed of arithmetic.
+        """
+        recipe = self.default_recipe({})
+        for graph, name, layer in recipe.layers():
+            if not self.form.dynamic and layer.precision == "int8":
+                recipe = recipe.with_layer(
+                    graph, name, precision="int8-weight", reason="uncalibrated"
+                )
+        return recipe
+
+    def require_possible(self, recipe: Recipe) -> None:
         """Raises CalibrationError for alphas and scales that no graph of this recipe can have."""
         for graph, model in self.models.items():
-            layers = plan.graphs[graph].layers
+            layers = recipe.graphs[graph].layers
             alphas = {name: layer.alpha for name, layer in layers.items()}
             asked_folds(model, self.layers[graph], alphas)
             for name, layer in layers.items():
-                if self.recipe.dynamic and layer.scale is not None:
+                if self.form.dynamic and layer.scale is not None:
                     raise fixed_scale(name, layer.scale)
 
     def fit(
-        self, plan: Plan, canvases: CanvasSet, progress: Progress = lambda done, total: None
+        self, recipe: Recipe, canvases: CanvasSet, progress: Progress = lambda done, total: None
     ) -> Fitted:
-        """Fills in alphas and scales that the plan leaves open.
+        """Fills in alphas and scales that the recipe leaves open.
 
         Args:
-            plan: Its own alphas and scales are kept; a scale without an alpha is one of the
+            recipe: Its own alphas and scales are kept; a scale without an alpha is one of the
                 unfolded input.
             canvases: To observe activations on.
-            progress: Told after every canvas.
+            progress: Called after every canvas.
 
         Raises:
             CalibrationError: Activations that cannot be quantised, NaN on a canvas.
         """
-        rounds = 1 if self.recipe.dynamic else 2
+        rounds = 1 if self.form.dynamic else 2
         done, total = 0, rounds * len(canvases)
 
         def step(_: int, __: int) -> None:
@@ -120,13 +118,13 @@ class Calibrator:
                 models[graph] = model
                 continue
             seen = collect(model, canvases.items, names, graph=graph, progress=step)
-            plan = self._with_alphas(plan, graph, seen)
-            alphas = {name: item.alpha for name, item in plan.graphs[graph].layers.items()}
+            recipe = self._with_alphas(recipe, graph, seen)
+            alphas = {name: item.alpha for name, item in recipe.graphs[graph].layers.items()}
             models[graph] = smooth(model, layers, seen, alphas)
-            if not self.recipe.dynamic:
+            if not self.form.dynamic:
                 seen = collect(models[graph], canvases.items, names, graph=graph, progress=step)
-                plan = self._with_scales(plan, graph, models[graph], seen)
-        return Fitted(plan=plan, models=models)
+                recipe = self._with_scales(recipe, graph, models[graph], seen)
+        return Fitted(recipe=recipe, models=models)
 
     def largest(
         self,
@@ -152,13 +150,13 @@ class Calibrator:
             }
         return found
 
-    def _with_alphas(self, plan: Plan, graph: str, seen: Mapping[str, Activation]) -> Plan:
-        """Fills in how strongly each layer's input is folded; what the plan says stays.
+    def _with_alphas(self, recipe: Recipe, graph: str, seen: Mapping[str, Activation]) -> Recipe:
+        """Fills in how strongly each layer's input is folded; what the recipe says stays.
 
         A scale without an alpha was fitted to what enters unfolded, so that neither its layer nor
         those that share its input are searched.
         """
-        layers = plan.graphs[graph].layers
+        layers = recipe.graphs[graph].layers
         said = {
             value
             for layer in self.layers[graph]
@@ -169,49 +167,58 @@ class Calibrator:
             self.models[graph],
             self.layers[graph],
             seen,
-            weight_limit=self.recipe.weight_limit,
-            dynamic=self.recipe.dynamic,
+            weight_limit=self.form.weight_limit,
+            dynamic=self.form.dynamic,
         )
         for layer in self.layers[graph]:
             if layers[layer.name].alpha is None and said.isdisjoint(layer.inputs):
-                plan = plan.with_layer(graph, layer.name, alpha=found[layer.name])
-        return plan
+                recipe = recipe.with_layer(graph, layer.name, alpha=found[layer.name])
+        return recipe
 
     def _with_scales(
-        self, plan: Plan, graph: str, model: onnx.ModelProto, seen: Mapping[str, Activation]
-    ) -> Plan:
-        """Chooses a range for each value that enters int8 products; what the plan says stays."""
-        arrays = {item.name: item for item in model.graph.initializer}
+        self, recipe: Recipe, graph: str, model: ir.Model, seen: Mapping[str, Activation]
+    ) -> Recipe:
+        """Chooses a range for each value that enters int8 products; what the recipe says stays."""
+        items = model.graph.initializers
         chosen: dict[str, Range] = {}
         for layer in self.layers[graph]:
-            what = plan.graphs[graph].layers[layer.name]
+            what = recipe.graphs[graph].layers[layer.name]
             if what.precision != "int8":
                 continue
             if what.scale is not None:
-                plan = plan.with_layer(graph, layer.name, observer=what.observer or "plan")
+                recipe = recipe.with_layer(graph, layer.name, observer=what.observer or "recipe")
                 continue
             for value in layer.inputs:
                 if value not in chosen:
                     weights = [
-                        other.by_channel(numpy_helper.to_array(arrays[other.weight]))
+                        other.by_channel(array_of(items[other.weight]))
                         for other in self.layers[graph]
                         if value in other.inputs
                     ]
                     chosen[value] = choose_range(seen[value], weights, label=layer.name)
             widest = max((chosen[value] for value in layer.inputs), key=lambda item: item.scale)
-            plan = plan.with_layer(graph, layer.name, scale=widest.scale, observer=widest.observer)
-        return plan
+            recipe = recipe.with_layer(
+                graph, layer.name, scale=widest.scale, observer=widest.observer
+            )
+        return recipe
 
-    def build(self, fitted: Fitted, plan: Plan) -> dict[str, onnx.ModelProto]:
-        """Makes the graphs of a plan whose scales come from `fitted`."""
+    def int8(self, fitted: Fitted, recipe: Recipe) -> dict[str, ir.Model]:
+        """Makes the graphs of a recipe whose scales come from `fitted`."""
         return {
-            name: self.recipe.build(model, self.layers[name], plan.graphs[name])
+            name: self.form.int8(model, self.layers[name], recipe.graphs[name], self._caches[name])
             for name, model in fitted.models.items()
         }
 
-    def build_fp16(self, plan: Plan) -> dict[str, onnx.ModelProto]:
+    def fp16(self, recipe: Recipe) -> dict[str, ir.Model]:
         """Makes the fp16 graphs."""
         return {
-            name: self.recipe.build_fp16(model, plan.graphs[name].float32)
+            name: self.form.fp16(model, recipe.graphs[name].float32, self._caches[name])
             for name, model in self.models.items()
         }
+
+
+def _cache_of(spec: GraphSpec) -> Cache:
+    """Returns the pairs of cache tensors: what a graph reads, and what is appended to it."""
+    read = [tensor.name for tensor in spec.inputs if tensor.role == "kv"]
+    made = [tensor.name for tensor in spec.outputs if tensor.role == "kv_new"]
+    return tuple(zip(read, made, strict=True))

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from ...runtime.errors import CalibrationError
 from ..canvases.canvases import Canvas
-from .exposed import in_order, open_exposed
-from .linears import Layer
-from .weights import FLOAT16_LIMIT
+from ..graphs import in_order, open_session, rank_of, values_of
+from ..layers import FLOAT16_LIMIT, Layer
 
 HEADROOM = 2.0
 """The canvases are a sample: values of half of float16's range count as beyond it."""
@@ -23,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 
 def largest_values(
-    model: onnx.ModelProto,
+    model: ir.Model,
     canvases: Sequence[Canvas],
     names: Iterable[str],
     progress: Progress = lambda done, total: None,
@@ -34,7 +33,7 @@ def largest_values(
         model: The graph.
         canvases: Of this graph.
         names: Computed values, in the graph's order.
-        progress: Told after every canvas.
+        progress: Called after every canvas.
 
     Returns:
         The largest magnitude of each value, by the mask ratio's decile.
@@ -43,7 +42,7 @@ def largest_values(
         CalibrationError: A value is NaN or infinite on a canvas; names the first such.
     """
     wanted = list(names)
-    session = open_exposed(model, wanted)
+    session = open_session(model, wanted)
     found: dict[str, dict[int, float]] = {name: {} for name in wanted}
     for number, canvas in enumerate(canvases):
         outputs = session.run(wanted, dict(canvas.inputs))
@@ -74,7 +73,7 @@ def beyond_float16(largest: Mapping[str, Mapping[int, float]]) -> tuple[str, ...
     )
 
 
-def unsound_layer(model: onnx.ModelProto, layers: Sequence[Layer], canvas: Canvas) -> str:
+def unsound_layer(model: ir.Model, layers: Sequence[Layer], canvas: Canvas) -> str:
     """Names the first layer on a canvas that NaN or infinity comes out of or goes into, in words.
 
     Args:
@@ -89,27 +88,29 @@ def unsound_layer(model: onnx.ModelProto, layers: Sequence[Layer], canvas: Canva
         for name in (*layer.lookups, *layer.products):
             words[name] = f"layer {layer.name} gives"
     wanted = in_order(model, words)
-    found = open_exposed(model, wanted).run(wanted, dict(canvas.inputs))
+    found = open_session(model, wanted).run(wanted, dict(canvas.inputs))
     for name, array in zip(wanted, found, strict=True):
         if not np.isfinite(array).all():
             return words[name]
     return f"behind its last layer graph {canvas.spec.name} gives"
 
 
-def _place(model: onnx.ModelProto, name: str) -> str:
+def _place(model: ir.Model, name: str) -> str:
     """Names a value by the layer whose weight its node reads, else by the next layer before it."""
-    weights = {item.name for item in model.graph.initializer if len(item.dims) > 1}
-    makers = {output: node for node in model.graph.node for output in node.output}
-    node, behind, seen = makers.get(name), "", set()
-    pending = [node] if node is not None else []
+    value = values_of(model)[name]
+    behind, seen = "", set()
+    pending = [value.producer()]
     while pending:
         node = pending.pop(0)
-        near = next((item for item in node.input if item in weights), None)
-        if near is not None:
-            layer = near.removeprefix("model.").removesuffix(".weight")
-            return f"{behind}layer {layer}"
-        behind = f"the {makers[name].op_type} {name} behind "
-        fresh = [item for item in node.input if item in makers and item not in seen]
-        seen.update(fresh)
-        pending.extend(makers[item] for item in fresh)
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for item in node.inputs:
+            if item is not None and item.is_initializer() and rank_of(item) > 1:
+                layer = str(item.name).removeprefix("model.").removesuffix(".weight")
+                return f"{behind}layer {layer}"
+        maker = value.producer()
+        assert maker is not None
+        behind = f"the {maker.op_type} {name} behind "
+        pending.extend(item.producer() for item in node.inputs if item is not None)
     return f"value {name}"

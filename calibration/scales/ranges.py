@@ -37,7 +37,7 @@ ENTROPY_LEVELS = 128
 OBSERVERS = ("minmax", "percentile", "mse", "entropy")
 CONSTANT = (
     "the activations that enter {label} are {value} everywhere on all canvases, so that they have "
-    'no range: record canvases of other texts, or plan this layer as "float"'
+    'no range: record canvases of other texts, or make this layer "float" in the recipe'
 )
 
 
@@ -67,7 +67,7 @@ def choose_range(
         label: The layer it enters, for messages.
 
     Raises:
-        CalibrationError: The value is constant: no range can be told from it.
+        CalibrationError: The value is constant: it has no range.
     """
     if activation.is_constant:
         value = float(activation.rows.flat[0]) + 0.0  # which turns -0 into 0
@@ -81,7 +81,7 @@ def choose_range(
 
 
 def observe(histogram: Histogram) -> dict[str, float]:
-    """Gives each observer's range; the histogram holds something beside 0."""
+    """Returns each observer's range; the histogram holds something beside 0."""
     return {
         "minmax": histogram.maximum,
         "percentile": percentile_range(histogram, PERCENTILE),
@@ -91,7 +91,7 @@ def observe(histogram: Histogram) -> dict[str, float]:
 
 
 def product_error(activation: Activation, scale: float, weights: Sequence[np.ndarray]) -> float:
-    """Gives the relative weighted squared error of products with rows quantised at `scale`."""
+    """Returns the relative weighted squared error of products with rows quantised at `scale`."""
     rows = activation.rows.astype(np.float64)
     rounded = np.clip(np.rint(rows / scale), -LIMIT - 1, LIMIT) * scale
     return relative_error(rounded - rows, rows, activation.row_weights, weights)
@@ -100,7 +100,7 @@ def product_error(activation: Activation, scale: float, weights: Sequence[np.nda
 def relative_error(
     change: np.ndarray, rows: np.ndarray, row_weights: np.ndarray, weights: Sequence[np.ndarray]
 ) -> float:
-    """Gives sum w |change W|^2 / sum w |rows W|^2 over all matrices; of the rows without any."""
+    """Returns sum w |change W|^2 / sum w |rows W|^2 over all matrices; of the rows without any."""
     wrong = right = 0.0
     for matrix in weights or (None,):
         off = change if matrix is None else change @ matrix
@@ -111,14 +111,14 @@ def relative_error(
 
 
 def percentile_range(histogram: Histogram, percent: float) -> float:
-    """Gives the least magnitude that `percent` of the weight do not exceed, to a bin's width."""
+    """Returns the least magnitude that `percent` of the weight do not exceed, to a bin's width."""
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     index = int(np.searchsorted(share, percent / 100.0))
     return min((index + 1) * histogram.width, histogram.maximum)
 
 
 def mse_range(histogram: Histogram) -> float:
-    """Gives the range whose expected squared error over the histogram is least."""
+    """Returns the range whose expected squared error over the histogram is least."""
     used = np.flatnonzero(histogram.counts)
     counts, centres = histogram.counts[used], histogram.centres[used]
     candidates = histogram.maximum * np.arange(1, NUM_CANDIDATES + 1) / NUM_CANDIDATES
@@ -131,7 +131,7 @@ def mse_range(histogram: Histogram) -> float:
 
 
 def entropy_range(histogram: Histogram) -> float:
-    """Gives the range that onnxruntime.quantization's entropy search finds."""
+    """Returns the range that onnxruntime.quantization's entropy search finds."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     per_sign = ENTROPY_BINS

@@ -34,7 +34,7 @@ def choose(
         checkpoint_path: The checkpoint folder.
         settings: What the user fixed: given blocks or contexts are the only candidates. Its
             `max_loss` and `max_memory_mib` are the budgets.
-        progress: Told each candidate.
+        progress: Called with each candidate.
         precisions: Candidates; empty: all that the exporter has. One that cannot be made here is
             left out, with a line that says why.
 

@@ -21,8 +21,7 @@ from ...runtime.families.base import Request
 from ...runtime.generate import generate
 from ...runtime.measure.evaluate import evaluate_ids
 from ...runtime.ops.numpy_ops import NumpyOps
-from ..models import make_models
-from ..pack import draft_bundle
+from ..pack import make_draft
 from ..settings import ExportSettings
 from ..source import Source, load_source
 from .buckets import best_buckets, text_rate
@@ -81,11 +80,10 @@ def find_candidates(
     cut = not settings.contexts
     if cut and _has_cache(source):
         settings = replace(settings, contexts=_buckets(source))
-    made = make_models(source, settings, progress)
     ids = _held_out(source, settings)
     found = []
     with tempfile.TemporaryDirectory(prefix="dlm-auto-") as name:
-        draft, _, _ = draft_bundle(made, settings, Path(name), progress)
+        draft = make_draft(source, settings, Path(name), progress).bundle
         plan = plan_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
         engines = open_engines(draft, "onnxruntime")
         try:

@@ -1,4 +1,4 @@
-"""Does what was traced fit the target? Asked before minutes of checking, told in the report."""
+"""Whether a draft fits its target: asked before minutes of checks, and kept in the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_budget(
     Args:
         bundle: Traced and unpacked, not yet checked.
         settings: Where it will run, and what it may take.
-        progress: Told warnings.
+        progress: Called with each warning.
 
     Raises:
         ConfigError: It cannot fit; the message names the largest part and the setting that helps.

@@ -84,7 +84,7 @@ def run_engine(engine: Engine, canvas: Canvas, *, commit: bool) -> np.ndarray:
 
 
 def find_head(graphs: Sequence[ExportGraph]) -> ExportGraph | None:
-    """Gives the graph that makes logits of what another one computes, if there is one."""
+    """Returns the graph that makes logits of what another one computes, if there is one."""
     for graph in graphs:
         if any(tensor.role == "hidden_rows" for tensor in graph.inputs):
             return graph
@@ -94,7 +94,7 @@ def find_head(graphs: Sequence[ExportGraph]) -> ExportGraph | None:
 def hidden_rows(
     graphs: Sequence[ExportGraph], manifest: Manifest, ids: np.ndarray, seed: int
 ) -> np.ndarray | None:
-    """Gives rows (n, D) float32 as a head meets them: PyTorch's, at the begin of the text.
+    """Returns rows (n, D) float32 as a head meets them: PyTorch's, at the begin of the text.
 
     None where no graph gives such rows.
     """
@@ -130,7 +130,7 @@ def compare(
         seed: Of the masks.
         head: The graph that makes logits of what this one computes, if it gives none itself.
         rows: For such a head: what it reads, (n, D).
-        progress: Told after every shape.
+        progress: Called after every shape.
 
     Raises:
         EngineError: A figure is beyond its tolerance.
@@ -227,8 +227,8 @@ def _compare_head(
 
 
 def _comparable(graph: ExportGraph, canvas: Canvas) -> bool:
-    """The uncached forward tells a time-conditioned model that all is masked; others are compared
-    on what is clean, too."""
+    """Returns whether the uncached forward computes a canvas: it gives a time-conditioned model the
+    noise of a full mask, and other models are compared on clean text too."""
     if canvas.mask_ratio not in (0.0, 1.0):
         return False
     timed = any(tensor.role == "time" for tensor in graph.inputs)

@@ -1,7 +1,7 @@
 """A tokenizer's chat template, turned into plain pieces that a device can join without a language.
 
 A Hugging Face checkpoint holds the template as a Jinja program, in `tokenizer_config.json` or in a
-file of its own. On the desktop it renders a few conversations in a sandbox; what stands around the
+file of its own. On the desktop it renders a few conversations in a sandbox; the text around the
 messages gives the pieces, and joining the pieces must give every rendered conversation back, letter
 by letter. Thoughts that a template drops from earlier answers are dropped by the device, too. A
 template that is not made of pieces (one that writes the date, say) is refused in one line, and the
@@ -24,7 +24,7 @@ MAX_TEMPLATE = 1 << 20
 THOUGHTS_END = "</think>"
 """What ends the thoughts in the answers of public models."""
 SYSTEM, ASKED, SAID = "SYSTEM-7f3a", "ASKED-91c2", "SAID-e05b"
-"""Texts that no template contains, to find what stands around them."""
+"""Texts that no template contains, to find the text around them."""
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -130,7 +130,7 @@ def _special_names(tokenizer_json: str) -> tuple[str, ...]:
 
 
 def pieces_of(config: Mapping[str, Any], special_names: Sequence[str]) -> ChatTemplate:
-    """Takes a template apart; raises ConfigError, in words that follow "of the template"."""
+    """Splits a template into pieces; raises ConfigError, in words that follow "of the template"."""
     template = config["chat_template"]
     if isinstance(template, list):  # several by name, of which one is for conversations
         listed = [item for item in template if isinstance(item, Mapping)]
@@ -154,7 +154,7 @@ def _take_apart(
     """Reads the pieces off conversations of one and two turns."""
     asked, said = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
     plain = renderer.render([asked, said, asked], prompt=False)
-    # What stands between a question and its answer is split by how a conversation ends.
+    # The text between a question and its answer is split by how a conversation ends.
     before, between, again, user_after = _around(plain, (ASKED, SAID, ASKED))
     if not between.startswith(user_after):
         raise ConfigError("a user's turn ends differently in the middle")
@@ -180,7 +180,7 @@ def _take_apart(
 
 
 def _around(text: str, marks: Sequence[str]) -> list[str]:
-    """Splits a text at marks in their order; ConfigError if they do not stand there once each."""
+    """Splits a text at marks in their order; ConfigError unless each occurs once."""
     parts = []
     for mark in marks:
         part, found, text = text.partition(mark)
@@ -195,7 +195,7 @@ def _around(text: str, marks: Sequence[str]) -> list[str]:
 def _system(
     renderer: _Renderer, opening: str, user_before: str
 ) -> tuple[str, tuple[str, str] | None, str | None]:
-    """Finds what stands around a system message, and the one that is there unless given."""
+    """Finds the text around a system message, and the one that is there unless given."""
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ASKED}]
     try:
         text = renderer.render(messages, prompt=False)

@@ -1,21 +1,22 @@
-"""Holds a graph to what both ONNX Runtime's CPU provider and TensorRT 10.3 accept.
+"""Checks a graph against what ONNX Runtime's CPU provider and TensorRT 10.3 accept.
 
 TensorRT cannot run where graphs are made, and builders newer than 10.3 let some faults pass that
-10.3 refuses on the board. So the rules stand here, from the headers and operator tables of 10.3:
-static ranks, no control flow, no empty tensors, no plugin, and for quantised graphs symmetric
+10.3 refuses on the board. So the rules are written here, after the headers and operator tables of
+10.3: static ranks, no control flow, no empty tensors, no plugin, and for quantised graphs symmetric
 per-tensor activations, per-channel weights and constant scales of the input's dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+import onnx_ir as ir
 
-from ...runtime.errors import EngineError
-from .lean import inferred
+from ...calibration.graphs import array_of, value_types, without_weights
+from ...runtime.errors import EngineError, brief
 
 MAX_OPSET = 20
 MAX_TENSOR_BYTES = 256 << 20
@@ -32,63 +33,49 @@ ALLOWED_OPS = frozenset(
     """.split()  # noqa: SIM905
 )
 ALLOWED_TYPES = {
-    TensorProto.FLOAT,
-    TensorProto.FLOAT16,
-    TensorProto.BFLOAT16,
-    TensorProto.INT8,
-    TensorProto.INT32,
-    TensorProto.INT64,
-    TensorProto.BOOL,
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.INT8,
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.BOOL,
 }
 CPU_OPS = ALLOWED_OPS | {"DynamicQuantizeLinear", "MatMulInteger"}
-"""What graphs may hold besides that never leave ONNX Runtime's CPU provider."""
+"""What graphs may hold that never leave ONNX Runtime's CPU provider."""
 _SCALES = ("Mul", "Div")
 _PASSES = ("Add", "Where", "Cast", "Reshape", "Identity")
+Types = dict[str, ir.DataType]
 
 
-class _Graph:
-    """A graph with its lookups: who makes a value, and which values are constants."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.body = model.graph
-        self.makers = {out: node for node in model.graph.node for out in node.output}
-        self.constants = {item.name: item for item in model.graph.initializer}
-        for node in model.graph.node:
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        self.constants[node.output[0]] = attribute.t
-        self.types = {
-            item.name: item.type.tensor_type.elem_type
-            for item in (*self.body.input, *self.body.output, *self.body.value_info)
-        }
-        self.types |= {name: item.data_type for name, item in self.constants.items()}
-
-
-def lint(model: onnx.ModelProto, *, board: bool = True) -> list[str]:
+def lint(model: ir.Model, *, board: bool = True) -> list[str]:
     """Returns what TensorRT 10.3 or ONNX Runtime would refuse, one line each; empty if nothing.
 
     Args:
-        model: With its weights inside (not external).
+        model: The graph.
         board: False for a graph that only ONNX Runtime's CPU provider will run: TensorRT's rules
-            for types and quantisation do not bind it.
+            for types and quantisation do not apply to it.
     """
     try:
-        typed = inferred(model)
+        types = value_types(model)
     except onnx.shape_inference.InferenceError as error:
-        return [f"types or shapes contradict each other: {' '.join(str(error).split())[:200]}"]
-    graph = _Graph(typed)
+        return [f"types or shapes contradict each other: {brief(error, 200)}"]
     return [
         *_check_model(model),
-        *_check_tensors(graph, model.graph.initializer, board),
-        *_check_nodes(graph, ALLOWED_OPS if board else CPU_OPS),
-        *(_check_quantisation(graph) if board else ()),
-        *_check_attention(graph),
+        *_check_tensors(model, types, board),
+        *_check_nodes(model, ALLOWED_OPS if board else CPU_OPS),
+        *(_check_quantisation(model, types) if board else ()),
+        *_check_attention(model),
     ]
 
 
-def require_clean(model: onnx.ModelProto, name: str, *, board: bool = True) -> None:
-    """Raises EngineError with the first finding and the number of them; see `lint`."""
+def require_clean(model: ir.Model, name: str, *, board: bool = True) -> None:
+    """Raises EngineError if ONNX's own checker or `lint` finds a fault in a graph."""
+    try:
+        onnx.checker.check_model(without_weights(model))
+    except onnx.checker.ValidationError as error:
+        reason = brief(error, 200)
+        raise EngineError(f"graph {name} is not valid ONNX: {reason}") from error
     findings = lint(model, board=board)
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
@@ -98,124 +85,128 @@ def require_clean(model: onnx.ModelProto, name: str, *, board: bool = True) -> N
         )
 
 
-def _check_model(model: onnx.ModelProto) -> Iterator[str]:
-    for item in model.opset_import:
-        if item.domain not in ("", "ai.onnx"):
-            yield f"opset domain {item.domain} is not ONNX's own"
-        elif item.version > MAX_OPSET:
-            yield f"opset {item.version} is above {MAX_OPSET}"
+def _check_model(model: ir.Model) -> Iterator[str]:
+    for domain, version in model.opset_imports.items():
+        if domain not in ("", "ai.onnx"):
+            yield f"opset domain {domain} is not ONNX's own"
+        elif version > MAX_OPSET:
+            yield f"opset {version} is above {MAX_OPSET}"
     if model.functions:
         yield "functions are not inlined"
 
 
-def _check_tensors(
-    graph: _Graph, weights: Iterable[onnx.TensorProto], board: bool
-) -> Iterator[str]:
-    for item in weights:
-        if 0 in item.dims:
-            yield f"initialiser {item.name} is empty"
+def _check_tensors(model: ir.Model, types: Types, board: bool) -> Iterator[str]:
+    for name, value in model.graph.initializers.items():
+        array = array_of(value)
+        if 0 in array.shape:
+            yield f"initialiser {name} is empty"
             continue
-        array = numpy_helper.to_array(item)
         if array.nbytes > MAX_TENSOR_BYTES:
-            yield f"initialiser {item.name} has more than {MAX_TENSOR_BYTES >> 20} MiB: split it"
+            yield f"initialiser {name} has more than {MAX_TENSOR_BYTES >> 20} MiB: split it"
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            yield f"initialiser {item.name} holds NaN or infinity"
-    symbols = {
-        dim.dim_param
-        for item in graph.body.input
-        for dim in item.type.tensor_type.shape.dim
-        if dim.dim_param.isidentifier()
-    }
-    for item in (*graph.body.input, *graph.body.output):
-        for dim in item.type.tensor_type.shape.dim:
-            fixed = dim.HasField("dim_value") and dim.dim_value > 0
-            if not fixed and dim.dim_param not in symbols:
-                yield f"{item.name} has a dimension that is neither a number nor of an input"
-    for name, kind in graph.types.items():
-        if kind not in ALLOWED_TYPES and (board or kind != TensorProto.UINT8):
-            yield f"{name} is {TensorProto.DataType.Name(kind)}, which TensorRT has not"
+            yield f"initialiser {name} holds NaN or infinity"
+    sizes = [size for value in model.graph.inputs for size in value.shape or ()]
+    names = {size.value for size in sizes if isinstance(size, ir.SymbolicDim)} - {None}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        for size in value.shape or ():
+            named = isinstance(size, ir.SymbolicDim) and size.value in names
+            if not named and not (isinstance(size, int) and size > 0):
+                yield f"{value.name} has a dimension that is neither a number nor of an input"
+    for name, kind in types.items():
+        if kind not in ALLOWED_TYPES and (board or kind != ir.DataType.UINT8):
+            yield f"{name} is {kind.name}, which TensorRT does not have"
 
 
-def _check_nodes(graph: _Graph, allowed: frozenset[str]) -> Iterator[str]:
-    for node in graph.body.node:
+def _check_nodes(model: ir.Model, allowed: frozenset[str]) -> Iterator[str]:
+    for node in model.graph:
         if node.op_type not in allowed or node.domain not in ("", "ai.onnx"):
             yield f"op {node.op_type} is not on the list of both backends"
-        for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs:
+        for attribute in node.attributes.values():
+            if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                 yield f"{node.op_type} holds a subgraph (control flow)"
 
 
-def _check_quantisation(graph: _Graph) -> Iterator[str]:
-    for node in graph.body.node:
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    """Returns the content of an initialiser or of a Constant node; None for another value."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    maker = value.producer()
+    if maker is not None and maker.op_type == "Constant" and "value" in maker.attributes:
+        return maker.attributes["value"].as_tensor().numpy()
+    return None
+
+
+def _check_quantisation(model: ir.Model, types: Types) -> Iterator[str]:
+    for node in model.graph:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        where = f"{node.op_type} {node.name or node.output[0]}"
-        source, scale = node.input[0], graph.constants.get(node.input[1])
-        if scale is None:
+        where = f"{node.op_type} {node.name or node.outputs[0].name}"
+        source, scales = node.inputs[0], _constant(node.inputs[1])
+        if scales is None:
             yield f"{where}: the scale is not a constant"
             continue
-        scales = numpy_helper.to_array(scale)
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             yield f"{where}: a scale is not positive and finite"
-        if len(node.input) > 2 and node.input[2]:
-            zero = graph.constants.get(node.input[2])
-            if zero is None or numpy_helper.to_array(zero).any():
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            zero = _constant(node.inputs[2])
+            if zero is None or zero.any():
                 yield f"{where}: the zero point is not a constant 0"
-            elif zero.data_type != TensorProto.INT8:
+            elif zero.dtype != np.int8:
                 yield f"{where}: quantised values must be int8"
         elif node.op_type == "QuantizeLinear":
             yield f"{where}: without a zero point the output would be uint8"
-        side = source if node.op_type == "QuantizeLinear" else node.output[0]
-        if graph.types.get(side, scale.data_type) != scale.data_type:
-            yield f"{where}: the scale's dtype is not that of {side}"
-        is_weight = source in graph.constants or _from_constant(graph, source)
-        if scales.size > 1 and (scales.ndim != 1 or not is_weight):
+        side = source if node.op_type == "QuantizeLinear" else node.outputs[0]
+        kind = ir.DataType.from_numpy(scales.dtype)
+        if side is not None and types.get(str(side.name), kind) != kind:
+            yield f"{where}: the scale's dtype is not that of {side.name}"
+        if scales.size > 1 and (scales.ndim != 1 or not _is_weight(source)):
             yield f"{where}: only weights may have a scale per channel"
-        elif scales.size > 1 and _scaled_by_summed_axis(graph, node):
+        elif scales.size > 1 and _scaled_by_summed_axis(node):
             yield f"{where}: the scale runs along the axis that the product sums over"
 
 
-def _from_constant(graph: _Graph, name: str) -> bool:
-    maker = graph.makers.get(name)
-    return (
-        maker is not None
-        and maker.op_type in ("QuantizeLinear", "Transpose", "Cast")
-        and (maker.input[0] in graph.constants or _from_constant(graph, maker.input[0]))
-    )
+def _is_weight(value: ir.Value | None) -> bool:
+    """True for a constant, quantised, transposed or cast or not."""
+    while value is not None and _constant(value) is None:
+        maker = value.producer()
+        if maker is None or maker.op_type not in ("QuantizeLinear", "Transpose", "Cast"):
+            return False
+        value = maker.inputs[0]
+    return value is not None
 
 
-def _scaled_by_summed_axis(graph: _Graph, node: onnx.NodeProto) -> bool:
+def _scaled_by_summed_axis(node: ir.Node) -> bool:
     """True if a weight's scales count what a MatMul sums over, directly or through a Transpose."""
-    axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
-    values = {node.output[0]: axis}
-    for user in graph.body.node:
-        if user.op_type == "Transpose" and user.input[0] in values:
-            values[user.output[0]] = 1 - values[user.input[0]]
-    return any(
-        user.op_type == "MatMul" and user.input[1] in values and values[user.input[1]] % 2 == 0
-        for user in graph.body.node
-    )
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    pending = [(node.outputs[0], axis)]
+    while pending:
+        value, axis = pending.pop()
+        for reader, place in value.uses():
+            if reader.op_type == "Transpose":
+                pending.append((reader.outputs[0], 1 - axis))
+            elif reader.op_type == "MatMul" and place == 1 and axis % 2 == 0:
+                return True
+    return False
 
 
-def _check_attention(graph: _Graph) -> Iterator[str]:
+def _check_attention(model: ir.Model) -> Iterator[str]:
     """TensorRT fuses attention only if queries are scaled before their product with the keys."""
-    for node in graph.body.node:
+    for node in model.graph:
         if node.op_type != "Softmax":
             continue
-        maker = graph.makers.get(node.input[0])
+        maker = node.predecessors()[0] if node.predecessors() else None
         while maker is not None and maker.op_type in _PASSES:
-            branches = [graph.makers[name] for name in maker.input if name in graph.makers]
             wanted = ("MatMul", "Einsum", *_SCALES, *_PASSES)
-            maker = next((branch for branch in branches if branch.op_type in wanted), None)
-        if maker is not None and maker.op_type in _SCALES:
-            scaled = [graph.makers.get(name) for name in maker.input]
-            if any(item is not None and item.op_type in ("MatMul", "Einsum") for item in scaled):
-                yield "attention scores are scaled after the product: scale the queries instead"
+            branches = (item for item in maker.predecessors() if item.op_type in wanted)
+            maker = next(branches, None)
+        scaled = maker.predecessors() if maker is not None and maker.op_type in _SCALES else ()
+        if any(item.op_type in ("MatMul", "Einsum") for item in scaled):
+            yield "attention scores are scaled after the product: scale the queries instead"
 
 
-def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Returns how often each operator stands in the graph, most frequent first."""
-    counts: dict[str, int] = {}
-    for node in model.graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+def operator_counts(model: ir.Model) -> dict[str, int]:
+    """Returns how often each operator occurs in the graph, most frequent first."""
+    counts = Counter(node.op_type for node in model.graph)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -4,28 +4,36 @@ The exporter is torch.export's (`dynamo=True`): half the nodes of the TorchScrip
 step (368 against 658 before ONNX Runtime's own passes, the same ops after them). What it writes
 beside the graph (stack traces, with the paths of the machine) is taken out, so that equal weights
 give equal bytes.
+
+Large weights of a traced graph are views of the module's parameters, transposed ones too, and stay
+that until the graph is written: memory is that of one copy. Two views of one address are one
+matrix, which is how tied ones are found.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
-import onnx
+import numpy as np
+import onnx_ir as ir
 import torch
+from torch import nn
 
+from ...calibration.graphs import array_of, is_matrix, make_node, remove_unused
 from ...runtime.errors import EngineError, brief
 from ...train.families.base import ExportGraph
 from ...train.families.shapes import Shape
-from .names import name_weights
-from .outside import PLACE, Arrays, fill
-from .sharing import SHARED_BYTES, share_transposed
 
 OPSET = 20
 """Highest that TensorRT 10.3's parser reads."""
 IR_VERSION = 10
+SHARED_BYTES = 1 << 16
+"""Matrices from this size on are known by their address and stored once; smaller ones by their
+values."""
 
 
 def example_inputs(graph: ExportGraph, dims: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
@@ -46,18 +54,12 @@ def traced_dims(shapes: Sequence[Shape]) -> dict[str, int]:
     }
 
 
-def trace(graph: ExportGraph, dims: Mapping[str, int]) -> onnx.ModelProto:
+def trace(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
     """Exports a graph, traced at `dims`; those above 1 stay symbolic.
 
     Raises:
         EngineError: torch cannot export the module, or the result has other inputs or outputs.
     """
-    return fill(*trace_outside(graph, dims))
-
-
-def trace_outside(graph: ExportGraph, dims: Mapping[str, int]) -> tuple[onnx.ModelProto, Arrays]:
-    """As `trace`, but large weights stand outside: as stubs in the model, and as views of the
-    module's parameters beside it. For whoever rewrites the graph first, or only counts."""
     free = {name: torch.export.Dim(name) for name, size in dims.items() if size > 1}
     axes = tuple(
         {axis: free[size] for axis, size in enumerate(tensor.shape) if size in free}
@@ -81,100 +83,182 @@ def trace_outside(graph: ExportGraph, dims: Mapping[str, int]) -> tuple[onnx.Mod
             )
             assert program is not None
             program.optimize()
-            arrays = _take_out(program.model)
-            model = program.model_proto
+            model = program.model
     except torch.onnx.OnnxExporterError as error:
         reason = brief(error, 300)
         raise EngineError(f"torch cannot export the graph {graph.name}: {reason}") from error
     finally:
         logger.setLevel(level)
-    return _tidy(model, graph, arrays, dims)
+    _tidy(model, graph, dims)
+    _divide(model)
+    _share_transposed(model)
+    _name_weights(model, graph.module)
+    return model
 
 
-def _take_out(program: Any) -> Arrays:
-    """Replaces the large weights of an exported program by stubs; in place.
-
-    What the exporter holds of a weight, transposed or not, is a view of the parameter's memory:
-    one copy is made of each in the end, and who is who is told by addresses, not by values.
-
-    Returns:
-        The weights by name.
-    """
-    import onnx_ir as ir
-
-    arrays = {}
-    for name, value in program.graph.initializers.items():
-        tensor = value.const_value
-        if len(tensor.shape) > 1 and tensor.nbytes >= SHARED_BYTES:
-            arrays[name] = tensor.numpy()
-            value.const_value = ir.ExternalTensor(
-                PLACE, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
-            )
-    return arrays
-
-
-def _tidy(
-    model: onnx.ModelProto, graph: ExportGraph, arrays: Arrays, dims: Mapping[str, int]
-) -> tuple[onnx.ModelProto, Arrays]:
-    """Takes out what is not the graph, names dimensions, stores equal weights once; in place.
-
-    Returns:
-        The model, and its large weights under their new names.
-    """
+def _tidy(model: ir.Model, graph: ExportGraph, dims: Mapping[str, int]) -> None:
+    """Takes out what is not the graph, and names dimensions; in place."""
     model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version = "dlm-edge", ""
-    del model.metadata_props[:]
+    model.producer_name, model.producer_version = "dlm-edge", None
     body = model.graph
     body.name = graph.name
-    body.doc_string = ""
-    del body.metadata_props[:]
-    del body.value_info[:]
-    for item in (*body.node, *body.initializer, *body.input, *body.output):
-        item.doc_string = ""
-        del item.metadata_props[:]
-    for found, wanted in ((body.input, graph.inputs), (body.output, graph.outputs)):
-        if [item.name for item in found] != [tensor.name for tensor in wanted]:
+    values = [*body.inputs, *body.initializers.values()]
+    values += [value for node in body for value in node.outputs]
+    for item in (model, body, *body, *values):
+        item.doc_string = None
+        item.metadata_props.clear()
+    for node in body:
+        for value in node.outputs:
+            value.type = value.shape = None  # edits would make them untrue
+    for value in body.initializers.values():
+        value.const_value = ir.tensor(array_of(value), name=value.name)
+    for found, wanted in ((body.inputs, graph.inputs), (body.outputs, graph.outputs)):
+        if [value.name for value in found] != [tensor.name for tensor in wanted]:
             raise EngineError(
-                f"graph {graph.name} was traced with {[item.name for item in found]}, wanted "
+                f"graph {graph.name} was traced with {[value.name for value in found]}, wanted "
                 f"{[tensor.name for tensor in wanted]}: an input that the module ignores?"
             )
-        for item, tensor in zip(found, wanted, strict=True):
-            for axis, dim in enumerate(item.type.tensor_type.shape.dim):
-                size = tensor.shape[axis]
-                dim.Clear()
-                if isinstance(size, str) and dims[size] > 1:
-                    dim.dim_param = size
-                else:
-                    dim.dim_value = dims[size] if isinstance(size, str) else size
-    _divide(model)
-    share_transposed(model, arrays)
-    names = name_weights(model, graph.module, arrays)
-    present = {item.name for item in model.graph.initializer}
-    renamed = {names.get(name, name): array for name, array in arrays.items()}
-    return model, {name: array for name, array in renamed.items() if name in present}
+        for value, tensor in zip(found, wanted, strict=True):
+            value.dtype = ir.DataType.from_numpy(np.dtype(tensor.dtype))
+            value.shape = ir.Shape(
+                [dims[size] if dims.get(size) == 1 else size for size in tensor.shape]
+            )
 
 
-def _divide(model: onnx.ModelProto) -> None:
+def _divide(model: ir.Model) -> None:
     """Turns x * Reciprocal(y) into x / y, in place.
 
     The exporter writes rsqrt as Sqrt and Reciprocal; ONNX Runtime knows an RMS norm only by its
     division, and fuses it then (2 % of a run at dim 384 x 6 layers, block 32).
     """
-    makers = {node.output[0]: node for node in model.graph.node}
-    for node in model.graph.node:
-        inverted = [name for name in node.input if _op(makers, name) == "Reciprocal"]
-        if node.op_type == "Mul" and len(inverted) == 1:
-            (other,) = (name for name in node.input if name != inverted[0])
-            below = makers[inverted[0]].input[0]
+    for node in model.graph:
+        makers = [value.producer() if value is not None else None for value in node.inputs]
+        inverted = [maker is not None and maker.op_type == "Reciprocal" for maker in makers]
+        if node.op_type == "Mul" and sum(inverted) == 1:
+            place = inverted.index(True)
+            inverse, other = makers[place], node.inputs[1 - place]
+            assert inverse is not None
             node.op_type = "Div"
-            del node.input[:]
-            node.input.extend([other, below])
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {item.name for item in model.graph.output}
-    kept = [node for node in model.graph.node if used.intersection(node.output)]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+            node.replace_input_with(0, other)
+            node.replace_input_with(1, inverse.inputs[0])
+    remove_unused(model)
 
 
-def _op(makers: Mapping[str, onnx.NodeProto], name: str) -> str:
-    return makers[name].op_type if name in makers else ""
+def _share_transposed(model: ir.Model) -> None:
+    """Replaces a matrix that is the transpose of a looked-up one by a Transpose node, in place.
+
+    A tied embedding comes out of the exporter as rows, which a lookup reads, and as columns, which
+    a product reads. ONNX Runtime folds the Transpose while it loads, TensorRT into its kernel's
+    layout.
+    """
+    homes = _looked_up(model)
+    for value in _large(model):
+        home = homes.get(address(array_of(value)))
+        if home is not None and home is not value and _are_transposed(value, home):
+            _transpose(model, value, home)
+
+
+def share_between(models: Mapping[str, ir.Model]) -> None:
+    """Stores a matrix as rows where another graph looks such rows up, in place: graphs are stored
+    over one file of weights, which then has the matrix once.
+
+    Args:
+        models: As traced, by graph name.
+    """
+    homes = {
+        place: value for model in models.values() for place, value in _looked_up(model).items()
+    }
+    for model in models.values():
+        own = _looked_up(model)
+        for value in _large(model):
+            place = address(array_of(value))
+            home = homes.get(place)
+            if home is None or place in own or not _are_transposed(value, home):
+                continue
+            name = str(home.name)
+            kept = f"{name}.rows" if name == value.name else name
+            rows = ir.val(kept, const_value=ir.tensor(array_of(home), name=kept))
+            model.graph.register_initializer(rows)
+            _transpose(model, value, rows)
+
+
+def _large(model: ir.Model) -> list[ir.Value]:
+    """Lists matrices that are known by their address, by name."""
+    found = [value for value in model.graph.initializers.values() if is_matrix(value)]
+    return sorted(
+        (value for value in found if array_of(value).nbytes >= SHARED_BYTES),
+        key=lambda value: str(value.name),
+    )
+
+
+def _looked_up(model: ir.Model) -> dict[int, ir.Value]:
+    """Returns the large matrices that a Gather reads, by address."""
+    return {
+        address(array_of(value)): value
+        for value in _large(model)
+        if any(node.op_type == "Gather" for node, place in value.uses() if place == 0)
+    }
+
+
+def _are_transposed(value: ir.Value, home: ir.Value) -> bool:
+    return array_of(value).shape == array_of(home).shape[::-1]
+
+
+def address(array: np.ndarray) -> int:
+    """Returns where an array's first item lies."""
+    return array.__array_interface__["data"][0]
+
+
+def _transpose(model: ir.Model, value: ir.Value, home: ir.Value) -> None:
+    """Makes a matrix the transpose of another initialiser of its graph, in place."""
+    graph, name = model.graph, str(value.name)
+    turned = make_node("Transpose", [home], name, perm=[1, 0])
+    value.replace_all_uses_with(turned.outputs[0])
+    del graph.initializers[name]
+    graph.insert_before(graph[0], turned)
+
+
+def _name_weights(model: ir.Model, module: nn.Module) -> None:
+    """Renames matrices after the module's parameters, so that recipes and reports can be read.
+
+    The exporter folds transposes into constants and numbers them (`val_97`). A constant that holds
+    a parameter's values, as they are or transposed, gets that parameter's name back.
+    """
+    parameters = dict(module.named_parameters())
+    places = {address(tensor.detach().numpy()): name for name, tensor in parameters.items()}
+    large = _large(model)
+    for value in large:
+        name = places.get(address(array_of(value)))
+        if (
+            name is not None
+            and value.name not in parameters
+            and name not in model.graph.initializers
+        ):
+            value.name = name
+    _name_small(model, parameters, {str(value.name) for value in large})
+
+
+def _name_small(
+    model: ir.Model, parameters: Mapping[str, torch.Tensor], large: Collection[str]
+) -> None:
+    """Names small matrices by their values."""
+    items = model.graph.initializers
+    known: dict[str, list[str]] = defaultdict(list)
+    for name, tensor in parameters.items():
+        if tensor.ndim == 2 and name not in items and tensor.nbytes < SHARED_BYTES:
+            array = tensor.detach().cpu().numpy()
+            # A square symmetric matrix would be found twice under one key, hence the set.
+            for key in {_key(array), _key(array.T)}:
+                known[key].append(name)
+    for value in list(items.values()):
+        if not is_matrix(value) or value.name in parameters or value.name in large:
+            continue
+        # Equal parameters (untrained, all zero) take their names in the graph's order.
+        free = [name for name in known[_key(array_of(value))] if name not in items]
+        if free:
+            value.name = free[0]
+
+
+def _key(array: np.ndarray) -> str:
+    data = np.ascontiguousarray(array)
+    return f"{data.shape}{data.dtype}{hashlib.sha256(data.tobytes()).hexdigest()}"

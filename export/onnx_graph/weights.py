@@ -1,6 +1,6 @@
-"""ONNX graphs and their weights as members: the tensors lie outside, in one aligned file.
+"""ONNX graphs and their weights as members: the tensors are in one aligned file outside the graphs.
 
-Alignment lets ONNX Runtime and TensorRT map the file and use tensors where they lie.
+Alignment lets ONNX Runtime and TensorRT map the file and use tensors in place.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import onnx
-from onnx import TensorProto
-from onnx.external_data_helper import set_external_data
+import onnx_ir as ir
 
 MIN_BYTES = 1024
 """Smaller tensors stay in the graph."""
@@ -22,7 +20,7 @@ PAGE = 4096
 
 
 def split_weights(
-    models: Mapping[str, onnx.ModelProto],
+    models: Mapping[str, ir.Model],
     folder: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Path]:
@@ -30,43 +28,47 @@ def split_weights(
     named after the first; tensors of equal bytes are stored once.
 
     Args:
-        models: By graph name, complete; their tensors are moved out of them, in place.
+        models: By graph name; they stay as they are.
         folder: Existing folder.
-        progress: Told after every tensor.
+        progress: Called after every tensor.
 
     Returns:
         Member name → file.
     """
     weights_path = folder / f"{next(iter(models))}.weights"
     members = {f"graphs/{weights_path.name}": weights_path}
-    known: dict[tuple[str, int], tuple[int, int]] = {}
+    known: dict[tuple[str, ir.DataType], tuple[int, int]] = {}
     with weights_path.open("wb") as out:
         for name, model in models.items():
-            for number, item in enumerate(model.graph.initializer):
-                progress(number, len(model.graph.initializer))
-                if item.HasField("raw_data") and len(item.raw_data) >= MIN_BYTES:
-                    _move(item, out, weights_path.name, known)
+            stored = model.clone()
+            items = stored.graph.initializers
+            for number, value in enumerate(items.values()):
+                progress(number, len(items))
+                tensor = value.const_value
+                if tensor is not None and tensor.nbytes >= MIN_BYTES:
+                    value.const_value = _move(tensor, out, weights_path.name, known)
             path = folder / f"{name}.onnx"
-            path.write_bytes(model.SerializeToString(deterministic=True))
+            path.write_bytes(ir.to_proto(stored).SerializeToString(deterministic=True))
             members[f"graphs/{name}.onnx"] = path
     return members
 
 
 def _move(
-    item: onnx.TensorProto,
+    tensor: ir.TensorProtocol,
     out: BinaryIO,
     location: str,
-    known: dict[tuple[str, int], tuple[int, int]],
-) -> None:
-    """Moves a tensor's bytes into the file, or points to where equal ones stand; in place."""
-    data = item.raw_data
-    key = (hashlib.sha256(data).hexdigest(), item.data_type)
+    known: dict[tuple[str, ir.DataType], tuple[int, int]],
+) -> ir.ExternalTensor:
+    """Writes a tensor's bytes into the file, unless they are there; returns where they are."""
+    data = tensor.tobytes()
+    key = (hashlib.sha256(data).hexdigest(), tensor.dtype)
     if key not in known:
         step = PAGE if len(data) >= PAGE else ALIGNMENT
         out.write(bytes(-out.tell() % step))
         known[key] = (out.tell(), len(data))
         out.write(data)
     offset, length = known[key]
-    set_external_data(item, location, offset=offset, length=length)
-    item.ClearField("raw_data")
-    item.data_location = TensorProto.EXTERNAL
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor(
+        location, offset, length, tensor.dtype, shape=shape, name=str(tensor.name)
+    )

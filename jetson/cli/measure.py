@@ -72,7 +72,7 @@ def measure(
             # A fault keeps what was measured before it, too; it is raised again below.
             record = profiler.finish(complete=complete)
             if out is not None and (complete or profiler.runs):
-                # What stands in the way of writing is said below, under the table.
+                # What prevents writing is said below, under the table.
                 with suppress(DlmError):
                     write_run(record, out)
     try:

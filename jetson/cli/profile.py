@@ -176,7 +176,7 @@ def main(bundle: Path | None, as_json: bool, verbose: int, **given: Any) -> None
 
 
 def _check(bundle: Path | None, given: dict[str, Any]) -> None:
-    """Refuses wishes that contradict each other, and options without what they belong to."""
+    """Refuses options that contradict each other, and options without the one they belong to."""
     present = {
         "--render": given["render"] is not None,
         "--compare": bool(given["compare"]),

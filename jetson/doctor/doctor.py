@@ -37,7 +37,7 @@ def diagnose(root: Path = ROOT, *, run: Run | None = None) -> Diagnosis:
     """Looks at this machine.
 
     Args:
-        root: where `/sys`, `/proc`, `/etc` and `/usr` stand.
+        root: where `/sys`, `/proc`, `/etc` and `/usr` are.
         run: runs a command; for tests.
     """
     machine = read_machine(root)

@@ -92,7 +92,7 @@ def host_rates(
 
     Args:
         threads: CPU threads that compute; None: as the engine takes by default.
-        progress: Told before fifteen seconds of measuring.
+        progress: Called before fifteen seconds of measuring.
         again: Measure even if the cache has figures.
 
     Raises:
@@ -172,7 +172,7 @@ def measure(threads: int) -> HostRates:
 
 
 def _waited_share(before: float | None, begin: float) -> float:
-    """Returns the share of the time since `begin` that was spent waiting; 0 where nobody counts."""
+    """Returns the share of the time since `begin` that was spent waiting; 0 where unknown."""
     after = waited_seconds(ROOT)
     if before is None or after is None:
         return 0.0
@@ -191,7 +191,7 @@ def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def _size_seconds(items: float, sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """Time of an operator on this many elements: by the share per element, dispatch apart."""
+    """Time of an operator on this many elements: by the share per element, without dispatch."""
     per_item = [taken / size for taken, size in zip(seconds, sizes, strict=True)]
     return items * _between(max(items, 1), sizes, per_item[:1] + per_item[1:])
 

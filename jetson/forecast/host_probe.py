@@ -83,7 +83,7 @@ class Prober:
         weights: Mapping[str, Any],
         rows: Sequence[int] = (1,),
     ) -> list[float]:
-        """Seconds of one run of a graph, for each number that stands for its symbol `rows`."""
+        """Seconds of one run of a graph, for each value of its symbol `rows`."""
         specs = tuple(probe_spec("probe", inputs, outputs, number) for number in rows)
         with tempfile.TemporaryDirectory(prefix="dlm-probe-") as name:
             folder = Path(name)
@@ -116,7 +116,7 @@ class Prober:
     def moves(self, shape: Sequence[int], count: int) -> float:
         """Seconds per node of a chain of transpositions of (1, a, b, c) to (1, b, a, c) and back.
 
-        Additions stand between them, or a pair would be taken for nothing and left out; their
+        Additions are between them, or a pair would cancel and be left out; their
         time is taken off again.
         """
         assert count % 2 == 0

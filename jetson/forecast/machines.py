@@ -70,25 +70,22 @@ class Board:
         self.available_mib: float | None = float(place.memory_mib - place.system_mib)
 
     def run_time(self, cost: GraphCost) -> RunTime:
-        """See Machine."""
         return gpu_time(cost, self.place, self.mode)
 
     def outside_ms(self, block: int, vocab_size: int) -> float:
-        """See Machine: two kernels, which read every logit of the masked rows once."""
+        """Two kernels, which read every logit of the masked rows once."""
         idle = SAMPLING_KERNELS * KERNEL_CLOCKS / (self.mode.gpu_mhz * 1e6)
         read = block * MASKED_SHARE * vocab_size * 4
         return 1e3 * (idle + read / (self.mode.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE))
 
     def weight_bytes(self, cost: GraphCost) -> float:
-        """See Machine: TensorRT keeps them in the types they are stored in."""
+        """TensorRT keeps them in the types they are stored in."""
         return cost.stored_bytes
 
     def scratch_bytes(self, cost: GraphCost) -> int:
-        """See Machine."""
         return cost.activation_bytes
 
     def power(self, cost: GraphCost, run: RunTime, outside_ms: float) -> Power | None:
-        """See Machine."""
         by_kind = {"int8": 0.0, "other": 0.0}
         for kernel in cost.kernels:
             by_kind["int8" if kernel.dtype == "int8" else "other"] += 2 * kernel.macs
@@ -102,7 +99,7 @@ class Cpu:
     context_mib = 0.0
 
     def __init__(self, place: Target, rates: HostRates | None) -> None:
-        """Takes measured rates; without them only memory can be told."""
+        """Takes measured rates; without them only memory can be predicted."""
         self._rates = rates
         self.runtime_mib = CPU_RUNTIME_MIB if rates is None else rates.resident_mib
         self.available_mib = read_meminfo().get("MemAvailable") if place.name == "host" else None
@@ -126,21 +123,18 @@ class Cpu:
         return HostSpeed(self._rates)
 
     def run_time(self, cost: GraphCost) -> RunTime:
-        """See Machine."""
         return self.speed.run_time(cost)
 
     def outside_ms(self, block: int, vocab_size: int) -> float:
-        """See Machine."""
         return 1e3 * self.speed.sampling_seconds(block * MASKED_SHARE, vocab_size)
 
     def weight_bytes(self, cost: GraphCost) -> float:
-        """See Machine: casts are folded while loading, and matrices laid out anew once."""
+        """Casts are folded while loading, and matrices laid out anew once."""
         return cost.widened_bytes
 
     def scratch_bytes(self, cost: GraphCost) -> int:
-        """See Machine."""
         return cost.node_activation_bytes
 
     def power(self, cost: GraphCost, run: RunTime, outside_ms: float) -> Power | None:
-        """See Machine: nothing is known of a CPU's power."""
+        """Nothing is known of a CPU's power."""
         return None

@@ -204,7 +204,7 @@ def _node_cost(node: Node, values: Mapping[str, Value], origins: Origins) -> Nod
 
 
 def _groups(run: list[Node], values: Mapping[str, Value]) -> list[list[Node]]:
-    """Nodes by kernel, in execution order; views belong to nobody."""
+    """Nodes by kernel, in execution order; views belong to no kernel."""
     level: dict[str, int] = {}
     group_of: dict[str, int] = {}
     groups: list[list[Node]] = []

@@ -88,7 +88,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """A whole graph; nodes stand in execution order."""
+    """A whole graph; nodes are in execution order."""
 
     nodes: tuple[Node, ...]
     initialisers: Mapping[str, Initialiser]

@@ -25,7 +25,7 @@ class MemoryNotes:
         """Once they are open; where they have a device, its memory is noted as well."""
 
     def add(self, name: str, seconds: float | None) -> None:
-        """Notes what is in use now, and how long the part took; nothing where nobody counts."""
+        """Notes what is in use now, and how long the part took; nothing without a profiler."""
         now = process_memory(self._root)
         if now is None:
             return
@@ -56,7 +56,7 @@ def load_by_parts(
     """Opens a bundle (None: the one that ships); raises what `Pipeline.load` does.
 
     Every graph file is made executable here, so that the first text only fills buffers. `progress`
-    is told of a plan being built, which takes minutes.
+    is called while a plan is built, which takes minutes.
     """
     clock = time.perf_counter
     notes.add("interpreter and packages", None)

@@ -52,8 +52,8 @@ class Profiler:
 
         Args:
             options: what to measure.
-            root: where `/sys` and `/proc` stand.
-            progress: told (what is being done, parts done, parts planned).
+            root: where `/sys` and `/proc` are.
+            progress: called with (what is being done, parts done, parts planned).
         """
         self._options, self._root, self._progress = options, root, progress
         self.sampler = Sampler(options.sensors, options.rate, root=root)
@@ -233,7 +233,7 @@ class Profiler:
             self.sampler.series.add(name, "memory", "MiB", now, value)
 
     def _warm_up(self, pipeline: Pipeline) -> None:
-        """Generates what does not count; its first text tells how much memory running takes."""
+        """Generates what does not count; its first text shows how much memory running takes."""
         options = self._options
         loading = process_memory(self._root)
         reset = reset_peak(self._root)

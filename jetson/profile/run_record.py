@@ -43,7 +43,7 @@ class TextRun:
     num_tokens: int
     """New ones."""
     nfe: int
-    """Graph runs, prefill and commits among them; heads of their own are not counted apart."""
+    """Graph runs, prefill and commits among them; runs of a head are not counted separately."""
     num_blocks: int
     """Blocks that new text was put into; 0 for a rule without blocks."""
     first_s: float
@@ -93,7 +93,7 @@ def text_run(
     tokenise_s: float,
     begin: float,
 ) -> TextRun:
-    """Takes a finished text apart.
+    """Splits a finished text into its runs.
 
     Args:
         result: what was generated; `prepare` (making engines ready) is left out of its time.

@@ -18,9 +18,10 @@ from ...runtime.decoding import RULES
 from ...runtime.engines.onnxruntime import default_threads
 from ...runtime.errors import ConfigError
 from ...runtime.families import decoding_blocks, decoding_settings, find_family
+from ...runtime.measure.judge import Judge
 from ...runtime.pipeline import Pipeline
 from .profile import Profiler
-from .quality import Judge, measure_quality
+from .quality import measure_quality
 from .run_record import TextRun
 
 AXES = ("rule", "block", "threads")
@@ -188,7 +189,7 @@ class Sweep:
         return found
 
     def _effective(self, cell: Mapping[str, Any]) -> str:
-        """Returns what tells a cell from others, which may come to the same settings."""
+        """Returns what makes a cell different from others, which may have the same settings."""
         try:
             return json.dumps(self._pipeline.settings(**cell).to_json(), sort_keys=True)
         except ConfigError:  # said when the cell is measured

@@ -91,7 +91,7 @@ def read_machine(root: Path = ROOT) -> MachineFacts:
 
 
 def release_at_least(l4t: str, wanted: str) -> bool:
-    """Tells whether a release is this one or newer, number by number."""
+    """Returns whether a release is this one or newer, number by number."""
     first, second = ([int(part) for part in text.split(".")] for text in (l4t, wanted))
     return first >= second
 

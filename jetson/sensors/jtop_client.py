@@ -27,7 +27,7 @@ def _values(board: Any) -> Iterator[tuple[str, Reading]]:
     for name, rail in board.power.get("rail", {}).items():
         if "power" in rail:
             yield name, Reading(kind="power", unit="W", value=rail["power"] / 1000)
-    # The rail of the whole module stands here instead, with its name; a mere sum has none.
+    # The rail of the whole module is here instead, with its name; a mere sum has none.
     total = board.power.get("tot", {})
     if "name" in total and "power" in total:
         yield total["name"], Reading(kind="power", unit="W", value=total["power"] / 1000)

@@ -3,7 +3,7 @@
 The monitor gives millivolts and milliamperes per channel and no power. The number of its hwmon
 folder changes from boot to boot, so channels are found by label. On Orin Nano and NX, VDD_IN is
 what the module draws, VDD_CPU_GPU_CV and VDD_SOC are parts of it; CPU and GPU share a rail. The
-driver refreshes about 77 times a second, so that faster sampling tells nothing new.
+driver refreshes about 77 times a second, so faster sampling reads nothing new.
 """
 
 from __future__ import annotations

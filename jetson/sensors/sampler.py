@@ -2,7 +2,7 @@
 
 Files stay open, a reading of one is one system call, and what changes slowly is read less often:
 50 readings a second take under 1 % of one core (`benchmarks/sensor_cost.py`), and the thread's own
-CPU time stands in every report. A sensor that goes away meanwhile is dropped and named; what it
+CPU time is in every report. A sensor that goes away meanwhile is dropped and named; what it
 said until then is kept.
 """
 
@@ -39,7 +39,7 @@ class Sampler:
             source: `auto` takes sysfs, and tegrastats for power where sysfs shows no rail;
                 `none` records this process's memory only.
             rate: readings per second, 10 to 50.
-            root: where `/sys` and `/proc` stand.
+            root: where `/sys` and `/proc` are.
 
         Raises:
             ConfigError: an unknown source, or a rate out of range.

@@ -30,8 +30,8 @@ class Sensor:
     read: Callable[[], float]
     """Raises OSError or ValueError once the sensor has gone."""
     max_hz: float = math.inf
-    """Readings per second beyond which nothing new is told, or not worth its cost. Sensors of one
-    rate are read together: their values stand side by side."""
+    """Readings per second beyond which nothing new is read, or not worth its cost. Sensors of one
+    rate are read together: their values are side by side."""
 
 
 def read_number(path: Path) -> float | None:

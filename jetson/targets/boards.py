@@ -1,7 +1,7 @@
 """Orin boards and their power modes as plain data, each fact with its source.
 
 Clocks are those of the nvpmodel.conf files that NVIDIA ships per module. A maximum of -1 there
-means the chip's own limit, which stands here as a number with the source of its own.
+means the chip's own limit, which is here as a number with the source of its own.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from dlm_edge.benchmarks.quality import (
     match_lengths,
     read_texts,
 )
-from dlm_edge.calibration.losses.judge import TextScore
 from dlm_edge.calibration.losses.text_quality import cut_words, measure
 from dlm_edge.runtime.errors import DataError
+from dlm_edge.runtime.measure.judge import TextScore
 
 
 def test_entropy_of_different_words_is_the_logarithm_of_their_number() -> None:
@@ -48,20 +48,20 @@ def test_distinct_4_interval_is_the_jackknife_of_leaving_each_text_out() -> None
 
 def test_judge_interval_holds_the_value_and_narrows_with_the_number_of_texts() -> None:
     rng = np.random.default_rng(0)
-    scores = [TextScore(nats=n, num_tokens=100) for n in rng.normal(130, 30, 400).tolist()]
+    scores = [TextScore(bits=n, num_chars=100) for n in rng.normal(130, 30, 400).tolist()]
     widths = []
     for count in (25, 400):
         quality = measure(["a b c d"] * count, scores[:count])
         assert quality.judge_interval is not None
-        assert quality.judge_perplexity is not None
+        assert quality.judge_bits_per_char is not None
         low, high = quality.judge_interval
-        assert low < quality.judge_perplexity < high
+        assert low < quality.judge_bits_per_char < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
 
 
 def test_a_set_costs_nothing_against_itself() -> None:
-    scores = [TextScore(nats=100.0 + i, num_tokens=80) for i in range(50)]
+    scores = [TextScore(bits=100.0 + i, num_chars=80) for i in range(50)]
     ratio = judge_ratio(scores, scores)
     assert ratio["ratio"] == 1.0
     assert ratio["low"] < 1 < ratio["high"]
@@ -82,7 +82,7 @@ def test_matched_sets_have_equal_lengths_and_say_what_was_left_out() -> None:
 
 def test_comparison_runs_without_a_judge() -> None:
     result = compare({"x": ["a b c d e"] * 2, "y": ["f g h i j", "k l m n o"]}, 5)
-    assert result["x"]["judge_perplexity"] is None
+    assert result["x"]["judge_bits_per_char"] is None
     assert result["y"]["distinct_4"] == 1.0
 
 

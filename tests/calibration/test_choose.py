@@ -1,6 +1,6 @@
-from dlm_edge.calibration.choose import choose
 from dlm_edge.calibration.losses.loss import Ratio
 from dlm_edge.calibration.losses.quality import Figures
+from dlm_edge.calibration.quantise import choose
 
 
 def figures(top1):

@@ -1,12 +1,9 @@
 """Tiny checkpoints, and a graph traced once per session, since tracing takes seconds."""
 
-import copy
-
 import pytest
 import torch
 from dlm_edge.calibration import quantise, recording
-from dlm_edge.export import models
-from dlm_edge.export.onnx_graph.outside import fill
+from dlm_edge.export import pack
 from dlm_edge.export.onnx_graph.trace import trace
 from dlm_edge.train.families import FAMILIES
 from tiny_checkpoint import BLOCK, CONTEXT, SHAPE, make_checkpoint
@@ -43,8 +40,8 @@ def tiny_graph():
 
 
 @pytest.fixture(scope="session")
-def traced_bytes(tiny_graph):
-    return trace(tiny_graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT}).SerializeToString()
+def traced_model(tiny_graph):
+    return trace(tiny_graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT})
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +81,9 @@ def traced_once():
 def traced_before(traced_once, monkeypatch):
     """Saves the seconds that tracing a module's one model takes where something else is tested."""
 
-    def trace(graph, shape, once=models.trace_outside):
+    def trace(graph, shape, once=pack.trace):
         if not traced_once:
-            traced_once[graph.name] = fill(*once(graph, shape))
-        return copy.deepcopy(traced_once[graph.name]), {}
+            traced_once[graph.name] = once(graph, shape)
+        return traced_once[graph.name].clone()
 
-    monkeypatch.setattr(models, "trace_outside", trace)
+    monkeypatch.setattr(pack, "trace", trace)

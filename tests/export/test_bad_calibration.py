@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from dlm_edge.calibration import quantise, recording
-from dlm_edge.export import models
+from dlm_edge.export import pack
 from dlm_edge.export.cli import main
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from safetensors.torch import load_file, save_file
@@ -117,16 +117,16 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_writes_only_by_force(
     )
 
 
-def test_an_edited_plan_with_unknown_tensors(
+def test_an_edited_recipe_with_unknown_tensors(
     traced_before, small, text, out, tmp_path, monkeypatch
 ):
-    plan = {"version": 1, "graphs": {"denoise": {"layers": {"trunk.layers.9.mlp.down": {}}}}}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    outcome = export(small, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
+    recipe = {"version": 1, "graphs": {"denoise": {"layers": {"trunk.layers.9.mlp.down": {}}}}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    outcome = export(small, out, "--calibration-data", text, "--recipe", tmp_path / "recipe.json")
     refused(outcome, "1 tensors that graph denoise does not have", "trunk.layers.9.mlp.down")
     # Recording takes minutes: what is wrong in a file is said before.
     monkeypatch.setattr(quantise.Recording, "sets", None)
-    outcome = export(small, out, "--calibration-data", text, "--plan", tmp_path / "plan.json")
+    outcome = export(small, out, "--calibration-data", text, "--recipe", tmp_path / "recipe.json")
     refused(outcome, "trunk.layers.9.mlp.down")
 
 
@@ -138,13 +138,13 @@ def test_an_edited_plan_with_unknown_tensors(
         ("trunk.layers.0.mlp.gate_up", {"precision": "int4"}, "orin-nano", "int4"),
     ],
 )
-def test_an_edited_plan_that_cannot_be_is_refused_before_anything_is_recorded(
+def test_an_edited_recipe_that_cannot_be_is_refused_before_anything_is_recorded(
     traced_before, small, text, out, tmp_path, monkeypatch, layer, field, target, said
 ):
-    plan = {"version": 1, "graphs": {"denoise": {"layers": {layer: field}}}}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    recipe = {"version": 1, "graphs": {"denoise": {"layers": {layer: field}}}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     monkeypatch.setattr(quantise.Recording, "sets", None)
-    given = ("--calibration-data", text, "--plan", tmp_path / "plan.json")
+    given = ("--calibration-data", text, "--recipe", tmp_path / "recipe.json")
     refused(export(small, out, *given, target=target), layer, said)
 
 
@@ -186,7 +186,7 @@ def test_canvases_serve_another_precision_and_are_refused_for_another_seed(
 
 
 def test_canvases_that_could_not_be_written_are_told_before_any_work(small, text, out, monkeypatch):
-    monkeypatch.setattr(models, "trace_outside", None)
+    monkeypatch.setattr(pack, "trace", None)
     refused_code, errors, left = export(
         small, out, "--calibration-data", text, "--canvases", out / "none" / "c"
     )

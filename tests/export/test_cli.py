@@ -179,13 +179,13 @@ def test_options_of_calibration_reach_the_exporter(asked, tmp_path):
         (tmp_path / name).touch()
     result = invoke(
         tmp_path, "-o", "x.dlm", "--precision", "int8", "--calibration-data", "t.txt",
-        "--max-loss", "0.3 %", "--plan", "p.json", "--force", "--loss-tokens", "512",
+        "--max-loss", "0.3 %", "--recipe", "p.json", "--force", "--loss-tokens", "512",
         "--judge", "j.bin", "--report-dir", "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     ((_, _, settings),) = asked
     assert (settings.max_loss, settings.loss_tokens, settings.force) == (0.3, 512, True)
-    paths = (settings.calibration_data, settings.plan, settings.judge, settings.report_dir)
+    paths = (settings.calibration_data, settings.recipe, settings.judge, settings.report_dir)
     assert [str(path) for path in paths] == ["t.txt", "p.json", "j.bin", "out"]
 
 

@@ -5,9 +5,10 @@ from contextlib import closing
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from dlm_edge.calibration import quantise, recording
-from dlm_edge.calibration.scales.linears import find_layers
+from dlm_edge.calibration.layers import find_layers
 from dlm_edge.export.auto import auto, candidates
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle.bundle import open_bundle
@@ -171,10 +172,12 @@ def test_int8_is_calibrated_on_runs_that_draft_and_verify(tmp_path, target):
     assert "95 % intervals" not in page
     assert "Perplexity is the exact likelihood of" in page
     layers = [
-        layer for graph in quality["plan"]["graphs"].values() for layer in graph["layers"].values()
+        layer
+        for graph in quality["recipe"]["graphs"].values()
+        for layer in graph["layers"].values()
     ]
     assert sum(layer["precision"] == "int8" for layer in layers) >= 4
-    assert json.loads(bundle.member("plan.json").read_bytes())["target"] == target
+    assert json.loads(bundle.member("recipe.json").read_bytes())["target"] == target
 
 
 @pytest.mark.parametrize("target", ["cpu", "orin-nano"])
@@ -185,8 +188,8 @@ def test_int8_without_text_rounds_weights_only_where_scales_would_be_fixed(
     report = export_checkpoint(folder, tmp_path / "model.dlm", settings)
     assert "quality" not in report
     bundle = open_bundle(tmp_path / "model.dlm")
-    plan = json.loads(bundle.member("plan.json").read_bytes())
-    layers = [layer for graph in plan["graphs"].values() for layer in graph["layers"].values()]
+    recipe = json.loads(bundle.member("recipe.json").read_bytes())
+    layers = [layer for graph in recipe["graphs"].values() for layer in graph["layers"].values()]
     found = {layer["precision"] for layer in layers}
     assert found == ({"int8-weight"} if target == "orin-nano" else {"int8", "int8-weight"})
     with Pipeline.load(tmp_path / "model.dlm", engine="onnxruntime") as pipeline:
@@ -229,7 +232,7 @@ def test_auto_weighs_draft_lengths_by_the_runs_that_they_take(folder, monkeypatc
 
 def test_no_layer_of_a_trunk_is_taken_for_a_head(in_parts):
     bundle = open_bundle(in_parts[0])
-    model = onnx.load(str(bundle.member("graphs/step.onnx")))
+    model = ir.load(bundle.member("graphs/step.onnx"))
     assert not [layer.name for layer in find_layers(model, {"ids": "canvas"}) if layer.head]
-    model = onnx.load(str(bundle.member("graphs/head.onnx")))
+    model = ir.load(bundle.member("graphs/head.onnx"))
     assert [layer.head for layer in find_layers(model, {"rows": "hidden_rows"})] == [True]

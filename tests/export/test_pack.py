@@ -1,12 +1,14 @@
 import json
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
-from dlm_edge.export import models, pack
-from dlm_edge.export.onnx_graph import recipes
-from dlm_edge.export.pack import ExportSettings, export_checkpoint
+from dlm_edge.calibration.forms import cpu
+from dlm_edge.export import pack
+from dlm_edge.export.pack import ExportSettings, export_checkpoint, untrained_blocks
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import (
@@ -18,6 +20,7 @@ from dlm_edge.runtime.errors import (
     EngineError,
 )
 from dlm_edge.runtime.measure.check import check_bundle
+from small_graphs import set_weight, weights_of
 from tiny_checkpoint import make_checkpoint
 from tokenizers import Tokenizer
 
@@ -44,7 +47,7 @@ def exported_fp16(checkpoint, tmp_path_factory):
 def traced_before(exported, monkeypatch):
     """Saves the seconds that tracing takes where something else is tested."""
     graph = open_bundle(exported[0]).member("graphs/denoise.onnx")
-    monkeypatch.setattr(models, "trace_outside", lambda *args: (onnx.load(str(graph)), {}))
+    monkeypatch.setattr(pack, "trace", lambda *args: ir.from_proto(onnx.load(str(graph))))
 
 
 def num_layer_weights(bundle):
@@ -224,13 +227,11 @@ def test_export_fails_beyond_tolerance_and_writes_nothing(
     checkpoint, tmp_path, monkeypatch, traced_before
 ):
     def wrong(model):
-        for item in model.graph.initializer:
-            if len(item.dims) == 2:
-                array = onnx.numpy_helper.to_array(item) * np.float32(1.05)
-                item.CopyFrom(onnx.numpy_helper.from_array(array, item.name))
-        return 0
+        for name, array in weights_of(model).items():
+            if array.ndim == 2:
+                set_weight(model, name, array * np.float32(1.05))
 
-    monkeypatch.setattr(recipes, "store_fp16", wrong)
+    monkeypatch.setattr(cpu, "store_fp16", wrong)
     message = refused(EngineError, checkpoint, tmp_path / "x.dlm", precision="fp16")
     assert "relative error" in message
     assert "nothing was written" in message
@@ -293,3 +294,19 @@ def test_full_alone_gives_the_whole_canvas_alone(checkpoint, tmp_path, traced_be
 
 def test_a_causal_model_has_no_whole_canvas(causal_checkpoint, tmp_path):
     refused(ConfigError, causal_checkpoint, tmp_path / "x.dlm", blocks=("full",))
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks", "said"),
+    [
+        ("mdlm", (16, 48, 64), "note: --block 48,64 was not trained (16, 32 were): expect worse"),
+        ("mdlm", (16, "full"), ""),
+        ("mdlm", (), ""),
+        ("ar", (48,), ""),
+        ("tidar", (3,), ""),
+    ],
+)
+def test_a_block_size_that_was_not_trained_is_told(family, blocks, said):
+    note = untrained_blocks(SimpleNamespace(family=family, block_sizes=(16, 32)), blocks)
+    assert note.startswith(said)
+    assert bool(note) == bool(said)

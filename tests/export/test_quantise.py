@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from dlm_edge.export import models
+from dlm_edge.export import pack
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
@@ -78,40 +78,40 @@ def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
     assert str(path.parent) not in json.dumps(quality)
 
 
-def test_page_and_plan_are_in_the_bundle_and_beside_it(exported):
+def test_page_and_recipe_are_in_the_bundle_and_beside_it(exported):
     path, report = exported
     folder = path.with_suffix(".report")
     assert report["report_dir"] == str(folder)
     assert sorted(item.name for item in folder.iterdir()) == [
-        "plan.json",
+        "recipe.json",
         "report.html",
         "report.json",
     ]
     bundle = open_bundle(path)
-    for name in ("plan.json", "report.html"):
+    for name in ("recipe.json", "report.html"):
         assert bundle.member(name).read_bytes() == (folder / name).read_bytes()
     page = (folder / "report.html").read_text("utf-8")
     assert page.count("<svg") >= 5
     rows = report["quality"]["variants"]["int8"]["agreement"]["about_to_be_committed"]["rows"]
     assert f" of {rows:,}</td>" in page
     assert "src=" not in page
-    assert json.loads((folder / "plan.json").read_text("utf-8")) == report["quality"]["plan"]
+    assert json.loads((folder / "recipe.json").read_text("utf-8")) == report["quality"]["recipe"]
 
 
-def test_an_edited_plan_is_obeyed(exported, traced_before, small, text, tmp_path):
+def test_an_edited_recipe_is_obeyed(exported, traced_before, small, text, tmp_path):
     path, _ = exported
-    plan = json.loads((path.with_suffix(".report") / "plan.json").read_text("utf-8"))
-    layers = plan["graphs"]["denoise"]["layers"]
+    recipe = json.loads((path.with_suffix(".report") / "recipe.json").read_text("utf-8"))
+    layers = recipe["graphs"]["denoise"]["layers"]
     name = "trunk.layers.1.mlp.down"
     layers[name] = {"precision": "float"}
     layers["embed"] = {"precision": "int8", "scale": 0.05}
-    (tmp_path / "edited.json").write_text(json.dumps(plan))
+    (tmp_path / "edited.json").write_text(json.dumps(recipe))
     settings = ExportSettings(
         precision="int8", target="orin-nano", calibration_data=text,
-        plan=tmp_path / "edited.json", report_dir=tmp_path / "out", **COMMON,
+        recipe=tmp_path / "edited.json", report_dir=tmp_path / "out", **COMMON,
     )  # fmt: skip
     report = export_checkpoint(small, tmp_path / "edited.dlm", settings)
-    made = report["quality"]["plan"]["graphs"]["denoise"]["layers"]
+    made = report["quality"]["recipe"]["graphs"]["denoise"]["layers"]
     assert made[name]["precision"] == "float"
     assert (made["embed"]["precision"], made["embed"]["scale"]) == ("int8", 0.05)
     bundle = open_bundle(tmp_path / "edited.dlm")
@@ -173,7 +173,7 @@ def test_int8_for_the_cpu_loses_little_and_multiplies_integers(
 
 
 def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "trace_outside", None)
+    monkeypatch.setattr(pack, "trace", None)
     settings = ExportSettings(precision="int8", calibration_data=text, **COMMON)
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "new" / "folder"):

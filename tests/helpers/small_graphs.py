@@ -2,6 +2,8 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+from dlm_edge.calibration.layers import channel_steps, round_matrix
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH, VOCAB, HIDDEN = 8, 12, 16
@@ -55,7 +57,28 @@ def small_graph(*, tied=True, timed=False, seed=0, scale=1.0):
     graph = helper.make_graph(nodes, "small", inputs, [output], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    return model
+    return ir.from_proto(model)
+
+
+def weights_of(model):
+    """Every initialiser's array by name."""
+    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+
+
+def set_weight(model, name, array):
+    """Changes an initialiser, in place."""
+    model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+
+
+def quantize_matrix(array, axis, limit, *, half=False):
+    """A matrix as int8, and the steps of its channels."""
+    steps = channel_steps(array, axis, limit, half=half)
+    return round_matrix(array, steps, axis, limit), steps
+
+
+def data_of(model):
+    """A graph's bytes."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
 def ids(block=6, seed=0):

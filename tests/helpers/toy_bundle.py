@@ -6,6 +6,7 @@ logits[i] = TABLE[ids[i]] + RAMP * (sum of the cache's valid rows); kv_new[i] = 
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from dlm_edge.export.onnx_graph.weights import split_weights
 from dlm_edge.runtime.bundle.bundle import write_bundle
 from dlm_edge.runtime.bundle.manifest import GraphSpec, Manifest
@@ -98,7 +99,7 @@ def toy_manifest(**changes) -> Manifest:
 def toy_members(folder: Path) -> dict[str, bytes | Path]:
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        **split_weights({"denoise": toy_model()}, folder),
+        **split_weights({"denoise": ir.from_proto(toy_model())}, folder),
         "tokenizer.json": toy_tokenizer().encode(),
         "report.json": b"{}",
         "card.md": b"A toy.\n",

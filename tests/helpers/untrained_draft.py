@@ -1,8 +1,7 @@
 """An untrained model's bundle to be: what `dlm-export` traces, before it checks and packs."""
 
 import torch
-from dlm_edge.export.models import make_models
-from dlm_edge.export.pack import draft_bundle
+from dlm_edge.export import pack
 from dlm_edge.export.settings import ExportSettings
 from dlm_edge.export.source import Source
 from dlm_edge.train.families import FAMILIES
@@ -30,5 +29,4 @@ def make_draft(folder, *, target="host", precision="fp32", **options):
     settings = ExportSettings(
         target=target, precision=precision, blocks=(BLOCK,), contexts=(8, CONTEXT)
     )
-    made = make_models(source, settings, lambda line: None)
-    return draft_bundle(made, settings, folder, lambda line: None)[0]
+    return pack.make_draft(source, settings, folder, lambda line: None).bundle

@@ -223,6 +223,7 @@ def test_int8_graphs_of_a_cpu_are_refused_by_name_and_auto_says_so_and_goes_on(
 
 def with_half_cache(folder):
     """The toy with float16 where its cache enters and leaves."""
+    import onnx_ir as ir
     from dlm_edge.export.onnx_graph.weights import split_weights
     from dlm_edge.runtime.bundle.bundle import write_bundle
     from onnx import TensorProto, helper
@@ -251,7 +252,7 @@ def with_half_cache(folder):
     )
     members = toy_members(folder / "whole")
     (folder / "half").mkdir()
-    members |= split_weights({"denoise": model}, folder / "half")
+    members |= split_weights({"denoise": ir.from_proto(model)}, folder / "half")
     write_bundle(folder / "half.dlm", replace(manifest, graphs=specs), members)
     return str(folder / "half.dlm")
 

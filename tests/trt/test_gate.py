@@ -7,20 +7,19 @@ TensorRT-RTX's rules are a newer TensorRT's: what 10.3 refuses beyond them is
 from functools import cache, partial
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from dlm_edge.calibration.scales.linears import find_layers
-from dlm_edge.calibration.scales.plan import default_plan
-from dlm_edge.calibration.scales.qdq import ZERO, quantize
-from dlm_edge.export.onnx_graph.fp16 import store_fp16
+from dlm_edge.calibration.forms.board import BoardForm
+from dlm_edge.calibration.forms.float16 import narrow_cache, store_fp16, type_fp16
+from dlm_edge.calibration.forms.qdq import ZERO, quantize
+from dlm_edge.calibration.layers import find_layers
 from dlm_edge.export.onnx_graph.lint import require_clean
 from dlm_edge.export.onnx_graph.trace import trace
-from dlm_edge.export.onnx_graph.typed import narrow_cache, type_fp16
 from dlm_edge.export.onnx_graph.weights import split_weights
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, build_plan
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.train.families import FAMILIES
+from small_graphs import set_weight
 
 pytestmark = [
     pytest.mark.trt,
@@ -50,53 +49,62 @@ VARIANTS = {
 
 
 def quantised(model, precision=None, mixed=False):
-    """Q/DQ as planned, then float16; `precision` is given to every layer that can have it.
+    """Q/DQ as the recipe says, then float16; `precision` is given to every layer that can have it.
 
     `mixed` leaves every other layer in floating point, as a budget may.
     """
     layers = find_layers(model, {"ids": "canvas", "time": "time"})
-    plan = default_plan(layers)
+    recipe = BoardForm().default_recipe(layers)
     for number, layer in enumerate(layers):
         if mixed and number % 2:
-            plan = plan.with_layer(layer.name, precision="float")
+            recipe = recipe.with_layer(layer.name, precision="float")
         if precision in layer.precisions:
-            plan = plan.with_layer(layer.name, precision=precision)
-        plan = plan.with_layer(layer.name, scale=0.03)
-    made = quantize(model, layers, plan)
+            recipe = recipe.with_layer(layer.name, precision=precision)
+        recipe = recipe.with_layer(layer.name, scale=0.03)
+    made = quantize(model, layers, recipe)
     type_fp16(made)
     require_clean(made, "denoise")
-    model.CopyFrom(made)
+    return made
 
 
 def with_large_values(model):
     """A product and what follows it, kept in float32 as if they left float16's range."""
-    products = [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]
-    type_fp16(model, float32=products[-2:-1])
+    products = [node.outputs[0].name for node in model.graph if node.op_type == "MatMul"]
+    return with_half(model, products[-2:-1])
 
 
 def with_half_cache(model):
     """As for a board: float16 where the cache enters and leaves."""
-    type_fp16(model)
-    narrowed(model)
+    return narrowed(with_half(model))
 
 
 def as_shipped(model, mixed=False):
     """What `pack` writes of every int8 graph for a board."""
-    quantised(model, mixed=mixed)
-    narrowed(model)
+    return narrowed(quantised(model, mixed=mixed))
 
 
 def narrowed(model):
     """Makes the cache float16, where there is one."""
-    if any(item.name == "kv" for item in model.graph.input):
+    if any(value.name == "kv" for value in model.graph.inputs):
         assert narrow_cache(model, "kv", "kv_new")
     require_clean(model, "denoise")
+    return model
+
+
+def with_half(model, float32=()):
+    type_fp16(model, float32=float32)
+    return model
+
+
+def stored_half(model):
+    store_fp16(model)
+    return model
 
 
 CONVERSIONS = {
-    "fp32": lambda model: None,
-    "fp16 stored": store_fp16,
-    "fp16 typed": type_fp16,
+    "fp32": lambda model: model,
+    "fp16 stored": stored_half,
+    "fp16 typed": with_half,
     "fp16 typed, float16 cache": with_half_cache,
     "fp16 typed with large values": with_large_values,
     "int8": quantised,
@@ -116,16 +124,14 @@ def traced(variant):
     (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
     if variant in PARTS:
         graph = graph.parts[PARTS[variant]]
-    return graph, trace(graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT}).SerializeToString()
+    return graph, trace(graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT})
 
 
 @pytest.mark.parametrize("precision", CONVERSIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision):
-    graph, text = traced(variant)
-    model = onnx.load_from_string(text)
-    CONVERSIONS[precision](model)
-    split_weights({graph.name: model}, tmp_path)
+    graph, model = traced(variant)
+    split_weights({graph.name: CONVERSIONS[precision](model.clone())}, tmp_path)
     file = f"{graph.name}.onnx"
     shapes = graph.shapes(() if "tidar" in variant else (BLOCK,), ())
     specs = graph.specs(shapes, precision=precision[:4])
@@ -138,12 +144,9 @@ def test_one_plan_holds_every_shape(trt, configure, tmp_path, variant, precision
 
 def test_a_quantised_graph_that_breaks_the_rules_is_rejected(trt, configure, tmp_path):
     """The gate can fail: zero points other than 0 are refused by the parser."""
-    graph, text = traced("mdlm")
-    model = onnx.load_from_string(text)
-    quantised(model)
-    for item in model.graph.initializer:
-        if item.name == ZERO:
-            item.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), ZERO))
+    graph, model = traced("mdlm")
+    model = quantised(model)
+    set_weight(model, ZERO, np.array(3, np.int8))
     split_weights({graph.name: model}, tmp_path)
     file = f"{graph.name}.onnx"
     specs = graph.specs(graph.shapes((BLOCK,), ()), precision="int8")

@@ -22,7 +22,7 @@ def canvas(ratio=0.5, rows=2, seed=0, **changes):
         ),
         "mask_ratio": ratio,
         "progress": 0.25,
-        "frontier": np.array([False, True, False, True]),
+        "committing": np.array([False, True, False, True]),
         "weight": 1.25,
         "source": "decode",
     }

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
-from dlm_edge.calibration.canvases.frontier import kept_rows
-from dlm_edge.calibration.canvases.recorder import Recorder, RecordingEngines
+from dlm_edge.calibration.canvases.recorder import Recorder, RecordingEngines, kept_rows
 from dlm_edge.calibration.scales.activations import _Collector
 from dlm_edge.runtime.families.tidar.layout import draft_layout, draft_rows
 from dlm_edge.runtime.generate import generate
@@ -46,7 +45,7 @@ def test_rows_that_weigh_nothing_leave_no_trace_in_ranges():
     visible = np.array([True, False, True])
     canvas = Canvas(
         spec=bare_spec("step", 3, 8), inputs=Inputs({}), mask_ratio=0.9, progress=1.0,
-        frontier=visible, weight=1.0, source="decode", rest=0.0,
+        committing=visible, weight=1.0, source="decode", rest=0.0,
     )  # fmt: skip
     collector = _Collector("x", 1, 0)
     collector.add(np.array([[1.0, 2.0], [90.0, 90.0], [3.0, 1.0]], np.float32), canvas)

@@ -30,7 +30,7 @@ def canvas(seed=0, shared=None, rows=2, **changes):
             {"kv": spec.context},
         ),
         "mask_ratio": 0.5, "progress": 0.25, "weight": 1.25, "source": "decode",
-        "frontier": np.array([False, True, False, True]),
+        "committing": np.array([False, True, False, True]),
     }  # fmt: skip
     return Canvas(**{**fields, **changes})
 
@@ -59,7 +59,7 @@ def test_what_comes_back_is_what_was_written(written):
         for name, array in wanted.inputs.items():
             assert item.inputs[name].dtype == array.dtype
             np.testing.assert_array_equal(item.inputs[name], array)
-        np.testing.assert_array_equal(item.frontier, wanted.frontier)
+        np.testing.assert_array_equal(item.committing, wanted.committing)
         for name in ("stratum", "progress", "weight", "source"):
             assert getattr(item, name) == getattr(wanted, name)
 
@@ -119,7 +119,7 @@ def rewritten(path, change):
         lambda index: index["sets"]["decode"]["items"][0]["inputs"].update(kv=[0, 4]),
         lambda index: index["sets"]["decode"]["items"][0]["inputs"].update(kv=[99, 2]),
         lambda index: index["sets"]["decode"]["items"][0]["inputs"].pop("kv"),
-        lambda index: index["sets"]["decode"]["items"][0].update(frontier=[99]),
+        lambda index: index["sets"]["decode"]["items"][0].update(committing=[99]),
         lambda index: index["sets"]["decode"]["items"][0].update(source="elsewhere"),
         lambda index: index.pop("arrays"),
     ],

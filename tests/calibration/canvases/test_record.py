@@ -116,7 +116,7 @@ def test_recording_does_not_change_what_is_generated(bundle, prompts):
     assert recorder.num_seen == plain.nfe
 
 
-def test_frontier_is_what_the_next_step_commits(bundle, prompts):
+def test_committing_is_what_the_next_step_commits(bundle, prompts):
     engines = open_engines(bundle)
     recorder = Recorder(MASK, per_stratum=100, seed=0)
     request = Request(
@@ -132,14 +132,14 @@ def test_frontier_is_what_the_next_step_commits(bundle, prompts):
         by_start.setdefault(int(item.inputs["start"][0]), []).append(item)
     for start, items in by_start.items():
         items.sort(key=lambda item: -item.mask_ratio)
-        frontiers = np.array([item.frontier for item in items])
+        committing = np.array([item.committing for item in items])
         # Each position of a block is committed exactly once, when it is still masked.
-        assert (frontiers.sum(axis=0) == (items[0].inputs["ids"][0] == MASK)).all()
+        assert (committing.sum(axis=0) == (items[0].inputs["ids"][0] == MASK)).all()
         for item, after in zip(items, [*items[1:], None], strict=True):
             ids = item.inputs["ids"][0]
-            assert (ids[item.frontier] == MASK).all()
+            assert (ids[item.committing] == MASK).all()
             left = ids == MASK
-            left &= ~item.frontier
+            left &= ~item.committing
             if after is not None:
                 assert np.array_equal(after.inputs["ids"][0] == MASK, left)
             else:
@@ -182,7 +182,7 @@ def test_an_engine_that_gives_nan_is_stopped_at_that_canvas(bundle, prompts):
         generate(
             bundle.manifest, Broken(engines, recorder), NumpyOps(), make_request(prompts, 3, 9)
         )
-    assert caught.value.canvas.graph == "denoise"
+    assert caught.value.canvas.spec.name == "denoise"
     assert caught.value.canvas.inputs["ids"].shape == (1, BLOCK)
     engines.close()
 
@@ -217,7 +217,7 @@ def test_canvases_of_one_text_share_its_cache(bundle, prompts):
         np.testing.assert_array_equal(cache, longest[: len(cache)])
     owners = {id(cache.base) for cache in caches if len(cache)}
     # A text that outgrows the smaller context is copied once.
-    assert len(owners) <= len({item.context for item in recorder.canvases()})
+    assert len(owners) <= len({item.spec.context for item in recorder.canvases()})
 
 
 def test_memory_is_bounded_by_keeping_fewer(bundle, prompts):

@@ -53,8 +53,10 @@ def test_all_positions_count_alike_where_noise_is_drawn_and_those_that_move_wher
 ):
     _, made = noised
     for item in made.items:
-        assert item.frontier.all() or item.source == "decode"
-    assert {bool(item.frontier.any()) for item in made.items if item.source == "decode"} != {False}
+        assert item.committing.all() or item.source == "decode"
+    assert {bool(item.committing.any()) for item in made.items if item.source == "decode"} != {
+        False
+    }
 
 
 def test_absorbing_noise_is_told_apart_by_its_masks(tmp_path):

@@ -11,7 +11,7 @@ from manifests import bare_spec
 def canvas(number):
     return Canvas(
         spec=bare_spec("denoise", 4, 8), mask_ratio=0.5, progress=0.0, weight=1.0,
-        source="decode", frontier=np.zeros(4, bool),
+        source="decode", committing=np.zeros(4, bool),
         inputs=Inputs({"ids": np.full((1, 4), number, np.int32)}),
     )  # fmt: skip
 

@@ -76,7 +76,7 @@ def table(denoiser=None):
     return TableEngines(denoiser or hashed(VOCAB), [(4, 8), (4, 16)], VOCAB)
 
 
-def canvas(ids, frontier, source="decode"):
+def canvas(ids, committing, source="decode"):
     inputs = {
         "ids": np.array([ids], np.int32),
         "start": np.zeros(1, np.int32),
@@ -88,7 +88,7 @@ def canvas(ids, frontier, source="decode"):
         inputs=Inputs(inputs),
         mask_ratio=float(masked.mean()),
         progress=0.5,
-        frontier=np.array(frontier, bool),
+        committing=np.array(committing, bool),
         weight=1.0,
         source=source,
     )
@@ -115,7 +115,7 @@ def test_the_mask_is_never_the_token_that_two_models_agree_on():
     assert Reference(manifest, wanted, canvases).agreement(wanted).to_json()["all"]["top1"] == 1.0
 
 
-def test_only_masked_rows_are_compared_and_the_frontier_apart():
+def test_only_masked_rows_are_compared_and_the_committing_apart():
     mask = VOCAB - 1
     canvases = [
         canvas([1, mask, mask, 2], [0, 1, 0, 0]),

@@ -1,21 +1,21 @@
 """Embeddings and heads: the most compressed precision that is harmless."""
 
+from dlm_edge.calibration.forms.cpu import CpuForm
+from dlm_edge.calibration.layers import find_layers
+from dlm_edge.calibration.losses.budget import harmless_tables
 from dlm_edge.calibration.losses.loss import Ratio
-from dlm_edge.calibration.losses.tables import harmless_tables
-from dlm_edge.calibration.scales.cpu import cpu_plan
-from dlm_edge.calibration.scales.linears import find_layers
-from dlm_edge.calibration.scales.plan import Plan
+from dlm_edge.calibration.recipe import Recipe
 from small_graphs import ROLES, small_graph
 
 BUDGET = 0.005
 
 
-def searched(losses, *, tied=True, planned=None):
+def searched(losses, *, tied=True, chosen=None):
     """Runs the search with the loss that each precision of a layer is said to have."""
     layers = find_layers(small_graph(tied=tied), ROLES)
-    plan = Plan(target="cpu", graphs={"small": cpu_plan(layers)})
-    for name, precision in (planned or {}).items():
-        plan = plan.with_layer("small", name, precision=precision)
+    recipe = Recipe(target="cpu", graphs={"small": CpuForm().default_recipe(layers)})
+    for name, precision in (chosen or {}).items():
+        recipe = recipe.with_layer("small", name, precision=precision)
     asked = []
 
     def measure(candidate):
@@ -29,12 +29,12 @@ def searched(losses, *, tied=True, planned=None):
         # It is the upper end that must be harmless.
         return Ratio(value=1 + loss / 2, low=1.0, high=1 + loss)
 
-    found, trials = harmless_tables(plan, {"small": layers}, measure, BUDGET)
+    found, trials = harmless_tables(recipe, {"small": layers}, measure, BUDGET)
     assert [(trial.layer, trial.precision) for trial in trials] == asked
     return found.graphs["small"].layers, trials
 
 
-def test_what_is_harmless_is_stored_as_planned():
+def test_what_is_harmless_is_stored_as_chosen():
     layers, trials = searched({("embed", "int8"): 0.0024})
     assert (layers["embed"].precision, layers["embed"].reason) == ("int8", "")
     assert trials[0].harmless
@@ -64,5 +64,5 @@ def test_an_embedding_and_a_head_of_their_own_are_judged_apart():
 
 
 def test_what_is_in_floating_point_already_is_not_measured():
-    _, trials = searched({}, planned={"embed": "float"})
+    _, trials = searched({}, chosen={"embed": "float"})
     assert trials == ()

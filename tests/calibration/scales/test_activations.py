@@ -2,8 +2,10 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.layers import find_layers
 from dlm_edge.calibration.scales.activations import (
     MAX_ROWS,
     NUM_BINS,
@@ -12,30 +14,24 @@ from dlm_edge.calibration.scales.activations import (
     collect,
     layer_inputs,
 )
-from dlm_edge.calibration.scales.linears import find_layers
 from dlm_edge.runtime.errors import CalibrationError
 from manifests import bare_spec
-from onnx import numpy_helper
-from small_graphs import ROLES, ids, small_graph
+from small_graphs import ROLES, data_of, ids, set_weight, small_graph, weights_of
 
 
-def canvas(tokens, *, ratio=0.5, frontier=(), weight=1.0, graph="small"):
+def canvas(tokens, *, ratio=0.5, committing=(), weight=1.0, graph="small"):
     block = tokens.shape[1]
     marks = np.zeros(block, bool)
-    marks[list(frontier)] = True
+    marks[list(committing)] = True
     return Canvas(
         spec=bare_spec(graph, block, 8),
         inputs=Inputs({"ids": tokens}),
         mask_ratio=ratio,
         progress=0.0,
-        frontier=marks,
+        committing=marks,
         weight=weight,
         source="decode",
     )
-
-
-def arrays_of(model):
-    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
 
 
 @pytest.fixture
@@ -70,7 +66,7 @@ def test_histogram_of_zeros_has_no_width_until_something_comes():
 
 
 def test_collected_values_are_the_graphs_own(model):
-    arrays = arrays_of(model)
+    arrays = weights_of(model)
     tokens = [ids(seed=seed) for seed in range(3)]
     found = collect(model, [canvas(item) for item in tokens], {"normed": "mlp.up"})["normed"]
     looked_up = np.concatenate([arrays["model.embed.weight"][item[0]] for item in tokens])
@@ -82,9 +78,9 @@ def test_collected_values_are_the_graphs_own(model):
     assert np.sort(found.rows, axis=0) == pytest.approx(np.sort(values, axis=0))
 
 
-def test_late_canvases_and_frontier_positions_weigh_more(model):
+def test_late_canvases_and_committing_positions_weigh_more(model):
     first, second = ids(seed=0), ids(seed=1)
-    items = [canvas(first, weight=1.0), canvas(second, weight=2.0, frontier=(0, 3))]
+    items = [canvas(first, weight=1.0), canvas(second, weight=2.0, committing=(0, 3))]
     found = collect(model, items, {"normed": "mlp.up"})["normed"]
     width = found.rows.shape[1]
     assert found.histogram.total == pytest.approx(width * (6 * 1.0 + 6 * 2.0 + 2 * 2.0))
@@ -110,9 +106,9 @@ def test_sample_of_rows_is_bounded_and_the_same_for_a_seed(model):
 
 
 def test_the_graph_given_is_not_changed(model):
-    before = model.SerializeToString()
+    before = data_of(model)
     collect(model, [canvas(ids())], {"normed": "up"})
-    assert model.SerializeToString() == before
+    assert data_of(model) == before
 
 
 def test_each_value_is_named_after_the_first_layer_it_enters(model):
@@ -127,11 +123,10 @@ def test_each_value_is_named_after_the_first_layer_it_enters(model):
     ("poison", "weight", "layer"), [(np.nan, "up", r"mlp\.down"), (np.inf, "down", "embed")]
 )
 def test_a_value_that_is_not_finite_is_refused_with_the_layers_name(model, poison, weight, layer):
-    for item in model.graph.initializer:
-        if item.name == f"model.mlp.{weight}.weight":
-            array = numpy_helper.to_array(item).copy()
-            array[0, 0] = poison
-            item.CopyFrom(numpy_helper.from_array(array, item.name))
+    name = f"model.mlp.{weight}.weight"
+    array = weights_of(model)[name].copy()
+    array[0, 0] = poison
+    set_weight(model, name, array)
     with pytest.raises(CalibrationError, match=f"what enters layer {layer} is NaN") as caught:
         collect(model, [canvas(ids())], layer_inputs(find_layers(model, ROLES)))
     assert "\n" not in str(caught.value)
@@ -144,11 +139,9 @@ def test_canvases_of_another_graph_are_refused(model):
 
 
 def test_a_constant_value_is_known_as_one(model):
-    for item in model.graph.initializer:
-        if item.name == "model.norm.weight":
-            item.CopyFrom(numpy_helper.from_array(np.zeros(8, np.float32), item.name))
+    set_weight(model, "model.norm.weight", np.zeros(8, np.float32))
     found = collect(model, [canvas(ids()), canvas(ids(seed=1))], {"normed": "a", "sum": "b"})
     assert found["normed"].is_constant
     assert not found["sum"].is_constant
     assert isinstance(found["sum"], Activation)
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(ir.to_proto(model))

@@ -1,16 +1,20 @@
 import json
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 from dlm_edge.calibration.canvases.canvases import Canvas, CanvasSet, Inputs
-from dlm_edge.calibration.scales.calibrate import Calibrator, Recipe
-from dlm_edge.calibration.scales.plan import apply_edits, default_plan, plan_bytes
-from dlm_edge.calibration.scales.qdq import quantize
+from dlm_edge.calibration.forms.board import BoardForm
+from dlm_edge.calibration.forms.cpu import CpuForm
+from dlm_edge.calibration.forms.qdq import quantize
+from dlm_edge.calibration.graphs import values_of
+from dlm_edge.calibration.recipe import apply_edits, recipe_bytes
+from dlm_edge.calibration.scales.calibrate import Calibrator
+from dlm_edge.runtime.bundle.manifest import GraphSpec, TensorSpec
 from dlm_edge.runtime.errors import CalibrationError
 from manifests import bare_spec
 from onnx.reference import ReferenceEvaluator
-from small_graphs import ROLES, ids, small_graph
+from small_graphs import ROLES, data_of, ids, set_weight, small_graph
 
 
 def canvas(seed):
@@ -19,7 +23,7 @@ def canvas(seed):
         inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=seed / 10,
         progress=1.0,
-        frontier=np.ones(6, bool),
+        committing=np.ones(6, bool),
         weight=1.0,
         source="decode",
     )
@@ -29,104 +33,111 @@ CANVASES = CanvasSet(items=tuple(canvas(seed) for seed in range(6)), model_sha25
 OTHERS = CanvasSet(items=tuple(canvas(seed) for seed in range(6, 11)), model_sha256="", recipe={})
 
 
-def calibrator(model, **changes):
-    recipe = Recipe(
-        target="board",
-        default_plan=default_plan,
-        build=quantize,
-        build_fp16=lambda model, names: model,
-        half_values=lambda model: (),
-        **changes,
+class PlainForm(BoardForm):
+    """Q/DQ without float16, so that a reference evaluator can be compared with float32."""
+
+    def int8(self, model, layers, recipe, cache):
+        return quantize(model, layers, recipe)
+
+
+def calibrator(model, form=None):
+    shapes = {"ids": (1, 6)}
+    inputs = tuple(
+        TensorSpec(name=name, dtype="int32", shape=shapes.get(name, (1,)), role=role)
+        for name, role in ROLES.items()
     )
-    return Calibrator({"small": model}, {"small": ROLES}, recipe)
+    spec = GraphSpec(
+        name="small", file="graphs/small.onnx", batch=1, block=6, context=8, precision="fp32",
+        inputs=inputs, outputs=(),
+    )  # fmt: skip
+    return Calibrator({"small": model}, [spec], form or PlainForm(), "board")
 
 
 def scores(model, seed=0):
-    return ReferenceEvaluator(model).run(None, {"ids": ids(seed=seed)})[0]
+    return ReferenceEvaluator(ir.to_proto(model)).run(None, {"ids": ids(seed=seed)})[0]
 
 
 def test_every_int8_layer_gets_a_scale_that_covers_what_was_seen():
     model = small_graph()
     work = calibrator(model)
-    fitted = work.fit(work.default_plan({}), CANVASES)
-    plan = fitted.plan.graphs["small"]
+    fitted = work.fit(work.default_recipe({}), CANVASES)
+    recipe = fitted.recipe.graphs["small"]
     largest = work.largest(fitted, CANVASES)["small"]
     assert set(largest) == {"embed", "mlp.up", "mlp.down"}
     assert set(largest["mlp.up"]) == set(range(6))
     for name in ("mlp.up", "mlp.down"):
         top = max(largest[name].values())
-        assert 0.3 * top < 127 * plan.layers[name].scale <= 1.001 * top
-        assert plan.layers[name].observer in ("minmax", "percentile", "mse", "entropy")
-    assert plan.layers["embed"].scale is None
-    made = work.build(fitted, fitted.plan)["small"]
+        assert 0.3 * top < 127 * recipe.layers[name].scale <= 1.001 * top
+        assert recipe.layers[name].observer in ("minmax", "percentile", "mse", "entropy")
+    assert recipe.layers["embed"].scale is None
+    made = work.int8(fitted, fitted.recipe)["small"]
     assert np.abs(scores(made) - scores(model)).max() < 0.05
 
 
 def uneven_graph():
     """A graph that gains from folding: one channel is far above the others."""
     model = small_graph()
-    for item in model.graph.initializer:
-        if item.name == "model.norm.weight":
-            gains = np.ones(8, np.float32)
-            gains[3] = 40.0
-            item.CopyFrom(onnx.numpy_helper.from_array(gains, item.name))
+    gains = np.ones(8, np.float32)
+    gains[3] = 40.0
+    set_weight(model, "model.norm.weight", gains)
     return model
 
 
 def test_smoothed_graphs_compute_the_same():
     model = uneven_graph()
     work = calibrator(model)
-    fitted = work.fit(work.default_plan({}), CANVASES)
-    assert fitted.plan.graphs["small"].layers["mlp.up"].alpha is not None
+    fitted = work.fit(work.default_recipe({}), CANVASES)
+    assert fitted.recipe.graphs["small"].layers["mlp.up"].alpha is not None
     np.testing.assert_allclose(scores(fitted.models["small"]), scores(model), atol=1e-4)
 
 
-def test_what_a_plan_says_stays():
+def test_what_a_recipe_says_stays():
     work = calibrator(small_graph())
-    plan = work.default_plan({"small": ("sum",)})
-    plan = plan.with_layer("small", "mlp.up", scale=0.125, alpha=0.4)
-    plan = plan.with_layer("small", "mlp.down", precision="float", reason="plan")
-    fitted = work.fit(plan, CANVASES).plan.graphs["small"]
+    recipe = work.default_recipe({"small": ("sum",)})
+    recipe = recipe.with_layer("small", "mlp.up", scale=0.125, alpha=0.4)
+    recipe = recipe.with_layer("small", "mlp.down", precision="float", reason="recipe")
+    fitted = work.fit(recipe, CANVASES).recipe.graphs["small"]
     assert (fitted.layers["mlp.up"].scale, fitted.layers["mlp.up"].alpha) == (0.125, 0.4)
-    assert fitted.layers["mlp.up"].observer == "plan"
+    assert fitted.layers["mlp.up"].observer == "recipe"
     assert fitted.layers["mlp.down"].precision == "float"
     assert fitted.layers["mlp.down"].scale is None
     assert fitted.float32 == ("sum",)
 
 
 @pytest.mark.parametrize("folded", [True, False])
-def test_a_plan_that_comes_back_is_kept_whatever_canvases_say(folded):
+def test_a_recipe_that_comes_back_is_kept_whatever_canvases_say(folded):
     """Also where nothing was folded, although folding would gain."""
     work = calibrator(uneven_graph())
-    whole = work.default_plan({})
-    plan = work.fit(whole, CANVASES).plan
+    whole = work.default_recipe({})
+    recipe = work.fit(whole, CANVASES).recipe
     if not folded:
         for name in ("mlp.up", "mlp.down"):
-            plan = plan.with_layer("small", name, alpha=None)
-    edits = json.loads(plan_bytes(plan))["graphs"]
-    values = {"small": {node.output[0] for node in work.models["small"].graph.node}}
+            recipe = recipe.with_layer("small", name, alpha=None)
+    edits = json.loads(recipe_bytes(recipe))["graphs"]
+    values = {"small": values_of(work.models["small"])}
     back = work.fit(apply_edits(whole, edits, work.layers, values), OTHERS)
-    for name, layer in back.plan.graphs["small"].layers.items():
-        before = plan.graphs["small"].layers[name]
+    for name, layer in back.recipe.graphs["small"].layers.items():
+        before = recipe.graphs["small"].layers[name]
         assert (layer.alpha, layer.scale) == (before.alpha, before.scale)
-    assert (back.models["small"] != work.models["small"]) == folded
+    same = data_of(back.models["small"]) == data_of(work.models["small"])
+    assert same != folded
 
 
 def test_an_alpha_that_nothing_can_take_is_refused():
     work = calibrator(small_graph())
     with pytest.raises(CalibrationError, match="embed has an alpha"):
-        work.fit(work.default_plan({}).with_layer("small", "embed", alpha=0.5), CANVASES)
+        work.fit(work.default_recipe({}).with_layer("small", "embed", alpha=0.5), CANVASES)
 
 
 def test_a_recipe_whose_runs_scale_themselves_gets_no_scales():
-    work = calibrator(small_graph(), dynamic=True)
-    fitted = work.fit(work.default_plan({}), CANVASES)
-    assert all(layer.scale is None for _, _, layer in fitted.plan.layers())
+    work = calibrator(small_graph(), CpuForm())
+    fitted = work.fit(work.default_recipe({}), CANVASES)
+    assert all(layer.scale is None for _, _, layer in fitted.recipe.layers())
 
 
 def test_progress_counts_every_canvas_of_both_rounds():
     work = calibrator(small_graph())
     told = []
-    work.fit(work.default_plan({}), CANVASES, lambda done, total: told.append((done, total)))
+    work.fit(work.default_recipe({}), CANVASES, lambda done, total: told.append((done, total)))
     assert told[0] == (1, 12)
     assert told[-1] == (12, 12)

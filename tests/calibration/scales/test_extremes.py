@@ -1,13 +1,13 @@
 import numpy as np
+import onnx_ir as ir
 import pytest
 from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.layers import find_layers
 from dlm_edge.calibration.scales.extremes import beyond_float16, largest_values, unsound_layer
-from dlm_edge.calibration.scales.linears import find_layers
 from dlm_edge.runtime.errors import CalibrationError
 from manifests import bare_spec
-from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from small_graphs import ROLES, ids, small_graph
+from small_graphs import ROLES, ids, set_weight, small_graph, weights_of
 
 NAMES = ["x", "up", "down", "logits"]
 
@@ -18,7 +18,7 @@ def canvas(seed, mask_ratio=0.0):
         inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=mask_ratio,
         progress=1.0,
-        frontier=np.ones(6, bool),
+        committing=np.ones(6, bool),
         weight=1.0,
         source="decode",
     )
@@ -26,10 +26,7 @@ def canvas(seed, mask_ratio=0.0):
 
 def with_weight(name, change):
     model = small_graph()
-    for item in model.graph.initializer:
-        if item.name == name:
-            array = change(numpy_helper.to_array(item).copy())
-            item.CopyFrom(numpy_helper.from_array(array.astype(np.float32), name))
+    set_weight(model, name, change(weights_of(model)[name].copy()).astype(np.float32))
     return model
 
 
@@ -37,7 +34,7 @@ def test_the_largest_magnitude_of_each_value_is_found_by_mask_ratio():
     model = small_graph()
     canvases = [canvas(0), canvas(1), canvas(2, 0.5)]
     found = largest_values(model, canvases, NAMES)
-    shown = small_graph()
+    shown = ir.to_proto(small_graph())
     for name in NAMES[:-1]:
         shown.graph.output.add().name = name
     evaluator = ReferenceEvaluator(shown)
@@ -47,7 +44,7 @@ def test_the_largest_magnitude_of_each_value_is_found_by_mask_ratio():
     for name in NAMES:
         plain = max(np.abs(run[name]).max() for run in runs[:2])
         assert found[name] == pytest.approx({0: plain, 5: np.abs(runs[2][name]).max()}, rel=1e-5)
-    assert [output.name for output in model.graph.output] == ["logits"]
+    assert [output.name for output in model.graph.outputs] == ["logits"]
     assert beyond_float16(found) == ()
 
 

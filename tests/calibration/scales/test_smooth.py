@@ -1,16 +1,16 @@
 """Folding changes what rounding sees and nothing else."""
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.layers import find_layers
 from dlm_edge.calibration.scales.activations import Activation, Histogram, collect, layer_inputs
-from dlm_edge.calibration.scales.folds import find_folds
-from dlm_edge.calibration.scales.linears import find_layers
 from dlm_edge.calibration.scales.smooth import (
     ALPHAS,
     _quantised_error,
+    find_folds,
     search_alphas,
     smooth,
     smoothing,
@@ -18,24 +18,22 @@ from dlm_edge.calibration.scales.smooth import (
 from dlm_edge.runtime.errors import CalibrationError
 from manifests import bare_spec
 from onnx import TensorProto, helper, numpy_helper
-from small_graphs import ROLES, ids, node, small_graph
+from small_graphs import ROLES, data_of, ids, node, set_weight, small_graph, weights_of
 from tiny_checkpoint import BLOCK, CONTEXT, VOCAB
 
 LAYER = "trunk.layers.0"
 
 
 def run(model, inputs):
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(data_of(model), providers=["CPUExecutionProvider"])
     return session.run(None, inputs)
 
 
 def tiny_canvases(model, number=4):
     """Random canvases of the traced model, at several starts."""
     rng = np.random.default_rng(0)
-    kv = next(item for item in model.graph.input if item.name == "kv")
-    tail = [dim.dim_value for dim in kv.type.tensor_type.shape.dim][1:]
+    kv = next(value for value in model.graph.inputs if value.name == "kv")
+    tail = list(kv.shape)[1:]
     made = []
     for index in range(number):
         inputs = {
@@ -50,7 +48,7 @@ def tiny_canvases(model, number=4):
                 inputs=Inputs(inputs),
                 mask_ratio=0.5,
                 progress=0.5,
-                frontier=np.zeros(BLOCK, bool),
+                committing=np.zeros(BLOCK, bool),
                 weight=1.0,
                 source="random",
             )
@@ -81,9 +79,7 @@ def test_norms_and_the_up_half_of_a_gated_mlp_can_take_the_scales(known):
         assert vector.endswith("_norm.weight")
     down = folds[f"{LAYER}.mlp.down"]
     assert down.producer == f"model.{LAYER}.mlp.gate_up.weight"
-    hidden = model.graph.initializer
-    width = next(item.dims[1] for item in hidden if item.name == down.producer)
-    assert down.first_column == width // 2
+    assert down.first_column == weights_of(model)[down.producer].shape[1] // 2
 
 
 @pytest.mark.parametrize("alpha", [min(ALPHAS), max(ALPHAS)])
@@ -102,10 +98,7 @@ def test_folding_changes_the_weights_and_the_activations_by_the_vector(known):
     model, layers, canvases, seen = known
     layer = next(item for item in layers if item.name == f"{LAYER}.attention.qkv")
     made = smooth(model, layers, seen, {layer.name: 0.5})
-    before, after = (
-        {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
-        for graph in (model, made)
-    )
+    before, after = weights_of(model), weights_of(made)
     (value,) = layer.inputs
     scales = smoothing(seen[value].channel_max, [before[layer.weight]], 0.5)
     assert scales.max() / scales.min() > 1.5  # else this would test nothing
@@ -121,10 +114,13 @@ def test_folding_changes_the_weights_and_the_activations_by_the_vector(known):
 
 def test_the_graph_given_is_not_changed_and_names_stay(known):
     model, layers, _, seen = known
-    data = model.SerializeToString()
+    data = data_of(model)
     made = smooth(model, layers, seen, {f"{LAYER}.mlp.down": 0.5})
-    assert model.SerializeToString() == data
-    assert [item.output for item in made.graph.node] == [item.output for item in model.graph.node]
+    assert data_of(model) == data
+    before, after = (
+        [value.name for node in graph.graph for value in node.outputs] for graph in (model, made)
+    )
+    assert before == after
 
 
 def test_vector_follows_the_papers_formula_up_to_a_factor():
@@ -151,21 +147,16 @@ def test_search_folds_where_channels_differ_and_not_where_they_do_not():
     model = small_graph(tied=False)
     layers = find_layers(model, ROLES)
     for spread, folded in ((1.0, False), (60.0, True)):
-        graph = onnx.ModelProto()
-        graph.CopyFrom(model)
-        for item in graph.graph.initializer:
-            if item.name == "model.norm.weight":
-                gains = np.ones(8, np.float32)
-                gains[3] = spread
-                item.CopyFrom(numpy_helper.from_array(gains, item.name))
-            if item.name == "model.embed.weight":
-                rng = np.random.default_rng(0)
-                table = rng.choice([-1.0, 1.0], (12, 8)).astype(np.float32)
-                item.CopyFrom(numpy_helper.from_array(table, item.name))
+        graph = model.clone()
+        gains = np.ones(8, np.float32)
+        gains[3] = spread
+        set_weight(graph, "model.norm.weight", gains)
+        table = np.random.default_rng(0).choice([-1.0, 1.0], (12, 8)).astype(np.float32)
+        set_weight(graph, "model.embed.weight", table)
         canvases = [
             Canvas(
                 spec=bare_spec("small", 6, 8), inputs=Inputs({"ids": ids(seed=seed)}),
-                mask_ratio=0.5, progress=0.0, frontier=np.zeros(6, bool), weight=1.0,
+                mask_ratio=0.5, progress=0.0, committing=np.zeros(6, bool), weight=1.0,
                 source="random",
             )
             for seed in range(6)
@@ -196,11 +187,12 @@ def test_a_norm_with_a_bias_divides_both():
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "rows", 3])],
         [numpy_helper.from_array(a.astype(np.float32), name) for name, a in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = ir.from_proto(made)
     layers = find_layers(model, ROLES)
     canvas = Canvas(
         spec=bare_spec("small", 6, 8), inputs=Inputs({"ids": ids()}), mask_ratio=0.0,
-        progress=0.0, frontier=np.zeros(6, bool), weight=1.0, source="random",
+        progress=0.0, committing=np.zeros(6, bool), weight=1.0, source="random",
     )  # fmt: skip
     seen = collect(model, [canvas], layer_inputs(layers))
     (fold,) = find_folds(model, layers)
@@ -212,11 +204,12 @@ def test_a_norm_with_a_bias_divides_both():
 
 
 def test_a_value_that_something_else_reads_is_left_alone():
-    model = small_graph()
+    model = ir.to_proto(small_graph())
     model.graph.node.append(node("Neg", ["normed"], ["other"]))
     model.graph.output.append(
         helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, "rows", 8])
     )
+    model = ir.from_proto(model)
     assert find_folds(model, find_layers(model, ROLES)) == ()
 
 
@@ -227,7 +220,7 @@ def test_an_alpha_that_nothing_can_take_is_refused(known):
 
 
 def test_layers_that_share_an_input_must_agree():
-    model = small_graph()
+    model = ir.to_proto(small_graph())
     rng = np.random.default_rng(0)
     extra = rng.standard_normal((8, 4)).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(extra, "model.mlp.gate.weight"))
@@ -235,6 +228,7 @@ def test_layers_that_share_an_input_must_agree():
     model.graph.output.append(
         helper.make_tensor_value_info("second", TensorProto.FLOAT, [1, "rows", 4])
     )
+    model = ir.from_proto(model)
     layers = find_layers(model, ROLES)
     with pytest.raises(CalibrationError, match="must have the same alpha"):
         smooth(model, layers, {}, {"mlp.up": 0.5, "mlp.gate": 0.7})

@@ -1,7 +1,7 @@
 from types import MappingProxyType
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 from dlm_edge.export.onnx_graph.lint import lint, operator_counts, require_clean
 from dlm_edge.runtime.errors import EngineError
@@ -23,7 +23,9 @@ def build(nodes, constants=MappingProxyType({}), *, inputs=None, outputs=None, o
             for name, value in dict(constants).items()
         ],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    )
 
 
 def node(op, inputs, outputs=("y",), **attributes):
@@ -34,8 +36,8 @@ def found(model) -> str:
     return " | ".join(lint(model))
 
 
-def test_an_exported_graph_is_clean(traced_bytes):
-    assert lint(onnx.load_from_string(traced_bytes)) == []
+def test_an_exported_graph_is_clean(traced_model):
+    assert lint(traced_model) == []
 
 
 def test_operators_are_counted():
@@ -85,7 +87,7 @@ def fixed(op, *names, **attributes):
         (
             build(
                 [node("Add", ["x", "x"])],
-                inputs=[("x", FLOAT, ["rows", 8])],
+                inputs=[("x", FLOAT, [None, 8])],
                 outputs=[("y", FLOAT, ["rows", 8])],
             ),
             "neither a number",
@@ -102,7 +104,7 @@ def fixed(op, *names, **attributes):
 )
 def test_what_a_backend_would_refuse_is_named(model, word):
     assert word in found(model)
-    with pytest.raises(EngineError, match="would not run"):
+    with pytest.raises(EngineError, match=r"would not run|is not valid ONNX"):
         require_clean(model, "g")
 
 

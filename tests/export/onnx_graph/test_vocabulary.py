@@ -2,12 +2,14 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from dlm_edge.calibration.scales.linears import find_layers
+from dlm_edge.calibration.layers import find_layers
 from dlm_edge.export.onnx_graph.lint import lint
 from dlm_edge.export.onnx_graph.vocabulary import split_vocabulary
 from onnx import TensorProto, helper, numpy_helper
+from small_graphs import data_of, weights_of
 
 VOCAB, DIM = 300, 8
 
@@ -43,13 +45,12 @@ def make(kind):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "rows", width])],
         [item for item in (rows, columns, small) if item.name in used],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return ir.from_proto(made)
 
 
 def run(model, ids):
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(data_of(model), providers=["CPUExecutionProvider"])
     return session.run(None, {"ids": ids})[0]
 
 
@@ -64,9 +65,9 @@ def test_the_parts_compute_what_the_whole_did(kind, parts):
     cut = split_vocabulary(model, item_bytes=4, limit=limit)
     assert len(cut) == 1
     np.testing.assert_allclose(run(model, ids), wanted, rtol=1e-6, atol=1e-6)
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(ir.to_proto(model))
     assert lint(model) == []
-    names = [item.name for item in model.graph.initializer]
+    names = list(weights_of(model))
     assert sum(name.endswith(".weight") for name in names) == parts
 
 
@@ -80,6 +81,6 @@ def test_a_tied_matrix_stays_one_layer_per_part():
 
 def test_what_fits_in_the_end_is_left_alone():
     model = make("tied")
-    before = model.SerializeToString()
+    before = data_of(model)
     assert split_vocabulary(model, item_bytes=2, limit=VOCAB * DIM * 2) == ()
-    assert model.SerializeToString() == before
+    assert data_of(model) == before

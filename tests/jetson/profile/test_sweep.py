@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from dlm_edge.jetson.profile.options import ProfileOptions
 from dlm_edge.jetson.profile.profile import Profiler
-from dlm_edge.jetson.profile.quality import Judge, distinct, measure_quality
+from dlm_edge.jetson.profile.quality import distinct, measure_quality
 from dlm_edge.jetson.profile.sweep import (
     Axes,
     Sweep,
@@ -20,6 +20,7 @@ from dlm_edge.jetson.profile.sweep import (
 from dlm_edge.jetson.report.table import sweep_notes
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.measure.evaluate import evaluate_ids
+from dlm_edge.runtime.measure.judge import Judge
 from dlm_edge.runtime.pipeline import Pipeline
 from score_bundle import STORY, write_score
 from toy_bundle import toy_spec
@@ -97,17 +98,18 @@ def test_bits_per_character_are_the_bundles_own_likelihood():
     text = "Once upon a time there was a little girl. She had a big red ball and a small dog. " * 2
     with Pipeline.load(threads=1) as pipeline:
         judge = Judge(pipeline)
-        found = judge.bits_per_char(text)
+        found = judge.read(text)
         ids = [pipeline.manifest.eos_token_id, *pipeline.tokenizer.encode(text)]
         result = evaluate_ids(
             pipeline.manifest, pipeline.engines, np.array(ids), block_size=16,
             relative_half_width=0.05, max_samples=8,
         )  # fmt: skip
         read = pipeline.tokenizer.decode(ids[1 : 1 + result.num_tokens])
-        assert found == pytest.approx(result.total_nats / math.log(2) / len(read))
+        assert found.bits == pytest.approx(result.total_nats / math.log(2))
+        assert found.num_chars == len(read)
         scrambled = " ".join(sorted(text.split(), key=lambda word: word[::-1]))
-        assert judge.bits_per_char(scrambled) > found
-        assert judge.bits_per_char("Hi") is None
+        assert judge.read(scrambled).bits > found.bits
+        assert judge.read("Hi") is None
         quality = measure_quality([text, text, "Hi"], judge)
         assert (quality.num_texts, quality.num_scored) == (3, 2)
         assert quality.half_width == 0
@@ -118,7 +120,7 @@ def test_texts_shorter_than_the_judges_block_are_read_as_one(tmp_path):
     texts = [STORY[:9], STORY[9:18], STORY[18:]]
     with Pipeline.load(write_score(tmp_path / "score.dlm"), threads=1) as pipeline:
         judge = Judge(pipeline)
-        assert judge.bits_per_char(texts[0]) is None
+        assert judge.read(texts[0]) is None
         quality = measure_quality(texts, judge)
         assert quality.together
         assert (quality.num_scored, quality.half_width) == (3, None)

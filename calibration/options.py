@@ -1,4 +1,4 @@
-"""What the caller wants of a quantised bundle, and what came of it."""
+"""What a quantised bundle is made with, and what was measured on the way."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..runtime.measure.judge import Judge
 from .canvases.canvases import CanvasSet
-from .losses.budget import Outcome
-from .losses.judge import Judge
+from .graphs import Models
+from .losses.budget import LayerCost, Outcome, TableTrial
 from .losses.loss import LossText, Ratio
 from .losses.quality import Figures
-from .losses.sensitivity import LayerCost
-from .losses.tables import TableTrial
-from .scales.bench import Models
-from .scales.plan import Plan
+from .recipe import Recipe
 
 SETS = {"decode": "canvases of decoding", "clean": "clean text", "noise": "random noise"}
 """What scales can be calibrated on; the first is what the others are compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What the caller wants of a quantised bundle."""
+class QuantisationOptions:
+    """What a quantised bundle is made with."""
 
     precision: str
     """fp16 or int8."""
@@ -33,7 +31,7 @@ class Wishes:
     num_tokens: int
     """Held-out tokens to measure on, at most."""
     edits: Mapping[str, Any] | None
-    """An edited plan; None: all is decided here."""
+    """An edited recipe; None: all is decided here."""
     force: bool
     """Whether to go on when the budget cannot be met."""
     judge: Judge | None
@@ -43,16 +41,16 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shipped:
-    """What came out, with all that was measured on the way."""
+class Quantised:
+    """The graphs, with all that was measured on the way."""
 
     models: Models
-    plan: Plan
+    recipe: Recipe
     outcome: Outcome
     variants: Mapping[str, Figures]
     """fp32, fp16, and int8 if that is what ships."""
     comparison: Mapping[str, Figures]
-    """The int8 recipe before the budget, calibrated on each set; none with an edited plan."""
+    """int8 before the budget, calibrated on each set; none with an edited recipe."""
     against_decoding: Mapping[str, Ratio]
     """Perplexity of each other set's graphs over that of those calibrated on decoding."""
     failures: Mapping[str, str]

@@ -2,29 +2,39 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from dlm_edge.calibration.scales.linears import find_layers
-from dlm_edge.calibration.scales.plan import GraphPlan, LayerPlan, default_plan
-from dlm_edge.calibration.scales.qdq import activation_scale, quantize
-from dlm_edge.calibration.scales.weights import LEAST_HALF_STEP, quantize_matrix
+from dlm_edge.calibration.forms.board import BoardForm
+from dlm_edge.calibration.forms.qdq import activation_scale, quantize
+from dlm_edge.calibration.layers import LEAST_HALF_STEP, find_layers
+from dlm_edge.calibration.recipe import GraphRecipe, LayerRecipe
 from dlm_edge.runtime.errors import CalibrationError
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from small_graphs import HIDDEN, ROLES, VOCAB, WIDTH, ids, small_graph
+from small_graphs import (
+    HIDDEN,
+    ROLES,
+    VOCAB,
+    WIDTH,
+    data_of,
+    ids,
+    quantize_matrix,
+    small_graph,
+    weights_of,
+)
 
 
-def planned(model, **changes):
+def chosen(model, **changes):
     """Every layer as int8 as it can be, activations in steps that cover the small graph's."""
     layers = find_layers(model, ROLES)
-    plans = dict(default_plan(layers).layers)
-    for name, layer in plans.items():
+    recipes = dict(BoardForm().default_recipe(layers).layers)
+    for name, layer in recipes.items():
         if layer.precision == "int8":
-            plans[name] = replace(layer, scale=0.02)
-    plans |= {name: LayerPlan(**fields) for name, fields in changes.items()}
-    return layers, GraphPlan(layers=plans)
+            recipes[name] = replace(layer, scale=0.02)
+    recipes |= {name: LayerRecipe(**fields) for name, fields in changes.items()}
+    return layers, GraphRecipe(layers=recipes)
 
 
 def run(model, feeds, *, optimised=True):
@@ -34,13 +44,13 @@ def run(model, feeds, *, optimised=True):
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        data_of(model), options, providers=["CPUExecutionProvider"]
     )
     return session.run(None, feeds)
 
 
 def ops(model, kind):
-    return [node for node in model.graph.node if node.op_type == kind]
+    return [node for node in model.graph if node.op_type == kind]
 
 
 @given(
@@ -71,8 +81,8 @@ def test_a_weight_beyond_float16_is_dequantised_within_it():
 
 def test_an_activation_of_next_to_nothing_has_a_step_that_float16_holds():
     (layer, *_) = find_layers(small_graph(), ROLES)
-    plan = LayerPlan(precision="int8", scale=1e-9)
-    assert activation_scale(layer, plan) == np.float16(LEAST_HALF_STEP) > 0
+    recipe = LayerRecipe(precision="int8", scale=1e-9)
+    assert activation_scale(layer, recipe) == np.float16(LEAST_HALF_STEP) > 0
 
 
 def test_rows_of_zeros_have_a_step_too():
@@ -82,28 +92,28 @@ def test_rows_of_zeros_have_a_step_too():
 
 def test_only_linear_layers_get_integers():
     model = small_graph()
-    made = quantize(model, *planned(model))
+    made = quantize(model, *chosen(model))
     assert len(ops(made, "QuantizeLinear")) == 2  # what enters up and down
     assert len(ops(made, "DequantizeLinear")) == 2 + 3
-    assert {node.op_type for node in made.graph.node} - {"QuantizeLinear", "DequantizeLinear"} == {
-        node.op_type for node in model.graph.node
+    assert {node.op_type for node in made.graph} - {"QuantizeLinear", "DequantizeLinear"} == {
+        node.op_type for node in model.graph
     }
-    matrices = {i.name: i.data_type for i in made.graph.initializer if len(i.dims) == 2}
-    assert set(matrices.values()) == {onnx.TensorProto.INT8}
+    matrices = {name: array for name, array in weights_of(made).items() if array.ndim == 2}
+    assert {array.dtype for array in matrices.values()} == {np.dtype(np.int8)}
     assert len(matrices) == 3  # the tied embedding stands there once
-    onnx.checker.check_model(made, full_check=True)
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
 
 
 def test_the_given_graph_stays_as_it_is():
     model = small_graph()
-    before = model.SerializeToString(deterministic=True)
-    quantize(model, *planned(model))
-    assert model.SerializeToString(deterministic=True) == before
+    before = data_of(model)
+    quantize(model, *chosen(model))
+    assert data_of(model) == before
 
 
 def by_hand(model, canvas, scale):
     """The small graph in NumPy, weights and activations rounded as the rules say."""
-    arrays = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    arrays = weights_of(model)
 
     def rounded(name, axis):
         values, scales = quantize_matrix(arrays[name], axis, 127, half=True)
@@ -123,9 +133,9 @@ def by_hand(model, canvas, scale):
 @pytest.mark.parametrize("optimised", [True, False])
 def test_the_graph_computes_what_the_rules_say(optimised):
     model = small_graph()
-    layers, plan = planned(model)
+    layers, recipe = chosen(model)
     canvas = ids()
-    (found,) = run(quantize(model, layers, plan), {"ids": canvas}, optimised=optimised)
+    (found,) = run(quantize(model, layers, recipe), {"ids": canvas}, optimised=optimised)
     wanted = by_hand(model, canvas, 0.02)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     (whole,) = run(model, {"ids": canvas})
@@ -134,39 +144,39 @@ def test_the_graph_computes_what_the_rules_say(optimised):
 
 def test_two_independent_runtimes_agree():
     model = small_graph()
-    made = quantize(model, *planned(model))
+    made = quantize(model, *chosen(model))
     canvas = ids()
-    (reference,) = ReferenceEvaluator(made).run(None, {"ids": canvas})
+    (reference,) = ReferenceEvaluator(ir.to_proto(made)).run(None, {"ids": canvas})
     np.testing.assert_allclose(run(made, {"ids": canvas})[0], reference, atol=1e-5)
 
 
-def test_a_layer_planned_as_float_keeps_its_bytes():
+def test_a_layer_chosen_as_float_keeps_its_bytes():
     model = small_graph()
-    layers, plan = planned(model, **{"mlp.up": {"precision": "float"}})
-    made = quantize(model, layers, plan)
-    kept = {i.name: i for i in made.graph.initializer}["model.mlp.up.weight"]
-    assert kept.data_type == onnx.TensorProto.FLOAT
-    assert list(kept.dims) == [WIDTH, HIDDEN]
+    layers, recipe = chosen(model, **{"mlp.up": {"precision": "float"}})
+    made = quantize(model, layers, recipe)
+    kept = weights_of(made)["model.mlp.up.weight"]
+    assert kept.dtype == np.float32
+    assert kept.shape == (WIDTH, HIDDEN)
     assert len(ops(made, "QuantizeLinear")) == 1
 
 
 def test_a_tied_head_may_multiply_integers_while_its_embedding_is_looked_up():
     model = small_graph()
-    layers, plan = planned(model, embed={"precision": "int8", "scale": 0.03})
-    made = quantize(model, layers, plan)
+    layers, recipe = chosen(model, embed={"precision": "int8", "scale": 0.03})
+    made = quantize(model, layers, recipe)
     assert len(ops(made, "QuantizeLinear")) == 3
-    assert sum(list(i.dims) == [VOCAB, WIDTH] for i in made.graph.initializer) == 1
+    assert sum(array.shape == (VOCAB, WIDTH) for array in weights_of(made).values()) == 1
 
 
 def test_a_scale_beyond_float16_is_refused_with_the_layers_name():
     model = small_graph()
-    layers, plan = planned(model, **{"mlp.up": {"precision": "int8", "scale": 1e6}})
+    layers, recipe = chosen(model, **{"mlp.up": {"precision": "int8", "scale": 1e6}})
     with pytest.raises(CalibrationError, match=r"mlp\.up.*float16"):
-        quantize(model, layers, plan)
+        quantize(model, layers, recipe)
     # 515.7 is rounded to 516 in float16, of which 127 are beyond it.
-    layers, plan = planned(model, **{"mlp.up": {"precision": "int8", "scale": 515.7}})
+    layers, recipe = chosen(model, **{"mlp.up": {"precision": "int8", "scale": 515.7}})
     with pytest.raises(CalibrationError, match=r"mlp\.up.*float16"):
-        quantize(model, layers, plan)
-    layers, plan = planned(model, **{"mlp.up": {"precision": "int8"}})
-    with pytest.raises(CalibrationError, match=r"mlp\.up.*without a scale"):
-        quantize(model, layers, plan)
+        quantize(model, layers, recipe)
+    layers, recipe = chosen(model, **{"mlp.up": {"precision": "int8"}})
+    with pytest.raises(CalibrationError, match=r"mlp\.up.*has no scale"):
+        quantize(model, layers, recipe)

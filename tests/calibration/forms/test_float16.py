@@ -2,13 +2,11 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from dlm_edge.calibration.scales.linears import find_layers
-from dlm_edge.calibration.scales.plan import default_plan
-from dlm_edge.calibration.scales.qdq import quantize
-from dlm_edge.export.onnx_graph.lint import lint
-from dlm_edge.export.onnx_graph.typed import (
+from dlm_edge.calibration.forms.board import BoardForm
+from dlm_edge.calibration.forms.float16 import (
     FLOAT,
     HALF,
     WIDE_OPS,
@@ -16,20 +14,23 @@ from dlm_edge.export.onnx_graph.typed import (
     narrow_cache,
     type_fp16,
 )
+from dlm_edge.calibration.forms.qdq import quantize
+from dlm_edge.calibration.layers import find_layers
+from dlm_edge.export.onnx_graph.lint import lint
 from dlm_edge.runtime.errors import ConfigError
-from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from small_graphs import data_of, set_weight, weights_of
 from tiny_checkpoint import BLOCK, CONTEXT, VOCAB
 
 
 @pytest.fixture
-def whole(traced_bytes):
-    return onnx.load_from_string(traced_bytes)
+def whole(traced_model):
+    return traced_model.clone()
 
 
 @pytest.fixture
-def half(traced_bytes):
-    model = onnx.load_from_string(traced_bytes)
+def half(traced_model):
+    model = traced_model.clone()
     type_fp16(model)
     return model
 
@@ -55,7 +56,7 @@ def run(model, graph, *, garbage=0.0, optimised=True):
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        data_of(model), options, providers=["CPUExecutionProvider"]
     )
     return session.run(None, feeds(graph, garbage))
 
@@ -79,17 +80,18 @@ def test_what_lies_behind_the_valid_rows_of_the_cache_never_matters(half, tiny_g
 
 
 def test_inputs_and_outputs_keep_names_and_dtypes(whole, half):
-    assert list(half.graph.input) == list(whole.graph.input)
-    assert list(half.graph.output) == list(whole.graph.output)
+    before, after = ir.to_proto(whole).graph, ir.to_proto(half).graph
+    assert list(after.input) == list(before.input)
+    assert list(after.output) == list(before.output)
 
 
 def test_the_typed_graph_is_valid_and_follows_the_rules(half):
-    onnx.checker.check_model(half, full_check=True)
+    onnx.checker.check_model(ir.to_proto(half), full_check=True)
     assert lint(half) == []
 
 
 def types(model):
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(model), strict_mode=True).graph
     found = {
         item.name: item.type.tensor_type.elem_type
         for item in (*inferred.input, *inferred.output, *inferred.value_info)
@@ -100,7 +102,7 @@ def types(model):
 def test_products_are_float16_and_statistics_float32(half):
     kinds = types(half)
     seen = Counter()
-    for node in half.graph.node:
+    for node in ir.to_proto(half).graph.node:
         for name in (*node.input, *node.output):
             kind = kinds[name]
             if node.op_type == "MatMul":
@@ -118,8 +120,9 @@ def test_products_are_float16_and_statistics_float32(half):
 def test_the_square_under_a_norm_is_computed_in_float32(half):
     """Beyond 256 a square leaves float16's range."""
     kinds = types(half)
-    makers = {name: node for node in half.graph.node for name in node.output}
-    for node in half.graph.node:
+    nodes = ir.to_proto(half).graph.node
+    makers = {name: node for node in nodes for name in node.output}
+    for node in nodes:
         if node.op_type == "ReduceMean":
             square = makers[node.input[0]]
             assert all(kinds[name] == FLOAT for name in square.output)
@@ -127,21 +130,25 @@ def test_the_square_under_a_norm_is_computed_in_float32(half):
 
 
 def test_every_matrix_is_stored_in_half_the_bytes(half):
-    matrices = [item for item in half.graph.initializer if len(item.dims) > 1]
+    matrices = [array for array in weights_of(half).values() if array.ndim > 1]
     assert matrices
-    assert all(item.data_type == HALF for item in matrices if 0 not in item.dims)
+    assert all(array.dtype == np.float16 for array in matrices if array.size)
 
 
 def test_a_value_is_cast_at_most_once_to_each_dtype(half):
-    casts = [(n.input[0], n.attribute[0].i) for n in half.graph.node if n.op_type == "Cast"]
+    casts = [
+        (node.inputs[0], node.attributes["to"].as_int())
+        for node in half.graph
+        if node.op_type == "Cast"
+    ]
     assert len(casts) == len(set(casts))
 
 
 def test_a_weight_beyond_float16_is_a_config_error(whole):
-    item = next(item for item in whole.graph.initializer if VOCAB in item.dims)
-    array = numpy_helper.to_array(item).copy()
+    name = next(name for name, array in weights_of(whole).items() if VOCAB in array.shape)
+    array = weights_of(whole)[name].copy()
     array[0, 0] = 1e6
-    item.CopyFrom(numpy_helper.from_array(array, item.name))
+    set_weight(whole, name, array)
     with pytest.raises(ConfigError, match="--precision fp32"):
         type_fp16(whole)
 
@@ -150,7 +157,7 @@ def test_rounding_after_every_operation_stays_close_to_float32(whole, half, tiny
     """ONNX Runtime on a CPU skips roundings that a GPU makes; the reference makes them all."""
     values = feeds(tiny_graph)
     wanted = run(whole, tiny_graph)
-    found = ReferenceEvaluator(half).run(None, values)
+    found = ReferenceEvaluator(ir.to_proto(half)).run(None, values)
     for one, other in zip(wanted, found, strict=True):
         assert other.dtype == np.float32
         error = np.abs(one - other).max() / np.abs(one).max()
@@ -159,17 +166,14 @@ def test_rounding_after_every_operation_stays_close_to_float32(whole, half, tiny
 
 def test_values_beyond_float16_stay_float32_with_all_that_touches_them(whole, tiny_graph):
     """Weights scaled so that one product leaves float16's range and what follows brings it back."""
-    before, product = [node for node in whole.graph.node if node.op_type == "MatMul"][-3:-1]
-    items = {item.name: item for item in whole.graph.initializer}
+    before, product = [node for node in whole.graph if node.op_type == "MatMul"][-3:-1]
     for node, most in ((before, 100.0), (product, 6e4)):
-        weight = items[node.input[1]]
-        array = numpy_helper.to_array(weight)
-        scaled = array * np.float32(most / np.abs(array).max())
-        weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
-    large = product.output[0]
-    typed = onnx.ModelProto()
-    typed.CopyFrom(whole)
-    users = [node.output[0] for node in whole.graph.node if large in node.input]
+        name = node.inputs[1].name
+        array = weights_of(whole)[name]
+        set_weight(whole, name, array * np.float32(most / np.abs(array).max()))
+    large = product.outputs[0].name
+    typed = whole.clone()
+    users = [node.outputs[0].name for node in product.outputs[0].consumers()]
     type_fp16(typed, float32=(large, *users))
     kinds = types(typed)
     assert kinds[large] == FLOAT
@@ -178,30 +182,30 @@ def test_values_beyond_float16_stay_float32_with_all_that_touches_them(whole, ti
     wanted, found = run(whole, tiny_graph), run(typed, tiny_graph)
     error = np.abs(wanted[0] - found[0]).max() / np.abs(wanted[0]).max()
     assert error < 5e-3
-    clipped = onnx.ModelProto()
-    clipped.CopyFrom(whole)
+    clipped = whole.clone()
     type_fp16(clipped)
-    lost = ReferenceEvaluator(clipped).run(None, feeds(tiny_graph))
+    lost = ReferenceEvaluator(ir.to_proto(clipped)).run(None, feeds(tiny_graph))
     assert not np.isfinite(lost[0]).all()
 
 
 def test_the_values_that_become_float16_are_named(whole, half):
     names = half_values(whole)
     kinds = types(half)
-    outputs = {item.name for item in whole.graph.output}
+    outputs = {value.name for value in whole.graph.outputs}
     assert names
     assert all(kinds[name] == HALF for name in names if name not in outputs)
-    half_typed = {n for node in whole.graph.node for n in node.output if kinds.get(n) == HALF}
+    made = [value.name for node in whole.graph for value in node.outputs]
+    half_typed = {name for name in made if kinds.get(name) == HALF}
     assert half_typed <= set(names)
 
 
 @pytest.fixture
 def int8(whole, tiny_graph):
     layers = find_layers(whole, {tensor.name: tensor.role for tensor in tiny_graph.inputs})
-    plan = default_plan(layers)
+    recipe = BoardForm().default_recipe(layers)
     for layer in layers:
-        plan = plan.with_layer(layer.name, scale=0.03)
-    model = quantize(whole, layers, plan)
+        recipe = recipe.with_layer(layer.name, scale=0.03)
+    model = quantize(whole, layers, recipe)
     type_fp16(model)
     return model
 
@@ -210,7 +214,7 @@ def test_quantised_layers_take_the_dtype_around_them(int8, half):
     """TensorRT 10.3 wants a scale of the dtype that enters Q and leaves DQ."""
     kinds = types(int8)
     seen = Counter()
-    for node in int8.graph.node:
+    for node in ir.to_proto(int8).graph.node:
         if node.op_type == "QuantizeLinear":
             assert [kinds[name] for name in node.input[:2]] == [HALF, HALF]
             seen["q"] += 1
@@ -219,7 +223,7 @@ def test_quantised_layers_take_the_dtype_around_them(int8, half):
             seen["dq"] += 1
     assert seen == {"q": 2 * 4, "dq": 2 * 4 + 2 * 4 + 1}
     assert lint(int8) == []
-    onnx.checker.check_model(int8, full_check=True)
+    onnx.checker.check_model(ir.to_proto(int8), full_check=True)
     # Nothing else changed its dtype.
     before = types(half)
     same = [name for name in before if name in kinds and not name.endswith(".dequantized")]
@@ -238,12 +242,10 @@ def test_the_typed_int8_graph_stays_close_to_float32(whole, int8, tiny_graph, op
 
 def test_a_float16_cache_changes_no_value_that_float16_holds(half, tiny_graph):
     """Casts at the boundary were all that stood between the buffers and float16."""
-    narrow = onnx.ModelProto()
-    narrow.CopyFrom(half)
+    narrow = half.clone()
     assert narrow_cache(narrow, "kv", "kv_new")
-    onnx.checker.check_model(narrow)
-    kinds = {item.name: item.type.tensor_type.elem_type
-             for item in (*narrow.graph.input, *narrow.graph.output)}  # fmt: skip
+    onnx.checker.check_model(ir.to_proto(narrow))
+    kinds = {value.name: value.dtype for value in (*narrow.graph.inputs, *narrow.graph.outputs)}
     assert (kinds["kv"], kinds["kv_new"], kinds["logits"]) == (HALF, HALF, FLOAT)
     values = feeds(tiny_graph)
     values["kv"] = values["kv"].astype(np.float16).astype(np.float32)
@@ -258,9 +260,9 @@ def session_of(model):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    given = {item.name for item in model.graph.input}
+    given = {value.name for value in model.graph.inputs}
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        data_of(model), options, providers=["CPUExecutionProvider"]
     )
 
     class Session:
@@ -272,8 +274,8 @@ def session_of(model):
 
 def test_a_cache_that_something_reads_in_float32_stays_as_it_is(half, whole):
     assert not narrow_cache(whole, "kv", "kv_new")
-    before = half.SerializeToString()
-    half.graph.node.append(onnx.helper.make_node("Identity", ["kv"], ["another"]))
+    kv = next(value for value in half.graph.inputs if value.name == "kv")
+    half.graph.append(ir.node("Identity", [kv], name="another"))
+    before = data_of(half)
     assert not narrow_cache(half, "kv", "kv_new")
-    half.graph.node.pop()
-    assert half.SerializeToString() == before
+    assert data_of(half) == before

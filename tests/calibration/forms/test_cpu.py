@@ -1,4 +1,4 @@
-"""The CPU's recipe: what its graphs compute, what ONNX Runtime makes of them, and 7-bit weights."""
+"""The form for CPUs: what its graphs compute, how ONNX Runtime optimises them, 7-bit weights."""
 
 import shutil
 import subprocess
@@ -7,23 +7,30 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from dlm_edge.calibration.scales import cpu
-from dlm_edge.calibration.scales.cpu import (
+from dlm_edge.calibration.forms import cpu
+from dlm_edge.calibration.forms.cpu import (
     FULL_RANGE,
     SAFE_RANGE,
-    cpu_plan,
+    CpuForm,
     kernels_saturate,
     quantize_for_cpu,
     weight_limit,
 )
-from dlm_edge.calibration.scales.linears import find_layers
-from dlm_edge.calibration.scales.plan import GraphPlan, LayerPlan
-from dlm_edge.calibration.scales.weights import quantize_matrix
+from dlm_edge.calibration.layers import find_layers
+from dlm_edge.calibration.recipe import GraphRecipe, LayerRecipe
 from dlm_edge.runtime.errors import CalibrationError
-from onnx import numpy_helper
-from small_graphs import ROLES, ids, small_graph
+from small_graphs import (
+    ROLES,
+    data_of,
+    ids,
+    quantize_matrix,
+    set_weight,
+    small_graph,
+    weights_of,
+)
 
 KERNELS = """
 import numpy as np, onnxruntime
@@ -47,7 +54,7 @@ def all_as(layers, precision):
     def chosen(layer):
         return precision if precision in layer.precisions else layer.precisions[0]
 
-    return GraphPlan(layers={item.name: LayerPlan(precision=chosen(item)) for item in layers})
+    return GraphRecipe(layers={item.name: LayerRecipe(precision=chosen(item)) for item in layers})
 
 
 def session(model, *, optimised=True, save=None):
@@ -57,26 +64,20 @@ def session(model, *, optimised=True, save=None):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if save is not None:
         options.optimized_model_filepath = str(save)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(data_of(model), options, providers=["CPUExecutionProvider"])
 
 
 def logits(model, tokens, **how):
     return session(model, **how).run(["logits"], {"ids": tokens})[0]
 
 
-def arrays_of(model):
-    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-
-
-def by_hand(model, tokens, limit, *, rows_apart=False):
-    """What the integer recipe should give, in NumPy: a scale per activation or per row of it."""
-    arrays = arrays_of(model)
+def by_hand(model, tokens, limit, *, row_scales=False):
+    """What the integer form should give, in NumPy: a scale per activation or per row of it."""
+    arrays = weights_of(model)
 
     def product(x, matrix):
         values, scales = quantize_matrix(matrix, 1, limit)
-        if rows_apart:
+        if row_scales:
             step = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
             coded = np.rint(x / step).astype(np.int64)
             return (coded @ values.astype(np.int64)).astype(np.float32) * scales * step
@@ -95,41 +96,37 @@ def by_hand(model, tokens, limit, *, rows_apart=False):
     return product(x, arrays["model.embed.weight"].T)
 
 
-@pytest.mark.parametrize("rows_apart", [False, True])
+@pytest.mark.parametrize("row_scales", [False, True])
 @pytest.mark.parametrize("limit", [SAFE_RANGE, FULL_RANGE])
-def test_graph_computes_what_the_arithmetic_says(limit, rows_apart):
+def test_graph_computes_what_the_arithmetic_says(limit, row_scales):
     if limit == FULL_RANGE and kernels_saturate():
         pytest.skip("no VNNI here: these kernels saturate")
     model = small_graph()
     layers = find_layers(model, ROLES)
-    how = {"limit": limit, "rows_apart": rows_apart}
-    made = quantize_for_cpu(model, layers, cpu_plan(layers), **how)
-    onnx.checker.check_model(made, full_check=True)
+    how = {"limit": limit, "row_scales": row_scales}
+    made = quantize_for_cpu(model, layers, CpuForm().default_recipe(layers), **how)
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
     tokens = ids(block=9)
-    wanted = by_hand(model, tokens, limit, rows_apart=rows_apart)
+    wanted = by_hand(model, tokens, limit, row_scales=row_scales)
     assert logits(made, tokens) == pytest.approx(wanted, abs=2e-5)
 
 
-@pytest.mark.parametrize("rows_apart", [False, True])
-def test_a_row_knows_the_rows_of_its_run_only_where_they_share_a_scale(rows_apart):
+@pytest.mark.parametrize("row_scales", [False, True])
+def test_a_row_knows_the_rows_of_its_run_only_where_they_share_a_scale(row_scales):
     model = small_graph()
     layers = find_layers(model, ROLES)
-    made = quantize_for_cpu(model, layers, cpu_plan(layers), rows_apart=rows_apart)
+    made = quantize_for_cpu(model, layers, CpuForm().default_recipe(layers), row_scales=row_scales)
     tokens = ids(block=9)
     whole = logits(made, tokens)
     alone = np.concatenate([logits(made, tokens[:, i : i + 1]) for i in range(9)], axis=1)
-    assert np.array_equal(whole, alone) == rows_apart
+    assert np.array_equal(whole, alone) == row_scales
 
 
 def test_a_row_of_zeros_stays_one():
     model = small_graph()
     layers = find_layers(model, ROLES)
-    for item in model.graph.initializer:
-        if item.name == "model.norm.weight":
-            item.CopyFrom(
-                numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(item)), item.name)
-            )
-    made = quantize_for_cpu(model, layers, cpu_plan(layers), rows_apart=True)
+    set_weight(model, "model.norm.weight", np.zeros(8, np.float32))
+    made = quantize_for_cpu(model, layers, CpuForm().default_recipe(layers), row_scales=True)
     assert np.isfinite(logits(made, ids())).all()
 
 
@@ -149,7 +146,7 @@ def test_optimising_the_session_changes_nothing(tied, precision):
 def test_every_integer_product_is_fused_into_one_call(tmp_path):
     model = small_graph()
     layers = find_layers(model, ROLES)
-    made = quantize_for_cpu(model, layers, cpu_plan(layers))
+    made = quantize_for_cpu(model, layers, CpuForm().default_recipe(layers))
     session(made, save=tmp_path / "optimised.onnx")
     counts = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     assert counts["DynamicQuantizeMatMul"] == 3
@@ -169,36 +166,36 @@ def test_weights_stored_as_int8_are_folded_while_loading(tmp_path):
 def test_a_tied_embedding_is_stored_once_and_no_float_matrix_stays():
     model = small_graph()
     layers = find_layers(model, ROLES)
-    arrays = arrays_of(quantize_for_cpu(model, layers, cpu_plan(layers)))
+    arrays = weights_of(quantize_for_cpu(model, layers, CpuForm().default_recipe(layers)))
     large = [array for array in arrays.values() if array.ndim == 2]
     assert {array.dtype for array in large} == {np.dtype(np.int8)}
     assert len(large) == 3
 
 
-def test_layers_planned_as_float_stay_as_they_are():
+def test_layers_chosen_as_float_stay_as_they_are():
     model = small_graph()
     layers = find_layers(model, ROLES)
     made = quantize_for_cpu(model, layers, all_as(layers, "float"))
     assert np.array_equal(logits(made, ids()), logits(model, ids()))
-    plan = cpu_plan(layers).with_layer("mlp.up", precision="float")
-    kept = arrays_of(quantize_for_cpu(model, layers, plan))
+    recipe = CpuForm().default_recipe(layers).with_layer("mlp.up", precision="float")
+    kept = weights_of(quantize_for_cpu(model, layers, recipe))
     assert "model.mlp.up.weight" in kept
     assert "model.mlp.down.weight" not in kept
 
 
 def test_the_graph_given_is_not_changed():
     model = small_graph()
-    before = model.SerializeToString()
+    before = data_of(model)
     layers = find_layers(model, ROLES)
-    quantize_for_cpu(model, layers, cpu_plan(layers))
-    assert model.SerializeToString() == before
+    quantize_for_cpu(model, layers, CpuForm().default_recipe(layers))
+    assert data_of(model) == before
 
 
 def test_paths_that_the_canvas_does_not_reach_stay_float():
     layers = find_layers(small_graph(timed=True), ROLES)
-    plan = cpu_plan(layers)
-    assert plan.layers["time"].precision == "float"
-    assert {name for name, item in plan.layers.items() if item.precision == "int8"} == {
+    recipe = CpuForm().default_recipe(layers)
+    assert recipe.layers["time"].precision == "float"
+    assert {name for name, item in recipe.layers.items() if item.precision == "int8"} == {
         "embed",
         "mlp.up",
         "mlp.down",
@@ -208,9 +205,9 @@ def test_paths_that_the_canvas_does_not_reach_stay_float():
 def test_a_fixed_scale_is_refused():
     model = small_graph()
     layers = find_layers(model, ROLES)
-    plan = cpu_plan(layers).with_layer("mlp.up", scale=0.1)
-    with pytest.raises(CalibrationError, match=r"layer mlp\.up of the plan has a fixed scale"):
-        quantize_for_cpu(model, layers, plan)
+    recipe = CpuForm().default_recipe(layers).with_layer("mlp.up", scale=0.1)
+    with pytest.raises(CalibrationError, match=r"layer mlp\.up of the recipe has a fixed scale"):
+        quantize_for_cpu(model, layers, recipe)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -1,6 +1,6 @@
-from dlm_edge.calibration.scales.linears import find_layers
-from onnx import helper, numpy_helper
-from small_graphs import ROLES, small_graph
+import onnx_ir as ir
+from dlm_edge.calibration.layers import find_layers
+from small_graphs import ROLES, set_weight, small_graph, weights_of
 
 
 def by_name(model):
@@ -43,13 +43,10 @@ def test_a_graph_without_a_canvas_depends_on_all_its_inputs():
 
 def test_a_gemm_that_reads_its_weight_transposed_counts_rows():
     model = small_graph(tied=False)
-    for node in model.graph.node:
-        if node.output[0] == "logits":
-            node.op_type = "Gemm"
-            node.attribute.append(helper.make_attribute("transB", 1))
-    for item in model.graph.initializer:
-        if item.name == "model.head.weight":
-            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).T.copy(), item.name))
+    product = model.graph[-1]
+    product.op_type = "Gemm"
+    product.attributes.add(ir.AttrInt64("transB", 1))
+    set_weight(model, "model.head.weight", weights_of(model)["model.head.weight"].T.copy())
     assert by_name(model)["head"].out_axis == 0
 
 

@@ -5,8 +5,7 @@ import tempfile
 
 import pytest
 from dlm_edge.export import pack
-from dlm_edge.export.pack import ExportSettings, export_checkpoint
-from dlm_edge.export.room import room_beside
+from dlm_edge.export.pack import ExportSettings, export_checkpoint, full_folder_named
 from dlm_edge.runtime.errors import DlmError
 
 
@@ -14,7 +13,7 @@ def test_a_full_folder_for_temporary_files_is_named(checkpoint, tmp_path, monkey
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pack, "make_models", full)
+    monkeypatch.setattr(pack, "make_draft", full)
     with pytest.raises(DlmError, match="TMPDIR") as caught:
         export_checkpoint(checkpoint, tmp_path / "m.dlm", ExportSettings())
     assert tempfile.gettempdir() in str(caught.value)
@@ -26,6 +25,6 @@ def test_a_full_folder_for_temporary_files_is_named(checkpoint, tmp_path, monkey
     ids=["named", "other"],
 )
 def test_other_faults_go_through(error):
-    with pytest.raises(OSError, match=str(error.errno)) as caught, room_beside():
+    with pytest.raises(OSError, match=str(error.errno)) as caught, full_folder_named():
         raise error
     assert caught.value is error

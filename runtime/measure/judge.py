@@ -1,0 +1,86 @@
+"""A bundle that reads texts: what they cost it, in bits per character.
+
+Any bundle can be a judge; a causal one (`ar`) is exact, others give a bound. A text is encoded by
+the judge's own tokenizer, and bits are per character, so texts of models with different tokenizers
+compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..families import find_family
+from ..pipeline import Pipeline
+from .evaluate import evaluate_ids
+
+_MARGIN = 0.05
+"""Relative half width asked of one text's bound: far below what texts differ by."""
+_MAX_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextScore:
+    """What a text costs a judge."""
+
+    bits: float
+    num_chars: int
+    """Characters that were read: a last part block is not, where the judge reads whole blocks."""
+
+
+class Judge:
+    """A bundle that reads texts."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        """Takes a bundle that stays open as long as the judge is used."""
+        self._pipeline = pipeline
+        manifest, specs = pipeline.manifest, pipeline.engines.specs
+        family = find_family(manifest.family)
+        shapes = {} if family.exact else family.blocks(manifest, specs)
+        cached = [block for block, buckets in shapes.items() if buckets[-1].context >= block]
+        self._block = min(cached or shapes, default=None)
+
+    @classmethod
+    def open(cls, path: Path | None) -> Judge | None:
+        """Opens a bundle as a judge; None without a path."""
+        return None if path is None else cls(Pipeline.load(path))
+
+    def read(self, *texts: str) -> TextScore | None:
+        """Reads texts, one after the other; None: together they are shorter than a block."""
+        pipeline = self._pipeline
+        parts = [pipeline.tokenizer.encode(text) for text in texts]
+        ids = [token for part in parts for token in (pipeline.manifest.eos_token_id, *part)]
+        try:
+            result = evaluate_ids(
+                pipeline.manifest,
+                pipeline.engines,
+                np.array(ids, np.int64),
+                block_size=self._block,
+                relative_half_width=_MARGIN,
+                max_samples=_MAX_SAMPLES,
+            )
+        except DataError:
+            return None
+        num_chars, left = 0, result.num_tokens
+        for part in parts:
+            num_chars += len(pipeline.tokenizer.decode(part[: max(left, 0)]))
+            left -= len(part) + 1
+        if not num_chars:
+            return None
+        return TextScore(bits=result.total_nats / math.log(2), num_chars=num_chars)
+
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        """Reads each text alone; texts shorter than a block are left out."""
+        found = (self.read(text) for text in texts)
+        return [score for score in found if score is not None]
+
+
+def bits_per_char(scores: Sequence[TextScore]) -> float:
+    """Returns the bits per character of all texts together; nan without a character."""
+    num_chars = sum(score.num_chars for score in scores)
+    return sum(score.bits for score in scores) / num_chars if num_chars else float("nan")
