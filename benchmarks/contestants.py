@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def override(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 
 def _ours(spec: Mapping[str, Any]) -> Decode:
     pipeline = Pipeline.load(spec["bundle"], engine="onnxruntime", threads=spec["threads"])
-    pipeline.ops = EndlessOps()
+    pipeline.model = replace(pipeline.model, ops=EndlessOps())
 
     def decode(sample: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
         result = pipeline.generate(

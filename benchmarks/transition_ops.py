@@ -21,9 +21,8 @@ import click
 from ..runtime.cli.common import DlmCommand
 from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError
-from ..runtime.families import decoding_settings, find_family
+from ..runtime.families import decoding_settings
 from ..runtime.families.base import Request
-from ..runtime.ops.numpy_ops import NumpyOps
 from ..runtime.pipeline import Pipeline
 from .clocks import LEAST_S
 from .report import print_table, record, write_json
@@ -54,7 +53,7 @@ def measure_text(pipeline: Pipeline, length: int, steps: int, index: int) -> dic
         settings=decoding_settings(manifest, {"steps": steps, "block_size": length}),
         banned_ids=pipeline.tokenizer.missing_ids(manifest.vocab_size),
     )
-    rule = find_family(manifest.family).start(manifest, engines, NumpyOps(), request)
+    rule = pipeline.model.family.start(pipeline.model, request)
     engine, runs = engines.engine(rule.next_run()), 0
     begin = time.process_time()
     while not rule.done:

@@ -11,15 +11,16 @@ come in and go out as models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.cli.bars import bar
-from ..runtime.engines.base import EngineSet
 from ..runtime.errors import CalibrationError
+from ..runtime.families import load_model
+from ..runtime.families.base import LoadedModel
 from ..runtime.text.tokenizer import Tokenizer
 from .canvases.canvases import CanvasSet
 from .canvases.texts import Texts, require_tokens
@@ -81,13 +82,11 @@ class Quantiser:
         options = self._options
         # A recipe that cannot be is refused before anything is recorded for it.
         self._calibrator.require_possible(self._edited(self._calibrator.default_recipe({})))
-        with self._engines(self._models, "fp32") as whole:
+        with self._opened(self._models, "fp32") as whole:
             stream = self._texts.stream(options.num_tokens)
-            require_tokens(len(stream), options.num_tokens, decoded_blocks(self._manifest, whole))
-            texts = cut_texts(
-                self._manifest, whole, stream, num_samples=NUM_SAMPLES, seed=options.seed
-            )
-            sets = self._recording.sets(whole)
+            require_tokens(len(stream), options.num_tokens, decoded_blocks(whole))
+            texts = cut_texts(whole, stream, num_samples=NUM_SAMPLES, seed=options.seed)
+            sets = self._recording.sets(whole.engines)
             masked = sets["decode"].holds(self._manifest.mask_token_id)
             recipe = self._draft_recipe(sets["decode"])
             examiner = self._examiner(whole, texts, sets.pop(HELD_OUT_NAME))
@@ -117,7 +116,7 @@ class Quantiser:
 
     def _int8(
         self,
-        whole: EngineSet,
+        whole: LoadedModel,
         recipe: Recipe,
         examiner: Examiner,
         variants: dict[str, Figures],
@@ -156,8 +155,8 @@ class Quantiser:
                 comparison[chosen], name="int8", title=title, by_block=examiner.by_block(found)
             )
         else:
-            with self._engines(models, "int8") as engines:
-                variants["int8"] = examiner.examine("int8", title, models, engines, found)
+            with self._opened(models, "int8") as model:
+                variants["int8"] = examiner.examine("int8", title, models, model, found)
         return Quantised(
             models=models, recipe=outcome.recipe, outcome=outcome, variants=variants,
             comparison=comparison if options.edits is None else {},
@@ -210,11 +209,11 @@ class Quantiser:
             models = self._calibrator.int8(found, found.recipe)
             fitted[name] = found
             self._say(f"measuring int8 from {SETS[name]}")
-            with self._engines(models, "int8") as engines:
+            with self._opened(models, "int8") as model:
                 with bar() as show:
-                    totals[name] = examiner.measure(engines, blocks=[examiner.main], progress=show)
+                    totals[name] = examiner.measure(model, blocks=[examiner.main], progress=show)
                 comparison[name] = examiner.examine(
-                    name, f"int8, calibrated on {SETS[name]}", models, engines, totals[name]
+                    name, f"int8, calibrated on {SETS[name]}", models, model, totals[name]
                 )
         return fitted, comparison, totals, failures
 
@@ -224,14 +223,16 @@ class Quantiser:
         with bar() as show:
             return self._calibrator.largest(best, canvases, show)
 
-    def _sensitivity(self, whole: EngineSet, best: Fitted, text: LossText) -> tuple[LayerCost, ...]:
+    def _sensitivity(
+        self, whole: LoadedModel, best: Fitted, text: LossText
+    ) -> tuple[LayerCost, ...]:
         self._say("measuring each layer alone")
         short = text.shortened(int(text.num_tokens * SENSITIVITY_SHARE))
-        reference = short.totals(self._manifest, whole)
+        reference = short.totals(whole)
 
         def measure(recipe: Recipe) -> Ratio:
-            with self._engines(self._calibrator.int8(best, recipe), "int8") as engines:
-                return short.ratio(short.totals(self._manifest, engines), reference)
+            with self._opened(self._calibrator.int8(best, recipe), "int8") as model:
+                return short.ratio(short.totals(model), reference)
 
         with bar() as show:
             return layer_costs(best.recipe, measure, show)
@@ -245,22 +246,21 @@ class Quantiser:
         at = ", ".join(str(block) for block in blocks if block is not None)
         self._say(f"measuring a recipe{' at blocks of ' + at if at else ''}")
         models = self._calibrator.int8(best, recipe)
-        with self._engines(models, "int8") as engines, bar() as show:
-            return examiner.measure(engines, blocks=blocks, progress=show)
+        with self._opened(models, "int8") as model, bar() as show:
+            return examiner.measure(model, blocks=blocks, progress=show)
 
     def _examine(self, examiner: Examiner, name: str, title: str, models: Models) -> Figures:
         self._say(f"measuring {title}")
-        with self._engines(models, name) as engines, bar() as show:
-            totals = examiner.measure(engines, progress=show)
-            return examiner.examine(name, title, models, engines, totals)
+        with self._opened(models, name) as model, bar() as show:
+            totals = examiner.measure(model, progress=show)
+            return examiner.examine(name, title, models, model, totals)
 
     def _examiner(
-        self, whole: EngineSet, texts: Sequence[LossText], held_out: CanvasSet
+        self, whole: LoadedModel, texts: Sequence[LossText], held_out: CanvasSet
     ) -> Examiner:
         self._say("measuring fp32")
         with bar() as show:
             return Examiner(
-                self._manifest,
                 whole,
                 texts=texts,
                 canvases=held_out.items,
@@ -289,8 +289,11 @@ class Quantiser:
         values = {graph: values_of(model) for graph, model in self._models.items()}
         return apply_edits(recipe, self._options.edits, self._calibrator.layers, values)
 
-    def _engines(self, models: Models, precision: str) -> AbstractContextManager[EngineSet]:
-        return engines_of(self._manifest, models, precision=precision, target=self._options.target)
+    @contextmanager
+    def _opened(self, models: Models, precision: str) -> Iterator[LoadedModel]:
+        target = self._options.target
+        with engines_of(self._manifest, models, precision=precision, target=target) as engines:
+            yield load_model(self._manifest, engines)
 
 
 def choose(comparison: Mapping[str, Figures], against_decoding: Mapping[str, Ratio]) -> str:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .bundle.manifest import GraphSpec, Manifest
 from .decoding import DecodingSettings
 from .errors import ConfigError
-from .families import text_positions
-from .families.base import Request
+from .families.base import LoadedModel, Request
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens when the caller does not say; fewer if the model's positions end before."""
 
 
 def continuation(
-    manifest: Manifest,
-    specs: Sequence[GraphSpec],
+    model: LoadedModel,
     prompt_ids: Sequence[int],
     settings: DecodingSettings,
     *,
@@ -29,8 +26,7 @@ def continuation(
     """Returns the request that continues token ids.
 
     Args:
-        manifest: The bundle's.
-        specs: The graphs that run.
+        model: Decodes.
         prompt_ids: What to continue, start token included.
         settings: How it is decoded.
         max_tokens: New tokens at most; None: what fits without a sliding window, 256 at most; 256
@@ -45,7 +41,7 @@ def continuation(
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens must be 1 or more, found {max_tokens}")
     ids = tuple(prompt_ids)
-    positions = text_positions(manifest, specs, settings)
+    positions = model.positions(settings)
     left = positions - len(ids)
     if left <= 0 and not slide:
         raise ConfigError(

@@ -6,11 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .bundle.manifest import GraphSpec, Manifest
-from .engines.base import EngineSet
-from .families import find_family
-from .families.base import HEAD_PHASE, Phased, Request, Resumable, Span
-from .ops.base import Ops
+from .bundle.manifest import GraphSpec
+from .families.base import HEAD_PHASE, LoadedModel, Phased, Request, Resumable, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +64,7 @@ class Generation:
 
     def __init__(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         request: Request,
         observer: Callable[[GraphRun], None] | None = None,
         settle: Callable[[], None] | None = None,
@@ -77,9 +72,7 @@ class Generation:
         """Starts the request; raises ConfigError if it cannot be served.
 
         Args:
-            manifest: The bundle's.
-            engines: Runs its graphs.
-            ops: Read their outputs.
+            model: Decodes.
             request: What to generate.
             observer: Told of every graph run after it; its own time is not counted.
             settle: Waits for what was enqueued. An engine that only enqueues is timed with it
@@ -89,9 +82,9 @@ class Generation:
         self.num_cached = request.num_cached
         """Tokens of the prompt that need not be computed again."""
         begin = time.perf_counter()
-        self._rule = find_family(manifest.family).start(manifest, engines, ops, request)
+        self._rule = model.family.start(model, request)
         self._phased = self._rule if isinstance(self._rule, Phased) else None
-        self._engines = engines
+        self._engines = model.engines
         self._nfe = 0
         self._seconds = {"prepare": 0.0, "engine": 0.0, "update": 0.0}
         self._total = time.perf_counter() - begin
@@ -167,11 +160,9 @@ class Generation:
         return next((i for i in range(length) if held[i] != ids[i]), length)
 
 
-def generate(
-    manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
-) -> GenerationResult:
+def generate(model: LoadedModel, request: Request) -> GenerationResult:
     """Decodes a request to its end; raises ConfigError if it cannot be served."""
-    generation = Generation(manifest, engines, ops, request)
+    generation = Generation(model, request)
     for _ in generation:
         pass
     return generation.result

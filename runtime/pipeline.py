@@ -25,11 +25,10 @@ from .continuation import continuation
 from .decoding import DecodingSettings, with_steps
 from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
-from .families import decoding_settings, find_family
-from .families.base import Request
+from .families import find_family, load_model
+from .families.base import LoadedModel, Request
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
-from .ops.choose import ops_for
 from .text.template import DEFAULT_GAP_TOKENS, open_template
 from .text.tokenizer import Tokenizer
 from .text_generation import TextGeneration, TextResult, TextSpan, request_labels
@@ -52,16 +51,15 @@ __all__ = ["Frame", "Pipeline", "TextGeneration", "TextResult", "TextSpan"]
 class Pipeline:
     """A bundle ready to generate. One request at a time: they share the KV cache."""
 
-    def __init__(self, bundle: Bundle, engines: EngineSet, tokenizer: Tokenizer) -> None:
+    def __init__(self, bundle: Bundle, model: LoadedModel, tokenizer: Tokenizer) -> None:
         """Joins opened parts; `Pipeline.load` opens them."""
-        self.bundle, self.engines, self.tokenizer = bundle, engines, tokenizer
+        self.bundle, self.model, self.tokenizer = bundle, model, tokenizer
         self.load_seconds: Mapping[str, float] = {}
         """Wall time of opening bundle, tokenizer and engine."""
         self.observer: Callable[[GraphRun], None] | None = None
         """Told of every graph run of the requests started from now on."""
         self.settle: Callable[[], None] | None = None
         """See `Generation`; for measuring only."""
-        self.ops = ops_for(engines)
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
         self._last: Generation | None = None
 
@@ -103,7 +101,7 @@ class Pipeline:
         laps.append(time.perf_counter())
         engines = open_engines(bundle, engine, threads, build=build, note=note, report=report)
         laps.append(time.perf_counter())
-        pipeline = cls(bundle, engines, tokenizer)
+        pipeline = cls(bundle, load_model(bundle.manifest, engines), tokenizer)
         parts = zip(("bundle", "tokenizer", "engine"), laps, laps[1:], strict=False)
         pipeline.load_seconds = {part: end - begin for part, begin, end in parts}
         return pipeline
@@ -116,6 +114,11 @@ class Pipeline:
         hub as well, which takes PyTorch.
         """
         return cls.load(find_bundle(path), **options)
+
+    @property
+    def engines(self) -> EngineSet:
+        """What runs the graphs."""
+        return self.model.engines
 
     @property
     def manifest(self) -> Manifest:
@@ -131,7 +134,7 @@ class Pipeline:
         for name in overrides:
             if name in OTHER_NAMES:
                 raise ConfigError(f"{name} is unknown here: give {OTHER_NAMES[name]}")
-        return decoding_settings(self.manifest, overrides)
+        return self.model.settings(overrides)
 
     @overload
     def __call__(
@@ -239,8 +242,7 @@ class Pipeline:
         if "" in stop:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
         request = continuation(
-            self.manifest,
-            self.engines.specs,
+            self.model,
             prompt_ids,
             self.settings(**settings),
             max_tokens=max_tokens,
@@ -327,8 +329,6 @@ class Pipeline:
     def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
         """Starts a request whose text has been tokenised since `begin`."""
         text_seconds = time.perf_counter() - begin
-        self._last = Generation(
-            self.manifest, self.engines, self.ops, request, self.observer, self.settle
-        )
+        self._last = Generation(self.model, request, self.observer, self.settle)
         labels = request_labels(request, self.engines.name, self.manifest.precision)
         return TextGeneration(self._last, self.tokenizer, labels, text_seconds=text_seconds, **form)

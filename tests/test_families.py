@@ -201,7 +201,7 @@ def test_the_toy_goes_from_text_to_tokens_through_the_two_seams_alone(toy, tmp_p
         assert result.text == "cabcabc"
         assert result.nfe == 7
         ids = np.array(pipeline.tokenizer.encode("abcabca"), np.int32)
-        figures = evaluate_ids(pipeline.manifest, pipeline.engines, ids)
+        figures = evaluate_ids(pipeline.model, ids)
     table = load_file(tmp_path / "checkpoint" / "model.safetensors")["table.weight"]
     rows = torch.log_softmax(table, dim=1)[ids[:-1]]
     expected = -rows.gather(1, torch.tensor(ids[1:, None], dtype=torch.long)).mean().item()

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import CheckpointError, ConfigError
-from ..runtime.families import find_family
+from ..runtime.families import load_model
+from ..runtime.families.base import LoadedModel
 from ..runtime.measure.eval_figures import eval_figures
 from ..runtime.measure.evaluate import Progress, evaluate_ids
 from ..runtime.text.tokenizer import Tokenizer
@@ -45,9 +45,7 @@ def open_model(checkpoint: Checkpoint) -> tuple[Family, nn.Module]:
     return family, model
 
 
-def open_checkpoint(
-    checkpoint: Checkpoint, threads: int | None = None
-) -> tuple[Manifest, TorchEngineSet]:
+def open_checkpoint(checkpoint: Checkpoint, threads: int | None = None) -> LoadedModel:
     """Makes a checkpoint decodable without export: its manifest, and engines over PyTorch.
 
     Args:
@@ -69,7 +67,7 @@ def open_checkpoint(
         graphs=engines.specs,
         provenance={"training": config.get("training") or {}},
     )
-    return manifest, engines
+    return load_model(manifest, engines)
 
 
 def evaluate_checkpoint(
@@ -113,14 +111,14 @@ def evaluate_checkpoint(
     begin = time.perf_counter()
     checkpoint = read_checkpoint(path)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
-    manifest, engines = open_checkpoint(checkpoint, threads)
-    block = find_family(manifest.family).windows(manifest, engines.specs, block_size).block
+    model = open_checkpoint(checkpoint, threads)
+    manifest = model.manifest
+    block = model.family.windows(manifest, model.specs, block_size).block
     stream: list[int] = []
     for document in islice(documents(find_source(str(data), text_field)), limit):
         stream += [manifest.eos_token_id, *tokenizer.encode(document)]
     result = evaluate_ids(
-        manifest,
-        engines,
+        model,
         np.array(stream, np.int64),
         block_size=block,
         seed=seed,
@@ -130,7 +128,7 @@ def evaluate_checkpoint(
     )
     return {
         **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
-        "engine": engines.name,
+        "engine": model.engines.name,
         "precision": manifest.precision,
         "block": block,
         "seed": seed,

@@ -59,10 +59,9 @@ class Pipeline(runtime.Pipeline):
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ConfigError(f"threads must be 1 or more, not {threads!r}")
         checkpoint = read_checkpoint(path)
-        manifest, engines = open_checkpoint(checkpoint, threads)
-        folder = checkpoint.path
-        bundle = Bundle(path=folder, sha256="", manifest=manifest, folder=folder)
-        opened = cls(bundle, engines, Tokenizer(checkpoint.tokenizer_json))
+        model, folder = open_checkpoint(checkpoint, threads), checkpoint.path
+        bundle = Bundle(path=folder, sha256="", manifest=model.manifest, folder=folder)
+        opened = cls(bundle, model, Tokenizer(checkpoint.tokenizer_json))
         opened.checkpoint_path = folder
         return opened
 

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from ...runtime.bundle.manifest import Manifest
-from ...runtime.engines import EngineSet
 from ...runtime.errors import ConfigError
-from ...runtime.families import decoding_settings, find_family
-from ...runtime.families.base import Request
-from ...runtime.ops.numpy_ops import NumpyOps
+from ...runtime.families import decoding_settings
+from ...runtime.families.base import LoadedModel, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,20 +54,20 @@ class Mode:
         return Request(prompt_ids=(), max_tokens=0, template_ids=tuple(text.tolist()), **common)
 
 
-def modes_of(manifest: Manifest, engines: EngineSet) -> list[Mode]:
+def modes_of(model: LoadedModel) -> list[Mode]:
     """Lists the ways of decoding that the family accepts, by starting a request of each."""
-    family, ops = find_family(manifest.family), NumpyOps()
+    manifest = model.manifest
     prompt = np.array([manifest.eos_token_id], np.int32)
 
     def accepts(mode: Mode) -> bool:
         try:
-            family.start(manifest, engines, ops, mode.request(manifest, prompt, 2, 0.0, (0, 0)))
+            model.family.start(model, mode.request(manifest, prompt, 2, 0.0, (0, 0)))
         except ConfigError:
             return False
         return True
 
     # Rows of a graph need not be a block: what can be asked for is what the family accepts.
-    sizes = sorted({*manifest.block_sizes, *(spec.rows for spec in engines.specs)})
+    sizes = sorted({*manifest.block_sizes, *(spec.rows for spec in model.specs)})
     # Others serve to store one block and begin the next in a single run.
     sizes = [size for size in sizes if size in manifest.block_sizes] or sizes
     chosen = [mode for size in sizes if accepts(mode := Mode(block=size, gap=False))]

@@ -55,7 +55,7 @@ def record_canvases(
         session.plan(sum(map(session.num_texts, session.modes)), progress)
         session.recorder.source = "decode"
         for number, request in enumerate(session.requests(banned)):
-            generate(session.manifest, session.engines, session.ops, request)
+            generate(session.model, request)
             session.recorder.flush()
             session.step(number)
         session.recorder.source = "random"

@@ -15,9 +15,8 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import Manifest
 from ...runtime.engines import EngineSet, open_engines
 from ...runtime.errors import CalibrationError, ConfigError
-from ...runtime.families import decoding_settings, find_family, text_positions
+from ...runtime.families import load_model
 from ...runtime.families.base import Request
-from ...runtime.ops.numpy_ops import NumpyOps
 from .canvases import NUM_DECILES, CanvasSet, Stratum
 from .modes import Mode, modes_of
 from .recorder import Recorder, RecordingEngines
@@ -69,7 +68,6 @@ class Session:
     ) -> None:
         self.manifest = bundle.manifest
         self.settings, self.seed = settings, seed
-        self.ops = NumpyOps()
         self._owned = open_engines(bundle, "onnxruntime") if engines is None else None
         inner = engines or self._owned
         assert inner is not None
@@ -83,8 +81,8 @@ class Session:
                 max_bytes=settings.max_mib << 20,
             )
             self.engines = RecordingEngines(inner, self.recorder)
-            self.family = find_family(self.manifest.family)
-            self.modes = modes_of(self.manifest, self.engines)
+            self.model = load_model(self.manifest, self.engines)
+            self.modes = modes_of(self.model)
         except BaseException:
             self.close()
             raise
@@ -106,7 +104,7 @@ class Session:
     def blocks(self) -> list[int | None]:
         """Block sizes to mask windows by: all that can be chosen, else the family's own; an exact
         likelihood has no masks, whatever the text is decoded by."""
-        if self.family.exact:
+        if self.model.family.exact:
             return [None]
         chosen = [mode.block for mode in self.modes if not mode.gap]
         return list(dict.fromkeys(chosen))
@@ -124,8 +122,7 @@ class Session:
 
     def positions(self, block: int | None) -> int:
         """Returns how many positions a text can have at a block size."""
-        settings = decoding_settings(self.manifest, {"block_size": block})
-        return text_positions(self.manifest, self.engines.specs, settings)
+        return self.model.positions(self.model.settings({"block_size": block}))
 
     def positions_of(self, mode: Mode) -> int:
         """Returns how many positions a text decoded in one way can have."""
@@ -162,7 +159,7 @@ class Session:
 
     def fill(self) -> None:
         """Draws more masks while a stratum has no canvas, a few times at most."""
-        if self.family.exact:  # further windows would be the same
+        if self.model.family.exact:  # further windows would be the same
             return
         for round_number in range(1, MOST_ROUNDS):
             if not self.uncovered():
@@ -176,7 +173,7 @@ class Session:
         return found.missing(
             self.engines.specs,
             blocks=chosen or [spec.rows for spec in self.engines.specs],
-            masked=self.manifest.mask_token_id is not None and not self.family.exact,
+            masked=self.manifest.mask_token_id is not None and not self.model.family.exact,
         )
 
     def mask(
@@ -195,7 +192,7 @@ class Session:
             offset: Added to the seed: other masks.
             quiet: Leave the count of what is done as it is.
         """
-        samples = range(1 if self.family.exact else self.settings.num_samples)
+        samples = range(1 if self.model.family.exact else self.settings.num_samples)
         for block in self.blocks:
             length = self.positions(block)
             for number, window in enumerate(windows):
@@ -203,8 +200,8 @@ class Session:
                 if block is not None:
                     window = window[: max(len(window) // block, 1) * block]
                 self.recorder.clean = window if unmask else None
-                bounds = self.family.bound(
-                    self.manifest, self.engines, self.ops, [window],
+                bounds = self.model.family.bound(
+                    self.model, [window],
                     seed=self.seed + number + offset, samples=samples, block_size=block,
                 )  # fmt: skip
                 for _ in bounds:

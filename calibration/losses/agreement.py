@@ -15,13 +15,10 @@ from typing import Any
 import numpy as np
 
 from ...runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
-from ...runtime.engines.base import EngineSet
 from ...runtime.errors import CalibrationError
-from ...runtime.families import find_family
-from ...runtime.families.base import HEAD_PHASE, Phased, Request
+from ...runtime.families.base import HEAD_PHASE, LoadedModel, Phased, Request
 from ...runtime.families.heads import Heads
 from ...runtime.families.window import banned_ids
-from ...runtime.ops.numpy_ops import NumpyOps
 from ..canvases.canvases import Canvas
 
 TOP = 5
@@ -80,20 +77,20 @@ class Agreement:
 class Reference:
     """The floating-point model's scores on canvases that have scores to compare."""
 
-    def __init__(self, manifest: Manifest, engines: EngineSet, canvases: Sequence[Canvas]) -> None:
+    def __init__(self, model: LoadedModel, canvases: Sequence[Canvas]) -> None:
         """Runs every canvas once; keeps the rows that are compared."""
-        self._manifest = manifest
+        manifest = model.manifest
         self._items: list[tuple[Canvas, np.ndarray, np.ndarray]] = []
         # Uniform noise replaces tokens instead of masking them: every row is a guess then.
         masks = any(len(_masked_rows(manifest, canvas)) for canvas in canvases)
         for canvas in canvases:
             rows = _masked_rows(manifest, canvas) if masks else np.arange(canvas.spec.rows)
-            scores = _scores(manifest, engines, canvas)
+            scores = _scores(model, canvas)
             if len(rows) and scores is not None:
                 self._items.append((canvas, rows, scores[rows]))
 
     def agreement(
-        self, engines: EngineSet, progress: Progress = lambda done, total: None
+        self, model: LoadedModel, progress: Progress = lambda done, total: None
     ) -> Agreement:
         """Compares another model's graphs.
 
@@ -102,7 +99,7 @@ class Reference:
         """
         result = Agreement()
         for number, (canvas, rows, wanted) in enumerate(self._items):
-            scores = _scores(self._manifest, engines, canvas)
+            scores = _scores(model, canvas)
             assert scores is not None
             found = scores[rows]
             if not np.isfinite(found).all():
@@ -139,12 +136,13 @@ def score_tensor(spec: GraphSpec, vocab_size: int) -> TensorSpec | None:
     return None
 
 
-def _scores(manifest: Manifest, engines: EngineSet, canvas: Canvas) -> np.ndarray | None:
+def _scores(model: LoadedModel, canvas: Canvas) -> np.ndarray | None:
     """Runs one canvas; returns (rows, V) float32, or None where a graph has no scores.
 
     What no text contains is never wanted: a score network has 0 for a mask at its own position,
     which is more than any token's log-ratio as long as there is much noise.
     """
+    manifest, engines = model.manifest, model.engines
     engine = engines.engine(canvas.spec)
     tensor = score_tensor(engine.spec, manifest.vocab_size)
     apart = any(item.role == "hidden" for item in engine.spec.outputs)
@@ -154,7 +152,7 @@ def _scores(manifest: Manifest, engines: EngineSet, canvas: Canvas) -> np.ndarra
         engine.inputs[name][...] = array
     engine.run()
     if tensor is None:  # the same model's head makes scores of it
-        parts = Heads(engines.specs).all_rows(engines, NumpyOps(), engine, canvas.spec.rows)
+        parts = Heads(engines.specs).all_rows(engines, model.ops, engine, canvas.spec.rows)
         found = np.concatenate([np.array(rows, np.float32) for rows in parts])
     else:
         found = np.array(engine.outputs[tensor.name][0], np.float32)
@@ -175,16 +173,16 @@ class Trajectory:
     """Graph runs, those of a head that is a graph of its own left out."""
 
 
-def decode_trajectory(manifest: Manifest, engines: EngineSet, request: Request) -> Trajectory:
+def decode_trajectory(model: LoadedModel, request: Request) -> Trajectory:
     """Decodes a request (with `provisional` set) and keeps its canvas after every step."""
-    rule = find_family(manifest.family).start(manifest, engines, NumpyOps(), request)
+    rule = model.family.start(model, request)
     phased = rule if isinstance(rule, Phased) else None
     state = np.full(len(request.prompt_ids) + request.max_tokens, -1, np.int64)
     states = []
     nfe = 0
     while not rule.done:
         nfe += phased is None or phased.phase != HEAD_PHASE
-        engine = engines.engine(rule.next_run())
+        engine = model.engines.engine(rule.next_run())
         rule.feed(engine)
         engine.run()
         spans = rule.update(engine)

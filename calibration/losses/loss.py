@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.bundle.manifest import Manifest
-from ...runtime.engines.base import EngineSet
-from ...runtime.families import find_family
+from ...runtime.families.base import LoadedModel
 from ...runtime.measure.evaluate import (
     Progress,
     bound_totals,
@@ -56,19 +54,18 @@ def worst(ratios: Iterable[Ratio]) -> Ratio:
     return max(ratios, key=lambda ratio: ratio.high)
 
 
-def decoded_blocks(manifest: Manifest, engines: EngineSet) -> tuple[int | None, ...]:
+def decoded_blocks(model: LoadedModel) -> tuple[int | None, ...]:
     """Lists the block sizes that texts are decoded or filled by, the default one first.
 
     These are the sizes the model has learnt and a request may ask for; (None,) for a family that
     has no choice, or whose likelihood does not depend on it.
     """
-    if find_family(manifest.family).exact:
+    if model.family.exact:
         return (None,)
-    sizes = dict.fromkeys(mode.block for mode in modes_of(manifest, engines) if mode.block)
-    # An exact likelihood is the same whatever the positions per run.
-    if not sizes or find_family(manifest.family).exact:
+    sizes = dict.fromkeys(mode.block for mode in modes_of(model) if mode.block)
+    if not sizes:
         return (None,)
-    usual = find_family(manifest.family).windows(manifest, engines.specs, None).block
+    usual = model.family.windows(model.manifest, model.specs, None).block
     return tuple(sorted(sizes, key=lambda size: (size != usual, size)))
 
 
@@ -99,14 +96,11 @@ class LossText:
             held += len(window) - 1
         return replace(self, windows=kept)
 
-    def totals(
-        self, manifest: Manifest, engines: EngineSet, progress: Progress | None = None
-    ) -> np.ndarray:
+    def totals(self, model: LoadedModel, progress: Progress | None = None) -> np.ndarray:
         """Measures the bound on some engines: (samples, windows) float64 nats."""
-        exact = find_family(manifest.family).exact
-        samples = range(1 if exact else self.num_samples)
+        samples = range(1 if model.family.exact else self.num_samples)
         return bound_totals(
-            manifest, engines, self.windows, samples=samples, seed=self.seed,
+            model, self.windows, samples=samples, seed=self.seed,
             block_size=self.block, progress=progress,
         )  # fmt: skip
 
@@ -136,7 +130,7 @@ def _exp(nats: float) -> float:
 
 
 def cut_texts(
-    manifest: Manifest, engines: EngineSet, stream: np.ndarray, *, num_samples: int, seed: int
+    model: LoadedModel, stream: np.ndarray, *, num_samples: int, seed: int
 ) -> tuple[LossText, ...]:
     """Cuts one stream (n,) int32 into windows for every block size of `decoded_blocks`.
 
@@ -145,10 +139,10 @@ def cut_texts(
     """
     return tuple(
         LossText(
-            windows=windows_of(manifest, engines, stream, block_size=block),
+            windows=windows_of(model, stream, block_size=block),
             num_samples=num_samples,
             seed=seed,
             block=block,
         )
-        for block in decoded_blocks(manifest, engines)
+        for block in decoded_blocks(model)
     )

@@ -13,10 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.bundle.manifest import Manifest
-from ...runtime.engines.base import EngineSet
-from ...runtime.families import decoding_settings, text_positions
-from ...runtime.families.base import Request
+from ...runtime.families.base import LoadedModel, Request
 from ...runtime.measure.judge import Judge
 from ...runtime.text.tokenizer import Tokenizer
 from ..graphs import Models, num_bytes
@@ -67,8 +64,7 @@ class Examiner:
 
     def __init__(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
+        model: LoadedModel,
         *,
         texts: Sequence[LossText],
         canvases: Sequence[Any],
@@ -81,8 +77,7 @@ class Examiner:
         """Runs the reference.
 
         Args:
-            manifest: Of the fp32 draft.
-            engines: The fp32 graphs.
+            model: The fp32 draft.
             texts: To measure the bound on: one per block size, the one decoded by first.
             canvases: Held-out ones, for agreement.
             prompts: (L,) int32 each: continued for trajectories and samples.
@@ -91,13 +86,13 @@ class Examiner:
             seed: Of the decodes.
             progress: Called after every window.
         """
-        self._manifest, self._judge = manifest, judge
+        self._judge = judge
         self._texts = {text.block: text for text in texts}
         self._prompts, self._tokenizer, self._seed = prompts, tokenizer, seed
-        self.totals: Totals = self.measure(engines, progress=progress)
+        self.totals: Totals = self.measure(model, progress=progress)
         """Of the reference."""
-        self._reference = Reference(manifest, engines, canvases)
-        self._decodes = self._decode(engines)
+        self._reference = Reference(model, canvases)
+        self._decodes = self._decode(model)
 
     @property
     def main(self) -> int | None:
@@ -106,7 +101,7 @@ class Examiner:
 
     def measure(
         self,
-        engines: EngineSet,
+        model: LoadedModel,
         *,
         blocks: Sequence[int | None] | None = None,
         progress: Progress = lambda done, total: None,
@@ -118,8 +113,7 @@ class Examiner:
         for number, text in enumerate(texts):
             before = sum(sizes[:number])
             found[text.block] = text.totals(
-                self._manifest,
-                engines,
+                model,
                 lambda done, _, before=before: progress(before + done, sum(sizes)),
             )
         return found
@@ -152,11 +146,11 @@ class Examiner:
         name: str,
         title: str,
         models: Models,
-        engines: EngineSet,
+        model: LoadedModel,
         totals: Totals,
     ) -> Figures:
         """Measures the rest of one variant, whose `totals` are known, `main` among them."""
-        decodes = self._decode(engines)
+        decodes = self._decode(model)
         return Figures(
             name=name,
             title=title,
@@ -164,18 +158,17 @@ class Examiner:
             perplexity=self._texts[self.main].perplexity(totals[self.main]),
             ratio=self.ratios(totals)[self.main],
             by_block=self.by_block(totals),
-            agreement=self._reference.agreement(engines).to_json(),
+            agreement=self._reference.agreement(model).to_json(),
             trajectory=trajectory_agreement(decodes, self._decodes),
             samples=self._samples(decodes),
         )
 
-    def _decode(self, engines: EngineSet) -> list[Trajectory]:
-        settings = decoding_settings(self._manifest, {})
-        most = text_positions(self._manifest, engines.specs, settings)
+    def _decode(self, model: LoadedModel) -> list[Trajectory]:
+        settings = model.settings({})
+        most = model.positions(settings)
         return [
             decode_trajectory(
-                self._manifest,
-                engines,
+                model,
                 Request(
                     prompt_ids=tuple(int(token) for token in prompt),
                     max_tokens=most - len(prompt),

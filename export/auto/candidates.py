@@ -15,12 +15,11 @@ import numpy as np
 from ...calibration.canvases.texts import find_text, read_texts
 from ...jetson.forecast.plan import MemoryPlan, Plan, plan_bundle
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.engines import EngineSet, open_engines
-from ...runtime.families import decoding_settings, find_family
-from ...runtime.families.base import Request
+from ...runtime.engines import open_engines
+from ...runtime.families import load_model
+from ...runtime.families.base import LoadedModel, Request
 from ...runtime.generate import generate
 from ...runtime.measure.evaluate import evaluate_ids
-from ...runtime.ops.numpy_ops import NumpyOps
 from ..pack import make_draft
 from ..settings import ExportSettings
 from ..source import Source, load_source
@@ -86,9 +85,10 @@ def find_candidates(
         draft = make_draft(source, settings, Path(name), progress).bundle
         plan = plan_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
         engines = open_engines(draft, "onnxruntime")
+        model = load_model(draft.manifest, engines)
         try:
             for offer in _affordable(draft, source, settings, cut):
-                found.append(_candidate(draft, source, settings, plan, engines, ids, offer))
+                found.append(_candidate(draft, source, settings, plan, model, ids, offer))
                 item = found[-1]
                 progress(
                     f"auto: {item.precision}, {item.way}: perplexity "
@@ -145,27 +145,25 @@ def _candidate(
     source: Source,
     settings: ExportSettings,
     plan: Plan,
-    engines: EngineSet,
+    model: LoadedModel,
     ids: np.ndarray,
     offer: Offer,
 ) -> Candidate:
     manifest = draft.manifest
-    family = find_family(manifest.family)
     seen = offer.contexts[-1] if offer.contexts else None
     result = evaluate_ids(
-        manifest,
-        engines,
+        model,
         ids,
         context=seen if seen is not None and seen < manifest.max_position else None,
-        block_size=None if family.exact else offer.block,
+        block_size=None if model.family.exact else offer.block,
         relative_half_width=0.001,
         max_samples=BOUND_SAMPLES,
     )
-    tokens = _tokens_per_nfe(draft, engines, offer.block)
+    tokens = _tokens_per_nfe(model, offer.block)
 
     def rate_of(kept: Sequence[int]) -> float:
         specs = shipped(draft, source.graphs, offer.blocks, kept).manifest.graphs
-        runs = family.runs(
+        runs = model.family.runs(
             manifest,
             specs,
             block=offer.block,
@@ -190,16 +188,14 @@ def _candidate(
     )
 
 
-def _tokens_per_nfe(draft: Bundle, engines: EngineSet, block: int | None) -> float:
+def _tokens_per_nfe(model: LoadedModel, block: int | None) -> float:
     """Tokens per graph run, by decoding with the bundle's own settings."""
-    manifest = draft.manifest
-    settings = decoding_settings(manifest, {"block_size": block})
+    manifest = model.manifest
+    settings = model.settings({"block_size": block})
     tokens = runs = 0
     for index in range(SAMPLES):
         result = generate(
-            manifest,
-            engines,
-            NumpyOps(),
+            model,
             Request(
                 prompt_ids=(manifest.eos_token_id,),
                 max_tokens=min(SAMPLE_TOKENS, manifest.max_position - 1),

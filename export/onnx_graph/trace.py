@@ -121,7 +121,7 @@ def _tidy(model: ir.Model, graph: ExportGraph, dims: Mapping[str, int]) -> None:
         for value, tensor in zip(found, wanted, strict=True):
             value.dtype = ir.DataType.from_numpy(np.dtype(tensor.dtype))
             value.shape = ir.Shape(
-                [dims[size] if dims.get(size) == 1 else size for size in tensor.shape]
+                [1 if isinstance(size, str) and dims[size] == 1 else size for size in tensor.shape]
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ...runtime.bundle.bundle import default_bundle_path, open_bundle
 from ...runtime.engines import open_engines
 from ...runtime.engines.base import EngineSet
+from ...runtime.families import load_model
 from ...runtime.pipeline import Pipeline
 from ...runtime.text.tokenizer import Tokenizer
 from ..sensors.memory import DEVICE_USED, engine_memory, process_memory
@@ -77,4 +78,4 @@ def load_by_parts(
     for spec in {spec.file: spec for spec in reversed(engines.specs)}.values():
         engines.engine(spec)
     notes.add("weights and session", clock() - begin)
-    return Pipeline(bundle, engines, tokenizer)
+    return Pipeline(bundle, load_model(bundle.manifest, engines), tokenizer)

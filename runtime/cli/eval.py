@@ -104,22 +104,20 @@ def evaluate_file(
     """
     import numpy as np
 
-    from ..families import find_family
     from ..measure.eval_figures import eval_figures
     from ..measure.evaluate import evaluate_ids
     from ..text.documents import file_sha256
 
     manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
-    family = find_family(manifest.family)
-    block_size = family.windows(manifest, pipeline.engines.specs, block).block
+    model = pipeline.model
+    block_size = model.family.windows(manifest, model.specs, block).block
     begin = time.perf_counter()
     stream = list(_stream(data, limit, tokenizer, manifest.eos_token_id))
     ids = np.array(stream, np.int64)
     bar = ProgressLine()
     try:
         result = evaluate_ids(
-            manifest,
-            pipeline.engines,
+            model,
             ids,
             context=context,
             block_size=block_size,

@@ -1,13 +1,16 @@
 """The device's table of families: the only place on this side that lists them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ..bundle.manifest import GraphSpec, Manifest
+from ..bundle.manifest import Manifest
 from ..decoding import DecodingSettings
+from ..engines.base import EngineSet
 from ..errors import ConfigError
+from ..ops.base import Ops
+from ..ops.choose import ops_for
 from .ar.family import CausalFamily
-from .base import Buckets, DeviceFamily, resolve_settings
+from .base import Buckets, DeviceFamily, LoadedModel, resolve_settings
 from .mdlm.family import MaskedFamily
 from .sedd.family import ScoreFamily
 from .tidar.family import DraftFamily
@@ -41,12 +44,19 @@ def decoding_blocks(manifest: Manifest) -> Mapping[int, Buckets]:
     return find_family(manifest.family).blocks(manifest, manifest.graphs)
 
 
-def text_positions(
-    manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
-) -> int:
-    """Gives how many positions a text may have before its window slides.
+def load_model(manifest: Manifest, engines: EngineSet, ops: Ops | None = None) -> LoadedModel:
+    """Joins a manifest and the engines that run its graphs.
+
+    Args:
+        manifest: Of the bundle.
+        engines: Of all or some of its shapes.
+        ops: Those of the engines' buffers; None: made here.
 
     Raises:
-        ConfigError: An unknown family, or no graph has the block size of the settings.
+        ConfigError: This version does not know the family.
+        DeviceError: Kernels cannot be compiled or loaded.
     """
-    return find_family(manifest.family).positions(manifest, specs, settings)
+    family = find_family(manifest.family)
+    return LoadedModel(
+        manifest=manifest, engines=engines, ops=ops or ops_for(engines), family=family
+    )

@@ -179,6 +179,32 @@ class WindowSize(NamedTuple):
     """Positions of a window at most."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A bundle's model, opened: what decodes, scores and measures."""
+
+    manifest: Manifest
+    engines: EngineSet
+    """Run its graphs."""
+    ops: Ops
+    """Read and write the engines' buffers."""
+    family: DeviceFamily
+
+    @property
+    def specs(self) -> tuple[GraphSpec, ...]:
+        """The shapes that the engines offer."""
+        return self.engines.specs
+
+    def settings(self, overrides: Mapping[str, Any]) -> DecodingSettings:
+        """Gives the bundle's decoding settings with overrides (None: not given) laid over them;
+        errors of `resolve_settings`."""
+        return resolve_settings(self.manifest, self.family, overrides)
+
+    def positions(self, settings: DecodingSettings) -> int:
+        """Gives how many positions a text may have before its window slides; see DeviceFamily."""
+        return self.family.positions(self.manifest, self.specs, settings)
+
+
 class DeviceFamily(Protocol):
     """What `families/__init__.py` lists: how to start a request, and how good the model is."""
 
@@ -190,9 +216,7 @@ class DeviceFamily(Protocol):
     exact: bool
     """True when the bound is the likelihood itself, so that one sample tells all."""
 
-    def start(
-        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
-    ) -> UpdateRule:
+    def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         """Makes the first canvas of a request; raises ConfigError if it cannot be served."""
         ...
 
@@ -250,9 +274,7 @@ class DeviceFamily(Protocol):
 
     def bound(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         windows: Sequence[np.ndarray],
         *,
         seed: int,
@@ -262,9 +284,7 @@ class DeviceFamily(Protocol):
         """Yields, per window, its per-position negative log-likelihood bound in nats.
 
         Args:
-            manifest: The bundle's.
-            engines: Runs the graphs.
-            ops: Reads their outputs.
+            model: Whose bound it is.
             windows: Each (L,) int32; L may differ. Position 0 is given and scores 0.
             seed: With window number and sample number it determines every draw.
             samples: Numbers of the Monte-Carlo draws; 2k and 2k + 1 are an antithetic pair. Draws

@@ -20,11 +20,10 @@ import numpy as np
 
 from ..bundle.manifest import GraphSpec, Manifest
 from ..decoding import DecodingSettings
-from ..engines.base import Engine, EngineSet
+from ..engines.base import Engine
 from ..errors import ConfigError
 from ..noise.philox import check_key
-from ..ops.base import Ops
-from .base import HEAD_PHASE, Buckets, Request, Span, WindowSize
+from .base import HEAD_PHASE, Buckets, LoadedModel, Request, Span, WindowSize
 from .heads import Heads, hidden_rows
 from .likelihood import negative_log_likelihood
 from .text_rule import TextRule, undrawable_ids
@@ -50,22 +49,21 @@ class CausalRule(TextRule):
 
     def __init__(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         request: Request,
         settings: DecodingSettings,
         *,
         graph: str = GRAPH,
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
+        manifest, ops = model.manifest, model.ops
         self._ops, self._request = ops, request
-        self._heads = Heads(engines.specs)
+        self._heads = Heads(model.specs)
         self._hidden: Any = None
         self._filler = manifest.eos_token_id
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         self._num_given = len(request.prompt_ids)
-        self._shapes = cached_shapes(engines.specs, graph)
+        self._shapes = cached_shapes(model.specs, graph)
         self._capacity = causal_capacity(self._shapes, manifest)
         self._canvas = ops.canvas(
             block=1,
@@ -185,16 +183,15 @@ def check_request(manifest: Manifest, request: Request) -> None:
 
 
 def causal_likelihood(
-    manifest: Manifest,
-    engines: EngineSet,
-    ops: Ops,
+    model: LoadedModel,
     windows: Sequence[np.ndarray],
     *,
     samples: range,
     graph: str = GRAPH,
 ) -> Iterator[np.ndarray]:
     """Yields, per window, its exact likelihood: (len(samples), L) float64 nats, equal rows."""
-    shapes, heads = cached_shapes(engines.specs, graph), Heads(engines.specs)
+    manifest, engines, ops = model.manifest, model.engines, model.ops
+    shapes, heads = cached_shapes(model.specs, graph), Heads(model.specs)
     block = max(shapes)
     for window in windows:
         nats = np.zeros(len(window))

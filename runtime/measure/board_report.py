@@ -71,7 +71,7 @@ def board_report(
         report["bundle"] = bundle_facts(pipeline.bundle) | {"shapes": shapes}
         report["engine"] = engine_facts(pipeline)
         parts: dict[str, Callable[[], Any]] = {
-            "golden": lambda: check_bundle(pipeline.bundle, pipeline.engines, pipeline.ops),
+            "golden": lambda: check_bundle(pipeline.bundle, pipeline.engines, pipeline.model.ops),
             "kernels": lambda: kernels(pipeline),
             "runs": lambda: run_times(pipeline),
             "speed": lambda: speed(pipeline),
@@ -124,9 +124,9 @@ def engine_facts(pipeline: Pipeline) -> dict[str, Any]:
 
 def kernels(pipeline: Pipeline) -> list[dict[str, Any]] | str:
     """Returns how each kernel compares with NumPy."""
-    if not isinstance(pipeline.ops, CudaOps):
+    if not isinstance(pipeline.model.ops, CudaOps):
         return "not run: no GPU"
-    return check_kernels(pipeline.ops)
+    return check_kernels(pipeline.model.ops)
 
 
 def _milliseconds(call: Callable[[], None], wait: Callable[[], None]) -> float:
@@ -146,7 +146,7 @@ def _milliseconds(call: Callable[[], None], wait: Callable[[], None]) -> float:
 
 def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
     """Returns, per shape, the time of a graph run and of sampling all its rows, in ms."""
-    manifest, ops, device = pipeline.manifest, pipeline.ops, pipeline.engines.device
+    manifest, ops, device = pipeline.manifest, pipeline.model.ops, pipeline.engines.device
     settings = pipeline.settings()
 
     def wait() -> None:

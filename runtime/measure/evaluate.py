@@ -18,13 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..bundle.manifest import Manifest
-from ..engines.base import EngineSet
 from ..errors import ConfigError, DataError
-from ..families import find_family
+from ..families.base import LoadedModel
 from ..families.window import banned_ids
 from ..noise.philox import check_key
-from ..ops.base import Ops
-from ..ops.choose import ops_for
 
 FIRST_SAMPLES = 4
 """Two pairs: the fewest that have a variance."""
@@ -78,11 +75,9 @@ def cut_windows(ids: np.ndarray, context: int, block: int) -> list[np.ndarray]:
 
 
 def evaluate_ids(
-    manifest: Manifest,
-    engines: EngineSet,
+    model: LoadedModel,
     ids: np.ndarray,
     *,
-    ops: Ops | None = None,
     context: int | None = None,
     block_size: int | None = None,
     limit: int | None = None,
@@ -94,10 +89,8 @@ def evaluate_ids(
     """Measures the bound of a token stream.
 
     Args:
-        manifest: The bundle's.
-        engines: Runs its graphs.
+        model: Whose bound it is.
         ids: (n,) stream: end-of-text, document, end-of-text, document, …
-        ops: Reads outputs; None: NumPy.
         context: Tokens per window; None: all positions that the graphs have room for.
         block_size: Positions denoised together; None: what decoding would take.
         limit: Only so many tokens from the start; None: all.
@@ -116,17 +109,15 @@ def evaluate_ids(
             f"found {max_samples} and {relative_half_width}"
         )
     check_key(seed, 0)
-    family = find_family(manifest.family)
-    windows = windows_of(
-        manifest, engines, ids, context=context, block_size=block_size, limit=limit
-    )
+    family = model.family
+    windows = windows_of(model, ids, context=context, block_size=block_size, limit=limit)
     totals: list[np.ndarray] = []
     planned = 1 if family.exact else FIRST_SAMPLES
     while len(totals) < planned:
         samples = range(len(totals), planned)
         done, in_all = len(totals) * len(windows), planned * len(windows)
         sums = bound_totals(
-            manifest, engines, windows, ops=ops, samples=samples, seed=seed, block_size=block_size,
+            model, windows, samples=samples, seed=seed, block_size=block_size,
             progress=progress and (lambda now, _, d=done, n=in_all, p=progress: p(d + now, n)),
         )  # fmt: skip
         totals.extend(sums)
@@ -136,8 +127,7 @@ def evaluate_ids(
 
 
 def windows_of(
-    manifest: Manifest,
-    engines: EngineSet,
+    model: LoadedModel,
     ids: np.ndarray,
     *,
     context: int | None = None,
@@ -145,24 +135,22 @@ def windows_of(
     limit: int | None = None,
 ) -> list[np.ndarray]:
     """Cuts a stream into the windows that `evaluate_ids` scores; its arguments and errors."""
-    block, longest = find_family(manifest.family).windows(manifest, engines.specs, block_size)
+    block, longest = model.family.windows(model.manifest, model.specs, block_size)
     if context is not None and not 2 <= context <= longest:
         raise ConfigError(
             f"context must be in [2, {longest}] for block size {block}, not {context}"
         )
     windows = cut_windows(np.asarray(ids)[:limit], context or longest, block)
-    _check_windows(manifest, windows)
+    _check_windows(model.manifest, windows)
     return windows
 
 
 def bound_totals(
-    manifest: Manifest,
-    engines: EngineSet,
+    model: LoadedModel,
     windows: Sequence[np.ndarray],
     *,
     samples: range,
     seed: int,
-    ops: Ops | None = None,
     block_size: int | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -172,10 +160,7 @@ def bound_totals(
         (samples, windows) float64 nats. Equal seeds, samples and windows mean equal masks.
     """
     sums = np.zeros((len(samples), len(windows)))
-    bounds = find_family(manifest.family).bound(
-        manifest, engines, ops or ops_for(engines), windows,
-        seed=seed, samples=samples, block_size=block_size,
-    )  # fmt: skip
+    bounds = model.family.bound(model, windows, seed=seed, samples=samples, block_size=block_size)
     for number, nats in enumerate(bounds):
         sums[:, number] = nats.sum(axis=1)
         if progress is not None:

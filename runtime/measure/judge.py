@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..families import find_family
 from ..pipeline import Pipeline
 from .evaluate import evaluate_ids
 
@@ -39,9 +38,8 @@ class Judge:
     def __init__(self, pipeline: Pipeline) -> None:
         """Takes a bundle that stays open as long as the judge is used."""
         self._pipeline = pipeline
-        manifest, specs = pipeline.manifest, pipeline.engines.specs
-        family = find_family(manifest.family)
-        shapes = {} if family.exact else family.blocks(manifest, specs)
+        model = pipeline.model
+        shapes = {} if model.family.exact else model.family.blocks(model.manifest, model.specs)
         cached = [block for block, buckets in shapes.items() if buckets[-1].context >= block]
         self._block = min(cached or shapes, default=None)
 
@@ -57,8 +55,7 @@ class Judge:
         ids = [token for part in parts for token in (pipeline.manifest.eos_token_id, *part)]
         try:
             result = evaluate_ids(
-                pipeline.manifest,
-                pipeline.engines,
+                pipeline.model,
                 np.array(ids, np.int64),
                 block_size=self._block,
                 relative_half_width=_MARGIN,

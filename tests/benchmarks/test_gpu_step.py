@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from dlm_edge.benchmarks import gpu_drafts, gpu_model, gpu_place, gpu_step
 from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
 from dlm_edge.runtime.decoding import DecodingSettings
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.facts import GpuFacts
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.train.torch_engine import TorchEngineSet
 from emulation.device import EmulatedDevice
 from gpu.models import manifest_of, tiny_graphs
@@ -44,8 +44,8 @@ def test_the_engine_that_is_measured_gives_the_tokens_of_the_loop_on_the_cpu():
             prompt_ids=(0, 5, 6), max_tokens=11, seed=3, sample_index=0,
             settings=DecodingSettings(rule=rule, temperature=1.0),
         )  # fmt: skip
-        wanted = generate(manifest, reference, NumpyOps(), asked)
-        found = generate(manifest, engines, CudaOps(device), asked)
+        wanted = generate(load_model(manifest, reference), asked)
+        found = generate(load_model(manifest, engines, CudaOps(device)), asked)
         assert found.token_ids == wanted.token_ids
     assert device.num_replayed > 0
     engines.close()

@@ -86,7 +86,9 @@ def main(root, binding, bundle):
             steps = pipeline.engines.device
             found |= {"captured": steps.num_captured, "replayed": steps.num_replayed,
                       "captures": steps.captures}  # fmt: skip
-            found["kernels"] = [item for item in check_kernels(pipeline.ops) if not item["ok"]]
+            found["kernels"] = [
+                item for item in check_kernels(pipeline.model.ops) if not item["ok"]
+            ]
             if os.environ.get("CUDA_STAND_IN_END") == "open":
                 break
         pipeline.close()

@@ -4,11 +4,10 @@ import pytest
 import torch
 from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
 from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import FAMILIES
+from dlm_edge.runtime.families import FAMILIES, load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.train.torch_engine import TorchEngineSet
 from gpu.models import manifest_of, tiny_graphs
 
@@ -47,8 +46,8 @@ def test_the_device_loop_gives_the_tokens_of_the_loop_on_the_cpu(
             if rule in ("first_hitting", "ancestral") and not heat["temperature"]:
                 continue
             asked = request(rule, seed, **heat)
-            wanted = generate(manifest, reference, NumpyOps(), asked)
-            found = generate(manifest, engines, ops, asked)
+            wanted = generate(load_model(manifest, reference), asked)
+            found = generate(load_model(manifest, engines, ops), asked)
             assert found.token_ids == wanted.token_ids
     assert (gpu.num_replayed > 0) == captures
     engines.close()

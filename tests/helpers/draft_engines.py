@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from dlm_edge.runtime.bundle.manifest import GraphKey, GraphSpec, Manifest, TensorSpec
 from dlm_edge.runtime.decoding import DecodingSettings
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.tidar.layout import draft_rows
 from dlm_edge.runtime.generate import Generation, generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from manifests import plain_manifest
 
 HEADS, WIDTH, LAYERS = 2, 4, 2
@@ -250,14 +250,16 @@ def draft_request(rule="draft_verify", **fields: Any) -> Request:
 
 
 def run(engines, asked, **fields):
-    return generate(draft_manifest(engines, **fields), engines, NumpyOps(), asked)
+    return generate(load_model(draft_manifest(engines, **fields), engines), asked)
 
 
 def observed(engines, asked, **fields):
     """The result, every graph run, and every span."""
     runs, spans = [], []
     generation = Generation(
-        draft_manifest(engines, **fields), engines, NumpyOps(), asked, observer=runs.append
+        load_model(draft_manifest(engines, **fields), engines),
+        asked,
+        observer=runs.append,
     )
     spans.extend(generation)
     return generation.result, runs, spans

@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import FAMILIES
+from dlm_edge.runtime.families import FAMILIES, load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import Generation
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from table_engines import TableEngines, hashed, make_manifest
 
 V = 40
@@ -37,7 +36,7 @@ def never_ending(vocab_size=V, **options):
 def decode(rule_request, shapes=SHAPES, denoiser=None, **fields):
     engines = TableEngines(denoiser or never_ending(), shapes, V)
     manifest = make_manifest(engines, **fields)
-    generation = Generation(manifest, engines, NumpyOps(), rule_request)
+    generation = Generation(load_model(manifest, engines), rule_request)
     spans = list(generation)
     return generation.result, spans, engines
 

@@ -137,8 +137,8 @@ class ToyDevice:
     default_rule = "next_token"
     rules = ("next_token",)
 
-    def start(self, manifest, engines, ops, request) -> UpdateRule:
-        return ToyRule(engines, ops, request)
+    def start(self, model, request) -> UpdateRule:
+        return ToyRule(model.engines, model.ops, request)
 
     def blocks(self, manifest, specs):
         return {}
@@ -155,9 +155,9 @@ class ToyDevice:
     def windows(self, manifest, specs, block_size):
         return WindowSize(1, manifest.max_position)
 
-    def bound(self, manifest, engines, ops, windows, *, seed, samples, block_size=None):
-        spec = engines.specs[0]
-        engine = engines.engine(spec)
+    def bound(self, model, windows, *, seed, samples, block_size=None):
+        ops, spec = model.ops, model.specs[0]
+        engine = model.engines.engine(spec)
         for window in windows:
             nats = np.zeros(len(window))
             for position in range(1, len(window)):

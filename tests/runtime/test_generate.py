@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.generate import Generation, generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_decodes import BLOCK_RULES, MASK, PAD, SHAPES, V, decode, never_ending, request
@@ -44,7 +44,7 @@ def test_tokens_do_not_depend_on_the_context_buckets_or_what_ran_before(rule, se
     asked = request(settings=DecodingSettings(rule=rule, temperature=1.0), seed=seed)
     first, _, engines = decode(asked, [(8, 64)])
     second, _, _ = decode(asked, [(8, 8), (8, 16), (8, 24), (8, 64)])
-    third = generate(make_manifest(engines), engines, NumpyOps(), asked)  # a used cache
+    third = generate(load_model(make_manifest(engines), engines), asked)  # a used cache
     assert first.token_ids == second.token_ids == third.token_ids
 
 
@@ -71,7 +71,7 @@ def test_provisional_spans_show_the_canvas_after_every_step():
 
 def test_leaving_early_keeps_what_was_committed():
     engines = TableEngines(never_ending(), SHAPES, V)
-    generation = Generation(make_manifest(engines), engines, NumpyOps(), request(max_tokens=50))
+    generation = Generation(load_model(make_manifest(engines), engines), request(max_tokens=50))
     text = []
     for span in generation:
         text.extend(span.token_ids)
@@ -120,4 +120,4 @@ def test_models_that_cannot_be_decoded_are_refused(fields):
     engines = TableEngines(hashed(V), SHAPES, V)
     manifest = replace(make_manifest(engines), **fields)
     with pytest.raises(ConfigError):
-        generate(manifest, engines, NumpyOps(), request())
+        generate(load_model(manifest, engines), request())

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
-from dlm_edge.runtime.families import find_family
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.evaluate import evaluate_checkpoint, open_checkpoint
@@ -110,15 +108,14 @@ def test_the_runtime_and_the_training_objective_measure_one_bound(tmp_path, bloc
     )
     loaded = read_checkpoint(folder)
     weights = {name: torch.randn_like(t) * 0.5 for name, t in loaded.weights.items()}
-    manifest, engines = open_checkpoint(replace(loaded, weights=weights))
+    opened = open_checkpoint(replace(loaded, weights=weights))
     family = FAMILIES["mdlm"]
     model = family.make_model(loaded.config["model"]).eval()
     model.load_state_dict(weights)
     ids = torch.randint(2, 28, (1, 16))
-    bounds = find_family("mdlm").bound(
-        manifest, engines, NumpyOps(), [ids[0].numpy()], seed=0, samples=range(400),
-        block_size=block_size,
-    )  # fmt: skip
+    bounds = opened.family.bound(
+        opened, [ids[0].numpy()], seed=0, samples=range(400), block_size=block_size
+    )
     decoded = next(iter(bounds)).sum(axis=1)
     name = "full" if block_size == 16 else "4"
     trained = family.eval_loss(model, Batch(ids=ids.repeat(2000, 1)), loaded.config, seed=0)[
@@ -135,15 +132,13 @@ def test_the_runtime_and_the_training_objective_measure_one_score_entropy(tmp_pa
     folder = checkpoint(tmp_path / "s", "sedd", mask_token_id=1, **options)
     loaded = read_checkpoint(folder)
     weights = {name: torch.randn_like(t) * 0.2 for name, t in loaded.weights.items()}
-    manifest, engines = open_checkpoint(replace(loaded, weights=weights))
-    assert [(spec.rows, spec.context) for spec in engines.specs] == [(8, 0), (16, 0)]
+    opened = open_checkpoint(replace(loaded, weights=weights))
+    assert [(spec.rows, spec.context) for spec in opened.specs] == [(8, 0), (16, 0)]
     family = FAMILIES["sedd"]
     model = family.make_model(loaded.config["model"]).eval()
     model.load_state_dict(weights)
     ids = torch.randint(2, 28, (1, 16))
-    bounds = find_family("sedd").bound(
-        manifest, engines, NumpyOps(), [ids[0].numpy()], seed=0, samples=range(600)
-    )
+    bounds = opened.family.bound(opened, [ids[0].numpy()], seed=0, samples=range(600))
     decoded = next(iter(bounds)).sum(axis=1)
     trained = family.eval_loss(model, Batch(ids=ids.repeat(4000, 1)), loaded.config, seed=0)[
         "full"

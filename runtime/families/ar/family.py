@@ -8,10 +8,8 @@ import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingSettings
-from ...engines.base import EngineSet
 from ...errors import ConfigError
-from ...ops.base import Ops
-from ..base import Buckets, Request, UpdateRule, WindowSize, check_rule, resolve_settings
+from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize, check_rule
 from ..causal import (
     CausalRule,
     cached_shapes,
@@ -31,18 +29,17 @@ class CausalFamily:
     rules: tuple[str, ...] = ("next_token",)
     exact = True
 
-    def start(
-        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
-    ) -> UpdateRule:
+    def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         """See DeviceFamily."""
+        manifest = model.manifest
         check_request(manifest, request)
-        settings = check_rule(self, request.settings or resolve_settings(manifest, self, {}))
+        settings = check_rule(self, request.settings or model.settings({}))
         if settings.block_size is not None:
             raise ConfigError(
                 "--block (block_size) has no effect on a causal model, which goes token by token; "
                 "leave it out"
             )
-        return CausalRule(manifest, engines, ops, request, settings)
+        return CausalRule(model, request, settings)
 
     def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
         """See DeviceFamily; a text goes token by token."""
@@ -81,9 +78,7 @@ class CausalFamily:
 
     def bound(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         windows: Sequence[np.ndarray],
         *,
         seed: int,
@@ -91,4 +86,4 @@ class CausalFamily:
         block_size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """See DeviceFamily; seed and block_size change nothing, the likelihood is exact."""
-        return causal_likelihood(manifest, engines, ops, windows, samples=samples)
+        return causal_likelihood(model, windows, samples=samples)

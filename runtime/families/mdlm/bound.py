@@ -23,18 +23,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ...bundle.manifest import Manifest
-from ...engines.base import Engine, EngineSet
+from ...engines.base import Engine
 from ...noise.philox import DrawKind, uniforms
 from ...ops.base import Ops
-from ..base import Buckets
+from ..base import Buckets, LoadedModel
 from ..likelihood import levels, masked_set, negative_log_likelihood
 from ..window import append, banned_ids, bucket, feed, logits
 
 
 def masked_bound(
-    manifest: Manifest,
-    engines: EngineSet,
-    ops: Ops,
+    model: LoadedModel,
     windows: Sequence[np.ndarray],
     *,
     seed: int,
@@ -42,6 +40,7 @@ def masked_bound(
     buckets: Buckets,
 ) -> Iterator[np.ndarray]:
     """Yields per window (len(samples), L) float64 nats, by blocks of the buckets' rows."""
+    manifest, engines, ops = model.manifest, model.engines, model.ops
     block = buckets[0].rows
     counts = [-(-len(window) // block) for window in windows]
     first_block = np.concatenate([[0], np.cumsum(counts)]).astype(int)

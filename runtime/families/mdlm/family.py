@@ -11,11 +11,9 @@ import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingSettings
-from ...engines.base import EngineSet
 from ...errors import ConfigError
 from ...noise.philox import check_key
-from ...ops.base import Ops
-from ..base import Buckets, Request, UpdateRule, WindowSize, check_rule, resolve_settings
+from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize, check_rule
 from ..window import (
     bucket_of_text,
     capacity,
@@ -46,10 +44,9 @@ class MaskedFamily:
     )
     exact = False
 
-    def start(
-        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
-    ) -> UpdateRule:
+    def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         """See DeviceFamily."""
+        manifest = model.manifest
         check_key(request.seed, request.sample_index)
         check_manifest(manifest)
         check_ends(manifest, request.end_ids)
@@ -59,8 +56,8 @@ class MaskedFamily:
             check_ids(manifest, request.prompt_ids, "prompt")
             if request.max_tokens < 0:
                 raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        settings = request.settings or resolve_settings(manifest, self, {})
-        return MaskedRule(manifest, engines, ops, request, check_rule(self, settings))
+        settings = request.settings or model.settings({})
+        return MaskedRule(model, request, check_rule(self, settings))
 
     def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
         """See DeviceFamily."""
@@ -111,9 +108,7 @@ class MaskedFamily:
 
     def bound(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         windows: Sequence[np.ndarray],
         *,
         seed: int,
@@ -121,12 +116,10 @@ class MaskedFamily:
         block_size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """See DeviceFamily."""
-        check_manifest(manifest)
-        size = self.windows(manifest, engines.specs, block_size)
-        buckets = text_blocks(engines.specs)[size.block]
-        return masked_bound(
-            manifest, engines, ops, windows, seed=seed, samples=samples, buckets=buckets
-        )
+        check_manifest(model.manifest)
+        size = self.windows(model.manifest, model.specs, block_size)
+        buckets = text_blocks(model.specs)[size.block]
+        return masked_bound(model, windows, seed=seed, samples=samples, buckets=buckets)
 
 
 def check_manifest(manifest: Manifest) -> None:

@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle.manifest import GraphSpec, Manifest
+from ...bundle.manifest import GraphSpec
 from ...decoding import RULES, DecodingSettings
-from ...engines.base import Engine, EngineSet
-from ...ops.base import Ops, Progress
-from ..base import Buckets, Request, Span
+from ...engines.base import Engine
+from ...ops.base import Progress
+from ..base import Buckets, LoadedModel, Request, Span
 from ..text_rule import CanvasRule, undrawable_ids
 from ..window import (
     Text,
@@ -66,13 +66,12 @@ class MaskedRule(CanvasRule):
 
     def __init__(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         request: Request,
         settings: DecodingSettings,
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
+        manifest, engines, ops = model.manifest, model.engines, model.ops
         assert manifest.mask_token_id is not None
         self._mask, self._eos = manifest.mask_token_id, manifest.eos_token_id
         self._engines, self._ops, self._request = engines, ops, request

@@ -33,11 +33,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...bundle.manifest import Manifest
-from ...engines.base import Engine, EngineSet
+from ...engines.base import Engine
 from ...noise.philox import DrawKind, uniforms
 from ...noise.schedule import schedule_from_json
 from ...noise.score_entropy import absorb_entropy, move_odds, prior_nats, uniform_entropy
 from ...ops.base import Ops
+from ..base import LoadedModel
 from ..likelihood import levels, masked_set
 from ..window import banned_ids, by_rows, logits
 from .rule import GRAPH, absorbs, num_states
@@ -60,16 +61,15 @@ class Noised:
 
 
 def score_bound(
-    manifest: Manifest,
-    engines: EngineSet,
-    ops: Ops,
+    model: LoadedModel,
     windows: Sequence[np.ndarray],
     *,
     seed: int,
     samples: range,
 ) -> Iterator[np.ndarray]:
     """Yields per window (len(samples), L) float64 nats; see DeviceFamily.bound."""
-    lengths = by_rows(engines.specs, GRAPH)
+    manifest, engines, ops = model.manifest, model.engines, model.ops
+    lengths = by_rows(model.specs, GRAPH)
     level = {sample: levels(len(windows), seed, sample) for sample in samples}
     last = float(schedule_from_json(manifest.noise_schedule).sigma(1.0))
     measure = _absorb_nats if absorbs(manifest) else _uniform_nats

@@ -12,12 +12,10 @@ import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingSettings
-from ...engines.base import EngineSet
 from ...errors import ConfigError
 from ...noise.philox import check_key
 from ...noise.transition import GRAPHS
-from ...ops.base import Ops
-from ..base import Buckets, Request, UpdateRule, WindowSize, check_rule, resolve_settings
+from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize, check_rule
 from ..window import by_rows, check_ends, check_ids, choose_block, default_block
 from .bound import score_bound
 from .rule import GRAPH, ScoreRule, window_size
@@ -31,10 +29,9 @@ class ScoreFamily:
     rules: tuple[str, ...] = ("tweedie", "euler")
     exact = False
 
-    def start(
-        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
-    ) -> UpdateRule:
+    def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         """See DeviceFamily."""
+        manifest = model.manifest
         check_key(request.seed, request.sample_index)
         check_manifest(manifest)
         check_ends(manifest, request.end_ids)
@@ -44,8 +41,8 @@ class ScoreFamily:
             check_ids(manifest, request.prompt_ids, "prompt")
             if request.max_tokens < 0:
                 raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        settings = check_rule(self, request.settings or resolve_settings(manifest, self, {}))
-        return ScoreRule(manifest, engines, ops, request, settings)
+        settings = check_rule(self, request.settings or model.settings({}))
+        return ScoreRule(model, request, settings)
 
     def positions(
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
@@ -90,9 +87,7 @@ class ScoreFamily:
 
     def bound(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         windows: Sequence[np.ndarray],
         *,
         seed: int,
@@ -100,8 +95,8 @@ class ScoreFamily:
         block_size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """See DeviceFamily; a window is one canvas, so that block_size follows from its length."""
-        check_manifest(manifest)
-        lengths = by_rows(engines.specs, GRAPH)
+        check_manifest(model.manifest)
+        lengths = by_rows(model.specs, GRAPH)
         for window in windows:
             if len(window) not in lengths:
                 raise ConfigError(
@@ -113,7 +108,7 @@ class ScoreFamily:
                     f"a window is one canvas: {len(window)} tokens are not read by blocks of "
                     f"{block_size}; give --block {len(window)}, or leave --context out"
                 )
-        return score_bound(manifest, engines, ops, windows, seed=seed, samples=samples)
+        return score_bound(model, windows, seed=seed, samples=samples)
 
 
 def check_manifest(manifest: Manifest) -> None:

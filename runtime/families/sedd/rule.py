@@ -28,12 +28,12 @@ import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingSettings
-from ...engines.base import Engine, EngineSet
+from ...engines.base import Engine
 from ...noise.philox import DrawKind, uniforms
 from ...noise.schedule import schedule_from_json
 from ...noise.transition import transition_table
-from ...ops.base import Ops, Progress
-from ..base import Buckets, Request, Span
+from ...ops.base import Progress
+from ..base import Buckets, LoadedModel, Request, Span
 from ..text_rule import CanvasRule, undrawable_ids
 from ..window import Text, banned_ids, by_rows, canvas_block, choose_block
 
@@ -45,18 +45,17 @@ class ScoreRule(CanvasRule):
 
     def __init__(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         request: Request,
         settings: DecodingSettings,
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
+        manifest, ops = model.manifest, model.ops
         self._ops, self._request, self._manifest = ops, request, manifest
         assert manifest.mask_token_id is not None
         self._mask, self._absorbs = manifest.mask_token_id, absorbs(manifest)
         template = request.template_ids
-        shapes = by_rows(engines.specs, GRAPH)
+        shapes = by_rows(model.specs, GRAPH)
         if template is None:
             self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
             self._block = window_size(shapes, self._text.limit, settings.block_size)

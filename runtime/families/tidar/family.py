@@ -26,10 +26,8 @@ import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingSettings
-from ...engines.base import EngineSet
 from ...errors import ConfigError
-from ...ops.base import Ops
-from ..base import Buckets, Request, UpdateRule, WindowSize, check_rule, resolve_settings
+from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize, check_rule
 from ..causal import CausalRule, causal_likelihood, causal_runs, causal_windows, check_request
 from ..heads import Heads
 from ..window import bucket_of_text, by_block, by_rows, choose_block
@@ -44,28 +42,23 @@ class DraftFamily:
     rules: tuple[str, ...] = ("draft_verify", "next_token")
     exact = True
 
-    def start(
-        self, manifest: Manifest, engines: EngineSet, ops: Ops, request: Request
-    ) -> UpdateRule:
+    def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         """See DeviceFamily."""
+        manifest = model.manifest
         check_request(manifest, request)
         check_manifest(manifest)
-        settings = check_rule(self, request.settings or resolve_settings(manifest, self, {}))
+        settings = check_rule(self, request.settings or model.settings({}))
         if settings.rule == "next_token":
             if settings.block_size is not None:
                 raise ConfigError("block_size has no effect on rule next_token; leave it out")
-            return CausalRule(manifest, engines, ops, request, settings, graph=GRAPH)
-        shapes = by_draft(engines.specs)
+            return CausalRule(model, request, settings, graph=GRAPH)
+        shapes = by_draft(model.specs)
         block = choose_block(shapes, settings.block_size, manifest.block_sizes)
-        return DraftRule(
-            manifest, engines, ops, request, settings, block=block, buckets=shapes[block]
-        )
+        return DraftRule(model, request, settings, block=block, buckets=shapes[block])
 
     def bound(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         windows: Sequence[np.ndarray],
         *,
         seed: int,
@@ -73,8 +66,8 @@ class DraftFamily:
         block_size: int | None = None,
     ) -> Iterator[np.ndarray]:
         """See DeviceFamily; seed and block_size change nothing, the likelihood is exact."""
-        check_manifest(manifest)
-        return causal_likelihood(manifest, engines, ops, windows, samples=samples, graph=GRAPH)
+        check_manifest(model.manifest)
+        return causal_likelihood(model, windows, samples=samples, graph=GRAPH)
 
     def positions(
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings

@@ -26,12 +26,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...bundle.manifest import GraphKey, GraphSpec, Manifest
+from ...bundle.manifest import GraphKey, GraphSpec
 from ...decoding import DecodingSettings
-from ...engines.base import Engine, EngineSet
-from ...ops.base import Ops
+from ...engines.base import Engine
 from ...ops.drafts import Verified
-from ..base import HEAD_PHASE, Buckets, Request, Span
+from ..base import HEAD_PHASE, Buckets, LoadedModel, Request, Span
 from ..heads import Heads, hidden_rows
 from ..layout import Layout, causal_layout
 from ..text_rule import TextRule, undrawable_ids
@@ -60,9 +59,7 @@ class DraftRule(TextRule):
 
     def __init__(
         self,
-        manifest: Manifest,
-        engines: EngineSet,
-        ops: Ops,
+        model: LoadedModel,
         request: Request,
         settings: DecodingSettings,
         *,
@@ -72,14 +69,13 @@ class DraftRule(TextRule):
         """Makes the drafts' state; ConfigError if the bundle's head is too small.
 
         Args:
-            manifest: The bundle's.
-            engines: Runs its graphs.
-            ops: Read their outputs.
+            model: Drafts and verifies.
             request: What to continue.
             settings: Of rule `draft_verify`.
             block: B.
             buckets: Shapes that draft so many.
         """
+        manifest, ops = model.manifest, model.ops
         assert manifest.mask_token_id is not None
         self._ops, self._request = ops, request
         self._mask, self._filler = manifest.mask_token_id, manifest.eos_token_id
@@ -88,7 +84,7 @@ class DraftRule(TextRule):
         self._max_position = manifest.max_position
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         self._num_given = len(request.prompt_ids)
-        self._heads = Heads(engines.specs)
+        self._heads = Heads(model.specs)
         self._heads.check(block)
         self._mixed = settings.beta is not None and settings.beta < 1.0
         self._drafts = ops.drafts(

@@ -5,9 +5,9 @@ import pytest
 from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
 from dlm_edge.calibration.canvases.recorder import Recorder, RecordingEngines, kept_rows
 from dlm_edge.calibration.scales.activations import _Collector
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.tidar.layout import draft_layout, draft_rows
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from draft_engines import DraftEngines, Model, draft_manifest, draft_request
 from manifests import bare_spec
 
@@ -27,7 +27,7 @@ def test_a_recorded_run_counts_only_the_rows_that_something_reads():
     recorder = Recorder(model.mask, per_stratum=100, seed=0)
     engines = DraftEngines(model, [4])
     asked = draft_request(max_tokens=15, banned_ids=(0,))
-    generate(draft_manifest(engines), RecordingEngines(engines, recorder), NumpyOps(), asked)
+    generate(load_model(draft_manifest(engines), RecordingEngines(engines, recorder)), asked)
     canvases = [canvas for canvas in recorder.canvases() if canvas.mask_ratio > 0.5]
     starts = sorted(int(canvas.inputs["start"][0]) for canvas in canvases)
     kept = dict(zip(starts, np.diff(starts).tolist(), strict=False))

@@ -14,9 +14,9 @@ from dlm_edge.calibration.canvases.recorder import Recorder, RecordingEngines, U
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from dlm_edge.runtime.text.tokenizer import Tokenizer
 from toy_bundle import BLOCK, CACHE, KEYS, toy_tokenizer, write_toy
 
@@ -108,9 +108,9 @@ def test_recording_does_not_change_what_is_generated(bundle, prompts):
     request = Request(
         prompt_ids=tuple(prompts[0][:3].tolist()), max_tokens=9, seed=3, sample_index=0
     )
-    plain = generate(bundle.manifest, engines, NumpyOps(), request)
+    plain = generate(load_model(bundle.manifest, engines), request)
     recorder = Recorder(MASK, per_stratum=100, seed=0)
-    seen = generate(bundle.manifest, RecordingEngines(engines, recorder), NumpyOps(), request)
+    seen = generate(load_model(bundle.manifest, RecordingEngines(engines, recorder)), request)
     engines.close()
     assert seen.token_ids == plain.token_ids
     assert recorder.num_seen == plain.nfe
@@ -122,7 +122,7 @@ def test_committing_is_what_the_next_step_commits(bundle, prompts):
     request = Request(
         prompt_ids=tuple(prompts[0][:4].tolist()), max_tokens=8, seed=3, sample_index=0
     )
-    made = generate(bundle.manifest, RecordingEngines(engines, recorder), NumpyOps(), request)
+    made = generate(load_model(bundle.manifest, RecordingEngines(engines, recorder)), request)
     engines.close()
     text = np.array(made.token_ids)
     masked = [item for item in recorder.canvases() if item.mask_ratio > 0]
@@ -180,7 +180,7 @@ def test_an_engine_that_gives_nan_is_stopped_at_that_canvas(bundle, prompts):
     recorder = Recorder(MASK, per_stratum=100, seed=0)
     with pytest.raises(UnsoundOutputError, match="gives NaN or infinity") as caught:
         generate(
-            bundle.manifest, Broken(engines, recorder), NumpyOps(), make_request(prompts, 3, 9)
+            load_model(bundle.manifest, Broken(engines, recorder)), make_request(prompts, 3, 9)
         )
     assert caught.value.canvas.spec.name == "denoise"
     assert caught.value.canvas.inputs["ids"].shape == (1, BLOCK)
@@ -203,12 +203,8 @@ def test_all_three_kinds_are_about_as_many(bundle, prompts, recorded):
 def test_canvases_of_one_text_share_its_cache(bundle, prompts):
     engines = open_engines(bundle)
     recorder = Recorder(MASK, per_stratum=100, seed=0)
-    generate(
-        bundle.manifest,
-        RecordingEngines(engines, recorder),
-        NumpyOps(),
-        make_request(prompts, 4, 8),
-    )
+    model = load_model(bundle.manifest, RecordingEngines(engines, recorder))
+    generate(model, make_request(prompts, 4, 8))
     engines.close()
     caches = [item.inputs.arrays["kv"] for item in recorder.canvases()]
     longest = max(caches, key=len)
@@ -227,7 +223,7 @@ def test_memory_is_bounded_by_keeping_fewer(bundle, prompts):
         recorder = Recorder(MASK, per_stratum=10**6, seed=0, max_bytes=max_bytes)
         for number in range(6):
             request = replace(make_request(prompts, 4, 8), sample_index=number)
-            generate(bundle.manifest, RecordingEngines(engines, recorder), NumpyOps(), request)
+            generate(load_model(bundle.manifest, RecordingEngines(engines, recorder)), request)
         found = recorder.canvases()
         owners = {}
         for array in (item for canvas in found for item in canvas.inputs.arrays.values()):

@@ -9,10 +9,9 @@ from dlm_edge.calibration.losses.agreement import (
     trajectory_agreement,
 )
 from dlm_edge.runtime.errors import CalibrationError
-from dlm_edge.runtime.families import decoding_settings
+from dlm_edge.runtime.families import decoding_settings, load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from hypothesis import given
 from hypothesis import strategies as st
 from manifests import bare_spec
@@ -35,6 +34,10 @@ def test_counts_are_those_of_sorting(rows, vocab, seed):
     assert figures["rows"] == rows
     np.testing.assert_allclose(figures["top1"], np.mean(best))
     np.testing.assert_allclose(figures["top5"], np.mean(shared))
+
+
+def opened(engines):
+    return load_model(make_manifest(engines), engines)
 
 
 def decode(*states, given=1):
@@ -107,12 +110,14 @@ def test_the_mask_is_never_the_token_that_two_models_agree_on():
         return scores
 
     wanted, found = table(scored(1)), table(scored(-1))
-    manifest = make_manifest(wanted)
     canvases = [canvas([mask] * 4, [1, 1, 1, 1])]
-    counts = Reference(manifest, wanted, canvases).agreement(found).to_json()
+    counts = Reference(opened(wanted), canvases).agreement(opened(found)).to_json()
     assert counts["about_to_be_committed"]["rows"] == 4
     assert counts["about_to_be_committed"]["top1"] == 0.0
-    assert Reference(manifest, wanted, canvases).agreement(wanted).to_json()["all"]["top1"] == 1.0
+    assert (
+        Reference(opened(wanted), canvases).agreement(opened(wanted)).to_json()["all"]["top1"]
+        == 1.0
+    )
 
 
 def test_only_masked_rows_are_compared_and_the_committing_apart():
@@ -128,8 +133,8 @@ def test_only_masked_rows_are_compared_and_the_committing_apart():
         scores[2] = -scores[2]  # only row 2 wants something else
         return scores
 
-    reference = Reference(make_manifest(table()), table(), canvases)
-    figures = reference.agreement(table(changed)).to_json()
+    reference = Reference(opened(table()), canvases)
+    figures = reference.agreement(opened(table(changed))).to_json()
     assert figures["all"]["rows"] == 2 + 4
     assert figures["all"]["top1"] == 4 / 6
     assert figures["about_to_be_committed"] == {"rows": 1, "top1": 1.0, "top5": 1.0}
@@ -138,13 +143,13 @@ def test_only_masked_rows_are_compared_and_the_committing_apart():
 
 
 def test_scores_that_are_not_finite_are_an_error():
-    reference = Reference(make_manifest(table()), table(), [canvas([11] * 4, [1] * 4)])
+    reference = Reference(opened(table()), [canvas([11] * 4, [1] * 4)])
 
     def broken(prefix, block):
         return np.full((len(block), VOCAB), np.nan, np.float32)
 
     with pytest.raises(CalibrationError, match="denoise gives NaN"):
-        reference.agreement(table(broken))
+        reference.agreement(opened(table(broken)))
 
 
 @pytest.mark.parametrize("family", ["mdlm", "ar"])
@@ -159,8 +164,8 @@ def test_a_trajectory_ends_in_the_text_that_decoding_gives(family):
         settings=decoding_settings(manifest, {}),
         provisional=True,
     )
-    found = decode_trajectory(manifest, engines, request)
-    wanted = generate(manifest, engines, NumpyOps(), request)
+    found = decode_trajectory(load_model(manifest, engines), request)
+    wanted = generate(load_model(manifest, engines), request)
     assert tuple(found.tokens.tolist()) == wanted.token_ids
     last = found.states[-1]
     np.testing.assert_array_equal(last[2 : len(found.tokens)], found.tokens[2:])

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 from dlm_edge.calibration.losses.loss import LossText, Ratio, cut_texts, decoded_blocks, worst
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.measure.evaluate import evaluate_ids, windows_of
 from table_engines import TableEngines, hashed, make_manifest
 
@@ -46,11 +47,14 @@ def test_a_ratio_in_pairs_is_that_of_the_perplexities_and_far_better_known():
     ids = np.random.default_rng(3).integers(0, 9, 60).astype(np.int32)
     reference, close = table(2.0), table(2.02)
     manifest = make_manifest(reference)
-    windows = windows_of(manifest, reference, ids)
+    windows = windows_of(load_model(manifest, reference), ids)
     text = LossText(windows=windows, num_samples=4, seed=5)
-    before, after = text.totals(manifest, reference), text.totals(manifest, close)
+    before, after = (
+        text.totals(load_model(manifest, reference)),
+        text.totals(load_model(manifest, close)),
+    )
     figures = [
-        evaluate_ids(manifest, engines, ids, seed=5, max_samples=4)
+        evaluate_ids(load_model(manifest, engines), ids, seed=5, max_samples=4)
         for engines in (reference, close)
     ]
     assert math.isclose(text.perplexity(before)["perplexity"], figures[0].perplexity)
@@ -65,8 +69,8 @@ def test_a_family_with_an_exact_likelihood_is_measured_once():
     engines = TableEngines(hashed(12, causal=True), [(1, 16), (4, 16)], 12)
     manifest = make_manifest(engines, family="ar")
     ids = np.random.default_rng(3).integers(1, 9, 30).astype(np.int32)
-    text = LossText(windows=windows_of(manifest, engines, ids), num_samples=4, seed=5)
-    assert len(text.totals(manifest, engines)) == 1
+    text = LossText(windows=windows_of(load_model(manifest, engines), ids), num_samples=4, seed=5)
+    assert len(text.totals(load_model(manifest, engines))) == 1
 
 
 def test_the_worst_of_several_is_the_one_whose_interval_reaches_highest():
@@ -79,22 +83,24 @@ def test_the_worst_of_several_is_the_one_whose_interval_reaches_highest():
 def test_one_text_is_cut_for_every_block_size_that_texts_are_decoded_by():
     engines = TableEngines(hashed(12), [(2, 16), (4, 16), (8, 16), (16, 8)], 12)
     manifest = replace(make_manifest(engines), block_sizes=(2, 4, 16), max_position=16)
-    assert decoded_blocks(manifest, engines) == (4, 2, 16)
+    assert decoded_blocks(load_model(manifest, engines)) == (4, 2, 16)
     named = replace(manifest, decoding={"block_size": 2})
-    assert decoded_blocks(named, engines) == (2, 4, 16)
+    assert decoded_blocks(load_model(named, engines)) == (2, 4, 16)
     ids = np.random.default_rng(3).integers(0, 9, 50).astype(np.int32)
-    texts = cut_texts(manifest, engines, ids, num_samples=4, seed=5)
+    texts = cut_texts(load_model(manifest, engines), ids, num_samples=4, seed=5)
     assert [text.block for text in texts] == [4, 2, 16]
     for text in texts:
-        alone = evaluate_ids(manifest, engines, ids, block_size=text.block, seed=5, max_samples=4)
-        found = text.perplexity(text.totals(manifest, engines))["perplexity"]
-        assert math.isclose(found, alone.perplexity)
-        assert text.ratio(text.totals(manifest, engines), text.totals(manifest, engines)).block == (
-            text.block
+        alone = evaluate_ids(
+            load_model(manifest, engines), ids, block_size=text.block, seed=5, max_samples=4
         )
+        found = text.perplexity(text.totals(load_model(manifest, engines)))["perplexity"]
+        assert math.isclose(found, alone.perplexity)
+        assert text.ratio(
+            text.totals(load_model(manifest, engines)), text.totals(load_model(manifest, engines))
+        ).block == (text.block)
 
 
 def test_a_causal_model_has_no_choice_of_block_sizes():
     engines = TableEngines(hashed(12, causal=True), [(1, 16), (4, 16)], 12)
     manifest = make_manifest(engines, family="ar")
-    assert decoded_blocks(manifest, engines) == (None,)
+    assert decoded_blocks(load_model(manifest, engines)) == (None,)

@@ -61,7 +61,7 @@ def test_fp16_stored_and_typed_stays_within_its_tolerance(checkpoint, tmp_path, 
 
 def test_the_engine_of_a_checkpoint_and_of_its_bundle_score_alike(checkpoint, tmp_path):
     _, bundle = export(checkpoint, tmp_path)
-    _, engines = open_checkpoint(read_checkpoint(checkpoint))
+    engines = open_checkpoint(read_checkpoint(checkpoint)).engines
     ids = np.random.default_rng(0).integers(2, 250, (1, 8)).astype(np.int32)
     rows = []
     for each in (engines, open_engines(bundle, "onnxruntime", 1)):

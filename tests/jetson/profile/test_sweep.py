@@ -101,7 +101,7 @@ def test_bits_per_character_are_the_bundles_own_likelihood():
         found = judge.read(text)
         ids = [pipeline.manifest.eos_token_id, *pipeline.tokenizer.encode(text)]
         result = evaluate_ids(
-            pipeline.manifest, pipeline.engines, np.array(ids), block_size=16,
+            pipeline.model, np.array(ids), block_size=16,
             relative_half_width=0.05, max_samples=8,
         )  # fmt: skip
         read = pipeline.tokenizer.decode(ids[1 : 1 + result.num_tokens])
@@ -127,7 +127,7 @@ def test_texts_shorter_than_the_judges_block_are_read_as_one(tmp_path):
         # 16 of the 30 ids are read: a start, 9 characters, another start, 5 characters.
         ids = [0, *pipeline.tokenizer.encode(texts[0]), 0, *pipeline.tokenizer.encode(texts[1])]
         result = evaluate_ids(
-            pipeline.manifest, pipeline.engines, np.array(ids[:16]), block_size=16,
+            pipeline.model, np.array(ids[:16]), block_size=16,
             relative_half_width=0.05, max_samples=8,
         )  # fmt: skip
         assert result.num_tokens == 15
@@ -226,7 +226,7 @@ def test_unasked_a_sweep_tries_the_blocks_that_the_model_has_learnt(learnt, bloc
     specs.append(replace(toy_spec(64, 256), purpose="advance", block=32))
     specs.append(replace(toy_spec(256, 8), purpose="fill"))
     manifest = SimpleNamespace(family="mdlm", graphs=specs, block_sizes=learnt)
-    pipeline = SimpleNamespace(manifest=manifest, engines=SimpleNamespace(specs=specs))
+    pipeline = SimpleNamespace(manifest=manifest)
     assert learnt_blocks(pipeline) == blocks
 
 

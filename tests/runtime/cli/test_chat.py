@@ -11,6 +11,7 @@ from dlm_edge.runtime.chat import Chat
 from dlm_edge.runtime.cli import chat as cli_chat
 from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.errors import BundleError, ConfigError
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.runtime.text.chat_template import CHAT_NAME, ChatTemplate
 from dlm_edge.runtime.text.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ def make_pipeline(folder, template=TEMPLATE, *, contexts=(64, 512), split=False)
         members[CHAT_NAME] = Member(sha256="", size=1)
     manifest = draft_manifest(engines, members=members)
     bundle = Bundle(path=folder / "x.dlm", sha256="0" * 64, manifest=manifest, folder=folder)
-    return Pipeline(bundle, engines, tokenizer())  # pyright: ignore[reportArgumentType]
+    return Pipeline(bundle, load_model(manifest, engines), tokenizer())
 
 
 def said(role, text):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from hypothesis import given, settings
@@ -91,7 +92,9 @@ def test_ancestral_with_the_cache_equals_ancestral_without():
     engines = TableEngines(never_ending(), [(8, 64)], V)
     start = engines.engine(find_shape(engines.specs, "denoise", 8, 64))
     assert start is engines.engine(find_shape(engines.specs, "denoise", 8, 64))
-    plain = generate(make_manifest(engines), engines, Uncached(), request(settings=settings))
+    plain = generate(
+        load_model(make_manifest(engines), engines, Uncached()), request(settings=settings)
+    )
     assert plain.token_ids == cached.token_ids
     assert len(runs) > cached.nfe
 
@@ -101,7 +104,7 @@ def test_a_graph_that_sees_time_is_told_the_mask_chance_of_every_run(rule):
     engines = TableEngines(never_ending(), [(8, 64)], V, timed=True)
     settings = DecodingSettings(rule=rule, steps=20 if rule == "ancestral" else None)
     asked = request(prompt_ids=(0, *range(5, 12)), max_tokens=16, settings=settings)
-    generate(make_manifest(engines), engines, NumpyOps(), asked)
+    generate(load_model(make_manifest(engines), engines), asked)
     for time, (_, _, _, ids) in zip(engines.times, engines.runs, strict=True):
         assert (time == time[0]).all()
         if MASK not in ids:
@@ -137,7 +140,7 @@ def test_storing_a_block_and_beginning_the_next_in_one_run_changes_no_token(
     for shapes in ([(8, 64)], [(8, 64), (16, 64)], [(8, 16), (8, 64), (16, 16), (16, 64)]):
         engines = TableEngines(never_ending(), shapes, V, timed=timed, splits=True)
         manifest = make_manifest(engines, block_sizes=(8,))
-        results.append(generate(manifest, engines, NumpyOps(), asked))
+        results.append(generate(load_model(manifest, engines), asked))
         told.append([time[-1] for time, run in zip(engines.times, engines.runs, strict=False)
                      if MASK in run[3]])  # fmt: skip
     assert len({(result.token_ids, result.approximate) for result in results}) == 1
@@ -150,11 +153,11 @@ def test_storing_a_block_and_beginning_the_next_in_one_run_changes_no_token(
 def test_the_double_shape_is_chosen_neither_for_decoding_nor_for_infilling():
     engines = TableEngines(never_ending(), [(8, 64), (16, 64), (64, 8)], V, splits=True)
     manifest = make_manifest(engines, block_sizes=(8, 64))
-    generate(manifest, engines, NumpyOps(), request(max_tokens=30))
+    generate(load_model(manifest, engines), request(max_tokens=30))
     assert {run[0] for run in engines.runs if MASK in run[3][:8]} == {8}
     engines.runs.clear()
     template = (0, 5, MASK, MASK, 6, 7, 8, 9, 10, 11)
-    generate(manifest, engines, NumpyOps(), request(template_ids=template))
+    generate(load_model(manifest, engines), request(template_ids=template))
     assert {run[0] for run in engines.runs} == {64}
 
 

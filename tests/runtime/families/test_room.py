@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import find_family
+from dlm_edge.runtime.families import find_family, load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from manifests import score_spec
 from table_engines import TableEngines, hashed, make_manifest
 
@@ -20,7 +19,7 @@ def slides(family, manifest, engines, settings, length):
         prompt_ids=(0, *[3 + i % 20 for i in range(length - 1)]), max_tokens=1, seed=0,
         sample_index=0, settings=settings,
     )  # fmt: skip
-    return generate(manifest, engines, NumpyOps(), request).approximate
+    return generate(load_model(manifest, engines), request).approximate
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import FAMILIES, decoding_blocks, decoding_settings
+from dlm_edge.runtime.families import FAMILIES, decoding_blocks, decoding_settings, load_model
 from dlm_edge.runtime.families.tidar.family import DraftFamily
 from dlm_edge.runtime.frames import canvases
 from dlm_edge.runtime.generate import Generation, generate
@@ -131,7 +131,7 @@ def test_draws_are_keyed_by_places_in_the_text_also_when_a_window_has_moved():
     asked = draft_request(
         prompt_ids=tuple(range(1, 20)), max_tokens=60, banned_ids=(0,), temperature=1.0
     )
-    found = generate(draft_manifest(engines), engines, ops, asked)
+    found = generate(load_model(draft_manifest(engines), engines, ops), asked)
     (first, second, *others) = ops.places
     assert (found.approximate, first) == (True, (18, 18))
     for start, position in (second, *others):
@@ -146,7 +146,7 @@ def test_a_request_that_begins_with_what_is_cached_computes_only_the_rest(rule, 
     engines = DraftEngines(model, [3], split=split)
     manifest = draft_manifest(engines)
     asked = draft_request(rule, max_tokens=9, banned_ids=(0,))
-    first = Generation(manifest, engines, NumpyOps(), asked)
+    first = Generation(load_model(manifest, engines), asked)
     for _ in first:
         pass
     cached, text = first.cached_ids, first.result.token_ids
@@ -157,10 +157,10 @@ def test_a_request_that_begins_with_what_is_cached_computes_only_the_rest(rule, 
     again = draft_request(
         rule, prompt_ids=prompt, max_tokens=9, num_cached=len(cached), banned_ids=(0,)
     )
-    found = generate(manifest, engines, NumpyOps(), again)
+    found = generate(load_model(manifest, engines), again)
     assert list(found.token_ids) == causal_text(model, prompt, 9, banned=(0,), stops=())[0]
     assert engines.runs[0][3] == len(cached)
-    slid = generate(manifest, engines, NumpyOps(), draft_request(max_tokens=9))
+    slid = generate(load_model(manifest, engines), draft_request(max_tokens=9))
     assert slid.token_ids == first.result.token_ids[: len(slid.token_ids)]
 
 
@@ -200,14 +200,14 @@ def test_the_likelihood_is_that_of_the_causal_rows(split):
     engines = DraftEngines(model, [2, 3], [16, 64], split=split)
     ids = np.random.default_rng(0).integers(1, 28, size=50).astype(np.int32)
     manifest = draft_manifest(engines, decoding={"block_size": 3})
-    found = evaluate_ids(manifest, engines, ids, context=40)
+    found = evaluate_ids(load_model(manifest, engines), ids, context=40)
     logits = model.logits(ids[:40], np.arange(40), np.tri(40))
     logits[:, -2:] = -np.inf
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     nats = -np.log(shares[np.arange(39), ids[1:40]])
     family = FAMILIES["tidar"]
-    (rows,) = family.bound(manifest, engines, NumpyOps(), [ids[:40]], seed=0, samples=range(2))
+    (rows,) = family.bound(load_model(manifest, engines), [ids[:40]], seed=0, samples=range(2))
     assert np.allclose(rows[:, 1:], nats, atol=1e-4)
     assert found.num_samples == 1
 

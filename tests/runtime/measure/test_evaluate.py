@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError, DataError
-from dlm_edge.runtime.families import FAMILIES
+from dlm_edge.runtime.families import FAMILIES, load_model
 from dlm_edge.runtime.families.likelihood import levels, negative_log_likelihood
 from dlm_edge.runtime.measure.evaluate import (
     cut_windows,
@@ -12,7 +12,6 @@ from dlm_edge.runtime.measure.evaluate import (
     student_quantile,
 )
 from dlm_edge.runtime.noise.schedule import SCHEDULES, make_schedule
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from table_engines import TableEngines, hashed, joint_model, make_manifest
 
 V = 8  # 0 end of text, 7 mask, 6 padding
@@ -25,9 +24,7 @@ def random_joint(seed: int, length: int = 4, num_ids: int = 3) -> np.ndarray:
 
 def mdlm_bound(engines, window, samples, block, seed=0):
     bounds = FAMILIES["mdlm"].bound(
-        make_manifest(engines),
-        engines,
-        NumpyOps(),
+        load_model(make_manifest(engines), engines),
         [np.array(window, np.int32)],
         seed=seed,
         samples=range(samples),
@@ -79,7 +76,7 @@ def test_the_bound_is_the_time_integral_of_any_schedule(schedule):
             nll = negative_log_likelihood(rows, text[list(masked)], (V - 2, V - 1))
             exact += nll.sum() / (count * (3, 3, 1)[count - 1])
     bounds = FAMILIES["mdlm"].bound(
-        manifest, engines, NumpyOps(), [text], seed=3, samples=range(800), block_size=4
+        load_model(manifest, engines), [text], seed=3, samples=range(800), block_size=4
     )
     totals = next(iter(bounds)).sum(axis=1)
     pairs = (totals[0::2] + totals[1::2]) / 2
@@ -116,9 +113,8 @@ def test_samples_do_not_depend_on_which_others_are_drawn():
     windows = [np.array([0, 1, 2, 3, 4, 5, 1, 2], np.int32)] * 3
 
     def run(samples):
-        return np.stack(list(FAMILIES["mdlm"].bound(
-            manifest, engines, NumpyOps(), windows, seed=1, samples=samples
-        )))  # fmt: skip
+        model = load_model(manifest, engines)
+        return np.stack(list(model.family.bound(model, windows, seed=1, samples=samples)))
 
     assert np.array_equal(run(range(6))[:, 2:], run(range(2, 6)))
 
@@ -131,9 +127,8 @@ def test_the_causal_likelihood_is_exact_whatever_the_block():
     for shapes in ([(1, 16), (4, 16)], [(2, 8), (2, 16)], [(1, 16)]):
         engines = TableEngines(table, shapes, V)
         manifest = make_manifest(engines, family="ar")
-        nats = next(FAMILIES["ar"].bound(
-            manifest, engines, NumpyOps(), [text], seed=0, samples=range(2)
-        ))  # fmt: skip
+        model = load_model(manifest, engines)
+        nats = next(model.family.bound(model, [text], seed=0, samples=range(2)))
         assert np.allclose(nats[:, 1:], expected, atol=1e-5)
         assert (nats[:, 0] == 0).all()
 
@@ -157,15 +152,19 @@ def test_evaluation_reaches_its_target_and_encloses_the_exact_value():
     ids = np.random.default_rng(4).integers(1, 6, size=400)
     seen = []
     result = evaluate_ids(
-        manifest, engines, ids, relative_half_width=0.05, max_samples=200,
+        load_model(manifest, engines), ids, relative_half_width=0.05, max_samples=200,
         progress=lambda done, planned: seen.append((done, planned)),
     )  # fmt: skip
     assert seen[-1][0] == seen[-1][1]
     assert result.perplexity_low < result.perplexity < result.perplexity_high
     assert result.perplexity_high / result.perplexity <= 1.05
-    again = evaluate_ids(manifest, engines, ids, relative_half_width=0.05, max_samples=200)
+    again = evaluate_ids(
+        load_model(manifest, engines), ids, relative_half_width=0.05, max_samples=200
+    )
     assert again == result
-    better = evaluate_ids(manifest, engines, ids, seed=1, relative_half_width=0.02, max_samples=400)
+    better = evaluate_ids(
+        load_model(manifest, engines), ids, seed=1, relative_half_width=0.02, max_samples=400
+    )
     assert result.perplexity_low * 0.98 < better.perplexity < result.perplexity_high * 1.02
     assert result.num_tokens == 26 * 15 + 7  # the last, shorter window is cut to two blocks
 
@@ -173,7 +172,7 @@ def test_evaluation_reaches_its_target_and_encloses_the_exact_value():
 def test_exact_families_need_one_sample_and_have_no_interval():
     engines = TableEngines(hashed(V, causal=True), [(1, 16), (4, 16)], V)
     manifest = make_manifest(engines, family="ar", max_position=16)
-    result = evaluate_ids(manifest, engines, np.arange(60) % 6)
+    result = evaluate_ids(load_model(manifest, engines), np.arange(60) % 6)
     assert result.num_samples == 1
     assert result.perplexity_low == result.perplexity == result.perplexity_high
 
@@ -197,6 +196,6 @@ def test_texts_with_mask_or_foreign_tokens_are_refused():
     manifest = make_manifest(engines)
     for token in (V - 1, V - 2, V, -1):
         with pytest.raises(DataError):
-            evaluate_ids(manifest, engines, np.array([0, 1, 2, token, 1, 2, 3, 1]))
+            evaluate_ids(load_model(manifest, engines), np.array([0, 1, 2, token, 1, 2, 3, 1]))
     with pytest.raises(ConfigError):
-        evaluate_ids(manifest, engines, np.arange(8) % 6, context=64)
+        evaluate_ids(load_model(manifest, engines), np.arange(8) % 6, context=64)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError, EngineError
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.compare_drafts import DraftPair, random_steps
@@ -203,7 +204,7 @@ def results(device, asked, *, block=3, split=False, contexts=(16, 96), **fields)
         manifest = draft_manifest(engines, **fields)
         ops = CudaOps(device) if on_gpu else NumpyOps()
         used = DeviceEngines(engines, device) if on_gpu else engines
-        found.append((generate(manifest, used, ops, asked), engines.runs))
+        found.append((generate(load_model(manifest, used, ops), asked), engines.runs))
     return found
 
 

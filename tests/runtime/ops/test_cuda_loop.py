@@ -2,7 +2,7 @@
 
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import FAMILIES
+from dlm_edge.runtime.families import FAMILIES, load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
@@ -31,7 +31,7 @@ def results(device, asked, *, family="mdlm", denoiser=never_ending, run_ahead=Tr
         manifest = make_manifest(engines, family=family)
         ops = CudaOps(device, run_ahead=run_ahead) if on_device else NumpyOps()
         used = DeviceEngines(engines, device) if on_device else engines
-        found.append(generate(manifest, used, ops, asked))
+        found.append(generate(load_model(manifest, used, ops), asked))
     return found
 
 
@@ -124,8 +124,8 @@ def test_a_bundle_on_onnx_runtime_gives_the_same_text_with_its_buffers_on_the_de
     )
     bundle = open_bundle(path)
     engines = open_engines(bundle, "onnxruntime", 1)
-    host = generate(bundle.manifest, engines, NumpyOps(), asked)
-    found = generate(bundle.manifest, DeviceEngines(engines, device), CudaOps(device), asked)
+    host = generate(load_model(bundle.manifest, engines), asked)
+    found = generate(load_model(bundle.manifest, DeviceEngines(engines, device)), asked)
     engines.close()
     assert found.token_ids == host.token_ids
     assert len(found.new_token_ids) > 0

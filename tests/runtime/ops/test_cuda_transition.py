@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import EngineError
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
@@ -149,7 +150,9 @@ def results(device, graph, asked, *, run_ahead):
         engines = ScoreEngines(hashed(70, graph), [12, 24], 70)
         ops = CudaOps(device, run_ahead=run_ahead) if on_gpu else NumpyOps()
         used: Any = DeviceEngines(engines, device) if on_gpu else engines
-        found.append((generate(score_manifest(engines, graph), used, ops, asked), engines.runs))
+        found.append(
+            (generate(load_model(score_manifest(engines, graph), used, ops), asked), engines.runs)
+        )
     return found
 
 

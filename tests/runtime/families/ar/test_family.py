@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import decoding_settings
+from dlm_edge.runtime.families import decoding_settings, load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from table_engines import TableEngines, hashed, make_manifest
 
 V = 30
@@ -19,7 +18,7 @@ def run(shapes, *, prompt=(0, 4, 5, 6, 7), max_tokens=20, heat=0.0, banned=(), *
         settings=DecodingSettings(rule="next_token", temperature=heat), banned_ids=banned,
     )  # fmt: skip
     manifest = make_manifest(engines, family="ar", **fields)
-    return generate(manifest, engines, NumpyOps(), request), engines
+    return generate(load_model(manifest, engines), request), engines
 
 
 def test_greedy_tokens_are_those_of_running_the_whole_text_again_and_again():
@@ -54,7 +53,7 @@ def test_a_bundle_without_settings_is_decoded_by_the_familys_rule():
     engines = TableEngines(TABLE, [(1, 64)], V)
     manifest = make_manifest(engines, family="ar", decoding={})
     request = Request(prompt_ids=(0, 4, 5, 6, 7), max_tokens=20, seed=2, sample_index=0)
-    result = generate(manifest, engines, NumpyOps(), request)
+    result = generate(load_model(manifest, engines), request)
     assert result.token_ids == run([(1, 64)])[0].token_ids
     assert decoding_settings(manifest, {"temperature": 0.5}).rule == "next_token"
 
@@ -90,7 +89,7 @@ def test_what_a_causal_model_cannot_do_is_refused():
         {"prompt_ids": ()},
     ):
         with pytest.raises(ConfigError):
-            generate(manifest, engines, NumpyOps(), Request(**{**base, **fields}))
+            generate(load_model(manifest, engines), Request(**{**base, **fields}))
 
 
 def test_a_block_size_is_refused_by_the_name_of_its_option():
@@ -100,4 +99,4 @@ def test_a_block_size_is_refused_by_the_name_of_its_option():
         settings=DecodingSettings(rule="next_token", block_size=8),
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"--block .* has no effect on a causal model"):
-        generate(make_manifest(engines, family="ar"), engines, NumpyOps(), request)
+        generate(load_model(make_manifest(engines, family="ar"), engines), request)

@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.mdlm.steps import unmask_chances
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from table_engines import TableEngines, joint_model, make_manifest
 
 V = 8
@@ -33,11 +33,11 @@ def sampled_counts(rule: str, block: int, samples: int, **settings) -> Counter:
         return cache[key]
 
     engines = TableEngines(remembered, [(block, 8)], V)
-    manifest, ops = make_manifest(engines), NumpyOps()
+    model = load_model(make_manifest(engines), engines)
     chosen = DecodingSettings(rule=rule, temperature=1.0, **settings)
     return Counter(
         generate(
-            manifest, engines, ops,
+            model,
             Request(prompt_ids=(0,), max_tokens=3, seed=0, sample_index=i, settings=chosen),
         ).token_ids
         for i in range(samples)

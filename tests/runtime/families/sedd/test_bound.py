@@ -5,12 +5,11 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import FAMILIES
+from dlm_edge.runtime.families import FAMILIES, load_model
 from dlm_edge.runtime.families.sedd.bound import SPLIT, draw_hits
 from dlm_edge.runtime.measure.evaluate import evaluate_ids
 from dlm_edge.runtime.noise.schedule import schedule_from_json
 from dlm_edge.runtime.noise.score_entropy import absorb_entropy, prior_nats, uniform_entropy
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from score_engines import ScoreEngines, joint_score, kernel, score_manifest
 
 K, V = 3, 5  # end of text 0, two more, padding 3, mask 4
@@ -31,7 +30,10 @@ def totals_of(score, graph, text, samples, **fields):
     engines = ScoreEngines(score, [len(text)], V)
     manifest = score_manifest(engines, graph, pad_token_id=3, **fields)
     bounds = FAMILIES["sedd"].bound(
-        manifest, engines, NumpyOps(), [np.array(text, np.int32)], seed=3, samples=range(samples)
+        load_model(manifest, engines),
+        [np.array(text, np.int32)],
+        seed=3,
+        samples=range(samples),
     )
     nats = next(iter(bounds))
     assert (nats[:, 0] == 0).all()
@@ -150,7 +152,7 @@ def test_equal_seeds_mask_what_the_masked_models_bound_masks():
         ("mdlm", masked, make_manifest(masked)),
     ):
         for _ in FAMILIES[family].bound(
-            manifest, used, NumpyOps(), windows, seed=5, samples=range(4)
+            load_model(manifest, used), windows, seed=5, samples=range(4)
         ):
             pass
     assert [run[2] for run in engines.runs] == [run[3] for run in masked.runs]
@@ -163,9 +165,8 @@ def test_samples_do_not_depend_on_which_others_are_drawn(graph):
     windows = [np.array([0, 1, 2, 1, 2, 1], np.int32)] * 3
 
     def run(samples):
-        return np.stack(list(FAMILIES["sedd"].bound(
-            manifest, engines, NumpyOps(), windows, seed=1, samples=samples
-        )))  # fmt: skip
+        model = load_model(manifest, engines)
+        return np.stack(list(model.family.bound(model, windows, seed=1, samples=samples)))
 
     assert np.array_equal(run(range(6))[:, 2:], run(range(2, 6)))
 
@@ -176,15 +177,15 @@ def test_a_text_is_measured_in_windows_of_the_largest_canvas(graph):
     engines = ScoreEngines(joint_score(joint, graph, V), [2, 4], V)
     manifest = score_manifest(engines, graph, pad_token_id=3, max_position=4)
     ids = np.array([0, *([1, 2, 0] * 20)])
-    result = evaluate_ids(manifest, engines, ids, max_samples=200)
+    result = evaluate_ids(load_model(manifest, engines), ids, max_samples=200)
     assert {block for block, _, _ in engines.runs} == {4}
     assert result.num_tokens == 60
     assert result.perplexity_low * 0.97 < K < result.perplexity_high * 1.03
     with pytest.raises(ConfigError, match="graph of that length"):
-        evaluate_ids(manifest, engines, ids, context=3)
+        evaluate_ids(load_model(manifest, engines), ids, context=3)
     # A canvas of another length than the block said to be read by would be a figure of neither.
     with pytest.raises(ConfigError, match="give --block 2"):
-        evaluate_ids(manifest, engines, ids, context=2, block_size=4)
+        evaluate_ids(load_model(manifest, engines), ids, context=2, block_size=4)
 
 
 def test_the_schedule_of_the_bundle_only_decides_where_noise_ends():

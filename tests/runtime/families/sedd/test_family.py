@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import BundleError, ConfigError
-from dlm_edge.runtime.families import decoding_settings
+from dlm_edge.runtime.families import decoding_settings, load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.noise.schedule import schedule_from_json
@@ -90,7 +90,7 @@ def test_the_loop_samples_what_its_steps_say(graph, predictor):
     counts: Counter = Counter()
     for index in range(samples):
         asked = request(max_tokens=3, seed=1, sample_index=index, settings=settings)
-        counts[generate(manifest, engines, ops, asked).new_token_ids] += 1
+        counts[generate(load_model(manifest, engines, ops), asked).new_token_ids] += 1
     assert set(counts) <= set(exact)
     cells = [(counts[text] - p * samples) ** 2 / (p * samples)
              for text, p in exact.items() if p * samples >= 4]  # fmt: skip
@@ -120,7 +120,7 @@ def hashed(vocab_size, graph="uniform"):
 def run(graph, asked, lengths=(16, 32), vocab_size=40, ops=None, **fields):
     engines = ScoreEngines(hashed(vocab_size, graph), lengths, vocab_size)
     manifest = score_manifest(engines, graph, **fields)
-    generation = Generation(manifest, engines, ops or NumpyOps(), asked)
+    generation = Generation(load_model(manifest, engines, ops or NumpyOps()), asked)
     spans = list(generation)
     return generation.result, engines, spans
 
@@ -231,7 +231,7 @@ def test_texts_end_at_the_first_end_token_and_never_hold_mask_or_missing_ids(gra
     for index in range(12):
         engines = ScoreEngines(ending, [32], 40)
         asked = request(sample_index=index, max_tokens=20, banned_ids=(7, 8))
-        result = generate(score_manifest(engines, graph), engines, NumpyOps(), asked)
+        result = generate(load_model(score_manifest(engines, graph), engines), asked)
         assert not {0, 7, 8, 39} & set(result.new_token_ids)
         assert (result.finish_reason == "end") == (len(result.new_token_ids) < 20)
         ended += result.finish_reason == "end"

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.tidar.layout import draft_layout, draft_rows, open_layout
 from dlm_edge.runtime.generate import Generation
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from draft_engines import (
     DraftEngines,
     Model,
@@ -143,7 +143,7 @@ def test_the_cache_grows_by_the_kept_drafts_also_when_all_are_kept():
     engines = DraftEngines(model, [4])
     manifest = draft_manifest(engines)
     asked = draft_request(max_tokens=40, banned_ids=(0,))  # which nothing then ends
-    generation = Generation(manifest, engines, NumpyOps(), asked)
+    generation = Generation(load_model(manifest, engines), asked)
     lengths, before = [], 0
     for span in generation:
         if span.committed:
