@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle.bundle import open_bundle
-from ..runtime.decoding import DecodingSettings
+from ..runtime.families import read_rule
 from ..runtime.ops.base import Canvas
 from ..runtime.ops.numpy_ops import NumpyOps
 from ..runtime.pipeline import Pipeline
@@ -103,9 +103,9 @@ def _pytorch(spec: Mapping[str, Any]) -> Decode:
     tokenizer = Tokenizer.load(Path(spec["tokenizer"]))
 
     def decode(sample: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        settings = DecodingSettings.from_json(override(spec["settings"], overrides))
+        rule = read_rule(override(spec["settings"], overrides))
         begin = time.perf_counter()
-        decoded = decoder.decode(settings, spec["seed"] * 1_000_003 + sample)
+        decoded = decoder.decode(rule, spec["seed"] * 1_000_003 + sample)
         text = tokenizer.decode(decoded.token_ids)
         return {
             "token_ids": decoded.token_ids,

@@ -19,9 +19,9 @@ import click
 
 from ..runtime.bundle.bundle import default_bundle_path, open_bundle
 from ..runtime.cli.common import DlmCommand
-from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import ConfigError, DlmError
-from ..runtime.families import decoding_blocks
+from ..runtime.families import decoding_settings, read_rule
+from ..runtime.families.table import decoding_blocks
 from ..runtime.families.window import choose_block
 from .contestants import CONTESTANTS, OF_OTHER_BUNDLES, PYTORCH, Contestant
 from .decode_report import agreement, report
@@ -38,9 +38,10 @@ def make_specs(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if manifest.family != "mdlm":
         raise ConfigError(f"{bundle_path}: wanted a bundle of family mdlm, found {manifest.family}")
     names = ("rule", "threshold", "factor", "entropy_bound", "steps", "temperature", "top_p")
-    settings = DecodingSettings.merge(manifest.decoding, {name: given.get(name) for name in names})
+    settings = decoding_settings(manifest, {name: given.get(name) for name in names})
     shapes = decoding_blocks(manifest)
-    block = choose_block(shapes, given["block"] or settings.block_size, manifest.block_sizes)
+    own_block = settings.to_json().get("block_size")
+    block = choose_block(shapes, given["block"] or own_block, manifest.block_sizes)
     if shapes[block][-1].context < block:
         raise ConfigError(f"{bundle_path}: no graph of block {block} with a context; export one")
     room = min(manifest.max_position, shapes[block][-1].context + block)
@@ -49,8 +50,8 @@ def make_specs(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if room <= given["tokens"]:
         click.echo(f"{room - 1} new tokens: with the start token the model has no more", err=True)
     num_tokens = min(given["tokens"], room - 1)
-    sampling = {"temperature": settings.temperature}
-    sampling |= {"top_p": settings.top_p} if settings.top_p else {}
+    sampling: dict[str, Any] = {"temperature": settings.sampling.temperature}
+    sampling |= {"top_p": settings.sampling.top_p} if settings.sampling.top_p else {}
     plain = {"rule": "low_confidence", "steps": min(given["plain_steps"], num_tokens), **sampling}
     ours = {**settings.to_json(), "block_size": block}
     chosen = given["contestants"] or tuple(CONTESTANTS)
@@ -89,10 +90,10 @@ def _check(
                 "give --whole-checkpoint, or leave eager and compiled out with --contestant"
             )
     if "cached" in specs:
-        from .peers import check_settings
+        from .peers import check_rule
 
         rest = {k: v for k, v in specs["cached"]["settings"].items() if k != "block_size"}
-        check_settings(DecodingSettings.from_json(rest))
+        check_rule(read_rule(rest))
 
 
 def run_rounds(

@@ -24,7 +24,7 @@ import click
 
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DlmError
-from ..runtime.families import decoding_blocks
+from ..runtime.families.table import decoding_blocks
 from ..runtime.measure.word_figures import ngrams
 from ..runtime.pipeline import Pipeline
 from .clocks import timed

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..runtime.decoding import DecodingSettings
+from ..runtime.families.tidar.rules import DraftVerify
 from ..runtime.gpu.device import DeviceArray
 from ..runtime.ops.cuda_ops import CudaOps
 from ..runtime.ops.drafts import Drafts
@@ -47,12 +47,12 @@ class DraftBench:
 
     def drafts(self, block: int, **settings: Any) -> Drafts:
         """Gives drafts of a text that has one token."""
-        chosen = DecodingSettings(rule="draft_verify", **settings)
+        chosen = DraftVerify.from_options(settings)
         drafts = self._ops.drafts(
             block=block,
             vocab_size=self._vocab,
             sampling=chosen.sampling,
-            beta=1.0 if chosen.beta is None else chosen.beta,
+            beta=chosen.beta,
             seed=0,
             sample_index=0,
             mask_token_id=1,

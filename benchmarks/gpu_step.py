@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from ..runtime.cli.common import DlmCommand
-from ..runtime.decoding import DecodingSettings
+from ..runtime.families import read_rule
 from ..runtime.gpu.facts import read_gpu
 from ..runtime.ops.base import Canvas
 from ..runtime.ops.cuda_ops import CudaOps
@@ -44,7 +44,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"dim": 384, "layers": 6, "vocab": 8192, "block": 32, "context": 256},
     "large": {"dim": 768, "layers": 12, "vocab": 32000, "block": 32, "context": 512},
 }
-SCORE = {"rule": "tweedie", "steps": 2, "threshold": None}
+SCORE = {"rule": "tweedie", "steps": 2}
 """Settings of a transition: sigma, gain, offset, stay and slope stand in its table."""
 COPY_BYTES = 256 << 20
 """Input from which on bandwidth is compared."""
@@ -69,7 +69,7 @@ class Bench:
     def _canvas(
         self, block: int, transition: list[list[float]] | None = None, **settings: Any
     ) -> Canvas:
-        chosen = DecodingSettings(**{"rule": "threshold", "temperature": 1.0, **settings})
+        chosen = read_rule({"rule": "threshold", "temperature": 1.0, **settings})
         canvas = self.ops.canvas(
             block=block,
             vocab_size=self.size["vocab"],

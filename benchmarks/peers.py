@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..runtime.decoding import DecodingSettings
+from ..runtime.decoding import DecodingRule
 from ..runtime.errors import ConfigError
+from ..runtime.ops.rows.contract import Sampling
+from ..runtime.ops.unmask.contract import Kind, Score, Selection
 from ..train.nn.layers import rotate, rotation
 from ..train.nn.transformer import Layer
 from .peer_weights import PeerModel
@@ -34,14 +36,14 @@ class Decoded:
     """Runs of the model, commits included."""
 
 
-def check_settings(settings: DecodingSettings) -> None:
+def check_rule(rule: DecodingRule) -> None:
     """Raises ConfigError for what the peers do not implement."""
-    if settings.rule not in RULES:
+    if rule.name not in RULES:
         raise ConfigError(
-            f"the PyTorch peers know the rules {', '.join(RULES)}, not {settings.rule}; "
+            f"the PyTorch peers know the rules {', '.join(RULES)}, not {rule.name}; "
             "choose one of them with --rule"
         )
-    if settings.repetition_penalty != 1.0:
+    if rule.sampling.repetition_penalty != 1.0:
         raise ConfigError("the PyTorch peers have no repetition penalty; leave it at 1")
 
 
@@ -50,15 +52,15 @@ def quota(total: int, steps: int, step: int) -> int:
     return total // steps + (step < total % steps)
 
 
-def truncate(logits: torch.Tensor, settings: DecodingSettings) -> torch.Tensor:
+def truncate(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Applies top-k, then top-p within it, to tempered logits (M, V)."""
-    if settings.top_k is not None:
-        lowest = logits.topk(min(settings.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+    if sampling.top_k is not None:
+        lowest = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
-    if settings.top_p is not None:
+    if sampling.top_p is not None:
         ordered, index = logits.sort(dim=-1, descending=True)
         share = ordered.softmax(-1)
-        beyond = share.cumsum(-1) - share >= settings.top_p
+        beyond = share.cumsum(-1) - share >= sampling.top_p
         logits = torch.full_like(logits, -torch.inf).scatter(
             -1, index, ordered.masked_fill(beyond, -torch.inf)
         )
@@ -66,39 +68,38 @@ def truncate(logits: torch.Tensor, settings: DecodingSettings) -> torch.Tensor:
 
 
 def candidates(
-    logits: torch.Tensor, settings: DecodingSettings, generator: torch.Generator
+    logits: torch.Tensor, rule: DecodingRule, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws a token per row of logits (M, V), banned ids at -inf: tokens (M,), scores (M,)."""
+    sampling, selection = rule.sampling, rule.selection
+    assert selection is not None
     probs = logits.softmax(-1)
-    if not settings.temperature:
+    if sampling.greedy:
         score, token = probs.max(-1)
     else:
-        tempered = truncate(logits / settings.temperature, settings)
+        tempered = truncate(logits / sampling.temperature, sampling)
         drawn = torch.multinomial(tempered.softmax(-1), 1, generator=generator)
         score, token = probs.gather(-1, drawn)[:, 0], drawn[:, 0]
-    if settings.rule == "entropy_bound":
+    if selection.score is Score.ENTROPY:
         score = torch.special.entr(probs).sum(-1).neg()
     return token, score
 
 
-def select(score: torch.Tensor, settings: DecodingSettings, total: int, step: int) -> torch.Tensor:
+def select(score: torch.Tensor, selection: Selection, total: int, step: int) -> torch.Tensor:
     """Gives the indices (N,) of the rows that this step commits, from scores (M,)."""
     ordered, order = score.sort(descending=True, stable=True)
-    match settings.rule:
-        case "low_confidence":
-            return order[: max(1, quota(total, settings.steps or total, step))]
-        case "threshold":
-            assert settings.threshold is not None
-            accepted = ordered >= settings.threshold
-        case "factor":
-            assert settings.factor is not None
+    match selection.kind:
+        case Kind.QUOTA:
+            return order[: max(1, quota(total, selection.steps or total, step))]
+        case Kind.THRESHOLD:
+            accepted = ordered >= selection.limit
+        case Kind.FACTOR:
             rank = torch.arange(1, len(ordered) + 1)
-            accepted = (ordered >= 1 - settings.factor / (rank + 1)).int().cumprod(0).bool()
-        case "entropy_bound":
-            assert settings.entropy_bound is not None
-            accepted = ordered - ordered.cumsum(0) <= settings.entropy_bound
+            accepted = (ordered >= 1 - selection.limit / (rank + 1)).int().cumprod(0).bool()
+        case Kind.ENTROPY_BOUND:
+            accepted = ordered - ordered.cumsum(0) <= selection.limit
         case _:
-            raise AssertionError(f"check_settings lets {settings.rule} through")
+            raise AssertionError(f"check_rule lets {selection.kind.name} through")
     accepted[0] = True
     return order[accepted]
 
@@ -114,9 +115,10 @@ class WholeCanvas:
         self._banned = torch.tensor(peer.banned)
 
     @torch.inference_mode()
-    def decode(self, settings: DecodingSettings, seed: int) -> Decoded:
-        """Decodes one text by the settings' rule over all positions as one block."""
-        generator = torch.Generator().manual_seed(seed)
+    def decode(self, rule: DecodingRule, seed: int) -> Decoded:
+        """Decodes one text by a rule over all positions as one block."""
+        selection, generator = rule.selection, torch.Generator().manual_seed(seed)
+        assert selection is not None
         ids = torch.full((1, self._num_tokens + 1), self._peer.mask_token_id)
         ids[0, 0] = self._peer.eos_token_id
         positions = torch.arange(ids.shape[1])
@@ -125,8 +127,8 @@ class WholeCanvas:
         while len(masked):
             logits = self._model(ids, positions)[0, masked]
             logits[:, self._banned] = -torch.inf
-            token, score = candidates(logits, settings, generator)
-            chosen = select(score, settings, self._num_tokens, step)
+            token, score = candidates(logits, rule, generator)
+            chosen = select(score, selection, self._num_tokens, step)
             ids[0, masked[chosen]] = token[chosen]
             masked = (ids[0] == self._peer.mask_token_id).nonzero()[:, 0]
             step += 1
@@ -176,9 +178,10 @@ class BlockCache:
         return model.head(model.trunk.norm(x))[0]
 
     @torch.inference_mode()
-    def decode(self, settings: DecodingSettings, seed: int) -> Decoded:
+    def decode(self, rule: DecodingRule, seed: int) -> Decoded:
         """Decodes one text."""
-        generator = torch.Generator().manual_seed(seed)
+        selection, generator = rule.selection, torch.Generator().manual_seed(seed)
+        assert selection is not None
         mask, limit, nfe = self._peer.mask_token_id, self._num_tokens + 1, 0
         text = [self._peer.eos_token_id]
         for start in range(0, limit, self._block):
@@ -192,8 +195,8 @@ class BlockCache:
                 logits = self._run(ids, start, masked)
                 assert logits is not None
                 logits[:, self._banned] = -torch.inf
-                token, score = candidates(logits, settings, generator)
-                chosen = select(score, settings, total, step)
+                token, score = candidates(logits, rule, generator)
+                chosen = select(score, selection, total, step)
                 ids[0, masked[chosen]] = token[chosen]
                 masked = (ids[0, :filled] == mask).nonzero()[:, 0]
                 step += 1

@@ -18,7 +18,6 @@ import click
 
 from ..calibration.losses.text_quality import cut_words, measure
 from ..runtime.cli.common import DlmCommand
-from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.measure.judge import Judge
 from ..runtime.pipeline import Pipeline
@@ -54,9 +53,11 @@ def read_prompts(path: Path, num_words: int) -> list[str]:
 def check_variety(pipeline: Pipeline, settings: Mapping[str, Any], prompts: Sequence[str]) -> None:
     """Raises ConfigError where every sample would be the same text."""
     resolved = pipeline.settings(**settings)
-    if len(prompts) == 1 and resolved.greedy and not RULES[resolved.rule].chooses_first:
+    selection = resolved.selection
+    chooses_first = selection is not None and selection.chooses_first
+    if len(prompts) == 1 and resolved.sampling.greedy and not chooses_first:
         raise ConfigError(
-            f"rule {resolved.rule} at temperature 0 writes one and the same text for every sample; "
+            f"rule {resolved.name} at temperature 0 writes one and the same text for every sample; "
             "give --temperature above 0, or --prompts"
         )
 

@@ -19,10 +19,10 @@ from typing import Any
 import click
 
 from ..runtime.cli.common import DlmCommand
-from ..runtime.decoding import RULES
 from ..runtime.errors import ConfigError
 from ..runtime.families import decoding_settings
 from ..runtime.families.base import Request
+from ..runtime.families.sedd.rules import ScoreDecoding
 from ..runtime.pipeline import Pipeline
 from .clocks import LEAST_S
 from .report import print_table, record, write_json
@@ -79,7 +79,7 @@ def measure(paths: tuple[Path, ...], steps: int, rounds: int) -> list[dict[str, 
     pipelines = [Pipeline.load(path, threads=1) for path in paths]
     cases = []
     for path, pipeline in zip(paths, pipelines, strict=True):
-        if not RULES[pipeline.settings().rule].transition:
+        if not isinstance(pipeline.settings(), ScoreDecoding):
             raise ConfigError(f"{path} is no bundle of a score-based family; name one of sedd")
         cases += [(pipeline, path, length) for length in sorted({s.rows for s in
                   pipeline.engines.specs})]  # fmt: skip

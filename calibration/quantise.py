@@ -19,8 +19,8 @@ from typing import Any
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.cli.bars import bar
 from ..runtime.errors import CalibrationError
-from ..runtime.families import load_model
 from ..runtime.families.base import LoadedModel
+from ..runtime.families.table import load_model
 from ..runtime.text.tokenizer import Tokenizer
 from .canvases.canvases import CanvasSet
 from .canvases.texts import Texts, require_tokens

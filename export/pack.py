@@ -44,7 +44,7 @@ from ..runtime.bundle.manifest_check import TOKENIZER_NAME
 from ..runtime.cli.bars import bar
 from ..runtime.engines import open_engines
 from ..runtime.errors import CalibrationError, DlmError
-from ..runtime.families import find_family
+from ..runtime.families.table import find_family
 from ..runtime.measure.check import GOLDEN_NAME
 from ..runtime.measure.judge import Judge
 from ..train.families.base import ExportGraph

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..calibration.canvases.texts import MIN_HELD_OUT_TOKENS
 from ..jetson.targets import target as find_target
-from ..runtime.decoding import DecodingSettings
 from ..runtime.errors import BundleError, ConfigError
+from ..runtime.families import read_rule
 
 PRECISIONS = ("fp32", "fp16", "int8")
 ARITHMETIC: Mapping[str, str] = {
@@ -50,7 +50,7 @@ class ExportSettings:
     card: Path | None = None
     """Markdown that goes into the card as it is."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
-    """Default decoding settings of the bundle."""
+    """Default decoding settings of the bundle. Without a rule they are the family's to check."""
     calibration_data: Path | None = None
     """Text of the kind that the model will write; None: what training was validated on, if it is
     still there."""
@@ -104,7 +104,8 @@ class ExportSettings:
             raise ConfigError(
                 "--uncalibrated takes no --calibration-data and no --recipe: leave one side out"
             )
-        DecodingSettings.from_json(self.decoding)
+        if "rule" in self.decoding:
+            read_rule(self.decoding)
 
     @property
     def form(self) -> str:

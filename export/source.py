@@ -12,6 +12,7 @@ import numpy as np
 from ..jetson.targets import target as find_target
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import ConfigError
+from ..runtime.families import read_rule
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
 from ..train.checkpoints.checkpoint import read_checkpoint
@@ -55,6 +56,7 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
     checkpoint = read_checkpoint(checkpoint_path)
     config = checkpoint.config
     family, model = open_model(checkpoint)
+    read_rule(settings.decoding, family.name)  # refuses what the family cannot decode by
     manifest = family.manifest(
         config,
         model,

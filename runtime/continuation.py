@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .decoding import DecodingSettings
+from .decoding import DecodingRule
 from .errors import ConfigError
 from .families.base import LoadedModel, Request
 
@@ -16,7 +16,7 @@ DEFAULT_MAX_TOKENS = 256
 def continuation(
     model: LoadedModel,
     prompt_ids: Sequence[int],
-    settings: DecodingSettings,
+    settings: DecodingRule,
     *,
     max_tokens: int | None,
     slide: bool,

@@ -22,11 +22,11 @@ from typing import Any, TypeVar, overload
 from .bundle.bundle import Bundle, default_bundle_path, find_bundle, open_bundle
 from .bundle.manifest import Manifest
 from .continuation import continuation
-from .decoding import DecodingSettings, with_steps
+from .decoding import DecodingRule, with_steps
 from .engines import BuildSettings, EngineSet, open_engines
 from .errors import ConfigError
-from .families import find_family, load_model
 from .families.base import LoadedModel, Request
+from .families.table import find_family, load_model
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
 from .text.template import DEFAULT_GAP_TOKENS, open_template
@@ -125,11 +125,11 @@ class Pipeline:
         """What the bundle says about itself."""
         return self.bundle.manifest
 
-    def settings(self, **overrides: Any) -> DecodingSettings:
-        """Returns the bundle's decoding settings with `overrides` (None: not given) laid over them.
+    def settings(self, **overrides: Any) -> DecodingRule:
+        """Returns the bundle's decoding rule with `overrides` (None: not given) over its options.
 
         Raises:
-            ConfigError: an unknown setting, a value out of range, or a contradiction.
+            ConfigError: an unknown rule or option, a value out of range, or a contradiction.
         """
         for name in overrides:
             if name in OTHER_NAMES:

@@ -67,7 +67,7 @@ def request_labels(request: Request, engine: str, precision: str) -> dict[str, A
     return {
         "engine": engine,
         "precision": precision,
-        "rule": settings.rule,
+        "rule": settings.name,
         "seed": request.seed,
         "sample_index": request.sample_index,
         "settings": settings.to_json(),

@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.cli.common import EXIT_INTERRUPTED, common_options, print_json, refuse_together
+from ..runtime.cli.common import (
+    EXIT_INTERRUPTED,
+    DlmCommand,
+    common_options,
+    print_json,
+    refuse_together,
+)
 from ..runtime.errors import ConfigError
-from .cli_options import GroupedCommand, GroupedOption, training_options
+from .cli_options import TrainOption, training_options
 
 if TYPE_CHECKING:
     from .config import TrainConfig
 
 
-@click.command("dlm-train", cls=GroupedCommand, context_settings={"max_content_width": 100})
+@click.command("dlm-train", cls=DlmCommand)
 @training_options
 @common_options
 @click.pass_context
@@ -128,7 +134,7 @@ def _check_names(config: TrainConfig) -> None:
 
 
 def _check_family(name: str) -> None:
-    from ..runtime.families import FAMILIES
+    from ..runtime.families import RULES_OF_FAMILY as FAMILIES
 
     if name not in FAMILIES:
         raise ConfigError(f"--family {name}: choose one of {', '.join(FAMILIES)}")
@@ -138,7 +144,7 @@ def _family_options(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]
     names = [
         item.name
         for item in ctx.command.params
-        if isinstance(item, GroupedOption) and item.to_family and item.name is not None
+        if isinstance(item, TrainOption) and item.to_family and item.name is not None
     ]
     return {name: given[name] for name in names if given[name] is not None}
 

@@ -8,36 +8,18 @@ from typing import Any, TypeVar
 
 import click
 
-from ..runtime.cli.common import DlmCommand
+from ..runtime.cli.common import Section, grouped
 from .config import LOGS, PRECISIONS, STRATEGIES, TrainConfig, option_of
 from .nn.config import BACKBONES
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class GroupedCommand(DlmCommand):
-    """A command whose help lists the options under headings."""
+class TrainOption(click.Option):
+    """An option that knows whether it is the family's."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes one section per group, in the order of declaration."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                name = getattr(parameter, "group", "Other")
-                sections.setdefault(name, []).append(record)
-        for name, records in sections.items():
-            with formatter.section(name):
-                formatter.write_dl(records)
-
-
-class GroupedOption(click.Option):
-    """An option that knows its heading, and whether it is the family's."""
-
-    def __init__(
-        self, *args: Any, group: str = "Other", to_family: bool = False, **kwargs: Any
-    ) -> None:
-        self.group, self.to_family = group, to_family
+    def __init__(self, *args: Any, to_family: bool = False, **kwargs: Any) -> None:
+        self.to_family = to_family
         super().__init__(*args, **kwargs)
 
 
@@ -276,7 +258,7 @@ GROUPS = (
 
 def training_options(function: _Function) -> _Function:
     """Adds all options, in the order of `GROUPS`."""
-    for group, *declared in reversed(GROUPS):
-        for names, settings in reversed(declared):
-            function = click.option(*names, cls=GroupedOption, group=group, **settings)(function)
+    for title, *declared in reversed(GROUPS):
+        options = (click.option(*names, cls=TrainOption, **rest) for names, rest in declared)
+        function = grouped(Section(title), *options)(function)
     return function

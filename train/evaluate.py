@@ -15,8 +15,8 @@ import numpy as np
 from torch import nn
 
 from ..runtime.errors import CheckpointError, ConfigError
-from ..runtime.families import load_model
 from ..runtime.families.base import LoadedModel
+from ..runtime.families.table import load_model
 from ..runtime.measure.eval_figures import eval_figures
 from ..runtime.measure.evaluate import Progress, evaluate_ids
 from ..runtime.text.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import Manifest
 from ...runtime.engines import EngineSet, open_engines
 from ...runtime.errors import CalibrationError, ConfigError
-from ...runtime.families import load_model
 from ...runtime.families.base import Request
+from ...runtime.families.table import load_model
 from .canvases import NUM_DECILES, CanvasSet, Stratum
 from .modes import Mode, modes_of
 from .recorder import Recorder, RecordingEngines

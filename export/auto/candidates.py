@@ -16,8 +16,8 @@ from ...calibration.canvases.texts import find_text, read_texts
 from ...jetson.forecast.plan import MemoryPlan, Plan, plan_bundle
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.engines import open_engines
-from ...runtime.families import load_model
 from ...runtime.families.base import LoadedModel, Request
+from ...runtime.families.table import load_model
 from ...runtime.generate import generate
 from ...runtime.measure.evaluate import evaluate_ids
 from ..pack import make_draft

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ...jetson.forecast.plan import MemoryPlan, plan_memory
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import graph_key
-from ...runtime.families import find_family
+from ...runtime.families.table import find_family
 from ...train.families.base import ExportGraph
 from ..settings import ExportSettings
 

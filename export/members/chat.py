@@ -49,6 +49,7 @@ class _Renderer:
             tags = {"generation"}  # noqa: RUF012
 
             def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+                """Gives the nodes that the tag encloses."""
                 next(parser.stream)
                 return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

@@ -14,7 +14,7 @@ from ...runtime.cli.common import EXIT_INTERRUPTED, note
 from ...runtime.cli.options import read_prompts
 from ...runtime.cli.progress import ProgressLine
 from ...runtime.errors import DlmError
-from ...runtime.families import decoding_blocks
+from ...runtime.families.table import decoding_blocks
 from ...runtime.pipeline import Pipeline
 from ..profile.options import ProfileOptions
 from ..profile.profile import Profiler

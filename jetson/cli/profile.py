@@ -13,14 +13,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ...runtime.cli.common import DlmCommand, common_options, refuse_together
-from ...runtime.decoding import RULES
+from ...runtime.cli.common import DlmCommand, Section, common_options, grouped, refuse_together
+from ...runtime.cli.decoding import decoding_options, take_settings
 from ...runtime.errors import ConfigError
 
 NAME = "dlm-profile"
-_DECODING = (
-    "rule", "threshold", "factor", "entropy_bound", "beta", "steps", "temperature", "block",
-)  # fmt: skip
 _TASKS = ("--render", "--compare", "--doctor")
 
 
@@ -28,115 +25,141 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
     """Adds all options of `dlm-profile`, in the order of its help."""
     whole = click.IntRange(min=1)
     path = click.Path(path_type=Path)
-    options = [
-        click.option("--out", type=path, metavar="DIR", help="Write run.json and report.html."),
-        click.option("--overwrite", is_flag=True, help="Replace a report that is in DIR already."),
-        click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
-        click.option("--runs", type=whole, default=3, show_default=True, help="Texts per prompt."),
-        click.option(
-            "--warm-up",
-            type=click.IntRange(min=0),
-            default=2,
-            show_default=True,
-            help="Texts before the first that counts.",
+    parts = [
+        grouped(
+            Section("Report"),
+            click.option("--out", type=path, metavar="DIR", help="Write run.json and report.html."),
+            click.option(
+                "--overwrite", is_flag=True, help="Replace a report that is in DIR already."
+            ),
         ),
-        click.option(
-            "--max-tokens",
-            type=whole,
-            default=128,
-            show_default=True,
-            help="New tokens at most per text.",
+        grouped(
+            Section("Texts"),
+            click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
+            click.option(
+                "--runs", type=whole, default=3, show_default=True, help="Texts per prompt."
+            ),
+            click.option(
+                "--warm-up",
+                type=click.IntRange(min=0),
+                default=2,
+                show_default=True,
+                help="Texts before the first that counts.",
+            ),
+            click.option(
+                "-n",
+                "--max-tokens",
+                type=whole,
+                default=128,
+                show_default=True,
+                help="New tokens at most per text.",
+            ),
+            click.option(
+                "--seed", default=0, show_default=True, help="Equal seeds give equal texts."
+            ),
+            click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
         ),
-        click.option(
-            "--rule",
-            type=click.Choice(tuple(RULES)),
-            metavar="RULE",
-            help=f"What a step commits: {', '.join(RULES)}.  [default: the bundle's]",
+        decoding_options(),
+        grouped(
+            Section("Sweep"),
+            click.option(
+                "--sweep",
+                is_flag=True,
+                help="Also try rules, blocks and threads: speed against quality.",
+            ),
+            click.option(
+                "--axis",
+                "axes",
+                multiple=True,
+                metavar="NAME=V,V",
+                help="What --sweep tries: rule=threshold:0.9,factor:1 or block=16,32 or "
+                "threads=1,2; may be repeated.  [default: all of them]",
+            ),
+            click.option(
+                "--texts",
+                type=whole,
+                default=8,
+                show_default=True,
+                help="Texts per swept setting.",
+            ),
+            click.option(
+                "--judge",
+                type=path,
+                metavar="JUDGE.dlm",
+                help="Bundle that reads the swept texts.  [default: the bundle itself]",
+            ),
         ),
-        click.option("--threshold", type=float, help="Commit every confidence from this on."),
-        click.option("--factor", type=float, help="Larger commits more at once."),
-        click.option("--entropy-bound", type=float, help="Commit up to so many nats per step."),
-        click.option("--beta", type=float, help="Drafts: share of causal logits; 1 is lossless."),
-        click.option("--steps", type=whole, help="Steps per block."),
-        click.option("--temperature", type=float, help="0 takes the most likely token."),
-        click.option("--block", type=whole, help="Positions denoised together."),
-        click.option(
-            "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
+        grouped(
+            Section("Engine and machine"),
+            click.option(
+                "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
+            ),
+            click.option(
+                "--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"
+            ),
+            click.option(
+                "--layers/--no-layers",
+                default=True,
+                show_default=True,
+                help="Time single layers, in a pass of its own.",
+            ),
+            click.option(
+                "--sensors",
+                default="auto",
+                show_default=True,
+                help="auto, sysfs, tegrastats, jtop or none.",
+            ),
+            click.option(
+                "--rate",
+                type=float,
+                default=20.0,
+                show_default=True,
+                help="Sensor readings/s, 10-50.",
+            ),
+            click.option(
+                "--power-mode",
+                metavar="NAME",
+                help="Set the board's power mode for the run (sudo nvpmodel) and set it back "
+                "after.",
+            ),
         ),
-        click.option("--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"),
-        click.option(
-            "--sweep",
-            is_flag=True,
-            help="Also try rules, blocks and threads: speed against quality.",
+        grouped(
+            Section("Forecast"),
+            click.option(
+                "--target",
+                metavar="NAME",
+                help="Compare with the forecast for this target (see dlm-export --target list).  "
+                "[default: this machine's]",
+            ),
+            click.option(
+                "--mode", metavar="NAME", help="The target's power mode.  [default: as set]"
+            ),
+            click.option("--no-predict", is_flag=True, help="Measure only."),
         ),
-        click.option(
-            "--axis",
-            "axes",
-            multiple=True,
-            metavar="NAME=V,V",
-            help="What --sweep tries: rule=threshold:0.9,factor:1 or block=16,32 or threads=1,2; "
-            "may be repeated.  [default: all of them]",
+        grouped(
+            Section("Instead of a measurement"),
+            click.option(
+                "--render",
+                type=path,
+                metavar="RUN.json",
+                help="Make the page of a run, here or measured elsewhere.",
+            ),
+            click.option(
+                "--compare",
+                nargs=2,
+                type=path,
+                metavar="A.json B.json",
+                help="Two runs side by side; with --out also as a page.",
+            ),
+            click.option("--doctor", is_flag=True, help="Check whether this machine is ready."),
         ),
-        click.option(
-            "--texts", type=whole, default=8, show_default=True, help="Texts per swept setting."
-        ),
-        click.option(
-            "--judge",
-            type=path,
-            metavar="JUDGE.dlm",
-            help="Bundle that reads the swept texts.  [default: the bundle itself]",
-        ),
-        click.option(
-            "--layers/--no-layers",
-            default=True,
-            show_default=True,
-            help="Time single layers, in a pass of its own.",
-        ),
-        click.option(
-            "--sensors",
-            default="auto",
-            show_default=True,
-            help="auto, sysfs, tegrastats, jtop or none.",
-        ),
-        click.option(
-            "--rate", type=float, default=20.0, show_default=True, help="Sensor readings/s, 10-50."
-        ),
-        click.option(
-            "--target",
-            metavar="NAME",
-            help="Compare with the plan for this target (see dlm-export --target list).  "
-            "[default: this machine's]",
-        ),
-        click.option("--mode", metavar="NAME", help="The target's power mode.  [default: as set]"),
-        click.option("--no-predict", is_flag=True, help="Measure only."),
-        click.option(
-            "--power-mode",
-            metavar="NAME",
-            help="Set the board's power mode for the run (sudo nvpmodel) and set it back after.",
-        ),
-        click.option(
-            "--render",
-            type=path,
-            metavar="RUN.json",
-            help="Make the page of a run, here or measured elsewhere.",
-        ),
-        click.option(
-            "--compare",
-            nargs=2,
-            type=path,
-            metavar="A.json B.json",
-            help="Two runs side by side; with --out also as a page.",
-        ),
-        click.option("--doctor", is_flag=True, help="Is this machine ready? What mends it?"),
-        click.option("--seed", default=0, show_default=True, help="Equal seeds give equal texts."),
-        click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
     ]
-    for option in reversed(options):
-        function = option(function)
+    for part in reversed(parts):
+        function = part(function)
     return function
 
 
-@click.command(NAME, cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command(NAME, cls=DlmCommand)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path), metavar="[MODEL.dlm]")
 @_options
 @common_options
@@ -169,10 +192,7 @@ def main(bundle: Path | None, as_json: bool, verbose: int, **given: Any) -> None
     else:
         from .measure import measure
 
-        settings = {name: given[name] for name in _DECODING if given[name] is not None}
-        if "block" in settings:
-            settings["block_size"] = settings.pop("block")
-        measure(bundle, settings, given, as_json=as_json, verbose=verbose)
+        measure(bundle, take_settings(given), given, as_json=as_json, verbose=verbose)
 
 
 def _check(bundle: Path | None, given: dict[str, Any]) -> None:

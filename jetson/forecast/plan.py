@@ -14,7 +14,7 @@ from pathlib import Path
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import GraphKey, GraphSpec, Manifest
 from ...runtime.errors import ConfigError
-from ...runtime.families import find_family
+from ...runtime.families.table import find_family
 from ..graph.cost import GraphCost, graph_cost
 from ..graph.onnx_graph import Graph, read_graph
 from ..targets import PowerMode, Target

@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.bundle.bundle import default_bundle_path, open_bundle
 from ...runtime.engines import open_engines
 from ...runtime.engines.base import EngineSet
-from ...runtime.families import load_model
+from ...runtime.families.table import load_model
 from ...runtime.pipeline import Pipeline
 from ...runtime.text.tokenizer import Tokenizer
 from ..sensors.memory import DEVICE_USED, engine_memory, process_memory

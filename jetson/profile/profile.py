@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.bundle import bundle_facts
-from ...runtime.cli.options import with_rule
+from ...runtime.cli.decoding import with_rule
 from ...runtime.engines.base import Accountable, LayerClocks
 from ...runtime.errors import ConfigError
 from ...runtime.pipeline import Pipeline
@@ -166,7 +166,7 @@ class Profiler:
             expect_sha256=options.expect_sha256,
             progress=self._progress,
         )
-        self._settings = with_rule(options.settings, pipeline.settings().rule)
+        self._settings = with_rule(pipeline, options.settings)
         if options.prompts is None:
             self._prompts = self._fitting(pipeline, DEFAULT_PROMPTS)
         engines = pipeline.engines

@@ -14,10 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ...runtime.decoding import RULES
+from ...runtime.cli.decoding import decoding_flags
+from ...runtime.decoding import find_rule
 from ...runtime.engines.onnxruntime import default_threads
 from ...runtime.errors import ConfigError
-from ...runtime.families import decoding_blocks, decoding_settings, find_family
+from ...runtime.families import RULES, decoding_settings, rules_of
+from ...runtime.families.table import decoding_blocks, find_family
 from ...runtime.measure.judge import Judge
 from ...runtime.pipeline import Pipeline
 from .profile import Profiler
@@ -25,17 +27,6 @@ from .quality import measure_quality
 from .run_record import TextRun
 
 AXES = ("rule", "block", "threads")
-RULE_CELLS = (
-    "low_confidence",
-    *(f"threshold:{value}" for value in (0.95, 0.9, 0.8, 0.7, 0.5)),
-    *(f"factor:{value}" for value in (0.5, 1.0, 2.0)),
-    *(f"entropy_bound:{value}" for value in (0.1, 0.5)),
-    "draft_verify:0.5",
-    "next_token",
-)
-"""Tried where the bundle's family takes them; `low_confidence` and `next_token` commit one token
-per step, which is what drafts are measured against."""
-_FLAGS = {"rule": "--rule", "block_size": "--block", "steps": "--steps"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,18 +72,27 @@ def _whole(name: str, values: Sequence[str] | None) -> tuple[int, ...] | None:
 
 def parse_cell(text: str) -> dict[str, Any]:
     """Reads `rule` or `rule:value` into decoding settings; raises ConfigError."""
-    name, _, value = text.partition(":")
-    if name not in RULES or (value and not RULES[name].options):
-        raise ConfigError(
-            f"wanted rule or rule:value, a rule among {', '.join(RULES)}; found {text!r}"
-        )
-    if not value:
+    name, colon, value = text.partition(":")
+    rule = find_rule(name, RULES.values(), of="any model")
+    if not colon:
         return {"rule": name}
-    option = RULES[name].options[0]
+    option = next(iter(rule.own_options().values()), None)
+    if option is None:
+        raise ConfigError(f"rule {name} has no option of its own, found {text!r}; give {name}")
     try:
-        return {"rule": name, option: int(value) if option == "steps" else float(value)}
+        return {"rule": name, option.name: option.kind(value)}
     except ValueError:
         raise ConfigError(f"wanted a number behind the colon, found {text!r}") from None
+
+
+def default_cells(family: str) -> list[dict[str, Any]]:
+    """Gives the rules of a family, with the values of their options, that a sweep tries unasked."""
+    cells: list[dict[str, Any]] = []
+    for rule in rules_of(family):
+        cells += [{"rule": rule.name}] if rule.swept else []
+        for option in rule.own_options().values():
+            cells += [{"rule": rule.name, option.name: value} for value in option.sweep]
+    return cells
 
 
 def learnt_blocks(pipeline: Pipeline) -> list[int]:
@@ -165,28 +165,25 @@ class Sweep:
         blocks = list(self._axes.blocks or given or learnt_blocks(pipeline))
         require_blocks(blocks, shapes)
         planned: dict[str, dict[str, Any]] = {}
+        asked = self._axes.rules
+        tried = map(parse_cell, asked) if asked else default_cells(pipeline.manifest.family)
+        rules: list[dict[str, Any]] = [{}, *tried]
         takes_blocks = bool(blocks) and self._accepts({"block_size": blocks[0]})
         for block in blocks if takes_blocks else [None]:
             size = {} if block is None else {"block_size": block}
-            for name in ("", *(self._axes.rules or RULE_CELLS)):
-                cell = self._with_own({**(parse_cell(name) if name else {}), **size})
-                # A family refuses the rules it has not; those asked for by name may not vanish.
-                if not name or self._axes.rules is not None or self._accepts(cell):
+            for rule in rules:
+                cell = self._with_own({**rule, **size})
+                # Not every engine runs every rule; what was asked for by name must not vanish.
+                if not rule or self._axes.rules is not None or self._accepts(cell):
                     planned.setdefault(self._effective(cell), cell)
         cells: list[tuple[dict[str, Any], int | None]] = [(cell, None) for cell in planned.values()]
         return cells + [(self._with_own({}), threads) for threads in self._thread_counts()]
 
     def _with_own(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a cell over the profiler's settings, without what belongs to another rule."""
-        own = dict(self._profiler.settings)
-        if "rule" in cell:
-            options = {option for rule in RULES.values() for option in rule.options}
-            for option in options.difference(RULES[cell["rule"]].options):
-                own.pop(option, None)
-        found = {**own, **cell}
-        if not RULES[found.get("rule", self._pipeline.settings().rule)].blocks:
-            found.pop("block_size", None)
-        return found
+        found = {**self._profiler.settings, **cell}
+        taken = RULES[found.get("rule", self._pipeline.settings().name)].options()
+        return {name: value for name, value in found.items() if name == "rule" or name in taken}
 
     def _effective(self, cell: Mapping[str, Any]) -> str:
         """Returns what makes a cell different from others, which may have the same settings."""
@@ -270,7 +267,7 @@ def flags(settings: Mapping[str, Any], threads: int) -> str:
     """Returns the options of `dlm-run` that decode like this."""
     words = []
     for name, value in settings.items():
-        words += [_FLAGS.get(name, "--" + name.replace("_", "-")), str(value)]
+        words += [decoding_flags()[name], str(value)]
     return " ".join([*words, "--threads", str(threads)])
 
 

@@ -11,8 +11,9 @@ from ..chat import Chat
 from ..errors import ConfigError, DataError
 from ..pipeline import Pipeline, TextGeneration
 from .common import EXIT_INTERRUPTED, note, print_json, styled
+from .decoding import with_rule
 from .options import RunOptions
-from .text import load, record, settings_of, summary, tolerate_stdout
+from .text import load, record, summary, tolerate_stdout
 
 _NAME = "dlm-run"
 NEW = "/new"
@@ -75,7 +76,7 @@ def _answer(pipeline: Pipeline, talk: Chat, options: RunOptions, text: str, turn
         seed=options.seed,
         stop=options.stop,
         slide=options.slide,
-        **settings_of(pipeline, options),
+        **with_rule(pipeline, options.settings),
     )
     interrupted = False
     try:

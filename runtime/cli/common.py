@@ -14,10 +14,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
 
+from ... import __version__
 from ..errors import ConfigError, DlmError
 
 EXIT_USAGE = 2
@@ -47,11 +49,60 @@ EXTRA_OF_PACKAGE = {
 """The extra of this package that installs a missing third-party package."""
 
 _DEBUG = "dlm_edge.debug"
+_SECTIONS = "dlm_edge_sections"
+"""Attribute of a parameter: the section that lists it, and those that follow."""
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
+"""What `click.option` returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a command's help: a title, lines of its own, and the options put into it."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...] = ()
+    """Printed before the options: a term and its text."""
+
+
+_COMMON = Section("Output and help")
+_NO_SECTION = Section("Options")
 
 
 class DlmCommand(click.Command):
-    """A command whose expected failures are one line on stderr, usage errors included."""
+    """A command whose expected failures are one line on stderr, usage errors included.
+
+    Its help lists options by section (see `grouped`).
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        settings["context_settings"] = {
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 100,
+            **(settings.get("context_settings") or {}),
+        }
+        super().__init__(*args, **settings)
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """As click's, in the section of what all commands have."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            _put(option, (_COMMON,))
+        return option
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes one list per section, in the order of declaration."""
+        found: dict[Section, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections = getattr(parameter, _SECTIONS, (_NO_SECTION,))
+                for section in sections:
+                    found.setdefault(section, list(section.rows))
+                found[sections[0]].append(record)
+        for section, records in found.items():
+            with formatter.section(section.title):
+                formatter.write_dl(records)
 
     def get_help_option_names(self, ctx: click.Context) -> list[str]:
         """-h beside --help, in whatever context the command is asked."""
@@ -225,24 +276,47 @@ def close_stdout() -> None:
         os.close(null)
 
 
+def grouped(
+    section: Section, *options: Decorator, then: Sequence[Section] = ()
+) -> Callable[[_Function], _Function]:
+    """Adds options under a section of the help; the sections of `then` follow it."""
+
+    def add(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+            _put(function.__click_params__[-1], (section, *then))  # pyright: ignore
+        return function
+
+    return add
+
+
+def _put(parameter: click.Parameter, sections: tuple[Section, ...]) -> None:
+    setattr(parameter, _SECTIONS, sections)
+
+
 def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     ctx.meta[_DEBUG] = value
 
 
 def common_options(function: _Function) -> _Function:
-    """Adds `--json` (as_json), `-v` (verbose: int, a count) and `--debug` (not passed on)."""
-    function = click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        callback=_set_debug,
-        help="Print the traceback of an error, too.",
-    )(function)
-    function = click.option(
-        "-v", "--verbose", count=True, help="Say more on stderr; may be repeated."
-    )(function)
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object to stdout instead of text."
+    """Adds `--json` (as_json), `-v` (verbose: int, a count), `--debug` and `--version`."""
+    return grouped(
+        _COMMON,
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="Print one JSON object to stdout instead of text.",
+        ),
+        click.option("-v", "--verbose", count=True, help="Say more on stderr; may be repeated."),
+        click.option(
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            callback=_set_debug,
+            help="Print the traceback of an error, too.",
+        ),
+        click.version_option(__version__, help="Print the version and end."),
     )(function)
 
 

@@ -5,25 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..decoding import RULES
 from ..errors import ConfigError, DataError
 from .common import refuse_together
-
-RULE_OF_OPTION = {
-    "threshold": "threshold",
-    "factor": "factor",
-    "entropy_bound": "entropy_bound",
-    "steps": "low_confidence",
-    "beta": "draft_verify",
-}
-"""Without --rule, an option that the bundle's rule does not take chooses the rule it belongs to."""
+from .decoding import decoding_flags, take_settings
 
 _CONTRADICTIONS = (
     ("--infill", "PROMPT", "a template is its own prompt"),
@@ -44,8 +35,6 @@ _ONE_TEXT = ("num_samples", 1)
 """An option that is always there, and asks for nothing at this value."""
 TASKS = ("check", "info", "board_report", "build", "rebuild", "plans", "clear_plans")
 """Options that ask for something else than text; each is a run of its own."""
-_DECODING = ("--rule", "--threshold", "--factor", "--entropy-bound", "--steps", "--temperature")
-_DECODING += ("--beta", "--top-k", "--top-p", "--repetition-penalty", "--block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +72,6 @@ class RunOptions:
     """What a chat's model is told first; None: what its template says."""
     task: str = ""
     """One of TASKS; empty: write text."""
-
-
-def with_rule(settings: Mapping[str, Any], bundle_rule: str) -> dict[str, Any]:
-    """Returns the overrides, with the rule that an option without --rule belongs to."""
-    found = dict(settings)
-    if "rule" not in found:
-        for option, owner in RULE_OF_OPTION.items():
-            if option in found and option not in RULES[bundle_rule].options:
-                found["rule"] = owner
-                break
-    return found
 
 
 _WEIGHTS = (".safetensors", ".gguf", ".onnx", ".bin", ".pt", ".pth")
@@ -197,7 +175,18 @@ def read_piped_prompt() -> str:
 def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOptions:
     """Refuses contradictions and fills in what was left out."""
     bundle, prompt = split_arguments(arguments)
+    model, named = given.pop("model"), given.pop("prompt")
+    for flag, value, positional, what in (
+        ("-m", model, bundle, "the bundle"),
+        ("-p", named, prompt, "the prompt"),
+    ):
+        if value is not None and positional is not None:
+            raise ConfigError(f"{flag} contradicts {str(positional)!r}: both are {what}; give one")
+    bundle = bundle if model is None else Path(model)
+    prompt = prompt if named is None else named
+    settings = take_settings(given)
     present = {"PROMPT": prompt is not None}
+    present |= {flag: name in settings for name, flag in decoding_flags().items()}
     for name, value in given.items():
         # By identity: a temperature of 0 is given, too.
         absent = value is None or value is False or value == () or (name, value) == _ONE_TEXT
@@ -210,17 +199,11 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
     _refuse_idle(present, given["engine"])
     if "" in given["stop"]:
         raise ConfigError("--stop must not be empty: it would end every text before it begins")
-    settings = {
-        name: given.pop(name)
-        for name in (option[2:].replace("-", "_") for option in _DECODING)
-        if name != "block"
-    }
-    settings["block_size"] = given.pop("block")
     gap_tokens = given.pop("gap_tokens")
     return RunOptions(
         bundle=bundle,
         prompt=prompt,
-        settings={name: value for name, value in settings.items() if value is not None},
+        settings=settings,
         gap_tokens=parse_gap_tokens(gap_tokens) if gap_tokens else (),
         watch_delay=given.pop("watch_delay") or 0.0,
         task=task,
@@ -237,17 +220,9 @@ def _task(present: dict[str, bool]) -> str:
     asked = [name for name, option in zip(TASKS, options, strict=True) if present[option]]
     for name in asked:
         alone = "--" + name.replace("_", "-")
-        others = (
-            "--chat",
-            "PROMPT",
-            "--prompt-file",
-            "--infill",
-            "--watch",
-            "--max-tokens",
-            "--stop",
-        )
-        reason = "it generates no text"
-        refuse_together(present, *((alone, other, reason) for other in others + _DECODING))
+        others = ("--chat", "PROMPT", "--prompt-file", "--infill", "--watch", "--max-tokens")
+        others += ("--stop", *decoding_flags().values())
+        refuse_together(present, *((alone, other, "it generates no text") for other in others))
     return asked[0] if asked else ""
 
 

@@ -12,102 +12,100 @@ from typing import Any
 
 import click
 
-from ..decoding import RULES
-from .common import DlmCommand, common_options
+from .common import DlmCommand, Section, common_options, grouped
+from .decoding import decoding_options
 from .options import read_options
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
     """Adds all options of `dlm-run`, in the order of its help."""
     whole = click.IntRange(min=1)
-    options = [
-        click.option(
-            "--rule",
-            type=click.Choice(tuple(RULES)),
-            metavar="RULE",
-            help=f"What a step commits: {', '.join(RULES)}.  [default: the bundle's]",
+    parts = [
+        grouped(
+            Section("Input"),
+            click.option("-m", "--model", metavar="MODEL.dlm", help="The bundle."),
+            click.option("-p", "--prompt", metavar="TEXT", help="The prompt."),
+            click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
+            click.option(
+                "--slide",
+                is_flag=True,
+                help="Accept prompts beyond the context: only the tail is seen.",
+            ),
+            click.option("--infill", metavar="TEXT", help="Fill each ___ in TEXT (\\___ is text)."),
+            click.option(
+                "--gap-tokens",
+                metavar="N[,N…]",
+                help="Tokens of every gap, or of each.  [default: 12, about nine words]",
+            ),
+            click.option(
+                "--chat",
+                is_flag=True,
+                help="Answer each line of stdin, in one conversation (/new starts another).",
+            ),
+            click.option("--system", metavar="TEXT", help="What a chat's model is told first."),
+            click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
         ),
-        click.option("--threshold", type=float, help="Commit every confidence from this on."),
-        click.option("--factor", type=float, help="Larger commits more at once."),
-        click.option("--entropy-bound", type=float, help="Commit up to so many nats per step."),
-        click.option(
-            "--beta",
-            type=float,
-            help="Draft and verify: share of causal against diffusion logits; 1 is lossless.",
+        grouped(
+            Section("Output"),
+            click.option(
+                "-n",
+                "--max-tokens",
+                type=whole,
+                help="New tokens at most.  [default: 256 or what fits]",
+            ),
+            click.option("--stop", multiple=True, help="End before this text; may be repeated."),
+            click.option(
+                "--num-samples", type=whole, default=1, show_default=True, help="Texts per prompt."
+            ),
+            click.option(
+                "--seed", default=0, show_default=True, help="Equal seeds give equal texts."
+            ),
+            click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
+            click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
         ),
-        click.option("--steps", type=whole, help="Steps per block or canvas."),
-        click.option("--temperature", type=float, help="0 takes the most likely token."),
-        click.option("--top-k", type=whole, help="Draw among the k most likely tokens."),
-        click.option("--top-p", type=float, help="Draw among the tokens that reach this share."),
-        click.option("--repetition-penalty", type=float, help="Above 1: avoid what is there."),
-        click.option(
-            "--block",
-            "--block-size",
-            "block",
-            type=whole,
-            help="Positions denoised, or drafted, together (see --info).",
+        decoding_options(),
+        grouped(
+            Section("Engine"),
+            click.option(
+                "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
+            ),
+            click.option(
+                "--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"
+            ),
+            click.option(
+                "--build", is_flag=True, help="Build the bundle's TensorRT plans, if none."
+            ),
+            click.option("--rebuild", is_flag=True, help="Build them again."),
+            click.option(
+                "--weak-types",
+                is_flag=True,
+                help="Plans in which TensorRT 10 chooses precisions itself.",
+            ),
+            click.option("--plans", is_flag=True, help="List the plans in the cache."),
+            click.option(
+                "--clear-plans",
+                is_flag=True,
+                help="Remove the plans of MODEL.dlm; without it, all.",
+            ),
         ),
-        click.option(
-            "--max-tokens",
-            type=whole,
-            help="New tokens at most.  [default: 256 or what fits]",
+        grouped(
+            Section("Instead of text"),
+            click.option("--info", is_flag=True, help="Say what the bundle holds."),
+            click.option("--check", is_flag=True, help="Compare with the bundle's golden vectors."),
+            click.option(
+                "--board-report",
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="FILE",
+                help="Prove this machine: golden vectors, every kernel, tokens/s, versions; JSON.",
+            ),
         ),
-        click.option(
-            "--slide",
-            is_flag=True,
-            help="Accept prompts beyond the context: only the tail is seen.",
-        ),
-        click.option("--stop", multiple=True, help="End before this text; may be repeated."),
-        click.option("--seed", default=0, show_default=True, help="Equal seeds give equal texts."),
-        click.option(
-            "--num-samples", type=whole, default=1, show_default=True, help="Texts per prompt."
-        ),
-        click.option("--infill", metavar="TEXT", help="Fill each ___ in TEXT (\\___ is text)."),
-        click.option(
-            "--gap-tokens",
-            metavar="N[,N…]",
-            help="Tokens of every gap, or of each.  [default: 12, about nine words]",
-        ),
-        click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
-        click.option(
-            "--chat",
-            is_flag=True,
-            help="Answer each line of stdin, in one conversation (/new starts another).",
-        ),
-        click.option("--system", metavar="TEXT", help="What a chat's model is told first."),
-        click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
-        click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
-        click.option(
-            "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
-        ),
-        click.option("--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"),
-        click.option("--check", is_flag=True, help="Compare with the bundle's golden vectors."),
-        click.option(
-            "--board-report",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="Prove this machine: golden vectors, every kernel, tokens/s, versions; JSON.",
-        ),
-        click.option("--info", is_flag=True, help="Say what the bundle holds."),
-        click.option("--build", is_flag=True, help="Build the bundle's TensorRT plans, if none."),
-        click.option("--rebuild", is_flag=True, help="Build them again."),
-        click.option(
-            "--weak-types",
-            is_flag=True,
-            help="Plans in which TensorRT 10 chooses precisions itself.",
-        ),
-        click.option("--plans", is_flag=True, help="List the plans in the cache."),
-        click.option(
-            "--clear-plans", is_flag=True, help="Remove the plans of MODEL.dlm; without it, all."
-        ),
-        click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
     ]
-    for option in reversed(options):
-        function = option(function)
+    for part in reversed(parts):
+        function = part(function)
     return function
 
 
-@click.command("dlm-run", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("dlm-run", cls=DlmCommand)
 @click.argument("arguments", nargs=-1, metavar="[MODEL.dlm] [PROMPT]")
 @_options
 @common_options
@@ -120,9 +118,8 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
     texts with <|endoftext|> between them where stdout is no terminal; with --json each text is one
     JSON object on a line of its own.
 
-    A decoding option without --rule chooses the rule that it belongs to: --threshold, --factor and
-    --entropy-bound the rule of that name, --steps low_confidence, --beta draft_verify, unless the
-    bundle's own rule takes it.
+    A decoding option without --rule chooses the first rule of the model's family that takes it,
+    unless the bundle's own rule does.
     """
     options = read_options(arguments, given)
     if options.task in ("build", "rebuild", "plans", "clear_plans"):

@@ -17,8 +17,9 @@ from ..pipeline import Pipeline, TextGeneration, TextResult
 from ..process import peak_rss_mib
 from ..text.documents import SEPARATOR
 from .common import EXIT_INTERRUPTED, note, print_json, styled
+from .decoding import with_rule
 from .load import load_pipeline
-from .options import RunOptions, read_piped_prompt, read_prompts, with_rule
+from .options import RunOptions, read_piped_prompt, read_prompts
 
 _NAME = "dlm-run"
 _MIB = 1 << 20
@@ -82,7 +83,7 @@ def _start(
         "seed": options.seed,
         "sample_index": sample_index,
         "provisional": options.watch,
-        **settings_of(pipeline, options),
+        **with_rule(pipeline, options.settings),
     }
     if options.infill is not None:
         if options.gap_tokens:
@@ -91,11 +92,6 @@ def _start(
     return pipeline.generate(
         prompt, max_tokens=options.max_tokens, stop=options.stop, slide=options.slide, **common
     )
-
-
-def settings_of(pipeline: Pipeline, options: RunOptions) -> dict[str, Any]:
-    """Returns the overrides, with the rule that an option without --rule belongs to."""
-    return with_rule(options.settings, pipeline.settings().rule)
 
 
 class _Writer:

@@ -1,62 +1,85 @@
-"""The device's table of families: the only place on this side that lists them."""
+"""The families of the device side: their decoding rules here, the families in `table.py`.
+
+This page imports neither NumPy nor an engine, so that a command line can list the rules at once.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..bundle.manifest import Manifest
-from ..decoding import DecodingSettings
-from ..engines.base import EngineSet
-from ..errors import ConfigError
-from ..ops.base import Ops
-from ..ops.choose import ops_for
-from .ar.family import CausalFamily
-from .base import Buckets, DeviceFamily, LoadedModel, resolve_settings
-from .mdlm.family import MaskedFamily
-from .sedd.family import ScoreFamily
-from .tidar.family import DraftFamily
+from ..decoding import DecodingRule, find_rule
+from ..errors import BundleError, ConfigError
+from .mdlm import rules as mdlm
+from .next_token import NextToken
+from .sedd.rules import Euler, Tweedie
+from .tidar.rules import DraftVerify
 
-FAMILIES: Mapping[str, DeviceFamily] = {
-    family.name: family for family in (MaskedFamily(), CausalFamily(), ScoreFamily(), DraftFamily())
+if TYPE_CHECKING:
+    from ..bundle.manifest import Manifest
+
+RULES_OF_FAMILY: Mapping[str, tuple[type[DecodingRule], ...]] = {
+    "mdlm": mdlm.RULES,
+    "ar": (NextToken,),
+    "sedd": (Tweedie, Euler),
+    "tidar": (DraftVerify, NextToken),
 }
+"""By family; the first rule is the default where a bundle names none."""
+
+RULES: Mapping[str, type[DecodingRule]] = {
+    rule.name: rule for rules in RULES_OF_FAMILY.values() for rule in rules
+}
+"""By the rule's own name."""
 
 
-def find_family(name: str) -> DeviceFamily:
-    """Gives a family by name; raises ConfigError if this version does not know it."""
-    if name not in FAMILIES:
+def rules_of(family: str) -> tuple[type[DecodingRule], ...]:
+    """Gives a family's decoding rules; ConfigError if this version does not know the family."""
+    if family not in RULES_OF_FAMILY:
         raise ConfigError(
-            f"family {name!r} is unknown to this version, which has {', '.join(FAMILIES)}; "
-            "install a newer dlm-edge"
+            f"family {family!r} is unknown to this version, which has "
+            f"{', '.join(RULES_OF_FAMILY)}; install a newer dlm-edge"
         )
-    return FAMILIES[name]
+    return RULES_OF_FAMILY[family]
 
 
-def decoding_settings(manifest: Manifest, overrides: Mapping[str, Any]) -> DecodingSettings:
-    """Gives a bundle's settings with overrides (None: not given) laid over them.
-
-    Raises:
-        ConfigError: An unknown family or setting, a value out of range, a contradiction.
-    """
-    return resolve_settings(manifest, find_family(manifest.family), overrides)
-
-
-def decoding_blocks(manifest: Manifest) -> Mapping[int, Buckets]:
-    """Gives a bundle's shapes per value of the setting `block_size`; see DeviceFamily.blocks."""
-    return find_family(manifest.family).blocks(manifest, manifest.graphs)
+def read_rule(values: Mapping[str, Any], family: str | None = None) -> DecodingRule:
+    """Reads what a rule gave as JSON, one of the family or of any; raises ConfigError."""
+    rules = RULES.values() if family is None else rules_of(family)
+    options = dict(values)
+    name = options.pop("rule", next(iter(rules)).name)
+    return find_rule(name, rules, of=_models(family)).from_options(options)
 
 
-def load_model(manifest: Manifest, engines: EngineSet, ops: Ops | None = None) -> LoadedModel:
-    """Joins a manifest and the engines that run its graphs.
+def decoding_settings(
+    manifest: Manifest, asked: DecodingRule | Mapping[str, Any] | None
+) -> DecodingRule:
+    """Gives the decoding rule of a request or a command, checked.
 
     Args:
-        manifest: Of the bundle.
-        engines: Of all or some of its shapes.
-        ops: Those of the engines' buffers; None: made here.
+        manifest: The bundle's; its `decoding` holds the defaults.
+        asked: A rule, taken as it is; or options that override the bundle's defaults (None: not
+            given), among which `rule` names another rule.
 
     Raises:
-        ConfigError: This version does not know the family.
-        DeviceError: Kernels cannot be compiled or loaded.
+        ConfigError: A rule or an option that the family does not have, a value out of range, or
+            values that contradict each other.
+        BundleError: The bundle's own defaults have such a fault.
     """
-    family = find_family(manifest.family)
-    return LoadedModel(
-        manifest=manifest, engines=engines, ops=ops or ops_for(engines), family=family
-    )
+    family, rules = manifest.family, rules_of(manifest.family)
+    if isinstance(asked, DecodingRule):
+        find_rule(asked.name, rules, of=_models(family))
+        return asked
+    try:
+        own = read_rule(manifest.decoding, family)
+    except ConfigError as error:
+        raise BundleError(
+            f"the bundle's own decoding settings cannot be used ({error}): export it again, or use "
+            "the version of dlm-edge that wrote it"
+        ) from error
+    overrides = {name: value for name, value in (asked or {}).items() if value is not None}
+    rule = find_rule(overrides.pop("rule", own.name), rules, of=_models(family))
+    return own.override(rule, overrides)
+
+
+def _models(family: str | None) -> str:
+    return "any model" if family is None else f"a model of family {family}"

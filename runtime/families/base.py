@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from ..bundle.manifest import GraphSpec, Manifest
-from ..decoding import DecodingSettings
+from ..decoding import DecodingRule
 from ..engines.base import Engine, EngineSet
-from ..errors import BundleError, ConfigError
 from ..ops.base import Ops
+from . import decoding_settings
 
 Buckets = tuple[GraphSpec, ...]
 """Shapes of one graph that differ in their context alone, ascending."""
@@ -39,36 +39,6 @@ class Span:
     """For provisional spans: which positions are already unmasked."""
 
 
-def check_rule(family: DeviceFamily, settings: DecodingSettings) -> DecodingSettings:
-    """Returns settings whose rule the family decodes by; raises ConfigError for another's."""
-    if settings.rule not in family.rules:
-        raise ConfigError(
-            f"rule {settings.rule} cannot decode a model of family {family.name}, which has "
-            f"{', '.join(family.rules)}; leave out --rule and its options, or choose one of these"
-        )
-    return settings
-
-
-def resolve_settings(
-    manifest: Manifest, family: DeviceFamily, overrides: Mapping[str, Any]
-) -> DecodingSettings:
-    """Lays overrides (None: not given) over a bundle's settings, and these over the family's rule.
-
-    Raises:
-        ConfigError: Unknown, out of range, contradicting each other, or another family's.
-        BundleError: The bundle's own settings are.
-    """
-    defaults = {"rule": family.default_rule, **manifest.decoding}
-    try:
-        check_rule(family, DecodingSettings.from_json(defaults))
-    except ConfigError as error:
-        raise BundleError(
-            f"the bundle's own decoding settings cannot be used ({error}): export it again, or use "
-            "the version of dlm-edge that wrote it"
-        ) from error
-    return check_rule(family, DecodingSettings.merge(defaults, overrides))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One text to generate, in token ids."""
@@ -83,8 +53,8 @@ class Request:
     template_ids: tuple[int, ...] | None = None
     """Infilling: the whole text, start token included, with the mask id at each position to fill.
     `prompt_ids` and `max_tokens` are not used then."""
-    settings: DecodingSettings | None = None
-    """None: the manifest's defaults."""
+    settings: DecodingRule | None = None
+    """How it is decoded; None: the manifest's defaults."""
     banned_ids: tuple[int, ...] = ()
     """Ids never to generate, beside mask and padding: those the tokenizer has no text for."""
     end_ids: tuple[int, ...] = ()
@@ -195,12 +165,11 @@ class LoadedModel:
         """The shapes that the engines offer."""
         return self.engines.specs
 
-    def settings(self, overrides: Mapping[str, Any]) -> DecodingSettings:
-        """Gives the bundle's decoding settings with overrides (None: not given) laid over them;
-        errors of `resolve_settings`."""
-        return resolve_settings(self.manifest, self.family, overrides)
+    def settings(self, asked: DecodingRule | Mapping[str, Any] | None) -> DecodingRule:
+        """Gives the decoding rule of a request or a command; see `decoding_settings`."""
+        return decoding_settings(self.manifest, asked)
 
-    def positions(self, settings: DecodingSettings) -> int:
+    def positions(self, settings: DecodingRule) -> int:
         """Gives how many positions a text may have before its window slides; see DeviceFamily."""
         return self.family.positions(self.manifest, self.specs, settings)
 
@@ -209,10 +178,6 @@ class DeviceFamily(Protocol):
     """What `families/__init__.py` lists: how to start a request, and how good the model is."""
 
     name: str
-    default_rule: str
-    """Decoding rule of bundles that name none."""
-    rules: tuple[str, ...]
-    """All decoding rules that it can carry out; others are refused by name."""
     exact: bool
     """True when the bound is the likelihood itself, so that one sample tells all."""
 
@@ -228,7 +193,7 @@ class DeviceFamily(Protocol):
         ...
 
     def positions(
-        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingRule
     ) -> int:
         """Gives how many positions a text may have before its window slides.
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from ..bundle.manifest import GraphSpec, Manifest
-from ..decoding import DecodingSettings
 from ..engines.base import Engine
 from ..errors import ConfigError
 from ..noise.philox import check_key
 from .base import HEAD_PHASE, Buckets, LoadedModel, Request, Span, WindowSize
 from .heads import Heads, hidden_rows
 from .likelihood import negative_log_likelihood
+from .next_token import NextToken
 from .text_rule import TextRule, undrawable_ids
 from .window import (
     Text,
@@ -51,7 +51,7 @@ class CausalRule(TextRule):
         self,
         model: LoadedModel,
         request: Request,
-        settings: DecodingSettings,
+        settings: NextToken,
         *,
         graph: str = GRAPH,
     ) -> None:

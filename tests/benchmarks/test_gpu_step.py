@@ -8,9 +8,8 @@ import torch
 from click.testing import CliRunner
 from dlm_edge.benchmarks import gpu_drafts, gpu_model, gpu_place, gpu_step
 from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
-from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.facts import GpuFacts
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
@@ -18,6 +17,7 @@ from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.train.torch_engine import TorchEngineSet
 from emulation.device import EmulatedDevice
 from gpu.models import manifest_of, tiny_graphs
+from rules import decoding
 
 torch.set_num_threads(1)
 
@@ -42,7 +42,7 @@ def test_the_engine_that_is_measured_gives_the_tokens_of_the_loop_on_the_cpu():
     for rule in ("threshold", "low_confidence"):
         asked = Request(
             prompt_ids=(0, 5, 6), max_tokens=11, seed=3, sample_index=0,
-            settings=DecodingSettings(rule=rule, temperature=1.0),
+            settings=decoding(rule=rule, temperature=1.0),
         )  # fmt: skip
         wanted = generate(load_model(manifest, reference), asked)
         found = generate(load_model(manifest, engines, CudaOps(device)), asked)

@@ -3,19 +3,20 @@
 import pytest
 import torch
 from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
-from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import FAMILIES, load_model
+from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.train.torch_engine import TorchEngineSet
 from gpu.models import manifest_of, tiny_graphs
+from rules import decoding
 
 pytestmark = pytest.mark.gpu
 
 
 def request(rule, seed, **heat):
-    settings = DecodingSettings(rule=rule, **heat)
+    settings = decoding(rule=rule, **heat)
     return Request(
         prompt_ids=(0, 5, 6), max_tokens=11, seed=seed, sample_index=0, settings=settings
     )
@@ -31,7 +32,7 @@ def exact_products():
 
 
 @pytest.mark.parametrize("captures", [True, False], ids=["captured", "uncaptured"])
-@pytest.mark.parametrize("rule", FAMILIES["mdlm"].rules)
+@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("mdlm")])
 def test_the_device_loop_gives_the_tokens_of_the_loop_on_the_cpu(
     gpu, exact_products, rule, captures
 ):

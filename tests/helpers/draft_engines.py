@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from dlm_edge.runtime.bundle.manifest import GraphKey, GraphSpec, Manifest, TensorSpec
-from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.families.tidar.layout import draft_rows
 from dlm_edge.runtime.generate import Generation, generate
 from manifests import plain_manifest
+from rules import decoding
 
 HEADS, WIDTH, LAYERS = 2, 4, 2
 DIM = HEADS * WIDTH
@@ -246,7 +246,7 @@ def draft_request(rule="draft_verify", **fields: Any) -> Request:
     names = ("temperature", "top_k", "top_p", "beta", "block_size")
     settings = {name: fields.pop(name) for name in names if name in fields}
     base = {"prompt_ids": (0, 3, 1, 4, 1), "max_tokens": 24, "seed": 5, "sample_index": 1}
-    return Request(**{**base, **fields}, settings=DecodingSettings(rule=rule, **settings))
+    return Request(**{**base, **fields}, settings=decoding(rule=rule, **settings))
 
 
 def run(engines, asked, **fields):

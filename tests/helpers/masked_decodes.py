@@ -2,22 +2,23 @@
 
 from dataclasses import replace
 
-from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import FAMILIES, load_model
+from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import Generation
+from rules import decoding
 from table_engines import TableEngines, hashed, make_manifest
 
 V = 40
 MASK, PAD = V - 1, V - 2
-BLOCK_RULES = FAMILIES["mdlm"].rules
+BLOCK_RULES = [rule.name for rule in rules_of("mdlm")]
 SHAPES = [(8, 16), (8, 64), (64, 8)]
 
 
 def request(**fields):
     base = {
         "prompt_ids": (0, 5, 6, 7, 8), "max_tokens": 30, "seed": 1, "sample_index": 0,
-        "settings": DecodingSettings(temperature=1.0),
+        "settings": decoding(temperature=1.0),
     }  # fmt: skip
     return Request(**{**base, **fields})
 
@@ -42,6 +43,6 @@ def decode(rule_request, shapes=SHAPES, denoiser=None, **fields):
 
 
 def infill(template, **fields):
-    settings = DecodingSettings(temperature=1.0, block_size=8)
+    settings = decoding(temperature=1.0, block_size=8)
     asked = request(prompt_ids=(), max_tokens=0, template_ids=template, settings=settings)
     return decode(replace(asked, **fields), denoiser=hashed(V))

@@ -134,8 +134,6 @@ class ToyDevice:
 
     name = "toy"
     exact = True
-    default_rule = "next_token"
-    rules = ("next_token",)
 
     def start(self, model, request) -> UpdateRule:
         return ToyRule(model.engines, model.ops, request)

@@ -1,13 +1,13 @@
 from dataclasses import replace
 
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import load_model
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import Generation, generate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_decodes import BLOCK_RULES, MASK, PAD, SHAPES, V, decode, never_ending, request
+from rules import decoding
 from table_engines import TableEngines, hashed, make_manifest
 
 
@@ -20,7 +20,7 @@ from table_engines import TableEngines, hashed, make_manifest
 )
 def test_every_decode_ends_with_text_only(rule, heat, num_prompt, max_tokens, seed):
     prompt = (0, *(3 + i % 20 for i in range(num_prompt - 1)))
-    settings = DecodingSettings(rule=rule, temperature=heat)
+    settings = decoding(rule=rule, temperature=heat)
     result, spans, _ = decode(
         request(prompt_ids=prompt, max_tokens=max_tokens, settings=settings, seed=seed),
         denoiser=hashed(V),
@@ -41,7 +41,7 @@ def test_every_decode_ends_with_text_only(rule, heat, num_prompt, max_tokens, se
 @settings(max_examples=30)
 @given(st.sampled_from(BLOCK_RULES), st.integers(0, 1000))
 def test_tokens_do_not_depend_on_the_context_buckets_or_what_ran_before(rule, seed):
-    asked = request(settings=DecodingSettings(rule=rule, temperature=1.0), seed=seed)
+    asked = request(settings=decoding(rule=rule, temperature=1.0), seed=seed)
     first, _, engines = decode(asked, [(8, 64)])
     second, _, _ = decode(asked, [(8, 8), (8, 16), (8, 24), (8, 64)])
     third = generate(load_model(make_manifest(engines), engines), asked)  # a used cache
@@ -50,7 +50,7 @@ def test_tokens_do_not_depend_on_the_context_buckets_or_what_ran_before(rule, se
 
 @pytest.mark.parametrize("rule", BLOCK_RULES)
 def test_samples_differ_by_index_and_by_seed(rule):
-    settings = DecodingSettings(rule=rule, temperature=1.0)
+    settings = decoding(rule=rule, temperature=1.0)
     texts = {
         decode(request(settings=settings, seed=seed, sample_index=index))[0].token_ids
         for seed in (0, 1, 2**40)
@@ -103,8 +103,8 @@ def test_stage_times_add_up_and_runs_are_counted():
         {"template_ids": (0, *[MASK] * 64)},
         {"template_ids": (0, PAD)},
         {"template_ids": ()},
-        {"settings": DecodingSettings(rule="next_token")},
-        {"settings": DecodingSettings(block_size=16)},
+        {"settings": decoding(rule="next_token")},
+        {"settings": decoding(block_size=16)},
     ],
 )
 def test_requests_that_cannot_be_served_are_refused_in_one_line(fields):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.engines import tensorrt_open
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.families import FAMILIES
+from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
 from manifests import find_shape
@@ -49,7 +49,7 @@ def texts(bundle, engine, **settings):
         return found
 
 
-@pytest.mark.parametrize("rule", FAMILIES["mdlm"].rules)
+@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("mdlm")])
 def test_every_rule_gives_the_tokens_of_the_cpu(toy, board, rule):
     wanted = texts(toy, "onnxruntime", rule=rule, temperature=1.0)
     assert texts(toy, "tensorrt", rule=rule, temperature=1.0) == wanted
@@ -57,7 +57,7 @@ def test_every_rule_gives_the_tokens_of_the_cpu(toy, board, rule):
 
 
 @pytest.mark.parametrize("graph", ["uniform", "absorb"])
-@pytest.mark.parametrize("rule", FAMILIES["sedd"].rules)
+@pytest.mark.parametrize("rule", [rule.name for rule in rules_of("sedd")])
 def test_score_models_give_the_tokens_of_the_cpu(tmp_path, monkeypatch, graph, rule):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     make_board(monkeypatch)

@@ -55,7 +55,7 @@ def test_steps_choose_no_other_rule_and_foreign_rules_are_refused_in_one_line(bu
     assert json.loads(done.stdout)["rule"] == "tweedie"
     for arguments, words in (
         (("--rule", "threshold"), "family sedd, which has tweedie, euler"),
-        (("--threshold", "0.8"), "family sedd"),
+        (("--threshold", "0.8"), "threshold has no effect on rule tweedie"),
         (("--rule", "euler", "--factor", "2"), "factor has no effect on rule euler"),
         (("--repetition-penalty", "1.2"), "repetition_penalty has no effect"),
         (("--block", "8"), "16, 32"),

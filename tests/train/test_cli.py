@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
 from dlm_edge.train.cli import _print_summary, main
-from dlm_edge.train.cli_options import GroupedOption
+from dlm_edge.train.cli_options import TrainOption
 from dlm_edge.train.config import TrainConfig
 
 SHAPE = [
@@ -204,7 +204,7 @@ def test_no_option_is_taken_and_then_ignored():
     function = main.callback
     assert function is not None
     own = set(inspect.signature(inspect.unwrap(function)).parameters)
-    grouped = [item for item in main.params if isinstance(item, GroupedOption)]
+    grouped = [item for item in main.params if isinstance(item, TrainOption)]
     assert len(grouped) > 50
     for option in grouped:
         assert sum((option.to_family, option.name in known, option.name in own)) == 1, option.name

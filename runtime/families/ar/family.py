@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
-from ...decoding import DecodingSettings
-from ...errors import ConfigError
-from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize, check_rule
+from ...decoding import DecodingRule
+from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
 from ..causal import (
     CausalRule,
     cached_shapes,
@@ -19,26 +18,21 @@ from ..causal import (
     causal_windows,
     check_request,
 )
+from ..next_token import NextToken
 
 
 class CausalFamily:
     """What the table of families holds for `ar`."""
 
     name = "ar"
-    default_rule = "next_token"
-    rules: tuple[str, ...] = ("next_token",)
     exact = True
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         """See DeviceFamily."""
         manifest = model.manifest
         check_request(manifest, request)
-        settings = check_rule(self, request.settings or model.settings({}))
-        if settings.block_size is not None:
-            raise ConfigError(
-                "--block (block_size) has no effect on a causal model, which goes token by token; "
-                "leave it out"
-            )
+        settings = model.settings(request.settings)
+        assert isinstance(settings, NextToken)
         return CausalRule(model, request, settings)
 
     def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
@@ -71,7 +65,7 @@ class CausalFamily:
         return causal_windows(manifest, specs, block_size)
 
     def positions(
-        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingRule
     ) -> int:
         """See DeviceFamily: the newest token needs no place in the cache."""
         return min(causal_capacity(cached_shapes(specs), manifest) + 1, manifest.max_position)

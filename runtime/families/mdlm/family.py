@@ -1,6 +1,6 @@
 """The family `mdlm` on the device: masked diffusion, whole canvas (MDLM) or by blocks (BD3-LM).
 
-The update rule is in `rule.py`, the bound in `bound.py`.
+The update rule is in `rule`, the decoding rules in `rules`, the bound in `bound`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
-from ...decoding import DecodingSettings
+from ...decoding import DecodingRule
 from ...errors import ConfigError
 from ...noise.philox import check_key
-from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize, check_rule
+from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
 from ..window import (
     bucket_of_text,
     capacity,
@@ -24,24 +24,13 @@ from ..window import (
 )
 from .bound import masked_bound
 from .rule import MaskedRule, double_buckets, text_blocks
+from .rules import MaskedDecoding
 
 
 class MaskedFamily:
     """What the table of families holds for `mdlm`."""
 
     name = "mdlm"
-    default_rule = "threshold"
-    rules: tuple[str, ...] = (
-        "low_confidence",
-        "threshold",
-        "factor",
-        "entropy",
-        "margin",
-        "random",
-        "entropy_bound",
-        "first_hitting",
-        "ancestral",
-    )
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
@@ -56,8 +45,9 @@ class MaskedFamily:
             check_ids(manifest, request.prompt_ids, "prompt")
             if request.max_tokens < 0:
                 raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        settings = request.settings or model.settings({})
-        return MaskedRule(model, request, check_rule(self, settings))
+        settings = model.settings(request.settings)
+        assert isinstance(settings, MaskedDecoding)
+        return MaskedRule(model, request, settings)
 
     def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
         """See DeviceFamily."""
@@ -65,9 +55,10 @@ class MaskedFamily:
         return text_blocks(specs)
 
     def positions(
-        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingRule
     ) -> int:
         """See DeviceFamily."""
+        assert isinstance(settings, MaskedDecoding)
         shapes = text_blocks(specs)
         block = choose_block(shapes, settings.block_size, manifest.block_sizes)
         return capacity(shapes[block], block, manifest.max_position)

@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 
 from ...bundle.manifest import GraphSpec
-from ...decoding import RULES, DecodingSettings
 from ...engines.base import Engine
 from ...ops.base import Progress
 from ..base import Buckets, LoadedModel, Request, Span
@@ -51,6 +50,7 @@ from ..window import (
     has_input,
     logits,
 )
+from .rules import Ancestral, MaskedDecoding
 from .steps import mask_chances, unmask_chances
 
 GRAPH = "denoise"
@@ -68,7 +68,7 @@ class MaskedRule(CanvasRule):
         self,
         model: LoadedModel,
         request: Request,
-        settings: DecodingSettings,
+        settings: MaskedDecoding,
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         manifest, engines, ops = model.manifest, model.engines, model.ops
@@ -88,10 +88,12 @@ class MaskedRule(CanvasRule):
         self._buckets = shapes[self._block]
         self._doubles = double_buckets(engines.specs, self._block)
         self._capacity = capacity(self._buckets, self._block, manifest.max_position)
-        steps = settings.steps or self._block
-        timed = settings.rule == "ancestral"
         self._sees_time = has_input(engines.specs, GRAPH, "time")
-        self._times = mask_chances(manifest, steps) if timed and self._sees_time else None
+        self._times = unmask_chance = None
+        if isinstance(settings, Ancestral):
+            steps = settings.steps or self._block
+            unmask_chance = unmask_chances(manifest, steps)
+            self._times = mask_chances(manifest, steps) if self._sees_time else None
         self._canvas = ops.canvas(
             block=self._block,
             vocab_size=manifest.vocab_size,
@@ -102,12 +104,12 @@ class MaskedRule(CanvasRule):
             mask_token_id=self._mask,
             eos_token_id=self._eos if template is None else -1,
             banned=undrawable_ids(manifest, request),
-            unmask_chance=unmask_chances(manifest, steps) if timed else None,
+            unmask_chance=unmask_chance,
             tells=self._sees_time,
             times=self._times,
         )
         # Outputs on which nothing was committed serve again, unless time went on for the graph.
-        self._repeats = RULES[settings.rule].scheduled and not self._sees_time
+        self._repeats = isinstance(settings, Ancestral) and not self._sees_time
         self._phase = "store"
         self._cached = 0
         self._open(template)

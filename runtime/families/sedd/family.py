@@ -1,7 +1,7 @@
 """The family `sedd` on the device: score-entropy diffusion with a uniform or an absorbing graph.
 
-The update rule stands in `sedd_rule`, the bound in `sedd_bound`, the formulas of a step in
-`transition`.
+The update rule is in `rule`, the decoding rules in `rules`, the bound in `bound`, the formulas of a
+step in `noise.transition`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
-from ...decoding import DecodingSettings
+from ...decoding import DecodingRule
 from ...errors import ConfigError
 from ...noise.philox import check_key
 from ...noise.transition import GRAPHS
-from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize, check_rule
+from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
 from ..window import by_rows, check_ends, check_ids, choose_block, default_block
 from .bound import score_bound
 from .rule import GRAPH, ScoreRule, window_size
+from .rules import ScoreDecoding
 
 
 class ScoreFamily:
     """What the table of families holds for `sedd`."""
 
     name = "sedd"
-    default_rule = "tweedie"
-    rules: tuple[str, ...] = ("tweedie", "euler")
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
@@ -41,13 +40,15 @@ class ScoreFamily:
             check_ids(manifest, request.prompt_ids, "prompt")
             if request.max_tokens < 0:
                 raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        settings = check_rule(self, request.settings or model.settings({}))
+        settings = model.settings(request.settings)
+        assert isinstance(settings, ScoreDecoding)
         return ScoreRule(model, request, settings)
 
     def positions(
-        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingRule
     ) -> int:
         """See DeviceFamily: the canvas asked for, else the longest one."""
+        assert isinstance(settings, ScoreDecoding)
         shapes = by_rows(specs, GRAPH)
         return window_size(shapes, max(shapes), settings.block_size)
 

@@ -27,7 +27,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
-from ...decoding import DecodingSettings
 from ...engines.base import Engine
 from ...noise.philox import DrawKind, uniforms
 from ...noise.schedule import schedule_from_json
@@ -36,6 +35,7 @@ from ...ops.base import Progress
 from ..base import Buckets, LoadedModel, Request, Span
 from ..text_rule import CanvasRule, undrawable_ids
 from ..window import Text, banned_ids, by_rows, canvas_block, choose_block
+from .rules import ScoreDecoding
 
 GRAPH = "score"
 
@@ -47,7 +47,7 @@ class ScoreRule(CanvasRule):
         self,
         model: LoadedModel,
         request: Request,
-        settings: DecodingSettings,
+        settings: ScoreDecoding,
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         manifest, ops = model.manifest, model.ops
@@ -84,7 +84,7 @@ class ScoreRule(CanvasRule):
             transition=transition_table(
                 schedule_from_json(manifest.noise_schedule),
                 manifest.model["graph"],
-                settings.rule,
+                settings.name,
                 self._num_steps,
                 num_states(manifest),
             ),

@@ -25,21 +25,21 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
-from ...decoding import DecodingSettings
+from ...decoding import DecodingRule
 from ...errors import ConfigError
-from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize, check_rule
+from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
 from ..causal import CausalRule, causal_likelihood, causal_runs, causal_windows, check_request
 from ..heads import Heads
+from ..next_token import NextToken
 from ..window import bucket_of_text, by_block, by_rows, choose_block
 from .rule import DRAFT, GRAPH, DraftRule
+from .rules import DraftVerify
 
 
 class DraftFamily:
     """What the table of families holds for `tidar`."""
 
     name = "tidar"
-    default_rule = "draft_verify"
-    rules: tuple[str, ...] = ("draft_verify", "next_token")
     exact = True
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
@@ -47,11 +47,10 @@ class DraftFamily:
         manifest = model.manifest
         check_request(manifest, request)
         check_manifest(manifest)
-        settings = check_rule(self, request.settings or model.settings({}))
-        if settings.rule == "next_token":
-            if settings.block_size is not None:
-                raise ConfigError("block_size has no effect on rule next_token; leave it out")
+        settings = model.settings(request.settings)
+        if isinstance(settings, NextToken):
             return CausalRule(model, request, settings, graph=GRAPH)
+        assert isinstance(settings, DraftVerify)
         shapes = by_draft(model.specs)
         block = choose_block(shapes, settings.block_size, manifest.block_sizes)
         return DraftRule(model, request, settings, block=block, buckets=shapes[block])
@@ -70,7 +69,7 @@ class DraftFamily:
         return causal_likelihood(model, windows, samples=samples, graph=GRAPH)
 
     def positions(
-        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingSettings
+        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingRule
     ) -> int:
         """See DeviceFamily: every token but the newest has a row in the cache."""
         del settings

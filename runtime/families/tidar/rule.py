@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...bundle.manifest import GraphKey, GraphSpec
-from ...decoding import DecodingSettings
 from ...engines.base import Engine
 from ...ops.drafts import Verified
 from ..base import HEAD_PHASE, Buckets, LoadedModel, Request, Span
@@ -36,6 +35,7 @@ from ..layout import Layout, causal_layout
 from ..text_rule import TextRule, undrawable_ids
 from ..window import Text, append, bucket, feed, lay_out, logits
 from .layout import draft_layout, draft_rows, open_layout
+from .rules import DraftVerify
 
 GRAPH = "step"
 DRAFT = "draft"
@@ -61,7 +61,7 @@ class DraftRule(TextRule):
         self,
         model: LoadedModel,
         request: Request,
-        settings: DecodingSettings,
+        settings: DraftVerify,
         *,
         block: int,
         buckets: Buckets,
@@ -71,7 +71,7 @@ class DraftRule(TextRule):
         Args:
             model: Drafts and verifies.
             request: What to continue.
-            settings: Of rule `draft_verify`.
+            settings: The decoding rule.
             block: B.
             buckets: Shapes that draft so many.
         """
@@ -86,7 +86,7 @@ class DraftRule(TextRule):
         self._num_given = len(request.prompt_ids)
         self._heads = Heads(model.specs)
         self._heads.check(block)
-        self._mixed = settings.beta is not None and settings.beta < 1.0
+        self._mixed = settings.beta < 1.0
         self._drafts = ops.drafts(
             block=block,
             vocab_size=manifest.vocab_size,
@@ -96,7 +96,7 @@ class DraftRule(TextRule):
             mask_token_id=self._mask,
             stops=(manifest.eos_token_id, *request.end_ids),
             banned=undrawable_ids(manifest, request),
-            beta=1.0 if settings.beta is None else settings.beta,
+            beta=settings.beta,
             held=self._heads.logit_type if self._mixed else None,
         )
         self._layouts = {"prefill": causal_layout(self._rows), "verify": draft_layout(block)}

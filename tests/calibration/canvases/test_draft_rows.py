@@ -5,7 +5,7 @@ import pytest
 from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
 from dlm_edge.calibration.canvases.recorder import Recorder, RecordingEngines, kept_rows
 from dlm_edge.calibration.scales.activations import _Collector
-from dlm_edge.runtime.families import load_model
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.families.tidar.layout import draft_layout, draft_rows
 from dlm_edge.runtime.generate import generate
 from draft_engines import DraftEngines, Model, draft_manifest, draft_request

@@ -14,8 +14,8 @@ from dlm_edge.calibration.canvases.recorder import Recorder, RecordingEngines, U
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
-from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.text.tokenizer import Tokenizer
 from toy_bundle import BLOCK, CACHE, KEYS, toy_tokenizer, write_toy

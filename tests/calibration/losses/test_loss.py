@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 from dlm_edge.calibration.losses.loss import LossText, Ratio, cut_texts, decoded_blocks, worst
-from dlm_edge.runtime.families import load_model
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.evaluate import evaluate_ids, windows_of
 from table_engines import TableEngines, hashed, make_manifest
 

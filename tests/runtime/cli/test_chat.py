@@ -11,7 +11,7 @@ from dlm_edge.runtime.chat import Chat
 from dlm_edge.runtime.cli import chat as cli_chat
 from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.errors import BundleError, ConfigError
-from dlm_edge.runtime.families import load_model
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.runtime.text.chat_template import CHAT_NAME, ChatTemplate
 from dlm_edge.runtime.text.tokenizer import Tokenizer

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import load_model
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import find_shape
 from masked_decodes import BLOCK_RULES, MASK, PAD, V, decode, infill, never_ending, request
+from rules import decoding
 from table_engines import TableEngines, make_manifest
 
 
@@ -37,7 +37,7 @@ def test_finished_blocks_are_stored_by_one_clean_run_and_the_last_is_not():
 
 
 def test_positions_behind_the_limit_stay_masked_and_cost_nothing():
-    settings = DecodingSettings(rule="low_confidence")
+    settings = decoding(rule="low_confidence")
     result, _, engines = decode(request(prompt_ids=(0,), max_tokens=3, settings=settings))
     assert len(result.new_token_ids) == 3
     assert result.nfe == 3
@@ -60,14 +60,14 @@ def test_an_end_token_ends_the_text_once_all_before_it_is_committed():
 
 
 def test_first_hitting_takes_one_run_per_token():
-    settings = DecodingSettings(rule="first_hitting")
+    settings = decoding(rule="first_hitting")
     result, _, _ = decode(request(prompt_ids=(0,), max_tokens=31, settings=settings))
     assert result.nfe == 31 + 3  # three commit runs
     assert len(result.new_token_ids) == 31
 
 
 def test_steps_without_change_run_no_graph_and_change_no_token():
-    settings = DecodingSettings(rule="ancestral", steps=500)
+    settings = decoding(rule="ancestral", steps=500)
     _, _, engines = decode(request(prompt_ids=(0,), max_tokens=15, settings=settings))
     denoised = [run for run in engines.runs if MASK in run[3]]
     assert len(denoised) <= 15
@@ -75,7 +75,7 @@ def test_steps_without_change_run_no_graph_and_change_no_token():
 
 
 def test_ancestral_with_the_cache_equals_ancestral_without():
-    settings = DecodingSettings(rule="ancestral", steps=100)
+    settings = decoding(rule="ancestral", steps=100)
     cached, _, _ = decode(request(settings=settings))
     runs = []
 
@@ -102,7 +102,7 @@ def test_ancestral_with_the_cache_equals_ancestral_without():
 @pytest.mark.parametrize("rule", ["ancestral", "threshold"])
 def test_a_graph_that_sees_time_is_told_the_mask_chance_of_every_run(rule):
     engines = TableEngines(never_ending(), [(8, 64)], V, timed=True)
-    settings = DecodingSettings(rule=rule, steps=20 if rule == "ancestral" else None)
+    settings = decoding(rule=rule, steps=20 if rule == "ancestral" else None)
     asked = request(prompt_ids=(0, *range(5, 12)), max_tokens=16, settings=settings)
     generate(load_model(make_manifest(engines), engines), asked)
     for time, (_, _, _, ids) in zip(engines.times, engines.runs, strict=True):
@@ -133,7 +133,7 @@ def test_storing_a_block_and_beginning_the_next_in_one_run_changes_no_token(
     asked = request(
         prompt_ids=(0, *(3 + i % 20 for i in range(num_prompt - 1))),
         max_tokens=max_tokens,
-        settings=DecodingSettings(rule=rule, temperature=1.0, steps=steps),
+        settings=decoding(rule=rule, temperature=1.0, steps=steps),
         seed=seed,
     )
     results, told = [], []
@@ -186,7 +186,7 @@ def test_a_prompt_longer_than_the_context_keeps_its_tail():
 
 
 def test_a_whole_canvas_continues_in_halves():
-    settings = DecodingSettings(temperature=1.0, block_size=64)
+    settings = decoding(temperature=1.0, block_size=64)
     result, _, engines = decode(request(max_tokens=100, settings=settings))
     assert {run[:3] for run in engines.runs} == {(64, 8, 0)}
     assert len(result.new_token_ids) == 100
@@ -202,7 +202,7 @@ def test_a_whole_canvas_continues_in_halves():
 )
 def test_ids_that_the_tokenizer_lacks_are_never_generated(rule, heat, missing, gaps):
     asked = request(
-        settings=DecodingSettings(rule=rule, temperature=heat),
+        settings=decoding(rule=rule, temperature=heat),
         banned_ids=tuple(missing),
         template_ids=(0, *[MASK] * 20) if gaps else None,
     )

@@ -3,11 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import find_family, load_model
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import find_family, load_model
 from dlm_edge.runtime.generate import generate
 from manifests import score_spec
+from rules import decoding
 from table_engines import TableEngines, hashed, make_manifest
 
 V = 30
@@ -42,7 +42,7 @@ def test_one_position_less_fits_and_this_many_slide(
 ):
     engines = TableEngines(hashed(V, causal=family == "ar"), shapes, V)
     manifest = make_manifest(engines, family=family, max_position=max_position)
-    settings = DecodingSettings(rule=rule, block_size=block)
+    settings = decoding(rule=rule, block_size=block)
     found = find_family(family).positions(manifest, engines.specs, settings)
     assert found == positions
     assert not slides(family, manifest, engines, settings, positions - 1)
@@ -53,5 +53,5 @@ def test_one_position_less_fits_and_this_many_slide(
 @pytest.mark.parametrize(("block", "positions"), [(None, 16), (8, 8), (16, 16)])
 def test_a_score_models_text_has_the_canvas_asked_for_or_the_longest(block, positions):
     specs = [score_spec(size, V) for size in (8, 16)]
-    settings = DecodingSettings(rule="tweedie", block_size=block)
+    settings = decoding(rule="tweedie", block_size=block)
     assert find_family("sedd").positions(SimpleNamespace(), specs, settings) == positions

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 import pytest
-from dlm_edge.runtime.families import find_family
+from dlm_edge.runtime.families.table import find_family
 from draft_engines import head_spec, step_spec
 from manifests import denoise_spec, plain_manifest, score_spec
 

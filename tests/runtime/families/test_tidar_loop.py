@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import FAMILIES, decoding_blocks, decoding_settings, load_model
+from dlm_edge.runtime.families import decoding_settings
+from dlm_edge.runtime.families.next_token import NextToken
+from dlm_edge.runtime.families.table import FAMILIES, decoding_blocks, load_model
 from dlm_edge.runtime.families.tidar.family import DraftFamily
+from dlm_edge.runtime.families.tidar.rules import DraftVerify
 from dlm_edge.runtime.frames import canvases
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.measure.evaluate import evaluate_ids
@@ -221,7 +224,7 @@ def test_what_cannot_be_decoded_is_refused_in_a_line():
     ):
         with pytest.raises(ConfigError, match=words):
             run(engines, draft_request(**fields))
-    with pytest.raises(ConfigError, match="block_size has no effect on rule next_token"):
+    with pytest.raises(ConfigError, match=r"block_size. has no effect on rule next_token"):
         run(engines, draft_request("next_token", block_size=2))
     with pytest.raises(ConfigError, match="fill gaps"):
         run(engines, draft_request(template_ids=(0, 29)))
@@ -242,10 +245,9 @@ def test_what_cannot_be_decoded_is_refused_in_a_line():
 def test_the_baseline_leaves_the_bundles_block_size_and_beta_out():
     engines = DraftEngines(Model(30), [2, 3])
     manifest = draft_manifest(engines, decoding={"block_size": 3, "beta": 0.5})
-    assert decoding_settings(manifest, {}).block_size == 3
-    plain = decoding_settings(manifest, {"rule": "next_token"})
-    assert (plain.block_size, plain.beta) == (None, None)
-    assert decoding_settings(manifest, {"beta": 0.25}).beta == 0.25
+    assert decoding_settings(manifest, {}) == DraftVerify(block_size=3, beta=0.5)
+    assert decoding_settings(manifest, {"rule": "next_token"}) == NextToken()
+    assert decoding_settings(manifest, {"beta": 0.25}) == DraftVerify(block_size=3, beta=0.25)
 
 
 def test_block_sizes_are_those_of_drafts_and_positions_those_of_the_cache():

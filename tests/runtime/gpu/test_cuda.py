@@ -13,7 +13,6 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 from child_programs import LOAD
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.gpu import bindings as cuda_bindings
 from dlm_edge.runtime.gpu import cuda
@@ -25,6 +24,7 @@ from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from emulation.libcuda import OK, Bindings, Pycuda, Status, images
 from emulation.pairs import compare_samples, make_pair, on_device, random_logits
+from rules import decoding
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_mapped_memory_is_zeroed_and_outlives_the_call(bindings):
 def test_kernels_run_and_steps_are_captured_and_replayed(bindings):
     device = ReplayingDevice(CudaDevice())
     ops = CudaOps(device, run_ahead=False)
-    settings = DecodingSettings(rule="low_confidence", temperature=1.0)
+    settings = decoding(rule="low_confidence", temperature=1.0)
     pair = make_pair(settings, block=6, vocab=90, cuda=ops)
     source = random_logits(1, 6, 90)
     logits = on_device(ops, source)

@@ -3,8 +3,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError, DataError
-from dlm_edge.runtime.families import FAMILIES, load_model
 from dlm_edge.runtime.families.likelihood import levels, negative_log_likelihood
+from dlm_edge.runtime.families.table import FAMILIES, load_model
 from dlm_edge.runtime.measure.evaluate import (
     cut_windows,
     evaluate_ids,

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError, EngineError
-from dlm_edge.runtime.families import load_model
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.compare_drafts import DraftPair, random_steps
@@ -16,10 +15,11 @@ from draft_engines import DraftEngines, Model, draft_manifest, draft_request
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
 from emulation.pairs import HEATS, MAX_TIE_SHARE, on_device
+from rules import decoding
 
 
 def settings(**fields):
-    chosen = DecodingSettings(rule="draft_verify", **fields)
+    chosen = decoding(rule="draft_verify", **fields)
     return {"sampling": chosen.sampling, "beta": chosen.beta}
 
 

@@ -1,19 +1,20 @@
 """The whole decoding loop with kernels for ops must give the tokens of the loop in NumPy."""
 
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import FAMILIES, load_model
+from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
+from rules import decoding
 from table_engines import TableEngines, hashed, make_manifest
 
 V = 70
 MASK = V - 1
-BLOCK_RULES = FAMILIES["mdlm"].rules
+BLOCK_RULES = [rule.name for rule in rules_of("mdlm")]
 SHAPES = [(8, 16), (8, 64), (64, 8)]
 
 
@@ -45,7 +46,7 @@ def request(**fields):
     "heat", [{}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 9, "top_p": 0.9}], ids=str
 )
 def test_every_rule_gives_the_tokens_of_the_loop_in_numpy(device, rule, heat):
-    asked = request(settings=DecodingSettings(rule=rule, **heat))
+    asked = request(settings=decoding(rule=rule, **heat))
     for run_ahead in (False, True):
         host, found = results(device, asked, run_ahead=run_ahead)
         assert found.token_ids == host.token_ids
@@ -54,7 +55,7 @@ def test_every_rule_gives_the_tokens_of_the_loop_in_numpy(device, rule, heat):
 
 @pytest.mark.parametrize("rule", BLOCK_RULES)
 def test_texts_that_end_and_penalised_texts_are_equal_too(device, rule):
-    settings = DecodingSettings(rule=rule, temperature=1.0, repetition_penalty=1.3)
+    settings = decoding(rule=rule, temperature=1.0, repetition_penalty=1.3)
     for seed in range(3):
         asked = request(settings=settings, seed=seed, max_tokens=60)
         host, found = results(device, asked, denoiser=hashed(V))
@@ -64,7 +65,7 @@ def test_texts_that_end_and_penalised_texts_are_equal_too(device, rule):
 def test_gaps_are_filled_alike(device):
     template = (0, 5, MASK, MASK, 9, MASK, 11, 12, MASK, MASK, MASK, 3)
     for rule in ("threshold", "random"):
-        settings = DecodingSettings(rule=rule, temperature=1.0)
+        settings = decoding(rule=rule, temperature=1.0)
         asked = request(prompt_ids=(), max_tokens=0, template_ids=template, settings=settings)
         host, found = results(device, asked)
         assert found.token_ids == host.token_ids
@@ -73,7 +74,7 @@ def test_gaps_are_filled_alike(device):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_causal_family_gives_the_same_text(device, temperature):
-    settings = DecodingSettings(rule="next_token", temperature=temperature)
+    settings = decoding(rule="next_token", temperature=temperature)
     for denoiser in (hashed(V, causal=True), never_ending):
         asked = request(settings=settings, max_tokens=20)
         host, found = results(device, asked, family="ar", denoiser=denoiser)
@@ -83,14 +84,14 @@ def test_the_causal_family_gives_the_same_text(device, temperature):
 
 @pytest.mark.parametrize("rule", ["ancestral", "threshold"])
 def test_graphs_that_see_time_are_told_the_same(device, rule):
-    settings = DecodingSettings(rule=rule, temperature=1.0)
+    settings = decoding(rule=rule, temperature=1.0)
     for run_ahead in (False, True):
         host, found = results(device, request(settings=settings), run_ahead=run_ahead, timed=True)
         assert (found.token_ids, found.nfe) == (host.token_ids, host.nfe)
 
 
 def test_what_a_graph_that_sees_time_is_told_is_not_read_back_from_the_device():
-    device, settings = EmulatedDevice(), DecodingSettings(rule="low_confidence")
+    device, settings = EmulatedDevice(), decoding(rule="low_confidence")
     counts = []
     for timed in (False, True):
         before = device.counts["downloads"]
@@ -102,7 +103,7 @@ def test_what_a_graph_that_sees_time_is_told_is_not_read_back_from_the_device():
 
 @pytest.mark.parametrize("rule", ["threshold", "low_confidence", "first_hitting"])
 def test_no_run_is_lost_where_the_window_slides(device, rule):
-    settings = DecodingSettings(rule=rule, temperature=1.0)
+    settings = decoding(rule=rule, temperature=1.0)
     asked = request(settings=settings, max_tokens=150)
     host, found = results(device, asked)
     assert host.approximate
@@ -118,7 +119,7 @@ def test_a_bundle_on_onnx_runtime_gives_the_same_text_with_its_buffers_on_the_de
     from dlm_edge.runtime.engines import open_engines
 
     path = toy.write_toy(tmp_path)
-    settings = DecodingSettings(rule="factor", temperature=1.0)
+    settings = decoding(rule="factor", temperature=1.0)
     asked = Request(
         prompt_ids=(0, 5, 6, 7, 8), max_tokens=7, seed=4, sample_index=0, settings=settings
     )

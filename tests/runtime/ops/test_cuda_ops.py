@@ -4,16 +4,18 @@ import time
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import RULES, DecodingSettings
 from dlm_edge.runtime.errors import ConfigError, EngineError
+from dlm_edge.runtime.families import RULES, rules_of
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda_ops import CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.unmask.contract import Score
 from emulation.device import EmulatedDevice
 from emulation.pairs import HEATS, compare_samples, make_pair, on_device, random_logits
+from rules import decoding
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if RULES[name].unmasks])
+@pytest.mark.parametrize("rule", [*(rule.name for rule in rules_of("mdlm")), "next_token"])
 @pytest.mark.parametrize("block", [1, 7, 40])
 def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
     """Every rule over every step of a block, with equal scores among them, text ends included."""
@@ -21,8 +23,8 @@ def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
         block = 1
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        steps = {"steps": int(rng.integers(1, 9))} if "steps" in RULES[rule].options else {}
-        pair = make_pair(DecodingSettings(rule=rule, **steps), block=block, vocab=90, cuda=cuda)
+        steps = {"steps": int(rng.integers(1, 9))} if "steps" in RULES[rule].options() else {}
+        pair = make_pair(decoding(rule=rule, **steps), block=block, vocab=90, cuda=cuda)
         pair.begin(
             [(index, 0) for index in range(1, block) if rng.random() < 0.1],
             first=int(rng.integers(0, block)),
@@ -30,12 +32,12 @@ def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
         device, host = pair.canvases
         for _ in range(2 * block + 10):
             scores = np.round(rng.random(block), 1).astype(np.float32)
-            scores = -scores if RULES[rule].score == "entropy" else scores
+            scores = -scores if host.selection.score is Score.ENTROPY else scores
             tokens = rng.integers(0, 12, size=block).astype(np.int32)
             host.score[:], host.candidate[:] = scores, tokens
             for name in ("score", "candidate"):
                 cuda.device.upload(getattr(device, name), getattr(host, name))
-            if RULES[rule].chooses_first:
+            if host.selection.chooses_first:
                 NumpyOps().choose(host)
                 cuda.device.upload(device.chosen, host.chosen)
             progress = NumpyOps().commit(host)
@@ -57,7 +59,7 @@ def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
         ("entropy_bound", {"entropy_bound": 0.5}, [-0.25, -0.5, -0.25, -1.0]),
         ("entropy_bound", {"entropy_bound": 0.0}, [-0.25, -0.0, -0.0, -1.0]),
     ):
-        pair = make_pair(DecodingSettings(rule=rule, **option), block=4, vocab=70, cuda=cuda)
+        pair = make_pair(decoding(rule=rule, **option), block=4, vocab=70, cuda=cuda)
         pair.begin()
         device, host = pair.canvases
         host.score[:] = scores
@@ -81,7 +83,7 @@ def test_scores_of_any_kind_are_ranked_and_added_up_as_numpy_does(cuda, block):
         ("threshold", {"threshold": 0.9}, 0.1),
         ("low_confidence", {"steps": 3}, 1),
     ):
-        pair = make_pair(DecodingSettings(rule=rule, **option), block=block, vocab=70, cuda=cuda)
+        pair = make_pair(decoding(rule=rule, **option), block=block, vocab=70, cuda=cuda)
         pair.begin([(index, 3) for index in range(1, block) if rng.random() < 0.3])
         device, host = pair.canvases
         scores = (10.0 ** -(powers * rng.random(block))).astype(np.float32)
@@ -98,7 +100,7 @@ def test_scores_of_any_kind_are_ranked_and_added_up_as_numpy_does(cuda, block):
 
 @pytest.mark.parametrize("times", [None, [0.9, 0.5, 0.2, 0.1]], ids=["counted", "timed"])
 def test_the_next_run_is_told_what_numpy_tells_it(cuda, times):
-    settings = DecodingSettings(rule="low_confidence", steps=5)
+    settings = decoding(rule="low_confidence", steps=5)
     given = None if times is None else np.array(times, np.float32)
     pair = make_pair(settings, block=7, vocab=90, cuda=cuda, tells=True, times=given)
     device, host = pair.canvases
@@ -120,7 +122,7 @@ def test_the_next_run_is_told_what_numpy_tells_it(cuda, times):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [3, 70, 199])
 def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, place):
-    pair = make_pair(DecodingSettings(), block=5, vocab=202, cuda=cuda)
+    pair = make_pair(decoding(), block=5, vocab=202, cuda=cuda)
     pair.begin()
     logits = random_logits(1, 5, 202)
     logits[0, 2, place] = value
@@ -134,7 +136,7 @@ def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, place):
 
 
 def test_a_row_of_nothing_but_minus_infinity_fails_and_a_masked_one_is_all_it_takes(cuda):
-    pair = make_pair(DecodingSettings(), block=5, vocab=202, cuda=cuda)
+    pair = make_pair(decoding(), block=5, vocab=202, cuda=cuda)
     logits = random_logits(1, 5, 202)
     logits[0, 2] = -np.inf
     pair.begin([(2, 9)])
@@ -148,7 +150,7 @@ def test_a_row_of_nothing_but_minus_infinity_fails_and_a_masked_one_is_all_it_ta
 
 
 def test_a_step_over_a_finished_block_changes_nothing(cuda):
-    pair = make_pair(DecodingSettings(rule="threshold", threshold=0.001), block=6, vocab=90,
+    pair = make_pair(decoding(rule="threshold", threshold=0.001), block=6, vocab=90,
                      cuda=cuda)  # fmt: skip
     pair.begin()
     canvas = pair.canvases[0]
@@ -169,7 +171,7 @@ def test_no_result_depends_on_the_order_of_threads():
     for rule, heat in (("factor", HEATS[4]), ("entropy_bound", HEATS[1]), ("random", HEATS[3])):
         found = []
         for ops in both:
-            settings = DecodingSettings(rule=rule, repetition_penalty=1.2, **heat)
+            settings = decoding(rule=rule, repetition_penalty=1.2, **heat)
             pair = make_pair(settings, block=40, vocab=700, cuda=ops)
             pair.begin([(3, 5)])
             ops.sample(on_device(ops, np.round(random_logits(2, 40, 700))), pair.canvases[0])
@@ -211,7 +213,7 @@ def test_a_run_whose_rows_are_appended_is_a_captured_one():
 def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits():
     device = EmulatedDevice()
     cuda = CudaOps(device, run_ahead=False)
-    pair = make_pair(DecodingSettings(temperature=1.0), block=12, vocab=300, cuda=cuda)
+    pair = make_pair(decoding(temperature=1.0), block=12, vocab=300, cuda=cuda)
     pair.begin()
     logits = on_device(cuda, random_logits(1, 12, 300))
     before = dict(device.counts)
@@ -225,7 +227,7 @@ def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits():
 def test_the_ids_of_a_finished_block_cost_no_copy_and_no_wait():
     device = EmulatedDevice()
     cuda = CudaOps(device)
-    pair = make_pair(DecodingSettings(rule="low_confidence"), block=6, vocab=90, cuda=cuda)
+    pair = make_pair(decoding(rule="low_confidence"), block=6, vocab=90, cuda=cuda)
     pair.begin([(2, 7)])
     canvas, host = pair.canvases
     logits = random_logits(1, 6, 90)
@@ -245,7 +247,7 @@ def test_the_ids_of_a_finished_block_cost_no_copy_and_no_wait():
 
 def test_the_ids_of_a_finished_block_are_the_callers_own():
     cuda = CudaOps(EmulatedDevice(), run_ahead=False)
-    pair = make_pair(DecodingSettings(rule="low_confidence"), block=6, vocab=90, cuda=cuda)
+    pair = make_pair(decoding(rule="low_confidence"), block=6, vocab=90, cuda=cuda)
     canvas, found = pair.canvases[0], []
     for position in (0, 6):
         pair.begin(position=position)
@@ -261,7 +263,7 @@ def test_the_ids_of_a_finished_block_are_the_callers_own():
 def test_a_text_left_in_the_middle_of_a_step_leaves_nothing_to_the_next_one():
     """Its last step may still run, and report, when its memory is lent again."""
     cuda = CudaOps(EmulatedDevice(asynchronous=True), run_ahead=False)
-    settings = DecodingSettings(rule="low_confidence", steps=6)
+    settings = decoding(rule="low_confidence", steps=6)
     left = make_pair(settings, block=6, vocab=90, cuda=cuda)
     left.begin()
     pointer = left.canvases[0].ids.pointer
@@ -284,11 +286,11 @@ def test_a_text_left_in_the_middle_of_a_step_leaves_nothing_to_the_next_one():
 def test_the_memory_of_a_canvas_serves_the_next_one_of_its_shape():
     device = EmulatedDevice()
     cuda = CudaOps(device)
-    kept = make_pair(DecodingSettings(), block=6, vocab=90, cuda=cuda)
+    kept = make_pair(decoding(), block=6, vocab=90, cuda=cuda)
     pointers = {kept.canvases[0].ids.pointer}
     before = device.counts["allocations"]
     for rule in ("factor", "low_confidence", "entropy"):
-        pair = make_pair(DecodingSettings(rule=rule, temperature=1.0), block=6, vocab=90, cuda=cuda)
+        pair = make_pair(decoding(rule=rule, temperature=1.0), block=6, vocab=90, cuda=cuda)
         for position in (17, 23):
             pair.begin([(1, 4)], position=position)
             while pair.canvases[1].num_masked:
@@ -303,13 +305,13 @@ def test_the_memory_of_a_canvas_serves_the_next_one_of_its_shape():
     per_canvas = (before - 0) and device.counts["allocations"] - before
     logits_uploaded = per_canvas - 14
     assert logits_uploaded > 0  # only the test's own logits beside one more canvas
-    other = make_pair(DecodingSettings(), block=7, vocab=90, cuda=cuda)
+    other = make_pair(decoding(), block=7, vocab=90, cuda=cuda)
     assert other.canvases[0].ids.pointer not in pointers
 
 
 def test_running_ahead_reports_the_step_before(cuda, device):
     ahead = CudaOps(device)
-    settings = DecodingSettings(rule="low_confidence")
+    settings = decoding(rule="low_confidence")
     now, late = (make_pair(settings, block=5, vocab=90, cuda=ops) for ops in (cuda, ahead))
     now.begin()
     late.begin()
@@ -327,7 +329,7 @@ def test_running_ahead_reports_the_step_before(cuda, device):
 
 def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
     ahead = CudaOps(device)
-    pair = make_pair(DecodingSettings(), block=5, vocab=90, cuda=ahead)
+    pair = make_pair(decoding(), block=5, vocab=90, cuda=ahead)
     pair.begin()
     logits = on_device(ahead, np.full((1, 5, 90), np.nan, np.float32))
     ahead.sample(logits, pair.canvases[0])
@@ -344,9 +346,9 @@ def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
 
 def test_a_block_too_long_to_be_counted_is_refused(cuda):
     with pytest.raises(ConfigError, match="32767"):
-        make_pair(DecodingSettings(), block=40000, vocab=8, cuda=cuda)
+        make_pair(decoding(), block=40000, vocab=8, cuda=cuda)
 
 
 def test_a_vocabulary_too_large_for_the_bins_is_refused(cuda):
     with pytest.raises(ConfigError, match="262144 ids at most on a GPU, not 262145"):
-        make_pair(DecodingSettings(), block=2, vocab=2**18 + 1, cuda=cuda)
+        make_pair(decoding(), block=2, vocab=2**18 + 1, cuda=cuda)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
 from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
@@ -17,13 +16,14 @@ from emulation.pairs import (
     random_logits,
 )
 from emulation.probes import NAMES, copy_kernels, probe_source
+from rules import decoding
 
 
 def test_draws_are_bit_equal(cuda, tmp_path):
     device = cuda.device
     source = probe_source(KERNELS, tmp_path)
     kernel = device.kernels(source, NAMES)["uniforms"]
-    settings = DecodingSettings(rule="low_confidence", steps=1)
+    settings = decoding(rule="low_confidence", steps=1)
     for seed in (0, 5, 2**32 - 1, 2**64 - 1):
         pair = make_pair(settings, block=4, vocab=70, cuda=cuda, seed=seed)
         pair.begin(position=2**20 + seed % 7)
@@ -49,7 +49,7 @@ def test_one_changed_constant_of_philox_is_noticed(tmp_path):
 
     def compare(kernels):
         ops = CudaOps(EmulatedDevice(), run_ahead=False, kernels=kernels)
-        pair = make_pair(DecodingSettings(temperature=1.0), block=8, vocab=300, cuda=ops)
+        pair = make_pair(decoding(temperature=1.0), block=8, vocab=300, cuda=ops)
         pair.begin()
         pair.sample(random_logits(1, 8, 300))
         return compare_samples(pair)
@@ -69,7 +69,7 @@ def test_samples_are_those_of_numpy(cuda, heat, dtype):
         rng = np.random.default_rng(case)
         vocab = int(rng.choice([5, 63, 64, 65, 128, 200, 517, 1000]))
         block = int(rng.integers(1, 20))
-        settings = DecodingSettings(rule=rule, **heat)
+        settings = decoding(rule=rule, **heat)
         pair = make_pair(settings, block=block, vocab=vocab, cuda=cuda)
         fixed = np.flatnonzero(rng.random(block) < 0.3)
         pair.begin([(index, 1) for index in fixed])
@@ -89,7 +89,7 @@ def test_samples_are_those_of_numpy(cuda, heat, dtype):
 def test_samples_of_a_real_vocabulary_are_those_of_numpy(cuda, rule, heat):
     drawn = tied = 0
     for seed, vocab in enumerate((8192, 12345)):
-        settings = DecodingSettings(rule=rule, **heat)
+        settings = decoding(rule=rule, **heat)
         pair = make_pair(settings, block=4, vocab=vocab, cuda=cuda)
         pair.begin()
         pair.sample(random_logits(seed, 4, vocab, np.float16))
@@ -104,7 +104,7 @@ def test_bias_penalty_bans_and_allowed_bits_are_those_of_numpy(cuda):
     allowed = rng.integers(0, 2**32, size=(block, 5), dtype=np.uint32)
     bias = rng.normal(size=vocab).astype(np.float32)
     for heat in ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 9}):
-        settings = DecodingSettings(rule="threshold", repetition_penalty=1.7, **heat)
+        settings = decoding(rule="threshold", repetition_penalty=1.7, **heat)
         pair = make_pair(settings, block=block, vocab=vocab, cuda=cuda, bias=bias, allowed=allowed)
         for ops, canvas in zip((cuda), pair.canvases, strict=True):
             ops.mark_seen(canvas, np.arange(3, 80, 3, dtype=np.int32))
@@ -129,7 +129,7 @@ def test_statistics_do_not_depend_on_which_thread_reads_what(cuda, rule):
         logits[0, row, first], logits[0, row, second] = 8.0, 7.5
     logits[0, -2] = np.linspace(-3, 9, vocab)
     logits[0, -1] = np.linspace(9, -3, vocab)
-    pair = make_pair(DecodingSettings(rule=rule), block=len(pairs) + 2, vocab=vocab, cuda=cuda)
+    pair = make_pair(decoding(rule=rule), block=len(pairs) + 2, vocab=vocab, cuda=cuda)
     pair.begin()
     pair.sample(logits)
     assert compare_samples(pair) == (len(pairs) + 2, 0)
@@ -138,7 +138,7 @@ def test_statistics_do_not_depend_on_which_thread_reads_what(cuda, rule):
 @pytest.mark.parametrize("rule", ["random", "first_hitting", "ancestral"])
 def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
     steps = {"steps": 5} if rule != "first_hitting" else {}
-    settings = DecodingSettings(rule=rule, **steps)
+    settings = decoding(rule=rule, **steps)
     for seed in range(5):
         pair = make_pair(
             settings, block=33, vocab=66, cuda=cuda, seed=seed,
@@ -154,7 +154,7 @@ def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
 
 
 def test_values_at_banned_ids_are_never_looked_at(cuda):
-    pair = make_pair(DecodingSettings(temperature=1.0), block=5, vocab=202, cuda=cuda)
+    pair = make_pair(decoding(temperature=1.0), block=5, vocab=202, cuda=cuda)
     pair.begin()
     logits = random_logits(1, 5, 202)
     logits[..., 200] = np.nan
@@ -165,7 +165,7 @@ def test_values_at_banned_ids_are_never_looked_at(cuda):
 
 def test_rows_with_one_finite_logit_take_it(cuda):
     for heat in HEATS:
-        settings = DecodingSettings(rule="entropy", **heat)
+        settings = decoding(rule="entropy", **heat)
         pair = make_pair(settings, block=5, vocab=202, cuda=cuda)
         pair.begin()
         logits = np.full((1, 5, 202), -np.inf, np.float32)
@@ -209,7 +209,7 @@ def test_what_top_k_and_top_p_keep_does_not_depend_on_where_they_look_first(cuda
     """A sample says where the cut lies; if it is wrong, or too much lies there, it is narrowed."""
     drawn = tied = 0
     for vocab, dtype in ((3073, np.float16), (4099, np.float32), (12345, np.float16)):
-        settings = DecodingSettings(rule="threshold", **{"temperature": 1.0, **heat})
+        settings = decoding(rule="threshold", **{"temperature": 1.0, **heat})
         pair = make_pair(settings, block=2, vocab=vocab, cuda=cuda)
         pair.begin()
         pair.sample(rows_of(kind, vocab).astype(dtype))
@@ -222,7 +222,7 @@ def test_what_top_k_and_top_p_keep_does_not_depend_on_where_they_look_first(cuda
 @pytest.mark.parametrize("share", [0.25, 0.5, 1 - 2**-10])
 def test_of_equal_weights_the_lowest_ids_are_kept_to_the_last_one(cuda, share):
     """The kept ones of 4,096: drawn often enough, their highest id is the last that may be."""
-    settings = DecodingSettings(rule="threshold", temperature=1.0, top_p=share)
+    settings = decoding(rule="threshold", temperature=1.0, top_p=share)
     pair = make_pair(settings, block=64, vocab=4098, cuda=cuda)  # the last two are banned
     pair.begin()
     pair.sample(np.zeros((1, 64, 4098), np.float32))
@@ -236,7 +236,7 @@ def test_of_equal_weights_the_lowest_ids_are_kept_to_the_last_one(cuda, share):
 def sample_many(cuda, row, block, **heat) -> Pair:
     """Draws so often from one row, of which the last two ids are banned, that a wrong cut shows."""
     row = np.concatenate([row, [0, 0]]).astype(np.float32)
-    settings = DecodingSettings(rule="threshold", **heat)
+    settings = decoding(rule="threshold", **heat)
     pair = make_pair(settings, block=block, vocab=row.size, cuda=cuda)
     pair.begin()
     pair.sample(np.broadcast_to(row, (1, block, row.size)))

@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import EngineError
-from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.compare_transitions import (
@@ -21,6 +20,7 @@ from dlm_edge.runtime.ops.rows.contract import Sampling
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
 from emulation.pairs import MAX_TIE_SHARE, on_device
+from rules import decoding
 from score_engines import ScoreEngines, score_manifest
 
 GRAPHS = ("uniform", "absorb")
@@ -167,7 +167,7 @@ def test_the_loop_gives_the_tokens_of_the_loop_in_numpy(device, graph, rule, hea
         {"prompt_ids": (0, 5, 6), "max_tokens": 40},
         {"prompt_ids": (), "max_tokens": 0, "template_ids": template},
     ):
-        settings = DecodingSettings(rule=rule, steps=5, **heat)
+        settings = decoding(rule=rule, steps=5, **heat)
         asked = Request(seed=2**33 + 1, sample_index=2, settings=settings, **fields)
         (host, told), (found, also) = results(device, graph, asked, run_ahead=run_ahead)
         assert (found.token_ids, found.finish_reason) == (host.token_ids, host.finish_reason)

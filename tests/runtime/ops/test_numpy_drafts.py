@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from rules import decoding
 
 VOCAB, NUM = 8, 6000
 P = np.array([2.0, 1.8, 1.5, 1.5, 1.0, 0.5, 0.0, 9.0])
@@ -19,7 +19,7 @@ def softmax(row, heat):
 def found(index, p, q, heat):
     """Drafts d_1 of q behind a first token, and verifies it by p: the token, whether it is kept."""
     ops = NumpyOps()
-    settings = DecodingSettings(rule="draft_verify", temperature=heat)
+    settings = decoding(rule="draft_verify", temperature=heat)
     drafts = ops.drafts(
         block=2, vocab_size=VOCAB, sampling=settings.sampling, seed=7, sample_index=index,
         mask_token_id=VOCAB - 1, stops=(), banned=(VOCAB - 1,),

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import decoding_settings, load_model
+from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
+from rules import decoding
 from table_engines import TableEngines, hashed, make_manifest
 
 V = 30
@@ -15,7 +16,7 @@ def run(shapes, *, prompt=(0, 4, 5, 6, 7), max_tokens=20, heat=0.0, banned=(), *
     engines = TableEngines(TABLE, shapes, V)
     request = Request(
         prompt_ids=prompt, max_tokens=max_tokens, seed=2, sample_index=0,
-        settings=DecodingSettings(rule="next_token", temperature=heat), banned_ids=banned,
+        settings=decoding(rule="next_token", temperature=heat), banned_ids=banned,
     )  # fmt: skip
     manifest = make_manifest(engines, family="ar", **fields)
     return generate(load_model(manifest, engines), request), engines
@@ -55,7 +56,7 @@ def test_a_bundle_without_settings_is_decoded_by_the_familys_rule():
     request = Request(prompt_ids=(0, 4, 5, 6, 7), max_tokens=20, seed=2, sample_index=0)
     result = generate(load_model(manifest, engines), request)
     assert result.token_ids == run([(1, 64)])[0].token_ids
-    assert decoding_settings(manifest, {"temperature": 0.5}).rule == "next_token"
+    assert decoding_settings(manifest, {"temperature": 0.5}).name == "next_token"
 
 
 def test_the_prompt_goes_through_the_largest_block_and_tokens_through_the_smallest():
@@ -83,8 +84,7 @@ def test_what_a_causal_model_cannot_do_is_refused():
     base = {"prompt_ids": (0,), "max_tokens": 4, "seed": 0, "sample_index": 0}
     for fields in (
         {"template_ids": (0, 1)},
-        {"settings": DecodingSettings(rule="threshold")},
-        {"settings": DecodingSettings(rule="next_token", block_size=1)},
+        {"settings": decoding(rule="threshold")},
         {"max_tokens": -1},
         {"prompt_ids": ()},
     ):
@@ -93,10 +93,5 @@ def test_what_a_causal_model_cannot_do_is_refused():
 
 
 def test_a_block_size_is_refused_by_the_name_of_its_option():
-    engines = TableEngines(TABLE, [(1, 64), (8, 64)], V)
-    request = Request(
-        prompt_ids=(0, 4), max_tokens=2, seed=2, sample_index=0,
-        settings=DecodingSettings(rule="next_token", block_size=8),
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"--block .* has no effect on a causal model"):
-        generate(load_model(make_manifest(engines, family="ar"), engines), request)
+    with pytest.raises(ConfigError, match=r"--block .* has no effect on rule next_token"):
+        decoding(rule="next_token", block_size=8)

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
-from dlm_edge.runtime.families import load_model
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.mdlm.steps import unmask_chances
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
+from rules import decoding
 from table_engines import TableEngines, joint_model, make_manifest
 
 V = 8
@@ -34,7 +34,7 @@ def sampled_counts(rule: str, block: int, samples: int, **settings) -> Counter:
 
     engines = TableEngines(remembered, [(block, 8)], V)
     model = load_model(make_manifest(engines), engines)
-    chosen = DecodingSettings(rule=rule, temperature=1.0, **settings)
+    chosen = decoding(rule=rule, temperature=1.0, **settings)
     return Counter(
         generate(
             model,

@@ -5,8 +5,8 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import FAMILIES, load_model
 from dlm_edge.runtime.families.sedd.bound import SPLIT, draw_hits
+from dlm_edge.runtime.families.table import FAMILIES, load_model
 from dlm_edge.runtime.measure.evaluate import evaluate_ids
 from dlm_edge.runtime.noise.schedule import schedule_from_json
 from dlm_edge.runtime.noise.score_entropy import absorb_entropy, prior_nats, uniform_entropy

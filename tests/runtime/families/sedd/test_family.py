@@ -5,14 +5,15 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.decoding import DecodingSettings
 from dlm_edge.runtime.errors import BundleError, ConfigError
-from dlm_edge.runtime.families import decoding_settings, load_model
+from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.noise.schedule import schedule_from_json
 from dlm_edge.runtime.noise.transition import probabilities, transition_table
 from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from rules import decoding
 from score_engines import ScoreEngines, joint_score, score_manifest
 
 K, V = 3, 4
@@ -83,7 +84,7 @@ def test_the_loop_samples_what_its_steps_say(graph, predictor):
     joint, steps, samples = correlated(3), 4, 1500
     engines = ScoreEngines(joint_score(joint, graph, V), [4], V)
     manifest, ops = score_manifest(engines, graph), NumpyOps()
-    settings = DecodingSettings(rule=predictor, steps=steps)
+    settings = decoding(rule=predictor, steps=steps)
     exact: Counter = Counter()
     for text, p in np.ndenumerate(sampled_distribution(joint, graph, predictor, LOGLINEAR, steps)):
         exact[text[: text.index(0)] if 0 in text else text] += p
@@ -132,7 +133,7 @@ def test_the_smallest_canvas_that_holds_the_text_is_taken(graph):
         assert {length for length, _, _ in engines.runs} == {block}
         assert len(result.new_token_ids) == new
         assert not result.approximate
-        settings = DecodingSettings(rule="tweedie", block_size=32)
+        settings = decoding(rule="tweedie", block_size=32)
         forced = run(graph, request(max_tokens=new, settings=settings))[1]
         assert {length for length, _, _ in forced.runs} == {32}
 
@@ -140,7 +141,7 @@ def test_the_smallest_canvas_that_holds_the_text_is_taken(graph):
 @pytest.mark.parametrize("graph", ["uniform", "absorb"])
 @pytest.mark.parametrize("steps", [1, 3, 40])
 def test_as_many_graph_runs_as_steps_each_told_its_noise(graph, steps):
-    settings = DecodingSettings(rule="tweedie", steps=steps)
+    settings = decoding(rule="tweedie", steps=steps)
     result, engines, _ = run(graph, request(settings=settings), noise_schedule=GEOMETRIC)
     noise = schedule_from_json(GEOMETRIC)
     told = [sigma for _, sigma, _ in engines.runs]
@@ -202,7 +203,7 @@ def test_given_positions_never_change_and_gaps_see_both_sides(graph):
 def test_the_uniform_graph_corrects_tokens_and_the_absorbing_one_settles_them():
     changes = {}
     for graph in ("uniform", "absorb"):
-        settings = DecodingSettings(rule="tweedie", steps=30)
+        settings = decoding(rule="tweedie", steps=30)
         spans = run(graph, request(settings=settings, max_tokens=15, provisional=True))[2]
         shown = [span for span in spans if not span.committed]
         masked = [np.array(span.fixed) for span in shown]
@@ -246,10 +247,10 @@ def test_equal_seeds_give_equal_texts_and_samples_differ():
 def test_settings_of_other_families_are_refused_by_name():
     engines = ScoreEngines(hashed(40), [16], 40)
     manifest = score_manifest(engines, "uniform")
-    assert decoding_settings(manifest, {"steps": 8}).rule == "tweedie"
-    assert decoding_settings(manifest, {"rule": "euler", "top_p": 0.9}).temperature == 1.0
+    assert decoding_settings(manifest, {"steps": 8}).name == "tweedie"
+    assert decoding_settings(manifest, {"rule": "euler", "top_p": 0.9}).sampling.temperature == 1.0
     for overrides, words in (
-        ({"rule": "threshold"}, "threshold cannot decode a model of family sedd"),
+        ({"rule": "threshold"}, "threshold' cannot decode a model of family sedd"),
         ({"rule": "next_token"}, "tweedie, euler"),
         ({"threshold": 0.9}, "threshold has no effect on rule tweedie"),
         ({"repetition_penalty": 1.3}, "repetition_penalty has no effect"),
@@ -267,8 +268,8 @@ def test_what_cannot_be_served_is_refused():
         ({"prompt_ids": (0, 39)}, {}),
         ({"prompt_ids": ()}, {}),
         ({"max_tokens": -1}, {}),
-        ({"settings": DecodingSettings(rule="threshold")}, {}),
-        ({"settings": DecodingSettings(rule="tweedie", block_size=8)}, {}),
+        ({"settings": decoding(rule="threshold")}, {}),
+        ({"settings": decoding(rule="tweedie", block_size=8)}, {}),
         ({"template_ids": (0,) * 40}, {}),
         ({}, {"model": {"graph": "ring"}}),
         ({}, {"model": {}}),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.families import load_model
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.families.tidar.layout import draft_layout, draft_rows, open_layout
 from dlm_edge.runtime.generate import Generation
 from draft_engines import (
