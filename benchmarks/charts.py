@@ -30,6 +30,13 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+DARK = """
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 }
+  path[style*="fill: #ffffff"] { fill: #0d1117 !important }
+  path[style*="stroke: #000000"] { stroke: #e6edf3 !important }
+}"""
+"""What a picture looks like on a dark screen."""
 CONTESTANTS = (
     ("eager", "PyTorch eager, whole canvas", PEER),
     ("cached", "PyTorch, KV cache, same rule", PEER),
@@ -120,6 +127,8 @@ def draw(path: Path, title: str, bars: Sequence[tuple[str, float, str]]) -> None
                 facecolor="white",
                 metadata={"Date": None},
             )
+            drawn = beside.read_text(encoding="utf-8")
+            beside.write_text(drawn.replace("</style>", f"{DARK}</style>", 1), encoding="utf-8")
     click.echo(f"wrote {path.name}", err=True)
 
 

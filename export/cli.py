@@ -236,7 +236,11 @@ def _forecast(
     help="Predict memory, and for a board the time of a run, and write nothing. int8 is predicted "
     "as --uncalibrated makes it.",
 )
-@click.option("--decoding", help="Default decoding settings of the bundle, a JSON object.")
+@click.option(
+    "--decoding",
+    help="Default decoding settings of the bundle, a JSON object. Default: the rule of the family; "
+    "where texts at temperature 0 repeat themselves, and drawn ones do not, temperature 0.8.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration.")
 @common_options
 def main(
@@ -272,6 +276,7 @@ def main(
 
     settings = ExportSettings(
         decoding=_decoding(decoding),
+        choose_decoding=decoding is None,
         **{name: value for name, value in given.items() if value is not None},
     )
     if output is not None:

@@ -49,6 +49,7 @@ from ..runtime.measure.check import GOLDEN_NAME
 from ..runtime.measure.judge import Judge
 from ..train.families.base import ExportGraph
 from .checks.budget import check_budget
+from .checks.decoding import default_decoding
 from .checks.golden import golden_vectors
 from .checks.parity import compare, find_head, hidden_rows
 from .members.card import CARD_NAME, read_own_text, write_card
@@ -104,15 +105,18 @@ def export_checkpoint(
     ids = source.text(settings.data)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
         draft = make_draft(source, settings, Path(name), progress)
+        bundle = draft.bundle
         report = {**draft.figures, **(notes or {})}
-        report["plan"] = check_budget(draft.bundle, settings, progress)
-        parity, golden = _check(source.graphs, draft.bundle, settings, ids, progress)
+        report["plan"] = check_budget(bundle, settings, progress)
+        parity, golden = _check(source.graphs, bundle, settings, ids, progress)
         report["parity"] = parity
+        if settings.choose_decoding:
+            bundle, report["decoding"] = default_decoding(bundle, source.tokenizer, ids, progress)
         if draft.quality is not None:
             report["quality"] = draft.quality
         if source.chat_note:
             progress(source.chat_note)
-        manifest = draft.bundle.manifest
+        manifest = bundle.manifest
         members = {**draft.members, **draft.calibrated, **chat_member(source.chat)}
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden

@@ -51,6 +51,8 @@ class ExportSettings:
     """Markdown that goes into the card as it is."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Default decoding settings of the bundle. Without a rule they are the family's to check."""
+    choose_decoding: bool = False
+    """Whether the default temperature is chosen by what the model writes."""
     calibration_data: Path | None = None
     """Text of the kind that the model will write; None: what training was validated on, if it is
     still there."""

@@ -107,7 +107,7 @@ def type_fp16(model: ir.Model, float32: Collection[str] = ()) -> int:
                 wider = cast(value, name, FLOAT)
                 graph.insert_after(reader, wider)
                 wider.outputs[0].dtype, wider.outputs[0].shape = FLOAT, value.shape
-                value.type = None
+                value.type = value.shape = None  # typed again where it is written
                 graph.outputs[outputs[value]] = wider.outputs[0]
                 made[value, FLOAT] = wider.outputs[0]
     remove_unused(model)

@@ -8,6 +8,7 @@ from typing import Any
 from ...jetson.forecast.plan import MemoryPlan, Plan, plan_bundle, plan_memory, require_fit
 from ...jetson.targets import target as find_target
 from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import dims_text
 from ...runtime.errors import ConfigError
 from ..settings import ExportSettings
 
@@ -58,7 +59,7 @@ def forecast_lines(plan: Mapping[str, Any]) -> list[str]:
     lines = [f"predicted for {place}: {memory['total']:,.0f} MiB{room} = {parts}"]
     for item in plan.get("graphs", ()):
         lines.append(
-            f"predicted for {item['graph']} block {item['block']} context {item['context']}: "
+            f"predicted for {item['graph']}, {dims_text(item['dims'])}: "
             f"{item['step_ms']:.2f} ms per run, {item['tokens_per_s']:,.0f} tokens/s at "
             f"{plan['tokens_per_nfe']:g} token per run"
         )

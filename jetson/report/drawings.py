@@ -28,7 +28,7 @@ _KIND_TITLES = {
     "load": "load, %",
     "temperature": "temperature, °C",
 }
-CROWDED = "Other programs were running, so that these ratios mean nothing"
+CROWDED = "Other programs were running, so that these ratios of time mean nothing"
 Drawing = tuple[Any, str]
 
 

@@ -126,7 +126,7 @@ def _predicted(record: Mapping[str, Any]) -> Iterator[str]:
         head = f"against the plan for {target['target']} {target['mode'] or ''}".rstrip()
         width = max(len(head), *(len(row["quantity"]) for row in rows)) + 1
         if record.get("crowding"):
-            yield "CROWDED: the ratios below mean nothing, other programs took the CPU"
+            yield "CROWDED: the ratios of time below mean nothing, other programs took the CPU"
         yield f"{head:<{width}}{'predicted':>11}{'measured':>11}{'ratio':>8}"
         for row in rows:
             yield (

@@ -146,7 +146,7 @@ class _Writer:
         with Watch(sys.stdout, pipeline.tokenizer.decode, delay=delay) as watch:
             for nfe, canvas in canvases(self._generation, mask_token_id):
                 revised = f", {canvas.num_revised} tokens revised" if canvas.num_revised else ""
-                watch.show(canvas, f"{num_runs(nfe)}{revised}")
+                watch.show(canvas, f"{counted(nfe, 'graph run')}{revised}")
 
 
 def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any]:
@@ -175,16 +175,16 @@ def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any
     }
 
 
-def num_runs(number: int) -> str:
-    """Returns "1 graph run" or "2 graph runs"."""
-    return f"{number} graph run{'s' if number != 1 else ''}"
+def counted(number: int, what: str) -> str:
+    """Returns "1 token" or "2 tokens"."""
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def summary(result: TextResult) -> str:
     """Returns the figures of one text in a line."""
     return (
-        f"{len(result.token_ids)} tokens, {result.tokens_per_s:.0f} tokens/s, "
-        f"{num_runs(result.nfe)}, {result.tokens_per_nfe:.2f} tokens each; "
+        f"{counted(len(result.token_ids), 'token')}, {result.tokens_per_s:.0f} tokens/s, "
+        f"{counted(result.nfe, 'graph run')}, {result.tokens_per_nfe:.2f} tokens each; "
         f"{result.seconds['total']:.2f} s, {peak_rss_mib():.0f} MiB; "
         f"{result.engine} {result.precision}, rule {result.rule}, seed {result.seed}, "
         f"ended by {result.finish_reason}"

@@ -32,6 +32,12 @@ def test_a_picture_that_is_kept_says_what_the_figures_say(fresh, name):
 
 
 @pytest.mark.parametrize("name", DRAWN)
+def test_a_picture_has_colours_for_a_dark_screen(fresh, name):
+    for folder in (charts.FIGURES, fresh):
+        assert charts.DARK in (folder / f"{name}.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_a_picture_has_every_bar_with_its_figure(name):
     bars = DRAWN[name]()
     found = [text.strip() for text in texts(charts.FIGURES / f"{name}.svg")]

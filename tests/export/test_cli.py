@@ -13,7 +13,8 @@ PLAN = {
     "mode": "25w",
     "tokens_per_nfe": 1.0,
     "graphs": [
-        {"graph": "denoise", "block": 4, "context": 8, "step_ms": 1.25, "tokens_per_s": 800.0}
+        {"graph": "denoise", "dims": {"rows": 4, "context": 8}, "step_ms": 1.25,
+         "tokens_per_s": 800.0}
     ],
     "memory": {
         "weights": 1475.2, "kv": 56.0, "activations": 0.0, "context": 160.0, "runtime": 260.0,
@@ -200,7 +201,7 @@ def test_a_loss_that_is_no_number_is_a_usage_error(asked, tmp_path, text):
 FORECAST = (
     "predicted for orin-nano in mode 25w: 1,951 MiB of 6,000 available = weights 1,475 + "
     "KV cache 56 + CUDA context 160 + runtime 260\n"
-    "predicted for denoise block 4 context 8: 1.25 ms per run, 800 tokens/s at 1 token per run\n"
+    "predicted for denoise, rows 4, context 8: 1.25 ms per run, 800 tokens/s at 1 token per run\n"
 )
 
 

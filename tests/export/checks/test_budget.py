@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 from dlm_edge.export.checks import budget
-from dlm_edge.export.checks.budget import check_budget
+from dlm_edge.export.checks.budget import check_budget, forecast_lines
 from dlm_edge.export.settings import ExportSettings
+from dlm_edge.jetson.forecast.plan import plan_bundle
 from dlm_edge.jetson.targets import target
-from dlm_edge.runtime.bundle.bundle import open_bundle
+from dlm_edge.runtime.bundle.bundle import default_bundle_path, open_bundle
 from dlm_edge.runtime.errors import ConfigError
 from toy_bundle import write_toy
 
@@ -47,3 +48,12 @@ def test_unknown_targets_and_modes_are_refused_before_any_work():
         ExportSettings(target="moon")
     with pytest.raises(ConfigError, match="7w, 15w, 25w, maxn-super"):
         ExportSettings(target="orin-nano", mode="9000w")
+
+
+def test_the_plan_of_a_board_is_said_in_lines():
+    bundle = open_bundle(default_bundle_path())
+    plan = plan_bundle(bundle, "orin-nano", None, tokens_per_nfe=1.0)
+    lines = forecast_lines(plan.to_json())
+    assert lines[0].startswith("predicted for orin-nano in mode 25w: ")
+    assert len(lines) == 1 + len(plan.graphs)
+    assert "ms per run" in lines[1]

@@ -83,11 +83,11 @@ def test_every_id_of_the_page_is_there_once(page):
 
 def test_predicted_and_measured_stand_in_one_table_with_their_ratio(full, page):
     rows = {row["quantity"]: row for row in full["comparison"]}
-    step = rows["step, block 32, context 128"]
+    step = rows["step, rows 32, context 128"]
     measured = next(p for p in full["summary"]["phases"] if p["phase"] == "denoise")["median"]
     assert (step["predicted"], step["measured"]) == (2.0, pytest.approx(measured, rel=1e-3))
     assert step["ratio"] == pytest.approx(measured / 2.0, rel=1e-3)
-    assert rows["step, block 32, context 128, not captured"]["predicted"] == 3.0
+    assert rows["step, rows 32, context 128, not captured"]["predicted"] == 3.0
     assert rows["memory: all, resident"]["predicted"] == 90.0
     assert rows["tokens per joule"]["predicted"] == pytest.approx(80.0)
     assert rows["power while running"]["predicted"] == 7.0
@@ -100,11 +100,11 @@ def test_on_a_crowded_machine_the_comparison_says_itself_that_it_means_nothing(f
     crowded = full | {"crowding": ["other programs were running"]}
     text = list(lines(crowded))
     (place,) = (number for number, line in enumerate(text) if "against the plan" in line)
-    assert text[place - 1].startswith("CROWDED: the ratios below mean nothing")
+    assert text[place - 1].startswith("CROWDED: the ratios of time below mean nothing")
     write_page(crowded, tmp_path / "report.html")
     drawn = (tmp_path / "report.html").read_text("utf-8")
     assert "<th>measured / predicted (crowded: means nothing)</th>" in drawn
-    assert "these ratios mean nothing" in drawn
+    assert "these ratios of time mean nothing" in drawn
 
 
 def test_layers_beyond_the_first_are_grouped_by_kind(full):
