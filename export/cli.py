@@ -13,7 +13,7 @@ import click
 
 from ..jetson.targets import JETPACKS, TARGETS, describe, jetpack_lines
 from ..runtime.bundle.manifest import dims_text
-from ..runtime.cli.common import DlmCommand, common_options, print_json
+from ..runtime.cli.common import DlmCommand, Section, common_options, grouped, print_json
 from ..runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -127,121 +127,138 @@ def _forecast(
 
 @click.command("dlm-export", cls=DlmCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--target",
-    default="cpu",
-    show_default=True,
-    help="Where the bundle will run: cpu, host (this machine), orin-nano, ...; list prints all, "
-    "with their power modes.",
+@grouped(
+    Section("Bundle"),
+    click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle, MODEL.dlm."),
+    click.option(
+        "--block",
+        "blocks",
+        type=Sizes("full"),
+        help="Positions denoised at a time, one or more sizes; full is the whole canvas, which "
+        "masked models get anyway. Default: those trained on.",
+    ),
+    click.option(
+        "--context",
+        "contexts",
+        type=Sizes(),
+        help="Committed positions that a graph sees, one or more sizes. Default: half of all, and "
+        "all.",
+    ),
+    click.option(
+        "--decoding",
+        help="Default decoding settings of the bundle, a JSON object. Default: the rule of the "
+        "family; where texts at temperature 0 repeat themselves, and drawn ones do not, "
+        "temperature 0.8.",
+    ),
+    click.option("--card", type=_FILE, help="Markdown that opens the bundle's card."),
+    click.option(
+        "--data",
+        type=_FILE,
+        help="Text (.txt, .jsonl or .parquet) to check parity and measure losses on. Default: a "
+        "paragraph, and every other document of the calibration text.",
+    ),
+    click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration."),
 )
-@click.option(
-    "--power-mode",
-    "mode",
-    help="Power mode of the board that the forecast is made for, 25w or maxn-super for example. "
-    "Default: the one it boots in.",
+@grouped(
+    Section("Target"),
+    click.option(
+        "--target",
+        default="cpu",
+        show_default=True,
+        help="Where the bundle will run: cpu, host (this machine), orin-nano, ...; list prints "
+        "all, with their power modes.",
+    ),
+    click.option(
+        "--power-mode",
+        "mode",
+        help="Power mode of the board that the forecast is made for, 25w or maxn-super for "
+        "example. Default: the one it boots in.",
+    ),
+    click.option(
+        "--max-memory",
+        "max_memory_mib",
+        type=click.FloatRange(min=1),
+        help="MiB that the bundle may take on its target. Default: what the target has free.",
+    ),
+    click.option(
+        "--auto",
+        "automatic",
+        is_flag=True,
+        help="Choose block size, contexts and precision: the best predicted tokens/s on the target "
+        "within --max-memory and --max-loss. Makes, decodes and scores each candidate, so it takes "
+        "several times as long. Given --block, --context or --precision are the only candidates.",
+    ),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Predict memory, and for a board the time of a run, and write nothing. int8 is "
+        "predicted as --uncalibrated makes it.",
+    ),
+    click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too."),
 )
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    help="fp32, fp16 or int8. fp16 stores weights in half the bytes; arithmetic stays float32 on "
-    "cpu and host, and is float16 on a board. int8 multiplies integers in the linear layers.",
+@grouped(
+    Section("Precision and calibration"),
+    click.option(
+        "--precision",
+        default="fp32",
+        show_default=True,
+        help="fp32, fp16 or int8. fp16 stores weights in half the bytes; arithmetic stays float32 "
+        "on cpu and host, and is float16 on a board. int8 multiplies integers in the linear "
+        "layers.",
+    ),
+    click.option(
+        "--calibration-data",
+        type=_FILE,
+        help="Text (.txt with <|endoftext|> between documents, .jsonl or .parquet) of the kind "
+        "that the model will write, to calibrate and measure fp16 and int8 on. Default: the "
+        "text that training was validated on, if that is a .txt file and still there.",
+    ),
+    click.option(
+        "--uncalibrated",
+        is_flag=True,
+        help="int8 without any text: weights are rounded, nothing is fitted and no loss is "
+        "measured. On a board only the weights are int8 then, products float16.",
+    ),
+    click.option(
+        "--max-loss",
+        type=Percent(),
+        default="0.5",
+        show_default=True,
+        help="Per cent of perplexity that may be lost, at the worst of the block sizes that texts "
+        "are decoded or filled by: layers go back to floating point until it holds, and "
+        "nothing is written if it cannot. With --auto, against its best candidate.",
+    ),
+    click.option(
+        "--loss-tokens",
+        default=8192,
+        show_default=True,
+        help="Held-out tokens to measure losses on, at most; 64 or more.",
+    ),
+    click.option("--recipe", type=_FILE, help="An edited recipe.json of an earlier report."),
+    click.option(
+        "--canvases",
+        type=click.Path(path_type=Path),
+        help="File for the canvases that the model is calibrated on: read if it is there and "
+        "belongs to this checkpoint, text and sizes, else recorded and written. It serves "
+        "every precision and target; some hundred MiB, and 1 GiB for each of four sets at "
+        "most.",
+    ),
 )
-@click.option(
-    "--calibration-data",
-    type=_FILE,
-    help="Text (.txt with <|endoftext|> between documents, .jsonl or .parquet) of the kind that "
-    "the model will write, to calibrate and measure fp16 and int8 on. Default: the text that "
-    "training was validated on, if that is a .txt file and still there.",
+@grouped(
+    Section("Report"),
+    click.option(
+        "--judge",
+        type=_FILE,
+        help="A bundle that reads the samples of the report: bits per character. A causal one is "
+        "exact.",
+    ),
+    click.option(
+        "--report-dir",
+        type=click.Path(path_type=Path),
+        help="Folder for report.json, report.html and recipe.json. Default: MODEL.report beside "
+        "-o.",
+    ),
 )
-@click.option(
-    "--uncalibrated",
-    is_flag=True,
-    help="int8 without any text: weights are rounded, nothing is fitted and no loss is measured. "
-    "On a board only the weights are int8 then, products float16.",
-)
-@click.option(
-    "--max-loss",
-    type=Percent(),
-    default="0.5",
-    show_default=True,
-    help="Per cent of perplexity that may be lost, at the worst of the block sizes that texts are "
-    "decoded or filled by: layers go back to floating point until it holds, and nothing is written "
-    "if it cannot. With --auto, against its best candidate.",
-)
-@click.option(
-    "--auto",
-    "automatic",
-    is_flag=True,
-    help="Choose block size, contexts and precision: the best predicted tokens/s on the target "
-    "within --max-memory and --max-loss. Makes, decodes and scores each candidate, so it takes "
-    "several times as long. Given --block, --context or --precision are the only candidates.",
-)
-@click.option(
-    "--max-memory",
-    "max_memory_mib",
-    type=click.FloatRange(min=1),
-    help="MiB that the bundle may take on its target. Default: what the target has free.",
-)
-@click.option("--recipe", type=_FILE, help="An edited recipe.json of an earlier report.")
-@click.option(
-    "--canvases",
-    type=click.Path(path_type=Path),
-    help="File for the canvases that the model is calibrated on: read if it is there and belongs "
-    "to this checkpoint, text and sizes, else recorded and written. It serves every precision and "
-    "target; some hundred MiB, and 1 GiB for each of four sets at most.",
-)
-@click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too.")
-@click.option(
-    "--loss-tokens",
-    default=8192,
-    show_default=True,
-    help="Held-out tokens to measure losses on, at most; 64 or more.",
-)
-@click.option(
-    "--judge",
-    type=_FILE,
-    help="A bundle that reads the samples of the report: bits per character. A causal one is "
-    "exact.",
-)
-@click.option(
-    "--report-dir",
-    type=click.Path(path_type=Path),
-    help="Folder for report.json, report.html and recipe.json. Default: MODEL.report beside -o.",
-)
-@click.option(
-    "--block",
-    "blocks",
-    type=Sizes("full"),
-    help="Positions denoised at a time, one or more sizes; full is the whole canvas, which masked "
-    "models get anyway. Default: those trained on.",
-)
-@click.option(
-    "--context",
-    "contexts",
-    type=Sizes(),
-    help="Committed positions that a graph sees, one or more sizes. Default: half of all, and all.",
-)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle, MODEL.dlm.")
-@click.option(
-    "--data",
-    type=_FILE,
-    help="Text (.txt, .jsonl or .parquet) to check parity and measure losses on. Default: a "
-    "paragraph, and every other document of the calibration text.",
-)
-@click.option("--card", type=_FILE, help="Markdown that opens the bundle's card.")
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Predict memory, and for a board the time of a run, and write nothing. int8 is predicted "
-    "as --uncalibrated makes it.",
-)
-@click.option(
-    "--decoding",
-    help="Default decoding settings of the bundle, a JSON object. Default: the rule of the family; "
-    "where texts at temperature 0 repeat themselves, and drawn ones do not, temperature 0.8.",
-)
-@click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration.")
 @common_options
 def main(
     checkpoint: Path | None,
