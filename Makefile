@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGING := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo install lint test bench gpu wheel clean
+.PHONY: help demo install lint test bench gpu floors arm wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,13 +39,19 @@ gpu: $(VENV)/.dev  ## prove on this machine's GPU what needs one: tests, compute
 	@$(BIN)/python -c 'import cuda.bindings' 2>/dev/null || $(PIP) 'cuda-bindings>=12.6'
 	$(BIN)/python -m dlm_edge.benchmarks.gpu_proof $(GPU_ARGS)
 
+floors: $(VENV)/.dev  ## install the lowest versions that pyproject.toml allows, and use them
+	$(BIN)/pytest -m floors
+
+arm: $(VENV)/.dev  ## run the shipped model on an aarch64 Python under qemu-user
+	$(BIN)/pytest -m arm
+
 wheel: $(VENV)/.demo  ## build dist/*.whl, which installs on a board with any pip
 	@rm -rf build  # setuptools would ship what an earlier build left there
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 clean:  ## remove .venv and what builds leave behind
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .arm build dist *.egg-info
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \

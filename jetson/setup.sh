@@ -98,8 +98,8 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
 
 # tokenizers' own dependency is a hub client, ONNX Runtime's are for its tools: neither is imported.
 say "numpy, click, tokenizers, ONNX Runtime"
-run "${pip[@]}" install 'numpy>=1.24' 'click>=8.1'
-run "${pip[@]}" install --no-deps 'tokenizers>=0.15' onnxruntime
+run "${pip[@]}" install 'numpy>=1.24' 'click>=8.2'
+run "${pip[@]}" install --no-deps 'tokenizers>=0.20' onnxruntime
 say "$(basename "$wheel")"
 run "${pip[@]}" install --no-deps --force-reinstall "$wheel"
 

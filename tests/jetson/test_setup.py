@@ -1,6 +1,7 @@
 """setup.sh as far as it goes without a board: its manners, its plan, and shellcheck."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_a_dry_run_for_the_cpu_installs_without_needless_dependencies(wheel, tmp
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("+ ")]
     assert f"-m venv {venv}" in lines[0]
-    assert "install --no-deps tokenizers>=0.15 onnxruntime" in lines[2]
+    assert "install --no-deps tokenizers>=0.20 onnxruntime" in lines[2]
     assert f"install --no-deps --force-reinstall {wheel}" in lines[3]
     assert not venv.exists()
     assert "pycuda" not in result.stdout
@@ -119,3 +120,10 @@ def test_the_recipe_without_a_network_fetches_all_that_is_installed():
     assert installed <= fetched
     # Under the older tag alone pip takes an ONNX Runtime of 2023, which numpy 2 does not load.
     assert "--platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64" in guide
+
+
+def test_the_lowest_versions_are_those_of_the_package():
+    declared = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8")
+    asked = re.findall(r"'((?:numpy|click|tokenizers)>=[\d.]+)'", SCRIPT.read_text("utf-8"))
+    assert len(asked) == 3
+    assert all(f'"{one}"' in declared for one in asked)

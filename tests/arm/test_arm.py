@@ -1,0 +1,73 @@
+"""A board's processor without a board: aarch64 Python and ONNX Runtime under qemu-user.
+
+Speed says nothing here. `make arm` makes the folder and runs these tests.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from child_programs import LOAD
+from fake_board import make_board
+
+pytestmark = pytest.mark.arm
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = os.environ.get("ARM_ROOT", str(ROOT / ".arm"))
+RUN = f"{LOAD}\nfrom dlm_edge.runtime.cli.run import main; main()"
+DOCTOR = f"""{LOAD}
+import json, platform
+from pathlib import Path
+from dlm_edge.jetson.doctor.doctor import diagnose
+
+found = diagnose(Path(sys.argv[1]), run=lambda command: (1, 'none'))
+checks = [[check.name, check.state] for check in found.checks]
+print(json.dumps([platform.machine(), found.machine.model, found.machine.is_jetson, checks]))
+"""
+
+
+@pytest.fixture(scope="session")
+def arm(tmp_path_factory):
+    """Runs a program on aarch64, and on this machine."""
+    script = Path(__file__).with_name("make_root.sh")
+    if not Path(FOLDER, "python").exists():
+        subprocess.run(["bash", script, FOLDER, sys.executable], check=True)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+    def run(program: str, *arguments: object, python: str = f"{FOLDER}/python") -> str:
+        command = [python, "-c", program, ROOT, *arguments]
+        result = subprocess.run(
+            [*map(str, command)], capture_output=True, text=True, env=environment
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    return run
+
+
+def test_it_is_another_processor(arm):
+    assert arm("import platform; print(platform.machine())").strip() == "aarch64"
+
+
+def test_the_shipped_model_gives_its_golden_vectors(arm):
+    arm(RUN, "--check", "--threads", 1)
+
+
+def test_the_likeliest_text_is_that_of_this_machine_in_little_memory(arm):
+    given = ("Once upon a time", "--max-tokens", 12, "--temperature", 0, "--threads", 1, "--json")
+    there = json.loads(arm(RUN, *given))
+    here = json.loads(arm(RUN, *given, python=sys.executable))
+    assert there["token_ids"] == here["token_ids"]
+    assert there["peak_rss_mib"] < 400
+
+
+def test_the_doctor_reads_a_recorded_board(arm, tmp_path):
+    machine, model, is_jetson, checks = json.loads(arm(DOCTOR, make_board(tmp_path)))
+    assert machine == "aarch64"
+    assert "Orin Nano" in model
+    assert is_jetson
+    states = dict(checks)
+    assert (states["JetPack"], states["power sensors"], states["swap"]) == ("ok", "ok", "ok")
+    assert states["TensorRT"] == "fail"
