@@ -1,41 +1,21 @@
-"""One contract over every entry of both tables of families, and a family that only the tests know.
-
-The toy enters through the two seams alone, and every figure of it has a closed form.
-"""
+"""One contract over every entry of both tables of families. `tests/toy` has a family of its own."""
 
 import inspect
 import json
 
-import numpy as np
 import pytest
 import torch
-from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.families import RULES_OF_FAMILY
 from dlm_edge.runtime.families import table as device
 from dlm_edge.runtime.families.base import DeviceFamily
-from dlm_edge.runtime.families.next_token import NextToken
-from dlm_edge.runtime.measure.evaluate import evaluate_ids
-from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.train import families as desktop
-from dlm_edge.train.config import TrainConfig
 from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families.base import Family
-from dlm_edge.train.loop.run import train
-from safetensors.torch import load_file
 from torch import nn
-from toy_family import Toy, ToyDevice
 
 CONTEXT = 32
 TINY = {"dim": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 24, "context": CONTEXT}
 SPECIAL = {"eos_token_id": 0, "pad_token_id": None}
-
-
-@pytest.fixture
-def toy(monkeypatch):
-    """Lists the toy in both tables, and touches nothing else."""
-    monkeypatch.setitem(desktop.FAMILIES, "toy", Toy())
-    monkeypatch.setitem(device.FAMILIES, "toy", ToyDevice())
-    monkeypatch.setitem(RULES_OF_FAMILY, "toy", (NextToken,))
 
 
 def listed() -> list[str]:
@@ -159,50 +139,3 @@ def test_manifest_says_what_the_config_says(name):
     assert manifest.max_position == CONTEXT
     assert manifest.vocab_size == TINY["vocab_size"]
     assert manifest.model["num_parameters"] == sum(p.numel() for p in model.parameters())
-
-
-def test_the_toy_trains_through_the_desktop_seam_alone(toy, tmp_path):
-    summary = train_toy(tmp_path)
-    # In "abcabc..." the next letter is certain: a bigram table can learn it all.
-    assert summary["held_out"]["toy"]["nats_per_token"] < 0.5
-
-
-def train_toy(folder) -> dict:
-    text = folder / "letters.txt"
-    text.write_text("<|endoftext|>".join(["abc" * 40] * 30), encoding="utf-8")
-    config = TrainConfig(
-        family="toy",
-        data=str(text),
-        out=str(folder / "checkpoint"),
-        tokenizer="char",
-        context=CONTEXT,
-        batch_size=8,
-        max_steps=60,
-        optimizer="adamw",
-        lr=0.2,
-        warmup_steps=1,
-        ema=0.0,
-        eval_rows=8,
-        log="none",
-        cache_dir=str(folder / "cache"),
-    )
-    return train(config, quiet=True)
-
-
-def test_the_toy_goes_from_text_to_tokens_through_the_two_seams_alone(toy, tmp_path):
-    train_toy(tmp_path)
-    bundle = tmp_path / "toy.dlm"
-    settings = ExportSettings(blocks=(4,), data=tmp_path / "letters.txt")
-    export_checkpoint(tmp_path / "checkpoint", bundle, settings)
-    with Pipeline.load(bundle) as pipeline:
-        assert pipeline.manifest.family == "toy"
-        assert {graph.name for graph in pipeline.manifest.graphs} == {"guess"}
-        result = pipeline.generate("ab", max_tokens=7).result()
-        assert result.text == "cabcabc"
-        assert result.nfe == 7
-        ids = np.array(pipeline.tokenizer.encode("abcabca"), np.int32)
-        figures = evaluate_ids(pipeline.model, ids)
-    table = load_file(tmp_path / "checkpoint" / "model.safetensors")["table.weight"]
-    rows = torch.log_softmax(table, dim=1)[ids[:-1]]
-    expected = -rows.gather(1, torch.tensor(ids[1:, None], dtype=torch.long)).mean().item()
-    assert figures.nats_per_token == pytest.approx(expected, rel=1e-5)

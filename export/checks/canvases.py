@@ -39,7 +39,7 @@ class Canvas:
     start: int
     """Committed positions before the block."""
     ids: np.ndarray
-    """(1, rows) int32."""
+    """(1, rows) int32, or latents (1, rows, dim) float32."""
     mask_ratio: float
     """Level of its noise."""
     split: int = 0
@@ -125,11 +125,11 @@ def noisy_canvas(
     if corrupt is None:
         return Canvas(start=start, ids=clean[None], mask_ratio=level, split=split)
     rng = np.random.default_rng((seed, start, spec.rows, spec.context))
-    noisy = clean.copy()
-    noisy[split:], extra = corrupt(clean[split:], level, rng, spec.block)
-    if start == 0:
+    noisy, extra = corrupt(clean[split:], level, rng, spec.block)
+    if start == 0 and not split and noisy.ndim == 1:  # the first token is given; latents have none
         noisy[0] = clean[0]
     if split:
+        noisy = np.concatenate([clean[:split], noisy])
         at_rest = corrupt(clean[:split], 0.0, rng, spec.block)[1]
         extra = {role: _joined(spec, role, at_rest, extra, split) for role in extra}
     return Canvas(start=start, ids=noisy[None], mask_ratio=level, split=split, extra=extra)

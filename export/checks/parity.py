@@ -31,7 +31,7 @@ class TorchSide:
 
     def __init__(self, graph: ExportGraph, spec: GraphSpec) -> None:
         self._graph = graph
-        self._result = result_role(spec)
+        self._result = spec.result.role
         self._kv_role = any(tensor.role == "kv" for tensor in spec.inputs)
         self.inputs = {
             # PyTorch keeps its own cache as it computes it, whatever the exported graph stores.
@@ -63,11 +63,6 @@ class TorchSide:
         return outputs[self._result].numpy()
 
 
-def result_role(spec: GraphSpec) -> str:
-    """Names what a graph is run for: its logits, or what another one makes logits of."""
-    return next(item.role for item in spec.outputs if item.role in ("logits", "hidden"))
-
-
 def run_engine(engine: Engine, canvas: Canvas, *, commit: bool) -> np.ndarray:
     """Runs one canvas on an engine; with `commit`, stores its keys and values. Returns the logits,
     or what a head reads."""
@@ -80,7 +75,7 @@ def run_engine(engine: Engine, canvas: Canvas, *, commit: bool) -> np.ndarray:
     if commit and any(tensor.role == "kv" for tensor in spec.inputs):
         new = engine.outputs[spec.tensor("kv_new").name]
         engine.inputs[spec.tensor("kv").name][canvas.start : canvas.start + len(new)] = new
-    return engine.outputs[spec.tensor(result_role(spec)).name]
+    return engine.outputs[spec.result.name]
 
 
 def find_head(graphs: Sequence[ExportGraph]) -> ExportGraph | None:
@@ -177,7 +172,7 @@ def _compare_shape(
 ) -> tuple[Figures, Figures]:
     """Compares one shape at several starts; the caches grow on both sides as text commits."""
     figures, cached = Figures(tie=tie), Figures(tie=tie)
-    apart = head is not None and result_role(spec) == "hidden"
+    apart = head is not None and spec.result.role == "hidden"
     few = spec.rows * manifest.vocab_size > MANY_SCORES
     torch_side = TorchSide(graph, spec)
     engine = engines.engine(spec)

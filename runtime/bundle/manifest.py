@@ -87,6 +87,12 @@ class GraphSpec:
         """Names the shape in messages and tables: `denoise (rows 32, context 256)`."""
         return f"{self.name} ({dims_text(self.dims)})"
 
+    @property
+    def result(self) -> TensorSpec:
+        """What the graph is run for: logits, what a head makes logits of, or its first output."""
+        found = (item for item in self.outputs if item.role in ("logits", "hidden"))
+        return next(found, self.outputs[0])
+
     def tensor(self, role: str) -> TensorSpec:
         """Returns the one input or output with this role; KeyError if there is none."""
         for spec in (*self.inputs, *self.outputs):

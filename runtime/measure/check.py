@@ -92,9 +92,8 @@ def _execute(engine: Engine, values: Mapping[str, Any], commit: int | None, ops:
 
 
 def _logits(engine: Engine, ops: Ops) -> np.ndarray:
-    """The run's logits, or what a head is to read, as (rows, V or D) float32."""
-    role = next(item.role for item in engine.spec.outputs if item.role in ("logits", "hidden"))
-    logits = ops.to_host(engine.outputs[engine.spec.tensor(role).name])
+    """The run's logits, or what it is run for else, as (rows, V or D) float32."""
+    logits = ops.to_host(engine.outputs[engine.spec.result.name])
     return logits.reshape(-1, logits.shape[-1]).astype(np.float32)
 
 

@@ -30,8 +30,8 @@ Corrupt = Callable[
     [np.ndarray, float, np.random.Generator, int | None], tuple[np.ndarray, Mapping[str, Any]]
 ]
 """Noise on clean ids (rows,) int32 at a level from 0 (none) to 1 (all), for a shape that serves a
-text block: the noisy ids, and the values of the graph's further inputs by role. Equal generators
-give noise that grows with the level."""
+text block: the noisy canvas, ids (rows,) or latents (rows, dim), and the values of the graph's
+further inputs by role. Equal generators give noise that grows with the level."""
 Uncached = Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], torch.Tensor]
 """From the clean context (1, C), the block (1, B), B dividing C, both int32, and the values of
 further inputs by role, to logits (1, B, V)."""
