@@ -1,0 +1,72 @@
+"""Latents that move to what guidance takes for clean, by steps of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class LatentCanvas:
+    """One text's latents, twice: for the run with its source and the one without."""
+
+    table: np.ndarray
+    """(steps, 4) float32 on the host: what each step does, in the order of `LatentOps.step`."""
+    latents: Any
+    """(2, rows, dim) float32; both halves are equal."""
+    level: Any
+    """(1,) float32: the noise that the next run is fed."""
+    ids: Any
+    """(rows,) int32: the likeliest tokens under the last step's guided logits."""
+    memory: Any = None
+    """The ops' own."""
+    num_steps: int = 0
+    """Done so far."""
+
+
+class LatentOps(Protocol):
+    """The primitive `latent`.
+
+    With guidance g, outputs of the run with the source (c) and of the one without (u) become
+    u + g (c - u). A step of the table is (level, keep, pull, g): latents become
+    keep latents + pull clean, in float32, and `level` the next step's. Ties of logits go to the
+    lowest id.
+    """
+
+    def canvas(self, table: np.ndarray, rows: int, dim: int, vocab: int) -> LatentCanvas:
+        """Allocates a canvas; nothing is allocated per step afterwards."""
+        ...
+
+    def begin(self, canvas: LatentCanvas, noise: np.ndarray) -> None:
+        """Starts at the first step from noise (rows, dim) float32."""
+        ...
+
+    def step(self, clean: Any, logits: Any, canvas: LatentCanvas) -> None:
+        """Takes a step.
+
+        Args:
+            clean: (2, rows, dim) float32, with the source and without.
+            logits: (2, rows, vocab) float32 alike.
+            canvas: Changes.
+        """
+        ...
+
+    def ids(self, canvas: LatentCanvas) -> np.ndarray:
+        """Copies the ids to the host: (rows,) int32."""
+        ...
+
+
+def ddim_table(steps: int, guidance: float) -> np.ndarray:
+    """Makes the steps from level 1 to 0, (steps, 4) float32: DDIM without noise.
+
+    With z = cos(a) x + sin(a) e at a = pi level / 2, a step to b keeps the noise that the clean
+    latents leave: z' = cos(b) x + sin(b) (z - cos(a) x) / sin(a).
+    """
+    level = np.linspace(1.0, 0.0, steps + 1)
+    before, after = np.pi / 2 * level[:-1], np.pi / 2 * level[1:]
+    keep = np.sin(after) / np.sin(before)
+    pull = np.cos(after) - keep * np.cos(before)
+    table = np.stack([level[:-1], keep, pull, np.full(steps, guidance)], axis=1)
+    return table.astype(np.float32)
