@@ -38,7 +38,7 @@ def half(traced_model):
 def feeds(graph, garbage=0.0):
     """Half of the context is valid; what lies behind it is `garbage`."""
     rng = np.random.default_rng(0)
-    sizes = {"rows": BLOCK, "context": CONTEXT}
+    sizes = {"batch": 1, "rows": BLOCK, "context": CONTEXT}
     values = {}
     for tensor in graph.inputs:
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
