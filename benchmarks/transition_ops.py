@@ -53,7 +53,7 @@ def measure_text(pipeline: Pipeline, length: int, steps: int, index: int) -> dic
         settings=decoding_settings(manifest, {"steps": steps, "block_size": length}),
         banned_ids=pipeline.tokenizer.missing_ids(manifest.vocab_size),
     )
-    rule = pipeline.model.family.start(pipeline.model, request)
+    rule = pipeline.model.start(request)
     engine, runs = engines.engine(rule.next_run()), 0
     begin = time.process_time()
     while not rule.done:

@@ -82,7 +82,7 @@ class Generation:
         self.num_cached = request.num_cached
         """Tokens of the prompt that need not be computed again."""
         begin = time.perf_counter()
-        self._rule = model.family.start(model, request)
+        self._rule = model.start(request)
         self._phased = self._rule if isinstance(self._rule, Phased) else None
         self._engines = model.engines
         self._nfe = 0

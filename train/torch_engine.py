@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..runtime.bundle.manifest import GraphKey, GraphSpec, TensorSpec
+from ..runtime.bundle.manifest import GraphKey, GraphSpec
 from ..runtime.engines.base import find_spec
+from ..runtime.engines.buffers import Buffers, host_buffers
 from ..runtime.errors import EngineError, brief
 from ..runtime.process import usable_cores
 from .families.base import ExportGraph
@@ -56,21 +57,14 @@ class TorchEngine:
         self,
         module: torch.nn.Module,
         spec: GraphSpec,
-        caches: Mapping[str, np.ndarray],
+        buffers: Buffers[np.ndarray],
         threads: int,
     ) -> None:
         self._module = module
         self._threads = threads
         self._spec = spec
-        self._inputs = {
-            tensor.name: caches[tensor.name][: tensor.shape[0]]
-            if tensor.role == "kv"
-            else np.zeros(tensor.shape, tensor.dtype)
-            for tensor in spec.inputs
-        }
-        self._outputs = {
-            tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in spec.outputs
-        }
+        self._inputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.inputs}
+        self._outputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.outputs}
 
     @property
     def spec(self) -> GraphSpec:
@@ -120,7 +114,7 @@ class TorchEngineSet:
             spec for graph in graphs for spec in graph.specs(graph.shapes((), ()), precision="fp32")
         )
         self._engines: dict[GraphKey, TorchEngine] = {}
-        self._caches = self._new_caches()
+        self._buffers = host_buffers(self._specs)
 
     @property
     def specs(self) -> tuple[GraphSpec, ...]:
@@ -133,20 +127,11 @@ class TorchEngineSet:
         if key not in self._engines:
             found = find_spec(self._specs, spec)
             self._engines[key] = TorchEngine(
-                self._modules[spec.name], found, self._caches, self.threads
+                self._modules[spec.name], found, self._buffers, self.threads
             )
         return self._engines[key]
 
     def close(self) -> None:
         """Releases buffers."""
         self._engines.clear()
-        self._caches.clear()
-
-    def _new_caches(self) -> dict[str, np.ndarray]:
-        """One buffer per KV input, as long as its longest context."""
-        largest: dict[str, TensorSpec] = {}
-        for tensor in (item for spec in self._specs for item in spec.inputs if item.role == "kv"):
-            known = largest.get(tensor.name)
-            if known is None or tensor.shape[0] > known.shape[0]:
-                largest[tensor.name] = tensor
-        return {name: np.zeros(item.shape, item.dtype) for name, item in largest.items()}
+        self._buffers.clear()

@@ -61,7 +61,7 @@ def modes_of(model: LoadedModel) -> list[Mode]:
 
     def accepts(mode: Mode) -> bool:
         try:
-            model.family.start(model, mode.request(manifest, prompt, 2, 0.0, (0, 0)))
+            model.start(mode.request(manifest, prompt, 2, 0.0, (0, 0)))
         except ConfigError:
             return False
         return True

@@ -175,7 +175,7 @@ class Trajectory:
 
 def decode_trajectory(model: LoadedModel, request: Request) -> Trajectory:
     """Decodes a request (with `provisional` set) and keeps its canvas after every step."""
-    rule = model.family.start(model, request)
+    rule = model.start(request)
     phased = rule if isinstance(rule, Phased) else None
     state = np.full(len(request.prompt_ids) + request.max_tokens, -1, np.int64)
     states = []

@@ -48,7 +48,7 @@ class TorchSide:
         a head reads."""
         for role, value in canvas.inputs.items():
             if role in self.inputs:
-                self.inputs[role][...] = torch.as_tensor(value)
+                self.inputs[role][...] = torch.as_tensor(np.array(value))
         given = [self.inputs[tensor.role] for tensor in self._graph.inputs]
         outputs = dict(
             zip(

@@ -35,7 +35,7 @@ class Machine(Protocol):
         """One run of a graph."""
         ...
 
-    def outside_ms(self, block: int, vocab_size: int) -> float:
+    def outside_ms(self, rows: int, vocab_size: int) -> float:
         """Sampling and committing after one run."""
         ...
 
@@ -72,10 +72,10 @@ class Board:
     def run_time(self, cost: GraphCost) -> RunTime:
         return gpu_time(cost, self.place, self.mode)
 
-    def outside_ms(self, block: int, vocab_size: int) -> float:
+    def outside_ms(self, rows: int, vocab_size: int) -> float:
         """Two kernels, which read every logit of the masked rows once."""
         idle = SAMPLING_KERNELS * KERNEL_CLOCKS / (self.mode.gpu_mhz * 1e6)
-        read = block * MASKED_SHARE * vocab_size * 4
+        read = rows * MASKED_SHARE * vocab_size * 4
         return 1e3 * (idle + read / (self.mode.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE))
 
     def weight_bytes(self, cost: GraphCost) -> float:
@@ -125,8 +125,8 @@ class Cpu:
     def run_time(self, cost: GraphCost) -> RunTime:
         return self.speed.run_time(cost)
 
-    def outside_ms(self, block: int, vocab_size: int) -> float:
-        return 1e3 * self.speed.sampling_seconds(block * MASKED_SHARE, vocab_size)
+    def outside_ms(self, rows: int, vocab_size: int) -> float:
+        return 1e3 * self.speed.sampling_seconds(rows * MASKED_SHARE, vocab_size)
 
     def weight_bytes(self, cost: GraphCost) -> float:
         """Casts are folded while loading, and matrices laid out anew once."""

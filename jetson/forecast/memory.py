@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ...runtime.bundle.manifest import GraphKey, Manifest, TensorSpec
+from ...runtime.engines.buffers import buffers_of
 from ...runtime.errors import ConfigError
 from ..graph.cost import GraphCost
 from ..graph.onnx_graph import ITEM_BYTES, Graph
@@ -44,28 +44,17 @@ def memory_plan(
 ) -> MemoryPlan:
     """Memory by part: one copy of the weights, one cache, the scratch of the largest shape."""
     files: dict[str, float] = {}
-    caches: dict[tuple[Any, ...], int] = {}
-    buffers: dict[tuple[str, str], int] = {}
     for spec in manifest.graphs:
         cost = costs[spec.key]
         files[spec.file] = max(files.get(spec.file, 0.0), machine.weight_bytes(cost))
-        for tensor in (*spec.inputs, *spec.outputs):
-            # As the engines allocate: every context is a prefix of one cache, every block a
-            # prefix of one buffer per role.
-            cache = tensor.role == "kv"
-            size = _bytes(tensor)
-            if cache:
-                key = (tensor.dtype, tensor.shape[1:])
-                caches[key] = max(caches.get(key, 0), size)
-            else:
-                buffers[tensor.role, tensor.dtype] = max(
-                    buffers.get((tensor.role, tensor.dtype), 0), size
-                )
+    buffers = buffers_of(manifest.graphs).values()
+    kept = sum(buffer.nbytes for buffer in buffers if buffer.kept)
+    others = sum(buffer.nbytes for buffer in buffers if not buffer.kept)
     scratch = max((machine.scratch_bytes(cost) for cost in costs.values()), default=0)
     return MemoryPlan(
         weights=sum(files.values()) / MIB,
-        kv=sum(caches.values()) / MIB,
-        activations=(scratch + sum(buffers.values())) / MIB,
+        kv=kept / MIB,
+        activations=(scratch + others) / MIB,
         context=machine.context_mib,
         runtime=machine.runtime_mib,
         available=machine.available_mib,

@@ -54,6 +54,7 @@ class MemoryPlan:
 
     weights: float
     kv: float
+    """KV caches, and whatever else stays for a whole request."""
     activations: float
     """Scratch of the largest shape, and all inputs and outputs but the cache."""
     context: float

@@ -72,6 +72,7 @@ def _check_graph(manifest: Manifest, graph: GraphSpec, where: str) -> None:
         choice(roles["start"].dtype, f"{where}: the dtype of start", ("int32",))
     if "kv" in roles:
         _check_shape(where, roles["kv"], (graph.context, *cache))
+        choice(roles["kv"].lifetime, f"{where}: the lifetime of kv", ("request",))
     if "kv_new" in roles:
         _check_shape(where, roles["kv_new"], (graph.rows, *cache))
         if "kv" in roles and roles["kv"].shape[1:] != roles["kv_new"].shape[1:]:

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import GraphKey, GraphSpec, Manifest, TensorSpec
+from ..bundle.manifest import GraphKey, GraphSpec, Manifest
 from ..errors import EngineError, brief
 from ..process import usable_cores
 from .base import CPU_TARGETS, LayerTimes, find_spec
+from .buffers import Buffers, host_buffers
 from .onnxruntime_layers import read_profiles
 
 MAX_DEFAULT_THREADS = 8
@@ -62,60 +63,14 @@ def default_threads() -> int:
     return min(usable_cores(), MAX_DEFAULT_THREADS)
 
 
-class Buffers:
-    """Arrays shared by all engines of a set: one KV cache, and one arena per output role.
-
-    A KV buffer is as long as the largest context; smaller contexts see its prefix.
-    """
-
-    def __init__(self, specs: tuple[GraphSpec, ...]) -> None:
-        self._sizes: dict[tuple[Any, ...], int] = {}
-        for spec in specs:
-            for tensor in (*spec.inputs, *spec.outputs):
-                key, count = self._key(tensor)
-                self._sizes[key] = max(count, self._sizes.get(key, 0))
-        self._arenas: dict[tuple[Any, ...], np.ndarray] = {}
-
-    @staticmethod
-    def _key(tensor: TensorSpec) -> tuple[tuple[Any, ...], int]:
-        """What identifies the allocation a tensor lives in, and its length in items."""
-        count = int(np.prod(tensor.shape, dtype=np.int64))
-        if tensor.role == "kv":
-            return ("kv", tensor.dtype, tensor.shape[1:]), count
-        return (tensor.role, tensor.dtype), count
-
-    def view(self, tensor: TensorSpec) -> np.ndarray:
-        """Returns the tensor's array: zeros at first, the same memory at every call."""
-        key, count = self._key(tensor)
-        if key not in self._arenas:
-            self._arenas[key] = np.zeros(self._sizes[key], dtype=tensor.dtype)
-        return self._arenas[key][:count].reshape(tensor.shape)
-
-    def account(self) -> dict[str, int]:
-        """Returns bytes allocated by role."""
-        held: dict[str, int] = {}
-        for (role, *_), arena in self._arenas.items():
-            held[role] = held.get(role, 0) + arena.nbytes
-        return held
-
-    def clear(self) -> None:
-        """Drops every allocation."""
-        self._arenas.clear()
-
-
 class OnnxRuntimeEngine:
     """One graph at one static shape."""
 
-    def __init__(self, session: Any, spec: GraphSpec, buffers: Buffers) -> None:
+    def __init__(self, session: Any, spec: GraphSpec, buffers: Buffers[np.ndarray]) -> None:
         self._session = session
         self._spec = spec
-        self._inputs = {
-            tensor.name: buffers.view(tensor)
-            if tensor.role == "kv"
-            else np.zeros(tensor.shape, dtype=tensor.dtype)
-            for tensor in spec.inputs
-        }
-        self._outputs = {tensor.name: buffers.view(tensor) for tensor in spec.outputs}
+        self._inputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.inputs}
+        self._outputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.outputs}
         self._binding = session.io_binding()
         for name, array in self._inputs.items():
             self._binding.bind_input(
@@ -175,7 +130,7 @@ class OnnxRuntimeEngines:
         self._foreign_int8 = is_foreign_int8(bundle.manifest)
         self.reason = reason
         self.threads = default_threads() if threads is None else threads
-        self._buffers = Buffers(bundle.manifest.graphs)
+        self._buffers = host_buffers(bundle.manifest.graphs)
         self._sessions: dict[str, Any] = {}
         self._engines: dict[GraphKey, OnnxRuntimeEngine] = {}
         self._profiles: tempfile.TemporaryDirectory[str] | None = None

@@ -8,7 +8,7 @@ family. A family = one module with an `UpdateRule` factory and its bound, and on
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from ..bundle.manifest import GraphSpec, Manifest
 from ..decoding import DecodingRule
 from ..engines.base import Engine, EngineSet
+from ..errors import ConfigError
 from ..ops.base import Ops
 from . import decoding_settings
 
@@ -62,6 +63,9 @@ class Request:
     num_cached: int = 0
     """So many ids of the prompt stand in the KV cache already: the request before gave them as its
     rule's `cached_ids` (see `Resumable`). Less than the prompt has."""
+    conditions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the text depends on beside the prompt, by the role of the graph's input: each in the
+    shape and dtype of an input on offer. Written once, before the first run."""
     provisional: bool = False
     """Whether to report the canvas after every step too, which costs a copy of it."""
 
@@ -169,9 +173,56 @@ class LoadedModel:
         """Gives the decoding rule of a request or a command; see `decoding_settings`."""
         return decoding_settings(self.manifest, asked)
 
+    def start(self, request: Request) -> UpdateRule:
+        """Starts a request: writes its conditions, and has the family make its first canvas.
+
+        Raises:
+            ConfigError: It cannot be served; a condition is missing, unknown or of another shape.
+        """
+        self._write_conditions(request.conditions)
+        return self.family.start(self, request)
+
+    def _write_conditions(self, given: Mapping[str, np.ndarray]) -> None:
+        wanted = condition_roles(self.specs)
+        if given.keys() != wanted:
+            raise ConfigError(
+                f"the bundle's conditions are {', '.join(sorted(wanted)) or 'none'}, the request "
+                f"has {', '.join(sorted(given)) or 'none'}; give exactly the former"
+            )
+        for role, value in given.items():
+            inputs = {
+                tensor.shape: (spec, tensor)
+                for spec in self.specs
+                for tensor in spec.inputs
+                if tensor.role == role
+            }
+            if value.shape not in inputs:
+                shapes = " or ".join(map(str, inputs))
+                raise ConfigError(
+                    f"condition {role} has shape {value.shape}, the bundle takes {shapes}"
+                )
+            # Every shape of every graph that reads it shares this array.
+            spec, tensor = inputs[value.shape]
+            target = self.engines.engine(spec).inputs[tensor.name]
+            self.ops.assign(target, np.ascontiguousarray(value, tensor.dtype))
+
     def positions(self, settings: DecodingRule) -> int:
         """Gives how many positions a text may have before its window slides; see DeviceFamily."""
         return self.family.positions(self.manifest, self.specs, settings)
+
+
+def condition_roles(specs: Sequence[GraphSpec]) -> set[str]:
+    """Gives the inputs that a request must bring: of lifetime `request`, and made by no graph.
+
+    A cache is made row by row: its new rows are the output whose role ends in `_new`.
+    """
+    made = {tensor.role.removesuffix("_new") for spec in specs for tensor in spec.outputs}
+    return {
+        tensor.role
+        for spec in specs
+        for tensor in spec.inputs
+        if tensor.lifetime == "request" and tensor.role not in made
+    }
 
 
 class DeviceFamily(Protocol):

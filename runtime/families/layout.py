@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,7 +17,12 @@ class Layout:
     visible: np.ndarray
     """(rows, rows) float32: 1 where a row (first axis) sees another, 0 elsewhere."""
 
+    def __post_init__(self) -> None:
+        """Fixes the arrays, so that a device need not be sent them again."""
+        self.offsets.flags.writeable = self.visible.flags.writeable = False
 
+
+@lru_cache(maxsize=8)
 def causal_layout(rows: int) -> Layout:
     """Gives the layout of known ids: each row sees those before it and itself."""
     return Layout(offsets=np.arange(rows, dtype=np.int32), visible=np.tri(rows, dtype=np.float32))

@@ -198,7 +198,7 @@ def feed(
     *,
     split: int = 0,
     time: Any = 0.0,
-    laid_out: bool = False,
+    layout: Layout | None = None,
 ) -> None:
     """Writes a canvas and where it stands into an engine's buffers.
 
@@ -210,12 +210,13 @@ def feed(
         split: Positions before it see none from it on; for graphs that have this input.
         time: The share of masks, (block,) of the host or of the ops, or one for all; for graphs
             that see it.
-        laid_out: Positions and visibility are there already, for graphs that are told them;
-            otherwise each row is told to see those before it.
+        layout: Where rows are and what they see, for graphs that read it; None: one after the
+            other, each seeing those before it.
     """
-    if not laid_out:
-        lay_out(ops, engine, None)
     values = {"split": split, "start": start, "time": time, "canvas": ids}
+    if any(tensor.role == "visible" for tensor in engine.spec.inputs):
+        layout = layout or causal_layout(engine.spec.rows)
+        values |= {"offsets": layout.offsets, "visible": layout.visible}
     held = []
     for tensor in engine.spec.inputs:
         if tensor.role not in values:
@@ -230,18 +231,6 @@ def feed(
     # Last, so that what a device holds itself is part of what repeats from step to step.
     for target, value in held:
         ops.assign(target, value)
-
-
-def lay_out(ops: Ops, engine: Engine, layout: Layout | None) -> None:
-    """Writes where rows stand and what they see into the inputs of a graph that has these.
-
-    None: one after the other, each seeing those before it.
-    """
-    roles = {tensor.role: engine.inputs[tensor.name] for tensor in engine.spec.inputs}
-    if "visible" in roles:
-        layout = layout or causal_layout(engine.spec.rows)
-        ops.assign(roles["offsets"], layout.offsets)
-        ops.assign(roles["visible"], layout.visible)
 
 
 def append(ops: Ops, engine: Engine, start: int, count: int, *, into: Engine | None = None) -> None:

@@ -113,9 +113,10 @@ class Device(Protocol):
         ...
 
     def hold(self, target: DeviceArray, source: np.ndarray) -> None:
-        """Uploads small values that nothing but `hold`, `upload` and `copy` writes there.
+        """Uploads values that nothing but `hold`, `upload` and `copy` writes there.
 
-        A device that knows that the target holds them already leaves it at that.
+        A device that knows that the target has them already does nothing: it compares small values
+        and recognises an array that is not writeable.
         """
         ...
 

@@ -22,8 +22,8 @@ from .device import Device, DeviceArray, Step
 
 MAX_STEPS = 32
 """Captured steps kept; a text needs one per context bucket."""
-MAX_HELD_BYTES = 64
-"""Larger uploads are never remembered."""
+MAX_COMPARED_BYTES = 64
+"""Of larger uploads only those of arrays that cannot change are remembered: by the array itself."""
 
 Call = tuple[tuple[Hashable, ...], Callable[[], None]]
 """What identifies a call, its kind first, and the call."""
@@ -48,7 +48,7 @@ class ReplayingDevice:
         self._pending: list[Call] = []
         self._steps: OrderedDict[tuple[Hashable, ...], tuple[Step | None, list[Call]]]
         self._steps = OrderedDict()
-        self._held: dict[int, bytes] = {}
+        self._held: dict[int, bytes | np.ndarray] = {}
         self._retired: list[Any] = []
         self._sending = False
         self.captures = True
@@ -90,13 +90,16 @@ class ReplayingDevice:
 
     def hold(self, target: DeviceArray, source: np.ndarray) -> None:
         """See Device."""
-        if target.nbytes > MAX_HELD_BYTES:
+        known = self._held.get(target.pointer)
+        if target.nbytes <= MAX_COMPARED_BYTES:
+            values = np.ascontiguousarray(source, target.dtype).tobytes()
+            if known != values:
+                self.upload(target, source)
+                self._held[target.pointer] = values
+        elif known is not source:
             self.upload(target, source)
-            return
-        values = np.ascontiguousarray(source, target.dtype).tobytes()
-        if self._held.get(target.pointer) != values:
-            self.upload(target, source)
-            self._held[target.pointer] = values
+            if not source.flags.writeable:
+                self._held[target.pointer] = source
 
     def download(self, source: DeviceArray) -> np.ndarray:
         """See Device."""

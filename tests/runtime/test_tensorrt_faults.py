@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.engines import plan_cache, tensorrt_open, tensorrt_plans
-from dlm_edge.runtime.engines.memory_need import buffer_bytes, out_of_memory
+from dlm_edge.runtime.engines.device_buffers import buffer_bytes, out_of_memory
 from dlm_edge.runtime.engines.plan_cache import HEADER_BYTES, PlanCache
 from dlm_edge.runtime.engines.tensorrt_build import BuildSettings, _failure
 from dlm_edge.runtime.errors import DeviceError
@@ -86,7 +86,7 @@ def test_a_plan_that_is_damaged_or_another_boards_is_built_again_and_that_is_sai
 def test_a_plan_copied_from_another_board_is_not_taken(toy, board, monkeypatch):
     text(toy, "abc")
     (old,) = plans()
-    other = stand_ins.Gpu(
+    other = stand_ins.GpuFacts(
         name="Orin NX", compute_capability="8.7", driver_version=12060, power_mode=""
     )
     monkeypatch.setattr(tensorrt_open, "read_gpu", lambda: other)
@@ -159,7 +159,7 @@ def test_memory_that_runs_out_during_a_build_names_shape_and_remedy():
         BuildSettings(),
     )
     assert "out of device memory while building denoise.onnx" in found
-    assert "block 4, context 8; workspace 512 MiB" in found
+    assert "denoise (rows 4, context 8); workspace 512 MiB" in found
     assert "smaller --block or --context" in found
     assert "\n" not in found
 
@@ -220,7 +220,7 @@ def test_a_shape_that_fits_beside_the_scratch_memory_is_named(toy, monkeypatch):
     """Though by then the scratch memory and some buffers are taken already."""
     small = sum(buffer_bytes(toy_manifest().graphs[:1]).values())
     board = make_board(monkeypatch, capacity=SCRATCH_BYTES + small)
-    assert "block 4 with context 4 alone would fit" in line(toy, "abc")
+    assert "denoise (rows 4, context 4) alone would fit" in line(toy, "abc")
     board.device.capacity, board.device._allocated = SCRATCH_BYTES + small - 1, 0
     assert "no shape of the bundle fits alone" in line(toy, "abc")
 

@@ -34,11 +34,11 @@ def open_layout(block: int, count: int) -> Layout:
     """
     rows = draft_rows(block)
     assert 1 <= count <= rows - block
-    layout = causal_layout(rows)
     end = count + block
-    layout.visible[count:end, :end] = 1.0
-    layout.visible[end:] = np.eye(rows, dtype=np.float32)[end:]
-    return layout
+    visible = np.tri(rows, dtype=np.float32)
+    visible[count:end, :end] = 1.0
+    visible[end:] = np.eye(rows, dtype=np.float32)[end:]
+    return Layout(offsets=causal_layout(rows).offsets, visible=visible)
 
 
 def draft_layout(block: int) -> Layout:

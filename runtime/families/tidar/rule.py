@@ -26,14 +26,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...bundle.manifest import GraphKey, GraphSpec
+from ...bundle.manifest import GraphSpec
 from ...engines.base import Engine
 from ...ops.drafts import Verified
 from ..base import HEAD_PHASE, Buckets, LoadedModel, Request, Span
 from ..heads import Heads, hidden_rows
-from ..layout import Layout, causal_layout
+from ..layout import causal_layout
 from ..text_rule import TextRule, undrawable_ids
-from ..window import Text, append, bucket, feed, lay_out, logits
+from ..window import Text, append, bucket, feed, logits
 from .layout import draft_layout, draft_rows, open_layout
 from .rules import DraftVerify
 
@@ -100,7 +100,6 @@ class DraftRule(TextRule):
             held=self._heads.logit_type if self._mixed else None,
         )
         self._layouts = {"prefill": causal_layout(self._rows), "verify": draft_layout(block)}
-        self._written: dict[GraphKey, Layout] = {}
         self._cached = request.num_cached
         self._kind = ""
         self._count = 0
@@ -152,18 +151,15 @@ class DraftRule(TextRule):
         if self._wanted is not None:
             self._heads.feed(ops, engine, self._output, *self._wanted)
             return
-        key, layout = engine.spec.key, self._layouts[self._kind]
-        if self._written.get(key) is not layout:
-            lay_out(ops, engine, layout)
-            self._written[key] = layout
+        layout = self._layouts[self._kind]
         if self._kind == "verify":
-            feed(ops, engine, self._drafts.ids, self._drafts.start, laid_out=True)
+            feed(ops, engine, self._drafts.ids, self._drafts.start, layout=layout)
             return
         ids = np.full(self._rows, self._filler, np.int32)
         ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
         if self._kind == "open":
             ids[self._count : self._count + self._length] = self._mask
-        feed(ops, engine, ids, self._cached, laid_out=True)
+        feed(ops, engine, ids, self._cached, layout=layout)
 
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""

@@ -81,16 +81,8 @@ def test_a_failing_run_is_one_line_of_engine_error(engines):
 
 def test_a_manifest_that_names_other_tensors_is_refused(tmp_path):
     spec = toy_spec()
-    renamed = tuple(
-        type(item)(name=f"x_{item.name}", dtype=item.dtype, shape=item.shape, role=item.role)
-        for item in spec.inputs
-    )
-    changed = type(spec)(
-        **{
-            name: renamed if name == "inputs" else getattr(spec, name)
-            for name in spec.__dataclass_fields__
-        }
-    )
+    renamed = tuple(replace(item, name=f"x_{item.name}") for item in spec.inputs)
+    changed = replace(spec, inputs=renamed)
     engines = open_engines(open_bundle(write_toy(tmp_path, graphs=(changed,))))
     with pytest.raises(EngineError, match="x_ids"):
         engines.engine(toy_spec(context=CONTEXTS[0]))

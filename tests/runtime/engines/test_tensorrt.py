@@ -13,7 +13,7 @@ import pytest
 from dlm_edge.runtime.bundle.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.engines import tensorrt as backend
 from dlm_edge.runtime.engines import tensorrt_plans
-from dlm_edge.runtime.engines.memory_need import buffer_bytes
+from dlm_edge.runtime.engines.device_buffers import buffer_bytes
 from dlm_edge.runtime.engines.onnxruntime import OnnxRuntimeEngines
 from dlm_edge.runtime.engines.tensorrt import TensorRtEngines
 from dlm_edge.runtime.engines.tensorrt_log import process_logger

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError, EngineError
-from dlm_edge.runtime.gpu.replay import MAX_HELD_BYTES, MAX_STEPS, ReplayingDevice
+from dlm_edge.runtime.gpu.replay import MAX_COMPARED_BYTES, MAX_STEPS, ReplayingDevice
 from dlm_edge.runtime.ops.cuda_ops import KERNELS
 from emulation.device import EmulatedDevice
 
@@ -220,8 +220,24 @@ def test_what_was_held_is_forgotten_too(device):
     assert device.download(target).tolist() == [3]
 
 
-def test_small_values_are_held_and_larger_ones_never(device):
-    for size, uploads in ((MAX_HELD_BYTES // 4, 1), (MAX_HELD_BYTES // 4 + 1, 3)):
+def test_a_larger_array_is_held_if_it_cannot_change(device):
+    target, source = filled(device, [0] * 64), np.full(64, 7)
+    source.flags.writeable = False
+    before = device.inner.counts["uploads"]
+    for _ in range(3):
+        device.hold(target, source)
+    assert device.inner.counts["uploads"] == before + 1
+    other = source.copy()
+    other.flags.writeable = False
+    device.hold(target, other)
+    assert device.inner.counts["uploads"] == before + 2
+    device.upload(target, np.zeros(64))
+    device.hold(target, other)
+    assert device.download(target).tolist() == [7] * 64
+
+
+def test_small_values_are_held_and_larger_ones_that_may_change_never(device):
+    for size, uploads in ((MAX_COMPARED_BYTES // 4, 1), (MAX_COMPARED_BYTES // 4 + 1, 3)):
         target = filled(device, [0] * size)
         before = device.inner.counts["uploads"]
         for _ in range(3):
