@@ -2,8 +2,8 @@
 
     python -m dlm_edge.benchmarks.board_table --out benchmarks/results/board.json
 
-Nothing here is measured by this project: the plan's arithmetic over the graphs' sizes, and figures
-that others published. Needs no weights, no torch and no board.
+Nothing here is measured by this project: the forecast's arithmetic over the graphs' sizes, and
+figures that others published. Needs no weights, no torch and no board.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ..jetson.forecast.plan import Plan, plan_graphs
+from ..jetson.forecast.forecast import Forecast, forecast_graphs
 from ..jetson.targets import target as find_target
 from .block_graph import FILE, TransformerShape, block_graph, block_manifest
 from .report import print_table, record, write_json
@@ -88,22 +88,22 @@ TOKENS_PER_NFE = (1.0, 2.5)
 its Qwen2.5 conversions against token by token (arXiv 2509.26328)."""
 
 
-def plan(
+def forecast(
     shape: TransformerShape, target: str, mode: str, *, int8: bool, tokens_per_nfe: float
-) -> Plan:
+) -> Forecast:
     """Plans one shape at a block of 32 over half and all of its positions."""
     sizes = [(BLOCK, shape.positions // 2), (BLOCK, shape.positions)]
     manifest = block_manifest(shape, sizes, int8=int8, target=target)
     graph = block_graph(shape, int8=int8)
-    return plan_graphs(manifest, {FILE: graph}, target, mode, tokens_per_nfe=tokens_per_nfe)
+    return forecast_graphs(manifest, {FILE: graph}, target, mode, tokens_per_nfe=tokens_per_nfe)
 
 
 def row(shape: TransformerShape, target: str, mode: str, *, int8: bool) -> dict[str, Any]:
     """One line of the table, at half of the model's positions as context."""
     context = shape.positions // 2
-    plans = [plan(shape, target, mode, int8=int8, tokens_per_nfe=n) for n in TOKENS_PER_NFE]
-    parts = [item.graphs["denoise", BLOCK, context] for item in plans]
-    first, memory = parts[0], plans[0].memory
+    forecasts = [forecast(shape, target, mode, int8=int8, tokens_per_nfe=n) for n in TOKENS_PER_NFE]
+    parts = [item.graphs["denoise", BLOCK, context] for item in forecasts]
+    first, memory = parts[0], forecasts[0].memory
     return {
         "model": shape.name,
         "mode": mode,
@@ -122,7 +122,7 @@ def row(shape: TransformerShape, target: str, mode: str, *, int8: bool) -> dict[
         "joules_per_token": first.joules_per_token,
         "bytes": first.bytes,
         "macs": first.macs,
-        "warnings": list(plans[0].warnings),
+        "warnings": list(forecasts[0].warnings),
     }
 
 

@@ -4,7 +4,7 @@
     python -m dlm_edge.benchmarks.int8_quality model.report/report.json --made-by "dlm-export …"
 
 The report itself (report.html beside the bundle, and in it) has more: what entered each layer, the
-plan, every canvas counted. Kept here: sizes, perplexities with intervals at every block size,
+recipe, every canvas counted. Kept here: sizes, perplexities with intervals at every block size,
 agreement with float32 by mask ratio and along decodes, samples, each layer's cost, and the same
 recipe calibrated otherwise.
 """
@@ -24,7 +24,7 @@ from .report import print_table, record, write_json
 
 DIGITS = 6
 """Significant ones of every figure kept."""
-DROPPED = ("plan", "ranges", "canvases")
+DROPPED = ("recipe", "ranges", "canvases")
 COLUMNS = (
     ("variant", "title"),
     ("of fp32's bytes", "size"),
@@ -57,7 +57,7 @@ def kept(report: Mapping[str, Any]) -> dict[str, Any]:
     small["num_canvases"] = sum(row["count"] for row in coverage)
     small["layers"] = {
         graph: {name: layer["precision"] for name, layer in content["layers"].items()}
-        for graph, content in report["plan"]["graphs"].items()
+        for graph, content in report["recipe"]["graphs"].items()
     }
     return small
 

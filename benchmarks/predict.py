@@ -1,11 +1,11 @@
-"""Is the plan right? Predicted against measured step time and memory on this machine's CPU.
+"""Is the forecast right? Predicted against measured step time and memory on this machine's CPU.
 
     python -m dlm_edge.benchmarks.predict --out benchmarks/results/predict.json
 
 Each size is an untrained model, traced as `dlm-export` does and run on ONNX Runtime in a process of
-its own; the plan's rates come from the micro-benchmark, which knows none of these models. With one
-thread both sides are CPU time, the best of many runs, so other processes disturb them little; with
-more they are wall time and want a quiet machine.
+its own; the forecast's rates come from the micro-benchmark, which knows none of these models. With
+one thread both sides are CPU time, the best of many runs, so other processes disturb them little;
+with more they are wall time and want a quiet machine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
+from ..jetson.forecast.forecast import forecast_bundle
 from ..jetson.forecast.host import HostRates, host_rates
-from ..jetson.forecast.plan import plan_bundle
 from ..runtime.bundle.manifest import graph_key
 from .report import print_table, record, write_json
 from .untrained import untrained_bundle
@@ -40,12 +40,12 @@ def compare(size: str, options: dict[str, Any], rates: HostRates, seconds: float
     """Predicts and measures one size; the figures of each shape and of memory."""
     with tempfile.TemporaryDirectory(prefix="dlm-predict-") as name:
         bundle = untrained_bundle(Path(name), size, **options)
-        plan = plan_bundle(bundle, "host", tokens_per_nfe=1.0, rates=rates)
+        forecast = forecast_bundle(bundle, "host", tokens_per_nfe=1.0, rates=rates)
         found = measure(Path(name), rates.threads, seconds)
         parameters = bundle.manifest.model["num_parameters"]
     rows = []
     for shape in found["shapes"]:
-        part = plan.graphs[graph_key(shape["graph"], shape["dims"])]
+        part = forecast.graphs[graph_key(shape["graph"], shape["dims"])]
         rows.append(
             {
                 "size": size,
@@ -60,10 +60,10 @@ def compare(size: str, options: dict[str, Any], rates: HostRates, seconds: float
         )
     memory = {
         "size": size,
-        "predicted_mib": plan.memory.total,
+        "predicted_mib": forecast.memory.total,
         "measured_mib": found["resident_mib"],
-        "ratio": plan.memory.total / found["resident_mib"],
-        "parts": plan.memory.parts,
+        "ratio": forecast.memory.total / found["resident_mib"],
+        "parts": forecast.memory.parts,
     }
     return {
         "size": size,

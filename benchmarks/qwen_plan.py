@@ -2,10 +2,11 @@
 
     python -m dlm_edge.benchmarks.qwen_plan --size 1.5b --out benchmarks/results/qwen-plan-1.5b.json
 
-Predicted, by `jetson/forecast/plan.py`, from the graphs that `dlm-export` makes: traced in their
-full shape, typed and with Q/DQ as for a board, but with weights that have a type and a shape only,
-so that no gigabyte of them is made. Nothing is trained, and nothing runs. int8 is W8A8: embedding
-and head are stored as int8 and computed in float16, all other products multiply integers.
+Predicted, by `jetson/forecast/forecast.py`, from the graphs that `dlm-export` makes: traced in
+their full shape, typed and with Q/DQ as for a board, but with weights that have a type and a
+shape only, so that no gigabyte of them is made. Nothing is trained, and nothing runs. int8 is
+W8A8: embedding and head are stored as int8 and computed in float16, all other products multiply
+integers.
 
 Tokens per run are the reader's assumption; TiDAR's paper reports 7.45 on average for 1.5B at a
 draft of 16 (arXiv 2511.08923, table 2). Token by token is the same graph at one row.
@@ -65,20 +66,20 @@ def make_config(size: str, blocks: tuple[int, ...], positions: int) -> dict[str,
     }
 
 
-def plans(
+def forecasts(
     size: str,
     target: str,
     mode: str | None,
     blocks: tuple[int, ...],
     contexts: tuple[int, ...],
 ) -> Iterator[tuple[str, Any]]:
-    """Yields (precision, its plan)."""
+    """Yields (precision, its forecast)."""
     from ..calibration.forms.board import BoardForm
     from ..calibration.layers import find_layers
     from ..calibration.workbench import describing
     from ..export.onnx_graph.trace import trace
     from ..export.onnx_graph.vocabulary import split_vocabulary
-    from ..jetson.forecast.plan import plan_graphs
+    from ..jetson.forecast.forecast import forecast_graphs
     from ..jetson.graph.onnx_graph import read_graph
     from ..train.families import FAMILIES
 
@@ -103,7 +104,7 @@ def plans(
         manifest = _manifest(config, specs, precision, target)
         manifest = describing(manifest, {graph.name: made}, precision=precision)
         read = read_graph(_without_bytes(made), FILE)
-        yield precision, plan_graphs(manifest, {FILE: read}, target, mode, tokens_per_nfe=1.0)
+        yield precision, forecast_graphs(manifest, {FILE: read}, target, mode, tokens_per_nfe=1.0)
 
 
 def _without_bytes(model: Any) -> bytes:
@@ -143,10 +144,10 @@ def _manifest(config: dict[str, Any], specs: Any, precision: str, target: str) -
     )
 
 
-def rows_of(precision: str, plan: Any, tokens: tuple[float, ...]) -> list[dict[str, Any]]:
+def rows_of(precision: str, forecast: Any, tokens: tuple[float, ...]) -> list[dict[str, Any]]:
     """One row per shape: what a step takes, and what it gives at so many tokens per run."""
     rows = []
-    for part in plan.graphs.values():
+    for part in forecast.graphs.values():
         took = part.step_ms + part.outside_ms
         row = {
             "precision": precision,
@@ -182,10 +183,10 @@ def main(
     rows: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     warnings: dict[str, list[str]] = {}
-    for precision, plan in plans(size, target, mode, chosen, buckets):
-        rows += rows_of(precision, plan, (3.0, 5.0, 7.0))
-        memory.append({"precision": precision, **plan.memory.to_json(), "mode": plan.mode})
-        warnings[precision] = list(plan.warnings)
+    for precision, forecast in forecasts(size, target, mode, chosen, buckets):
+        rows += rows_of(precision, forecast, (3.0, 5.0, 7.0))
+        memory.append({"precision": precision, **forecast.memory.to_json(), "mode": forecast.mode})
+        warnings[precision] = list(forecast.warnings)
     print_table([(name, name) for name in memory[0]], memory)
     click.echo()
     columns = ("precision", "draft", "rows", "context", "step_ms", "sampling_ms", "bound")

@@ -332,7 +332,7 @@ def main(
                 f"largest relative error {figures['max_relative_error']:.1e}  "
                 f"same top-1 {figures['top1_agreement']:.2%}"
             )
-    for line in forecast_lines(report["plan"]):
+    for line in forecast_lines(report["forecast"]):
         click.echo(line)
     for plan in built["plans"]:
         click.echo(f"{plan['file']}  TensorRT plan of {plan['bytes'] / 2**20:.1f} MiB in the cache")

@@ -107,7 +107,7 @@ def export_checkpoint(
         draft = make_draft(source, settings, Path(name), progress)
         bundle = draft.bundle
         report = {**draft.figures, **(notes or {})}
-        report["plan"] = check_budget(bundle, settings, progress)
+        report["forecast"] = check_budget(bundle, settings, progress)
         parity, golden = _check(source.graphs, bundle, settings, ids, progress)
         report["parity"] = parity
         if settings.choose_decoding:

@@ -2,7 +2,7 @@
 
 What a block size is worth depends on the model: how many tokens a graph run commits, and how good
 the text is. Both are measured, by decoding and scoring real text with the traced graph on this
-machine; how long a run takes on the target is predicted (`jetson/forecast/plan.py`). Of all
+machine; how long a run takes on the target is predicted (`jetson/forecast/forecast.py`). Of all
 candidates that fit the memory and lose no more quality than allowed, the fastest is taken; the
 choice and every candidate go into the report.
 

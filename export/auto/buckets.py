@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ...jetson.forecast.plan import Plan
+from ...jetson.forecast.forecast import Forecast
 from ...runtime.bundle.manifest import GraphSpec
 
 WORTH = 0.02
@@ -34,10 +34,10 @@ def best_buckets(
         kept.append(size)
 
 
-def text_rate(plan: Plan, runs: Iterable[tuple[GraphSpec, float]], positions: int) -> float:
+def text_rate(forecast: Forecast, runs: Iterable[tuple[GraphSpec, float]], positions: int) -> float:
     """Predicts tokens/s over a text of so many positions that takes these runs."""
     total = 0.0
     for spec, count in runs:
-        part = plan.graphs[spec.key]
+        part = forecast.graphs[spec.key]
         total += count * (part.step_ms + part.outside_ms)
     return 1e3 * positions / total

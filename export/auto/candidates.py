@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...calibration.canvases.texts import find_text, read_texts
-from ...jetson.forecast.plan import MemoryPlan, Plan, plan_bundle
+from ...jetson.forecast.forecast import Forecast, MemoryForecast, forecast_bundle
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.engines import open_engines
 from ...runtime.families.base import LoadedModel, Request
@@ -83,12 +83,12 @@ def find_candidates(
     found = []
     with tempfile.TemporaryDirectory(prefix="dlm-auto-") as name:
         draft = make_draft(source, settings, Path(name), progress).bundle
-        plan = plan_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
+        forecast = forecast_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
         engines = open_engines(draft, "onnxruntime")
         model = load_model(draft.manifest, engines)
         try:
             for offer in _affordable(draft, source, settings, cut):
-                found.append(_candidate(draft, source, settings, plan, model, ids, offer))
+                found.append(_candidate(draft, source, settings, forecast, model, ids, offer))
                 item = found[-1]
                 progress(
                     f"auto: {item.precision}, {item.way}: perplexity "
@@ -135,7 +135,7 @@ def _affordable(draft: Bundle, source: Source, settings: ExportSettings, cut: bo
     return list(best.values())
 
 
-def _fits(memory: MemoryPlan, settings: ExportSettings) -> bool:
+def _fits(memory: MemoryForecast, settings: ExportSettings) -> bool:
     limit = settings.max_memory_mib
     return memory.fits and (limit is None or memory.total <= limit)
 
@@ -144,7 +144,7 @@ def _candidate(
     draft: Bundle,
     source: Source,
     settings: ExportSettings,
-    plan: Plan,
+    forecast: Forecast,
     model: LoadedModel,
     ids: np.ndarray,
     offer: Offer,
@@ -170,7 +170,7 @@ def _candidate(
             positions=manifest.max_position,
             tokens_per_run=tokens,
         )
-        return text_rate(plan, runs, manifest.max_position)
+        return text_rate(forecast, runs, manifest.max_position)
 
     contexts, rate = best_buckets(offer.contexts, rate_of)
     memory = memory_of(draft, source.graphs, settings.target, offer.blocks, contexts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...jetson.forecast.plan import MemoryPlan, plan_memory
+from ...jetson.forecast.forecast import MemoryForecast, forecast_memory
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import graph_key
 from ...runtime.families.table import find_family
@@ -91,6 +91,6 @@ def memory_of(
     target: str,
     blocks: Sequence[int | str],
     contexts: Sequence[int],
-) -> MemoryPlan:
+) -> MemoryForecast:
     """Returns what an export with these sizes would take on a target."""
-    return plan_memory(shipped(draft, graphs, blocks, contexts), target)
+    return forecast_memory(shipped(draft, graphs, blocks, contexts), target)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...jetson.forecast.plan import MemoryPlan, Plan, plan_bundle, plan_memory, require_fit
+from ...jetson.forecast.forecast import (
+    Forecast,
+    MemoryForecast,
+    forecast_bundle,
+    forecast_memory,
+    require_fit,
+)
 from ...jetson.targets import target as find_target
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import dims_text
@@ -16,10 +22,10 @@ from ..settings import ExportSettings
 def check_budget(
     bundle: Bundle, settings: ExportSettings, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Plans a draft on its target and returns what goes into the report.
+    """Forecasts a draft on its target and returns what goes into the report.
 
-    On a board that is the whole plan, at one token per graph run (what a causal model gives); on a
-    CPU the memory only, since rates would have to be measured first.
+    On a board that is the whole forecast, at one token per graph run (what a causal model gives);
+    on a CPU the memory only, since rates would have to be measured first.
 
     Args:
         bundle: Traced and unpacked, not yet checked.
@@ -30,44 +36,44 @@ def check_budget(
         ConfigError: It cannot fit; the message names the largest part and the setting that helps.
     """
     place = find_target(settings.target)
-    plan: Plan | None = None
+    forecast: Forecast | None = None
     if place.is_gpu:
-        plan = plan_bundle(bundle, place, settings.mode, tokens_per_nfe=1.0)
-        memory = plan.memory
-        for warning in plan.warnings:
+        forecast = forecast_bundle(bundle, place, settings.mode, tokens_per_nfe=1.0)
+        memory = forecast.memory
+        for warning in forecast.warnings:
             progress(f"warning: {warning}")
     else:
-        memory = plan_memory(bundle, place)
+        memory = forecast_memory(bundle, place)
     require_fit(memory, place)
     require_budget(memory, settings.max_memory_mib)
-    return plan.to_json() if plan else {"target": place.name, "memory": memory.to_json()}
+    return forecast.to_json() if forecast else {"target": place.name, "memory": memory.to_json()}
 
 
 _PARTS = {"kv": "KV cache", "context": "CUDA context"}
 
 
-def forecast_lines(plan: Mapping[str, Any]) -> list[str]:
+def forecast_lines(forecast: Mapping[str, Any]) -> list[str]:
     """Says in lines what `check_budget` returned: memory by part, then each graph shape's time."""
-    memory = plan["memory"]
+    memory = forecast["memory"]
     parts = " + ".join(
         f"{_PARTS.get(name, name)} {value:,.0f}"
         for name, value in memory.items()
         if name not in ("total", "available") and value
     )
-    place = plan["target"] + (f" in mode {plan['mode']}" if plan.get("mode") else "")
+    place = forecast["target"] + (f" in mode {forecast['mode']}" if forecast.get("mode") else "")
     room = "" if memory["available"] is None else f" of {memory['available']:,.0f} available"
     lines = [f"predicted for {place}: {memory['total']:,.0f} MiB{room} = {parts}"]
-    for item in plan.get("graphs", ()):
+    for item in forecast.get("graphs", ()):
         lines.append(
             f"predicted for {item['graph']}, {dims_text(item['dims'])}: "
             f"{item['step_ms']:.2f} ms per run, {item['tokens_per_s']:,.0f} tokens/s at "
-            f"{plan['tokens_per_nfe']:g} token per run"
+            f"{forecast['tokens_per_nfe']:g} token per run"
         )
     return lines
 
 
-def require_budget(memory: MemoryPlan, max_memory_mib: float | None) -> None:
-    """Raises ConfigError if a plan needs more than the user allows."""
+def require_budget(memory: MemoryForecast, max_memory_mib: float | None) -> None:
+    """Raises ConfigError if a forecast needs more than the user allows."""
     if max_memory_mib is not None and memory.total > max_memory_mib:
         part = max(memory.parts, key=lambda name: memory.parts[name])
         raise ConfigError(

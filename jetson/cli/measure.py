@@ -1,4 +1,4 @@
-"""What `dlm-profile` does to measure: the run itself, its sweep and plan, and where they go."""
+"""What `dlm-profile` does to measure: the run itself, its sweep and forecast, and where they go."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _sweep(profiler: Profiler, axes: Axes, given: Mapping[str, Any], bar: Progre
 
 
 def _predict(record: dict[str, Any], options: ProfileOptions, given: Mapping[str, Any]) -> None:
-    """Adds the plan for this machine, or says on stderr why there is none."""
+    """Adds the forecast for this machine, or says on stderr why there is none."""
     from ..profile.prediction import add_prediction
 
     try:
@@ -139,7 +139,7 @@ def _predict(record: dict[str, Any], options: ProfileOptions, given: Mapping[str
     except DlmError as error:
         if given["target"] or given["mode"]:
             raise
-        note(NAME, f"no plan beside the measurement: {error}")
+        note(NAME, f"no forecast beside the measurement: {error}")
 
 
 @contextmanager

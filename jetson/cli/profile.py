@@ -213,7 +213,7 @@ def _check(bundle: Path | None, given: dict[str, Any]) -> None:
     pairs = [(a, b, reason) for i, a in enumerate(_TASKS) for b in _TASKS[i + 1 :]]
     others = ("MODEL.dlm", "--sweep", "--power-mode")
     pairs += [(task, other, "it measures no bundle") for task in _TASKS for other in others]
-    pairs += [("--no-predict", o, "it is about the plan") for o in ("--target", "--mode")]
+    pairs += [("--no-predict", o, "it is about the forecast") for o in ("--target", "--mode")]
     pairs.append(("--doctor", "--out", "it writes no report"))
     refuse_together(present, *pairs)
     if not given["sweep"]:

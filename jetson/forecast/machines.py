@@ -1,4 +1,4 @@
-"""What a plan asks of a machine, and the two kinds there are: a board's GPU, and this CPU."""
+"""What a forecast asks of a machine, and the two kinds there are: a board's GPU, and this CPU."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Cpu:
     @property
     def speed(self) -> HostSpeed:
         """What the rates say about time."""
-        assert self._rates is not None, "a plan of time needs rates"
+        assert self._rates is not None, "a forecast of time needs rates"
         return HostSpeed(self._rates)
 
     def run_time(self, cost: GraphCost) -> RunTime:

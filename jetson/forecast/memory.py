@@ -12,7 +12,7 @@ from ..graph.cost import GraphCost
 from ..graph.onnx_graph import ITEM_BYTES, Graph
 from ..targets import Target
 from .machines import MIB, Machine
-from .types import MemoryPlan
+from .types import MemoryForecast
 
 MAX_BUFFER_MIB = 256
 """Single allocations above this may fail on L4T 36.4.7 and later (NvMap, CVE-2025-33177's fix): a
@@ -27,7 +27,7 @@ REMEDIES: Mapping[str, str] = {
 """Part of the memory -> the setting that makes it smaller."""
 
 
-def require_fit(memory: MemoryPlan, place: Target) -> None:
+def require_fit(memory: MemoryForecast, place: Target) -> None:
     """Raises ConfigError naming the largest part and what makes it smaller, unless all fits."""
     if memory.fits:
         return
@@ -39,9 +39,9 @@ def require_fit(memory: MemoryPlan, place: Target) -> None:
     )
 
 
-def memory_plan(
+def memory_parts(
     manifest: Manifest, costs: Mapping[GraphKey, GraphCost], machine: Machine
-) -> MemoryPlan:
+) -> MemoryForecast:
     """Memory by part: one copy of the weights, one cache, the scratch of the largest shape."""
     files: dict[str, float] = {}
     for spec in manifest.graphs:
@@ -51,7 +51,7 @@ def memory_plan(
     kept = sum(buffer.nbytes for buffer in buffers if buffer.kept)
     others = sum(buffer.nbytes for buffer in buffers if not buffer.kept)
     scratch = max((machine.scratch_bytes(cost) for cost in costs.values()), default=0)
-    return MemoryPlan(
+    return MemoryForecast(
         weights=sum(files.values()) / MIB,
         kv=kept / MIB,
         activations=(scratch + others) / MIB,

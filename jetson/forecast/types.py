@@ -1,4 +1,4 @@
-"""What a plan says: plain data, for people and reports."""
+"""What a forecast says: plain data, for people and reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...runtime.bundle.manifest import GraphKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GraphPlan:
+class GraphForecast:
     """One graph at one shape."""
 
     graph: str
@@ -39,7 +39,7 @@ class GraphPlan:
     outside_ms: float
     """Sampling and the host's share of a step."""
     tokens_per_s: float
-    """Generated tokens, at the plan's tokens per NFE, captured."""
+    """Generated tokens, at the forecast's tokens per NFE, captured."""
     tokens_per_s_uncaptured: float
     watts: float | None
     """None where no power model exists (CPUs)."""
@@ -49,7 +49,7 @@ class GraphPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPlan:
+class MemoryForecast:
     """Memory by part, in MiB."""
 
     weights: float
@@ -91,15 +91,15 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Forecast:
     """A bundle on a target."""
 
     target: str
     mode: str | None
     tokens_per_nfe: float
     """Generated tokens per graph run that the rates are for."""
-    graphs: Mapping[GraphKey, GraphPlan]
-    memory: MemoryPlan
+    graphs: Mapping[GraphKey, GraphForecast]
+    memory: MemoryForecast
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
     """What the figures rest on that was not measured."""

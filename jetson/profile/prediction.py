@@ -1,6 +1,6 @@
-"""Lays the plan beside the measurement: the same quantities, with their ratio.
+"""Compares the forecast with the measurement: the same quantities, with their ratio.
 
-The plan is made for the tokens per graph run that were measured, since no plan can know a model's
+The forecast is for the tokens per graph run that were measured, since it cannot know a model's
 confidence; all else in it comes from the graphs and the target.
 """
 
@@ -14,7 +14,7 @@ from ...runtime.bundle.bundle import default_bundle_path, open_bundle
 from ...runtime.bundle.manifest import dims_text, graph_key
 from ...runtime.errors import ConfigError
 from ...runtime.families.base import HEAD_PHASE
-from ..forecast.plan import plan_bundle
+from ..forecast.forecast import forecast_bundle
 from ..targets import Target, normal_mode_name
 from ..targets import target as find_target
 
@@ -25,14 +25,14 @@ _MEASURED_PARTS = {
     ),
     "activations, kv": ("buffers and activations",),
 }  # fmt: skip
-"""Parts of the measurement by parts of the plan. A session's code comes with its weights; cache and
-activations fill while texts run, as far as these use the shapes that the plan has."""
+"""Parts of the measurement by parts of the forecast. A session's code comes with its weights; cache
+and activations fill while texts run, as far as these use the shapes that the forecast has."""
 
 
 def add_prediction(
     record: dict[str, Any], bundle: Path | None, *, target: str | None, mode: str | None
 ) -> None:
-    """Adds `predicted` (the plan) and `comparison` (its rows) to a run's record.
+    """Adds `predicted` (the forecast) and `comparison` (its rows) to a run's record.
 
     Args:
         record: with a summary; without one nothing is added.
@@ -50,14 +50,14 @@ def add_prediction(
     place = find_target(name)
     if mode is None and place.modes and name == record["machine"]["target"]:
         mode = _set_mode(record, place)
-    plan = plan_bundle(
+    forecast = forecast_bundle(
         open_bundle(default_bundle_path() if bundle is None else bundle),
         place,
         mode if place.modes else _no_mode(name, mode),
         tokens_per_nfe=summary["figures"]["tokens_per_nfe"]["median"],
         threads=None if place.modes else record["engine"]["threads"],
     )
-    record["predicted"] = plan.to_json()
+    record["predicted"] = forecast.to_json()
     record["comparison"] = list(compare_with_plan(record, record["predicted"]))
 
 
@@ -72,7 +72,7 @@ def _place(record: Mapping[str, Any]) -> str:
         return "host"
     found = record["machine"]["target"]
     if found == "host":
-        raise ConfigError("this machine's GPU is no target that is planned for; name a --target")
+        raise ConfigError("this machine's GPU has no forecast; name a --target")
     return found
 
 
@@ -88,21 +88,21 @@ def _set_mode(record: Mapping[str, Any], place: Target) -> str:
 
 
 def compare_with_plan(
-    record: Mapping[str, Any], plan: Mapping[str, Any]
+    record: Mapping[str, Any], forecast: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yields rows of quantity, unit, predicted, measured and ratio."""
-    yield from _times(record, plan)
-    yield from _memory(record["memory"], plan["memory"])
+    yield from _times(record, forecast)
+    yield from _memory(record["memory"], forecast["memory"])
     energy = record.get("energy")
-    planned = [g for g in plan["graphs"] if g["watts"] is not None]
+    planned = [g for g in forecast["graphs"] if g["watts"] is not None]
     if energy and planned:
         watts = planned[0]["watts"]
         yield _row("power while running", "W", watts, energy["watts"])
 
 
-def _times(record: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _times(record: Mapping[str, Any], forecast: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     summary = record["summary"]
-    planned = {graph_key(g["graph"], g["dims"]): g for g in plan["graphs"]}
+    planned = {graph_key(g["graph"], g["dims"]): g for g in forecast["graphs"]}
     steps = [p for p in summary["phases"] if p["phase"] not in ("prefill", "commit", HEAD_PHASE)]
     for phase in steps:
         found = planned.get(graph_key(phase["graph"], phase["dims"]))
@@ -136,15 +136,15 @@ def _median_nfe(record: Mapping[str, Any]) -> float:
     return max(1, counts[len(counts) // 2])
 
 
-def _memory(measured: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _memory(measured: Mapping[str, Any], forecast: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     parts = {part["name"]: part["mib"] for part in measured.get("parts", ())}
     for name, sources in _MEASURED_PARTS.items():
         if all(source in parts for source in sources):
-            predicted = sum(plan[part] for part in name.split(", "))
+            predicted = sum(forecast[part] for part in name.split(", "))
             found = sum(parts[source] for source in sources)
             yield _row(f"memory: {name.replace(', ', ' and ')}", "MiB", predicted, found)
     if measured.get("peak_mib"):
-        predicted = plan["total"] - plan["context"]
+        predicted = forecast["total"] - forecast["context"]
         yield _row("memory: all, resident", "MiB", predicted, measured["peak_mib"])
 
 

@@ -20,7 +20,7 @@ from ...runtime.cli.decoding import with_rule
 from ...runtime.engines.base import Accountable, LayerClocks
 from ...runtime.errors import ConfigError
 from ...runtime.pipeline import Pipeline
-from ..forecast.plan import read_graphs
+from ..forecast.forecast import read_graphs
 from ..sensors.board import read_machine
 from ..sensors.memory import engine_memory, process_memory, reset_peak
 from ..sensors.sampler import Sampler

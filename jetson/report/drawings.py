@@ -130,8 +130,8 @@ def predicted(make: Any, rows: Sequence[Mapping[str, Any]], *, crowded: bool) ->
     axis.invert_yaxis()
     axis.set_xlabel("measured / predicted")
     if crowded:
-        return figure, f"{CROWDED}: they compare the plan with what other programs left over."
-    return figure, "Where measurement and plan agree, bars are short; the band is ±25 %."
+        return figure, f"{CROWDED}: they compare the forecast with what other programs left over."
+    return figure, "Where measurement and forecast agree, bars are short; the band is ±25 %."
 
 
 def is_judged(cell: Mapping[str, Any]) -> bool:

@@ -123,7 +123,7 @@ def _predicted(record: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         target = record["predicted"]
         yield ""
-        head = f"against the plan for {target['target']} {target['mode'] or ''}".rstrip()
+        head = f"against the forecast for {target['target']} {target['mode'] or ''}".rstrip()
         width = max(len(head), *(len(row["quantity"]) for row in rows)) + 1
         if record.get("crowding"):
             yield "CROWDED: the ratios of time below mean nothing, other programs took the CPU"

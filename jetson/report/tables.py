@@ -71,9 +71,9 @@ def _figures(page: Page, record: Mapping[str, Any]) -> None:
 
 
 def _comparison(page: Page, record: Mapping[str, Any]) -> None:
-    plan = record["predicted"]
-    mode = f", {plan['mode']}" if plan["mode"] else ""
-    page.heading(f"Predicted for {plan['target']}{mode}, and measured")
+    forecast = record["predicted"]
+    mode = f", {forecast['mode']}" if forecast["mode"] else ""
+    page.heading(f"Predicted for {forecast['target']}{mode}, and measured")
     ratio = "measured / predicted"
     if record.get("crowding"):
         ratio += " (crowded: means nothing)"
@@ -88,7 +88,7 @@ def _comparison(page: Page, record: Mapping[str, Any]) -> None:
             for row in record["comparison"]
         ],
     )
-    for line in plan.get("warnings", ()):
+    for line in forecast.get("warnings", ()):
         page.paragraph(line, kind="warning")
 
 

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 from dlm_edge.benchmarks import board_table
 from dlm_edge.benchmarks.block_graph import FILE, TransformerShape, block_graph, block_manifest
 from dlm_edge.benchmarks.board_table import SHAPES, main
-from dlm_edge.jetson.forecast.plan import plan_bundle, plan_graphs
+from dlm_edge.jetson.forecast.forecast import forecast_bundle, forecast_graphs
 from dlm_edge.jetson.graph.cost import graph_cost
 from dlm_edge.jetson.graph.onnx_graph import read_graph
 from untrained_draft import BLOCK, CONTEXT, HIDDEN, make_draft
@@ -43,10 +43,10 @@ def test_a_graph_of_sizes_costs_what_the_exported_one_costs(exported):
 
 
 def test_a_plan_of_sizes_is_that_of_the_exported_graph(exported):
-    real = plan_bundle(exported, "orin-nano", tokens_per_nfe=1.0)
+    real = forecast_bundle(exported, "orin-nano", tokens_per_nfe=1.0)
     sizes = [(spec.rows, spec.context) for spec in exported.manifest.graphs]
     manifest = block_manifest(SAME, sizes, int8=False, target="orin-nano")
-    ours = plan_graphs(manifest, {FILE: block_graph(SAME)}, "orin-nano", tokens_per_nfe=1.0)
+    ours = forecast_graphs(manifest, {FILE: block_graph(SAME)}, "orin-nano", tokens_per_nfe=1.0)
     assert set(ours.graphs) == set(real.graphs)
     for key, part in real.graphs.items():
         assert ours.graphs[key].step_ms == pytest.approx(part.step_ms, rel=0.1)

@@ -22,7 +22,7 @@ REPORT = {
     "warnings": [],
     "variants": {"fp32": {**FIGURES, "title": "fp32", "num_bytes": 100}, "int8": FIGURES},
     "comparison": {},
-    "plan": {"graphs": {"denoise": {"layers": {"embed": {"precision": "int8", "alpha": None}}}}},
+    "recipe": {"graphs": {"denoise": {"layers": {"embed": {"precision": "int8", "alpha": None}}}}},
     "ranges": {},
     "canvases": {"coverage": [{"count": 3}, {"count": 4}]},
 }
@@ -40,7 +40,7 @@ def test_a_report_is_kept_without_its_bulk(tmp_path):
     assert kept["made_by"] == "dlm-export x"
     assert kept["report"]["num_canvases"] == 7
     assert kept["report"]["layers"] == {"denoise": {"embed": "int8"}}
-    assert not {"plan", "ranges", "canvases"} & kept["report"].keys()
+    assert not {"recipe", "ranges", "canvases"} & kept["report"].keys()
     assert kept["report"]["variants"]["int8"]["perplexity"]["perplexity"] == 15.1235
 
 

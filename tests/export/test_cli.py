@@ -8,7 +8,7 @@ from dlm_edge.export import pack
 from dlm_edge.export.auto import auto
 from dlm_edge.export.cli import main
 
-PLAN = {
+FORECAST = {
     "target": "orin-nano",
     "mode": "25w",
     "tokens_per_nfe": 1.0,
@@ -22,7 +22,7 @@ PLAN = {
     },
 }  # fmt: skip
 REPORT = {
-    "plan": PLAN,
+    "forecast": FORECAST,
     "bundle": "x.dlm",
     "sha256": "0" * 64,
     "bytes": 2**20,
@@ -215,10 +215,10 @@ def test_an_export_for_a_board_shows_its_forecast_and_the_next_command(asked, tm
 
 
 def test_a_dry_run_shows_the_forecast_and_exports_nothing(asked, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "forecast_checkpoint", lambda *_: PLAN)
+    monkeypatch.setattr(pack, "forecast_checkpoint", lambda *_: FORECAST)
     result = invoke(tmp_path, "--target", "orin-nano", "--dry-run")
     assert (result.exit_code, result.stdout) == (0, FORECAST)
-    assert json.loads(invoke(tmp_path, "--dry-run", "--json").stdout) == PLAN
+    assert json.loads(invoke(tmp_path, "--dry-run", "--json").stdout) == FORECAST
     assert not asked
 
 

@@ -15,7 +15,6 @@ from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from hypothesis import given
 from hypothesis import strategies as st
-from manifests import bare_spec
 from table_engines import TableEngines, hashed, make_manifest
 
 
@@ -88,7 +87,7 @@ def canvas(ids, committing, source="decode"):
     }
     masked = np.array(ids) == VOCAB - 1
     return Canvas(
-        spec=bare_spec("denoise", 4, 8),
+        spec=next(spec for spec in table().specs if spec.context == 8),
         inputs=Inputs(inputs),
         mask_ratio=float(masked.mean()),
         progress=0.5,

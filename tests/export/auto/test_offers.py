@@ -7,7 +7,7 @@ from dlm_edge.export.auto.offers import Offer, memory_of, offers_of, shipped
 from dlm_edge.export.pack import export_checkpoint
 from dlm_edge.export.settings import ExportSettings
 from dlm_edge.export.source import load_source
-from dlm_edge.jetson.forecast.plan import plan_memory
+from dlm_edge.jetson.forecast.forecast import forecast_memory
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.errors import ConfigError
 from tiny_checkpoint import make_checkpoint
@@ -48,9 +48,9 @@ def test_memory_is_that_of_the_bundle_that_would_ship(exported):
     restricted = shipped(bundle, source.graphs, (4,), (8,)).manifest.graphs
     assert {s.key for s in restricted} == {s.key for s in alone.manifest.graphs}
     found = memory_of(bundle, source.graphs, "host", (4,), (8,))
-    wanted = plan_memory(alone, "host")
+    wanted = forecast_memory(alone, "host")
     assert found.parts == pytest.approx(wanted.parts)
-    assert found.total < plan_memory(bundle, "host").total
+    assert found.total < forecast_memory(bundle, "host").total
 
 
 @pytest.fixture(scope="module")

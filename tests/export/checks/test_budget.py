@@ -4,7 +4,7 @@ import pytest
 from dlm_edge.export.checks import budget
 from dlm_edge.export.checks.budget import check_budget, forecast_lines
 from dlm_edge.export.settings import ExportSettings
-from dlm_edge.jetson.forecast.plan import plan_bundle
+from dlm_edge.jetson.forecast.forecast import forecast_bundle
 from dlm_edge.jetson.targets import target
 from dlm_edge.runtime.bundle.bundle import default_bundle_path, open_bundle
 from dlm_edge.runtime.errors import ConfigError
@@ -19,15 +19,19 @@ def toy(tmp_path):
 def test_on_a_board_the_whole_plan_goes_into_the_report(toy):
     lines = []
     settings = ExportSettings(target="orin-nano", mode="15W")
-    plan = check_budget(toy, settings, lines.append)
-    assert (plan["target"], plan["mode"], len(plan["graphs"])) == ("orin-nano", "15w", 2)
+    forecast = check_budget(toy, settings, lines.append)
+    assert (forecast["target"], forecast["mode"], len(forecast["graphs"])) == (
+        "orin-nano",
+        "15w",
+        2,
+    )
     assert "made for cpu, not for orin-nano" in lines[0]
 
 
 def test_on_a_cpu_only_memory_is_planned(toy):
-    plan = check_budget(toy, ExportSettings(target="cpu"), lambda line: None)
-    assert set(plan) == {"target", "memory"}
-    assert plan["memory"]["total"] > plan["memory"]["weights"] > 0
+    forecast = check_budget(toy, ExportSettings(target="cpu"), lambda line: None)
+    assert set(forecast) == {"target", "memory"}
+    assert forecast["memory"]["total"] > forecast["memory"]["weights"] > 0
 
 
 def test_a_bundle_that_cannot_fit_is_refused_before_anything_is_checked(toy, monkeypatch):
@@ -50,10 +54,10 @@ def test_unknown_targets_and_modes_are_refused_before_any_work():
         ExportSettings(target="orin-nano", mode="9000w")
 
 
-def test_the_plan_of_a_board_is_said_in_lines():
+def test_the_forecast_of_a_board_is_said_in_lines():
     bundle = open_bundle(default_bundle_path())
-    plan = plan_bundle(bundle, "orin-nano", None, tokens_per_nfe=1.0)
-    lines = forecast_lines(plan.to_json())
+    forecast = forecast_bundle(bundle, "orin-nano", None, tokens_per_nfe=1.0)
+    lines = forecast_lines(forecast.to_json())
     assert lines[0].startswith("predicted for orin-nano in mode 25w: ")
-    assert len(lines) == 1 + len(plan.graphs)
+    assert len(lines) == 1 + len(forecast.graphs)
     assert "ms per run" in lines[1]

@@ -1,4 +1,4 @@
-"""Which machine a measurement is compared with, and which of the plan's times."""
+"""Which machine a measurement is compared with, and which of the forecast's times."""
 
 import pytest
 from dlm_edge.jetson.profile.prediction import add_prediction, compare_with_plan

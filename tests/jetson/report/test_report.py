@@ -55,7 +55,7 @@ def page(full, tmp_path_factory):
 
 def test_columns_stand_below_their_heads_however_long_a_quantity_is(full):
     table = list(lines(full))
-    head = next(line for line in table if line.startswith("against the plan"))
+    head = next(line for line in table if line.startswith("against the forecast"))
     rows = [line for line in table if "captured" in line and line is not head]
     assert rows
     assert {len(line) for line in rows} == {len(head)}
@@ -99,7 +99,7 @@ def test_on_a_crowded_machine_the_comparison_says_itself_that_it_means_nothing(f
     pytest.importorskip("matplotlib")
     crowded = full | {"crowding": ["other programs were running"]}
     text = list(lines(crowded))
-    (place,) = (number for number, line in enumerate(text) if "against the plan" in line)
+    (place,) = (number for number, line in enumerate(text) if "against the forecast" in line)
     assert text[place - 1].startswith("CROWDED: the ratios of time below mean nothing")
     write_page(crowded, tmp_path / "report.html")
     drawn = (tmp_path / "report.html").read_text("utf-8")

@@ -2,7 +2,7 @@
 
 Everything countable is counted from the graphs themselves (`cost.py`); how fast a machine is comes
 from its data sheet and published figures (a board, `roofline.py`) or from a micro-benchmark (a CPU,
-`host.py`). A plan is arithmetic: it runs no model.
+`host.py`). A forecast is arithmetic: it runs no model.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ..targets import PowerMode, Target
 from ..targets import target as find_target
 from .host import HostRates, host_rates
 from .machines import MIB, Board, Cpu, Machine
-from .memory import MAX_BUFFER_MIB, memory_plan, require_fit, warnings_of
-from .types import GraphPlan, MemoryPlan, Plan
+from .memory import MAX_BUFFER_MIB, memory_parts, require_fit, warnings_of
+from .types import Forecast, GraphForecast, MemoryForecast
 
 __all__ = [
     "MAX_BUFFER_MIB",
-    "GraphPlan",
+    "Forecast",
+    "GraphForecast",
     "HostRates",
-    "MemoryPlan",
-    "Plan",
+    "MemoryForecast",
+    "forecast_bundle",
+    "forecast_graphs",
+    "forecast_memory",
     "host_rates",
-    "plan_bundle",
-    "plan_graphs",
-    "plan_memory",
     "read_graphs",
     "require_fit",
 ]
 
 
-def plan_bundle(
+def forecast_bundle(
     bundle: Bundle,
     target: Target | str,
     mode: PowerMode | str | None = None,
@@ -47,8 +47,8 @@ def plan_bundle(
     tokens_per_nfe: float,
     threads: int | None = None,
     rates: HostRates | None = None,
-) -> Plan:
-    """Plans a bundle on a target.
+) -> Forecast:
+    """Forecasts a bundle on a target.
 
     Args:
         bundle: Opened, or a draft whose members lie in its folder.
@@ -60,9 +60,9 @@ def plan_bundle(
 
     Raises:
         ConfigError: Unknown target or mode, or tokens_per_nfe out of range.
-        BundleError: A graph that no plan understands.
+        BundleError: A graph with an operator that forecasts do not know.
     """
-    return plan_graphs(
+    return forecast_graphs(
         bundle.manifest,
         read_graphs(bundle),
         target,
@@ -78,7 +78,7 @@ def _read(path: Path, _changed_ns: int) -> Graph:
     return read_graph(path.read_bytes(), path.name)
 
 
-def plan_graphs(
+def forecast_graphs(
     manifest: Manifest,
     graphs: Mapping[str, Graph],
     target: Target | str,
@@ -87,8 +87,8 @@ def plan_graphs(
     tokens_per_nfe: float,
     threads: int | None = None,
     rates: HostRates | None = None,
-) -> Plan:
-    """As `plan_bundle`, for graphs already read: {member name: graph}."""
+) -> Forecast:
+    """As `forecast_bundle`, for graphs already read: {member name: graph}."""
     place = find_target(target) if isinstance(target, str) else target
     chosen = mode if isinstance(mode, PowerMode) else place.mode(mode)
     most = max((spec.rows for spec in manifest.graphs), default=1)
@@ -103,10 +103,10 @@ def plan_graphs(
     else:
         machine = Cpu(place, host_rates(threads) if rates is None else rates)
     costs = _costs(manifest, graphs)
-    memory = memory_plan(manifest, costs, machine)
+    memory = memory_parts(manifest, costs, machine)
     family = find_family(manifest.family)
     parts = {
-        spec.key: _graph_plan(
+        spec.key: _graph_forecast(
             spec, costs[spec.key], machine, tokens_per_nfe, family.text_rows(spec)
         )
         for spec in manifest.graphs
@@ -117,7 +117,7 @@ def plan_graphs(
             f"mode {chosen.name} caps the power below what a run would draw: clocks will fall, and "
             "predicted times do not count that"
         )
-    return Plan(
+    return Forecast(
         target=place.name,
         mode=chosen.name if chosen else None,
         tokens_per_nfe=tokens_per_nfe,
@@ -128,18 +128,18 @@ def plan_graphs(
     )
 
 
-def plan_memory(bundle: Bundle, target: Target | str) -> MemoryPlan:
-    """The memory part of a plan; needs no measured rates, on a CPU either.
+def forecast_memory(bundle: Bundle, target: Target | str) -> MemoryForecast:
+    """The memory part of a forecast; needs no measured rates, on a CPU either.
 
     Raises:
         ConfigError: Unknown target.
-        BundleError: A graph that no plan understands.
+        BundleError: A graph with an operator that forecasts do not know.
     """
     place = find_target(target) if isinstance(target, str) else target
     mode = place.mode()
     machine = Cpu(place, None) if mode is None else Board(place, mode)
     graphs = read_graphs(bundle)
-    return memory_plan(bundle.manifest, _costs(bundle.manifest, graphs), machine)
+    return memory_parts(bundle.manifest, _costs(bundle.manifest, graphs), machine)
 
 
 def read_graphs(bundle: Bundle) -> dict[str, Graph]:
@@ -154,15 +154,15 @@ def _costs(manifest: Manifest, graphs: Mapping[str, Graph]) -> dict[GraphKey, Gr
     return {spec.key: graph_cost(graphs[spec.file], spec.dims) for spec in manifest.graphs}
 
 
-def _graph_plan(
+def _graph_forecast(
     spec: GraphSpec, cost: GraphCost, machine: Machine, tokens_per_nfe: float, text_rows: int
-) -> GraphPlan:
+) -> GraphForecast:
     run = machine.run_time(cost)
     logits = [tensor for tensor in spec.outputs if tensor.role == "logits"]
     outside = machine.outside_ms(text_rows, logits[0].shape[-1]) if logits else 0.0
     spent = machine.power(cost, run, outside)
     tokens = min(tokens_per_nfe, spec.rows)
-    return GraphPlan(
+    return GraphForecast(
         graph=spec.name,
         dims=dict(spec.dims),
         purpose=spec.purpose,

@@ -3,9 +3,14 @@ from dataclasses import replace
 
 import pytest
 from dlm_edge.jetson.forecast import machines
+from dlm_edge.jetson.forecast.forecast import (
+    MemoryForecast,
+    forecast_bundle,
+    forecast_memory,
+    require_fit,
+)
 from dlm_edge.jetson.forecast.host import HostSpeed
-from dlm_edge.jetson.forecast.memory import memory_plan
-from dlm_edge.jetson.forecast.plan import MemoryPlan, plan_bundle, plan_memory, require_fit
+from dlm_edge.jetson.forecast.memory import memory_parts
 from dlm_edge.jetson.graph.cost import graph_cost
 from dlm_edge.jetson.graph.onnx_graph import read_graph
 from dlm_edge.jetson.targets import target
@@ -24,10 +29,10 @@ AT = graph_key("denoise", {"batch": 1, "rows": BLOCK, "context": CONTEXT})
 
 
 def test_a_plan_has_every_shape_and_is_plain_data(typed_draft):
-    plan = plan_bundle(typed_draft, "orin-nano", "MAXN_SUPER", tokens_per_nfe=1.5)
-    assert set(plan.graphs) == KEYS
-    assert (plan.target, plan.mode, plan.warnings) == ("orin-nano", "maxn-super", ())
-    text = json.loads(json.dumps(plan.to_json(), allow_nan=False))
+    forecast = forecast_bundle(typed_draft, "orin-nano", "MAXN_SUPER", tokens_per_nfe=1.5)
+    assert set(forecast.graphs) == KEYS
+    assert (forecast.target, forecast.mode, forecast.warnings) == ("orin-nano", "maxn-super", ())
+    text = json.loads(json.dumps(forecast.to_json(), allow_nan=False))
     assert {"weights", "kv", "activations", "context", "runtime", "total", "available"} == set(
         text["memory"]
     )
@@ -35,8 +40,8 @@ def test_a_plan_has_every_shape_and_is_plain_data(typed_draft):
 
 
 def test_rates_follow_from_the_step_and_the_tokens_per_run(typed_draft):
-    plan = plan_bundle(typed_draft, "orin-nano", tokens_per_nfe=1.5)
-    for part in plan.graphs.values():
+    forecast = forecast_bundle(typed_draft, "orin-nano", tokens_per_nfe=1.5)
+    for part in forecast.graphs.values():
         spent = part.step_ms + part.outside_ms
         assert part.tokens_per_s == pytest.approx(1.5e3 / spent)
         assert part.tokens_per_s_uncaptured <= part.tokens_per_s
@@ -47,16 +52,16 @@ def test_rates_follow_from_the_step_and_the_tokens_per_run(typed_draft):
 
 
 def test_a_run_makes_no_more_tokens_than_its_block_holds(typed_draft):
-    plan = plan_bundle(typed_draft, "orin-nano", tokens_per_nfe=12.0)
-    rows = {part.dims["rows"] for part in plan.graphs.values()}
+    forecast = forecast_bundle(typed_draft, "orin-nano", tokens_per_nfe=12.0)
+    rows = {part.dims["rows"] for part in forecast.graphs.values()}
     assert min(rows) < 12 < max(rows)
-    for part in plan.graphs.values():
+    for part in forecast.graphs.values():
         spent = part.step_ms + part.outside_ms
         assert part.tokens_per_s == pytest.approx(min(12, part.dims["rows"]) * 1e3 / spent)
 
 
 def test_memory_by_part_is_that_of_the_buffers(typed_draft):
-    memory = plan_memory(typed_draft, "orin-nano")
+    memory = forecast_memory(typed_draft, "orin-nano")
     dim, layers, vocab = SHAPE["dim"], SHAPE["num_layers"], SHAPE["vocab_size"]
     graph = read_graph(typed_draft.member("graphs/denoise.onnx").read_bytes())
     widest = graph_cost(graph, {"rows": 16, "context": 8})
@@ -72,8 +77,8 @@ def test_memory_by_part_is_that_of_the_buffers(typed_draft):
 
 
 def test_a_cpu_plan_is_the_sum_of_its_operators(draft):
-    plan = plan_bundle(draft, "host", tokens_per_nfe=1.0, rates=RATES)
-    part = plan.graphs[AT]
+    forecast = forecast_bundle(draft, "host", tokens_per_nfe=1.0, rates=RATES)
+    part = forecast.graphs[AT]
     graph = read_graph(draft.member("graphs/denoise.onnx").read_bytes())
     cost = graph_cost(graph, {"rows": BLOCK, "context": CONTEXT})
     others = sum(node.items for node in cost.nodes if node.kernel.macs == 0)
@@ -82,7 +87,7 @@ def test_a_cpu_plan_is_the_sum_of_its_operators(draft):
     sampling = 1e-5 + BLOCK / 2 * (1e-6 + SHAPE["vocab_size"] * 1e-9)
     assert part.outside_ms == pytest.approx(1e3 * sampling)
     assert (part.watts, part.step_ms_uncaptured) == (None, part.step_ms)
-    assert (plan.mode, plan.memory.runtime, plan.memory.context) == (None, 50.0, 0.0)
+    assert (forecast.mode, forecast.memory.runtime, forecast.memory.context) == (None, 50.0, 0.0)
 
 
 def test_rates_between_two_measured_ones_are_interpolated():
@@ -114,34 +119,34 @@ def test_rates_between_two_measured_ones_are_interpolated():
 @pytest.mark.parametrize("tokens", [0.0, -1.0, 17.0])
 def test_impossible_tokens_per_run_are_refused(draft, tokens):
     with pytest.raises(ConfigError, match="tokens per NFE"):
-        plan_bundle(draft, "host", tokens_per_nfe=tokens, rates=RATES)
+        forecast_bundle(draft, "host", tokens_per_nfe=tokens, rates=RATES)
 
 
 def test_unknown_targets_and_modes_are_refused(draft):
     with pytest.raises(ConfigError, match="'moon' is unknown"):
-        plan_bundle(draft, "moon", tokens_per_nfe=1.0)
+        forecast_bundle(draft, "moon", tokens_per_nfe=1.0)
     with pytest.raises(ConfigError, match="no power mode 'x'"):
-        plan_bundle(draft, "orin-nano", "x", tokens_per_nfe=1.0)
+        forecast_bundle(draft, "orin-nano", "x", tokens_per_nfe=1.0)
 
 
 def test_a_bundle_for_another_target_is_planned_with_a_warning(draft, typed_draft):
-    plan = plan_bundle(draft, "orin-nano", tokens_per_nfe=1.0)
-    assert "made for host, not for orin-nano" in plan.warnings[0]
-    plan = plan_bundle(typed_draft, "host", tokens_per_nfe=1.0, rates=RATES)
-    assert "made for orin-nano, not for host" in plan.warnings[0]
+    forecast = forecast_bundle(draft, "orin-nano", tokens_per_nfe=1.0)
+    assert "made for host, not for orin-nano" in forecast.warnings[0]
+    forecast = forecast_bundle(typed_draft, "host", tokens_per_nfe=1.0, rates=RATES)
+    assert "made for orin-nano, not for host" in forecast.warnings[0]
 
 
 def test_a_packed_bundle_is_planned_from_what_it_holds(tmp_path):
     bundle = open_bundle(write_toy(tmp_path))
-    plan = plan_bundle(bundle, "cpu", tokens_per_nfe=1.0, rates=RATES)
-    assert len(plan.graphs) == len(bundle.manifest.graphs)
-    assert plan.memory.available is None
-    assert any("another one" in line for line in plan.assumptions)
+    forecast = forecast_bundle(bundle, "cpu", tokens_per_nfe=1.0, rates=RATES)
+    assert len(forecast.graphs) == len(bundle.manifest.graphs)
+    assert forecast.memory.available is None
+    assert any("another one" in line for line in forecast.assumptions)
 
 
 def memory_of(**parts):
     base = {"weights": 1.0, "kv": 1.0, "activations": 1.0, "context": 1.0, "runtime": 1.0}
-    return MemoryPlan(**{**base, **parts}, available=100.0)
+    return MemoryForecast(**{**base, **parts}, available=100.0)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,7 @@ def test_two_graph_files_weigh_as_much_as_both(typed_draft):
     machine = machines.Board(target("orin-nano"), target("orin-nano").mode())
     costs = {spec.key: cost for spec in (one, other)}
     alone, both = (
-        memory_plan(replace(manifest, graphs=graphs), costs, machine)
+        memory_parts(replace(manifest, graphs=graphs), costs, machine)
         for graphs in ((one,), (one, other))
     )
     assert both.weights == 2 * alone.weights > 0
@@ -177,9 +182,9 @@ def test_a_mode_that_caps_the_power_is_a_warning(typed_draft):
     mode = target("orin-nano").mode("7w")
     assert mode is not None
     low = replace(mode, watts=3.0)
-    (warning,) = plan_bundle(typed_draft, "orin-nano", low, tokens_per_nfe=1.0).warnings
+    (warning,) = forecast_bundle(typed_draft, "orin-nano", low, tokens_per_nfe=1.0).warnings
     assert "mode 7w caps the power" in warning
-    assert not plan_bundle(typed_draft, "orin-nano", "maxn-super", tokens_per_nfe=1.0).warnings
+    assert not forecast_bundle(typed_draft, "orin-nano", "maxn-super", tokens_per_nfe=1.0).warnings
 
 
 def test_single_buffers_that_nvmap_fails_on_are_named(typed_draft):
@@ -194,7 +199,7 @@ def test_single_buffers_that_nvmap_fails_on_are_named(typed_draft):
         for spec in typed_draft.manifest.graphs
     )
     large = replace(typed_draft, manifest=replace(typed_draft.manifest, graphs=specs))
-    (warning,) = plan_bundle(large, "orin-nano", tokens_per_nfe=1.0).warnings
+    (warning,) = forecast_bundle(large, "orin-nano", tokens_per_nfe=1.0).warnings
     assert "kv is one buffer of 512 MiB" in warning
     assert "NvMap" in warning
     assert "smaller --context" in warning
