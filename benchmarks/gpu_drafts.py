@@ -14,8 +14,10 @@ import torch
 
 from ..runtime.families.tidar.rules import DraftVerify
 from ..runtime.gpu.device import DeviceArray
-from ..runtime.ops.cuda_ops import CudaOps
-from ..runtime.ops.drafts import Drafts
+from ..runtime.ops.cuda.ops import CudaOps
+from ..runtime.ops.drafts import DRAFTS
+from ..runtime.ops.drafts.contract import Drafts, DraftSpec
+from ..runtime.ops.drafts.device import CudaDrafts
 from .gpu_model import eager_draft_rule, half_module, half_spec
 from .gpu_place import Place
 
@@ -44,11 +46,14 @@ class DraftBench:
         """Takes a size of `gpu_step`, of which the vocabulary counts, and model and context."""
         self._size, self._place, self._ops = size, place, ops
         self._vocab, self._device = size["vocab"], place.device
+        drafting = ops.bind(DRAFTS)
+        assert isinstance(drafting, CudaDrafts)
+        self._drafting = drafting
 
     def drafts(self, block: int, **settings: Any) -> Drafts:
         """Gives drafts of a text that has one token."""
         chosen = DraftVerify.from_options(settings)
-        drafts = self._ops.drafts(
+        spec = DraftSpec(
             block=block,
             vocab_size=self._vocab,
             sampling=chosen.sampling,
@@ -59,7 +64,8 @@ class DraftBench:
             stops=(0,),
             banned=(1,),
         )
-        self._ops.begin_drafts(drafts, start=0, position=0)
+        drafts = self._drafting.drafts(spec)
+        self._drafting.begin_drafts(drafts, start=0, position=0)
         return drafts
 
     def _upload(self, values: np.ndarray) -> DeviceArray:
@@ -73,7 +79,7 @@ class DraftBench:
         The run is that of the exported module over B (1 + B) rows, which stands for a drafting
         model's.
         """
-        block, ops = DRAFT_BLOCK, self._ops
+        block, ops, drafting = DRAFT_BLOCK, self._ops, self._drafting
         rows_of_run = block * (1 + block)
         context = -(-self._size["context"] // rows_of_run) * rows_of_run  # in whole blocks
         size = {**self._size, "block": rows_of_run, "context": context}
@@ -85,15 +91,15 @@ class DraftBench:
         kv, kv_new = engine.inputs["kv"], engine.outputs["kv_new"]
 
         def begin() -> None:
-            ops.begin_drafts(drafts, start=0, position=0)
+            drafting.begin_drafts(drafts, start=0, position=0)
 
         def update() -> None:
             begin()
-            ops.verify(rows, drafts)
-            ops.append_kept(kv, kv_new, drafts)
-            ops.propose(masks, drafts)
+            drafting.verify(rows, drafts)
+            drafting.append_kept(kv, kv_new, drafts)
+            drafting.propose(masks, drafts)
 
-        ops.propose(ops.rows(masks, 0, block), drafts)  # so that there is something to verify
+        drafting.propose(ops.rows(masks, 0, block), drafts)  # so that there is something to verify
         times = {
             "drafts: engine": self._place.captured_ms(engine.run),
             "drafts: begin": self._place.captured_ms(begin),
@@ -137,15 +143,15 @@ class DraftBench:
             masks: (1, B, vocab) float16: a proposal's logits.
             values: The same on the host.
         """
-        ops, block = self._ops, masks.shape[1]
+        drafting, block = self._drafting, masks.shape[1]
         same = np.roll(values, -1, axis=1)  # row i is about draft i + 1
         for way, settings in WAYS.items():
             drafts = self.drafts(block, **settings)
             if way != "mixed":  # which is of `verify` alone
-                yield f"propose, {way}", lambda: ops.propose(masks, drafts), drafts  # noqa: B023
-            ops.propose(masks, drafts)
+                yield f"propose, {way}", lambda: drafting.propose(masks, drafts), drafts  # noqa: B023
+            drafting.propose(masks, drafts)
             other = same.copy()
-            other[0, np.arange(block - 1), np.array(ops.draft_ids(drafts)[1:])] = NO_LOGIT
+            other[0, np.arange(block - 1), np.array(drafting.draft_ids(drafts)[1:])] = NO_LOGIT
             kept, rejected = self._upload(same), self._upload(other)
             both = {f"verify, {way}, kept": kept, f"verify, {way}, rejected": rejected}
             rows_by_name = {
@@ -153,4 +159,4 @@ class DraftBench:
                 "mixed": {"verify, mixed, rejected": rejected},
             }.get(way, both)
             for name, rows in rows_by_name.items():
-                yield name, lambda: ops.launch_verify(rows, drafts, first=rejected), drafts  # noqa: B023
+                yield name, lambda: drafting.launch_verify(rows, drafts, first=rejected), drafts  # noqa: B023

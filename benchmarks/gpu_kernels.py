@@ -10,8 +10,8 @@ import click
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import EngineError
 from ..runtime.gpu.cuda import CudaDevice
-from ..runtime.ops.cuda_ops import CudaOps
-from ..runtime.ops.kernel_check import check_kernels
+from ..runtime.ops.cuda.ops import CudaOps
+from ..runtime.ops.primitives import check_kernels
 
 
 @click.command("gpu-kernels", cls=DlmCommand)

@@ -19,7 +19,7 @@ Rounds interleave; figures are medians.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,9 +31,14 @@ import torch
 from ..runtime.cli.common import DlmCommand
 from ..runtime.families import read_rule
 from ..runtime.gpu.facts import read_gpu
-from ..runtime.ops.base import Canvas
-from ..runtime.ops.cuda_ops import CudaOps
-from ..runtime.ops.cuda_state import MAX_BLOCK
+from ..runtime.ops.cuda.ops import CudaOps
+from ..runtime.ops.cuda.state import MAX_BLOCK
+from ..runtime.ops.transition import TRANSITION
+from ..runtime.ops.transition.contract import TransitionSpec
+from ..runtime.ops.transition.device import CudaTransition
+from ..runtime.ops.unmask import UNMASK
+from ..runtime.ops.unmask.contract import UnmaskCanvas, UnmaskSpec
+from ..runtime.ops.unmask.device import CudaUnmask
 from .gpu_drafts import DRAFT_BLOCK, DraftBench
 from .gpu_model import eager_rule, half_module, half_spec
 from .gpu_place import PEERS, Place, called_ms
@@ -61,53 +66,67 @@ class Bench:
         module = half_module(size, place.kind)
         self.engine = place.engine(module, half_spec(size, module))
         self.ops = CudaOps(self.device)
-        self.canvas = self._canvas(size["block"])
+        unmask, transition = self.ops.bind(UNMASK), self.ops.bind(TRANSITION)
+        assert isinstance(unmask, CudaUnmask)
+        assert isinstance(transition, CudaTransition)
+        self.unmask, self.transition = unmask, transition
+        self.canvas = self._masked(size["block"])
         self.logits = self.engine.outputs["logits"]
         self.drafts = DraftBench(size, place, self.ops)
         self.times: Times = {}
 
-    def _canvas(
-        self, block: int, transition: list[list[float]] | None = None, **settings: Any
-    ) -> Canvas:
+    def _spec(self, block: int, chosen: Any) -> dict[str, Any]:
+        """What both kinds of canvases are made with."""
+        return {
+            "block": block, "vocab_size": self.size["vocab"], "sampling": chosen.sampling,
+            "seed": 0, "sample_index": 0, "mask_token_id": 1, "eos_token_id": 0, "banned": (1,),
+        }  # fmt: skip
+
+    def _masked(self, block: int, **settings: Any) -> UnmaskCanvas:
+        """Gives a canvas that is masked throughout."""
         chosen = read_rule({"rule": "threshold", "temperature": 1.0, **settings})
-        canvas = self.ops.canvas(
-            block=block,
-            vocab_size=self.size["vocab"],
-            sampling=chosen.sampling,
-            selection=chosen.selection,
-            seed=0,
-            sample_index=0,
-            mask_token_id=1,
-            eos_token_id=0,
-            banned=(1,),
-            transition=None if transition is None else np.array(transition),
-        )
+        assert chosen.selection is not None
+        spec = UnmaskSpec(**self._spec(block, chosen), selection=chosen.selection)
+        canvas = self.unmask.canvas([spec])
         ids, masked = np.full(block, 1, np.int32), np.ones(block, bool)
-        self.ops.begin_block(canvas, ids, masked, position=0, first=0)
+        self.unmask.begin_block(canvas, ids, masked, position=0, first=0)
         return canvas
+
+    def _sampling(
+        self, source: Any, rows: int, steps: list[list[float]] | None, settings: dict[str, Any]
+    ) -> Callable[[], None]:
+        """Gives what draws candidates for every row, unmasked or moved by a table of steps."""
+        if steps is None:
+            canvas = self._masked(rows, **settings)
+            return lambda: self.unmask.sample(source, canvas)
+        spec = TransitionSpec(**self._spec(rows, read_rule(settings)), transition=np.array(steps))
+        moving = self.transition.canvas([spec])
+        ids, free = np.full(rows, 1, np.int32), np.ones(rows, bool)
+        self.transition.begin_block(moving, ids, free, position=0, first=0)
+        return lambda: self.transition.sample(source, moving)
 
     def note(self, name: str, milliseconds: float) -> None:
         """Keeps one round's figure."""
         self.times.setdefault(name, []).append(milliseconds)
 
-    def update(self, canvas: Canvas) -> None:
+    def update(self, canvas: UnmaskCanvas) -> None:
         """Begin, sample and commit of a whole masked block: what a first step's update does."""
-        self.ops.launch_begin(canvas)
-        self.ops.sample(self.logits, canvas)
-        self.ops.launch_commit(canvas)
+        self.unmask.launch_begin(canvas)
+        self.unmask.sample(self.logits, canvas)
+        self.unmask.launch_commit(canvas)
 
     def step(self) -> None:
         """Everything a step enqueues."""
-        self.ops.launch_begin(self.canvas)
+        self.unmask.launch_begin(self.canvas)
         self.ops.assign(self.engine.inputs["ids"], self.canvas.ids)
         self.engine.run()
-        self.ops.sample(self.logits, self.canvas)
-        self.ops.launch_commit(self.canvas)
+        self.unmask.sample(self.logits, self.canvas)
+        self.unmask.launch_commit(self.canvas)
 
     def round(self) -> None:
         """Takes every figure once."""
         self.note("engine", self.place.captured_ms(self.engine.run))
-        self.note("begin", self.place.captured_ms(lambda: self.ops.launch_begin(self.canvas)))
+        self.note("begin", self.place.captured_ms(lambda: self.unmask.launch_begin(self.canvas)))
         self.note("update", self.place.captured_ms(lambda: self.update(self.canvas)))
         self.note("step captured", self.place.captured_ms(self.step))
 
@@ -151,8 +170,8 @@ class Bench:
                 ("transit, no offset", SCORE, [[1.0, 0.1, 0.0, 1.0, 0.0]] * 2),
                 ("transit, offset", SCORE, [[1.0, 0.1, 1e-6, 1.0, 0.0]] * 2),
             ):
-                canvas = self._canvas(rows, transition, **settings)
-                took = self.place.captured_ms(lambda: self.ops.sample(source, canvas), repeats)  # noqa: B023
+                sampling = self._sampling(source, rows, transition, settings)
+                took = self.place.captured_ms(sampling, repeats)
                 found.append(
                     {"input": what, "kernel": name, "mib": source.nbytes / 2**20,
                      "ms": took, "copy_ms": copy, "ratio": took / copy}

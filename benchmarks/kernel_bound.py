@@ -30,8 +30,10 @@ import click
 
 from ..runtime.cli.common import DlmCommand, print_json
 from ..runtime.errors import ConfigError
-from ..runtime.ops.cuda_canvas import ROW_WARPS, TRANSITION_WARPS
-from ..runtime.ops.cuda_ops import KERNELS
+from ..runtime.gpu.kernel_cache import OPS
+from ..runtime.ops.drafts.device import ROW_WARPS
+from ..runtime.ops.transition.device import CudaTransition
+from ..runtime.ops.unmask.device import CudaUnmask
 from .kernel_passes import (
     PASSES,
     PER_TURN,
@@ -83,7 +85,7 @@ def read_kernels(
     """Compiles a source and takes the image apart: resources and blocks by kernel."""
     with TemporaryDirectory() as folder:
         image = Path(folder) / "image.cubin"
-        options = ["-lineinfo", f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
+        options = ["-lineinfo", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", f"-I{OPS}"]
         compiled = _run([nvcc, *options, "-o", str(image), str(source)])
         return resources(compiled.stderr), functions(
             _run([nvdisasm, "-c", "-gi", str(image)]).stdout
@@ -191,11 +193,11 @@ def blocks_at_once(target: Target, found: Mapping[str, int], threads: int) -> in
 
 def count(nvcc: str, nvdisasm: str, vocab: int) -> list[dict[str, Any]]:
     """Counts every kernel of every source for every target."""
-    where = named_lines(KERNELS, (*PASSES, *WEIGHTS))
+    where = named_lines(OPS, (*PASSES, *WEIGHTS))
     read: dict[str, Any] = {}
     rows = []
     for label, target in TARGETS.items():
-        for source in sorted(KERNELS.glob("*.cu")):
+        for source in sorted(OPS.glob("*/*.cu")):
             key = f"{target.architecture} {source.stem}"
             if key not in read:
                 read[key] = read_kernels(source, target.architecture, nvcc, nvdisasm)
@@ -206,10 +208,12 @@ def count(nvcc: str, nvdisasm: str, vocab: int) -> list[dict[str, Any]]:
 
 
 def _threads(kernel: str) -> int:
-    """Threads of a block, as cuda_canvas.py launches them over a large vocabulary."""
-    warps = {"sample": ROW_WARPS, "transit": TRANSITION_WARPS, "verify": ROW_WARPS,
-             "propose": ROW_WARPS}  # fmt: skip
-    return 32 * warps.get(kernel.split("_")[0], 16)
+    """Threads of a block, as the primitives launch them over a large vocabulary."""
+    way, kind = kernel.split("_")[0], kernel.rsplit("_", 1)[-1]
+    if way in ("verify", "propose"):
+        return 32 * ROW_WARPS
+    forms = {"sample": CudaUnmask, "transit": CudaTransition}
+    return 32 * (forms[way].row_warps[kind == "float16"] if way in forms else 16)
 
 
 def _kernel(

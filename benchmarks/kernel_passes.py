@@ -110,7 +110,7 @@ class Pass:
 def named_lines(folder: Path, names: Sequence[str]) -> dict[str, tuple[str, range]]:
     """Finds functions and structures of the kernel sources: by name, file and lines."""
     found = {}
-    for path in sorted(folder.glob("*.cu*")):
+    for path in sorted(folder.glob("*/*.cu*")):
         lines = path.read_text("utf-8").splitlines()
         for index, line in enumerate(lines):
             match = re.match(r"(?:__device__.*?|struct )\b(\w+)(?:\(| \{)", line)

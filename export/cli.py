@@ -272,7 +272,8 @@ def main(
 ) -> None:
     """Turns a CHECKPOINT into a bundle: traced, checked against PyTorch, packed.
 
-    CHECKPOINT is a folder that dlm-train wrote, or owner/name on the Hugging Face hub.
+    CHECKPOINT is a folder that dlm-train wrote, or a causal model (Llama, Qwen2, Qwen3) as others
+    publish it: a folder, a GGUF file, or owner/name on the Hugging Face hub.
 
     With --precision int8 (and fp16, where there is text) the way goes through calibration: the
     model decodes prompts, scales are fitted to what it meets (to clean text, if those do as well),

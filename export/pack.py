@@ -43,11 +43,13 @@ from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.bundle.manifest_check import TOKENIZER_NAME
 from ..runtime.cli.bars import bar
 from ..runtime.engines import open_engines
-from ..runtime.errors import CalibrationError, DlmError
+from ..runtime.errors import CalibrationError, ConfigError, DlmError
 from ..runtime.families.table import find_family
 from ..runtime.measure.check import GOLDEN_NAME
 from ..runtime.measure.judge import Judge
+from ..runtime.side_by_side import for_batch
 from ..train.families.base import ExportGraph
+from .checks.batches import compare_batches
 from .checks.budget import check_budget
 from .checks.decoding import default_decoding
 from .checks.golden import golden_vectors
@@ -90,7 +92,7 @@ def export_checkpoint(
     """Exports a checkpoint folder and returns the figures that went into the report.
 
     Args:
-        checkpoint_path: The folder that dlm-train wrote, or a name on the hub.
+        checkpoint_path: Folder, hub name or GGUF file.
         output: The bundle.
         settings: What it is made for.
         progress: Called with a line before each step.
@@ -100,16 +102,19 @@ def export_checkpoint(
         DlmError: The checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
     check_output(output, settings.report_dir, settings.canvases)
+    progress(f"reading {checkpoint_path}")
     source = load_source(checkpoint_path, settings)
     own_text = read_own_text(settings.card)
     ids = source.text(settings.data)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
         draft = make_draft(source, settings, Path(name), progress)
-        bundle = draft.bundle
+        bundle = with_batch(draft.bundle, settings.batch)
         report = {**draft.figures, **(notes or {})}
         report["forecast"] = check_budget(bundle, settings, progress)
-        parity, golden = _check(source.graphs, bundle, settings, ids, progress)
+        parity, together, golden = _check(source.graphs, bundle, settings, ids, progress)
         report["parity"] = parity
+        if together:
+            report["batches"] = together
         if settings.choose_decoding:
             bundle, report["decoding"] = default_decoding(bundle, source.tokenizer, ids, progress)
         if draft.quality is not None:
@@ -242,7 +247,7 @@ def _texts(source: Source, settings: ExportSettings) -> Texts | None:
     found = find_text(settings.calibration_data, source.config)
     if found is not None:
         plotting()  # asked now, since the report is drawn after everything is measured
-        return read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
+        return read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
     if settings.precision == "int8" or settings.recipe:
         raise CalibrationError(
             f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
@@ -264,7 +269,8 @@ def _trace(
     for graph in source.graphs:
         progress(f"tracing {graph.name}")
         shapes = graph.shapes(settings.blocks, settings.contexts)
-        models[graph.name] = trace(graph, traced_dims(shapes))
+        dims = {**traced_dims(shapes), "batch": min(2, settings.batch)}  # 2 stays symbolic
+        models[graph.name] = trace(graph, dims)
         specs += graph.specs(shapes, precision=manifest.precision)
     share_between(models)
     item_bytes = 4 if settings.precision == "fp32" else 2
@@ -311,18 +317,37 @@ def _checked_figures(
     }
 
 
+def with_batch(draft: Bundle, batch: int) -> Bundle:
+    """Offers every shape of a bundle for so many texts, too.
+
+    Raises:
+        ConfigError: Texts of this family cannot share runs.
+    """
+    manifest = draft.manifest
+    if batch == 1:
+        return draft
+    if not find_family(manifest.family).side_by_side:
+        raise ConfigError(
+            f"a model of family {manifest.family} decodes one text at a time: leave out --batch"
+        )
+    graphs = (*manifest.graphs, *(for_batch(spec, batch) for spec in manifest.graphs))
+    return replace(draft, manifest=replace(manifest, graphs=graphs))
+
+
 def _check(
     graphs: Sequence[ExportGraph],
     draft: Bundle,
     settings: ExportSettings,
     ids: np.ndarray,
     progress: Say,
-) -> tuple[dict[str, Any], bytes]:
-    """Compares every graph with PyTorch; returns the figures, and the golden vectors."""
+) -> tuple[dict[str, Any], list[dict[str, Any]], bytes]:
+    """Compares every graph with PyTorch, and texts that share runs with each alone; returns the
+    figures of both, and the golden vectors."""
     manifest = draft.manifest
     engines = open_engines(draft, "onnxruntime")
     try:
         parity: dict[str, Any] = {}
+        together: list[dict[str, Any]] = []
         head, rows = find_head(graphs), hidden_rows(graphs, manifest, ids, settings.seed)
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
@@ -331,8 +356,13 @@ def _check(
                     graph, manifest, engines, ids, precision=settings.form, seed=settings.seed,
                     head=head, rows=rows, progress=show,
                 )  # fmt: skip
+        if settings.batch > 1:
+            progress(f"comparing {settings.batch} texts together with each alone")
+            together = compare_batches(
+                manifest, engines, precision=settings.form, seed=settings.seed
+            )
         noises = {graph.name: graph.corrupt for graph in graphs}
         golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed, rows=rows)
     finally:
         engines.close()
-    return parity, golden
+    return parity, together, golden

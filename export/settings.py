@@ -44,6 +44,8 @@ class ExportSettings:
     usually those the checkpoint was trained on."""
     contexts: tuple[int, ...] = ()
     """Context buckets in positions, of families with a cache; empty: the family's choice."""
+    batch: int = 1
+    """Texts that may share a run: every shape is offered for so many, too; 1: for one alone."""
     data: Path | None = None
     """Text to check and measure with; None: a paragraph that ships with the exporter to check
     parity, and a part of the calibration text to measure losses."""

@@ -15,7 +15,7 @@ from ..runtime.errors import ConfigError
 from ..runtime.families import read_rule
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
-from ..train.checkpoints.checkpoint import read_checkpoint
+from ..train.checkpoints.convert import open_any
 from ..train.evaluate import open_model
 from ..train.families.base import ExportGraph
 from .checks.canvases import text_ids
@@ -48,12 +48,12 @@ class Source:
     def text(self, data: Path | None) -> np.ndarray:
         """Real text (max_position,) int32 to measure on."""
         manifest = self.manifest
-        return text_ids(self.tokenizer, manifest.eos_token_id, manifest.max_position, data)
+        return text_ids(self.tokenizer, manifest.framing, manifest.max_position, data)
 
 
 def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
-    """Reads a checkpoint folder; raises DlmError if it cannot be used."""
-    checkpoint = read_checkpoint(checkpoint_path)
+    """Reads a checkpoint; raises DlmError if it cannot be used."""
+    checkpoint = open_any(checkpoint_path)
     config = checkpoint.config
     family, model = open_model(checkpoint)
     read_rule(settings.decoding, family.name)  # refuses what the family cannot decode by

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -29,6 +30,7 @@ from .families.base import LoadedModel, Request
 from .families.table import find_family, load_model
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
+from .side_by_side import SideBySide, batches
 from .text.template import DEFAULT_GAP_TOKENS, open_template
 from .text.tokenizer import Tokenizer
 from .text_generation import TextGeneration, TextResult, TextSpan, request_labels
@@ -62,6 +64,7 @@ class Pipeline:
         """See `Generation`; for measuring only."""
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
         self._last: Generation | None = None
+        self._group: SideBySide | None = None
 
     @classmethod
     def load(
@@ -207,13 +210,41 @@ class Pipeline:
                 raise ConfigError("several samples come whole: leave provisional out")
             settings |= {"max_tokens": max_tokens, "seed": seed, "stop": stop, "slide": slide}
             indices = range(sample_index, sample_index + num_samples)
-            return [self.generate(prompt, sample_index=i, **settings).result() for i in indices]
+            found: list[TextResult] = []
+            size = self.most_together
+            for begin in indices[::size]:
+                some = range(begin, min(begin + size, indices.stop))
+                with self.together(len(some)):
+                    texts = [self.generate(prompt, sample_index=i, **settings) for i in some]
+                found += [text.result() for text in texts]
+            return found
         begin = time.perf_counter()
-        prompt_ids = (self.manifest.eos_token_id, *self.tokenizer.encode(prompt))
+        prompt_ids = self.manifest.framing.prompt(self.tokenizer.encode(prompt))
         return self.continue_ids(
             prompt_ids, begin=begin, max_tokens=max_tokens, seed=seed, sample_index=sample_index,
             stop=stop, provisional=provisional, slide=slide, **settings,
         )  # fmt: skip
+
+    @property
+    def most_together(self) -> int:
+        """Texts that can share runs at most: 1 unless the bundle was exported with a batch, and
+        while runs are measured."""
+        measured = self.observer is not None or self.settle is not None
+        return 1 if measured else max(batches(self.model.specs), default=1)
+
+    @contextmanager
+    def together(self, count: int) -> Iterator[None]:
+        """Lets so many texts that are started within share runs, where the bundle's graphs can.
+
+        They may be read in any order afterwards; each is the same as alone.
+        """
+        sizes = [size for size in batches(self.model.specs) if size >= count]
+        if count > 1 and self.most_together > 1 and sizes:
+            self._group = SideBySide(self.model, min(sizes))
+        try:
+            yield
+        finally:
+            self._group = None
 
     def continue_ids(
         self,
@@ -329,6 +360,9 @@ class Pipeline:
     def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
         """Starts a request whose text has been tokenised since `begin`."""
         text_seconds = time.perf_counter() - begin
-        self._last = Generation(self.model, request, self.observer, self.settle)
+        if self._group is not None:
+            loop: Generation = self._group.start(request)
+        else:
+            loop = self._last = Generation(self.model, request, self.observer, self.settle)
         labels = request_labels(request, self.engines.name, self.manifest.precision)
-        return TextGeneration(self._last, self.tokenizer, labels, text_seconds=text_seconds, **form)
+        return TextGeneration(loop, self.tokenizer, labels, text_seconds=text_seconds, **form)

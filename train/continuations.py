@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from ..runtime.errors import CheckpointError
-from .checkpoints.checkpoint import load_weights, read_checkpoint
+from ..runtime.text.framing import Framing
+from .checkpoints.checkpoint import load_weights
+from .checkpoints.convert import open_any
 from .families import FAMILIES
 from .nn.layers import Angles, Attention, rotation
 from .nn.transformer import Transformer
@@ -68,38 +70,49 @@ class CausalBatch:
         return attention.out(seen.transpose(1, 2).flatten(2))
 
     @torch.inference_mode()
-    def continued(self, given: torch.Tensor, banned: Sequence[int], eos: int) -> torch.Tensor:
+    def continued(
+        self, given: torch.Tensor, banned: Sequence[int], ends: Sequence[int]
+    ) -> torch.Tensor:
         """Continues (B, T) ids to (B, context) greedily; what follows an end of text is noise."""
         length = self._model.config.context
-        ids = torch.full((len(given), length), eos)
+        ids = torch.full((len(given), length), ends[0])
         ids[:, : given.shape[1]] = given
         logits = self.step(given, 0)
         for position in range(given.shape[1], length):
             logits[:, list(banned)] = -torch.inf
             ids[:, position] = logits.argmax(dim=1)
-            if bool((ids[:, given.shape[1] : position + 1] == eos).any(dim=1).all()):
+            new = ids[:, given.shape[1] : position + 1]
+            if bool(torch.isin(new, torch.tensor(ends)).any(dim=1).all()):
                 break
             logits = self.step(ids[:, position : position + 1], position)
         return ids
 
 
-def finished(ids: Sequence[int], given: int, eos: int) -> tuple[list[int], bool]:
+def finished(
+    ids: Sequence[int], given: int, ends: Sequence[int], start: int
+) -> tuple[list[int], bool]:
     """Cuts a continuation where it ends or begins to repeat itself.
 
+    Args:
+        ids: The text, begun with `start` start tokens.
+        given: How many of them were given.
+        ends: Tokens that end a text.
+        start: Number of start tokens.
+
     Returns:
-        The ids, start token and end left out, and whether the model ended the text itself.
+        The ids, start tokens and end left out, and whether the model ended the text itself.
     """
     seen: set[tuple[int, ...]] = set()
     for end in range(1, len(ids) + 1):
-        if end > given and ids[end - 1] == eos:
-            return list(ids[1 : end - 1]), True
+        if end > given and ids[end - 1] in ends:
+            return list(ids[start : end - 1]), True
         if end < REPEAT:
             continue
         gram = tuple(ids[end - REPEAT : end])
         if gram in seen:
-            return list(ids[1 : end - REPEAT]), False
+            return list(ids[start : end - REPEAT]), False
         seen.add(gram)
-    return list(ids[1:]), False
+    return list(ids[start:]), False
 
 
 def whole_sentences(text: str) -> str:
@@ -110,7 +123,7 @@ def whole_sentences(text: str) -> str:
 
 
 def _beginnings(
-    tokenizer: Tokenizer, texts: Iterator[str], eos: int, batch: int, context: int
+    tokenizer: Tokenizer, texts: Iterator[str], framing: Framing, batch: int, context: int
 ) -> Iterator[torch.Tensor]:
     """Yields (batch, T) ids of real texts' first tokens, T one of GIVEN in turn, start token in."""
     sizes = [size for size in GIVEN if size < context]
@@ -121,7 +134,7 @@ def _beginnings(
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) < size:
             continue
-        rows.append([eos, *ids[: size - 1]])
+        rows.append([*framing.start_ids, *ids][:size])
         if len(rows) == batch:
             yield torch.tensor(rows)
             rows, number = [], number + 1
@@ -132,15 +145,16 @@ def continuations(
     tokenizer: Tokenizer,
     texts: Iterator[str],
     *,
-    eos: int,
+    framing: Framing,
+    ends: Sequence[int],
     banned: Sequence[int],
     batch: int,
 ) -> Iterator[str]:
     """Yields the texts that the model makes of real ones' beginnings."""
     loop = CausalBatch(model, batch)
-    for given in _beginnings(tokenizer, texts, eos, batch, model.config.context):
-        for row in loop.continued(given, banned, eos).tolist():
-            ids, ended = finished(row, given.shape[1], eos)
+    for given in _beginnings(tokenizer, texts, framing, batch, model.config.context):
+        for row in loop.continued(given, banned, ends).tolist():
+            ids, ended = finished(row, given.shape[1], ends, len(framing.start_ids))
             text = tokenizer.decode(ids, skip_special_tokens=False)
             text = text if ended else whole_sentences(text)
             if text.strip():
@@ -149,7 +163,7 @@ def continuations(
 
 def open_causal(path: Path) -> tuple[Transformer, Tokenizer, dict]:
     """Opens a checkpoint of a causal model; gives model, tokenizer and config.json."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_any(path)
     family = FAMILIES.get(checkpoint.config["family"])
     model = None if family is None else family.make_model(checkpoint.config["model"])
     if not isinstance(model, Transformer) or not model.config.causal:

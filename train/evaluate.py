@@ -20,7 +20,8 @@ from ..runtime.families.table import load_model
 from ..runtime.measure.eval_figures import eval_figures
 from ..runtime.measure.evaluate import Progress, evaluate_ids
 from ..runtime.text.tokenizer import Tokenizer
-from .checkpoints.checkpoint import Checkpoint, load_weights, read_checkpoint
+from .checkpoints.checkpoint import Checkpoint, load_weights
+from .checkpoints.convert import open_any
 from .data.sources import documents, find_source
 from .families import FAMILIES
 from .families.base import Family
@@ -109,14 +110,14 @@ def evaluate_checkpoint(
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1 document, not {limit}")
     begin = time.perf_counter()
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_any(path)
     tokenizer = Tokenizer(checkpoint.tokenizer_json)
     model = open_checkpoint(checkpoint, threads)
     manifest = model.manifest
     block = model.family.windows(manifest, model.specs, block_size).block
     stream: list[int] = []
     for document in islice(documents(find_source(str(data), text_field)), limit):
-        stream += [manifest.eos_token_id, *tokenizer.encode(document)]
+        stream += manifest.framing.document(tokenizer.encode(document))
     result = evaluate_ids(
         model,
         np.array(stream, np.int64),

@@ -21,6 +21,7 @@ from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.files import write_whole
 from ..runtime.text.documents import SEPARATOR
+from ..runtime.text.framing import Framing
 
 
 @click.command("own-text", cls=DlmCommand, context_settings={"max_content_width": 100})
@@ -59,12 +60,14 @@ def main(
     order = np.random.default_rng(seed).permutation(len(real))
     special = {config.get("mask_token_id"), config.get("pad_token_id")} - {config["eos_token_id"]}
     banned = [token for token in special if token is not None]
+    framing = Framing.of(config)
     made: list[str] = []
     found = continuations(
         model,
         tokenizer,
         (real[index] for index in order),
-        eos=config["eos_token_id"],
+        framing=framing,
+        ends=(framing.eos_token_id, *config.get("end_ids", ())),
         banned=banned,
         batch=batch,
     )

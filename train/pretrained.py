@@ -22,7 +22,9 @@ from ..runtime import pipeline as runtime
 from ..runtime.bundle.bundle import Bundle, find_bundle, holds_bundle
 from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.text.tokenizer import Tokenizer
-from .checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from .checkpoints.checkpoint import write_checkpoint
+from .checkpoints.convert import open_any
+from .checkpoints.gguf import SUFFIX
 from .evaluate import open_checkpoint
 
 
@@ -37,9 +39,9 @@ class Pipeline(runtime.Pipeline):
         """Opens a bundle, a checkpoint folder, or `owner/name` of the Hugging Face hub.
 
         Args:
-            path: A `.dlm` file or a folder that holds one: that bundle. Another folder, or a name
-                of the hub (`owner/name@revision`; `hf:owner/name` whatever folders there are): a
-                checkpoint.
+            path: A `.dlm` file or a folder that holds one: that bundle. Another folder, a GGUF
+                file, or a name of the hub (`owner/name@revision`; `hf:owner/name` whatever folders
+                there are): a checkpoint.
             **options: Of `load`. A checkpoint has `threads` only: PyTorch's in each run; by
                 default as many as there are idle cores.
 
@@ -48,7 +50,7 @@ class Pipeline(runtime.Pipeline):
             CheckpointError: There is none, it is damaged, or of a family unknown to this version.
             ConfigError: An option that a checkpoint does not have.
         """
-        if holds_bundle(path):
+        if Path(path).suffix != SUFFIX and holds_bundle(path):
             return cls.load(find_bundle(path), **options)
         threads = options.pop("threads", None)
         if options:
@@ -58,7 +60,7 @@ class Pipeline(runtime.Pipeline):
             )
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ConfigError(f"threads must be 1 or more, not {threads!r}")
-        checkpoint = read_checkpoint(path)
+        checkpoint = open_any(path)
         model, folder = open_checkpoint(checkpoint, threads), checkpoint.path
         bundle = Bundle(path=folder, sha256="", manifest=model.manifest, folder=folder)
         opened = cls(bundle, model, Tokenizer(checkpoint.tokenizer_json))
@@ -77,7 +79,7 @@ class Pipeline(runtime.Pipeline):
                 f"{self.bundle.path} is a bundle, which holds graphs, not a checkpoint: copy the "
                 "file, or save the checkpoint that it was made of"
             )
-        kept = read_checkpoint(self.checkpoint_path)
+        kept = open_any(self.checkpoint_path)
         write_checkpoint(Path(folder), kept.config, kept.weights, kept.tokenizer_json)
 
 

@@ -57,7 +57,7 @@ class Mode:
 def modes_of(model: LoadedModel) -> list[Mode]:
     """Lists the ways of decoding that the family accepts, by starting a request of each."""
     manifest = model.manifest
-    prompt = np.array([manifest.eos_token_id], np.int32)
+    prompt = np.array(manifest.framing.prompt(()), np.int32)
 
     def accepts(mode: Mode) -> bool:
         try:

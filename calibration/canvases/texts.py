@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import CalibrationError
+from ...runtime.text.framing import Framing
 from ...runtime.text.tokenizer import Tokenizer
 from ...train.data.sources import documents, find_source
 
@@ -50,7 +51,7 @@ def find_text(given: Path | None, config: Mapping[str, Any]) -> tuple[Path, str]
 
 
 def read_texts(
-    found: tuple[Path, str], data: Path | None, tokenizer: Tokenizer, eos_token_id: int
+    found: tuple[Path, str], data: Path | None, tokenizer: Tokenizer, framing: Framing
 ) -> Texts:
     """Reads documents; every other one is held out, unless `data` names another text for that.
 
@@ -64,9 +65,9 @@ def read_texts(
             f"--data {data.name} is what would be calibrated on, where no loss can be measured: "
             "leave --data out, so that every other document is held out, or name another text"
         )
-    found_ids = _ids(path, tokenizer, eos_token_id)
+    found_ids = _ids(path, tokenizer, framing)
     if data is not None:
-        calibration, held_out = found_ids, _ids(data, tokenizer, eos_token_id)
+        calibration, held_out = found_ids, _ids(data, tokenizer, framing)
         source += f"; measured on --data {data.name}"
     else:
         calibration, held_out = found_ids[0::2], found_ids[1::2]
@@ -97,7 +98,7 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def _ids(path: Path, tokenizer: Tokenizer, eos_token_id: int) -> list[np.ndarray]:
+def _ids(path: Path, tokenizer: Tokenizer, framing: Framing) -> list[np.ndarray]:
     texts = islice(documents(find_source(str(path))), MAX_DOCUMENTS)
-    found = (np.array([eos_token_id, *tokenizer.encode(item)], np.int32) for item in texts)
-    return [ids for ids in found if len(ids) > 1]
+    found = (tokenizer.encode(item) for item in texts)
+    return [np.array(framing.document(ids), np.int32) for ids in found if ids]

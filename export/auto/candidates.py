@@ -105,7 +105,7 @@ def _held_out(source: Source, settings: ExportSettings) -> np.ndarray:
     found = find_text(settings.calibration_data, source.config)
     if found is None:
         return source.text(settings.data)
-    texts = read_texts(found, settings.data, source.tokenizer, source.manifest.eos_token_id)
+    texts = read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
     return texts.stream(SCORED_TOKENS)
 
 
@@ -197,7 +197,7 @@ def _tokens_per_nfe(model: LoadedModel, block: int | None) -> float:
         result = generate(
             model,
             Request(
-                prompt_ids=(manifest.eos_token_id,),
+                prompt_ids=manifest.framing.prompt(()),
                 max_tokens=min(SAMPLE_TOKENS, manifest.max_position - 1),
                 seed=0,
                 sample_index=index,

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...runtime.bundle.manifest import GraphSpec
 from ...runtime.errors import DataError
+from ...runtime.text.framing import Framing
 from ...runtime.text.tokenizer import Tokenizer
 from ...train.data.sources import documents, find_source
 from ...train.families.base import Corrupt
@@ -53,8 +54,8 @@ class Canvas:
         return {"canvas": self.ids, "start": self.start, "split": self.split, **self.extra}
 
 
-def text_ids(tokenizer: Tokenizer, eos_token_id: int, length: int, data: Path | None) -> np.ndarray:
-    """Returns (length,) int32 ids of real text that begin with the start token.
+def text_ids(tokenizer: Tokenizer, framing: Framing, length: int, data: Path | None) -> np.ndarray:
+    """Returns (length,) int32 ids of real text, with the tokens around each document.
 
     Raises:
         DataError: The text has no token in this vocabulary.
@@ -62,10 +63,11 @@ def text_ids(tokenizer: Tokenizer, eos_token_id: int, length: int, data: Path | 
     texts = iter([PARAGRAPH]) if data is None else documents(find_source(str(data)))
     ids: list[int] = []
     for document in texts:
-        ids += [eos_token_id, *tokenizer.encode(" ".join(document.split()))]
+        words = tokenizer.encode(" ".join(document.split()))
+        ids += framing.document(words) if words else []
         if len(ids) >= length:
             break
-    if len(ids) < 2:
+    if not ids:
         raise DataError(
             "the checkpoint's vocabulary spells no word of the text that export checks with: "
             "name a text of its kind with --data"

@@ -132,7 +132,7 @@ def compare(
     """
     tolerance = TOLERANCES[precision]
     report = []
-    specs = [item for item in manifest.graphs if item.name == graph.name]
+    specs = [item for item in manifest.graphs if item.name == graph.name and item.batch == 1]
     for number, spec in enumerate(specs):
         progress(number, len(specs))
         if graph is head and rows is not None:

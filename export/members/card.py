@@ -36,6 +36,8 @@ def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
     standing = training.get("standing") or {}
     settings = training.get("settings") or {}
     known = {
+        "made from": settings.get("init"),
+        "SHA-256 of the checkpoint": provenance.get("checkpoint_sha256"),
         "trained on": settings.get("data"),
         "tokens seen": training.get("tokens_seen"),
         "steps": standing.get("step"),

@@ -1,11 +1,11 @@
 """A tokenizer's chat template, turned into plain pieces that a device can join without a language.
 
 A Hugging Face checkpoint holds the template as a Jinja program, in `tokenizer_config.json` or in a
-file of its own. On the desktop it renders a few conversations in a sandbox; the text around the
-messages gives the pieces, and joining the pieces must give every rendered conversation back, letter
-by letter. Thoughts that a template drops from earlier answers are dropped by the device, too. A
-template that is not made of pieces (one that writes the date, say) is refused in one line, and the
-bundle goes without chat.
+file of its own, `chat_template.jinja` or `chat_template.json`. On the desktop it renders a few
+conversations in a sandbox; the text around the messages gives the pieces, and joining the pieces
+must give every rendered conversation back, letter by letter. Thoughts that a template drops from
+earlier answers are dropped by the device, too. A template that is not made of pieces (one that
+writes the date, say) is refused in one line, and the bundle goes without chat.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ...runtime.errors import ConfigError, brief
 from ...runtime.text.chat_template import CHAT_NAME, ChatTemplate
 
 CONFIG_NAME, TEMPLATE_NAME = "tokenizer_config.json", "chat_template.jinja"
+PROCESSOR_NAME = "chat_template.json"
+"""Where some checkpoints have the template, under the key of the same name."""
 MAX_TEMPLATE = 1 << 20
 """Characters; real ones have a few thousand."""
 THOUGHTS_END = "</think>"
@@ -107,12 +109,17 @@ def read_chat(
         The pieces, or None and why there are none, in one line (empty if nobody expects any: the
         checkpoint has no template).
     """
-    try:
-        config = json.loads(companions.get(CONFIG_NAME, "{}"))
-    except ValueError as error:
-        return None, f"{CONFIG_NAME} is not readable as JSON ({_line(error)}): no chat"
-    if not isinstance(config, dict):
-        return None, f"{CONFIG_NAME} is no JSON object: no chat"
+    found: dict[str, dict[str, Any]] = {}
+    for name in (CONFIG_NAME, PROCESSOR_NAME):
+        try:
+            found[name] = json.loads(companions.get(name, "{}"))
+        except ValueError as error:
+            return None, f"{name} is not readable as JSON ({_line(error)}): no chat"
+        if not isinstance(found[name], dict):
+            return None, f"{name} is no JSON object: no chat"
+    config = found[CONFIG_NAME]
+    if "chat_template" in found[PROCESSOR_NAME]:
+        config["chat_template"] = found[PROCESSOR_NAME]["chat_template"]
     if TEMPLATE_NAME in companions:  # newer than the key, and goes before it
         config["chat_template"] = companions[TEMPLATE_NAME]
     if not config.get("chat_template"):

@@ -13,6 +13,7 @@ from typing import Any
 from ... import __version__
 from ...runtime.bundle.archive import describe
 from ...train.checkpoints.checkpoint import Checkpoint
+from ...train.checkpoints.tensor_files import WEIGHTS
 
 
 def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -20,14 +21,15 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     training = dict(checkpoint.config.get("training") or {})
     settings = training.get("settings")
     if isinstance(settings, Mapping):
-        kept = {key: value for key, value in settings.items() if key not in ("out", "data")}
-        if settings.get("data") is not None:
-            kept["data"] = Path(str(settings["data"])).name
+        kept = {key: value for key, value in settings.items() if key not in ("out", "data", "init")}
+        for key in ("data", "init"):
+            if settings.get(key) is not None:
+                kept[key] = _without_folders(str(settings[key]))
         training["settings"] = {
             key: value for key, value in kept.items() if not _names_a_place(value)
         }
     return {
-        "checkpoint_sha256": describe(checkpoint.path / "model.safetensors").sha256,
+        "checkpoint_sha256": _sha256(checkpoint.path),
         "training": _finite(training),
         "versions": {
             "dlm-edge": __version__,
@@ -35,6 +37,21 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
         },
     }
+
+
+def _sha256(path: Path) -> str:
+    """Of the file of the weights; of several, that of their hashes in the order of their names."""
+    if path.is_file():
+        return describe(path).sha256
+    files = sorted(path.glob("*.safetensors"))
+    if (path / WEIGHTS).is_file() or not files:
+        return describe(path / WEIGHTS).sha256
+    return describe("".join(describe(file).sha256 for file in files).encode()).sha256
+
+
+def _without_folders(name: str) -> str:
+    """The name of a file or folder here; a name of the hub as it is."""
+    return Path(name).name if os.path.isabs(name) or Path(name).exists() else name
 
 
 def _names_a_place(value: Any) -> bool:

@@ -22,9 +22,10 @@ from ...runtime.bundle.manifest import GraphSpec, Manifest, Member
 from ...runtime.engines.base import Engine
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngines
 from ...runtime.errors import DeviceError
-from ...runtime.ops.numpy_ops import NumpyOps
+from ...runtime.ops.host import NumpyOps
 from ...runtime.ops.rows.contract import Sampling
-from ...runtime.ops.unmask.contract import Kind, Score, Selection
+from ...runtime.ops.unmask import UNMASK
+from ...runtime.ops.unmask.contract import Kind, Score, Selection, UnmaskSpec
 from .probe_graphs import Op, onnx_bytes, probe_spec
 
 ROWS = (1, 8, 32, 128, 512)
@@ -217,8 +218,8 @@ def _bundle(folder: Path, specs: tuple[GraphSpec, ...], size: int) -> Bundle:
 
 def time_sampling(rows: int, vocab_size: int) -> float:
     """Seconds of sampling and committing `rows` masked positions once."""
-    ops = NumpyOps()
-    canvas = ops.canvas(
+    unmask = NumpyOps().bind(UNMASK)
+    spec = UnmaskSpec(
         block=rows,
         vocab_size=vocab_size,
         sampling=Sampling(temperature=1.0),
@@ -229,13 +230,14 @@ def time_sampling(rows: int, vocab_size: int) -> float:
         eos_token_id=-1,
         banned=(1,),
     )
+    canvas = unmask.canvas([spec])
     ids, masked = np.ones(rows, np.int32), np.ones(rows, bool)
     logits = np.random.default_rng(0).standard_normal((1, rows, vocab_size)).astype(np.float32)
 
     def run() -> None:
-        ops.begin_block(canvas, ids, masked, position=0, first=0)
-        ops.sample(logits, canvas)
-        ops.commit(canvas)
+        unmask.begin_block(canvas, ids, masked, position=0, first=0)
+        unmask.sample(logits, canvas)
+        unmask.commit(canvas)
 
     return best_seconds(run, 1, 0.1)
 

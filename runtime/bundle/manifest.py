@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..text.framing import Framing
+
 SCHEMA_VERSION = 2
 LIFETIMES = ("run", "step", "request")
 
@@ -71,6 +73,11 @@ class GraphSpec:
     def key(self) -> GraphKey:
         """See `graph_key`."""
         return graph_key(self.name, self.dims)
+
+    @property
+    def batch(self) -> int:
+        """Texts that one run serves."""
+        return self.dims.get("batch", 1)
 
     @property
     def rows(self) -> int:
@@ -138,4 +145,14 @@ class Manifest:
     provenance: Mapping[str, Any]
     """Versions, checkpoint hash, data, steps."""
     members: Mapping[str, Member] = field(default_factory=dict)
+    start_ids: tuple[int, ...] | None = None
+    """Tokens in front of every text; None: eos_token_id."""
+    end_ids: tuple[int, ...] = ()
+    """Tokens beside eos_token_id that end a text, where a family knows several."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def framing(self) -> Framing:
+        """The tokens around a text."""
+        start = (self.eos_token_id,) if self.start_ids is None else self.start_ids
+        return Framing(start_ids=start, eos_token_id=self.eos_token_id)

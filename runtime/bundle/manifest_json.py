@@ -156,6 +156,13 @@ def _member(value: object, where: str) -> Member:
     )
 
 
+def _ids(value: object, where: str, vocab: int) -> tuple[int, ...] | None:
+    """Token ids of an optional list."""
+    if value is None:
+        return None
+    return tuple(_int(token, where, 0, vocab - 1) for token in _list(value, where, 0, MAX_GRAPHS))
+
+
 def manifest_from_dict(value: object) -> Manifest:
     """Builds a checked Manifest from parsed JSON; raises BundleError."""
     if isinstance(value, Mapping) and "schema_version" in value:
@@ -187,6 +194,8 @@ def manifest_from_dict(value: object) -> Manifest:
             family=_word(data["family"], "family"),
             vocab_size=vocab,
             eos_token_id=_int(data["eos_token_id"], "eos_token_id", 0, vocab - 1),
+            start_ids=_ids(data.get("start_ids"), "start_ids", vocab),
+            end_ids=_ids(data.get("end_ids"), "end_ids", vocab) or (),
             mask_token_id=special["mask_token_id"],
             pad_token_id=special["pad_token_id"],
             logit_shift=_int(data["logit_shift"], "logit_shift", 0, 1),

@@ -17,6 +17,7 @@ from .progress import ProgressLine
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
+    from ..text.framing import Framing
     from ..text.tokenizer import Tokenizer
 
 _NAME = "dlm-eval"
@@ -112,7 +113,7 @@ def evaluate_file(
     model = pipeline.model
     block_size = model.family.windows(manifest, model.specs, block).block
     begin = time.perf_counter()
-    stream = list(_stream(data, limit, tokenizer, manifest.eos_token_id))
+    stream = list(_stream(data, limit, tokenizer, manifest.framing))
     ids = np.array(stream, np.int64)
     bar = ProgressLine()
     try:
@@ -141,8 +142,8 @@ def evaluate_file(
     }
 
 
-def _stream(data: str, limit: int | None, tokenizer: Tokenizer, eos: int) -> Iterator[int]:
-    """Yields end-of-text, document, end-of-text, document, …"""
+def _stream(data: str, limit: int | None, tokenizer: Tokenizer, framing: Framing) -> Iterator[int]:
+    """Yields document after document, with the tokens around each."""
     from ..text.documents import read_documents
 
     suffix = Path(data).suffix.lower()
@@ -152,8 +153,7 @@ def _stream(data: str, limit: int | None, tokenizer: Tokenizer, eos: int) -> Ite
             "with <|endoftext|> between them"
         )
     for document in islice(read_documents(data), limit):
-        yield eos
-        yield from tokenizer.encode(document)
+        yield from framing.document(tokenizer.encode(document))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import click
@@ -29,19 +30,23 @@ def generate(options: RunOptions) -> None:
     """Writes every text that was asked for; exits 130 with what was committed on Ctrl-C."""
     tolerate_stdout()
     with load(options) as pipeline:
-        for number, (prompt, sample_index) in enumerate(_jobs(options)):
-            if number and not options.as_json:
-                # A line that a program can split at; eyes need only see that another text begins.
-                click.echo("" if sys.stdout.isatty() else SEPARATOR)
-            writer = _Writer(pipeline, options, prompt, sample_index)
-            interrupted = False
-            try:
-                writer.run()
-            except KeyboardInterrupt:
-                interrupted = True
-            writer.finish()
-            if interrupted:
-                sys.exit(EXIT_INTERRUPTED)
+        jobs, first = _jobs(options), True
+        while some := list(islice(jobs, pipeline.most_together)):
+            with pipeline.together(len(some)):
+                writers = [_Writer(pipeline, options, *job) for job in some]
+            for writer in writers:
+                if not (first or options.as_json):
+                    # A line that a program can split at; eyes need only see that a text begins.
+                    click.echo("" if sys.stdout.isatty() else SEPARATOR)
+                first = False
+                interrupted = False
+                try:
+                    writer.run()
+                except KeyboardInterrupt:
+                    interrupted = True
+                writer.finish()
+                if interrupted:
+                    sys.exit(EXIT_INTERRUPTED)
 
 
 def tolerate_stdout() -> None:

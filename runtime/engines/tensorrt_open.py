@@ -63,12 +63,15 @@ def open_tensorrt(
     if unfit is not None:  # before a minute of compiling
         raise EngineError(unfit)
     from ..gpu.replay import ReplayingDevice
-    from ..ops.cuda_ops import CudaOps
+    from ..ops.cuda.ops import CudaOps
+    from ..ops.primitives import PRIMITIVES
     from .tensorrt import TensorRtEngines
 
     device = ReplayingDevice(make_device(note), note)
     try:
-        CudaOps(device)  # kernels that do not compile are told before minutes of building
+        ops = CudaOps(device)
+        for primitive, _ in PRIMITIVES:  # fails before minutes of building, if kernels do
+            ops.bind(primitive)
         return TensorRtEngines(
             trt,
             bundle,

@@ -17,7 +17,7 @@ from ..bundle.manifest import GraphSpec, Manifest
 from ..decoding import DecodingRule
 from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
-from ..ops.base import Ops
+from ..ops.core import Ops
 from . import decoding_settings
 
 Buckets = tuple[GraphSpec, ...]
@@ -229,6 +229,8 @@ class DeviceFamily(Protocol):
     """What `families/__init__.py` lists: how to start a request, and how good the model is."""
 
     name: str
+    side_by_side: bool
+    """True when texts can share runs: all state that primitives keep of a text has a slot."""
     exact: bool
     """True when the bound is the likelihood itself, so that one sample tells all."""
 

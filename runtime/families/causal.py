@@ -22,6 +22,8 @@ from ..bundle.manifest import GraphSpec, Manifest
 from ..engines.base import Engine
 from ..errors import ConfigError
 from ..noise.philox import check_key
+from ..ops.unmask import UNMASK
+from ..ops.unmask.contract import UnmaskSpec
 from .base import HEAD_PHASE, Buckets, LoadedModel, Request, Span, WindowSize
 from .heads import Heads, hidden_rows
 from .likelihood import negative_log_likelihood
@@ -61,22 +63,27 @@ class CausalRule(TextRule):
         self._heads = Heads(model.specs)
         self._hidden: Any = None
         self._filler = manifest.eos_token_id
+        self._end_ids = {*manifest.end_ids, *request.end_ids}
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         self._num_given = len(request.prompt_ids)
         self._shapes = cached_shapes(model.specs, graph)
         self._capacity = causal_capacity(self._shapes, manifest)
-        self._canvas = ops.canvas(
+        selection = settings.selection
+        assert selection is not None
+        self._unmask = ops.bind(UNMASK)
+        spec = UnmaskSpec(
             block=1,
             vocab_size=manifest.vocab_size,
             sampling=settings.sampling,
-            selection=settings.selection,
+            selection=selection,
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=_NO_MASK,
             eos_token_id=manifest.eos_token_id,
             banned=undrawable_ids(manifest, request),
         )
-        ops.mark_seen(self._canvas, self._text.ids)
+        self._canvas = self._unmask.canvas([spec])
+        self._unmask.mark_seen(self._canvas, self._text.ids)
         self._cached = request.num_cached
         self._count = 0
         self._rows = 1
@@ -142,17 +149,17 @@ class CausalRule(TextRule):
 
     def _next_token(self, row: object) -> Sequence[Span]:
         position = self._text.num_known
-        self._ops.begin_block(
+        self._unmask.begin_block(
             self._canvas,
             np.array([_NO_MASK], np.int32),
             np.ones(1, bool),
             position=position,
             first=0,
         )
-        self._ops.sample(row, self._canvas)
-        progress = self._ops.commit(self._canvas, exact=True)  # the next run needs the token
-        ids = self._ops.ids(self._canvas)
-        self._ended = progress.ended or int(ids[0]) in self._request.end_ids
+        self._unmask.sample(row, self._canvas)
+        (progress,) = self._unmask.commit(self._canvas, exact=True)  # the next run needs the token
+        ids = self._unmask.ids(self._canvas)
+        self._ended = progress.ended or int(ids[0]) in self._end_ids
         if self._ended:
             self._done = True
             return ()

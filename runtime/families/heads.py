@@ -19,7 +19,7 @@ import numpy as np
 from ..bundle.manifest import GraphSpec
 from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
-from ..ops.base import Ops
+from ..ops.core import Ops
 from .window import logits
 
 HEAD = "head"
@@ -29,7 +29,7 @@ class Heads:
     """The head graphs of a bundle, by how many rows they take."""
 
     def __init__(self, specs: Sequence[GraphSpec]) -> None:
-        own = {spec.rows: spec for spec in specs if spec.name == HEAD}
+        own = {spec.rows: spec for spec in specs if spec.name == HEAD and spec.batch == 1}
         self._specs = {rows: own[rows] for rows in sorted(own)}
         self._sizes = list(self._specs)
         self.logit_type = self._specs[self._sizes[0]].tensor("logits").dtype if own else None

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from ..bundle.manifest import Manifest
 from ..engines.base import EngineSet
-from ..ops.base import Ops
-from ..ops.choose import ops_for
+from ..ops.core import Ops
+from ..ops.host import ops_for
 from . import rules_of
 from .ar.family import CausalFamily
 from .base import Buckets, DeviceFamily, LoadedModel

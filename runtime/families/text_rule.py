@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Generic
 
 import numpy as np
 
 from ..bundle.manifest import Manifest
-from ..ops.base import Canvas, Ops, Progress
+from ..ops.canvas.contract import CanvasOps, CanvasT
+from ..ops.core import Ops, Progress
 from .base import Request, Span
 from .window import Text, banned_ids
 
@@ -53,11 +55,13 @@ class TextRule:
         return self._approximate
 
 
-class CanvasRule(TextRule):
+class CanvasRule(TextRule, Generic[CanvasT]):
     """A rule whose text comes off a canvas of masked or noisy ids."""
 
     _ops: Ops
-    _canvas: Canvas
+    _canvas: CanvasT
+    _committing: CanvasOps[Any, CanvasT]
+    """The primitive that commits positions of the canvas."""
     _block: int
     _mask: int
 
@@ -68,20 +72,21 @@ class CanvasRule(TextRule):
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
         """Takes what has become final into the text."""
-        position = self._canvas.position
+        position = self._canvas.slots[0].position
         end = min(progress.num_final, self._text.limit - position)
         before = self._text.num_known
         if position + end <= before:
             return
-        new = self._text.extend(position, self._ops.ids(self._canvas)[:end])
+        new = self._text.extend(position, self._committing.ids(self._canvas)[:end])
         if new:
             yield Span(position=before, token_ids=new, committed=True)
 
     def _provisional(self) -> Span:
         """The canvas as it stands, as far as the text goes."""
-        ids = self._ops.ids(self._canvas)[: self._text.limit - self._canvas.position]
+        position = self._canvas.slots[0].position
+        ids = self._committing.ids(self._canvas)[: self._text.limit - position]
         return Span(
-            position=self._canvas.position,
+            position=position,
             token_ids=tuple(ids.tolist()),
             committed=False,
             fixed=tuple((ids != self._mask).tolist()),

@@ -13,16 +13,16 @@ import numpy as np
 from ..bundle.manifest import GraphSpec, Manifest
 from ..engines.base import Engine
 from ..errors import ConfigError
-from ..ops.base import Ops
+from ..ops.core import Ops
 from .base import Buckets
 from .layout import Layout, causal_layout
 
 
 def by_rows(specs: Sequence[GraphSpec], graph: str) -> dict[int, Buckets]:
-    """Gives a graph's shapes per number of rows, ascending; ConfigError if there is none."""
+    """Gives a graph's shapes for one text per number of rows, ascending; ConfigError for none."""
     found: dict[int, list[GraphSpec]] = {}
     for spec in sorted(specs, key=lambda item: (item.rows, item.context)):
-        if spec.name == graph:
+        if spec.name == graph and spec.batch == 1:
             found.setdefault(spec.rows, []).append(spec)
     if not found:
         raise ConfigError(f"the bundle has no graph {graph!r}; export it again")
@@ -32,10 +32,11 @@ def by_rows(specs: Sequence[GraphSpec], graph: str) -> dict[int, Buckets]:
 def by_block(
     specs: Sequence[GraphSpec], graph: str, purposes: Collection[str]
 ) -> dict[int, Buckets]:
-    """Gives a graph's shapes with one of these purposes per text block, ascending."""
+    """Gives a graph's shapes for one text with one of these purposes per text block, ascending."""
     found: dict[int, list[GraphSpec]] = {}
     for spec in sorted(specs, key=lambda item: (item.block or 0, item.context)):
-        if spec.name == graph and spec.purpose in purposes and spec.block is not None:
+        fits = spec.name == graph and spec.batch == 1 and spec.purpose in purposes
+        if fits and spec.block is not None:
             found.setdefault(spec.block, []).append(spec)
     if not found:
         raise ConfigError(

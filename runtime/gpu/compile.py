@@ -38,7 +38,7 @@ def compile_kernels(
     """Compiles a `.cu` file to a cubin, or finds it compiled; needs no GPU.
 
     Args:
-        source: The file; its headers lie beside it.
+        source: The file; see `headers_of` for where its headers are.
         capability: Major and minor compute capability.
         begins: Called if it has to be compiled, before that.
 

@@ -101,7 +101,7 @@ class Device(Protocol):
         ...
 
     def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Any]:
-        """Compiles a `.cu` file, whose folder's `.cuh` files are at hand, and gives its kernels."""
+        """Compiles a `.cu` file and gives its kernels."""
         ...
 
     def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ compile at once both end with a whole one. Knows no compiler.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
@@ -18,15 +19,35 @@ Compile = Callable[[bytes, Mapping[str, bytes]], bytes]
 """(source, its headers by name) to an image."""
 
 _DIGEST_BYTES = 32
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
+OPS = Path(__file__).resolve().parents[1] / "ops"
+"""What the primitives' headers are named from."""
 
 
 def headers_of(source: Path) -> dict[str, bytes]:
-    """Reads the headers that a `.cu` file may include: all `.cuh` files beside it."""
-    return {path.name: path.read_bytes() for path in sorted(source.parent.glob("*.cuh"))}
+    """Reads the headers that a `.cu` file includes, by the names that it includes them by.
+
+    A name is a path from the folder that holds the source's own, or from the source's own.
+    """
+    found: dict[str, bytes] = {}
+    waiting = [source.read_bytes()]
+    while waiting:
+        for name in _INCLUDE.findall(waiting.pop().decode()):
+            if name not in found:
+                places = (folder / name for folder in include_folders(source))
+                path = next(place for place in places if place.is_file())
+                found[name] = path.read_bytes()
+                waiting.append(found[name])
+    return dict(sorted(found.items()))
+
+
+def include_folders(source: Path) -> tuple[Path, ...]:
+    """Gives the folders that a source's headers are looked for in: its own, the ops' last."""
+    return source.parent, source.parent.parent, OPS
 
 
 def source_hash(source: Path) -> str:
-    """Gives the SHA-256 of a `.cu` file and of every header beside it, names included."""
+    """Gives the SHA-256 of a `.cu` file and of every header that it includes, names too."""
     digest = sha256()
     for name, text in {source.name: source.read_bytes(), **headers_of(source)}.items():
         digest.update(f"{name}\0{len(text)}\0".encode() + text)

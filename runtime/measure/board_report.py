@@ -21,9 +21,10 @@ from ..engines import FELL_BACK
 from ..errors import DataError, DlmError
 from ..files import write_whole
 from ..gpu.replay import ReplayingDevice
-from ..ops.cuda_ops import CudaOps
-from ..ops.kernel_check import check_kernels
-from ..ops.unmask.contract import Kind, Score, Selection
+from ..ops.cuda.ops import CudaOps
+from ..ops.primitives import check_kernels
+from ..ops.unmask import UNMASK
+from ..ops.unmask.contract import Kind, Score, Selection, UnmaskSpec
 from ..pipeline import Pipeline
 from ..process import peak_rss_mib
 from .check import check_bundle
@@ -160,23 +161,24 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
         row["run_ms"] = _milliseconds(engine.run, wait)
         outputs = [tensor for tensor in spec.outputs if tensor.role == "logits"]
         if outputs:
-            canvas = ops.canvas(
+            mask = -1 if manifest.mask_token_id is None else manifest.mask_token_id
+            own = UnmaskSpec(
                 block=spec.rows,
                 vocab_size=manifest.vocab_size,
                 sampling=settings.sampling,
                 selection=Selection(kind=Kind.QUOTA, score=Score.CONFIDENCE),
                 seed=0,
                 sample_index=0,
-                mask_token_id=-1 if manifest.mask_token_id is None else manifest.mask_token_id,
+                mask_token_id=mask,
                 eos_token_id=manifest.eos_token_id,
-                banned=(),
-                unmask_chance=np.ones(1),
             )
+            unmask = ops.bind(UNMASK)
+            canvas = unmask.canvas([own])
             every = np.ones(spec.rows, bool)
-            ids = np.full(spec.rows, canvas.mask_token_id, np.int32)
-            ops.begin_block(canvas, ids, every, position=0, first=0)
+            ids = np.full(spec.rows, mask, np.int32)
+            unmask.begin_block(canvas, ids, every, position=0, first=0)
             logits = engine.outputs[outputs[0].name]
-            row["sample_ms"] = _milliseconds(lambda: ops.sample(logits, canvas), wait)  # noqa: B023
+            row["sample_ms"] = _milliseconds(lambda: unmask.sample(logits, canvas), wait)  # noqa: B023
         found.append(row)
     return found
 

@@ -18,9 +18,8 @@ from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphSpec, graph_key
 from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, EngineError
-from ..ops.base import Ops
-from ..ops.choose import ops_for
-from ..ops.numpy_ops import NumpyOps
+from ..ops.core import Ops
+from ..ops.host import NumpyOps, ops_for
 
 GOLDEN_NAME = "golden.json"
 GOLDEN_VERSION = 2

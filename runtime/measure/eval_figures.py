@@ -18,8 +18,8 @@ def eval_figures(
     Args:
         result: What was measured.
         tokenizer: Turns the stream back into text.
-        stream: End-of-text, document, end-of-text, document, …; its first token is given.
-        eos_token_id: What stands before each document.
+        stream: Documents with the tokens around each; its first token is given.
+        eos_token_id: Separates documents.
     """
     # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
     num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))

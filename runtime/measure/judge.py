@@ -51,8 +51,9 @@ class Judge:
     def read(self, *texts: str) -> TextScore | None:
         """Reads texts, one after the other; None: together they are shorter than a block."""
         pipeline = self._pipeline
-        parts = [pipeline.tokenizer.encode(text) for text in texts]
-        ids = [token for part in parts for token in (pipeline.manifest.eos_token_id, *part)]
+        framing = pipeline.manifest.framing
+        parts = (framing.document(pipeline.tokenizer.encode(text)) for text in texts)
+        ids = [token for part in parts for token in part]
         try:
             result = evaluate_ids(
                 pipeline.model,
@@ -63,10 +64,7 @@ class Judge:
             )
         except DataError:
             return None
-        num_chars, left = 0, result.num_tokens
-        for part in parts:
-            num_chars += len(pipeline.tokenizer.decode(part[: max(left, 0)]))
-            left -= len(part) + 1
+        num_chars = len(pipeline.tokenizer.decode(ids[1 : 1 + result.num_tokens]))
         if not num_chars:
             return None
         return TextScore(bits=result.total_nats / math.log(2), num_chars=num_chars)

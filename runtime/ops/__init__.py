@@ -1,1 +1,1 @@
-"""The sampling primitives that update rules call."""
+"""The primitives that update rules call, in NumPy and as CUDA kernels."""

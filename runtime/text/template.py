@@ -58,7 +58,7 @@ class TemplateCanvas:
     """A template in token ids."""
 
     ids: tuple[int, ...]
-    """Start token, then pieces and gaps (mask ids)."""
+    """Start tokens, then pieces and gaps (mask ids)."""
     gaps: tuple[slice, ...]
     """Where in `ids` each gap lies."""
 
@@ -112,7 +112,7 @@ def lay_out(
     encode: Callable[[str], Sequence[int]],
     decode: Callable[[Sequence[int]], str],
     *,
-    eos_token_id: int,
+    start_ids: Sequence[int],
     mask_token_id: int,
 ) -> TemplateCanvas:
     """Tokenises the pieces and puts masks between them.
@@ -122,13 +122,13 @@ def lay_out(
         lengths: tokens of each gap.
         encode: text to ids, without special tokens.
         decode: ids to text, special tokens left out.
-        eos_token_id: the start token.
+        start_ids: what is in front of a text.
         mask_token_id: stands at each position to fill.
 
     Raises:
         ConfigError: the tokenizer cannot give a fixed piece back byte for byte.
     """
-    ids, gaps = [eos_token_id], []
+    ids, gaps = list(start_ids), []
     for index, piece in enumerate(template.pieces):
         fixed = piece.removesuffix(" ") if index < template.num_gaps else piece
         piece_ids = encode(fixed)
@@ -157,5 +157,5 @@ def open_template(
         )
     template = parse_template(text)
     lengths = gap_lengths(template, gap_tokens)
-    special = {"eos_token_id": manifest.eos_token_id, "mask_token_id": mask_token_id}
+    special = {"start_ids": manifest.framing.start_ids, "mask_token_id": mask_token_id}
     return template, lay_out(template, lengths, tokenizer.encode, tokenizer.decode, **special)

@@ -13,7 +13,7 @@ from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.facts import GpuFacts
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
-from dlm_edge.runtime.ops.cuda_ops import CudaOps
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.train.torch_engine import TorchEngineSet
 from emulation.device import EmulatedDevice
 from gpu.models import manifest_of, tiny_graphs
@@ -158,7 +158,7 @@ def test_drafts_that_are_timed_as_kept_or_rejected_are(place):
     seen = 0
     for name, enqueue, drafts in bench.kernels(masks, values):
         enqueue()
-        kept = ops.to_host(drafts.scratch.arrays["kept"])[:-1]
+        kept = ops.to_host(drafts.memory.arrays["kept"])[:-1]
         if name.startswith("verify"):
             assert kept.tolist() == [int("rejected" not in name)] * 5, name
             seen += 1

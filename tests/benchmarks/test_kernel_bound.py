@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from dlm_edge.benchmarks.kernel_bound import bound, main, resources
 from dlm_edge.benchmarks.kernel_passes import PASSES, TARGETS, WEIGHTS, Pass, named_lines, pipe_of
 from dlm_edge.benchmarks.sass import functions, loops, shortest_turn
-from dlm_edge.runtime.ops.cuda_ops import KERNELS
+from dlm_edge.runtime.gpu.kernel_cache import OPS
 
 RECORDED = """
 \t.section\t.text.one,"ax",@progbits
@@ -83,7 +83,7 @@ def test_a_bound_is_that_of_the_busiest_pipe_or_of_the_memory():
 
 def test_the_functions_that_loops_are_named_after_are_in_the_sources():
     names = (*PASSES, *WEIGHTS)
-    assert set(named_lines(KERNELS, names)) == set(names)
+    assert set(named_lines(OPS, names)) == set(names)
 
 
 def test_a_missing_tool_is_one_line_that_says_where_to_get_it(monkeypatch):

@@ -14,8 +14,8 @@ from dlm_edge.benchmarks.peers import (
 from dlm_edge.runtime.decoding import DecodingRule
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.mdlm.rules import Factor, Threshold
-from dlm_edge.runtime.ops import selection
 from dlm_edge.runtime.ops.rows.contract import Sampling
+from dlm_edge.runtime.ops.unmask import selection
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.transformer import Transformer
 from rules import decoding

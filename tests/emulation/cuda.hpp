@@ -1,4 +1,4 @@
-// Enough of CUDA for the unmodified kernels of runtime/kernels to compile as C++ and run on a CPU.
+// Enough of CUDA for the unmodified kernels of runtime/ops to compile as C++ and run on a CPU.
 //
 // A thread block is a set of fibers on one thread, switched only where threads meet: at barriers
 // and at warp operations. Blocks run one after another, so that `__shared__` is static storage.

@@ -23,7 +23,7 @@ import pytest
 from dlm_edge.runtime.cache import cache_root, write_beside
 from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.gpu.device import DeviceArray, Immediate
-from dlm_edge.runtime.gpu.kernel_cache import source_hash
+from dlm_edge.runtime.gpu.kernel_cache import include_folders, source_hash
 
 HEADER = Path(__file__).with_name("cuda.hpp")
 COMPILER = "g++"
@@ -53,7 +53,8 @@ def build(source: Path) -> Path:
     if not path.is_file():
         partial = folder / f"{path.name}.{id(path)}"
         done = subprocess.run(
-            [COMPILER, *OPTIONS, "-include", str(HEADER), "-x", "c++", str(source),
+            [COMPILER, *OPTIONS, *(f"-I{folder}" for folder in include_folders(source)),
+             "-include", str(HEADER), "-x", "c++", str(source),
              "-o", str(partial)],
             check=False, capture_output=True, text=True,
         )  # fmt: skip

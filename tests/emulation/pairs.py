@@ -1,13 +1,8 @@
 """What the package compares kernels by, as assertions, and pairs of the settings of a rule."""
 
-from dlm_edge.runtime.ops.compare import (
-    MAX_TIE_SHARE,
-    SAMPLINGS,
-    Pair,
-    on_device,
-    random_logits,
-    sample_faults,
-)
+from dlm_edge.runtime.ops.core import MAX_TIE_SHARE
+from dlm_edge.runtime.ops.rows.compare import on_device
+from dlm_edge.runtime.ops.unmask.compare import SAMPLINGS, Pair, random_logits, sample_faults
 
 __all__ = ["HEATS", "MAX_TIE_SHARE", "Pair", "compare_samples", "make_pair", "on_device",
            "random_logits"]  # fmt: skip

@@ -53,7 +53,7 @@ def main(root, binding, bundle):
     from dlm_edge.runtime.errors import DeviceError
     from dlm_edge.runtime.gpu import cuda
     from dlm_edge.runtime.gpu.cuda import CudaDevice
-    from dlm_edge.runtime.ops.kernel_check import check_kernels
+    from dlm_edge.runtime.ops.primitives import check_kernels
     from dlm_edge.runtime.pipeline import Pipeline
     from emulation.board import make_board
     from emulation.device import build
@@ -72,7 +72,7 @@ def main(root, binding, bundle):
     except DeviceError as error:
         found["too much"] = str(error)
     with pytest.raises(DeviceError, match=r"refuses copy\.cu's image"):
-        device.kernels(Path(root) / "runtime" / "kernels" / "copy.cu", ("none",))
+        device.kernels(Path(root) / "runtime" / "ops" / "cuda" / "copy.cu", ("none",))
     options = {"max_tokens": 7, "temperature": 1.0}
     texts = {}
     for engine in ("onnxruntime", "tensorrt"):

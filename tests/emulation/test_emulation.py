@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.ops.cuda_ops import KERNELS
+from dlm_edge.runtime.gpu.kernel_cache import OPS
 from emulation.device import EmulatedDevice
 from emulation.probes import NAMES, probe_source
 
 
 @pytest.fixture
 def probe(tmp_path):
-    source = probe_source(KERNELS, tmp_path)
+    source = probe_source(OPS, tmp_path)
     return lambda device: device.kernels(source, NAMES)
 
 
@@ -76,7 +76,7 @@ def test_a_captured_step_runs_when_it_is_replayed():
 
 def test_kernels_are_emulated_as_they_are_without_a_switch_inside():
     """Only ptx.cuh may ask which compiler reads it, and not inside a function."""
-    for path in [*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")]:
+    for path in OPS.glob("*/*.cu*"):
         text = path.read_text("utf-8")
         switches = [line for line in text.split("\n") if line.startswith("#if")]
         assert switches == (["#ifdef __CUDACC__"] if path.name == "ptx.cuh" else [])

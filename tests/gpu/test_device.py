@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.ops.cuda_ops import CudaOps
-from dlm_edge.runtime.ops.kernel_check import check_kernels
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
+from dlm_edge.runtime.ops.primitives import check_kernels
 
 pytestmark = pytest.mark.gpu
 

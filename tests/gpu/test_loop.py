@@ -7,7 +7,7 @@ from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.cuda_ops import CudaOps
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.train.torch_engine import TorchEngineSet
 from gpu.models import manifest_of, tiny_graphs
 from rules import decoding

@@ -59,17 +59,17 @@ def test_batches_write_what_whole_forwards_write() -> None:
     given = torch.randint(1, 29, (5, 7), generator=torch.Generator().manual_seed(1))
     loop = CausalBatch(model, 5)
     for _ in range(2):  # the second time over the first one's cache
-        rows = loop.continued(given, (5, 6), EOS).tolist()
+        rows = loop.continued(given, (5, 6), (EOS,)).tolist()
         for row, start in zip(rows, given.tolist(), strict=True):
             alone = greedy(model, start, 24, (5, 6))
             assert row[: len(alone)] == alone
 
 
 def test_a_text_ends_at_its_end_token_before_a_returning_n_gram_or_at_the_context() -> None:
-    assert finished([EOS, 1, 2, 3, EOS, 9], 2, EOS) == ([1, 2, 3], True)
+    assert finished([EOS, 1, 2, 3, EOS, 9], 2, (EOS,), 1) == ([1, 2, 3], True)
     gram = [4, 5, 6, 7, 8, 9, 10, 11]
-    assert finished([EOS, 1, *gram, 2, *gram, 3], 2, EOS) == ([1, *gram, 2], False)
-    assert finished([EOS, 1, 2, 3], 2, EOS) == ([1, 2, 3], False)
+    assert finished([EOS, 1, *gram, 2, *gram, 3], 2, (EOS,), 1) == ([1, *gram, 2], False)
+    assert finished([EOS, 1, 2, 3], 2, (EOS,), 1) == ([1, 2, 3], False)
 
 
 def test_an_unfinished_text_keeps_its_whole_sentences() -> None:

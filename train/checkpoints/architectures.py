@@ -34,6 +34,8 @@ class Architecture:
     """max_position_embeddings."""
     head_dim: int | None = None
     """None: hidden_size / num_attention_heads."""
+    family: str = "ar"
+    """The family of such a model as it is published."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {

@@ -170,9 +170,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("family"), str):
         if "model_type" in config:
             raise CheckpointError(
-                f"{folder}: a Hugging Face checkpoint, which is no diffusion model yet: convert it "
-                f"with dlm-train --family tidar --init {folder} --max-steps 0 --out FOLDER, or "
-                "train it with more steps"
+                f"{folder}: a public checkpoint, not one that dlm-train wrote: export it as it is, "
+                "or give it to dlm-train as --init"
             )
         raise CheckpointError(f"{path}: not a config of this program (no family in it)")
     if config.get("format_version") != FORMAT_VERSION:

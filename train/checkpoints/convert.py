@@ -1,4 +1,4 @@
-"""`dlm-train --init … --max-steps 0`: makes a checkpoint of a family without training it."""
+"""Makes a checkpoint of a family without training: of a public one, or one of another family."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 
 from ...runtime.errors import ConfigError
 from ..config import DEFAULT_CONTEXT
-from ..data.tokenizer import load_tokenizer, special_ids, vocab_size_of
+from ..data.tokenizer import needed_tokens, prepared_tokenizer, special_ids, vocab_size_of
 from ..families import FAMILIES
 from ..families.base import Family
-from .checkpoint import write_checkpoint
+from .architectures import ARCHITECTURES
+from .checkpoint import Checkpoint, write_checkpoint
 from .start import Start, read_start
 
 
@@ -61,7 +62,7 @@ def convert(
     """Writes the checkpoint `init` as one of a family.
 
     Args:
-        init: Folder or hub name.
+        init: Folder, hub name or GGUF file.
         out: Folder to write.
         family_name: Of the result.
         options: The family's.
@@ -76,17 +77,11 @@ def convert(
     """
     if family_name not in FAMILIES:
         raise ConfigError(f"family {family_name!r}: choose one of {', '.join(FAMILIES)}")
-    family, start = FAMILIES[family_name], read_start(init)
+    start = read_start(init)
     if Path(out).resolve() == start.checkpoint.path.resolve():
         raise ConfigError(f"--out {out} is the folder of --init; give another one")
-    tokenizer = load_tokenizer(start.checkpoint.path)
-    special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
-    config = resolve_config(family, start.options(options), special, _positions(start, context))
-    with torch.device("meta"):
-        module = family.make_model(config["model"])
-    weights = start.fitting(module, tokenizer)
-    config["training"] = {"settings": {"init": init}, "converted": True}
-    write_checkpoint(Path(out), config, weights, tokenizer.to_str(), start.companions(tokenizer))
+    made = _converted(start, init, family_name, options, context)
+    write_checkpoint(Path(out), made.config, made.weights, made.tokenizer_json, made.companions)
     return {
         "checkpoint": out,
         "status": "converted",
@@ -96,3 +91,41 @@ def convert(
         "best_step": 0,
         "held_out": {},
     }
+
+
+def open_any(where: str | Path) -> Checkpoint:
+    """Reads a checkpoint: one of ours, or a public one, which takes its architecture's family.
+
+    Args:
+        where: Folder, hub name or GGUF file.
+
+    Raises:
+        DlmError: It cannot be read.
+    """
+    start = read_start(where)
+    if "family" in start.checkpoint.config:
+        return start.checkpoint
+    assert start.shape is not None
+    family = ARCHITECTURES[start.shape.backbone].family
+    return _converted(start, str(where), family, {}, None)
+
+
+def _converted(
+    start: Start, init: str, family_name: str, options: Mapping[str, Any], context: int | None
+) -> Checkpoint:
+    """The checkpoint `start` as one of a family; see `convert`."""
+    family = FAMILIES[family_name]
+    tokens = needed_tokens(start.marks, mask=family.has_mask)
+    tokenizer = prepared_tokenizer(start.checkpoint.tokenizer_json, tokens)
+    special = {**special_ids(tokenizer, start.marks), "vocab_size": vocab_size_of(tokenizer)}
+    config = resolve_config(family, start.options(options), special, _positions(start, context))
+    with torch.device("meta"):
+        module = family.make_model(config["model"])
+    config["training"] = {"settings": {"init": init}, "converted": True}
+    return Checkpoint(
+        path=start.checkpoint.path,
+        config=config,
+        weights=start.fitting(module, tokenizer),
+        tokenizer_json=tokenizer.to_str(),
+        companions=start.companions(tokenizer),
+    )

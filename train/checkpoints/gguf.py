@@ -67,20 +67,34 @@ class GgufCheckpoint:
     """tokenizer_config.json (with the chat template) and generation_config.json."""
 
 
-def read_gguf(path: Path) -> GgufCheckpoint:
+def read_gguf(path: Path, *, tensors: bool = True) -> GgufCheckpoint:
     """Reads a GGUF file.
+
+    Args:
+        path: The file.
+        tensors: False leaves the tensors out, and with them what config.json says of them.
 
     Raises:
         CheckpointError: It is missing, damaged, big-endian or one part of several, or of an
             architecture, quantisation or tokenizer that is not known.
     """
-    import torch  # not above: who reads only a tokenizer needs no torch
-
     reader = _open(path)
     facts = _Facts(reader, path)
     _check_whole(facts)
-    tokenizer = _tokenizer(facts)
     config = _config(facts)
+    return GgufCheckpoint(
+        config=config,
+        tokenizer_json=_tokenizer(facts).to_str(),
+        companions=_companions(facts),
+        tensors=_tensors(reader, facts, config) if tensors else {},
+    )
+
+
+def _tensors(reader: GGUFReader, facts: _Facts, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors; completes the config by what they say."""
+    import torch  # not above: who reads only a tokenizer needs no torch
+
+    path = facts.path
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     tensors = {}
     for tensor in reader.tensors:
@@ -93,19 +107,7 @@ def read_gguf(path: Path) -> GgufCheckpoint:
             found = _halves(found, heads[name[-len("q_proj.weight")]], path)
         tensors[name] = torch.from_numpy(found)
     config["tie_word_embeddings"] = "lm_head.weight" not in tensors
-    return GgufCheckpoint(
-        config=config,
-        tensors=tensors,
-        tokenizer_json=tokenizer.to_str(),
-        companions=_companions(facts),
-    )
-
-
-def read_tokenizer(path: Path) -> str:
-    """Reads only the tokenizer of a GGUF file, as tokenizer.json; raises CheckpointError."""
-    facts = _Facts(_open(path), path)
-    _check_whole(facts)
-    return _tokenizer(facts).to_str()
+    return tensors
 
 
 def _open(path: Path) -> GGUFReader:

@@ -13,12 +13,14 @@ import re
 from pathlib import Path
 
 from ...runtime.errors import CheckpointError, brief
+from .gguf import SUFFIX
 
 PREFIX = "hf:"
 """Marks a name of the hub that a folder here might have, too."""
 FILES = ("config.json", "tokenizer.json")
 TOKENIZER_CONFIG = "tokenizer_config.json"
-COMPANIONS = (TOKENIZER_CONFIG, "chat_template.jinja", "generation_config.json")
+GENERATION_CONFIG = "generation_config.json"
+COMPANIONS = (TOKENIZER_CONFIG, "chat_template.jinja", "chat_template.json", GENERATION_CONFIG)
 """Files that a checkpoint may have beside them, and that stay with it."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
@@ -43,11 +45,15 @@ def checkpoint_folder(where: str | Path) -> Path:
 
 
 def find_checkpoint(where: str | Path) -> Path:
-    """Gives the folder of a checkpoint that has at least its config.json, without reading it.
+    """Gives a checkpoint's GGUF file, or its folder if that has a config.json; reads neither.
 
     Raises:
         CheckpointError: There is none, here or on the hub.
     """
+    if Path(where).suffix == SUFFIX:
+        if not Path(where).is_file():
+            raise CheckpointError(f"{where}: no such file; check the path")
+        return Path(where)
     folder = checkpoint_folder(where)
     config_path(folder)
     return folder

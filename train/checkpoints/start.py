@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,19 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ...runtime.errors import CheckpointError, ConfigError, brief
-from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, vocab_size_of
+from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, load_tokenizer, vocab_size_of
 from ..nn.config import ModelConfig
 from .checkpoint import (
     Checkpoint,
     check_finite,
     fitting_weights,
+    read_companions,
     read_config,
     read_files,
     read_json,
 )
 from .gguf import SUFFIX, read_gguf
-from .hub import TOKENIZER_CONFIG, checkpoint_folder
+from .hub import GENERATION_CONFIG, TOKENIZER_CONFIG, checkpoint_folder
 from .hugging_face import read_shape, read_tensors
 
 SHAPE_OPTIONS = (
@@ -59,6 +60,8 @@ class Start:
     """Its weights under our names."""
     shape: ModelConfig | None
     """None: of a family whose models have a shape of their own, which has to be given again."""
+    marks: Mapping[str, Any]
+    """See `read_marks`."""
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The family's options: what was given, and the rest of the shape from the checkpoint.
@@ -140,11 +143,11 @@ def read_start(where: str | Path) -> Start:
     config = read_json(folder)
     if "family" not in config and "model_type" in config:
         shape = read_shape(config, str(folder))
-        return _foreign(read_files(folder, {"model": shape.to_json()}), shape)
+        return _foreign(read_files(folder, {"model": shape.to_json()}), shape, config)
     config = read_config(folder)
     plain = set(config["model"]) <= {item.name for item in fields(ModelConfig)}
     shape = ModelConfig.from_json(config["model"]) if plain else None
-    return Start(checkpoint=read_files(folder, config), shape=shape)
+    return Start(checkpoint=read_files(folder, config), shape=shape, marks=_own_marks(config))
 
 
 def _read_file(path: Path) -> Start:
@@ -159,18 +162,97 @@ def _read_file(path: Path) -> Start:
         companions=found.companions,
     )
     check_finite(checkpoint.weights, str(path))
-    return _foreign(checkpoint, shape)
+    return _foreign(checkpoint, shape, found.config)
 
 
-def _foreign(checkpoint: Checkpoint, shape: ModelConfig) -> Start:
+def _foreign(checkpoint: Checkpoint, shape: ModelConfig, config: Mapping[str, Any]) -> Start:
     """A public checkpoint; raises CheckpointError for more ids than the embedding has rows."""
-    ids = vocab_size_of(_tokenizer(checkpoint))
+    tokenizer = _tokenizer(checkpoint)
+    ids = vocab_size_of(tokenizer)
     if ids > shape.vocab_size:
         raise CheckpointError(
             f"{checkpoint.path}: the tokenizer has {ids} ids, the embedding {shape.vocab_size} "
             "rows; the two belong to different checkpoints: copy both from one"
         )
-    return Start(checkpoint=checkpoint, shape=shape)
+    marks = _marks(config, tokenizer, checkpoint.companions)
+    return Start(checkpoint=checkpoint, shape=shape, marks=marks)
+
+
+def read_marks(where: str | Path) -> dict[str, Any]:
+    """Reads what a checkpoint has around a text, without its weights.
+
+    Returns:
+        `start_ids`, in front of a text (None: the end of text); `eos_token_id`, which ends a
+        document, unless nothing says so; `end_ids`, which end a text as well.
+
+    Raises:
+        CheckpointError: As `read_start`.
+    """
+    if str(where).endswith(SUFFIX):
+        found = read_gguf(Path(where), tensors=False)
+        tokenizer = Tokenizer.from_str(found.tokenizer_json)
+        return _marks(found.config, tokenizer, found.companions)
+    folder = checkpoint_folder(where)
+    config = read_json(folder)
+    if "family" in config or "model_type" not in config:
+        return _own_marks(read_config(folder))
+    return _marks(config, load_tokenizer(folder, ()), read_companions(folder))
+
+
+def _own_marks(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "eos_token_id": config["eos_token_id"],
+        "start_ids": config.get("start_ids"),
+        "end_ids": config.get("end_ids") or [],
+    }
+
+
+def _marks(
+    config: Mapping[str, Any], tokenizer: Tokenizer, companions: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a public checkpoint has around a text; files that cannot be read say nothing."""
+    settings = _settings(companions, TOKENIZER_CONFIG)
+    named = {key: _id_of(tokenizer, settings.get(f"{key}_token")) for key in ("bos", "eos")}
+    generation = _settings(companions, GENERATION_CONFIG).get("eos_token_id")
+    listed: list[Any] = []
+    for found in (config.get("eos_token_id"), generation, named["eos"]):
+        listed += found if isinstance(found, list) else [found]
+    ends = [token for token in dict.fromkeys(listed) if _is_token(tokenizer, token)]
+    start = list(_put_in_front(tokenizer))
+    if settings.get("add_bos_token") is False:
+        start = []
+    elif settings.get("add_bos_token") is True and named["bos"] is not None:
+        start = [named["bos"]]
+    marks: dict[str, Any] = {"start_ids": start, "end_ids": ends[1:]}
+    return {**marks, "eos_token_id": ends[0]} if ends else marks
+
+
+def _is_token(tokenizer: Tokenizer, token: Any) -> bool:
+    return type(token) is int and token >= 0 and tokenizer.id_to_token(token) is not None
+
+
+def _settings(companions: Mapping[str, str], name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(companions.get(name, "{}"))
+    except ValueError:  # not ours to mend; export says what it lacks
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _id_of(tokenizer: Tokenizer, token: Any) -> int | None:
+    """The id of a special token, which may be an object with its text as `content`."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return tokenizer.token_to_id(text) if isinstance(text, str) else None
+
+
+def _put_in_front(tokenizer: Tokenizer) -> Sequence[int]:
+    """The ids that a tokenizer itself puts in front of a text."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a").ids
+    for size in range(len(whole) - len(plain) + 1):
+        if whole[size : size + len(plain)] == plain:
+            return whole[:size]
+    return ()
 
 
 def tokenizer_of(where: str | Path) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...runtime.process import usable_cores
 from ...runtime.text.documents import Piece
+from ...runtime.text.framing import Framing
 from .sources import TextSource, pieces
 from .tokenizer import encode_plain
 
@@ -50,18 +51,19 @@ class _Chunk(NamedTuple):
 
 
 def _encode_chunk(
-    tokenizer: Tokenizer, chunk: _Chunk, eos: int, dtype: str
+    tokenizer: Tokenizer, chunk: _Chunk, framing: Framing, dtype: str
 ) -> tuple[Encoded, Encoded]:
     """Returns the tokens of the training and of the held-out documents."""
     ids = encode_plain(tokenizer, [piece.text for piece in chunk.pieces])
     parts: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     starts: tuple[list[int], list[int]] = [], []
-    sizes = [0, 0]
+    sizes, separator = [0, 0], framing.separator
     for row, (_, begins), held in zip(ids, chunk.pieces, chunk.held, strict=True):
+        before = separator if begins else ()
         if begins:
-            starts[held].append(sizes[held])
-        parts[held].append(np.array([eos, *row] if begins else row, dtype))
-        sizes[held] += len(row) + begins
+            starts[held].append(sizes[held] + len(before) - len(framing.start_ids))
+        parts[held].append(np.array([*before, *row], dtype))
+        sizes[held] += len(before) + len(row)
     train, valid = (
         Encoded(np.concatenate([np.empty(0, dtype), *rows]), np.array(found, np.int64))
         for rows, found in zip(parts, starts, strict=True)
@@ -81,13 +83,13 @@ def _start_worker(serialized: str) -> None:
     _worker_tokenizer = Tokenizer.from_str(serialized)
 
 
-def _work(chunk: _Chunk, eos: int, dtype: str) -> tuple[Encoded, Encoded]:
+def _work(chunk: _Chunk, framing: Framing, dtype: str) -> tuple[Encoded, Encoded]:
     assert _worker_tokenizer is not None
-    return _encode_chunk(_worker_tokenizer, chunk, eos, dtype)
+    return _encode_chunk(_worker_tokenizer, chunk, framing, dtype)
 
 
 def encoded(
-    source: TextSource, serialized: str, eos: int, percent: float, workers: int, dtype: str
+    source: TextSource, serialized: str, framing: Framing, percent: float, workers: int, dtype: str
 ) -> Iterator[tuple[Encoded, Encoded]]:
     """Yields the training and the held-out part of chunk after chunk.
 
@@ -101,14 +103,14 @@ def encoded(
         if workers <= 1:
             tokenizer = Tokenizer.from_str(serialized)
             for chunk in chunks:
-                parts = _encode_chunk(tokenizer, chunk, eos, dtype)
+                parts = _encode_chunk(tokenizer, chunk, framing, dtype)
                 bar.update(sum(len(part.starts) for part in parts))
                 yield parts
             return
         waiting: deque[Future[tuple[Encoded, Encoded]]] = deque()
         with ProcessPoolExecutor(workers, _process_context(), _start_worker, (serialized,)) as pool:
             for chunk in chunks:
-                waiting.append(pool.submit(_work, chunk, eos, dtype))
+                waiting.append(pool.submit(_work, chunk, framing, dtype))
                 # Bounded, so that a source of any size fits in memory.
                 if len(waiting) > 2 * workers:
                     yield _take(waiting, bar)

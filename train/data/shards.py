@@ -1,9 +1,9 @@
 """Token shards: text turned into one memory-mapped stream of token ids, and kept for later runs.
 
-Stream: `<eos> doc1 <eos> doc2 …`. A shard folder holds `{train,valid}.bin` (uint16 or uint32,
-native little-endian), `{train,valid}.offsets` (int64: where each document's `<eos>` stands) and
-`index.json`. Its name is a hash of everything that shaped it, so it is reused exactly while source,
-tokenizer and split stay the same. It appears whole or not at all.
+Stream: `<eos> doc1 <eos> doc2 …`, or what a checkpoint has around documents. A shard folder holds
+`{train,valid}.bin` (uint16 or uint32, native little-endian), `{train,valid}.offsets` (int64: where
+each document begins) and `index.json`. Its name is a hash of everything that shaped it, so it is
+reused exactly while source, tokenizer and split stay the same. It appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import DataError
+from ...runtime.text.framing import Framing
 from ..files import new_folder, remove_unfinished
 from .encode import Encoded, encoded, num_workers_for
 from .sources import TextSource, fingerprint
-from .tokenizer import special_ids, tokenizer_sha256, vocab_size_of
+from .tokenizer import EOS_TOKEN, tokenizer_sha256, vocab_size_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
-_SHAPED_BY = ("format_version", "source_sha256", "tokenizer_sha256", "valid_percent")
+_SHAPED_BY = (
+    *("format_version", "source_sha256", "tokenizer_sha256", "valid_percent"),
+    *("start_ids", "eos_token_id"),  # where they are not `<|endoftext|>`
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,7 @@ def prepare(
     valid: TextSource | None,
     tokenizer: Tokenizer,
     cache: Path,
+    framing: Framing,
     *,
     context: int,
     valid_percent: float,
@@ -71,6 +76,7 @@ def prepare(
         valid: text to measure on; None splits `valid_percent` of the documents off by hash.
         tokenizer: with the special tokens in it.
         cache: folder that shards are kept in.
+        framing: what is around a document.
         context: tokens of a training sequence; both parts must hold at least that many.
         valid_percent: share of documents held out when `valid` is None.
         num_workers: processes that tokenise; None takes one per usable core.
@@ -79,15 +85,15 @@ def prepare(
         DataError: if a part is shorter than one sequence, or a source cannot be read.
     """
     if valid is not None:
-        train = _open(_shard(source, tokenizer, cache, 0.0, num_workers), "train")
-        held = _open(_shard(valid, tokenizer, cache, 0.0, num_workers), "train")
+        train = _open(_shard(source, tokenizer, cache, framing, 0.0, num_workers), "train")
+        held = _open(_shard(valid, tokenizer, cache, framing, 0.0, num_workers), "train")
         corpus = Corpus(train=train, valid=held, note="held-out text given")
     else:
-        folder = _shard(source, tokenizer, cache, valid_percent, num_workers)
+        folder = _shard(source, tokenizer, cache, framing, valid_percent, num_workers)
         train, held = _open(folder, "train"), _open(folder, "valid")
         note = f"{valid_percent:g} % of the documents held out by hash"
         if min(len(train.tokens), len(held.tokens)) < context:
-            whole = _open(_shard(source, tokenizer, cache, 0.0, num_workers), "train")
+            whole = _open(_shard(source, tokenizer, cache, framing, 0.0, num_workers), "train")
             _require(whole, 2 * context, "text", f"two sequences of {context}, one held out")
             train, held = split_tail(whole, valid_percent, context)
             note = f"too few documents to split; last {len(held.tokens)} tokens held out"
@@ -121,7 +127,12 @@ def split_tail(
 
 
 def _shard(
-    source: TextSource, tokenizer: Tokenizer, cache: Path, percent: float, num_workers: int | None
+    source: TextSource,
+    tokenizer: Tokenizer,
+    cache: Path,
+    framing: Framing,
+    percent: float,
+    num_workers: int | None,
 ) -> Path:
     """Returns the folder of a shard, made first if it is not there."""
     serialized = tokenizer.to_str()
@@ -130,12 +141,15 @@ def _shard(
         "source_sha256": fingerprint(source),
         "tokenizer_sha256": tokenizer_sha256(serialized),
         "valid_percent": percent,
+        **_framing_facts(framing, tokenizer),
     }
     folder = cache / "shards" / _sha256(facts)[:32]
     remove_unfinished(cache / "shards")
     if not folder.is_dir():
         with _full_disk_explained(cache), new_folder(folder) as beside:
-            counts = _write_parts(beside, source, tokenizer, serialized, percent, num_workers)
+            counts = _write_parts(
+                beside, source, tokenizer, serialized, framing, percent, num_workers
+            )
             index = {**facts, **counts, "files": [str(p) for p in source.files], "hub": source.hub}
             (beside / "index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     return folder
@@ -157,8 +171,16 @@ def _full_disk_explained(cache: Path) -> Iterator[None]:
 
 def _sha256(facts: Mapping[str, Any]) -> str:
     """Returns the SHA-256 (hex) of what shaped a shard; further keys are left out."""
-    shaped = {name: facts[name] for name in _SHAPED_BY}
+    shaped = {name: facts[name] for name in _SHAPED_BY if name in facts}
     return hashlib.sha256(json.dumps(shaped, sort_keys=True).encode()).hexdigest()
+
+
+def _framing_facts(framing: Framing, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What is around documents, where it is not the `<|endoftext|>` of our own models."""
+    eos = tokenizer.token_to_id(EOS_TOKEN)
+    if framing.start_ids == (eos,) == (framing.eos_token_id,):
+        return {}
+    return {"start_ids": list(framing.start_ids), "eos_token_id": framing.eos_token_id}
 
 
 def _write_parts(
@@ -166,16 +188,16 @@ def _write_parts(
     source: TextSource,
     tokenizer: Tokenizer,
     serialized: str,
+    framing: Framing,
     percent: float,
     num_workers: int | None,
 ) -> dict[str, Any]:
     dtype = "uint16" if vocab_size_of(tokenizer) <= 1 << 16 else "uint32"
-    eos = special_ids(tokenizer)["eos_token_id"]
     workers = num_workers_for(source, num_workers)
     names = ("train", "valid")
     parts = [_Part(beside, name) for name in names]
     try:
-        for both in encoded(source, serialized, eos, percent, workers, dtype):
+        for both in encoded(source, serialized, framing, percent, workers, dtype):
             for part, found in zip(parts, both, strict=True):
                 part.append(found)
     finally:

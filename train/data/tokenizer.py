@@ -10,13 +10,13 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import CheckpointError, ConfigError, DataError, brief
 from ...runtime.text.documents import pieces_of
-from ..checkpoints.gguf import SUFFIX, read_tokenizer
+from ..checkpoints.gguf import SUFFIX, read_gguf
 from ..files import write_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,13 @@ MIN_BPE_VOCAB = 256 + 2
 """Every byte and the two special tokens."""
 
 
-def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], cache: Path) -> Tokenizer:
+def make_tokenizer(
+    kind: str,
+    vocab_size: int,
+    texts: Iterable[str],
+    cache: Path,
+    tokens: Sequence[str] = _SPECIAL,
+) -> Tokenizer:
     """Returns the tokenizer that `--tokenizer` asks for.
 
     Args:
@@ -45,6 +51,7 @@ def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], cache: Path
         vocab_size: size wanted for "bpe", special tokens included.
         texts: training documents or pieces of them, read only if nothing is in the cache.
         cache: file that holds or will hold the tokenizer trained on these texts.
+        tokens: special tokens that an existing tokenizer gets if it lacks them.
 
     Raises:
         ConfigError: if `vocab_size` cannot hold all bytes, or `kind` is no file.
@@ -53,7 +60,7 @@ def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], cache: Path
     from tokenizers import Tokenizer
 
     if kind not in ("bpe", "char"):
-        return load_tokenizer(Path(kind).expanduser())
+        return load_tokenizer(Path(kind).expanduser(), tokens)
     if cache.exists():
         return Tokenizer.from_file(str(cache))
     tokenizer = train_bpe(texts, vocab_size) if kind == "bpe" else make_char(texts)
@@ -112,7 +119,7 @@ def make_char(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, tokens: Sequence[str] = _SPECIAL) -> Tokenizer:
     """Reads a tokenizer as training needs it: the same ids for a text every time, and all of them.
 
     Stored truncation, padding and dropout are removed, the special tokens that it lacks are added
@@ -120,31 +127,51 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     Args:
         path: A tokenizer.json, the folder that holds one, or a GGUF file.
+        tokens: Special tokens that it must have.
 
     Raises:
         ConfigError: There is no such file.
         DataError: The file is not a tokenizer.
         CheckpointError: The GGUF file cannot be read.
     """
-    from tokenizers import AddedToken, Tokenizer
-
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(f"--tokenizer {path}: wanted bpe, char or an existing tokenizer.json")
     try:
-        stored = read_tokenizer(path) if path.suffix == SUFFIX else path.read_text("utf-8")
-        tokenizer = Tokenizer.from_str(_without_surprises(stored))
+        if path.suffix == SUFFIX:
+            stored = read_gguf(path, tensors=False).tokenizer_json
+        else:
+            stored = path.read_text("utf-8")
+        return prepared_tokenizer(stored, tokens)
     except CheckpointError:
         raise
     except Exception as error:
         # The Rust reader raises bare Exception.
         raise DataError(f"{path}: not a tokenizer.json ({brief(error, 200)})") from error
-    missing = [t for t in _SPECIAL if tokenizer.token_to_id(t) is None]
+
+
+def prepared_tokenizer(stored: str, tokens: Sequence[str]) -> Tokenizer:
+    """Makes a tokenizer of a tokenizer.json as `load_tokenizer` does."""
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = Tokenizer.from_str(_without_surprises(stored))
+    missing = [token for token in tokens if tokenizer.token_to_id(token) is None]
     if missing:
-        tokenizer.add_special_tokens([AddedToken(t, special=True) for t in missing])
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in missing])
         print(f"added to the tokenizer: {', '.join(missing)}", file=sys.stderr)
     return tokenizer
+
+
+def needed_tokens(marks: Mapping[str, Any], *, mask: bool) -> list[str]:
+    """Names the special tokens that a tokenizer must have.
+
+    Args:
+        marks: As `special_ids` takes them.
+        mask: Whether the family's canvases hold masks.
+    """
+    ends = [] if "eos_token_id" in marks else [EOS_TOKEN]
+    return [*ends, *([MASK_TOKEN] if mask else [])]
 
 
 def _without_surprises(stored: str) -> str:
@@ -179,15 +206,19 @@ def vocab_size_of(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Returns `eos_token_id` and `mask_token_id`."""
-    ids = {}
-    for key, token in (("eos_token_id", EOS_TOKEN), ("mask_token_id", MASK_TOKEN)):
-        found = tokenizer.token_to_id(token)
-        if found is None:
-            raise DataError(f"the tokenizer has no {token}; make it with --tokenizer")
-        ids[key] = found
-    return ids
+def special_ids(tokenizer: Tokenizer, marks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the special ids of a model that has this tokenizer, as options of its family.
+
+    Args:
+        tokenizer: With the tokens that `needed_tokens` names.
+        marks: What a checkpoint says of `eos_token_id`, `start_ids` and `end_ids`; None:
+            `<|endoftext|>` stands before each document and ends it.
+    """
+    mask = tokenizer.token_to_id(MASK_TOKEN)
+    found = {"eos_token_id": tokenizer.token_to_id(EOS_TOKEN), **(marks or {})}
+    if found["eos_token_id"] is None:
+        raise DataError(f"the tokenizer has no {EOS_TOKEN}; make it with --tokenizer")
+    return {**found, **({} if mask is None else {"mask_token_id": mask})}
 
 
 def tokenizer_sha256(serialized: str) -> str:

@@ -135,7 +135,8 @@ class Family(Protocol):
 
         Every family takes: `size` (a preset's name) or `dim`, `num_layers`, `num_heads` (these
         override the preset), `vocab_size`, `context`, `eos_token_id`, `mask_token_id` (None for
-        `ar`), `pad_token_id` (or None), `tie_embeddings`, `dropout`, `backbone`. `mdlm` takes also
+        `ar`), `pad_token_id` (or None), `start_ids`, `end_ids`,
+        `tie_embeddings`, `dropout`, `backbone`. `mdlm` takes also
         `block_sizes` (for example "16,32,full"), `noise_schedule` (name), `t_min`, `t_max`,
         `time_conditioning`. Options that are None count as absent.
 
@@ -217,6 +218,7 @@ class Family(Protocol):
         provenance: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """The manifest of a checkpoint; `config` is the whole config.json."""
+        start = config.get("start_ids")
         shape = {key: value for key, value in config["model"].items() if value is not None}
         # Tied weights count once: parameters() does not repeat them.
         shape["num_parameters"] = sum(item.numel() for item in model.parameters())
@@ -232,6 +234,8 @@ class Family(Protocol):
             mask_token_id=config["mask_token_id"] if self.has_mask else None,
             eos_token_id=config["eos_token_id"],
             pad_token_id=config["pad_token_id"],
+            start_ids=None if start is None else tuple(start),
+            end_ids=tuple(config.get("end_ids") or ()),
             logit_shift=self.logit_shift,
             max_position=config["model"]["context"],
             block_sizes=tuple(config["block_sizes"]),

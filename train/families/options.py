@@ -28,6 +28,8 @@ MODEL_OPTIONS = (
     "dropout",
     "backbone",
 )
+TEXT_OPTIONS = ("start_ids", "end_ids")
+"""Tokens in front of a text, and those beside the end of text that end one."""
 SPECIAL_OPTIONS = ("eos_token_id", "mask_token_id", "pad_token_id")
 
 
@@ -35,7 +37,7 @@ def check_options(
     family: str, options: Mapping[str, Any], own: Iterable[str], *, needs_mask: bool = False
 ) -> dict[str, Any]:
     """Drops None values and refuses unknown names; raises ConfigError."""
-    known = {*MODEL_OPTIONS, *SPECIAL_OPTIONS, *own}
+    known = {*MODEL_OPTIONS, *SPECIAL_OPTIONS, *TEXT_OPTIONS, *own}
     given = {name: value for name, value in options.items() if value is not None}
     unknown = sorted(set(given) - known)
     if unknown:
@@ -71,6 +73,7 @@ def common_config(
         "model": model.to_json(),
         "vocab_size": model.vocab_size,
         **{name: given.get(name) for name in SPECIAL_OPTIONS},
+        **{name: list(given[name]) for name in TEXT_OPTIONS if given.get(name) is not None},
     }
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from ...runtime.cache import cache_root
 from ...runtime.errors import CheckpointError, ConfigError
+from ...runtime.text.framing import Framing
 from ..checkpoints.checkpoint import (
     load_state,
     read_companions,
@@ -27,7 +28,7 @@ from ..checkpoints.checkpoint import (
     write_checkpoint,
 )
 from ..checkpoints.convert import resolve_config
-from ..checkpoints.start import Start, read_start
+from ..checkpoints.start import Start, read_marks, read_start
 from ..config import (
     PRECISIONS,
     SETTINGS,
@@ -39,7 +40,13 @@ from ..config import (
 from ..data.batches import Batches, held_out_batch
 from ..data.shards import Corpus, prepare
 from ..data.sources import find_source, fingerprint, pieces
-from ..data.tokenizer import make_tokenizer, special_ids, tokenizer_cache, vocab_size_of
+from ..data.tokenizer import (
+    make_tokenizer,
+    needed_tokens,
+    special_ids,
+    tokenizer_cache,
+    vocab_size_of,
+)
 from ..families import FAMILIES
 from ..nn.lora import Lora
 from .heldout import frequency_nats
@@ -75,10 +82,11 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         ids = {"eos_token_id": 0, "mask_token_id": 1, "vocab_size": config.vocab_size}
         resolve_config(family, config.options, ids, config.context)
     # Before any other process is started: they find everything in the cache.
-    tokenizer, corpus = _prepare(config)
     state = load_state(out) if resume else None
+    marks = _marks(config, out, has_state=state is not None)
+    tokenizer, corpus = _prepare(config, marks, needed_tokens(marks, mask=family.has_mask))
     config, start = _begin(config, out, has_state=state is not None)
-    special = {**special_ids(tokenizer), "vocab_size": vocab_size_of(tokenizer)}
+    special = {**special_ids(tokenizer, marks), "vocab_size": vocab_size_of(tokenizer)}
     model_config = resolve_config(family, config.options, special, config.context)
     fabric = _launch(config)
     torch.manual_seed(config.seed)
@@ -115,6 +123,13 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     if changes and loop.standing.step:
         progress.say(f"from step {loop.standing.step} on: {', '.join(changes)}")
     return _run(fabric, loop, corpus, beside, out, progress)
+
+
+def _marks(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str, Any]:
+    """What the model that a run starts from has around a text; empty: it starts from none."""
+    if has_state:
+        return read_marks(out / "last")
+    return {} if config.init is None else read_marks(config.init)
 
 
 def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
@@ -219,7 +234,9 @@ def _refuse_other_data(out: Path, corpus: Corpus) -> None:
         )
 
 
-def _prepare(config: TrainConfig) -> tuple[Tokenizer, Corpus]:
+def _prepare(
+    config: TrainConfig, marks: Mapping[str, Any], tokens: Sequence[str]
+) -> tuple[Tokenizer, Corpus]:
     source = find_source(config.data, config.text_field)
     valid = None if config.valid is None else find_source(config.valid, config.text_field)
     cache = Path(config.cache_dir) if config.cache_dir else cache_root()
@@ -229,12 +246,14 @@ def _prepare(config: TrainConfig) -> tuple[Tokenizer, Corpus]:
         config.vocab_size,
         (piece.text for piece in pieces(source)),
         tokenizer_cache(cache, sha, config.tokenizer, config.vocab_size),
+        tokens,
     )
     corpus = prepare(
         source,
         valid,
         tokenizer,
         cache,
+        Framing.of(special_ids(tokenizer, marks)),
         context=config.context,
         valid_percent=config.valid_percent,
     )

@@ -25,7 +25,7 @@ import numpy as np
 from ...bundle.manifest import Manifest
 from ...engines.base import Engine
 from ...noise.philox import DrawKind, uniforms
-from ...ops.base import Ops
+from ...ops.core import Ops
 from ..base import Buckets, LoadedModel
 from ..likelihood import levels, masked_set, negative_log_likelihood
 from ..window import append, banned_ids, bucket, feed, logits

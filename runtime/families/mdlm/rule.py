@@ -34,7 +34,9 @@ import numpy as np
 
 from ...bundle.manifest import GraphSpec
 from ...engines.base import Engine
-from ...ops.base import Progress
+from ...ops.core import Progress
+from ...ops.unmask import UNMASK
+from ...ops.unmask.contract import UnmaskCanvas, UnmaskSpec
 from ..base import Buckets, LoadedModel, Request, Span
 from ..text_rule import CanvasRule, undrawable_ids
 from ..window import (
@@ -61,7 +63,7 @@ costs one launch's time per step, about 1/30 of a run of a 100 M model on the bo
 it is awaited in blocks of up to so many masked positions, which are as many steps at most."""
 
 
-class MaskedRule(CanvasRule):
+class MaskedRule(CanvasRule[UnmaskCanvas]):
     """One text being denoised block by block; see the module's documentation."""
 
     def __init__(
@@ -94,11 +96,14 @@ class MaskedRule(CanvasRule):
             steps = settings.steps or self._block
             unmask_chance = unmask_chances(manifest, steps)
             self._times = mask_chances(manifest, steps) if self._sees_time else None
-        self._canvas = ops.canvas(
+        selection = settings.selection
+        assert selection is not None
+        self._committing = self._unmask = ops.bind(UNMASK)
+        spec = UnmaskSpec(
             block=self._block,
             vocab_size=manifest.vocab_size,
             sampling=settings.sampling,
-            selection=settings.selection,
+            selection=selection,
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask,
@@ -108,6 +113,7 @@ class MaskedRule(CanvasRule):
             tells=self._sees_time,
             times=self._times,
         )
+        self._canvas = self._unmask.canvas([spec])
         # Outputs on which nothing was committed serve again, unless time went on for the graph.
         self._repeats = isinstance(settings, Ancestral) and not self._sees_time
         self._phase = "store"
@@ -117,10 +123,10 @@ class MaskedRule(CanvasRule):
     def _open(self, template: Sequence[int] | None) -> None:
         """Sets the state before the first run."""
         if template is not None:
-            self._ops.mark_seen(self._canvas, np.array(template, np.int32))
+            self._unmask.mark_seen(self._canvas, np.array(template, np.int32))
             self._begin_infill(np.array(template, np.int32))
             return
-        self._ops.mark_seen(self._canvas, self._text.ids)
+        self._unmask.mark_seen(self._canvas, self._text.ids)
         if self._text.num_known >= self._text.limit:
             self._phase = "done"
         elif self._text.num_known >= self._capacity:
@@ -214,7 +220,7 @@ class MaskedRule(CanvasRule):
         ids = np.full(self._block, self._mask, np.int32)
         ids[: len(tail)] = tail
         masked = (index >= len(tail)) & (position + index < self._text.limit)
-        self._ops.begin_block(self._canvas, ids, masked, position=position, first=len(tail))
+        self._unmask.begin_block(self._canvas, ids, masked, position=position, first=len(tail))
         self._phase = "denoise"
 
     def _begin_infill(self, template: np.ndarray) -> None:
@@ -224,7 +230,7 @@ class MaskedRule(CanvasRule):
         masked[len(template) :] = False
         if len(template) < self._block and template[-1] != self._eos:
             ids[len(template)] = self._eos
-        left = self._ops.begin_block(self._canvas, ids, masked, position=0, first=0)
+        left = self._unmask.begin_block(self._canvas, ids, masked, position=0, first=0)
         self._phase = "denoise" if left else "done"
         if not left:
             self._text.extend(0, template)
@@ -234,8 +240,8 @@ class MaskedRule(CanvasRule):
         again."""
         exact = self._repeats or self._waits()
         while True:
-            self._ops.sample(output, self._canvas)
-            progress = self._ops.commit(self._canvas, exact=exact)
+            self._unmask.sample(output, self._canvas)
+            progress = self._unmask.commit(self._canvas, exact=exact)[0]
             if progress.num_committed or not progress.num_masked or not self._repeats:
                 break
         spans = []
@@ -256,10 +262,11 @@ class MaskedRule(CanvasRule):
         for nothing.
         """
         rows = self._cached + self._block
-        last = self._canvas.position + self._block >= self._text.limit
+        last = self._canvas.slots[0].position + self._block >= self._text.limit
         slides = rows >= self._capacity
         doubles = bool(self._doubles) and self._doubles[-1].context >= rows
-        return (last or slides or doubles) and self._canvas.num_masked_at_start <= MAX_WAITING
+        few = self._canvas.slots[0].num_masked_at_start <= MAX_WAITING
+        return (last or slides or doubles) and few
 
     def _finish_block(self, progress: Progress, engine: Engine) -> None:
         self._ended = progress.ended

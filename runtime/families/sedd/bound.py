@@ -37,7 +37,7 @@ from ...engines.base import Engine
 from ...noise.philox import DrawKind, uniforms
 from ...noise.schedule import schedule_from_json
 from ...noise.score_entropy import absorb_entropy, move_odds, prior_nats, uniform_entropy
-from ...ops.base import Ops
+from ...ops.core import Ops
 from ..base import LoadedModel
 from ..likelihood import levels, masked_set
 from ..window import banned_ids, by_rows, logits

@@ -31,7 +31,9 @@ from ...engines.base import Engine
 from ...noise.philox import DrawKind, uniforms
 from ...noise.schedule import schedule_from_json
 from ...noise.transition import transition_table
-from ...ops.base import Progress
+from ...ops.core import Progress
+from ...ops.transition import TRANSITION
+from ...ops.transition.contract import TransitionCanvas, TransitionSpec
 from ..base import Buckets, LoadedModel, Request, Span
 from ..text_rule import CanvasRule, undrawable_ids
 from ..window import Text, banned_ids, by_rows, canvas_block, choose_block
@@ -40,7 +42,7 @@ from .rules import ScoreDecoding
 GRAPH = "score"
 
 
-class ScoreRule(CanvasRule):
+class ScoreRule(CanvasRule[TransitionCanvas]):
     """One text being denoised as a whole; see the module's documentation."""
 
     def __init__(
@@ -71,11 +73,11 @@ class ScoreRule(CanvasRule):
         states[list(banned)] = False
         self._states = np.flatnonzero(states).astype(np.int32)
         self._num_steps = settings.steps or self._block
-        self._canvas = ops.canvas(
+        self._committing = ops.bind(TRANSITION)
+        spec = TransitionSpec(
             block=self._block,
             vocab_size=manifest.vocab_size,
             sampling=settings.sampling,
-            selection=settings.selection,
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask if self._absorbs else -1,
@@ -89,6 +91,7 @@ class ScoreRule(CanvasRule):
                 num_states(manifest),
             ),
         )
+        self._canvas = self._committing.canvas([spec])
         if template is not None:
             self._begin_infill(np.array(template, np.int32))
         elif self._text.num_known >= self._text.limit:
@@ -107,10 +110,10 @@ class ScoreRule(CanvasRule):
 
     def update(self, engine: Engine) -> Sequence[Span]:
         """See UpdateRule."""
-        self._ops.sample(engine.outputs[self._names["logits"]], self._canvas)
+        self._committing.sample(engine.outputs[self._names["logits"]], self._canvas)
         # Of the last step nothing but its own report tells that all is done.
-        last = self._canvas.step + 1 >= self._num_steps
-        progress = self._ops.commit(self._canvas, exact=last)
+        last = self._canvas.slots[0].step + 1 >= self._num_steps
+        progress = self._committing.commit(self._canvas, exact=last)[0]
         finished = progress.num_masked == 0
         spans = []
         if finished or (self._absorbs and self._ops.synchronous):
@@ -156,11 +159,11 @@ class ScoreRule(CanvasRule):
             request = self._request
             draws = uniforms(request.seed, request.sample_index, places, 0, DrawKind.NOISE)
             ids[free] = self._states[(draws * len(self._states)).astype(np.int64)]
-        self._ops.begin_block(self._canvas, ids, free, position=position, first=first)
+        self._committing.begin_block(self._canvas, ids, free, position=position, first=first)
 
     def _finish(self, progress: Progress) -> None:
         # An end token beyond the limit is no part of the text.
-        inside = self._canvas.position + progress.num_final < self._text.limit
+        inside = self._canvas.slots[0].position + progress.num_final < self._text.limit
         self._ended = progress.ended and inside
         if self._ended or self._text.num_known >= self._text.limit:
             self._done = True

@@ -40,6 +40,7 @@ class DraftFamily:
     """What the table of families holds for `tidar`."""
 
     name = "tidar"
+    side_by_side = False
     exact = True
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:

@@ -28,7 +28,8 @@ import numpy as np
 
 from ...bundle.manifest import GraphSpec
 from ...engines.base import Engine
-from ...ops.drafts import Verified
+from ...ops.drafts import DRAFTS
+from ...ops.drafts.contract import DraftSpec, Verified
 from ..base import HEAD_PHASE, Buckets, LoadedModel, Request, Span
 from ..heads import Heads, hidden_rows
 from ..layout import causal_layout
@@ -87,18 +88,20 @@ class DraftRule(TextRule):
         self._heads = Heads(model.specs)
         self._heads.check(block)
         self._mixed = settings.beta < 1.0
-        self._drafts = ops.drafts(
+        self._drafting = ops.bind(DRAFTS)
+        spec = DraftSpec(
             block=block,
             vocab_size=manifest.vocab_size,
             sampling=settings.sampling,
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask,
-            stops=(manifest.eos_token_id, *request.end_ids),
+            stops=(manifest.eos_token_id, *manifest.end_ids, *request.end_ids),
             banned=undrawable_ids(manifest, request),
             beta=settings.beta,
             held=self._heads.logit_type if self._mixed else None,
         )
+        self._drafts = self._drafting.drafts(spec)
         self._layouts = {"prefill": causal_layout(self._rows), "verify": draft_layout(block)}
         self._cached = request.num_cached
         self._kind = ""
@@ -195,18 +198,18 @@ class DraftRule(TextRule):
     def _open(self) -> Sampling:
         """Finds the token behind the last known one, and drafts behind it."""
         last, position = self._count - 1, self._text.offset + self._cached - 1
-        self._ops.begin_drafts(self._drafts, start=self._cached - 1, position=position)
+        self._drafting.begin_drafts(self._drafts, start=self._cached - 1, position=position)
         yield from self._check(Rows(last, 1), Rows(self._count, 1))
         return (yield from self._propose(Rows(self._count, self._length)))
 
     def _verify(self, engine: Engine) -> Sampling:
         """Keeps drafts, stores their keys and values, and drafts again."""
-        ops, block = self._ops, self._length
+        block = self._length
         yield from self._check(Rows(0, block), Rows(block, block, block))
         kv, kv_new = (engine.spec.tensor(role).name for role in ("kv", "kv_new"))
-        ops.append_kept(engine.inputs[kv], engine.outputs[kv_new], self._drafts)
+        self._drafting.append_kept(engine.inputs[kv], engine.outputs[kv_new], self._drafts)
         if self._heads:
-            chosen = Rows(ops.verified(self._drafts).num_kept * block, block)
+            chosen = Rows(self._drafting.verified(self._drafts).num_kept * block, block)
         else:
             chosen = Rows(block, block * block)  # which of them, ops know
         found = yield from self._propose(chosen)
@@ -223,14 +226,15 @@ class DraftRule(TextRule):
                 ops.assign(held, rows)
                 rows = held
             first = yield firsts
-        ops.verify(rows, drafts, first=first, stride=1 if self._heads else firsts.stride)
+        self._drafting.verify(rows, drafts, first=first, stride=1 if self._heads else firsts.stride)
 
     def _propose(self, chosen: Rows) -> Sampling:
         """Drafts again, unless a head's run for it would be the text's last."""
-        ops, drafts = self._ops, self._drafts
-        if self._length > 1 and not (self._heads and self._is_last(ops.verified(drafts))):
-            ops.propose((yield chosen), drafts)
-        return ops.verified(drafts)
+        drafts = self._drafts
+        unheaded = not self._heads
+        if self._length > 1 and (unheaded or not self._is_last(self._drafting.verified(drafts))):
+            self._drafting.propose((yield chosen), drafts)
+        return self._drafting.verified(drafts)
 
     def _is_last(self, found: Verified) -> bool:
         return found.ended or self._text.num_known + found.num_kept >= self._text.limit
@@ -257,7 +261,7 @@ class DraftRule(TextRule):
         if self._done:
             ids = (self._mask,) * (self._shown_end - known)
         else:
-            ids = self._ops.draft_ids(self._drafts)[1 : 1 + limit - known]
+            ids = self._drafting.draft_ids(self._drafts)[1 : 1 + limit - known]
             self._shown_end = known + len(ids)
         if not ids:
             return ()

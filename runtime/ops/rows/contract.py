@@ -1,16 +1,23 @@
-"""How a token is drawn from a row of logits."""
+"""How rows of logits become tokens; guidance of one batch's logits by another's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import ConfigError
 from ...options import check_options, option
 
+if TYPE_CHECKING:
+    import numpy as np
+
+CHUNK = 64
+"""Probabilities per partial sum of the distribution function."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """What is done to a row of logits before a token is drawn from it."""
+    """How a token is drawn from a row of logits."""
 
     temperature: float = option(
         0.0,
@@ -51,5 +58,43 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """True when top-k or top-p leaves tokens out."""
+        """True when top-k or top-p leave some weights out."""
         return self.top_k is not None or self.top_p is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowSpec:
+    """How one text's rows of logits are drawn from; specs of primitives derive from it.
+
+    A draw depends on seed, sample index, position, step and its kind alone: neither on the other
+    slots of a batch, nor on the block's size.
+    """
+
+    block: int
+    """Rows."""
+    vocab_size: int
+    sampling: Sampling
+    seed: int
+    sample_index: int
+    banned: tuple[int, ...] = ()
+    """Ids that are never sampled, ascending."""
+    bias: np.ndarray | None = None
+    """(vocab,) float32 added to every row's logits, or None."""
+    allowed: np.ndarray | None = None
+    """(block, ceil(vocab / 32)) uint32 or None: bit j of word w allows token 32 w + j."""
+
+
+class RowOps(Protocol):
+    """The primitive `rows`."""
+
+    def guide(self, logits: Any, scale: float) -> Any:
+        """Moves logits away from those without a condition: u + scale (c - u), in place.
+
+        Args:
+            logits: (2 n, rows, vocab): slot i < n is conditional, slot n + i its twin without.
+            scale: 0 gives the twin's logits, 1 the conditional ones, more than 1 goes beyond.
+
+        Returns:
+            The first half: (n, rows, vocab).
+        """
+        ...

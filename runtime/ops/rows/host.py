@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 
 from ...errors import EngineError
-from ..base import CHUNK
+from .contract import CHUNK, RowOps
 
 FEW_ROWS = 6
 """Up to so many rows are located one by one, with the same sums: on an EPYC core, after a graph run
@@ -226,3 +226,17 @@ def _locate_one(chunks: np.ndarray, sums: np.ndarray, uniform: float) -> int:
     if index == CHUNK:
         index = int(np.flatnonzero(chunks[chunk])[-1])
     return chunk * CHUNK + index
+
+
+class NumpyRows(RowOps):
+    """The primitive `rows` on NumPy arrays."""
+
+    def guide(self, logits: np.ndarray, scale: float) -> np.ndarray:
+        half = len(logits) // 2
+        conditional, without = logits[:half], logits[half:]
+        moved = conditional.astype(np.float32)
+        moved -= without
+        moved *= np.float32(scale)
+        moved += without
+        conditional[...] = moved
+        return conditional

@@ -1,4 +1,4 @@
-"""Which masked positions a step commits.
+"""Masked positions are given tokens: which of them a step commits, and what they are.
 
 | kind | commits per step |
 |---|---|
@@ -17,6 +17,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..canvas.contract import Canvas, CanvasOps, CanvasSpec
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Kind(IntEnum):
@@ -62,3 +68,60 @@ class Selection:
     def chooses_first(self) -> bool:
         """True when positions are chosen before tokens are drawn, so that only those are read."""
         return self.kind >= Kind.RANDOM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UnmaskSpec(CanvasSpec):
+    """What a slot is made with whose masked positions are committed."""
+
+    selection: Selection
+    unmask_chance: np.ndarray | None = None
+    """(steps,) float64: per step, the chance that a masked position is unmasked (`ANCESTRAL`)."""
+    tells: bool = False
+    """Whether the graph sees time, so that `told` is wanted."""
+    times: np.ndarray | None = None
+    """(steps + 1,) float32: the share of masks before each step, where the selection is driven by
+    time; None: it is counted."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class UnmaskCanvas(Canvas):
+    """Blocks whose masked positions are committed."""
+
+    score: Any
+    """(batch, block) float32: what orders the candidates, higher first."""
+    log_prob: Any
+    """(batch, block) float32: log-probability of the candidate under the model's own distribution
+    (temperature 1, before top-k and top-p); kept for committed positions."""
+    told: Any
+    """(batch, block) float32, or None: the share of masks that the next run is fed, for graphs that
+    see it: of `times`, or counted; 0 once nothing is left to fill."""
+    seen: Any
+    """(batch, vocab) bool, or None: tokens of the text so far, kept only under a repetition
+    penalty."""
+
+
+class UnmaskOps(CanvasOps[UnmaskSpec, UnmaskCanvas], Protocol):
+    """The primitive `unmask`.
+
+    `sample` gives every masked row (or every chosen one) a candidate, its log_prob and its score.
+    A row's logits l become l + bias, then the repetition penalty on seen tokens, then -inf on
+    banned and disallowed ids. At temperature 0 the candidate is the highest, the lowest id
+    among equals. Otherwise weights w = exp((l - max l) / T), float32, restricted to the top k
+    and then, within them, to the smallest set of highest weights whose share reaches top_p
+    (equal weights: lower ids first); the candidate is drawn from them by `TOKEN`'s uniform u at
+    (position, step): with chunk sums of 64 weights, each summed in float32 in eight interleaved
+    partial sums s_j = w_j + w_(j+8) + ..., joined ((s0+s1)+(s2+s3))+((s4+s5)+(s6+s7)), and
+    accumulated in float64 in order, it lies in the first chunk whose cumulative sum exceeds
+    u times the total, and is the first id there at which the running float64 sum does. (A
+    device accumulates integers, in units of 2^-46 of the highest chunk sum: the same to 1e-10
+    of the total.) A row that holds NaN, or no finite logit that is allowed, is an EngineError.
+
+    `commit` scatters the selected candidates into `ids`, clears them in `masked`, counts the step,
+    and ends the text at the first end-of-text token that has no mask before it. `told` becomes the
+    next run's.
+    """
+
+    def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray, *, slot: int = 0) -> None:
+        """Makes the repetition penalty count ids (host, int32) that are not of the canvas."""
+        ...

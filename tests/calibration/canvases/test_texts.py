@@ -5,6 +5,7 @@ import json
 import pytest
 from dlm_edge.calibration.canvases.texts import find_text, read_texts
 from dlm_edge.runtime.errors import CalibrationError
+from dlm_edge.runtime.text.framing import Framing
 from dlm_edge.runtime.text.tokenizer import Tokenizer
 from toy_bundle import toy_tokenizer
 
@@ -20,12 +21,14 @@ def test_a_text_is_not_measured_on_what_it_is_calibrated_on(tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("abc def<|endoftext|>ghi jkl")
     (tmp_path / "same.txt").symlink_to(path)
+    framing = Framing.of({"eos_token_id": 0})
     with pytest.raises(CalibrationError, match=r"same\.txt.*leave --data out"):
-        read_texts((path, "one"), tmp_path / "same.txt", Tokenizer(toy_tokenizer()), 0)
+        read_texts((path, "one"), tmp_path / "same.txt", Tokenizer(toy_tokenizer()), framing)
 
 
 def test_records_are_calibrated_on_as_they_are_trained_on(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(json.dumps({"text": "abc def " * 40}) + "\n" for _ in range(4)))
-    texts = read_texts((path, "lines"), None, Tokenizer(toy_tokenizer()), 0)
+    framing = Framing.of({"eos_token_id": 0})
+    texts = read_texts((path, "lines"), None, Tokenizer(toy_tokenizer()), framing)
     assert (len(texts.calibration), len(texts.held_out)) == (2, 2)

@@ -3,7 +3,14 @@
 import json
 
 import pytest
-from dlm_edge.export.members.chat import CONFIG_NAME, TEMPLATE_NAME, join, pieces_of, read_chat
+from dlm_edge.export.members.chat import (
+    CONFIG_NAME,
+    PROCESSOR_NAME,
+    TEMPLATE_NAME,
+    join,
+    pieces_of,
+    read_chat,
+)
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.text.chat_template import ChatTemplate
 
@@ -179,3 +186,13 @@ def test_a_template_in_a_file_of_its_own_goes_before_the_one_of_the_settings():
     assert why == ""
     assert found is not None
     assert found.default_system == "You are kind."
+
+
+def test_a_template_in_a_json_file_of_its_own_is_read():
+    tokenizer = json.dumps({"added_tokens": [{"content": "<|im_end|>", "special": True}]})
+    files = {CONFIG_NAME: '{"eos_token": "<|im_end|>"}'}
+    both = {**files, PROCESSOR_NAME: json.dumps({"chat_template": CHATML})}
+    assert read_chat(files, tokenizer) == (None, "")
+    found, why = read_chat(both, tokenizer)
+    assert found is not None, why
+    assert read_chat({**both, PROCESSOR_NAME: "["}, tokenizer)[0] is None

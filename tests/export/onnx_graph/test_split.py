@@ -13,6 +13,7 @@ from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.measure.check import check_bundle
+from dlm_edge.runtime.text.framing import Framing
 from dlm_edge.runtime.text.tokenizer import Tokenizer
 from tiny_checkpoint import make_checkpoint
 
@@ -76,7 +77,7 @@ def test_a_graph_that_ignores_the_split_is_found_at_export(made):
         pytest.skip("untrained gates are 0, so that attention adds nothing")
     source = load_source(checkpoint, SETTINGS)
     tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
-    ids = text_ids(tokenizer, 0, 16, None)
+    ids = text_ids(tokenizer, Framing.of({"eos_token_id": 0}), 16, None)
     (graph,) = source.graphs
     given = {"ids": ids, "precision": "fp32", "seed": 0}
     engines = open_engines(bundle, "onnxruntime", 1)

@@ -83,6 +83,9 @@ def test_a_manifest_survives_the_way_through_json():
         ("members", {}, "members"),
         ("block_sizes", [], "block_sizes"),
         ("provenance", [], "provenance"),
+        ("start_ids", [-1], "start_ids"),
+        ("start_ids", 3, "start_ids"),
+        ("end_ids", [10**9], "end_ids"),
         ("unknown", 1, "unknown"),
     ],
 )
@@ -93,7 +96,20 @@ def test_a_wrong_field_is_named(path, value, word):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", sorted(set(valid())))
+NEWER = {"start_ids", "end_ids"}
+"""Fields that the oldest bundles do not have."""
+
+
+def test_a_text_of_an_older_bundle_begins_and_ends_with_its_end_of_text():
+    data = {key: value for key, value in valid().items() if key not in NEWER}
+    manifest = manifest_from_dict(data)
+    eos = manifest.eos_token_id
+    assert manifest.framing.prompt([5, 6]) == (eos, 5, 6)
+    assert manifest.framing.document([5, 6]) == [eos, 5, 6]
+    assert manifest.end_ids == ()
+
+
+@pytest.mark.parametrize("key", sorted(set(valid()) - NEWER))
 def test_each_missing_field_is_refused(key):
     data = valid()
     del data[key]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.host import NumpyOps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import find_shape

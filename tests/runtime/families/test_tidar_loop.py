@@ -11,7 +11,7 @@ from dlm_edge.runtime.families.tidar.rules import DraftVerify
 from dlm_edge.runtime.frames import canvases
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.measure.evaluate import evaluate_ids
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.host import NumpyOps
 from draft_engines import (
     DraftEngines,
     Model,

@@ -19,9 +19,9 @@ from dlm_edge.runtime.gpu import cuda
 from dlm_edge.runtime.gpu import drivers as cuda_drivers
 from dlm_edge.runtime.gpu.compile import compile_kernels
 from dlm_edge.runtime.gpu.cuda import CudaDevice
+from dlm_edge.runtime.gpu.kernel_cache import OPS
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
-from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from emulation.libcuda import OK, Bindings, Pycuda, Status, images
 from emulation.pairs import compare_samples, make_pair, on_device, random_logits
 from rules import decoding
@@ -47,7 +47,7 @@ def test_a_missing_binding_is_one_line_with_a_remedy(no_bindings):
 
 def test_a_missing_compiler_is_one_line_with_a_remedy(no_bindings):
     with pytest.raises(DeviceError, match=r"NVRTC.*onnxruntime$") as error:
-        compile_kernels(KERNELS / "copy.cu", (8, 7))
+        compile_kernels(OPS / "cuda/copy.cu", (8, 7))
     assert "\n" not in str(error.value)
 
 
@@ -108,12 +108,12 @@ def test_kernels_run_and_steps_are_captured_and_replayed(bindings):
     logits = on_device(ops, source)
     for position in (0, 6, 12):
         pair.begin(position=position)
-        while pair.canvases[1].num_masked:
-            ops.sample(logits, pair.canvases[0])
-            NumpyOps().sample(source, pair.canvases[1])
+        while pair.host.num_masked:
+            pair.forms[0].sample(logits, pair.canvases[0])
+            pair.forms[1].sample(source, pair.canvases[1])
             # Compared after the commit: comparing before it would part the step in two.
-            progress = NumpyOps().commit(pair.canvases[1])
-            assert ops.commit(pair.canvases[0]) == progress
+            progress = pair.forms[1].commit(pair.canvases[1])
+            assert pair.forms[0].commit(pair.canvases[0]) == progress
             compare_samples(pair)
     assert device.num_captured == 1
     assert device.num_replayed == 17
@@ -270,10 +270,10 @@ def with_nvrtc(monkeypatch, tmp_path, **keys):
 
 def test_a_source_reaches_nvrtc_with_its_headers_and_the_capability(monkeypatch, tmp_path):
     nvrtc = with_nvrtc(monkeypatch, tmp_path)
-    assert compile_kernels(KERNELS / "copy.cu", (8, 7)) == b"\x7fELF123"
-    headers = {path.name.encode(): path.read_bytes() for path in KERNELS.glob("*.cuh")}
+    assert compile_kernels(OPS / "cuda/copy.cu", (8, 7)) == b"\x7fELF123"
+    headers = {b"cuda/copy.cuh": (OPS / "cuda/copy.cuh").read_bytes()}
     assert nvrtc.given == {
-        "source": (KERNELS / "copy.cu").read_bytes(),
+        "source": (OPS / "cuda/copy.cu").read_bytes(),
         "name": b"copy.cu",
         "headers": headers,
         "options": [b"--gpu-architecture=sm_87", b"--std=c++17"],
@@ -286,7 +286,7 @@ def test_a_source_reaches_nvrtc_with_its_headers_and_the_capability(monkeypatch,
     def begins():
         raise AssertionError("it is compiled already")
 
-    assert compile_kernels(KERNELS / "copy.cu", (8, 7), begins) == b"\x7fELF123"
+    assert compile_kernels(OPS / "cuda/copy.cu", (8, 7), begins) == b"\x7fELF123"
     assert nvrtc.given == {}
 
 
@@ -295,19 +295,19 @@ def test_what_nvrtc_complains_of_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(
         DeviceError, match=r"compile copy\.cu: copy\.cu\(3\): error: no such thing$"
     ):
-        compile_kernels(KERNELS / "copy.cu", (8, 7))
+        compile_kernels(OPS / "cuda/copy.cu", (8, 7))
 
 
 def test_that_kernels_are_compiled_is_said_once_and_only_then(bindings, monkeypatch):
     notes = []
     device = CudaDevice(note=notes.append)
     for _ in range(2):
-        device.kernels(KERNELS / "copy.cu", ("append_rows",))
+        device.kernels(OPS / "cuda/copy.cu", ("append_rows",))
     assert notes == ["compiling kernels for this GPU, once, which takes a minute on a board"]
     monkeypatch.setattr(cuda, "compile_kernels", lambda source, capability, begins:
                         images(source, capability, lambda: None))  # fmt: skip
     device = CudaDevice(note=notes.append)
-    device.kernels(KERNELS / "copy.cu", ("append_rows",))
+    device.kernels(OPS / "cuda/copy.cu", ("append_rows",))
     assert len(notes) == 1
 
 
@@ -326,7 +326,7 @@ def test_the_first_choice_is_pycuda(monkeypatch):
         ("cuMemAlloc", lambda device: device.empty((1 << 20,), np.float32), "no 4.0 MiB left"),
         (
             "cuModuleLoadData",
-            lambda device: device.kernels(KERNELS / "copy.cu", ("append_rows",)),
+            lambda device: device.kernels(OPS / "cuda/copy.cu", ("append_rows",)),
             r"refuses copy\.cu's image for sm_87.*update JetPack",
         ),
         ("cuStreamSynchronize", lambda device: device.synchronize(), "work on the GPU failed"),
@@ -359,6 +359,6 @@ def test_kernels_stay_loaded_as_long_as_the_device_is_open(monkeypatch):
         function=lambda module, name: name, close=lambda: None, wait=lambda: None,
     )  # fmt: skip
     device = CudaDevice(driver=driver)
-    device.kernels(KERNELS / "copy.cu", ("append_rows",))
+    device.kernels(OPS / "cuda/copy.cu", ("append_rows",))
     gc.collect()
     assert loaded[0]() is not None  # what unloads with its module cannot be launched

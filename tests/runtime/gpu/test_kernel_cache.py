@@ -8,7 +8,7 @@ from dlm_edge.runtime.gpu.kernel_cache import compile_cached
 def source(tmp_path):
     (tmp_path / "part.cuh").write_text("// part\n")
     path = tmp_path / "whole.cu"
-    path.write_text(f"// {np.random.default_rng().integers(2**62)}\n")
+    path.write_text(f'#include "part.cuh"\n// {np.random.default_rng().integers(2**62)}\n')
     return path
 
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError, EngineError
+from dlm_edge.runtime.gpu.kernel_cache import OPS
 from dlm_edge.runtime.gpu.replay import MAX_COMPARED_BYTES, MAX_STEPS, ReplayingDevice
-from dlm_edge.runtime.ops.cuda_ops import KERNELS
 from emulation.device import EmulatedDevice
 
 
@@ -140,8 +140,8 @@ def test_capturing_by_hand_takes_what_was_enqueued_within(device):
 def test_memory_freed_while_a_call_that_uses_it_waits_is_still_there_for_it(device):
     target = filled(device, [0] * 1000)
     freed = filled(device, [7] * 1000)
-    kernel = device.kernels(KERNELS / "copy.cu", ("append_rows",))["append_rows"]
-    device.launch(kernel, 1, 64, (target.pointer, freed.pointer, freed.nbytes))
+    kernel = device.kernels(OPS / "cuda/copy.cu", ("append_rows",))["append_rows"]
+    device.launch(kernel, 1, 64, (target.pointer, freed.pointer, freed.nbytes, 1, 0))
     del freed
     filled_again = [device.inner.empty((1000,), np.int32) for _ in range(50)]
     assert device.download(target).tolist() == [7] * 1000
@@ -247,11 +247,11 @@ def test_small_values_are_held_and_larger_ones_that_may_change_never(device):
 
 def test_a_launch_with_other_arguments_or_on_another_grid_is_another_step(device):
     target, source = filled(device, [0] * 64), filled(device, [7] * 64)
-    kernel = device.kernels(KERNELS / "copy.cu", ("append_rows",))["append_rows"]
+    kernel = device.kernels(OPS / "cuda/copy.cu", ("append_rows",))["append_rows"]
 
     def send(grid, block, size):
         for _ in range(2):
-            device.launch(kernel, grid, block, (target.pointer, source.pointer, size))
+            device.launch(kernel, grid, block, (target.pointer, source.pointer, size, 1, 0))
         device.flush(repeats=True)
 
     for _ in range(2):

@@ -16,8 +16,9 @@ from dlm_edge.runtime.engines import open_engines, tensorrt_open
 from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.measure import board_report
 from dlm_edge.runtime.measure.machine import machine_facts
-from dlm_edge.runtime.ops import kernel_check
-from dlm_edge.runtime.ops.kernel_check import KernelCheck, check_kernels
+from dlm_edge.runtime.ops.core import KernelCheck
+from dlm_edge.runtime.ops.primitives import check_kernels
+from dlm_edge.runtime.ops.unmask.compare import CHECKS
 from dlm_edge.train.families.graphs import mask_noise
 from emulation.board import make_board
 from emulation.probes import copy_kernels
@@ -95,30 +96,30 @@ def test_on_a_board_every_kernel_is_compared(bundle, monkeypatch):
     assert {item["kernel"] for item in found["kernels"]} == {
         "sample_float32", "sample_float16", "begin_block", "commit", "append_rows",
         "transit_float32", "transit_float16", "draft_float32", "draft_float16",
+        "guide_float32", "guide_float16",
     }  # fmt: skip
     assert all(item["ok"] and item["rows"] for item in found["kernels"])
     assert found["golden"]["engine"] == "tensorrt"
     assert found["speed"]["steps"]["replayed"] > 0
     assert found["memory"]["gpu_total_mib"] == board.device.capacity / 2**20
-    assert "kernels  agree: 9" in result.stdout
+    assert "kernels  agree: 11" in result.stdout
 
 
 def test_a_kernel_that_computes_something_else_is_named(bundle, monkeypatch, tmp_path):
-    from dlm_edge.runtime.ops import choose
-    from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
+    from dlm_edge.runtime.gpu.kernel_cache import OPS
+    from dlm_edge.runtime.ops.cuda.ops import CudaOps
 
-    source = copy_kernels(KERNELS, tmp_path) / "commit.cu"
+    source = copy_kernels(OPS, tmp_path) / "unmask" / "commit.cu"
     text = source.read_text("utf-8")
     wrong = text.replace("theirs > own)", "theirs >= own)")
     assert wrong != text
     source.write_text(wrong, "utf-8")
     board = make_board(monkeypatch)
-    ops = CudaOps(board.device, kernels=source.parent)
+    ops = CudaOps(board.device, sources=source.parents[1])
     found = {item["kernel"]: item for item in check_kernels(ops)}
     assert not found["commit"]["ok"]
     assert found["commit"]["faults"]
     assert found["append_rows"]["ok"]
-    assert choose  # the report takes the package's own sources, which pass above
 
 
 def test_a_machine_that_cannot_open_the_engine_still_gets_a_report(bundle):
@@ -136,7 +137,7 @@ def test_what_nobody_foresaw_stands_in_the_report_with_its_place(bundle, monkeyp
         raise TypeError("incompatible function arguments:\n  1. (self)")
 
     monkeypatch.setattr(board_report, "run_times", unforeseen)
-    monkeypatch.setattr(kernel_check, "_begin", unforeseen)
+    monkeypatch.setitem(CHECKS, "begin_block", unforeseen)
     found, result = report(bundle, "--engine", "tensorrt", code=1)
     assert found["runs"]["error"] == "TypeError: incompatible function arguments: 1. (self)"
     assert found["runs"]["where"][-1].startswith("test_board_report.py:")

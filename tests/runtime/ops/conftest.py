@@ -2,7 +2,7 @@
 
 import pytest
 from dlm_edge.runtime.gpu.cuda import CudaDevice
-from dlm_edge.runtime.ops.cuda_ops import CudaOps
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from emulation.device import EmulatedDevice
 
 

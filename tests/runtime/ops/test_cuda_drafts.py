@@ -6,10 +6,11 @@ from dlm_edge.runtime.errors import ConfigError, EngineError
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
-from dlm_edge.runtime.ops.compare_drafts import DraftPair, random_steps
-from dlm_edge.runtime.ops.cuda_ops import CudaOps
-from dlm_edge.runtime.ops.drafts import MAX_STOPS
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
+from dlm_edge.runtime.ops.drafts import DRAFTS
+from dlm_edge.runtime.ops.drafts.compare import DraftPair, random_steps
+from dlm_edge.runtime.ops.drafts.contract import MAX_STOPS, DraftSpec
+from dlm_edge.runtime.ops.host import NumpyOps
 from dlm_edge.runtime.ops.rows.contract import Sampling
 from draft_engines import DraftEngines, Model, draft_manifest, draft_request
 from emulation.device import EmulatedDevice
@@ -37,7 +38,7 @@ def test_steps_are_those_of_numpy(cuda, heat, beta):
             decisions, ties, faults = run(random_steps(step, pair.host, rows, dtype, noise=noise))
             assert not faults
             made, tied = made + decisions, tied + ties
-            kept.add(pair.host.scratch.found.num_kept)
+            kept.add(pair.host.memory.found.num_kept)
     assert len(kept) > 2
     assert tied <= max(1, MAX_TIE_SHARE * made)
 
@@ -50,7 +51,8 @@ def test_no_result_depends_on_the_order_of_threads():
             pair = DraftPair.make(ops, **settings(beta=0.8, **heat), block=4, vocab=300)
             pair.open(random_steps(1, pair.host, 1))
             pair.step(random_steps(2, pair.host, 4))
-            found.append((ops.verified(pair.device), ops.draft_ids(pair.device)))
+            form = pair.forms[0]
+            found.append((form.verified(pair.device), form.draft_ids(pair.device)))
     half = len(HEATS)
     assert found[:half] == found[half:]
 
@@ -58,10 +60,10 @@ def test_no_result_depends_on_the_order_of_threads():
 def test_a_full_cache_takes_what_it_has_room_for(cuda):
     pair = DraftPair.make(cuda, **settings(), block=5, vocab=90)
     pair.open(random_steps(1, pair.host, 1, noise=0.0))
-    for ops, drafts in ((cuda, pair.device), (NumpyOps(), pair.host)):
-        ops.begin_drafts(drafts, start=38, position=7)
+    for form, drafts in zip(pair.forms, (pair.device, pair.host), strict=True):
+        form.begin_drafts(drafts, start=38, position=7)
     assert pair.step(random_steps(1, pair.host, 5, noise=0.0))[2] == []
-    assert pair.host.scratch.found.num_kept == 5
+    assert pair.host.memory.found.num_kept == 5
     assert pair.caches[1][37].sum() == 0
     assert pair.caches[1][39].sum() != 0
     full = pair.caches[1].copy()  # and nothing where there is none
@@ -70,8 +72,9 @@ def test_a_full_cache_takes_what_it_has_room_for(cuda):
 
 
 def verify(ops, logits, drafts):
-    ops.verify(ops.rows(logits, 0, drafts.block), drafts)
-    return ops.verified(drafts)
+    form = ops.bind(DRAFTS)
+    form.verify(ops.rows(logits, 0, drafts.block), drafts)
+    return form.verified(drafts)
 
 
 @pytest.mark.parametrize("heat", [{}, {"temperature": 1.0}], ids=str)
@@ -85,7 +88,7 @@ def test_a_row_that_is_not_finite_is_reported_if_it_is_reached(cuda, heat):
         given = on_device(cuda, logits) if ops is cuda else logits
         with pytest.raises(EngineError, match="highest"):
             verify(ops, given, drafts)
-        ops.begin_drafts(drafts, start=6, position=6)  # which forgets it
+        ops.bind(DRAFTS).begin_drafts(drafts, start=6, position=6)  # which forgets it
         logits[0, 1, 50] = 0.0
         assert verify(ops, on_device(cuda, logits) if ops is cuda else logits, drafts).num_kept > 0
     pair = DraftPair.make(cuda, **settings(**heat), block=4, vocab=90)
@@ -95,7 +98,7 @@ def test_a_row_that_is_not_finite_is_reported_if_it_is_reached(cuda, heat):
     logits[0, 0, (pair.host.ids[0, 1] + 1) % 80] = 30.0  # draft 1 is rejected
     logits[0, 2] = np.nan
     assert pair.step(logits)[2] == []
-    assert pair.host.scratch.found.num_kept == 1
+    assert pair.host.memory.found.num_kept == 1
 
 
 @pytest.mark.parametrize("heat", [{}, {"temperature": 1.0}], ids=str)
@@ -112,15 +115,15 @@ def test_a_masks_row_that_is_not_finite_is_reported_if_it_is_drafted_from(cuda, 
             given = on_device(cuda, masks) if ops is cuda else masks
             if ops is not cuda and fails:
                 with pytest.raises(EngineError, match="highest"):
-                    ops.propose(given, drafts)
+                    ops.bind(DRAFTS).propose(given, drafts)
                 continue
-            ops.propose(given, drafts)
+            ops.bind(DRAFTS).propose(given, drafts)
             given = on_device(cuda, logits) if ops is cuda else logits
             if fails:
                 with pytest.raises(EngineError, match="highest"):
                     verify(ops, given, drafts)
             else:
-                ops.verified(drafts)
+                ops.bind(DRAFTS).verified(drafts)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
@@ -132,7 +135,7 @@ def test_rows_that_threads_read_in_several_turns_have_the_sums_of_numpy(cuda, te
     for step in range(4):
         run, rows = (pair.step, 3) if step else (pair.open, 1)
         assert run(random_steps(step, pair.host, rows, dtype, noise=0.3 * (step % 2)))[2] == []
-        kept.add(pair.host.scratch.found.num_kept)
+        kept.add(pair.host.memory.found.num_kept)
     assert len(kept) > 1
 
 
@@ -144,7 +147,7 @@ def test_where_a_rejected_draft_leaves_nothing_the_row_itself_is_drawn_from(cuda
     pair.host.ids[0, 1] = 88
     cuda.device.upload(pair.device.ids, pair.host.ids)
     assert pair.step(random_steps(1, pair.host, 3, noise=0.0))[1:] == (0, [])
-    assert pair.host.scratch.found.num_kept == 1
+    assert pair.host.memory.found.num_kept == 1
 
 
 def test_what_a_rejected_draft_leaves_is_found_wherever_it_stands(cuda):
@@ -161,9 +164,11 @@ def test_what_a_rejected_draft_leaves_is_found_wherever_it_stands(cuda):
 
 def test_more_stops_than_kernels_look_at_are_refused(cuda):
     with pytest.raises(ConfigError, match="end a text"):
-        cuda.drafts(
-            block=2, vocab_size=90, sampling=Sampling(), seed=1, sample_index=0,
-            mask_token_id=89, stops=tuple(range(MAX_STOPS + 1)), banned=(89,),
+        cuda.bind(DRAFTS).drafts(
+            DraftSpec(
+                block=2, vocab_size=90, sampling=Sampling(), seed=1, sample_index=0,
+                mask_token_id=89, stops=tuple(range(MAX_STOPS + 1)), banned=(89,),
+            )
         )  # fmt: skip
 
 
@@ -184,10 +189,10 @@ def test_steps_are_captured_once_and_replayed_whatever_they_keep():
         before = dict(inner.counts)
         cuda.assign(ids, drafts.ids)
         cuda.assign(start, drafts.start)
-        cuda.verify(cuda.rows(logits, 0, 3), drafts)
-        cuda.append_kept(pair.caches[0], rows, drafts)
-        cuda.propose(cuda.rows(logits, 3, 9), drafts)
-        kept.add(cuda.verified(drafts).num_kept)
+        pair.forms[0].verify(cuda.rows(logits, 0, 3), drafts)
+        pair.forms[0].append_kept(pair.caches[0], rows, drafts)
+        pair.forms[0].propose(cuda.rows(logits, 3, 9), drafts)
+        kept.add(pair.forms[0].verified(drafts).num_kept)
         costs.append({name: inner.counts[name] - before[name] for name in before})
     assert device.num_captured == 1
     assert len(kept) > 1

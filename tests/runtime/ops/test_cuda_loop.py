@@ -5,8 +5,8 @@ from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.cuda_ops import CudaOps
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
+from dlm_edge.runtime.ops.host import NumpyOps
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
 from rules import decoding

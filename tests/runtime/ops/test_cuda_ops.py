@@ -7,8 +7,7 @@ import pytest
 from dlm_edge.runtime.errors import ConfigError, EngineError
 from dlm_edge.runtime.families import RULES, rules_of
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
-from dlm_edge.runtime.ops.cuda_ops import CudaOps
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.runtime.ops.unmask.contract import Score
 from emulation.device import EmulatedDevice
 from emulation.pairs import HEATS, compare_samples, make_pair, on_device, random_logits
@@ -37,17 +36,17 @@ def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
             host.score[:], host.candidate[:] = scores, tokens
             for name in ("score", "candidate"):
                 cuda.device.upload(getattr(device, name), getattr(host, name))
-            if host.selection.chooses_first:
-                NumpyOps().choose(host)
+            if pair.host.spec.selection.chooses_first:
+                pair.host.choose()
                 cuda.device.upload(device.chosen, host.chosen)
-            progress = NumpyOps().commit(host)
-            assert cuda.commit(device) == progress
-            assert np.array_equal(cuda.ids(device), host.ids[0])
-            assert np.array_equal(cuda.masked(device), host.masked)
-            state = cuda.device.download(device.scratch.state)[0]
-            assert (state["step"], state["num_masked"]) == (host.step, host.num_masked)
-            assert state["time"] == pytest.approx(host.time, rel=1e-5)
-        assert host.num_masked == 0
+            progress = pair.forms[1].commit(host)
+            assert pair.forms[0].commit(device) == progress
+            assert np.array_equal(pair.forms[0].ids(device), host.ids[0])
+            assert np.array_equal(pair.forms[0].masked(device), host.masked[0])
+            state = cuda.device.download(device.memory.state)[0]
+            assert (state["step"], state["num_masked"]) == (pair.host.step, pair.host.num_masked)
+            assert state["time"] == pytest.approx(pair.host.time, rel=1e-5)
+        assert pair.host.num_masked == 0
 
 
 def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
@@ -66,8 +65,8 @@ def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
         host.candidate[:] = 5
         for name in ("score", "candidate"):
             cuda.device.upload(getattr(device, name), getattr(host, name))
-        assert cuda.commit(device) == NumpyOps().commit(host)
-        assert np.array_equal(cuda.ids(device), host.ids[0])
+        assert pair.forms[0].commit(device) == pair.forms[1].commit(host)
+        assert np.array_equal(pair.forms[0].ids(device), host.ids[0])
 
 
 @pytest.mark.parametrize("block", [2, 33, 70, 800])
@@ -91,10 +90,10 @@ def test_scores_of_any_kind_are_ranked_and_added_up_as_numpy_does(cuda, block):
         host.candidate[:] = 5
         for name in ("score", "candidate"):
             cuda.device.upload(getattr(device, name), getattr(host, name))
-        progress = cuda.commit(device)
-        assert progress == NumpyOps().commit(host)
-        assert np.array_equal(cuda.ids(device), host.ids[0])
-        counts.add(progress.num_committed)
+        progress = pair.forms[0].commit(device)
+        assert progress == pair.forms[1].commit(host)
+        assert np.array_equal(pair.forms[0].ids(device), host.ids[0])
+        counts.add(progress[0].num_committed)
     assert len(counts) > 1 + (block > 2)
 
 
@@ -106,15 +105,14 @@ def test_the_next_run_is_told_what_numpy_tells_it(cuda, times):
     device, host = pair.canvases
     ids = np.array([89, 89, 7, 89, 89, 89, 89], np.int32)
     masked = np.array([True, True, False, True, True, False, True])  # one mask is never filled
-    for ops, canvas in ((cuda, device), (NumpyOps(), host)):
-        ops.begin_block(canvas, ids, masked, position=17, first=0)
-    told = [host.told[0]]
+    pair.begin_ids(ids, masked, position=17, first=0)
+    told = [host.told[0, 0]]
     assert np.array_equal(cuda.to_host(device.told), host.told)
-    while host.num_masked:
+    while pair.host.num_masked:
         pair.sample(random_logits(1, 7, 90))
-        assert cuda.commit(device) == NumpyOps().commit(host)
+        assert pair.forms[0].commit(device) == pair.forms[1].commit(host)
         assert np.array_equal(cuda.to_host(device.told), host.told)
-        told.append(host.told[0])
+        told.append(host.told[0, 0])
     assert len(set(told)) > 3
     assert told[-1] == 0
 
@@ -126,13 +124,13 @@ def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, place):
     pair.begin()
     logits = random_logits(1, 5, 202)
     logits[0, 2, place] = value
-    before = cuda.ids(pair.canvases[0])
-    cuda.sample(on_device(cuda, logits), pair.canvases[0])
+    before = pair.forms[0].ids(pair.canvases[0])
+    pair.forms[0].sample(on_device(cuda, logits), pair.canvases[0])
     with pytest.raises(EngineError, match="no finite highest value"):
-        cuda.commit(pair.canvases[0])
-    assert np.array_equal(cuda.ids(pair.canvases[0]), before)
+        pair.forms[0].commit(pair.canvases[0])
+    assert np.array_equal(pair.forms[0].ids(pair.canvases[0]), before)
     with pytest.raises(EngineError):
-        NumpyOps().sample(logits, pair.canvases[1])
+        pair.forms[1].sample(logits, pair.canvases[1])
 
 
 def test_a_row_of_nothing_but_minus_infinity_fails_and_a_masked_one_is_all_it_takes(cuda):
@@ -142,11 +140,11 @@ def test_a_row_of_nothing_but_minus_infinity_fails_and_a_masked_one_is_all_it_ta
     pair.begin([(2, 9)])
     pair.sample(logits)  # row 2 is not read
     assert compare_samples(pair) == (4, 0)
-    assert cuda.commit(pair.canvases[0]) == NumpyOps().commit(pair.canvases[1])
+    assert pair.forms[0].commit(pair.canvases[0]) == pair.forms[1].commit(pair.canvases[1])
     pair.begin()
-    cuda.sample(on_device(cuda, logits), pair.canvases[0])
+    pair.forms[0].sample(on_device(cuda, logits), pair.canvases[0])
     with pytest.raises(EngineError):
-        cuda.commit(pair.canvases[0])
+        pair.forms[0].commit(pair.canvases[0])
 
 
 def test_a_step_over_a_finished_block_changes_nothing(cuda):
@@ -155,14 +153,14 @@ def test_a_step_over_a_finished_block_changes_nothing(cuda):
     pair.begin()
     canvas = pair.canvases[0]
     logits = on_device(cuda, random_logits(1, 6, 90, scale=0.1))
-    while canvas.num_masked:
-        cuda.sample(logits, canvas)
-        last = cuda.commit(canvas)
-    before = cuda.ids(canvas)
-    cuda.sample(logits, canvas)
-    again = cuda.commit(canvas)
-    assert again == last._replace(num_committed=0)
-    assert np.array_equal(cuda.ids(canvas), before)
+    while canvas.slots[0].num_masked:
+        pair.forms[0].sample(logits, canvas)
+        last = pair.forms[0].commit(canvas)
+    before = pair.forms[0].ids(canvas)
+    pair.forms[0].sample(logits, canvas)
+    again = pair.forms[0].commit(canvas)
+    assert again[0] == last[0]._replace(num_committed=0)
+    assert np.array_equal(pair.forms[0].ids(canvas), before)
 
 
 def test_no_result_depends_on_the_order_of_threads():
@@ -174,12 +172,14 @@ def test_no_result_depends_on_the_order_of_threads():
             settings = decoding(rule=rule, repetition_penalty=1.2, **heat)
             pair = make_pair(settings, block=40, vocab=700, cuda=ops)
             pair.begin([(3, 5)])
-            ops.sample(on_device(ops, np.round(random_logits(2, 40, 700))), pair.canvases[0])
-            progress = ops.commit(pair.canvases[0])
+            pair.forms[0].sample(
+                on_device(ops, np.round(random_logits(2, 40, 700))), pair.canvases[0]
+            )
+            progress = pair.forms[0].commit(pair.canvases[0])
             arrays = ("ids", "masked", "candidate", "log_prob", "score", "seen")
             found.append((progress, [pair.both(name)[0] for name in arrays]))
         assert found[0][0] == found[1][0]
-        written = np.flatnonzero(found[0][1][1] | (found[0][1][0][0] != 699))
+        written = np.flatnonzero(found[0][1][1] | (found[0][1][0] != 699))
         for one, other in zip(found[0][1], found[1][1], strict=True):
             assert np.array_equal(one, other)
         assert len(written)
@@ -218,8 +218,8 @@ def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits():
     logits = on_device(cuda, random_logits(1, 12, 300))
     before = dict(device.counts)
     for _ in range(4):
-        cuda.sample(logits, pair.canvases[0])
-        cuda.commit(pair.canvases[0])
+        pair.forms[0].sample(logits, pair.canvases[0])
+        pair.forms[0].commit(pair.canvases[0])
     changed = {name: n - before[name] for name, n in device.counts.items() if n != before[name]}
     assert changed == {"launches": 8}
 
@@ -232,17 +232,17 @@ def test_the_ids_of_a_finished_block_cost_no_copy_and_no_wait():
     canvas, host = pair.canvases
     logits = random_logits(1, 6, 90)
     on_gpu = on_device(cuda, logits)
-    while host.num_masked:
-        NumpyOps().sample(logits, host)
-        NumpyOps().commit(host)
-    while canvas.num_masked:
-        cuda.sample(on_gpu, canvas)
-        cuda.commit(canvas)
+    while pair.host.num_masked:
+        pair.forms[1].sample(logits, host)
+        pair.forms[1].commit(host)
+    while canvas.slots[0].num_masked:
+        pair.forms[0].sample(on_gpu, canvas)
+        pair.forms[0].commit(canvas)
     before = dict(device.counts)
-    assert np.array_equal(cuda.ids(canvas), host.ids[0])
+    assert np.array_equal(pair.forms[0].ids(canvas), host.ids[0])
     assert device.counts == before
     pair.begin([(2, 8)])  # and those of one that has only begun are fetched
-    assert cuda.ids(canvas).tolist() == [89, 89, 8, 89, 89, 89]
+    assert pair.forms[0].ids(canvas).tolist() == [89, 89, 8, 89, 89, 89]
 
 
 def test_the_ids_of_a_finished_block_are_the_callers_own():
@@ -252,10 +252,10 @@ def test_the_ids_of_a_finished_block_are_the_callers_own():
     for position in (0, 6):
         pair.begin(position=position)
         logits = on_device(cuda, random_logits(position, 6, 90))
-        while canvas.num_masked:
-            cuda.sample(logits, canvas)
-            cuda.commit(canvas)
-        found.append((cuda.ids(canvas), cuda.ids(canvas).copy()))
+        while canvas.slots[0].num_masked:
+            pair.forms[0].sample(logits, canvas)
+            pair.forms[0].commit(canvas)
+        found.append((pair.forms[0].ids(canvas), pair.forms[0].ids(canvas).copy()))
     assert not np.array_equal(found[0][0], found[1][0])
     assert np.array_equal(*found[0])
 
@@ -267,20 +267,20 @@ def test_a_text_left_in_the_middle_of_a_step_leaves_nothing_to_the_next_one():
     left = make_pair(settings, block=6, vocab=90, cuda=cuda)
     left.begin()
     pointer = left.canvases[0].ids.pointer
-    cuda.sample(on_device(cuda, random_logits(1, 6, 90)), left.canvases[0])
+    left.forms[0].sample(on_device(cuda, random_logits(1, 6, 90)), left.canvases[0])
     cuda.device.enqueue(lambda: time.sleep(0.2))
-    cuda.launch_commit(left.canvases[0])
+    left.forms[0].launch_commit(left.canvases[0])
     del left
     pair = make_pair(settings, block=6, vocab=90, cuda=cuda)
     assert pair.canvases[0].ids.pointer == pointer
     pair.begin([(1, 4), (3, 4), (5, 4)])
     logits = random_logits(2, 6, 90)
     on_gpu = on_device(cuda, logits)
-    while pair.canvases[1].num_masked:
-        cuda.sample(on_gpu, pair.canvases[0])
-        NumpyOps().sample(logits, pair.canvases[1])
-        assert cuda.commit(pair.canvases[0]) == NumpyOps().commit(pair.canvases[1])
-    assert np.array_equal(cuda.ids(pair.canvases[0]), pair.canvases[1].ids[0])
+    while pair.host.num_masked:
+        pair.forms[0].sample(on_gpu, pair.canvases[0])
+        pair.forms[1].sample(logits, pair.canvases[1])
+        assert pair.forms[0].commit(pair.canvases[0]) == pair.forms[1].commit(pair.canvases[1])
+    assert np.array_equal(pair.forms[0].ids(pair.canvases[0]), pair.canvases[1].ids[0])
 
 
 def test_the_memory_of_a_canvas_serves_the_next_one_of_its_shape():
@@ -293,10 +293,10 @@ def test_the_memory_of_a_canvas_serves_the_next_one_of_its_shape():
         pair = make_pair(decoding(rule=rule, temperature=1.0), block=6, vocab=90, cuda=cuda)
         for position in (17, 23):
             pair.begin([(1, 4)], position=position)
-            while pair.canvases[1].num_masked:
+            while pair.host.num_masked:
                 pair.sample(random_logits(position, 6, 90))
                 assert compare_samples(pair)[1] == 0
-                assert cuda.commit(pair.canvases[0], exact=True) == NumpyOps().commit(
+                assert pair.forms[0].commit(pair.canvases[0], exact=True) == pair.forms[1].commit(
                     pair.canvases[1]
                 )
         pointers.add(pair.canvases[0].ids.pointer)
@@ -320,11 +320,12 @@ def test_running_ahead_reports_the_step_before(cuda, device):
     for pair in (now, late):
         reports.append([])
         for _ in range(6):
-            pair.cuda.sample(logits, pair.canvases[0])
-            reports[-1].append(pair.cuda.commit(pair.canvases[0]))
-    assert reports[1][0].num_masked == 5
-    assert [r._replace(behind=False) for r in reports[1][1:]] == reports[0][:-1]
-    assert all(report.behind for report in reports[1])
+            pair.forms[0].sample(logits, pair.canvases[0])
+            reports[-1].append(pair.forms[0].commit(pair.canvases[0]))
+    now_, late_ = ([report for (report,) in own] for own in reports)
+    assert late_[0].num_masked == 5
+    assert [r._replace(behind=False) for r in late_[1:]] == now_[:-1]
+    assert all(report.behind for report in late_)
 
 
 def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
@@ -332,16 +333,16 @@ def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
     pair = make_pair(decoding(), block=5, vocab=90, cuda=ahead)
     pair.begin()
     logits = on_device(ahead, np.full((1, 5, 90), np.nan, np.float32))
-    ahead.sample(logits, pair.canvases[0])
-    ahead.commit(pair.canvases[0])
-    ahead.sample(logits, pair.canvases[0])
+    pair.forms[0].sample(logits, pair.canvases[0])
+    pair.forms[0].commit(pair.canvases[0])
+    pair.forms[0].sample(logits, pair.canvases[0])
     with pytest.raises(EngineError, match="no finite highest value"):
-        ahead.commit(pair.canvases[0])
+        pair.forms[0].commit(pair.canvases[0])
     pair.begin()  # a new block starts clean
-    ahead.sample(on_device(ahead, random_logits(1, 5, 90)), pair.canvases[0])
-    ahead.commit(pair.canvases[0])
-    ahead.sample(on_device(ahead, random_logits(2, 5, 90)), pair.canvases[0])
-    assert ahead.commit(pair.canvases[0]).num_committed > 0
+    pair.forms[0].sample(on_device(ahead, random_logits(1, 5, 90)), pair.canvases[0])
+    pair.forms[0].commit(pair.canvases[0])
+    pair.forms[0].sample(on_device(ahead, random_logits(2, 5, 90)), pair.canvases[0])
+    assert pair.forms[0].commit(pair.canvases[0])[0].num_committed > 0
 
 
 def test_a_block_too_long_to_be_counted_is_refused(cuda):

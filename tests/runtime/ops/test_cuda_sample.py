@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from dlm_edge.runtime.gpu.kernel_cache import OPS
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
-from dlm_edge.runtime.ops.cuda_ops import KERNELS, CudaOps
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from emulation.device import EmulatedDevice
 from emulation.pairs import (
     HEATS,
@@ -21,7 +21,7 @@ from rules import decoding
 
 def test_draws_are_bit_equal(cuda, tmp_path):
     device = cuda.device
-    source = probe_source(KERNELS, tmp_path)
+    source = probe_source(OPS, tmp_path)
     kernel = device.kernels(source, NAMES)["uniforms"]
     settings = decoding(rule="low_confidence", steps=1)
     for seed in (0, 5, 2**32 - 1, 2**64 - 1):
@@ -30,33 +30,33 @@ def test_draws_are_bit_equal(cuda, tmp_path):
         canvas = pair.canvases[0]
         for step in range(3):
             out = device.empty((4, 100), np.float64)
-            device.launch(kernel, 1, 64, (out.pointer, canvas.scratch.state.pointer, 100))
+            device.launch(kernel, 1, 64, (out.pointer, canvas.memory.state.pointer, 100))
             for kind in (DrawKind.TOKEN, DrawKind.SELECT, DrawKind.TIME, DrawKind.CHOICE):
-                expected = uniforms(seed, 3, canvas.position + np.arange(100), step, kind)
+                expected = uniforms(seed, 3, canvas.slots[0].position + np.arange(100), step, kind)
                 assert np.array_equal(device.download(out)[kind], expected)
-            cuda.sample(on_device(cuda, random_logits(step, 4, 70)), canvas)
+            pair.forms[0].sample(on_device(cuda, random_logits(step, 4, 70)), canvas)
             if step < 2:
-                state = device.download(canvas.scratch.state)
+                state = device.download(canvas.memory.state)
                 state["step"] = step + 1
-                device.upload(canvas.scratch.state, state)
+                device.upload(canvas.memory.state, state)
 
 
 def test_one_changed_constant_of_philox_is_noticed(tmp_path):
-    source = copy_kernels(KERNELS, tmp_path) / "philox.cuh"
+    source = copy_kernels(OPS, tmp_path) / "cuda/philox.cuh"
     text = source.read_text("utf-8")
     assert text.count("0xCD9E8D57") == 1
     source.write_text(text.replace("0xCD9E8D57", "0xCD9E8D59"), "utf-8")
 
     def compare(kernels):
-        ops = CudaOps(EmulatedDevice(), run_ahead=False, kernels=kernels)
+        ops = CudaOps(EmulatedDevice(), run_ahead=False, sources=kernels)
         pair = make_pair(decoding(temperature=1.0), block=8, vocab=300, cuda=ops)
         pair.begin()
         pair.sample(random_logits(1, 8, 300))
         return compare_samples(pair)
 
-    assert compare(KERNELS) == (8, 0)
+    assert compare(OPS) == (8, 0)
     with pytest.raises(AssertionError):
-        compare(source.parent)
+        compare(source.parents[1])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -106,14 +106,14 @@ def test_bias_penalty_bans_and_allowed_bits_are_those_of_numpy(cuda):
     for heat in ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 9}):
         settings = decoding(rule="threshold", repetition_penalty=1.7, **heat)
         pair = make_pair(settings, block=block, vocab=vocab, cuda=cuda, bias=bias, allowed=allowed)
-        for ops, canvas in zip((cuda), pair.canvases, strict=True):
-            ops.mark_seen(canvas, np.arange(3, 80, 3, dtype=np.int32))
+        for form, canvas in zip(pair.forms, pair.canvases, strict=True):
+            form.mark_seen(canvas, np.arange(3, 80, 3, dtype=np.int32))
         pair.begin()
         for seed in range(3):
             pair.sample(random_logits(seed, block, vocab))
-            assert compare_samples(pair) == (pair.canvases[1].num_masked, 0)
-            for ops, canvas in zip((cuda), pair.canvases, strict=True):
-                ops.commit(canvas)
+            assert compare_samples(pair) == (pair.host.num_masked, 0)
+            for form, canvas in zip(pair.forms, pair.canvases, strict=True):
+                form.commit(canvas)
             seen, expected = pair.both("seen")
             assert np.array_equal(seen.astype(bool), expected)
 
@@ -145,12 +145,12 @@ def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
             unmask_chance=np.array([0.1, 0.5, 0.0, 0.9, 0.2]),
         )  # fmt: skip
         pair.begin([(7, 2)])
-        while pair.canvases[1].num_masked:
+        while pair.host.num_masked:
             pair.sample(random_logits(seed, 33, 66))
             assert compare_samples(pair)[1] == 0
-            expected = NumpyOps().commit(pair.canvases[1])
-            assert cuda.commit(pair.canvases[0]) == expected
-            assert np.array_equal(cuda.ids(pair.canvases[0]), pair.canvases[1].ids[0])
+            expected = pair.forms[1].commit(pair.canvases[1])
+            assert pair.forms[0].commit(pair.canvases[0]) == expected
+            assert np.array_equal(pair.forms[0].ids(pair.canvases[0]), pair.canvases[1].ids[0])
 
 
 def test_values_at_banned_ids_are_never_looked_at(cuda):
@@ -227,7 +227,7 @@ def test_of_equal_weights_the_lowest_ids_are_kept_to_the_last_one(cuda, share):
     pair.begin()
     pair.sample(np.zeros((1, 64, 4098), np.float32))
     assert compare_samples(pair)[1] <= 1
-    weights = pair.canvases[1].scratch.row.weights
+    weights = pair.host.scratch.weights
     assert np.count_nonzero(weights[0]) == 4096 * share
     found, _ = pair.both("candidate")
     assert found.max() < 4096 * share
@@ -255,7 +255,7 @@ def test_weights_on_the_windows_edge_are_counted_once(cuda):
     low = -6.5 - 2.5 * rng.random(4192)
     row = np.concatenate([np.full(1999, -0.7), [0.0], np.full(2000, exact[0]), low])
     pair = sample_many(cuda, row, 16, temperature=1.0, top_k=4500)
-    assert np.count_nonzero(pair.canvases[1].scratch.row.weights[0]) == 4500
+    assert np.count_nonzero(pair.host.scratch.weights[0]) == 4500
 
 
 @pytest.mark.parametrize("heat", [{"top_k": 1400}, {"top_k": 3000}, {"top_p": 0.6}, {"top_p": 0.9}])

@@ -9,14 +9,14 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
-from dlm_edge.runtime.ops.compare_transitions import (
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
+from dlm_edge.runtime.ops.host import NumpyOps
+from dlm_edge.runtime.ops.rows.contract import Sampling
+from dlm_edge.runtime.ops.transition.compare import (
     TRANSITION_SAMPLINGS,
     TransitionPair,
     random_scores,
 )
-from dlm_edge.runtime.ops.cuda_ops import CudaOps
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
-from dlm_edge.runtime.ops.rows.contract import Sampling
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
 from emulation.pairs import MAX_TIE_SHARE, on_device
@@ -45,7 +45,7 @@ def test_steps_are_those_of_numpy(cuda, graph, sampling):
             rows, ties, faults = pair.step(scores)
             assert not faults
             drawn, tied = drawn + rows, tied + ties
-        assert pair.host.num_masked == 0
+        assert pair.host.slots[0].num_masked == 0
         assert not (pair.host.ids == vocab - 1).any()
     assert drawn > 40
     assert tied <= max(1, MAX_TIE_SHARE * drawn)
@@ -73,13 +73,13 @@ def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, heat):
     scores[0, :, 201] = value  # no state, so not read
     assert pair.step(scores) == (4, 0, [])
     scores[0, 2, 77] = value
-    before = cuda.ids(pair.device)
-    cuda.sample(on_device(cuda, scores), pair.device)
+    before = pair.forms[0].ids(pair.device)
+    pair.forms[0].sample(on_device(cuda, scores), pair.device)
     with pytest.raises(EngineError):
-        cuda.commit(pair.device, exact=True)
-    assert np.array_equal(cuda.ids(pair.device), before)
+        pair.forms[0].commit(pair.device, exact=True)
+    assert np.array_equal(pair.forms[0].ids(pair.device), before)
     with pytest.raises(EngineError):
-        NumpyOps().sample(scores, pair.host)
+        pair.forms[1].sample(scores, pair.host)
 
 
 def test_no_result_depends_on_the_order_of_threads():
@@ -89,7 +89,7 @@ def test_no_result_depends_on_the_order_of_threads():
         for sampling in TRANSITION_SAMPLINGS:
             pair = TransitionPair.make(ops, "uniform", sampling, block=9, vocab=700)
             pair.step(random_scores(2, 9, 700))
-            found.append(ops.ids(pair.device).tolist())
+            found.append(pair.forms[0].ids(pair.device).tolist())
     half = len(TRANSITION_SAMPLINGS)
     assert found[:half] == found[half:]
 
@@ -112,8 +112,8 @@ def test_steps_are_captured_once_and_replayed_with_the_noise_of_each(graph):
         cuda.assign(ids, one.device.ids)
         cuda.assign(sigma, one.device.sigma)
         cuda.assign(target, source)  # in place of an engine's run
-        cuda.sample(target, one.device)
-        cuda.commit(one.device, exact=True)
+        one.forms[0].sample(target, one.device)
+        one.forms[0].commit(one.device, exact=True)
         costs.append({name: inner.counts[name] - before[name] for name in before})
     assert device.num_captured == 1
     for cost in costs[2:]:
@@ -123,9 +123,9 @@ def test_steps_are_captured_once_and_replayed_with_the_noise_of_each(graph):
     for _ in range(6):
         told.append(cuda.to_host(other.device.sigma).item())
         other.step(scores)
-    assert np.allclose(told, other.host.transition[:, 0])
+    assert np.allclose(told, other.host.specs[0].transition[:, 0])
     assert cuda.to_host(sigma).item() == pytest.approx(told[-1])
-    assert np.array_equal(cuda.ids(one.device), cuda.ids(other.device))
+    assert np.array_equal(one.forms[0].ids(one.device), other.forms[0].ids(other.device))
 
 
 def hashed(vocab, graph):

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.drafts import DRAFTS
+from dlm_edge.runtime.ops.drafts.contract import DraftSpec
+from dlm_edge.runtime.ops.host import NumpyOps
 from rules import decoding
 
 VOCAB, NUM = 8, 6000
@@ -18,11 +20,13 @@ def softmax(row, heat):
 
 def found(index, p, q, heat):
     """Drafts d_1 of q behind a first token, and verifies it by p: the token, whether it is kept."""
-    ops = NumpyOps()
+    ops = NumpyOps().bind(DRAFTS)
     settings = decoding(rule="draft_verify", temperature=heat)
     drafts = ops.drafts(
-        block=2, vocab_size=VOCAB, sampling=settings.sampling, seed=7, sample_index=index,
-        mask_token_id=VOCAB - 1, stops=(), banned=(VOCAB - 1,),
+        DraftSpec(
+            block=2, vocab_size=VOCAB, sampling=settings.sampling, seed=7, sample_index=index,
+            mask_token_id=VOCAB - 1, stops=(), banned=(VOCAB - 1,),
+        )
     )  # fmt: skip
     ops.begin_drafts(drafts, start=0, position=0)
     ops.verify(p[None, None].astype(np.float32), drafts)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from dlm_edge.runtime.ops import selection
+from dlm_edge.runtime.ops.unmask import selection
 from hypothesis import given
 from hypothesis import strategies as st
 

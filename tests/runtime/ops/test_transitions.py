@@ -7,9 +7,11 @@ import pytest
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
 from dlm_edge.runtime.noise.transition import analytic_step, euler_step, probabilities
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.host import NumpyOps
 from dlm_edge.runtime.ops.rows.contract import Sampling
-from dlm_edge.runtime.ops.transitions import TransitionScratch, transit
+from dlm_edge.runtime.ops.transition import TRANSITION
+from dlm_edge.runtime.ops.transition.contract import TransitionSpec
+from dlm_edge.runtime.ops.transition.host import TransitionScratch, transit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -185,12 +187,13 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
     graph = "uniform" if mask < 0 else "absorb"
     sigmas = [3.0, 1.5, 0.7, 0.2, 0.05, 0.0]
     table = np.stack([analytic_step(graph, 49, *pair) for pair in pairwise(sigmas)])
-    ops = NumpyOps()
-    canvas = ops.canvas(
-        block=block, vocab_size=vocab, sampling=Sampling(temperature=1.0), selection=None,
+    ops = NumpyOps().bind(TRANSITION)
+    spec = TransitionSpec(
+        block=block, vocab_size=vocab, sampling=Sampling(temperature=1.0),
         seed=3, sample_index=1, mask_token_id=mask, eos_token_id=-1, banned=(49,),
         transition=table,
     )  # fmt: skip
+    canvas = ops.canvas([spec])
     start = np.full(block, 7 if mask < 0 else mask, np.int32)
     start[:2] = (1, 2)
     free = np.arange(block) >= 2
@@ -205,7 +208,7 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
         draws = uniforms(3, 1, 40 + np.arange(block), step, DrawKind.TOKEN)
         assert compare(log_score[0], before, table[step], PLAIN, np.flatnonzero(masked), draws,
                        banned=(49,)) == 0  # fmt: skip
-        progress = ops.commit(canvas)
+        (progress,) = ops.commit(canvas)
         assert progress.num_committed == (before != canvas.ids[0]).sum()
         left = (canvas.ids[0] == mask).sum() if mask >= 0 else 10 * (step + 1 < steps)
         assert progress.num_masked == left
@@ -218,5 +221,5 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
     assert canvas.ids[0, :2].tolist() == [1, 2]
     end = canvas.ids.copy()
     ops.sample(log_score, canvas)
-    assert ops.commit(canvas) == (0, 0, block, False, False)
+    assert ops.commit(canvas) == ((0, 0, block, False, False),)
     assert np.array_equal(canvas.ids, end)

@@ -17,7 +17,7 @@ def decode(ids):
 
 def lay(text, lengths):
     return lay_out(
-        parse_template(text), lengths, encode, decode, eos_token_id=EOS, mask_token_id=MASK
+        parse_template(text), lengths, encode, decode, start_ids=(EOS,), mask_token_id=MASK
     )
 
 

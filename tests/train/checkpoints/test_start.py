@@ -137,7 +137,7 @@ def test_the_base_of_rotary_positions_is_read_wherever_config_json_has_it(tmp_pa
 
 def test_tensors_come_back_bit_for_bit_but_for_the_masks_row(tmp_path):
     make_public(tmp_path / "theirs", tie_word_embeddings=False)
-    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "ar", {}, 32)
+    convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
     before = load_file(tmp_path / "theirs" / "model.safetensors")
     after = load_file(tmp_path / "ours" / "model.safetensors")
     assert set(before) == set(after)
@@ -197,7 +197,7 @@ def test_an_end_of_text_token_is_added_like_a_mask_and_its_row_is_no_zero(tmp_pa
     content["added_tokens"] = []
     vocab = [token for token in content["model"]["vocab"] if token != "<|endoftext|>"][:255]
     content["model"]["vocab"] = {token: index for index, token in enumerate(vocab)}
-    make_public(tmp_path / "theirs", vocab_size=rows)
+    make_public(tmp_path / "theirs", vocab_size=rows, eos_token_id=None)
     (tmp_path / "theirs" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
     assert "added to the tokenizer: <|endoftext|>, <|mask|>" in capsys.readouterr().err

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DataError
 from dlm_edge.runtime.text import documents as runtime_documents
+from dlm_edge.runtime.text.framing import Framing
 from dlm_edge.train.data import encode
 from dlm_edge.train.data.encode import is_held_out
 from dlm_edge.train.data.shards import Corpus, prepare
 from dlm_edge.train.data.sources import documents, find_source
-from dlm_edge.train.data.tokenizer import train_bpe
+from dlm_edge.train.data.tokenizer import special_ids, train_bpe
 
 
 def corpus(stories: Path, cache: Path, **changes) -> Corpus:
@@ -20,7 +21,7 @@ def corpus(stories: Path, cache: Path, **changes) -> Corpus:
     tokenizer = train_bpe(documents(source), 280)
     values = {"context": 16, "valid_percent": 10.0, "num_workers": 1, **changes}
     valid = values.pop("valid", None)
-    return prepare(source, valid, tokenizer, cache, **values)
+    return prepare(source, valid, tokenizer, cache, Framing.of(special_ids(tokenizer)), **values)
 
 
 def test_the_stream_is_eos_and_document_in_turn(stories: Path, tmp_path: Path):

@@ -76,7 +76,7 @@ class Mdlm(Family):
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
-        given = check_options(self.name, options, OWN_OPTIONS, needs_mask=True)
+        given = check_options(self.name, options, OWN_OPTIONS, needs_mask=self.has_mask)
         extra = {"time_conditioning": given.get("time_conditioning", False), "causal": False}
         config = common_config(self.name, given, extra)
         words, weights = split_weights(given.get("block_sizes", "full"))

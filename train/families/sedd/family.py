@@ -81,7 +81,7 @@ class Sedd(Family):
         if preset:
             given = {**preset, **given}
             del given["size"]
-        given = check_options(self.name, given, OWN_OPTIONS, needs_mask=True)
+        given = check_options(self.name, given, OWN_OPTIONS, needs_mask=self.has_mask)
         shared = {name: value for name, value in given.items() if name not in OWN_OPTIONS}
         config = common_config(self.name, shared, {"causal": False})
         graph = given.get("graph", "absorb")

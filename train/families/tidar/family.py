@@ -68,7 +68,9 @@ class Tidar(Family):
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
-        given = check_options(self.name, options, ("block_sizes", "alpha"), needs_mask=True)
+        given = check_options(
+            self.name, options, ("block_sizes", "alpha"), needs_mask=self.has_mask
+        )
         config = common_config(self.name, given, {"causal": True})
         default = str(min(DEFAULT_BLOCK_SIZE, given["context"]))
         words, weights = split_weights(given.get("block_sizes", default))

@@ -12,7 +12,7 @@ from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.noise.schedule import schedule_from_json
 from dlm_edge.runtime.noise.transition import probabilities, transition_table
-from dlm_edge.runtime.ops.numpy_ops import NumpyOps
+from dlm_edge.runtime.ops.host import NumpyOps
 from rules import decoding
 from score_engines import ScoreEngines, joint_score, score_manifest
 

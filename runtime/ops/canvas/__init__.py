@@ -1,0 +1,1 @@
+"""Canvases of ids, which the primitives `unmask` and `transition` share."""

@@ -1,0 +1,155 @@
+"""Canvases in NumPy: what `unmask` and `transition` share.
+
+Slots are worked on one after the other: a slot's arrays are views of the batch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic
+
+import numpy as np
+
+from ...noise.philox import DrawKind, uniforms
+from ..core import Progress
+from .contract import CanvasOps, CanvasSpec, CanvasT, Slot, SpecT_contra
+
+STEPS_PER_DRAW = 8
+"""Steps whose uniforms are made at once: Philox costs about 60 us per call, whatever its size."""
+
+
+class NumpySlot(Slot):
+    """One text's block, and the host's working memory for it."""
+
+    __slots__ = ("candidate", "chosen", "draws", "hole", "ids", "masked", "progress", "spec")
+
+    def __init__(self, spec: CanvasSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.ids: np.ndarray
+        self.masked: np.ndarray
+        self.chosen: np.ndarray
+        self.candidate: np.ndarray
+        """(block,) views of the canvas's arrays."""
+        self.draws: dict[DrawKind, tuple[int, np.ndarray]] = {}
+        """By kind: the first step, and (steps, block) uniforms from there on."""
+        self.hole = -1
+        """Index of the first mask at the last commit, all before it being no end of text; or -1."""
+        self.progress = Progress(0, 0, 0, False)
+        """Of the last commit."""
+
+    def uniforms(self, kind: DrawKind) -> np.ndarray:
+        """Gives this step's uniforms of every position: (block,) float64."""
+        made = self.draws.get(kind)
+        if made is None or not made[0] <= self.step < made[0] + len(made[1]):
+            made = self.draws[kind] = (self.step, self.coming_uniforms(kind))
+        return made[1][self.step - made[0]]
+
+    def coming_uniforms(self, kind: DrawKind) -> np.ndarray:
+        """Draws the uniforms of this step and some that follow: (steps, block) float64."""
+        return self.draw(kind, np.arange(len(self.ids)), STEPS_PER_DRAW)
+
+    def draw(self, kind: DrawKind, places: np.ndarray, num_steps: int) -> np.ndarray:
+        """Draws uniforms of some positions from this step on: (num_steps, len(places))."""
+        steps = self.step + np.arange(num_steps)[:, None]
+        spec = self.spec
+        return uniforms(spec.seed, spec.sample_index, self.position + places, steps, kind)
+
+    def end_of_text(self) -> tuple[int, bool]:
+        """Gives the number of leading final positions, and whether the text ends behind them."""
+        ids, mask = self.ids, self.spec.mask_token_id
+        if self.hole >= 0 and ids[self.hole] == mask:
+            return self.hole, False
+        holes = ids == mask
+        num_final = int(holes.argmax())
+        if not holes[num_final]:
+            num_final = len(ids)
+        if num_final > self.first:
+            stops = ids[self.first : num_final] == self.spec.eos_token_id
+            stop = int(stops.argmax())
+            if stops[stop]:
+                return self.first + stop, True
+        self.hole = num_final if num_final < len(ids) else -1
+        return num_final, False
+
+
+class NumpyCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, CanvasT]):
+    """The part of a primitive that does not depend on how positions are committed."""
+
+    def begin_block(
+        self,
+        canvas: CanvasT,
+        ids: np.ndarray,
+        masked: np.ndarray,
+        *,
+        position: int,
+        first: int,
+        slot: int = 0,
+        row: int = 0,
+    ) -> int:
+        own: Any = canvas.slots[slot]
+        own.ids[:] = ids
+        own.masked[:] = masked
+        own.position, own.first, own.row, own.step = position, first, row, 0
+        own.num_masked = own.num_masked_at_start = int(np.count_nonzero(masked))
+        own.draws.clear()
+        own.hole = -1
+        own.progress = Progress(own.num_masked, 0, 0, False)
+        self.begin(own)
+        return own.num_masked
+
+    def begin(self, slot: Any) -> None:
+        """Resets what is a primitive's own."""
+        raise NotImplementedError
+
+    def sample_slot(self, logits: np.ndarray, slot: Any) -> None:
+        """Draws a slot's candidates from (block, vocab) logits."""
+        raise NotImplementedError
+
+    def commit_slot(self, slot: Any) -> Progress:
+        """Commits a slot's step."""
+        raise NotImplementedError
+
+    def sample(self, logits: Any, canvas: CanvasT) -> None:
+        block = canvas.block
+        logits = logits.reshape(len(canvas.slots), -1, canvas.vocab_size)
+        for own, rows in zip(canvas.slots, logits, strict=True):
+            if own.num_masked:
+                self.sample_slot(rows[own.row : own.row + block], own)
+
+    def commit(self, canvas: CanvasT, *, exact: bool = False) -> tuple[Progress, ...]:
+        del exact
+        found = []
+        slots: Any = canvas.slots
+        for own in slots:
+            if own.num_masked:
+                own.progress = self.commit_slot(own)
+                own.row = 0
+                found.append(own.progress)
+            else:
+                found.append(own.progress._replace(num_committed=0))
+        return tuple(found)
+
+    def ids(self, canvas: CanvasT, slot: int = 0) -> np.ndarray:
+        return canvas.ids[slot].copy()
+
+    def masked(self, canvas: CanvasT, slot: int = 0) -> np.ndarray:
+        return canvas.masked[slot].copy()
+
+
+def lay_slots(slots: Sequence[NumpySlot], arrays: dict[str, np.ndarray]) -> None:
+    """Makes every slot's arrays views of the batch's."""
+    for index, slot in enumerate(slots):
+        for name, array in arrays.items():
+            setattr(slot, name, array[index])
+
+
+def block_arrays(specs: Sequence[CanvasSpec]) -> dict[str, np.ndarray]:
+    """Allocates what every canvas has."""
+    shape = (len(specs), specs[0].block)
+    return {
+        "ids": np.array([[spec.mask_token_id] * shape[1] for spec in specs], np.int32),
+        "masked": np.zeros(shape, bool),
+        "chosen": np.zeros(shape, bool),
+        "candidate": np.zeros(shape, np.int32),
+    }

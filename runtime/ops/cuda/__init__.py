@@ -1,0 +1,1 @@
+"""The ops on a device: what the CUDA forms of primitives share."""

@@ -1,0 +1,44 @@
+"""Transitions as kernels: `transit` (a thread block per row) and `commit` (one per slot)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..canvas.contract import Slot
+from ..canvas.device import CanvasMemory, CudaCanvases, Values
+from ..cuda.ops import CudaOps
+from ..cuda.state import OPS, read_struct
+from .contract import TransitionCanvas, TransitionOps, TransitionSpec
+
+TRANSITION_STATE = read_struct(OPS / "transition" / "transition.cuh", "Transition")
+
+
+class CudaTransition(CudaCanvases[TransitionSpec, TransitionCanvas], TransitionOps):
+    """The primitive `transition` on a device."""
+
+    layout = TRANSITION_STATE
+    sample_kernel = "transit"
+    row_warps = (10, 10)
+
+    def __init__(self, ops: CudaOps) -> None:
+        """Compiles the kernels, or finds them compiled; DeviceError if that fails."""
+        names = ("transit_float32", "transit_float16", "begin_block", "commit")
+        super().__init__(ops, ops.kernels("transition/transition.cu", names))
+
+    def first_values(self, specs: Sequence[TransitionSpec]) -> Values:
+        return {
+            "transition": [np.ascontiguousarray(spec.transition, np.float64) for spec in specs],
+            "sigma": [np.zeros((), np.float32) for _ in specs],
+        }
+
+    def write_state(self, state: Any, spec: TransitionSpec) -> None:
+        state["num_steps"] = len(spec.transition)
+
+    def make(self, specs: tuple[TransitionSpec, ...], memory: CanvasMemory) -> TransitionCanvas:
+        names = ("ids", "masked", "chosen", "candidate", "sigma")
+        arrays: dict[str, Any] = {name: memory.arrays[name] for name in names}
+        slots = tuple(Slot() for _ in specs)
+        return TransitionCanvas(specs=specs, slots=slots, memory=memory, **arrays)

@@ -1,0 +1,229 @@
+"""Unmasking in NumPy: the reference for kernels, and the CPU path.
+
+Only masked rows are touched, and nothing of a canvas's size or larger is allocated per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...noise.philox import DrawKind
+from ..canvas.host import NumpyCanvases, NumpySlot, block_arrays, lay_slots
+from ..core import Progress
+from ..rows.host import (
+    RowScratch,
+    draw,
+    entropy,
+    exponentiate,
+    highest,
+    margin,
+    process,
+    sum_chunks,
+    truncate,
+)
+from . import selection
+from .contract import Kind, Score, UnmaskCanvas, UnmaskOps, UnmaskSpec
+
+
+class UnmaskSlot(NumpySlot):
+    """One text's masked block, and the host's working memory for it."""
+
+    __slots__ = ("banned", "log_prob", "num_kept", "score", "scratch", "seen", "time", "told")
+
+    spec: UnmaskSpec
+
+    def __init__(self, spec: UnmaskSpec, scratch: RowScratch) -> None:
+        super().__init__(spec)
+        self.score: np.ndarray
+        self.log_prob: np.ndarray
+        self.told: np.ndarray | None = None
+        self.seen: np.ndarray | None = None
+        self.scratch = scratch
+        """Of all slots: each row is done with before the next slot's."""
+        self.banned = np.array(spec.banned, dtype=np.int64)
+        self.num_kept = 0
+        """Masks of the block that are never filled; counted for graphs that see time."""
+        self.time = 1.0
+        """Diffusion time of the block under `FIRST_HITTING`."""
+
+    def sample(self, logits: np.ndarray) -> None:
+        """Gives the rows to sample of (block, vocab) logits their candidates and scores."""
+        spec, scratch = self.spec, self.scratch
+        if spec.selection.chooses_first:
+            self.choose()
+            rows = np.flatnonzero(self.chosen)
+        else:
+            rows = np.flatnonzero(self.masked)
+        if not len(rows):
+            return
+        seen = None if self.seen is None else np.flatnonzero(self.seen)
+        for place, row in enumerate(rows.tolist()):
+            process(
+                scratch,
+                logits[row],
+                banned=self.banned,
+                bias=spec.bias,
+                allowed=None if spec.allowed is None else spec.allowed[row],
+                seen=seen,
+                penalty=spec.sampling.repetition_penalty,
+            )
+            self._weigh(place, row)
+        self._draw(rows)
+
+    def _weigh(self, place: int, row: int) -> None:
+        """Makes a row's weights, its total, and its score where that needs no candidate."""
+        sampling, scratch = self.spec.sampling, self.scratch
+        temperature = sampling.temperature
+        first, top = highest(scratch.logits)
+        self.candidate[row] = first
+        # Greedy rows share one place's memory, which then stays in the first-level cache.
+        weights = scratch.weights[0 if temperature == 0.0 else place]
+        exponentiate(scratch.logits, top, 1.0, weights)
+        total = float(np.add.reduce(weights)) if temperature != 1.0 else sum_chunks(scratch, place)
+        scratch.total[place] = total
+        match self.spec.selection.score:
+            case Score.ENTROPY:
+                self.score[row] = -entropy(scratch, weights, top, total)
+            case Score.MARGIN:
+                self.score[row] = margin(weights, first, total)
+            case _:
+                pass
+        if temperature in (0.0, 1.0) and not sampling.truncates:
+            return
+        if temperature != 1.0:
+            exponentiate(scratch.logits, top, temperature, weights)
+        truncate(weights, sampling.top_k, sampling.top_p)
+        sum_chunks(scratch, place)
+
+    def _draw(self, rows: np.ndarray) -> None:
+        """Draws all rows' candidates, and fills what follows from them."""
+        sampling, scratch = self.spec.sampling, self.scratch
+        log_prob = -np.log(scratch.total[: len(rows)])
+        if not sampling.greedy:
+            candidate = draw(scratch, self.uniforms(DrawKind.TOKEN)[rows])
+            self.candidate[rows] = candidate
+            # The weight is exp((logit - top) / temperature); no drawn weight is 0.
+            weight = scratch.weights[np.arange(len(rows)), candidate].astype(np.float64)
+            log_prob += np.log(weight) * sampling.temperature
+        self.log_prob[rows] = log_prob
+        if self.spec.selection.score == Score.CONFIDENCE:
+            self.score[rows] = np.exp(log_prob)
+
+    def choose(self) -> None:
+        """Fills `chosen` for the kinds that look at no logits."""
+        masked = np.flatnonzero(self.masked)
+        self.chosen.fill(False)
+        if not len(masked):
+            return
+        rule = self.spec.selection
+        match rule.kind:
+            case Kind.RANDOM:
+                count = selection.quota(self.num_masked_at_start, rule.steps, self.step)
+                accept = selection.highest(self.uniforms(DrawKind.SELECT)[masked], count)
+            case Kind.FIRST_HITTING:
+                self.time *= float(self.uniforms(DrawKind.TIME)[0]) ** (1.0 / len(masked))
+                draw_ = float(self.uniforms(DrawKind.CHOICE)[0])
+                accept = selection.one_of(len(masked), draw_)
+            case Kind.ANCESTRAL:
+                chances = self.spec.unmask_chance
+                assert chances is not None
+                last = self.step >= len(chances) - 1
+                chance = 1.0 if last else chances[self.step]
+                accept = self.uniforms(DrawKind.SELECT)[masked] < chance
+            case _:
+                raise AssertionError(f"{rule.kind.name} does not choose first")
+        self.chosen[masked] = accept
+
+    def commit(self) -> Progress:
+        """Commits what the selection accepts."""
+        accepted = self._accepted()
+        self.ids[accepted] = self.candidate[accepted]
+        self.masked[accepted] = False
+        self.num_masked -= len(accepted)
+        self.step += 1
+        if self.seen is not None:
+            self.seen[self.candidate[accepted]] = True
+        num_final, ended = self.end_of_text()
+        if ended:
+            self.masked.fill(False)
+            self.num_masked = 0
+        self.tell()
+        return Progress(self.num_masked, len(accepted), num_final, ended)
+
+    def _accepted(self) -> np.ndarray:
+        """Gives the indices that are committed now."""
+        rule = self.spec.selection
+        if rule.chooses_first:
+            return np.flatnonzero(self.chosen)
+        masked = np.flatnonzero(self.masked)
+        scores = self.score[masked]
+        match rule.kind:
+            case Kind.THRESHOLD:
+                accept = selection.threshold(scores, rule.limit)
+            case Kind.FACTOR:
+                accept = selection.factor(scores, rule.limit)
+            case Kind.ENTROPY_BOUND:
+                accept = selection.entropy_bound(scores, rule.limit)
+            case Kind.QUOTA:
+                count = selection.quota(self.num_masked_at_start, rule.steps, self.step)
+                accept = selection.highest(scores, count)
+            case _:
+                raise AssertionError(f"{rule.kind.name} chooses first")
+        return masked[accept]
+
+    def tell(self) -> None:
+        """Fills `told` for the next run."""
+        if self.told is None:
+            return
+        times = self.spec.times
+        if not self.num_masked:
+            share = 0.0  # a run over the finished block
+        elif times is not None:
+            share = times[min(self.step, len(times) - 1)]
+        else:
+            share = (self.num_masked + self.num_kept) / len(self.masked)
+        self.told.fill(share)
+
+
+class NumpyUnmask(NumpyCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
+    """The primitive `unmask` on NumPy arrays."""
+
+    def canvas(self, specs: Sequence[UnmaskSpec]) -> UnmaskCanvas:
+        shape = (len(specs), specs[0].block)
+        vocab_size = specs[0].vocab_size
+        scratch = RowScratch(shape[1], vocab_size)
+        slots = tuple(UnmaskSlot(spec, scratch) for spec in specs)
+        arrays = {
+            **block_arrays(specs),
+            "score": np.zeros(shape, np.float32),
+            "log_prob": np.zeros(shape, np.float32),
+        }
+        lay_slots(slots, arrays)
+        told = seen = None
+        if any(spec.tells for spec in specs):
+            told = np.zeros(shape, np.float32)
+            lay_slots(slots, {"told": told})
+        if any(spec.sampling.repetition_penalty != 1.0 for spec in specs):
+            seen = np.zeros((len(specs), vocab_size), bool)
+            lay_slots(slots, {"seen": seen})
+        return UnmaskCanvas(specs=tuple(specs), slots=slots, told=told, seen=seen, **arrays)
+
+    def begin(self, slot: UnmaskSlot) -> None:
+        slot.log_prob.fill(0.0)
+        slot.time = 1.0
+        if slot.told is not None:
+            holes = int(np.count_nonzero(slot.ids == slot.spec.mask_token_id))
+            slot.num_kept = holes - slot.num_masked
+        slot.tell()
+
+    def sample_slot(self, logits: np.ndarray, slot: UnmaskSlot) -> None:
+        slot.sample(logits)
+
+    def commit_slot(self, slot: UnmaskSlot) -> Progress:
+        return slot.commit()
+
+    def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray, *, slot: int = 0) -> None:
+        if canvas.seen is not None:
+            canvas.seen[slot, ids] = True

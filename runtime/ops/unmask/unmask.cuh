@@ -1,0 +1,52 @@
+// A slot whose masked positions are committed; the device's form of unmask/contract.py.
+#pragma once
+
+#include "canvas/canvas.cuh"
+
+// Which masked positions are committed, and what orders them.
+enum Kind {
+  KIND_QUOTA = 0,
+  KIND_THRESHOLD = 1,
+  KIND_FACTOR = 2,
+  KIND_ENTROPY_BOUND = 3,
+  KIND_RANDOM = 4,  // from here on, positions are chosen before tokens are drawn
+  KIND_FIRST_HITTING = 5,
+  KIND_ANCESTRAL = 6,
+};
+
+struct Unmask : Canvas {
+  float* score;                 // (block,)
+  float* log_prob;              // (block,)
+  const double* unmask_chance;  // (num_chances,) or null
+  float* told;                  // (block,) or null: the share of masks that the next run sees
+  const float* times;           // (num_times,) or null: that share by step, where it is not counted
+  int* rank;                    // (block,): working memory
+  double time;
+  double limit;                 // what the kind compares with
+  int kind;
+  int score_kind;
+  int steps;                    // 0: as many as masked positions
+  int num_chances;
+  int num_times;
+  int num_masked_at_start;
+  int num_kept;                 // masks of the block that are never filled
+};
+
+// Writes how much is masked for the next run, `left` being what is still to fill; nothing once that
+// is 0, as the run is then one over the finished block.
+__device__ inline void tell(Unmask* canvas, int step, int left) {
+  if (!canvas->told) return;
+  float share = (float)(left + canvas->num_kept) / (float)canvas->block;
+  if (canvas->times) share = canvas->times[min(step, canvas->num_times - 1)];
+  for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
+    canvas->told[index] = left ? share : 0.0f;
+  }
+}
+
+// How many positions a fixed schedule commits in this step: at least 1.
+__device__ inline int quota(const Unmask* canvas) {
+  if (canvas->steps == 0) return 1;
+  const int share = canvas->num_masked_at_start / canvas->steps;
+  const int rest = canvas->num_masked_at_start % canvas->steps;
+  return max(1, share + (canvas->step < rest ? 1 : 0));
+}

@@ -1,0 +1,260 @@
+"""Texts decoded side by side: one run of a graph serves them all, a slot of its batch each.
+
+Every text has an update rule of its own, which sees its slot as an engine set: the graphs with this
+batch, and views of the slot's part of their buffers. So no family knows of batches, and a text is
+the same alone and beside any others. Texts whose next runs have the same graph and rows go
+together, at the longest context among them; the others wait for a later run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .bundle.manifest import GraphKey, GraphSpec, TensorSpec
+from .engines.base import Engine, EngineSet
+from .families.base import LoadedModel, Request, Span
+from .generate import Generation
+from .ops.core import Form, Ops, Primitive
+
+CACHE_ROLES = ("kv", "kv_new")
+"""Roles of tensors whose first axis is rows and whose second is the batch."""
+
+
+def batches(specs: Sequence[GraphSpec]) -> tuple[int, ...]:
+    """Gives the batch sizes above 1 at which every shape of one text is on offer, ascending."""
+    sizes = {spec.batch for spec in specs} - {1}
+    alone = {spec.key for spec in specs if spec.batch == 1}
+    return tuple(
+        size
+        for size in sorted(sizes)
+        if alone <= {for_batch(spec, 1).key for spec in specs if spec.batch == size}
+    )
+
+
+def for_batch(spec: GraphSpec, batch: int) -> GraphSpec:
+    """Gives the shape that serves so many texts with the same rows and context."""
+
+    def sized(tensor: TensorSpec) -> TensorSpec:
+        axis = int(tensor.role in CACHE_ROLES)
+        return replace(tensor, shape=(*tensor.shape[:axis], batch, *tensor.shape[axis + 1 :]))
+
+    return replace(
+        spec,
+        dims={**spec.dims, "batch": batch},
+        inputs=tuple(map(sized, spec.inputs)),
+        outputs=tuple(map(sized, spec.outputs)),
+    )
+
+
+class SlotEngine(Engine):
+    """One slot of an engine's batch. Cache rows are the whole batch's: `SlotOps` know the slot."""
+
+    def __init__(self, inner: Engine, slot: int, ops: Ops) -> None:
+        self._inner, self._spec = inner, for_batch(inner.spec, 1)
+        self._inputs, self._outputs = (
+            {
+                tensor.name: buffers[tensor.name]
+                if tensor.role in CACHE_ROLES
+                else ops.slot(buffers[tensor.name], slot)
+                for tensor in tensors
+            }
+            for tensors, buffers in (
+                (inner.spec.inputs, inner.inputs),
+                (inner.spec.outputs, inner.outputs),
+            )
+        )
+
+    @property
+    def spec(self) -> GraphSpec:
+        return self._spec
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Any]:
+        return self._outputs
+
+    def run(self) -> None:
+        """Runs the whole batch."""
+        self._inner.run()
+
+
+class SlotEngines(EngineSet):
+    """One slot of every engine with a batch."""
+
+    def __init__(self, inner: EngineSet, batch: int, slot: int, ops: Ops) -> None:
+        self._inner, self._slot, self._ops = inner, slot, ops
+        self._batched = {for_batch(s, 1).key: s for s in inner.specs if s.batch == batch}
+        self._specs = tuple(for_batch(spec, 1) for spec in self._batched.values())
+        self._engines: dict[GraphKey, tuple[Engine, SlotEngine]] = {}
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    @property
+    def reason(self) -> str:
+        return self._inner.reason
+
+    @property
+    def threads(self) -> int:
+        return self._inner.threads
+
+    @property
+    def device(self) -> Any:
+        return self._inner.device
+
+    @property
+    def specs(self) -> tuple[GraphSpec, ...]:
+        return self._specs
+
+    def engine(self, spec: GraphSpec) -> Engine:
+        inner = self._inner.engine(self._batched[spec.key])
+        known = self._engines.get(spec.key)
+        if known is None or known[0] is not inner:
+            known = self._engines[spec.key] = (inner, SlotEngine(inner, self._slot, self._ops))
+        return known[1]
+
+    def close(self) -> None:
+        """Does nothing: the batch's engines are others', too."""
+
+
+class SlotOps(Ops):
+    """Ops whose cache appends go to one slot."""
+
+    def __init__(self, inner: Ops, slot: int) -> None:
+        self._inner, self._slot = inner, slot
+        self.name = inner.name
+
+    @property
+    def synchronous(self) -> bool:
+        return self._inner.synchronous
+
+    def bind(self, primitive: Primitive[Form]) -> Form:
+        return self._inner.bind(primitive)
+
+    def assign(self, target: Any, source: Any) -> None:
+        self._inner.assign(target, source)
+
+    def rows(self, logits: Any, start: int, count: int) -> Any:
+        return self._inner.rows(logits, start, count)
+
+    def slot(self, array: Any, index: int) -> Any:
+        return self._inner.slot(array, index)
+
+    def append_kv(self, kv: Any, kv_new: Any, start: int, count: int, *, slot: int = 0) -> None:
+        assert slot == 0, "a text has one slot"
+        self._inner.append_kv(kv, kv_new, start, count, slot=self._slot)
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return self._inner.to_host(array)
+
+
+class SideBySide:
+    """Texts that share runs; each is iterated for its own spans, in any order."""
+
+    def __init__(self, model: LoadedModel, batch: int) -> None:
+        """Takes as many texts as the batch of the graphs has slots."""
+        self.model, self.batch = model, batch
+        self._texts: list[SharedGeneration] = []
+
+    def start(self, request: Request) -> SharedGeneration:
+        """Starts a request in the next free slot; raises ConfigError if it cannot be served."""
+        assert len(self._texts) < self.batch, "no slot is free"
+        self._texts.append(SharedGeneration(self, len(self._texts), request))
+        return self._texts[-1]
+
+    def step(self) -> None:
+        """Makes one run for the texts that can share it, and lets them update."""
+        clock = time.perf_counter
+        begin = clock()
+        together: dict[tuple[str, int], list[SharedGeneration]] = {}
+        for text in self._texts:
+            if text.waits:
+                run = text.next_run
+                together.setdefault((run.name, run.rows), []).append(text)
+        texts = max(together.values(), key=len)
+        spec = max((text.next_run for text in texts), key=lambda run: run.context)
+        engines = [text.slot_engine(spec) for text in texts]
+        prepared = clock()
+        for text in self._texts:
+            if text not in texts:
+                text.idle(spec)
+        for text, engine in zip(texts, engines, strict=True):
+            text.feed(engine)
+        fed = clock()
+        engines[0].run()
+        ran = clock()
+        for text, engine in zip(texts, engines, strict=True):
+            text.update(engine)
+        end = clock()
+        for text in texts:
+            text.note(prepared - begin, ran - fed, (end - ran) + (fed - prepared), len(texts))
+
+
+class SharedGeneration(Generation):
+    """A text of a `SideBySide`: reading on makes runs that serve the others, too."""
+
+    def __init__(self, group: SideBySide, slot: int, request: Request) -> None:
+        model = group.model
+        engines = SlotEngines(model.engines, group.batch, slot, model.ops)
+        own = replace(model, engines=engines, ops=SlotOps(model.ops, slot))
+        super().__init__(own, request)
+        self._group, self._own = group, own
+        self._ready: deque[Span] = deque()
+        self._left = False
+
+    def __iter__(self) -> Iterator[Span]:
+        try:
+            while self._ready or not self._rule.done:
+                if not self._ready:
+                    self._group.step()
+                while self._ready:
+                    yield self._ready.popleft()
+        finally:  # whoever leaves early wants no more runs
+            self._left = True
+
+    @property
+    def waits(self) -> bool:
+        """True as long as the text wants runs."""
+        return not (self._left or self._rule.done)
+
+    @property
+    def next_run(self) -> GraphSpec:
+        """The shape that the text wants to run next."""
+        return self._rule.next_run()
+
+    def slot_engine(self, spec: GraphSpec) -> Engine:
+        """Gives the text's slot of a shape."""
+        return self._own.engines.engine(spec)
+
+    def idle(self, spec: GraphSpec) -> None:
+        """Makes a run harmless that the text takes no part in: its rows are at the start."""
+        engine = self._own.engines.engine(spec)
+        for tensor in engine.spec.inputs:
+            if tensor.role == "start":
+                self._own.ops.assign(engine.inputs[tensor.name], np.zeros(tensor.shape, np.int32))
+
+    def feed(self, engine: Engine) -> None:
+        """Writes the text's inputs of a run."""
+        self._rule.feed(engine)
+
+    def update(self, engine: Engine) -> None:
+        """Takes what a run made of the text."""
+        self._ready.extend(self._rule.update(engine))
+
+    def note(self, prepare: float, engine: float, update: float, num_texts: int) -> None:
+        """Counts a run and the text's share of its time."""
+        self._nfe += 1
+        stages = {"prepare": prepare, "engine": engine, "update": update}
+        for stage, seconds in stages.items():
+            self._seconds[stage] += seconds / num_texts
+            self._total += seconds / num_texts

@@ -1,0 +1,165 @@
+"""Texts that share runs: each is the same alone, in any batch, and beside any others."""
+
+import numpy as np
+import pytest
+from dlm_edge.runtime.families.base import Request
+from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.generate import generate
+from dlm_edge.runtime.ops.cuda.ops import CudaOps
+from dlm_edge.runtime.ops.host import NumpyOps
+from dlm_edge.runtime.side_by_side import CACHE_ROLES, SideBySide, batches, for_batch
+from emulation.device import EmulatedDevice
+from emulation.engines import DeviceEngines
+from rules import decoding
+from score_engines import ScoreEngines, score_manifest
+from table_engines import TableEngines, hashed, make_manifest
+
+V = 70
+MASK = V - 1
+SHAPES = [(8, 16), (8, 64), (16, 64), (64, 8)]
+
+
+class BatchEngine:
+    """One run for several texts: each slot by an engine of its own."""
+
+    def __init__(self, spec, slots, kv):
+        self.spec, self._slots = spec, slots
+        self.inputs = {
+            t.name: kv[: spec.context] if t.role == "kv" else np.zeros(t.shape, t.dtype)
+            for t in spec.inputs
+        }
+        self.outputs = {t.name: np.zeros(t.shape, t.dtype) for t in spec.outputs}
+
+    def run(self):
+        for index, slot in enumerate(self._slots):
+            for name, buffer in self.inputs.items():
+                axis = int(name in CACHE_ROLES)
+                np.copyto(slot.inputs[name], np.take(buffer, [index], axis=axis))
+            slot.run()
+            for name, buffer in self.outputs.items():
+                place = (slice(None), index) if name in CACHE_ROLES else index
+                buffer[place] = np.squeeze(slot.outputs[name], axis=int(name in CACHE_ROLES))
+
+
+class BatchEngines:
+    """Engines of so many texts at once."""
+
+    name, device, reason, threads = "batches", None, "a test", 1
+
+    def __init__(self, make, batch):
+        self._slots = [make() for _ in range(batch)]
+        self._own = {for_batch(spec, batch).key: spec for spec in self._slots[0].specs}
+        self.specs = tuple(for_batch(spec, batch) for spec in self._slots[0].specs)
+        rows = [t for t in max(self.specs, key=lambda s: s.context).inputs if t.role == "kv"]
+        self._kv = np.full(rows[0].shape, 1e6, np.float32) if rows else None
+        self._engines = {}
+
+    def engine(self, spec):
+        if spec.key not in self._engines:
+            slots = [engines.engine(self._own[spec.key]) for engines in self._slots]
+            self._engines[spec.key] = BatchEngine(spec, slots, self._kv)
+        return self._engines[spec.key]
+
+    @property
+    def num_runs(self):
+        return len(self._slots[0].runs)
+
+    def close(self):
+        pass
+
+
+def never_ending(prefix, block):
+    logits = hashed(V)(prefix, block).copy()
+    logits[:, 0] = -40
+    return logits
+
+
+def requests(settings, count=4, **fields):
+    """Prompts and texts of different lengths, two of them samples of one prompt."""
+    return [
+        Request(
+            prompt_ids=(0, *range(3, 5 + 7 * (index // 2))), max_tokens=14 + 9 * index, seed=5,
+            sample_index=index, settings=settings, **fields,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def decode(make, manifest_of, asked, *, on_device):
+    """The results of requests side by side, read in another order, and the runs they took."""
+    engines = BatchEngines(make, len(asked))
+    device = EmulatedDevice() if on_device else None
+    ops = NumpyOps() if device is None else CudaOps(device)
+    used = engines if device is None else DeviceEngines(engines, device)
+    group = SideBySide(load_model(manifest_of(engines), used, ops), len(asked))
+    texts = [group.start(request) for request in asked]
+    for text in reversed(texts):
+        list(text)
+    return [text.result for text in texts], engines.num_runs
+
+
+def check(make, manifest_of, asked, *, on_device):
+    own = make()
+    model = load_model(manifest_of(own), own, NumpyOps())
+    alone = [generate(model, request) for request in asked]
+    for some in (asked, asked[1:], [asked[3], asked[0]]):
+        found, num_runs = decode(make, manifest_of, some, on_device=on_device)
+        wanted = [alone[asked.index(request)] for request in some]
+        assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
+        assert [one.finish_reason for one in found] == [one.finish_reason for one in wanted]
+        assert num_runs <= sum(one.nfe for one in found) * (0.8 if some is asked else 1.0)
+    return alone
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["numpy", "device"])
+@pytest.mark.parametrize("rule", ["threshold", "low_confidence", "random", "first_hitting"])
+@pytest.mark.parametrize("splits", [False, True], ids=["store", "advance"])
+def test_masked_texts_are_the_same_alone_and_side_by_side(rule, splits, on_device):
+    settings = decoding(rule=rule, temperature=1.0)
+    make = lambda: TableEngines(never_ending, SHAPES, V, splits=splits)  # noqa: E731
+    alone = check(make, make_manifest, requests(settings), on_device=on_device)
+    assert len({one.new_token_ids for one in alone}) == 4
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["numpy", "device"])
+def test_causal_texts_are_the_same_alone_and_side_by_side(on_device):
+    settings = decoding(rule="next_token", temperature=1.0)
+    make = lambda: TableEngines(hashed(V, causal=True), [(1, 64), (8, 64)], V)  # noqa: E731
+    manifest = lambda engines: make_manifest(engines, family="ar")  # noqa: E731
+    check(make, manifest, requests(settings), on_device=on_device)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["numpy", "device"])
+@pytest.mark.parametrize("graph", ["uniform", "absorb"])
+def test_moving_texts_are_the_same_alone_and_side_by_side(graph, on_device):
+    def score(ids, sigma):
+        rows = np.random.default_rng((ids % V).tolist()).normal(size=(len(ids), V)) - 1
+        rows[np.arange(len(ids)), ids % V] = 0  # of an idle slot, anything may be read
+        return rows
+
+    settings = decoding(rule="tweedie", steps=6)
+    make = lambda: ScoreEngines(score, [24, 64], V)  # noqa: E731
+    manifest = lambda engines: score_manifest(engines, graph)  # noqa: E731
+    check(make, manifest, requests(settings), on_device=on_device)
+
+
+def test_a_text_left_early_costs_the_others_nothing_and_asks_for_no_more_runs():
+    settings = decoding(rule="low_confidence", temperature=1.0)
+    asked = requests(settings)[2:]
+    engines = BatchEngines(lambda: TableEngines(never_ending, SHAPES, V), 2)
+    group = SideBySide(load_model(make_manifest(engines), engines), 2)
+    left, read = (group.start(request) for request in asked)
+    next(iter(left))
+    list(read)
+    own = TableEngines(never_ending, SHAPES, V)
+    alone = generate(load_model(make_manifest(own), own), asked[1])
+    assert read.result.token_ids == alone.token_ids
+    assert left.result.finish_reason == "interrupted"
+    assert left.result.nfe < read.result.nfe
+
+
+def test_a_batch_is_on_offer_where_every_shape_of_one_text_is():
+    own = TableEngines(never_ending, SHAPES, V).specs
+    assert batches(own) == ()
+    assert batches((*own, *(for_batch(spec, 4) for spec in own))) == (4,)
+    assert batches((*own, *(for_batch(spec, 4) for spec in own[1:]))) == ()
