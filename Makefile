@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 CHAT_BUNDLE := $(VENV)/chat-$(notdir $(or $(CHAT_MODEL),smollm2)).dlm
 PACKAGING := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo chat install lint test bench gpu floors arm wheel clean
+.PHONY: help demo install lint test bench gpu floors arm wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,6 +26,7 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## set up .venv and let the shipped model write a story on this CPU
 	@$(BIN)/dlm-run "$(PROMPT)" $(DEMO_ARGS)
 
+.PHONY: chat
 chat: $(CHAT_BUNDLE)  ## chat with SmolLM2-135M on this CPU; the first time, fetch and export it
 	@$(BIN)/dlm-run $< --chat $(CHAT_ARGS)
 
