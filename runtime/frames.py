@@ -16,7 +16,7 @@ MASK_GLYPH = "░"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A canvas as it stands after some graph run."""
+    """A canvas after some graph run."""
 
     nfe: int
     """Graph runs so far."""

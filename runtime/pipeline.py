@@ -9,7 +9,7 @@
     print(pipeline("Once upon a time", seed=1, temperature=0.8).text)
     print(pipeline.infill("Once upon a time ___ and they were happy.").result().text)
 
-Knows no family; what it joins is each other's stranger: bundle, tokenizer, engines, loop.
+Knows no family. Joins bundle, tokenizer, engines and loop, none of which knows the others.
 """
 
 from __future__ import annotations

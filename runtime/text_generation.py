@@ -37,7 +37,7 @@ class TextResult:
     token_ids: tuple[int, ...]
     """The new tokens, without prompt and end token; for a template those of its gaps."""
     gaps: tuple[str, ...] | None
-    """For a template: what stands in each gap."""
+    """For a template: the text of each gap."""
     finish_reason: str
     """`end` (the model ended it), `stop` (a stop string), `length`, `filled` (a template) or
     `interrupted`."""
@@ -77,7 +77,7 @@ def request_labels(request: Request, engine: str, precision: str) -> dict[str, A
 class TextGeneration:
     """A text being generated: iterate for its spans, or take its `result()` at once.
 
-    May be left at any time (`break`, Ctrl-C): `so_far()` then tells what was committed.
+    May be left at any time (`break`, Ctrl-C): `so_far()` then gives what was committed.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class TextGeneration:
         return self._loop.num_cached
 
     def result(self) -> TextResult:
-        """Decodes to the end if that has not happened yet, and tells everything."""
+        """Decodes to the end if that has not happened yet, and gives the whole result."""
         for _ in self._spans:
             pass
         return self.so_far()

@@ -1,4 +1,4 @@
-"""What a user asks of `dlm-run`, and which wishes contradict each other. Opens no bundle."""
+"""The options of `dlm-run`, checked for contradictions. Opens no bundle."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RunOptions:
     chat: bool = False
     """Whether to hold a conversation over stdin and stdout."""
     system: str | None = None
-    """What a chat's model is told first; None: what its template says."""
+    """System message of a chat; None: the template's own."""
     task: str = ""
     """One of TASKS; empty: write text."""
 

@@ -42,7 +42,11 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 is_flag=True,
                 help="Answer each line of stdin, in one conversation (/new starts another).",
             ),
-            click.option("--system", metavar="TEXT", help="What a chat's model is told first."),
+            click.option(
+                "--system",
+                metavar="TEXT",
+                help="System message: instructions before the first turn of a chat.",
+            ),
             click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
         ),
         grouped(

@@ -160,7 +160,6 @@ class OnnxRuntimeEngines:
         self._profiles = tempfile.TemporaryDirectory(prefix="dlm-layers-")
 
     def take_layers(self) -> LayerTimes:
-        """See LayerClocks."""
         assert self._profiles is not None
         with self._profiles:
             paths = [Path(session.end_profiling()) for session in self._sessions.values()]

@@ -31,7 +31,7 @@ def layer_profiler(trt: Any) -> Any:
 
 
 def layer_times(heard: dict[str, list[float]], scratch_bytes: int) -> LayerTimes:
-    """Returns what a profiler was told, the longest first; `scratch_bytes` is what runs share."""
+    """Returns what a profiler recorded, the longest first; `scratch_bytes` is what runs share."""
     layers = [
         LayerTime(
             name=name,

@@ -28,7 +28,7 @@ HEAD_PHASE = "head"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A piece of the canvas that changed: what an update tells its caller."""
+    """A piece of the canvas that an update changed."""
 
     position: int
     """Absolute position of the first token (0 is the start token)."""
@@ -232,7 +232,7 @@ class DeviceFamily(Protocol):
     side_by_side: bool
     """True when texts can share runs: all state that primitives keep of a text has a slot."""
     exact: bool
-    """True when the bound is the likelihood itself, so that one sample tells all."""
+    """True when the bound is the exact likelihood, so that one sample is enough."""
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         """Makes the first canvas of a request; raises ConfigError if it cannot be served."""

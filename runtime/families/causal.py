@@ -99,7 +99,6 @@ class CausalRule(TextRule):
 
     @property
     def cached_ids(self) -> np.ndarray:
-        """See Resumable."""
         return self._text.cached(self._cached)
 
     def _plan(self) -> None:
@@ -114,13 +113,11 @@ class CausalRule(TextRule):
         self._count = min(pending, self._rows)
 
     def next_run(self) -> GraphSpec:
-        """See UpdateRule."""
         if self._hidden is not None:
             return self._heads.run_of(1)
         return bucket(self._shapes[self._rows], self._cached + self._count)
 
     def feed(self, engine: Engine) -> None:
-        """See UpdateRule."""
         if self._hidden is not None:
             self._heads.feed(self._ops, engine, self._hidden, self._count - 1, 1)
             return
@@ -129,7 +126,6 @@ class CausalRule(TextRule):
         feed(self._ops, engine, ids, self._cached)
 
     def update(self, engine: Engine) -> Sequence[Span]:
-        """See UpdateRule."""
         row = 0
         if self._hidden is None:
             append(self._ops, engine, self._cached, self._count)

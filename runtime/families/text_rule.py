@@ -26,32 +26,26 @@ class TextRule:
 
     @property
     def done(self) -> bool:
-        """See UpdateRule."""
         return self._done
 
     @property
     def block_size(self) -> int | None:
-        """See UpdateRule."""
         return None
 
     @property
     def tokens(self) -> np.ndarray:
-        """See UpdateRule."""
         return self._text.ids
 
     @property
     def num_given(self) -> int:
-        """See UpdateRule."""
         return self._num_given
 
     @property
     def ended(self) -> bool:
-        """See UpdateRule."""
         return self._ended
 
     @property
     def approximate(self) -> bool:
-        """See UpdateRule."""
         return self._approximate
 
 
@@ -67,7 +61,6 @@ class CanvasRule(TextRule, Generic[CanvasT]):
 
     @property
     def block_size(self) -> int:
-        """See UpdateRule."""
         return self._block
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
@@ -82,7 +75,7 @@ class CanvasRule(TextRule, Generic[CanvasT]):
             yield Span(position=before, token_ids=new, committed=True)
 
     def _provisional(self) -> Span:
-        """The canvas as it stands, as far as the text goes."""
+        """The canvas now, as far as the text goes."""
         position = self._canvas.slots[0].position
         ids = self._committing.ids(self._canvas)[: self._text.limit - position]
         return Span(

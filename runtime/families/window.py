@@ -1,4 +1,4 @@
-"""Which graph shapes serve a text, and where in the KV cache the text stands.
+"""Which graph shapes serve a text, and where in the KV cache the text is.
 
 Shared by the families that cache a prefix. Knows no decoding rule and no logits.
 """
@@ -201,7 +201,7 @@ def feed(
     time: Any = 0.0,
     layout: Layout | None = None,
 ) -> None:
-    """Writes a canvas and where it stands into an engine's buffers.
+    """Writes a canvas and its position into an engine's buffers.
 
     Args:
         ops: Copies to where the engine runs.

@@ -91,7 +91,6 @@ class BindingsDriver:
         return results[0] if results else None
 
     def allocate(self, size: int) -> tuple[int, Any]:
-        """See Driver."""
         pointer = self._do("cuMemAlloc", size)
         return int(pointer), _Owned(self._driver.cuMemFree, pointer)
 
@@ -100,19 +99,15 @@ class BindingsDriver:
         self._do("cuMemcpyHtoDAsync", pointer, values.ctypes.data, values.nbytes, self._stream)
 
     def to_host(self, values: np.ndarray, pointer: int) -> None:
-        """See Driver."""
         self._do("cuMemcpyDtoHAsync", values.ctypes.data, pointer, values.nbytes, self._stream)
 
     def on_device(self, target: int, source: int, size: int) -> None:
-        """See Driver."""
         self._do("cuMemcpyDtoDAsync", target, source, size, self._stream)
 
     def fill(self, pointer: int, size: int) -> None:
-        """See Driver."""
         self._do("cuMemsetD8Async", pointer, 0, size, self._stream)
 
     def mapped(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, int]:
-        """See Driver."""
         size = max(1, int(np.prod(shape)) * dtype.itemsize)
         pointer = self._do("cuMemHostAlloc", size, DEVICE_MAP)
         memory: Any = (ctypes.c_char * size).from_address(int(pointer))
@@ -123,25 +118,20 @@ class BindingsDriver:
         return host, int(self._do("cuMemHostGetDevicePointer", pointer, 0))
 
     def load(self, image: bytes) -> Any:
-        """See Driver."""
         return self._do("cuModuleLoadData", image)
 
     def function(self, module: Any, name: str) -> Any:
-        """See Driver."""
         return self._do("cuModuleGetFunction", module, name.encode())
 
     def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:
-        """See Driver."""
         values = (tuple(arguments), (ctypes.c_uint64,) * len(arguments))
         shape = (grid, 1, 1, block, 1, 1)
         self._do("cuLaunchKernel", kernel, *shape, 0, self._stream, values, 0)
 
     def wait(self) -> None:
-        """See Driver."""
         self._do("cuStreamSynchronize", self._stream)
 
     def memory(self) -> tuple[int, int]:
-        """See Driver."""
         status, free, total = self._driver.cuMemGetInfo()
         if int(status):
             raise BindingsError(f"cuMemGetInfo gave {status.name}")

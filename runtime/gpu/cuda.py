@@ -39,7 +39,6 @@ class CapturedStep:
             driver.cuGraphDestroy(graph)
 
     def replay(self) -> None:
-        """See Step."""
         checked(self._driver.cuGraphLaunch(self._graph, self._stream), "launching a CUDA graph")
 
     def __del__(self) -> None:
@@ -71,7 +70,6 @@ class CudaDevice(Immediate):
 
     @property
     def stream(self) -> int:
-        """See Device."""
         return self._driver.stream
 
     @contextmanager
@@ -83,7 +81,6 @@ class CudaDevice(Immediate):
             raise DeviceError(f"{what}: {error}; see the driver's log, dmesg") from error
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        """See Device."""
         kind = np.dtype(dtype)
         size = max(1, int(np.prod(shape)) * kind.itemsize)
         try:
@@ -96,14 +93,12 @@ class CudaDevice(Immediate):
         return DeviceArray(pointer=pointer, shape=tuple(shape), dtype=kind, owner=owner)
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
-        """See Device."""
         values = np.ascontiguousarray(source, target.dtype)
         assert values.nbytes == target.nbytes
         with self._told("copying to the GPU failed"):
             self._driver.to_device(target.pointer, values)
 
     def download(self, source: DeviceArray) -> np.ndarray:
-        """See Device."""
         values = np.empty(source.shape, source.dtype)
         with self._told("copying from the GPU failed"):
             self._driver.to_host(values, source.pointer)
@@ -111,23 +106,19 @@ class CudaDevice(Immediate):
         return values
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
-        """See Device."""
         assert target.nbytes == source.nbytes
         with self._told("copying on the GPU failed"):
             self._driver.on_device(target.pointer, source.pointer, target.nbytes)
 
     def zero(self, target: DeviceArray) -> None:
-        """See Device."""
         with self._told("clearing memory of the GPU failed"):
             self._driver.fill(target.pointer, target.nbytes)
 
     def mapped(self, shape: Sequence[int], dtype: Any) -> tuple[np.ndarray, int]:
-        """See Device."""
         with self._told("the GPU maps no host memory"):
             return self._driver.mapped(tuple(shape), np.dtype(dtype))
 
     def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Any]:
-        """See Device."""
         image = compile_kernels(source, self.capability, self._say_once)
         try:
             module = self._driver.load(image)
@@ -146,12 +137,10 @@ class CudaDevice(Immediate):
             self._note("compiling kernels for this GPU, once, which takes a minute on a board")
 
     def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:
-        """See Device."""
         with self._told("launching a kernel failed"):
             self._driver.launch(kernel, grid, block, arguments)
 
     def capture(self, run: Callable[[], None]) -> CapturedStep:
-        """See Device."""
         driver, stream = bindings_driver(), self.stream
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         checked(driver.cuStreamBeginCapture(stream, mode), "beginning to capture a step")
@@ -162,16 +151,13 @@ class CudaDevice(Immediate):
         return CapturedStep(driver, checked(ended, "capturing a step"), stream)
 
     def synchronize(self) -> None:
-        """See Device."""
         with self._told("work on the GPU failed"):
             self._driver.wait()
 
     def memory(self) -> tuple[int, int]:
-        """See Device."""
         with self._told("the GPU does not tell its memory"):
             return self._driver.memory()
 
     def close(self) -> None:
-        """See Device."""
         self._modules.clear()
         self._driver.close()

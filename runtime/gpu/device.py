@@ -153,11 +153,9 @@ class Immediate:
     """What a device need not do itself that hands everything on at once."""
 
     def hold(self: Device, target: DeviceArray, source: np.ndarray) -> None:
-        """See Device."""
         self.upload(target, source)
 
     def submit(self, key: Hashable, call: Callable[[], None]) -> None:
-        """See Device."""
         del key
         call()
 

@@ -107,53 +107,42 @@ class PycudaDriver:
         self._prepared: dict[int, int] = {}
 
     def allocate(self, size: int) -> tuple[int, Any]:
-        """See Driver."""
         memory = self._cuda.mem_alloc(size)
         return int(memory), memory
 
     def to_device(self, pointer: int, values: np.ndarray) -> None:
-        """See Driver."""
         self._cuda.memcpy_htod_async(pointer, values, self._stream)
 
     def to_host(self, values: np.ndarray, pointer: int) -> None:
-        """See Driver."""
         self._cuda.memcpy_dtoh_async(values, pointer, self._stream)
 
     def on_device(self, target: int, source: int, size: int) -> None:
-        """See Driver."""
         self._cuda.memcpy_dtod_async(target, source, size, self._stream)
 
     def fill(self, pointer: int, size: int) -> None:
-        """See Driver."""
         self._cuda.memset_d8_async(pointer, 0, size, self._stream)
 
     def mapped(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, int]:
-        """See Driver."""
         flags = self._cuda.host_alloc_flags.DEVICEMAP
         host = self._cuda.pagelocked_zeros(shape, dtype, mem_flags=flags)
         return host, int(host.base.get_device_pointer())
 
     def load(self, image: bytes) -> Any:
-        """See Driver."""
         return self._cuda.module_from_buffer(image)
 
     def function(self, module: Any, name: str) -> Any:
-        """See Driver."""
         return module.get_function(name)
 
     def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:
-        """See Driver."""
         if self._prepared.get(id(kernel)) != len(arguments):
             kernel.prepare("Q" * len(arguments))
             self._prepared[id(kernel)] = len(arguments)
         kernel.prepared_async_call((grid, 1), (block, 1, 1), self._stream, *arguments)
 
     def wait(self) -> None:
-        """See Driver."""
         self._stream.synchronize()
 
     def memory(self) -> tuple[int, int]:
-        """See Driver."""
         return self._cuda.mem_get_info()
 
     def close(self) -> None:

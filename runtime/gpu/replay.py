@@ -58,12 +58,10 @@ class ReplayingDevice:
 
     @property
     def name(self) -> str:
-        """See Device."""
         return self._inner.name
 
     @property
     def stream(self) -> int:
-        """See Device."""
         return self._inner.stream
 
     @property
@@ -72,7 +70,6 @@ class ReplayingDevice:
         return self._inner
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        """See Device."""
         array = self._inner.empty(shape, dtype)
         self._held.pop(array.pointer, None)
         return replace(array, owner=_Loan(array.owner, self))
@@ -83,13 +80,11 @@ class ReplayingDevice:
             self._retired.append(owner)
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
-        """See Device."""
         self._held.pop(target.pointer, None)
         self.flush()
         self._inner.upload(target, source)
 
     def hold(self, target: DeviceArray, source: np.ndarray) -> None:
-        """See Device."""
         known = self._held.get(target.pointer)
         if target.nbytes <= MAX_COMPARED_BYTES:
             values = np.ascontiguousarray(source, target.dtype).tobytes()
@@ -102,43 +97,35 @@ class ReplayingDevice:
                 self._held[target.pointer] = source
 
     def download(self, source: DeviceArray) -> np.ndarray:
-        """See Device."""
         self.flush()
         return self._inner.download(source)
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
-        """See Device."""
         self._held.pop(target.pointer, None)
         key = ("copy", target.pointer, source.pointer, target.nbytes)
         self._pending.append((key, lambda: self._inner.copy(target, source)))
 
     def zero(self, target: DeviceArray) -> None:
-        """See Device."""
         self._held.pop(target.pointer, None)
         key = ("zero", target.pointer, target.nbytes)
         self._pending.append((key, lambda: self._inner.zero(target)))
 
     def mapped(self, shape: Sequence[int], dtype: Any) -> tuple[np.ndarray, int]:
-        """See Device."""
         return self._inner.mapped(shape, dtype)
 
     def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Any]:
-        """See Device."""
         return self._inner.kernels(source, names)
 
     def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:
-        """See Device."""
         values = tuple(arguments)
         # What is kept of a step keeps its kernels, so that no other gets this id meanwhile.
         key = ("launch", id(kernel), grid, block, values)
         self._pending.append((key, lambda: self._inner.launch(kernel, grid, block, values)))
 
     def submit(self, key: Hashable, call: Callable[[], None]) -> None:
-        """See Device."""
         self._pending.append((("engine", key), lambda: self._inner.submit(key, call)))
 
     def flush(self, *, repeats: bool = False) -> None:
-        """See Device."""
         pending, self._pending = self._pending, []
         self._sending = True  # what is freed meanwhile: nothing may be while a step is captured
         try:
@@ -189,17 +176,14 @@ class ReplayingDevice:
         return step
 
     def capture(self, run: Callable[[], None]) -> Step:
-        """See Device."""
         self.flush()
         return self._inner.capture(lambda: (run(), self.flush())[0])
 
     def synchronize(self) -> None:
-        """See Device."""
         self.flush()
         self._inner.synchronize()
 
     def memory(self) -> tuple[int, int]:
-        """See Device."""
         return self._inner.memory()
 
     def forget(self) -> None:
@@ -211,6 +195,5 @@ class ReplayingDevice:
         self._inner.forget()
 
     def close(self) -> None:
-        """See Device."""
         self.forget()
         self._inner.close()

@@ -1,7 +1,7 @@
 """`dlm-run --board-report`: all that proves or disproves this machine, in one JSON object.
 
 Golden vectors on the engine, every kernel against its NumPy twin, tokens/s, the time of a run and
-of sampling, versions and memory. What cannot be run is told with its reason, never left out, so
+of sampling, versions and memory. What cannot be run is listed with its reason, never left out, so
 that a report from a board with a fault is as useful as one without.
 """
 

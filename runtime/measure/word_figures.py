@@ -1,6 +1,6 @@
 """Variety of a text's words: entropy and n-grams, the parts that every quality figure is made of.
 
-Takes words, so that whoever calls decides what one is (case, punctuation).
+Takes words: the caller decides what a word is (case, punctuation).
 """
 
 from __future__ import annotations

@@ -68,24 +68,19 @@ class Loglinear:
         _check("loglinear", "eps", self.eps, 0.0, 0.5)
 
     def move_chance(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", (1.0 - self.eps) * cast("Any", t))
 
     def sigma(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", -cast("Any", apply("log1p", -cast("Any", self.move_chance(t)))))
 
     def rate(self, t: T) -> T:
-        """See NoiseSchedule."""
         kept = 1.0 - cast("Any", self.move_chance(t))
         return cast("T", (1.0 - self.eps) / kept)
 
     def weight(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", 1.0 / cast("Any", t))
 
     def time(self, move_chance: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", cast("Any", move_chance) / (1.0 - self.eps))
 
 
@@ -100,23 +95,18 @@ class Linear:
         _check("linear", "sigma_max", self.sigma_max, 1e-6, 100.0)
 
     def move_chance(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", -cast("Any", apply("expm1", -cast("Any", self.sigma(t)))))
 
     def sigma(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", self.sigma_max * cast("Any", t))
 
     def rate(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", self.sigma_max + 0.0 * cast("Any", t))
 
     def weight(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", self.sigma_max / cast("Any", apply("expm1", self.sigma(t))))
 
     def time(self, move_chance: T) -> T:
-        """See NoiseSchedule."""
         sigma = -cast("Any", apply("log1p", -cast("Any", move_chance)))
         return cast("T", sigma / self.sigma_max)
 
@@ -137,21 +127,17 @@ class Cosine:
         return cast("T", (2.0 * (1.0 - self.eps)) * (sine * sine))
 
     def sigma(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", -cast("Any", apply("log1p", -cast("Any", self.move_chance(t)))))
 
     def rate(self, t: T) -> T:
-        """See NoiseSchedule."""
         kept = 1.0 - cast("Any", self.move_chance(t))
         sine = cast("Any", apply("sin", cast("Any", t) * (math.pi / 2)))
         return cast("T", (math.pi / 2) * (1.0 - self.eps) * sine / kept)
 
     def weight(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", (math.pi / 2) / cast("Any", apply("tan", cast("Any", t) * (math.pi / 4))))
 
     def time(self, move_chance: T) -> T:
-        """See NoiseSchedule."""
         share = cast("Any", move_chance) / (2.0 * (1.0 - self.eps))
         name = "asin" if callable(getattr(share, "asin", None)) else "arcsin"
         return cast("T", cast("Any", apply(name, apply("sqrt", share))) * (4 / math.pi))
@@ -178,25 +164,20 @@ class Geometric:
         return math.log(self.sigma_max / self.sigma_min)
 
     def move_chance(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", -cast("Any", apply("expm1", -cast("Any", self.sigma(t)))))
 
     def sigma(self, t: T) -> T:
-        """See NoiseSchedule."""
         growth = cast("Any", apply("exp", cast("Any", t) * self._log_ratio))
         return cast("T", self.sigma_min * growth)
 
     def rate(self, t: T) -> T:
-        """See NoiseSchedule."""
         return cast("T", self._log_ratio * cast("Any", self.sigma(t)))
 
     def weight(self, t: T) -> T:
-        """See NoiseSchedule."""
         sigma = cast("Any", self.sigma(t))
         return cast("T", self._log_ratio * sigma / apply("expm1", sigma))
 
     def time(self, move_chance: T) -> T:
-        """See NoiseSchedule."""
         sigma = -cast("Any", apply("log1p", -cast("Any", move_chance)))
         return cast("T", apply("log", sigma / self.sigma_min) / self._log_ratio)
 

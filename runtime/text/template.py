@@ -123,7 +123,7 @@ def lay_out(
         encode: text to ids, without special tokens.
         decode: ids to text, special tokens left out.
         start_ids: what is in front of a text.
-        mask_token_id: stands at each position to fill.
+        mask_token_id: the id at each position to fill.
 
     Raises:
         ConfigError: the tokenizer cannot give a fixed piece back byte for byte.

@@ -29,7 +29,6 @@ class CausalFamily:
     exact = True
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
-        """See DeviceFamily."""
         manifest = model.manifest
         check_request(manifest, request)
         settings = model.settings(request.settings)
@@ -50,7 +49,6 @@ class CausalFamily:
         positions: int,
         tokens_per_run: float,
     ) -> Iterator[tuple[GraphSpec, float]]:
-        """See DeviceFamily."""
         del manifest, block
         return causal_runs(specs, positions, tokens_per_run)
 
@@ -62,7 +60,6 @@ class CausalFamily:
     def windows(
         self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
     ) -> WindowSize:
-        """See DeviceFamily."""
         return causal_windows(manifest, specs, block_size)
 
     def positions(

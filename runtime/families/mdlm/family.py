@@ -35,7 +35,6 @@ class MaskedFamily:
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
-        """See DeviceFamily."""
         manifest = model.manifest
         check_key(request.seed, request.sample_index)
         check_manifest(manifest)
@@ -51,14 +50,12 @@ class MaskedFamily:
         return MaskedRule(model, request, settings)
 
     def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
-        """See DeviceFamily."""
         del manifest
         return text_blocks(specs)
 
     def positions(
         self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingRule
     ) -> int:
-        """See DeviceFamily."""
         assert isinstance(settings, MaskedDecoding)
         shapes = text_blocks(specs)
         block = choose_block(shapes, settings.block_size, manifest.block_sizes)
@@ -73,7 +70,6 @@ class MaskedFamily:
         positions: int,
         tokens_per_run: float,
     ) -> Iterator[tuple[GraphSpec, float]]:
-        """See DeviceFamily."""
         del manifest
         assert block is not None
         buckets, doubles = text_blocks(specs)[block], double_buckets(specs, block)
@@ -92,7 +88,6 @@ class MaskedFamily:
     def windows(
         self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
     ) -> WindowSize:
-        """See DeviceFamily."""
         shapes = text_blocks(specs)
         block = choose_block(shapes, block_size or default_block(manifest), manifest.block_sizes)
         room = shapes[block][-1].context // block * block + block
@@ -107,7 +102,6 @@ class MaskedFamily:
         samples: range,
         block_size: int | None = None,
     ) -> Iterator[np.ndarray]:
-        """See DeviceFamily."""
         check_manifest(model.manifest)
         size = self.windows(model.manifest, model.specs, block_size)
         buckets = text_blocks(model.specs)[size.block]

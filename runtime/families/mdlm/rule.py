@@ -144,11 +144,9 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
 
     @property
     def done(self) -> bool:
-        """See UpdateRule."""
         return self._phase == "done"
 
     def next_run(self) -> GraphSpec:
-        """See UpdateRule."""
         match self._phase:
             case "denoise":
                 return bucket(self._buckets, self._cached)
@@ -158,7 +156,6 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
                 return bucket(self._doubles, self._cached + self._block)
 
     def feed(self, engine: Engine) -> None:
-        """See UpdateRule."""
         block, known = self._block, self._text.window[self._cached :]
         match self._phase:
             case "denoise":
@@ -182,7 +179,6 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
         return float(np.count_nonzero(ids == self._mask) / self._block)
 
     def update(self, engine: Engine) -> Sequence[Span]:
-        """See UpdateRule."""
         if self._phase == "denoise":
             return self._denoise(engine, logits(engine))
         append(self._ops, engine, self._cached, self._block)

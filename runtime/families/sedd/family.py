@@ -30,7 +30,6 @@ class ScoreFamily:
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
-        """See DeviceFamily."""
         manifest = model.manifest
         check_key(request.seed, request.sample_index)
         check_manifest(manifest)
@@ -67,7 +66,6 @@ class ScoreFamily:
         positions: int,
         tokens_per_run: float,
     ) -> Iterator[tuple[GraphSpec, float]]:
-        """See DeviceFamily."""
         del manifest
         shapes = by_rows(specs, GRAPH)
         size = window_size(shapes, positions, block)

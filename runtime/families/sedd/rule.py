@@ -100,16 +100,13 @@ class ScoreRule(CanvasRule[TransitionCanvas]):
             self._begin_window()
 
     def next_run(self) -> GraphSpec:
-        """See UpdateRule."""
         return self._spec
 
     def feed(self, engine: Engine) -> None:
-        """See UpdateRule."""
         self._ops.assign(engine.inputs[self._names["canvas"]], self._canvas.ids)
         self._ops.assign(engine.inputs[self._names["sigma"]], self._canvas.sigma)
 
     def update(self, engine: Engine) -> Sequence[Span]:
-        """See UpdateRule."""
         self._committing.sample(engine.outputs[self._names["logits"]], self._canvas)
         # Of the last step nothing but its own report tells that all is done.
         last = self._canvas.slots[0].step + 1 >= self._num_steps

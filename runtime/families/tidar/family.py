@@ -44,7 +44,6 @@ class DraftFamily:
     exact = True
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
-        """See DeviceFamily."""
         manifest = model.manifest
         check_request(manifest, request)
         check_manifest(manifest)
@@ -91,7 +90,6 @@ class DraftFamily:
         positions: int,
         tokens_per_run: float,
     ) -> Iterator[tuple[GraphSpec, float]]:
-        """See DeviceFamily."""
         del manifest
         if block is None:
             yield from causal_runs(specs, positions, tokens_per_run, GRAPH)
@@ -115,7 +113,6 @@ class DraftFamily:
     def windows(
         self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
     ) -> WindowSize:
-        """See DeviceFamily."""
         return causal_windows(manifest, specs, block_size, graph=GRAPH)
 
 

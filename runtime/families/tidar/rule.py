@@ -122,7 +122,6 @@ class DraftRule(TextRule):
 
     @property
     def cached_ids(self) -> np.ndarray:
-        """See Resumable."""
         return self._text.cached(self._cached)
 
     def _plan(self) -> None:
@@ -141,7 +140,6 @@ class DraftRule(TextRule):
             self._kind, self._count = "prefill", min(self._rows, pending - 1)
 
     def next_run(self) -> GraphSpec:
-        """See UpdateRule."""
         if self._wanted is not None:
             return self._heads.run_of(self._wanted.num_rows)
         # A step that fills the cache stores what there is room for; a window follows it.
@@ -149,7 +147,6 @@ class DraftRule(TextRule):
         return bucket(self._buckets, needed)
 
     def feed(self, engine: Engine) -> None:
-        """See UpdateRule."""
         ops = self._ops
         if self._wanted is not None:
             self._heads.feed(ops, engine, self._output, *self._wanted)
@@ -165,7 +162,6 @@ class DraftRule(TextRule):
         feed(ops, engine, ids, self._cached, layout=layout)
 
     def update(self, engine: Engine) -> Sequence[Span]:
-        """See UpdateRule."""
         if self._wanted is not None:
             rows = self._ops.rows(logits(engine), 0, self._wanted.num_rows)
             self._wanted = None
