@@ -31,7 +31,7 @@ def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
         device, host = pair.canvases
         for _ in range(2 * block + 10):
             scores = np.round(rng.random(block), 1).astype(np.float32)
-            scores = -scores if host.selection.score is Score.ENTROPY else scores
+            scores = -scores if pair.host.spec.selection.score is Score.ENTROPY else scores
             tokens = rng.integers(0, 12, size=block).astype(np.int32)
             host.score[:], host.candidate[:] = scores, tokens
             for name in ("score", "candidate"):
