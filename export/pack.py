@@ -269,7 +269,8 @@ def _trace(
     for graph in source.graphs:
         progress(f"tracing {graph.name}")
         shapes = graph.shapes(settings.blocks, settings.contexts)
-        dims = {**traced_dims(shapes), "batch": min(2, settings.batch)}  # 2 stays symbolic
+        dims = traced_dims(shapes)
+        dims["batch"] = max(dims.get("batch", 1), min(2, settings.batch))  # 2 stays symbolic
         models[graph.name] = trace(graph, dims)
         specs += graph.specs(shapes, precision=manifest.precision)
     share_between(models)

@@ -194,8 +194,8 @@ class Toy(Family):
             ExportGraph(
                 name="encode",
                 module=Encode(model).eval(),
-                inputs=(tensor("source", "int32", ("batch", "source"), "source", "request"),),
-                outputs=(tensor("encoded", "float32", ("batch", dim), "encoded"),),
+                inputs=(tensor("source", "int32", ("batch", "source"), "source"),),
+                outputs=(tensor("encoded", "float32", ("batch", dim), "memory"),),
                 shapes=lambda blocks, contexts: (encoded,),
                 corrupt=sources,
             ),

@@ -27,7 +27,7 @@ from dlm_edge.runtime.families.text_rule import TextRule
 from dlm_edge.runtime.families.window import Text, by_rows
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
 
-from .latent import bind
+from .latent import LATENT
 from .latent.contract import ddim_table
 from .rules import ToyDecoding
 
@@ -70,7 +70,7 @@ class ToyRule(TextRule):
             raise ConfigError(f"max_tokens {request.max_tokens}: the canvas has {rows} positions")
         self._num_given = len(request.prompt_ids)
         self._text = Text(request.prompt_ids, self._num_given + request.max_tokens)
-        self._latent = bind(model.ops)
+        self._latent = model.ops.bind(LATENT)
         table = ddim_table(settings.steps, settings.guidance)
         self._canvas = self._latent.canvas(table, rows, dim, model.manifest.vocab_size)
         noise = gaussians(request.seed, request.sample_index, rows, dim)
@@ -115,6 +115,7 @@ class ToyDevice(DeviceFamily):
     """What the device's table lists."""
 
     name = "toy"
+    side_by_side = False
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:

@@ -2,15 +2,16 @@
 
 from typing import Any
 
+from dlm_edge.runtime.ops.core import Primitive
+
 from .contract import LatentOps
 from .host import NumpyLatent
 
 
-def bind(ops: Any) -> LatentOps:
-    """Gives the form that works where the ops' buffers are."""
-    device = getattr(ops, "device", None)
-    if device is None:
-        return NumpyLatent()
+def _cuda(ops: Any) -> LatentOps:
     from .device import CudaLatent
 
-    return CudaLatent(device)
+    return CudaLatent(ops.device)
+
+
+LATENT: Primitive[LatentOps] = Primitive(name="latent", numpy=NumpyLatent, cuda=_cuda)
