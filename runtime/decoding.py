@@ -103,7 +103,7 @@ class DecodingRule:
                 if name in options and name in before
                 if options[name].default == before[name].default
             }
-        laid = {name: item.default for name, item in options.items()} | values | overrides
+        laid = {**{name: item.default for name, item in options.items()}, **values, **overrides}
         if laid.get("temperature") == 0:
             values = {n: value for n, value in values.items() if n not in ("top_k", "top_p")}
         return rule.from_options({**{n: values[n] for n in values if n in options}, **overrides})
