@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import click
 from ..jetson.targets import JETPACKS, TARGETS, describe, jetpack_lines
 from ..runtime.bundle.manifest import dims_text
 from ..runtime.cli.common import DlmCommand, Section, common_options, grouped, print_json
-from ..runtime.errors import ConfigError
+from ..runtime.cli.decoding import decoding_options, take_settings
 
 if TYPE_CHECKING:
     from .settings import ExportSettings
@@ -67,18 +66,6 @@ class Percent(click.ParamType):
         if not math.isfinite(number):
             self.fail(f"{value!r} is no number of per cent", param, ctx)
         return number
-
-
-def _decoding(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ConfigError('--decoding must be a JSON object such as \'{"rule": "threshold"}\'')
-    return value
 
 
 def _list_targets(as_json: bool, verbose: int) -> None:
@@ -143,12 +130,6 @@ def _forecast(
         type=Sizes(),
         help="Committed positions that a graph sees, one or more sizes. Default: half of all, and "
         "all.",
-    ),
-    click.option(
-        "--decoding",
-        help="Default decoding settings of the bundle, a JSON object. Default: the rule of the "
-        "family; where texts at temperature 0 repeat themselves, and drawn ones do not, "
-        "temperature 0.8.",
     ),
     click.option("--card", type=_FILE, help="Markdown that opens the bundle's card."),
     click.option(
@@ -259,11 +240,14 @@ def _forecast(
         "-o.",
     ),
 )
+@decoding_options(
+    "Decoding (the bundle's defaults; what is not given is the default here)",
+    renamed={"block_size": "--default-block"},
+)
 @common_options
 def main(
     checkpoint: Path | None,
     output: Path | None,
-    decoding: str | None,
     automatic: bool,
     dry_run: bool,
     as_json: bool,
@@ -281,6 +265,10 @@ def main(
     calibration has not seen: the upper end of its 95 % interval over masks. On cpu and host each
     run takes its own scales of activations; only what is folded into weights is fitted. A report
     with drawings goes into the bundle and beside it.
+
+    Decoding options become the bundle's defaults; without --rule, the first rule of the model's
+    family that takes them is used. Without any of them, a model whose texts repeat themselves at
+    temperature 0, and do not when drawn, gets temperature 0.8.
     """
     if given["target"] == "list":
         _list_targets(as_json, verbose)
@@ -292,9 +280,10 @@ def main(
     from ..train.checkpoints.hub import find_checkpoint
     from .settings import ExportSettings, check_output
 
+    decoding = take_settings(given)
     settings = ExportSettings(
-        decoding=_decoding(decoding),
-        choose_decoding=decoding is None,
+        decoding=decoding,
+        choose_decoding=not decoding,
         **{name: value for name, value in given.items() if value is not None},
     )
     if output is not None:

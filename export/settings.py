@@ -52,7 +52,8 @@ class ExportSettings:
     card: Path | None = None
     """Markdown that goes into the card as it is."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
-    """Default decoding settings of the bundle. Without a rule they are the family's to check."""
+    """Default decoding settings of the bundle. Without a rule, the family's first rule that takes
+    them."""
     choose_decoding: bool = False
     """Whether the default temperature is chosen by what the model writes."""
     calibration_data: Path | None = None

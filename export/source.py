@@ -12,7 +12,7 @@ import numpy as np
 from ..jetson.targets import target as find_target
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import ConfigError
-from ..runtime.families import read_rule
+from ..runtime.families import read_rule, with_rule
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
 from ..train.checkpoints.convert import open_any
@@ -56,13 +56,14 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
     checkpoint = open_any(checkpoint_path)
     config = checkpoint.config
     family, model = open_model(checkpoint)
-    read_rule(settings.decoding, family.name)  # refuses what the family cannot decode by
+    decoding = with_rule(settings.decoding, read_rule({}, family.name), family.name)
+    read_rule(decoding, family.name)  # refuses what the family cannot decode by
     manifest = family.manifest(
         config,
         model,
         target=settings.target,
         precision=settings.precision,
-        decoding=settings.decoding,
+        decoding=decoding,
         provenance=provenance(checkpoint),
     )
     tokenizer = Tokenizer(checkpoint.tokenizer_json)

@@ -69,9 +69,8 @@ class DecodingRule:
         known = cls.options()
         near = get_close_matches(name, known, n=1)
         remedy = f"did you mean {near[0]}?" if near and name not in SHARED else "leave it out"
-        found = "--block (block_size)" if name == "block_size" else name
         return ConfigError(
-            f"{found} has no effect on rule {cls.name}, which takes {', '.join(known)}; {remedy}"
+            f"{name} has no effect on rule {cls.name}, which takes {', '.join(known)}; {remedy}"
         )
 
     @classmethod

@@ -79,7 +79,7 @@ def default_decoding(
     progress(
         f"default temperature {TEMPERATURE:g}: at 0 the texts repeat themselves "
         f"({found['0']:.0%} of their runs of 4 tokens are distinct, {drawn:.0%} when drawn); "
-        "--decoding chooses another"
+        "--temperature chooses another"
     )
     decoding = {**draft.manifest.decoding, "temperature": TEMPERATURE}
     manifest = replace(draft.manifest, decoding=decoding)

@@ -9,9 +9,9 @@ import click
 
 from ..chat import Chat
 from ..errors import ConfigError, DataError
+from ..families import with_rule
 from ..pipeline import Pipeline, TextGeneration
 from .common import EXIT_INTERRUPTED, note, print_json, styled
-from .decoding import with_rule
 from .options import RunOptions
 from .text import load, record, summary, tolerate_stdout
 
@@ -76,7 +76,7 @@ def _answer(pipeline: Pipeline, talk: Chat, options: RunOptions, text: str, turn
         seed=options.seed,
         stop=options.stop,
         slide=options.slide,
-        **with_rule(pipeline, options.settings),
+        **with_rule(options.settings, pipeline.settings(), pipeline.manifest.family),
     )
     interrupted = False
     try:

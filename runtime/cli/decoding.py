@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import click
 
-from ..decoding import SHARED, DecodingRule
-from ..families import RULES, RULES_OF_FAMILY, rules_of
+from ..decoding import SHARED, DecodingRule, find_rule
+from ..errors import ConfigError
+from ..families import RULES, RULES_OF_FAMILY
 from ..options import Option
 from .common import Decorator, Section, grouped
-
-if TYPE_CHECKING:
-    from ..pipeline import Pipeline
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _TYPES = {int: "INTEGER", float: "FLOAT"}
 
 
-def decoding_options(*, without: Collection[str] = ()) -> Callable[[_Function], _Function]:
-    """Adds `--rule` and every option of every rule but those named; none is required."""
+class _RuleName(click.Choice[str]):
+    """The name of a decoding rule; a usage error names the one that was meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Returns the name of a known rule."""
+        try:
+            return find_rule(value, RULES.values(), of="any model").name
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def decoding_options(
+    title: str = "Decoding (what is not given is the bundle's, then the default here)",
+    *,
+    renamed: Mapping[str, str] | None = None,
+) -> Callable[[_Function], _Function]:
+    """Adds `--rule` and every option of every rule; none is required.
+
+    Args:
+        title: Of the section with `--rule` and the options that most rules take.
+        renamed: Flags by setting, where a command uses the usual flag for something else; of
+            settings in that section only.
+    """
     declared: dict[str, tuple[Section, Decorator]] = {}
-    shared = Section("Decoding (what is not given is the bundle's, then the default here)")
+    shared = Section(title)
     for name in SHARED:
         takers = [rule for rule in RULES.values() if name in rule.options()]
-        declared[name] = shared, _click_option(takers[0].options()[name], takers)
+        item = takers[0].options()[name]
+        if renamed and name in renamed:
+            item = replace(item, flags=(renamed[name],))
+        declared[name] = shared, _click_option(item, takers)
     sections = []
     for title, rules in _alike():
         rows = [(rule.name, _summary(rule)) for rule in rules]
@@ -37,15 +60,14 @@ def decoding_options(*, without: Collection[str] = ()) -> Callable[[_Function], 
             declared.setdefault(name, (section, _click_option(item, rules)))
     rule = click.option(
         "--rule",
-        type=click.Choice(tuple(RULES)),
+        type=_RuleName(tuple(RULES)),
         metavar="RULE",
-        help=f"What a step commits: {', '.join(RULES)}.  [default: the bundle's]",
+        help=f"What a step commits: {', '.join(RULES)}.",
     )
 
     def add(function: _Function) -> _Function:
-        for name, (section, made) in reversed(declared.items()):
-            if name not in without:
-                function = grouped(section, made)(function)
+        for section, made in reversed(declared.values()):
+            function = grouped(section, made)(function)
         return grouped(shared, rule, then=sections)(function)
 
     return add
@@ -63,23 +85,6 @@ def take_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Removes the decoding settings from a command's arguments; gives those that were given."""
     taken = {name: given.pop(name) for name in decoding_flags() if name in given}
     return {name: value for name, value in taken.items() if value is not None}
-
-
-def with_rule(pipeline: Pipeline, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives settings, with the rule that an option belongs to where the user named none.
-
-    An option that the bundle's own rule does not take chooses the first rule of its family that
-    does.
-    """
-    if "rule" in settings:
-        return dict(settings)
-    own = pipeline.settings().options()
-    for name in settings:
-        if name not in own:
-            for rule in rules_of(pipeline.manifest.family):
-                if name in rule.options():
-                    return {"rule": rule.name, **settings}
-    return dict(settings)
 
 
 def _alike() -> Iterator[tuple[str, list[type[DecodingRule]]]]:

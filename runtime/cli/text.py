@@ -13,12 +13,11 @@ import click
 from ..bundle.bundle import default_bundle_path, open_bundle
 from ..bundle.manifest import dims_text
 from ..errors import EngineError
-from ..families import decoding_settings
+from ..families import decoding_settings, with_rule
 from ..pipeline import Pipeline, TextGeneration, TextResult
 from ..process import peak_rss_mib
 from ..text.documents import SEPARATOR
 from .common import EXIT_INTERRUPTED, note, print_json, styled
-from .decoding import with_rule
 from .load import load_pipeline
 from .options import RunOptions, read_piped_prompt, read_prompts
 
@@ -88,7 +87,7 @@ def _start(
         "seed": options.seed,
         "sample_index": sample_index,
         "provisional": options.watch,
-        **with_rule(pipeline, options.settings),
+        **with_rule(options.settings, pipeline.settings(), pipeline.manifest.family),
     }
     if options.infill is not None:
         if options.gap_tokens:

@@ -50,6 +50,27 @@ def read_rule(values: Mapping[str, Any], family: str | None = None) -> DecodingR
     return find_rule(name, rules, of=_models(family)).from_options(options)
 
 
+def with_rule(settings: Mapping[str, Any], own: DecodingRule, family: str) -> dict[str, Any]:
+    """Gives settings, with the rule that an option belongs to where the user named none.
+
+    An option that the own rule does not take chooses the first rule of the family that does.
+
+    Args:
+        settings: What the user gave, by name.
+        own: The rule that decodes where no option chooses another.
+        family: The model's.
+    """
+    if "rule" in settings:
+        return dict(settings)
+    known = own.options()
+    for name in settings:
+        if name not in known:
+            for rule in rules_of(family):
+                if name in rule.options():
+                    return {"rule": rule.name, **settings}
+    return dict(settings)
+
+
 def decoding_settings(
     manifest: Manifest, asked: DecodingRule | Mapping[str, Any] | None
 ) -> DecodingRule:

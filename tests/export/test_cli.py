@@ -67,14 +67,17 @@ def invoke(*arguments):
 def test_options_reach_the_exporter(asked, tmp_path):
     result = invoke(
         tmp_path, "-o", "x.dlm", "--block", "4,8", "--context", "8", "--precision", "fp16",
-        "--target", "orin-nano", "--decoding", '{"rule": "margin"}', "--seed", "3", "-v",
+        "--target", "orin-nano", "--rule", "margin", "--steps", "4", "--temperature", "0.8",
+        "--default-block", "8", "--seed", "3", "-v",
     )  # fmt: skip
     assert result.exit_code == 0
     ((checkpoint, output, settings),) = asked
     assert (checkpoint, str(output)) == (tmp_path, "x.dlm")
     assert (settings.blocks, settings.contexts) == ((4, 8), (8,))
     assert (settings.precision, settings.target, settings.seed) == ("fp16", "orin-nano", 3)
-    assert settings.decoding == {"rule": "margin"}
+    expected = {"rule": "margin", "steps": 4, "temperature": 0.8, "block_size": 8}
+    assert settings.decoding == expected
+    assert not settings.choose_decoding
     assert settings.max_loss == 0.5
     assert "tracing" in result.stderr
     assert "MatMul 3" in result.stderr
@@ -87,6 +90,13 @@ def test_json_is_one_object_on_stdout(asked, tmp_path):
     assert json.loads(result.stdout) == {**REPORT, "tensorrt": none}
 
 
+def test_the_default_temperature_is_chosen_where_no_decoding_option_is_given(asked, tmp_path):
+    invoke(tmp_path, "-o", "x.dlm")
+    invoke(tmp_path, "-o", "x.dlm", "--temperature", "0")
+    assert [settings.choose_decoding for _, _, settings in asked] == [True, False]
+    assert asked[1][2].decoding == {"temperature": 0.0}
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -96,9 +106,8 @@ def test_json_is_one_object_on_stdout(asked, tmp_path):
         (("--target", "moon"), "orin-nano"),
         (("--target", "orin-nano", "--power-mode", "60w"), "7w, 15w, 25w, maxn-super"),
         (("--max-memory", "0"), "--max-memory"),
-        (("--decoding", "[1]"), "JSON object"),
-        (("--decoding", "{"), "JSON object"),
-        (("--decoding", '{"rule": "x"}'), "rule 'x'"),
+        (("--rule", "treshold"), "did you mean threshold?"),
+        (("--rule", "margin", "--threshold", "0.9"), "no effect on rule margin"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_2(asked, tmp_path, arguments, word):
@@ -162,7 +171,7 @@ def test_a_missing_checkpoint_is_one_line_and_exit_1(tmp_path):
         ((".", "-o", "x.txt"), "must end in .dlm"),
         ((".", "-o", "nowhere/x.dlm"), "choose another -o"),
         ((".", "-o", "x.dlm", "--data", "none.txt"), "'none.txt' does not exist"),
-        ((".", "-o", "x.dlm", "--decoding", '{"rule": "x"}'), "rule 'x'"),
+        ((".", "-o", "x.dlm", "--rule", "threshold", "--threshold", "2"), "threshold must be"),
         ((".", "-o", "x.dlm", "--target", "moon"), "orin-nano"),
     ],
 )
@@ -198,7 +207,7 @@ def test_a_loss_that_is_no_number_is_a_usage_error(asked, tmp_path, text):
     assert asked == []
 
 
-FORECAST = (
+FORECAST_LINES = (
     "predicted for orin-nano in mode 25w: 1,951 MiB of 6,000 available = weights 1,475 + "
     "KV cache 56 + CUDA context 160 + runtime 260\n"
     "predicted for denoise, rows 4, context 8: 1.25 ms per run, 800 tokens/s at 1 token per run\n"
@@ -207,7 +216,7 @@ FORECAST = (
 
 def test_an_export_for_a_board_shows_its_forecast_and_the_next_command(asked, tmp_path):
     result = invoke(tmp_path, "-o", "x.dlm", "--target", "orin-nano")
-    assert FORECAST in result.stdout
+    assert FORECAST_LINES in result.stdout
     assert result.stdout.endswith(
         "next: dlm-run x.dlm --build makes TensorRT's plans on the machine\n"
     )
@@ -217,7 +226,7 @@ def test_an_export_for_a_board_shows_its_forecast_and_the_next_command(asked, tm
 def test_a_dry_run_shows_the_forecast_and_exports_nothing(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "forecast_checkpoint", lambda *_: FORECAST)
     result = invoke(tmp_path, "--target", "orin-nano", "--dry-run")
-    assert (result.exit_code, result.stdout) == (0, FORECAST)
+    assert (result.exit_code, result.stdout) == (0, FORECAST_LINES)
     assert json.loads(invoke(tmp_path, "--dry-run", "--json").stdout) == FORECAST
     assert not asked
 

@@ -9,7 +9,7 @@ from dlm_edge.runtime.cli.common import DlmCommand
 from dlm_edge.runtime.cli.decoding import decoding_options, take_settings
 from dlm_edge.runtime.decoding import DecodingRule, find_rule
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import RULES, RULES_OF_FAMILY, read_rule
+from dlm_edge.runtime.families import RULES, RULES_OF_FAMILY, read_rule, with_rule
 from dlm_edge.runtime.families.mdlm.rules import Factor, LowConfidence, Threshold
 from dlm_edge.runtime.options import option
 from hypothesis import given
@@ -133,3 +133,24 @@ def test_an_option_declared_once_is_on_the_command_line_and_in_its_help(warm):
     assert "Wanted warmth.  [above 0 and at most 2; default: 0.25]" in " ".join(shown.split("\n"))
     assert CliRunner().invoke(heat, ["--warmth", "0.5", "--top-k", "3"]).exit_code == 0
     assert found == {"warmth": 0.5, "top_k": 3}
+
+
+def test_a_mistyped_rule_on_the_command_line_is_answered_with_the_one_that_was_meant():
+    heat = click.Command("heat", params=decoding_options()(lambda: None).__click_params__)
+    result = CliRunner().invoke(heat, ["--rule", "treshold"])
+    assert result.exit_code == 2
+    assert "did you mean threshold?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        ({"steps": 4}, "low_confidence"),
+        ({"threshold": 0.5, "temperature": 0.8}, None),
+        ({"rule": "margin", "factor": 1.0}, "margin"),
+        ({"treshold": 0.5}, None),
+    ],
+)
+def test_an_option_chooses_the_first_rule_that_takes_it_unless_one_is_named(asked, rule):
+    found = with_rule(asked, Threshold(), "mdlm")
+    assert found == (asked if rule is None else {"rule": rule, **asked})

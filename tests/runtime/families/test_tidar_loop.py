@@ -224,7 +224,7 @@ def test_what_cannot_be_decoded_is_refused_in_a_line():
     ):
         with pytest.raises(ConfigError, match=words):
             run(engines, draft_request(**fields))
-    with pytest.raises(ConfigError, match=r"block_size. has no effect on rule next_token"):
+    with pytest.raises(ConfigError, match=r"block_size has no effect on rule next_token"):
         run(engines, draft_request("next_token", block_size=2))
     with pytest.raises(ConfigError, match="fill gaps"):
         run(engines, draft_request(template_ids=(0, 29)))
