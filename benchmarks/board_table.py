@@ -102,7 +102,10 @@ def row(shape: TransformerShape, target: str, mode: str, *, int8: bool) -> dict[
     """One line of the table, at half of the model's positions as context."""
     context = shape.positions // 2
     forecasts = [forecast(shape, target, mode, int8=int8, tokens_per_nfe=n) for n in TOKENS_PER_NFE]
-    parts = [item.graphs["denoise", BLOCK, context] for item in forecasts]
+    parts = [
+        next(part for part in item.graphs.values() if part.dims["context"] == context)
+        for item in forecasts
+    ]
     first, memory = parts[0], forecasts[0].memory
     return {
         "model": shape.name,

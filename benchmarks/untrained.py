@@ -13,7 +13,7 @@ import torch
 
 from ..export.pack import make_draft
 from ..export.settings import ExportSettings
-from ..export.source import Source
+from ..export.source import Traceable
 from ..runtime.bundle.archive import describe
 from ..runtime.bundle.bundle import Bundle
 from ..runtime.bundle.manifest_json import manifest_from_json, manifest_to_json
@@ -55,7 +55,7 @@ def untrained_bundle(
     config = maker.make_config(options)
     model = maker.make_model(config["model"]).eval()
     manifest = maker.manifest(config, model, target=target, precision=precision)
-    source = Source(
+    source = Traceable(
         graphs=tuple(maker.graphs(model, config)), manifest=manifest, tokenizer_json="{}"
     )
     settings = ExportSettings(

@@ -34,7 +34,7 @@ FLOAT16_LIMIT = 65504.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
+class WeightLayer:
     """One weight matrix and where it is used."""
 
     name: str
@@ -76,7 +76,7 @@ class _Uses:
     out_axes: set[int] = field(default_factory=set)
 
 
-def find_layers(model: ir.Model, roles: Mapping[str, str]) -> tuple[Layer, ...]:
+def find_layers(model: ir.Model, roles: Mapping[str, str]) -> tuple[WeightLayer, ...]:
     """Lists the layers of a floating-point graph, in the graph's order.
 
     Args:
@@ -104,11 +104,11 @@ def find_layers(model: ir.Model, roles: Mapping[str, str]) -> tuple[Layer, ...]:
     )
 
 
-def _layer(weight: ir.Value, uses: _Uses, alive: set[ir.Value | None]) -> Layer:
+def _layer(weight: ir.Value, uses: _Uses, alive: set[ir.Value | None]) -> WeightLayer:
     name = str(weight.name)
     inputs = [node.inputs[0] for node in uses.products]
     lookups = [node.outputs[0] for node in uses.lookups]
-    return Layer(
+    return WeightLayer(
         name=name.removeprefix("model.").removesuffix(".weight"),
         weight=name,
         kind="embedding" if not inputs else "tied" if lookups else "linear",

@@ -12,7 +12,7 @@ from .canvases.canvases import CanvasSet
 from .graphs import Models
 from .losses.budget import LayerCost, Outcome, TableTrial
 from .losses.loss import LossText, Ratio
-from .losses.quality import Figures
+from .losses.quality import VariantFigures
 from .recipe import Recipe
 
 SETS = {"decode": "canvases of decoding", "clean": "clean text", "noise": "random noise"}
@@ -47,9 +47,9 @@ class Quantised:
     models: Models
     recipe: Recipe
     outcome: Outcome
-    variants: Mapping[str, Figures]
+    variants: Mapping[str, VariantFigures]
     """fp32, fp16, and int8 if that is what ships."""
-    comparison: Mapping[str, Figures]
+    comparison: Mapping[str, VariantFigures]
     """int8 before the budget, calibrated on each set; none with an edited recipe."""
     against_decoding: Mapping[str, Ratio]
     """Perplexity of each other set's graphs over that of those calibrated on decoding."""

@@ -35,7 +35,7 @@ from .losses.budget import (
     single_trial,
 )
 from .losses.loss import LossText, Ratio, cut_texts, decoded_blocks
-from .losses.quality import Examiner, Figures, Totals
+from .losses.quality import Examiner, Totals, VariantFigures
 from .options import SETS, QuantisationOptions, Quantised
 from .recipe import Recipe, apply_edits, recipe_bytes
 from .recording import HELD_OUT_NAME, Recording
@@ -119,7 +119,7 @@ class Quantiser:
         whole: LoadedModel,
         recipe: Recipe,
         examiner: Examiner,
-        variants: dict[str, Figures],
+        variants: dict[str, VariantFigures],
         common: dict[str, Any],
     ) -> Quantised:
         options, sets = self._options, common["sets"]
@@ -197,7 +197,7 @@ class Quantiser:
 
     def _compare(
         self, recipe: Recipe, first: Fitted, examiner: Examiner, sets: Mapping[str, CanvasSet]
-    ) -> tuple[dict[str, Fitted], dict[str, Figures], dict[str, Totals], dict[str, str]]:
+    ) -> tuple[dict[str, Fitted], dict[str, VariantFigures], dict[str, Totals], dict[str, str]]:
         """Calibrates on each set and measures the result; a set that fails is left out."""
         fitted, comparison, totals, failures = {}, {}, {}, {}
         for name, canvases in sets.items():
@@ -249,7 +249,7 @@ class Quantiser:
         with self._opened(models, "int8") as model, bar() as show:
             return examiner.measure(model, blocks=blocks, progress=show)
 
-    def _examine(self, examiner: Examiner, name: str, title: str, models: Models) -> Figures:
+    def _examine(self, examiner: Examiner, name: str, title: str, models: Models) -> VariantFigures:
         self._say(f"measuring {title}")
         with self._opened(models, name) as model, bar() as show:
             totals = examiner.measure(model, progress=show)
@@ -296,7 +296,7 @@ class Quantiser:
             yield load_model(self._manifest, engines)
 
 
-def choose(comparison: Mapping[str, Figures], against_decoding: Mapping[str, Ratio]) -> str:
+def choose(comparison: Mapping[str, VariantFigures], against_decoding: Mapping[str, Ratio]) -> str:
     """Names the set to ship: clean text, the simpler one, unless it does worse.
 
     Worse is a higher perplexity under equal masks, by more than the draws explain, or fewer equal

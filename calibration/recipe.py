@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CalibrationError, brief
-from .layers import Layer
+from .layers import WeightLayer
 
 RECIPE_VERSION = 1
 MAX_RECIPE_BYTES = 16 << 20
@@ -118,7 +118,7 @@ def read_recipe(path: Path) -> dict[str, dict[str, Any]]:
 def apply_edits(
     recipe: Recipe,
     edits: Mapping[str, Any],
-    layers: Mapping[str, Iterable[Layer]],
+    layers: Mapping[str, Iterable[WeightLayer]],
     values: Mapping[str, Container[str]],
 ) -> Recipe:
     """Lays an edited recipe over a recipe.
@@ -170,7 +170,7 @@ def apply_edits(
     return recipe
 
 
-def _check(layer: Layer, fields: Any) -> dict[str, Any]:
+def _check(layer: WeightLayer, fields: Any) -> dict[str, Any]:
     """Returns the fields of one edited layer that say something; CalibrationError if unsound."""
     names = set(LayerRecipe.__dataclass_fields__)
     if not isinstance(fields, dict) or set(fields) - names:

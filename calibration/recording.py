@@ -30,7 +30,7 @@ from .canvases.record import (
 from .canvases.recorder import UnsoundOutputError
 from .canvases.texts import Texts
 from .graphs import Models
-from .layers import Layer
+from .layers import WeightLayer
 from .options import SETS, QuantisationOptions
 from .scales.extremes import unsound, unsound_layer
 
@@ -52,7 +52,7 @@ class Recording:
     def __init__(
         self,
         models: Models,
-        layers: Mapping[str, Sequence[Layer]],
+        layers: Mapping[str, Sequence[WeightLayer]],
         manifest: Manifest,
         tokenizer: Tokenizer,
         texts: Texts,
@@ -90,7 +90,7 @@ class Recording:
         return {
             "checkpoint": self._manifest.provenance.get("checkpoint_sha256"),
             "choice of block and context sizes": sorted(
-                [spec.name, dict(spec.dims)] for spec in self._manifest.graphs
+                [spec.name, sorted(spec.dims.items())] for spec in self._manifest.graphs
             ),
             "choice of decoding settings": dict(self._manifest.decoding),
             "calibration text": [_digest(self._texts.calibration), _digest(self._texts.held_out)],

@@ -104,11 +104,11 @@ def _forecast(
     from .checks.budget import forecast_lines
     from .pack import forecast_checkpoint
 
-    plan = forecast_checkpoint(checkpoint, settings, progress)
+    forecast = forecast_checkpoint(checkpoint, settings, progress)
     if as_json:
-        print_json(plan)
+        print_json(forecast)
         return
-    for line in forecast_lines(plan):
+    for line in forecast_lines(forecast):
         click.echo(line)
 
 

@@ -61,7 +61,7 @@ from .onnx_graph.trace import share_between, trace, traced_dims
 from .onnx_graph.vocabulary import split_vocabulary
 from .onnx_graph.weights import split_weights
 from .settings import ARITHMETIC, ExportSettings, check_output
-from .source import Source, load_source
+from .source import Traceable, load_source
 
 Say = Callable[[str], None]
 
@@ -174,7 +174,7 @@ class Draft:
     """Members that calibration adds."""
 
 
-def make_draft(source: Source, settings: ExportSettings, folder: Path, progress: Say) -> Draft:
+def make_draft(source: Traceable, settings: ExportSettings, folder: Path, progress: Say) -> Draft:
     """Traces a checkpoint, gives it its precision, and writes the graphs into an empty folder.
 
     Raises:
@@ -240,7 +240,7 @@ def form_for(target: str, graphs: Sequence[ExportGraph]) -> Form:
     return CpuForm(weight_limit=weight_limit(target), row_scales=row_scales)
 
 
-def _texts(source: Source, settings: ExportSettings) -> Texts | None:
+def _texts(source: Traceable, settings: ExportSettings) -> Texts | None:
     """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
     if settings.precision == "fp32" or settings.uncalibrated:
         return None
@@ -258,7 +258,7 @@ def _texts(source: Source, settings: ExportSettings) -> Texts | None:
 
 
 def _trace(
-    source: Source, settings: ExportSettings, progress: Say
+    source: Traceable, settings: ExportSettings, progress: Say
 ) -> tuple[Mapping[str, ir.Model], Manifest]:
     """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
     models: dict[str, ir.Model] = {}

@@ -25,7 +25,7 @@ from .settings import ExportSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Traceable:
     """A checkpoint ready to be traced."""
 
     graphs: tuple[ExportGraph, ...]
@@ -51,7 +51,7 @@ class Source:
         return text_ids(self.tokenizer, manifest.framing, manifest.max_position, data)
 
 
-def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
+def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
     """Reads a checkpoint; raises DlmError if it cannot be used."""
     checkpoint = open_any(checkpoint_path)
     config = checkpoint.config
@@ -74,7 +74,7 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Source:
         )
     graphs = _graphs_for(settings.target, family.graphs(model, config))
     chat, note = read_chat(checkpoint.companions, checkpoint.tokenizer_json)
-    return Source(
+    return Traceable(
         graphs=graphs,
         chat=chat,
         chat_note=note,

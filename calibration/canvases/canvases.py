@@ -67,7 +67,7 @@ class Inputs(Mapping[str, np.ndarray]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Canvas:
+class RecordedRun:
     """The inputs of one graph run, and its place in a decode."""
 
     spec: GraphSpec
@@ -108,7 +108,7 @@ class Canvas:
 class CanvasSet:
     """Canvases of one model, and how they were made."""
 
-    items: tuple[Canvas, ...]
+    items: tuple[RecordedRun, ...]
     model_sha256: str
     """Of the graphs' members: a set belongs to one model, in any precision made from it."""
     recipe: Mapping[str, Any]

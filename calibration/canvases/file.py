@@ -21,7 +21,7 @@ import numpy as np
 from ...runtime.bundle.manifest import GraphKey, GraphSpec, graph_key
 from ...runtime.errors import CalibrationError, brief
 from ...train.files import write_file
-from .canvases import SOURCES, Canvas, CanvasSet, Inputs
+from .canvases import SOURCES, CanvasSet, Inputs, RecordedRun
 
 VERSION = 3
 INDEX = "index.json"
@@ -103,7 +103,7 @@ def _place(array: np.ndarray) -> tuple[Any, ...]:
     return (begin, array.dtype.name, array.shape[1:], array.flags.c_contiguous)
 
 
-def _canvas_json(canvas: Canvas, store: Callable[[np.ndarray], list[int]]) -> dict[str, Any]:
+def _canvas_json(canvas: RecordedRun, store: Callable[[np.ndarray], list[int]]) -> dict[str, Any]:
     return {
         "graph": canvas.spec.name,
         "dims": dict(canvas.spec.dims),
@@ -195,7 +195,7 @@ def _canvases(
     items: Sequence[Mapping[str, Any]],
     arrays: Sequence[np.ndarray],
     shapes: Mapping[GraphKey, GraphSpec],
-) -> Iterator[Canvas]:
+) -> Iterator[RecordedRun]:
     """Yields canvases, each held to its graph's inputs."""
     for item in items:
         spec = shapes[graph_key(item["graph"], item["dims"])]
@@ -212,7 +212,7 @@ def _canvases(
             raise ValueError(f"a canvas comes from {item['source']!r}")
         committing = np.zeros(spec.rows, bool)
         committing[item["committing"]] = True
-        yield Canvas(
+        yield RecordedRun(
             spec=spec,
             inputs=Inputs(held, caches),
             mask_ratio=float(item["mask_ratio"]),

@@ -18,7 +18,7 @@ from ...runtime.families.base import LoadedModel, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mode:
+class DecodingMode:
     """One way to decode: with a block size or the family's own, a continuation or a gap."""
 
     block: int | None
@@ -54,12 +54,12 @@ class Mode:
         return Request(prompt_ids=(), max_tokens=0, template_ids=tuple(text.tolist()), **common)
 
 
-def modes_of(model: LoadedModel) -> list[Mode]:
+def modes_of(model: LoadedModel) -> list[DecodingMode]:
     """Lists the ways of decoding that the family accepts, by starting a request of each."""
     manifest = model.manifest
     prompt = np.array(manifest.framing.prompt(()), np.int32)
 
-    def accepts(mode: Mode) -> bool:
+    def accepts(mode: DecodingMode) -> bool:
         try:
             model.start(mode.request(manifest, prompt, 2, 0.0, (0, 0)))
         except ConfigError:
@@ -70,9 +70,9 @@ def modes_of(model: LoadedModel) -> list[Mode]:
     sizes = sorted({*manifest.block_sizes, *(spec.rows for spec in model.specs)})
     # Others serve to store one block and begin the next in a single run.
     sizes = [size for size in sizes if size in manifest.block_sizes] or sizes
-    chosen = [mode for size in sizes if accepts(mode := Mode(block=size, gap=False))]
-    modes = chosen or [Mode(block=None, gap=False)]
-    gap = Mode(block=sizes[-1], gap=True)
+    chosen = [mode for size in sizes if accepts(mode := DecodingMode(block=size, gap=False))]
+    modes = chosen or [DecodingMode(block=None, gap=False)]
+    gap = DecodingMode(block=sizes[-1], gap=True)
     if manifest.mask_token_id is not None and accepts(gap):
         modes.append(gap)
     return modes

@@ -19,7 +19,7 @@ from ...runtime.bundle.manifest import GraphSpec
 from ...runtime.engines.base import Engine, EngineSet
 from ...runtime.errors import CalibrationError
 from ...runtime.gpu.device import Device
-from .canvases import LATE_WEIGHT, Canvas, Inputs
+from .canvases import LATE_WEIGHT, Inputs, RecordedRun
 from .reservoir import Reservoir
 
 NOISE_ROLES: Mapping[str, Callable[[np.ndarray], float]] = {
@@ -47,7 +47,7 @@ class _Run:
 class UnsoundOutputError(CalibrationError):
     """A floating-point graph gave NaN or infinity, on `canvas`."""
 
-    def __init__(self, canvas: Canvas) -> None:
+    def __init__(self, canvas: RecordedRun) -> None:
         super().__init__(
             f"graph {canvas.spec.name} gives NaN or infinity: the checkpoint's weights are too "
             "large or its training diverged; take an earlier checkpoint"
@@ -70,7 +70,7 @@ class Recorder:
         self._kept = Reservoir(per_stratum=per_stratum, max_bytes=max_bytes, seed=seed)
         self._pending: list[_Run] = []
         self._place: tuple[Any, ...] = ()
-        self._other: Canvas | None = None
+        self._other: RecordedRun | None = None
         self._caches: dict[str, np.ndarray] = {}
         """The rows in use of each text's cache, as its last run had them."""
         self.source = "decode"
@@ -120,7 +120,7 @@ class Recorder:
     def _see_rows(self, spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
         """Takes a copy of the inputs of a graph without a canvas, such as a head."""
         every = np.ones(spec.rows, bool)
-        self._other = Canvas(
+        self._other = RecordedRun(
             spec=spec,
             inputs=Inputs({t.name: np.array(inputs[t.name]) for t in spec.inputs}),
             mask_ratio=0.0,
@@ -145,12 +145,12 @@ class Recorder:
         self._pending.clear()
         self._place = ()
 
-    def canvases(self) -> tuple[Canvas, ...]:
+    def canvases(self) -> tuple[RecordedRun, ...]:
         """What was kept, in a stable order."""
         self.flush()
         return tuple(self._kept)
 
-    def last(self) -> Canvas:
+    def last(self) -> RecordedRun:
         """Returns the run that was seen last as a canvas, kept or not."""
         if self._other is not None and not self._pending:
             return self._other
@@ -196,7 +196,7 @@ class Recorder:
         progress: float,
         *,
         replaced: bool = False,
-    ) -> Canvas:
+    ) -> RecordedRun:
         noise = float(masked.mean())
         if replaced and run.level and self.source in ("decode", "random"):
             noise, masked = run.level, np.ones_like(masked)
@@ -205,7 +205,7 @@ class Recorder:
             committing, progress = masked, 1.0 - noise
         else:
             committing = changed_rows(run, after, masked)
-        return Canvas(
+        return RecordedRun(
             spec=run.spec,
             inputs=run.inputs,
             mask_ratio=noise,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...runtime.errors import CalibrationError
-from .canvases import Canvas, Stratum
+from .canvases import RecordedRun, Stratum
 
 
 class Reservoir:
@@ -24,13 +24,13 @@ class Reservoir:
         """Kept of each stratum and source at most; fewer once `max_bytes` is reached."""
         self._max_bytes = max_bytes
         self._seed = seed
-        self._kept: dict[tuple[str, Stratum], list[Canvas]] = {}
+        self._kept: dict[tuple[str, Stratum], list[RecordedRun]] = {}
         self._draws: dict[tuple[str, Stratum], tuple[np.random.Generator, int]] = {}
         self._owners: dict[int, tuple[int, int]] = {}
         self.num_bytes = 0
         """Of all arrays held."""
 
-    def offer(self, canvas: Canvas) -> None:
+    def offer(self, canvas: RecordedRun) -> None:
         """Keeps a canvas with the chance that makes every one of its stratum equally likely.
 
         Raises:
@@ -54,7 +54,7 @@ class Reservoir:
         while self._max_bytes is not None and self.num_bytes > self._max_bytes:
             self._sink()
 
-    def __iter__(self) -> Iterator[Canvas]:
+    def __iter__(self) -> Iterator[RecordedRun]:
         """Yields what is kept, in a stable order."""
         return (item for key in sorted(self._kept) for item in self._kept[key])
 
@@ -72,7 +72,7 @@ class Reservoir:
                 # Places were drawn evenly, so the last one can be dropped as well as any.
                 self._count(kept.pop(), -1)
 
-    def _count(self, canvas: Canvas, change: int) -> None:
+    def _count(self, canvas: RecordedRun, change: int) -> None:
         """Adds or takes away the arrays of one canvas; whole owners count, not views of them."""
         for array in canvas.inputs.arrays.values():
             owner = array if array.base is None else array.base

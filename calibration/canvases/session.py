@@ -18,7 +18,7 @@ from ...runtime.errors import CalibrationError, ConfigError
 from ...runtime.families.base import Request
 from ...runtime.families.table import load_model
 from .canvases import NUM_DECILES, CanvasSet, Stratum
-from .modes import Mode, modes_of
+from .modes import DecodingMode, modes_of
 from .recorder import Recorder, RecordingEngines
 
 Progress = Callable[[int, int], None]
@@ -124,13 +124,13 @@ class Session:
         """Returns how many positions a text can have at a block size."""
         return self.model.positions(self.model.settings({"block_size": block}))
 
-    def positions_of(self, mode: Mode) -> int:
+    def positions_of(self, mode: DecodingMode) -> int:
         """Returns how many positions a text decoded in one way can have."""
         # A gap sees the text on both sides, so that text and gap are one block.
         length = min(self.manifest.max_position, mode.block or 0) if mode.gap else 0
         return length or self.positions(mode.block)
 
-    def num_texts(self, mode: Mode) -> int:
+    def num_texts(self, mode: DecodingMode) -> int:
         """Texts to decode in one way: fewer where a run is most of the text, and costs as much.
 
         Each of them goes through every mask ratio, so that two cover what more would.

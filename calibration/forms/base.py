@@ -7,7 +7,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from ..layers import Layer
+from ..layers import WeightLayer
 from ..recipe import GraphRecipe
 
 Cache = Sequence[tuple[str, str]]
@@ -27,7 +27,7 @@ class Form(Protocol):
         """Largest integer of a weight; 64 leaves a bit to kernels that saturate."""
         ...
 
-    def default_recipe(self, layers: Sequence[Layer]) -> GraphRecipe:
+    def default_recipe(self, layers: Sequence[WeightLayer]) -> GraphRecipe:
         """Returns what every layer becomes before any measurement."""
         ...
 
@@ -49,7 +49,7 @@ class Form(Protocol):
         ...
 
     def int8(
-        self, model: ir.Model, layers: Sequence[Layer], recipe: GraphRecipe, cache: Cache
+        self, model: ir.Model, layers: Sequence[WeightLayer], recipe: GraphRecipe, cache: Cache
     ) -> ir.Model:
         """Returns the int8 graph.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..layers import Layer
+from ..layers import WeightLayer
 from ..recipe import GraphRecipe, LayerRecipe
 from .base import Cache
 from .float16 import half_values, narrow_cache, type_fp16
@@ -28,7 +28,7 @@ class BoardForm:
     dynamic = False
     weight_limit = WEIGHT_LIMIT
 
-    def default_recipe(self, layers: Sequence[Layer]) -> GraphRecipe:
+    def default_recipe(self, layers: Sequence[WeightLayer]) -> GraphRecipe:
         """Embeddings and heads are stored as int8 and computed in floating point: a head's error
         goes straight into the logits, and at these block sizes its weights' bytes are what costs.
         """
@@ -49,7 +49,7 @@ class BoardForm:
         return _typed(model.clone(), float32, cache)
 
     def int8(
-        self, model: ir.Model, layers: Sequence[Layer], recipe: GraphRecipe, cache: Cache
+        self, model: ir.Model, layers: Sequence[WeightLayer], recipe: GraphRecipe, cache: Cache
     ) -> ir.Model:
         return _typed(quantize(model, layers, recipe), recipe.float32, cache)
 

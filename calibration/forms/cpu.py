@@ -54,7 +54,7 @@ from ..graphs import (
     replace_node,
     values_of,
 )
-from ..layers import Layer, channel_steps, round_matrix
+from ..layers import WeightLayer, channel_steps, round_matrix
 from ..recipe import GraphRecipe, LayerRecipe
 from .base import Cache
 from .float16 import store_fp16
@@ -77,7 +77,7 @@ class CpuForm:
     """Whether each row of an activation has a scale, so that no row depends on another one."""
     dynamic = True
 
-    def default_recipe(self, layers: Iterable[Layer]) -> GraphRecipe:
+    def default_recipe(self, layers: Iterable[WeightLayer]) -> GraphRecipe:
         """Heads multiply integers too: they are a quarter of the work at 384 x 6 x 8,192."""
         recipes = {}
         for layer in layers:
@@ -96,7 +96,7 @@ class CpuForm:
         return made
 
     def int8(
-        self, model: ir.Model, layers: Iterable[Layer], recipe: GraphRecipe, cache: Cache
+        self, model: ir.Model, layers: Iterable[WeightLayer], recipe: GraphRecipe, cache: Cache
     ) -> ir.Model:
         del cache
         made = quantize_for_cpu(
@@ -144,7 +144,7 @@ def kernels_saturate() -> bool:
 
 def quantize_for_cpu(
     model: ir.Model,
-    layers: Iterable[Layer],
+    layers: Iterable[WeightLayer],
     recipe: GraphRecipe,
     *,
     limit: int = SAFE_RANGE,
@@ -194,7 +194,7 @@ class _Writer:
         self._rescale = self._rescaled_rows if row_scales else self._rescaled
         self._codes: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def write(self, layer: Layer, *, integer: bool) -> None:
+    def write(self, layer: WeightLayer, *, integer: bool) -> None:
         """Stores a layer's matrix as int8 and rewrites whatever reads it."""
         array, axis, limit = array_of(self._values[layer.weight]), layer.out_axis, self._limit
         steps = channel_steps(array, axis, limit)
@@ -222,7 +222,9 @@ class _Writer:
             layer, lambda node, name: [make_node("MatMul", [node.inputs[0], wide], name)]
         )
 
-    def _multiply(self, layer: Layer, product: Callable[[ir.Node, str], list[ir.Node]]) -> None:
+    def _multiply(
+        self, layer: WeightLayer, product: Callable[[ir.Node, str], list[ir.Node]]
+    ) -> None:
         """Replaces a layer's products; the bias of a Gemm is added behind."""
         for output in layer.products:
             node = self._node(output)

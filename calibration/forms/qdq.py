@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from ...runtime.errors import CalibrationError
 from ..graphs import array_of, constant, lazy_constant, make_node, remove_unused, values_of
-from ..layers import FLOAT16_LIMIT, LEAST_HALF_STEP, Layer, channel_steps, round_matrix
+from ..layers import FLOAT16_LIMIT, LEAST_HALF_STEP, WeightLayer, channel_steps, round_matrix
 from ..recipe import GraphRecipe, LayerRecipe
 
 WEIGHT_LIMIT = 127
@@ -34,7 +34,7 @@ MOST_SCALE = FLOAT16_LIMIT / 128
 ZERO = "int8.zero"
 
 
-def quantize(model: ir.Model, layers: Sequence[Layer], recipe: GraphRecipe) -> ir.Model:
+def quantize(model: ir.Model, layers: Sequence[WeightLayer], recipe: GraphRecipe) -> ir.Model:
     """Returns a float32 graph with Q/DQ as the recipe says; the given one stays as it is.
 
     Args:
@@ -68,7 +68,7 @@ def quantize(model: ir.Model, layers: Sequence[Layer], recipe: GraphRecipe) -> i
     return made
 
 
-def activation_scale(layer: Layer, recipe: LayerRecipe) -> float:
+def activation_scale(layer: WeightLayer, recipe: LayerRecipe) -> float:
     """Returns a layer's scale as float16 holds it; CalibrationError if it cannot."""
     if recipe.scale is None:
         raise CalibrationError(f"layer {layer.name} is to be int8 but has no scale")

@@ -19,7 +19,7 @@ from ...runtime.errors import CalibrationError
 from ...runtime.families.base import HEAD_PHASE, LoadedModel, Phased, Request
 from ...runtime.families.heads import Heads
 from ...runtime.families.window import banned_ids
-from ..canvases.canvases import Canvas
+from ..canvases.canvases import RecordedRun
 
 TOP = 5
 Progress = Callable[[int, int], None]
@@ -77,10 +77,10 @@ class Agreement:
 class Reference:
     """The floating-point model's scores on canvases that have scores to compare."""
 
-    def __init__(self, model: LoadedModel, canvases: Sequence[Canvas]) -> None:
+    def __init__(self, model: LoadedModel, canvases: Sequence[RecordedRun]) -> None:
         """Runs every canvas once; keeps the rows that are compared."""
         manifest = model.manifest
-        self._items: list[tuple[Canvas, np.ndarray, np.ndarray]] = []
+        self._items: list[tuple[RecordedRun, np.ndarray, np.ndarray]] = []
         # Uniform noise replaces tokens instead of masking them: every row is a guess then.
         masks = any(len(_masked_rows(manifest, canvas)) for canvas in canvases)
         for canvas in canvases:
@@ -117,7 +117,7 @@ class Reference:
         return result
 
 
-def _masked_rows(manifest: Manifest, canvas: Canvas) -> np.ndarray:
+def _masked_rows(manifest: Manifest, canvas: RecordedRun) -> np.ndarray:
     """Positions whose scores matter on an id canvas with masks; all of any other canvas."""
     spec = canvas.spec
     ids = next((canvas.inputs[t.name] for t in spec.inputs if t.role == "canvas"), None)
@@ -136,7 +136,7 @@ def score_tensor(spec: GraphSpec, vocab_size: int) -> TensorSpec | None:
     return None
 
 
-def _scores(model: LoadedModel, canvas: Canvas) -> np.ndarray | None:
+def _scores(model: LoadedModel, canvas: RecordedRun) -> np.ndarray | None:
     """Runs one canvas; returns (rows, V) float32, or None where a graph has no scores.
 
     What no text contains is never wanted: a score network has 0 for a mask at its own position,

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...runtime.errors import CalibrationError
-from ..layers import Layer
+from ..layers import WeightLayer
 from ..recipe import Recipe
 from .loss import Ratio
 
@@ -101,7 +101,7 @@ class TableTrial:
 
 def harmless_tables(
     recipe: Recipe,
-    layers: Mapping[str, Iterable[Layer]],
+    layers: Mapping[str, Iterable[WeightLayer]],
     measure: Measure,
     max_loss: float,
     say: Callable[[str], None] = lambda line: None,

@@ -27,7 +27,7 @@ Totals = Mapping[int | None, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class VariantFigures:
     """What was measured of one variant."""
 
     name: str
@@ -132,7 +132,7 @@ class Examiner:
         return worst(self.ratios(totals).values())
 
     def by_block(self, totals: Totals) -> dict[str, dict[str, Any]]:
-        """Returns perplexity and ratio per block size, for `Figures`."""
+        """Returns perplexity and ratio per block size, for `VariantFigures`."""
         return {
             str(block or "all"): {
                 "perplexity": self._texts[block].perplexity(totals[block]),
@@ -148,10 +148,10 @@ class Examiner:
         models: Models,
         model: LoadedModel,
         totals: Totals,
-    ) -> Figures:
+    ) -> VariantFigures:
         """Measures the rest of one variant, whose `totals` are known, `main` among them."""
         decodes = self._decode(model)
-        return Figures(
+        return VariantFigures(
             name=name,
             title=title,
             num_bytes=sum(map(num_bytes, models.values())),

@@ -28,7 +28,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
+class TextQuality:
     """The figures of one set of texts; intervals are 95 %."""
 
     num_texts: int
@@ -89,7 +89,7 @@ def bits_draws(scores: Sequence[TextScore], seed: int = 0) -> NDArray[np.float64
     return sums[:, 0] / np.maximum(sums[:, 1], 1)
 
 
-def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> Quality:
+def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> TextQuality:
     """Measures a set of texts; `scores` are the judge's. DataError if empty."""
     words = [text.split() for text in texts]
     if not any(words):
@@ -98,7 +98,7 @@ def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> 
     distinct, distinct_interval = _distinct(words)
     grams = [g for g in (ngrams(w, NGRAM) for w in words) if g]
     repeated = [1 - len(set(g)) / len(g) for g in grams]
-    return Quality(
+    return TextQuality(
         num_texts=len(texts),
         words_per_text=float(np.mean([len(w) for w in words])),
         judge_bits_per_char=bits_per_char(scores) if scores else None,

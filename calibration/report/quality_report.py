@@ -17,7 +17,7 @@ from ...train.files import write_file
 from ..canvases.texts import Texts
 from ..losses.budget import fits
 from ..losses.loss import Ratio
-from ..losses.quality import Figures
+from ..losses.quality import VariantFigures
 from ..options import SETS, QuantisationOptions, Quantised
 from ..recipe import recipe_bytes
 from .layers import lost
@@ -137,7 +137,7 @@ def _findings(quantised: Quantised, options: QuantisationOptions) -> list[str]:
     return found
 
 
-def _pace(variant: Figures) -> list[str]:
+def _pace(variant: VariantFigures) -> list[str]:
     """Says how many tokens a graph run makes, where models differ in that."""
     own = variant.trajectory["tokens_per_nfe"]
     whole = variant.trajectory["tokens_per_nfe_of_fp32"]

@@ -20,9 +20,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...runtime.errors import CalibrationError
-from ..canvases.canvases import NUM_DECILES, Canvas
+from ..canvases.canvases import NUM_DECILES, RecordedRun
 from ..graphs import in_order, open_session
-from ..layers import Layer
+from ..layers import WeightLayer
 from .extremes import unsound
 
 NUM_BINS = 4096
@@ -90,7 +90,7 @@ class Activation:
     """True when every element of it was the same on every canvas."""
 
 
-def layer_inputs(layers: Iterable[Layer]) -> dict[str, str]:
+def layer_inputs(layers: Iterable[WeightLayer]) -> dict[str, str]:
     """Returns the values that enter products, each with the name of the first layer it enters."""
     found: dict[str, str] = {}
     for layer in layers:
@@ -101,7 +101,7 @@ def layer_inputs(layers: Iterable[Layer]) -> dict[str, str]:
 
 def collect(
     model: ir.Model,
-    canvases: Sequence[Canvas],
+    canvases: Sequence[RecordedRun],
     names: Mapping[str, str],
     *,
     graph: str | None = None,
@@ -164,7 +164,7 @@ class _Collector:
         self._stride = max(1, -(-num_canvases // MAX_ROWS))
         self._count = 0
 
-    def add(self, array: np.ndarray, canvas: Canvas) -> None:
+    def add(self, array: np.ndarray, canvas: RecordedRun) -> None:
         """Takes a value (…, channels) float32 of one run."""
         rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
         weights = _weights(array, canvas)
@@ -199,7 +199,7 @@ class _Collector:
         )
 
 
-def _weights(array: np.ndarray, canvas: Canvas) -> np.ndarray:
+def _weights(array: np.ndarray, canvas: RecordedRun) -> np.ndarray:
     """Returns each row's weight: its position's where rows are the block's positions."""
     if array.ndim >= 2 and array.shape[-2] == canvas.spec.rows:
         repeats = int(np.prod(array.shape[:-2]))

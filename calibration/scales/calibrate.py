@@ -18,14 +18,14 @@ from ..canvases.canvases import CanvasSet
 from ..forms.base import Cache, Form
 from ..forms.cpu import fixed_scale
 from ..graphs import Models, array_of
-from ..layers import Layer, find_layers
+from ..layers import WeightLayer, find_layers
 from ..recipe import Recipe
 from .activations import Activation, collect, layer_inputs
 from .ranges import Range, choose_range
 from .smooth import asked_folds, search_alphas, smooth
 
 Progress = Callable[[int, int], None]
-Layers = tuple[Layer, ...]
+Layers = tuple[WeightLayer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...runtime.errors import CalibrationError
-from ..canvases.canvases import Canvas
+from ..canvases.canvases import RecordedRun
 from ..graphs import in_order, open_session, rank_of, values_of
-from ..layers import FLOAT16_LIMIT, Layer
+from ..layers import FLOAT16_LIMIT, WeightLayer
 
 HEADROOM = 2.0
 """The canvases are a sample: values of half of float16's range count as beyond it."""
@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 
 def largest_values(
     model: ir.Model,
-    canvases: Sequence[Canvas],
+    canvases: Sequence[RecordedRun],
     names: Iterable[str],
     progress: Progress = lambda done, total: None,
 ) -> dict[str, dict[int, float]]:
@@ -55,7 +55,7 @@ def largest_values(
     return found
 
 
-def unsound(place: str, canvas: Canvas) -> CalibrationError:
+def unsound(place: str, canvas: RecordedRun) -> CalibrationError:
     """Says where a graph computes NaN or infinity; `place` ends in a verb."""
     return CalibrationError(
         f"{place} NaN or infinity on a canvas ({canvas.spec.label}, "
@@ -73,7 +73,7 @@ def beyond_float16(largest: Mapping[str, Mapping[int, float]]) -> tuple[str, ...
     )
 
 
-def unsound_layer(model: ir.Model, layers: Sequence[Layer], canvas: Canvas) -> str:
+def unsound_layer(model: ir.Model, layers: Sequence[WeightLayer], canvas: RecordedRun) -> str:
     """Names the first layer on a canvas that NaN or infinity comes out of or goes into, in words.
 
     Args:

@@ -33,7 +33,7 @@ import onnx_ir as ir
 
 from ...runtime.errors import CalibrationError
 from ..graphs import array_of, constant, rank_of, values_of
-from ..layers import Layer
+from ..layers import WeightLayer
 from .activations import Activation
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -46,7 +46,7 @@ class Fold:
     """A value that can be divided by a vector, and where the division goes."""
 
     value: str
-    layers: tuple[Layer, ...]
+    layers: tuple[WeightLayer, ...]
     """Every layer that it enters."""
     vectors: tuple[tuple[str, str], ...]
     """What to divide: the first output of a node and an initialiser (channels,) that it reads.
@@ -56,7 +56,7 @@ class Fold:
     first_column: int = 0
 
 
-def find_folds(model: ir.Model, layers: Sequence[Layer]) -> tuple[Fold, ...]:
+def find_folds(model: ir.Model, layers: Sequence[WeightLayer]) -> tuple[Fold, ...]:
     """Lists the values that can be smoothed without an extra node, in the order of `layers`."""
     values = values_of(model)
     found = []
@@ -89,7 +89,9 @@ def _read_once(value: ir.Value | None) -> bool:
     return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
 
 
-def _fold(value: ir.Value, readers: tuple[Layer, ...], layers: Sequence[Layer]) -> Fold | None:
+def _fold(
+    value: ir.Value, readers: tuple[WeightLayer, ...], layers: Sequence[WeightLayer]
+) -> Fold | None:
     """Says how a value's division can be folded; None if it cannot."""
     node = value.producer()
     if node is None:
@@ -113,7 +115,9 @@ def _fold(value: ir.Value, readers: tuple[Layer, ...], layers: Sequence[Layer]) 
 
 
 def _into_vectors(
-    value: ir.Value, readers: tuple[Layer, ...], vectors: Sequence[tuple[ir.Node, ir.Value | None]]
+    value: ir.Value,
+    readers: tuple[WeightLayer, ...],
+    vectors: Sequence[tuple[ir.Node, ir.Value | None]],
 ) -> Fold:
     named = ((node.outputs[0].name, item.name) for node, item in vectors if item is not None)
     return Fold(
@@ -124,7 +128,7 @@ def _into_vectors(
 
 
 def _into_product(
-    node: ir.Node, value: ir.Value, readers: tuple[Layer, ...], layers: Sequence[Layer]
+    node: ir.Node, value: ir.Value, readers: tuple[WeightLayer, ...], layers: Sequence[WeightLayer]
 ) -> Fold | None:
     """Finds an operand of a Mul that is a part of a product which nothing else reads."""
     made_by = {layer.products[0]: layer for layer in layers if layer.kind == "linear"}
@@ -167,7 +171,7 @@ def _split_sizes(split: ir.Node, whole: ir.Value | None) -> list[int] | None:
 
 def search_alphas(
     model: ir.Model,
-    layers: Sequence[Layer],
+    layers: Sequence[WeightLayer],
     activations: Mapping[str, Activation],
     *,
     weight_limit: int = 127,
@@ -183,7 +187,7 @@ def search_alphas(
         dynamic: Whether each run takes its own scale over [min, max] instead of a fixed one.
 
     Returns:
-        Layer name → alpha, None where nothing is gained or can be folded.
+        WeightLayer name → alpha, None where nothing is gained or can be folded.
     """
     alphas: dict[str, float | None] = {layer.name: None for layer in layers}
     for fold in find_folds(model, layers):
@@ -207,7 +211,7 @@ def search_alphas(
 
 def smooth(
     model: ir.Model,
-    layers: Sequence[Layer],
+    layers: Sequence[WeightLayer],
     activations: Mapping[str, Activation],
     alphas: Mapping[str, float | None],
 ) -> ir.Model:
@@ -217,7 +221,7 @@ def smooth(
         model: Float32; it stays as it is.
         layers: What `find_layers` found in it.
         activations: By value name, from `collect` on this graph.
-        alphas: Layer name → strength; layers that are missing or None are left alone.
+        alphas: WeightLayer name → strength; layers that are missing or None are left alone.
 
     Raises:
         CalibrationError: A layer is asked for whose input cannot be folded, or two layers that
@@ -250,7 +254,7 @@ def _matrices(model: ir.Model, fold: Fold) -> list[np.ndarray]:
 
 
 def asked_folds(
-    model: ir.Model, layers: Sequence[Layer], alphas: Mapping[str, float | None]
+    model: ir.Model, layers: Sequence[WeightLayer], alphas: Mapping[str, float | None]
 ) -> list[tuple[Fold, float | None]]:
     """Lists what can be folded, with the strength asked for; raises what `smooth` does."""
     folds = find_folds(model, layers)

@@ -22,7 +22,7 @@ from ...runtime.generate import generate
 from ...runtime.measure.evaluate import evaluate_ids
 from ..pack import make_draft
 from ..settings import ExportSettings
-from ..source import Source, load_source
+from ..source import Traceable, load_source
 from .buckets import best_buckets, text_rate
 from .offers import Offer, memory_of, offers_of, shipped
 
@@ -63,7 +63,7 @@ class Candidate:
         return "token by token" if self.block is None else f"block {self.block}"
 
 
-def _buckets(source: Source) -> tuple[int, ...]:
+def _buckets(source: Traceable) -> tuple[int, ...]:
     """Candidates for context buckets: all positions, and halves of them down to 64."""
     sizes = [source.manifest.max_position]
     while sizes[-1] // 2 >= 64:
@@ -100,7 +100,7 @@ def find_candidates(
     return found
 
 
-def _held_out(source: Source, settings: ExportSettings) -> np.ndarray:
+def _held_out(source: Traceable, settings: ExportSettings) -> np.ndarray:
     """Text to score on: what calibration holds out where there is any, else the parity text."""
     found = find_text(settings.calibration_data, source.config)
     if found is None:
@@ -109,12 +109,14 @@ def _held_out(source: Source, settings: ExportSettings) -> np.ndarray:
     return texts.stream(SCORED_TOKENS)
 
 
-def _has_cache(source: Source) -> bool:
+def _has_cache(source: Traceable) -> bool:
     """Whether a graph reads a context, so that there are buckets to choose."""
     return any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
 
 
-def _affordable(draft: Bundle, source: Source, settings: ExportSettings, cut: bool) -> list[Offer]:
+def _affordable(
+    draft: Bundle, source: Traceable, settings: ExportSettings, cut: bool
+) -> list[Offer]:
     """Per block, the most capable offer that fits the memory; the smallest one if none does.
 
     A shorter context or canvas loses what texts can see, so it is offered only where a longer one
@@ -142,7 +144,7 @@ def _fits(memory: MemoryForecast, settings: ExportSettings) -> bool:
 
 def _candidate(
     draft: Bundle,
-    source: Source,
+    source: Traceable,
     settings: ExportSettings,
     forecast: Forecast,
     model: LoadedModel,

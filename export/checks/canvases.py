@@ -34,7 +34,7 @@ warm, the waves were low, and they sang until they could see the island. """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Canvas:
+class BlockInput:
     """One input of a block step."""
 
     start: int
@@ -97,7 +97,7 @@ def canvases(
     corrupt: Corrupt | None,
     seed: int,
     split: int = 0,
-) -> Iterator[Canvas]:
+) -> Iterator[BlockInput]:
     """Yields the block at `start` at each noise level; position 0 is always clean.
 
     Args:
@@ -121,11 +121,11 @@ def noisy_canvas(
     level: float,
     seed: int,
     split: int = 0,
-) -> Canvas:
+) -> BlockInput:
     """Gives the block at `start` at one noise level; see `canvases`."""
     clean = ids[start : start + spec.rows]
     if corrupt is None:
-        return Canvas(start=start, ids=clean[None], mask_ratio=level, split=split)
+        return BlockInput(start=start, ids=clean[None], mask_ratio=level, split=split)
     rng = np.random.default_rng((seed, start, spec.rows, spec.context))
     noisy, extra = corrupt(clean[split:], level, rng, spec.block)
     if start == 0 and not split and noisy.ndim == 1:  # the first token is given; latents have none
@@ -134,7 +134,7 @@ def noisy_canvas(
         noisy = np.concatenate([clean[:split], noisy])
         at_rest = corrupt(clean[:split], 0.0, rng, spec.block)[1]
         extra = {role: _joined(spec, role, at_rest, extra, split) for role in extra}
-    return Canvas(start=start, ids=noisy[None], mask_ratio=level, split=split, extra=extra)
+    return BlockInput(start=start, ids=noisy[None], mask_ratio=level, split=split, extra=extra)
 
 
 def _joined(

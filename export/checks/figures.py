@@ -37,7 +37,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 @dataclass(slots=True)
-class Figures:
+class LogitErrors:
     """Running comparison of logits with their reference."""
 
     tie: float = 2e-5

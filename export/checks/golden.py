@@ -16,14 +16,14 @@ from ...runtime.bundle.manifest import GraphSpec, Manifest
 from ...runtime.engines.base import Engine, EngineSet
 from ...runtime.measure.check import GOLDEN_VERSION, record_run
 from ...train.families.base import Corrupt
-from .canvases import Canvas, canvases, noisy_canvas, splits_of, starts_of
+from .canvases import BlockInput, canvases, noisy_canvas, splits_of, starts_of
 
 MAX_BLOCKS = 3
 """Committed blocks in front of the last canvases of a case."""
 RATIOS = (0.0, 0.5, 1.0)
 
 
-def _values(engine: Engine, canvas: Canvas) -> dict[str, Any]:
+def _values(engine: Engine, canvas: BlockInput) -> dict[str, Any]:
     return {
         tensor.name: np.broadcast_to(
             np.asarray(canvas.inputs[tensor.role], tensor.dtype), tensor.shape

@@ -18,8 +18,8 @@ import torch
 from ...runtime.bundle.manifest import GraphSpec, Manifest
 from ...runtime.engines.base import Engine, EngineSet
 from ...train.families.base import ExportGraph
-from .canvases import Canvas, canvases, noisy_canvas, splits_of, starts_of
-from .figures import TOLERANCES, Figures, Tolerance
+from .canvases import BlockInput, canvases, noisy_canvas, splits_of, starts_of
+from .figures import TOLERANCES, LogitErrors, Tolerance
 
 MANY_SCORES = 1 << 20
 """Of one run: beyond these, which take a second to compare, fewer noise levels are tried."""
@@ -43,7 +43,7 @@ class TorchSide:
         }
 
     @torch.no_grad()
-    def run(self, canvas: Canvas, *, commit: bool) -> np.ndarray:
+    def run(self, canvas: BlockInput, *, commit: bool) -> np.ndarray:
         """Runs one canvas; with `commit`, stores its keys and values. Returns the logits, or what
         a head reads."""
         for role, value in canvas.inputs.items():
@@ -63,7 +63,7 @@ class TorchSide:
         return outputs[self._result].numpy()
 
 
-def run_engine(engine: Engine, canvas: Canvas, *, commit: bool) -> np.ndarray:
+def run_engine(engine: Engine, canvas: BlockInput, *, commit: bool) -> np.ndarray:
     """Runs one canvas on an engine; with `commit`, stores its keys and values. Returns the logits,
     or what a head reads."""
     for tensor in engine.spec.inputs:
@@ -169,9 +169,9 @@ def _compare_shape(
     seed: int,
     tie: float,
     head: ExportGraph | None,
-) -> tuple[Figures, Figures]:
+) -> tuple[LogitErrors, LogitErrors]:
     """Compares one shape at several starts; the caches grow on both sides as text commits."""
-    figures, cached = Figures(tie=tie), Figures(tie=tie)
+    figures, cached = LogitErrors(tie=tie), LogitErrors(tie=tie)
     apart = head is not None and spec.result.role == "hidden"
     few = spec.rows * manifest.vocab_size > MANY_SCORES
     torch_side = TorchSide(graph, spec)
@@ -208,9 +208,9 @@ def _with_head(head: ExportGraph, rows: np.ndarray) -> np.ndarray:
 
 def _compare_head(
     head: ExportGraph, engines: EngineSet, spec: GraphSpec, rows: np.ndarray, tie: float
-) -> tuple[Figures, Figures]:
+) -> tuple[LogitErrors, LogitErrors]:
     """Compares a head on all the rows, as many at a time as its shape has."""
-    figures = Figures(tie=tie)
+    figures = LogitErrors(tie=tie)
     engine = engines.engine(spec)
     tensor = spec.tensor("hidden_rows")
     for begin in range(0, len(rows), spec.rows):
@@ -218,10 +218,10 @@ def _compare_head(
         engine.inputs[tensor.name][...] = given
         engine.run()
         figures.add(engine.outputs[spec.tensor("logits").name], _with_head(head, given), 1.0)
-    return figures, Figures(tie=tie)
+    return figures, LogitErrors(tie=tie)
 
 
-def _comparable(graph: ExportGraph, canvas: Canvas) -> bool:
+def _comparable(graph: ExportGraph, canvas: BlockInput) -> bool:
     """Returns whether the uncached forward computes a canvas: it gives a time-conditioned model the
     noise of a full mask, and other models are compared on clean text too."""
     if canvas.mask_ratio not in (0.0, 1.0):
@@ -231,7 +231,7 @@ def _comparable(graph: ExportGraph, canvas: Canvas) -> bool:
 
 
 @torch.no_grad()
-def _uncached(graph: ExportGraph, context: np.ndarray, canvas: Canvas) -> np.ndarray:
+def _uncached(graph: ExportGraph, context: np.ndarray, canvas: BlockInput) -> np.ndarray:
     assert graph.uncached is not None
     given = torch.as_tensor(context), torch.as_tensor(canvas.ids[:, canvas.split :])
     return graph.uncached(*given, canvas.extra).numpy()

@@ -33,14 +33,14 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
     training = provenance.get("training") or {}
-    standing = training.get("standing") or {}
+    run_state = training.get("run_state") or {}
     settings = training.get("settings") or {}
     known = {
         "made from": settings.get("init"),
         "SHA-256 of the checkpoint": provenance.get("checkpoint_sha256"),
         "trained on": settings.get("data"),
         "tokens seen": training.get("tokens_seen"),
-        "steps": standing.get("step"),
+        "steps": run_state.get("step"),
         "SHA-256 of the data": training.get("data_sha256"),
     }
     return {

@@ -17,7 +17,7 @@ from ...runtime.measure.word_figures import ngrams, word_entropy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
+class JudgedTexts:
     """Of a set of texts."""
 
     bits_per_char: float | None
@@ -35,13 +35,13 @@ class Quality:
     a model of whole canvases reads nothing shorter than a canvas."""
 
 
-def measure_quality(texts: Sequence[str], judge: Judge) -> Quality:
+def measure_quality(texts: Sequence[str], judge: Judge) -> JudgedTexts:
     """Reads every text."""
     words = [text.lower().split() for text in texts]
     bits = [score.bits / score.num_chars for score in judge.score(texts)]
     together = None if bits or len(texts) < 2 else judge.read(*texts)
     whole = together and together.bits / together.num_chars
-    return Quality(
+    return JudgedTexts(
         bits_per_char=fmean(bits) if bits else whole,
         half_width=1.96 * stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else None,
         entropy=fmean([word_entropy(each) for each in words] or [0.0]),

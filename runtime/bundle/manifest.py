@@ -71,7 +71,7 @@ class GraphSpec:
 
     @property
     def key(self) -> GraphKey:
-        """See `graph_key`."""
+        """What tells shapes apart: the graph's name and its dimensions in order."""
         return graph_key(self.name, self.dims)
 
     @property

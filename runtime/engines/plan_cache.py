@@ -111,10 +111,10 @@ class PlanCache:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
-    def load(self, key: PlanKey, *, told: bool = False) -> memoryview | None:
+    def load(self, key: PlanKey, *, said_before: bool = False) -> memoryview | None:
         """Returns a sound plan, mapped, or None; what is unsound is said and counts as absent.
 
-        `told` says that it was said before.
+        `said_before`: it was said already, so stay silent.
         """
         path = self._path(key)
         try:
@@ -122,7 +122,7 @@ class PlanCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            if not told:
+            if not said_before:
                 self._note(f"the plan {path.name} cannot be used ({error}) and is built again")
             return None
 
@@ -150,7 +150,7 @@ class PlanCache:
             return found
         with self._turn(key) as waited:
             # Whoever had the lock before built what we want.
-            found = self.load(key, told=not rebuild) if waited or not rebuild else None
+            found = self.load(key, said_before=not rebuild) if waited or not rebuild else None
             if found is None:
                 self._require_space(need_bytes)
                 self._store(key, build())

@@ -137,5 +137,4 @@ class BindingsDriver:
             raise BindingsError(f"cuMemGetInfo gave {status.name}")
         return int(free), int(total)
 
-    def close(self) -> None:
-        """See Driver."""
+    def close(self) -> None: ...

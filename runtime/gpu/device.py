@@ -159,11 +159,9 @@ class Immediate:
         del key
         call()
 
-    def flush(self, *, repeats: bool = False) -> None:
-        """See Device."""
+    def flush(self, *, repeats: bool = False) -> None: ...
 
-    def forget(self) -> None:
-        """See Device."""
+    def forget(self) -> None: ...
 
 
 def wait_until(device: Device, ready: Callable[[], bool]) -> None:

@@ -15,7 +15,8 @@ from dlm_edge.runtime.decoding import DecodingRule
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.mdlm.rules import Factor, Threshold
 from dlm_edge.runtime.ops.rows.contract import Sampling
-from dlm_edge.runtime.ops.unmask import selection
+from dlm_edge.runtime.ops.unmask import UNMASK, selection
+from dlm_edge.runtime.ops.unmask.contract import UnmaskSpec
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.transformer import Transformer
 from rules import decoding
@@ -132,7 +133,7 @@ def test_rules_that_the_peers_lack_are_refused() -> None:
 
 
 def test_endless_ops_ban_the_end_of_text() -> None:
-    canvas = EndlessOps().canvas(
+    spec = UnmaskSpec(
         block=4,
         vocab_size=8,
         sampling=decoding().sampling,
@@ -143,5 +144,6 @@ def test_endless_ops_ban_the_end_of_text() -> None:
         eos_token_id=0,
         banned=(1,),
     )
-    assert canvas.banned == (0, 1)
-    assert canvas.eos_token_id == -1
+    (endless,) = EndlessOps().bind(UNMASK).canvas([spec]).specs
+    assert endless.banned == (0, 1)
+    assert endless.eos_token_id == -1

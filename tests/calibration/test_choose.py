@@ -1,10 +1,10 @@
 from dlm_edge.calibration.losses.loss import Ratio
-from dlm_edge.calibration.losses.quality import Figures
+from dlm_edge.calibration.losses.quality import VariantFigures
 from dlm_edge.calibration.quantise import choose
 
 
 def figures(top1):
-    return Figures(
+    return VariantFigures(
         name="", title="", num_bytes=1, perplexity={}, ratio=ratio(0.0), by_block={}, trajectory={},
         samples={}, agreement={"about_to_be_committed": {"rows": 9, "top1": top1, "top5": 1.0}},
     )  # fmt: skip

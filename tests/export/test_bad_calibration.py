@@ -13,18 +13,19 @@ from dlm_edge.runtime.bundle.bundle import open_bundle
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import make_checkpoint
 
-SIZES = ("--block", 4, "--context", 16, "--loss-tokens", 200)
+SIZES = {"--block": 4, "--context": 16, "--loss-tokens": 200}
 pytestmark = pytest.mark.usefixtures("few_measurements")
 NORM = "trunk.layers.1.mlp_norm.weight"
 
 
 def export(checkpoint, folder, *options, precision="int8", target="orin-nano"):
     """Runs the command; gives its exit code, its errors, and what stands in the folder then."""
+    sizes = [item for pair in SIZES.items() if pair[0] not in options for item in pair]
     result = CliRunner().invoke(
         main,
         [str(item) for item in (
             checkpoint, "-o", folder / "x.dlm", "--precision", precision, "--target", target,
-            *SIZES, *options,
+            *sizes, *options,
         )],
     )  # fmt: skip
     errors = [line for line in result.stderr.splitlines() if line.startswith(("Error", "dlm-"))]

@@ -113,7 +113,7 @@ def test_the_bundle_says_where_it_comes_from_without_naming_this_machine(exporte
     training = bundle.manifest.provenance["training"]
     assert training["tokens_seen"] == 1792
     assert training["settings"] == {"data": "stories.txt", "lr": 1e-3}
-    assert training["standing"] == {"step": 7}
+    assert training["run_state"] == {"step": 7}
     assert "torch" in bundle.manifest.provenance["versions"]
     card = bundle.member("card.md").read_text("utf-8")
     assert "stories.txt" in card

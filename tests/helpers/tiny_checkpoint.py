@@ -37,7 +37,7 @@ def make_checkpoint(folder, family="mdlm", *, seed=0, scale=3.0, **options):
     }
     training = {
         "settings": {"data": "/home/someone/stories.txt", "out": "/home/someone/run", "lr": 1e-3},
-        "standing": {"step": 7, "best_nats": math.inf},
+        "run_state": {"step": 7, "best_nats": math.inf},
         "tokens_seen": 1792,
         "data_sha256": "ab" * 32,
     }

@@ -3,7 +3,7 @@
 import torch
 from dlm_edge.export import pack
 from dlm_edge.export.settings import ExportSettings
-from dlm_edge.export.source import Source
+from dlm_edge.export.source import Traceable
 from dlm_edge.train.families import FAMILIES
 
 SHAPE = {"dim": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 70, "context": 16}
@@ -23,7 +23,7 @@ def make_draft(folder, *, target="host", precision="fp32", **options):
             if weight.ndim == 1:  # norms that are all ones would be stored once for all layers
                 weight.add_(torch.rand_like(weight))
     manifest = family.manifest(config, model, target=target, precision=precision)
-    source = Source(
+    source = Traceable(
         graphs=tuple(family.graphs(model, config)), manifest=manifest, tokenizer_json="{}"
     )
     settings = ExportSettings(

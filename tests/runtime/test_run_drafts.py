@@ -101,8 +101,11 @@ def test_what_the_bundle_has_not_is_refused_in_a_line(bundles):
         (["--block-size", "3"], "no graph of block size 3; choose from 2, 4"),
         (["--beta", "2"], "beta must be at least 0 and at most 1"),
         (["--rule", "next_token", "--beta", "0.5"], "beta has no effect on rule next_token"),
-        (["--rule", "threshold"], "rule threshold cannot decode a model of family tidar"),
-        (["--repetition-penalty", "1.3"], "repetition_penalty has no effect on rule draft_verify"),
+        (["--rule", "threshold"], "rule 'threshold' cannot decode a model of family tidar"),
+        (
+            ["--rule", "draft_verify", "--repetition-penalty", "1.3"],
+            "repetition_penalty has no effect on rule draft_verify",
+        ),
         (["--infill", "a ___ b"], "cannot fill gaps"),
     ):
         prompt = [] if arguments[0] == "--infill" else ["abc"]

@@ -139,6 +139,8 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path, sound, sett
         train(config, quiet=True)
 
 
-def test_a_plain_hugging_face_folder_is_no_checkpoint_to_export_and_says_what_to_do(sound):
-    with pytest.raises(CheckpointError, match=r"--init .* --max-steps 0 --out FOLDER"):
+def test_a_public_folder_is_no_checkpoint_of_ours_and_says_what_to_do(sound):
+    with pytest.raises(
+        CheckpointError, match="export it as it is, or give it to dlm-train as --init"
+    ):
         read_checkpoint(sound)

@@ -28,8 +28,8 @@ from ..nn.lora import Lora
 from .heldout import Estimate, mean_nats, measure
 from .optim import Ema, lr_factor, make_optimizer, set_lr
 from .progress import Curves, ProgressBar
+from .run_state import DivergedError, Hooks, RunState
 from .sharding import part_like, parts_of_optimizer, whole
-from .standing import DivergedError, Hooks, Standing
 
 _Value = TypeVar("_Value")
 
@@ -75,7 +75,7 @@ class Loop:
         self.fabric, self.family, self.config = fabric, family, config
         self.model_config, self.batches, self.held_out = model_config, batches, held_out
         self.lora = lora
-        self.standing = Standing()
+        self.run_state = RunState()
         self._reserve_s = 0.0
         """Seconds of `max_minutes` that are kept for the last evaluation and save."""
         if config.compile:
@@ -100,37 +100,37 @@ class Loop:
         Raises:
             DivergedError: if the loss is not finite; what was saved before stays.
         """
-        config, standing = self.config, self.standing
-        begun, before = time.monotonic(), standing.elapsed_s
+        config, run_state = self.config, self.run_state
+        begun, before = time.monotonic(), run_state.elapsed_s
         last_save = begun
         evaluated = -1
-        first = standing.step
+        first = run_state.step
         self._plan_evaluation(progress)
         self.model.train()
         while True:
-            standing.elapsed_s = before + time.monotonic() - begun
+            run_state.elapsed_s = before + time.monotonic() - begun
             stop = self._agree(hooks.interrupted())
             if stop or self.progress() >= 1:
                 break
             started, loss, norm = time.monotonic(), *self._step()
-            standing.elapsed_s = before + time.monotonic() - begun
+            run_state.elapsed_s = before + time.monotonic() - begun
             self._report(progress, curves, loss, norm, time.monotonic() - started)
-            if config.max_minutes and standing.step == first + 1:
+            if config.max_minutes and run_state.step == first + 1:
                 self._say_how_many_steps(config.max_minutes, time.monotonic() - started, progress)
-            if config.eval_every and standing.step % config.eval_every == 0:
-                evaluated = standing.step
+            if config.eval_every and run_state.step % config.eval_every == 0:
+                evaluated = run_state.step
                 self._evaluate(hooks, progress, curves)
-                if config.patience and standing.stale >= config.patience:
+                if config.patience and run_state.stale >= config.patience:
                     self._save(hooks)
                     return "early stop"
-            due = config.save_every and standing.step % config.save_every == 0
+            due = config.save_every and run_state.step % config.save_every == 0
             late = config.save_minutes and time.monotonic() - last_save > 60 * config.save_minutes
             if due or self._agreed(bool(late)):
                 self._save(hooks)
                 last_save = time.monotonic()
-        if not stop and evaluated != standing.step:
+        if not stop and evaluated != run_state.step:
             self._evaluate(hooks, progress, curves)
-        standing.elapsed_s = before + time.monotonic() - begun
+        run_state.elapsed_s = before + time.monotonic() - begun
         self._save(hooks)
         return "interrupted" if stop else "finished"
 
@@ -138,10 +138,10 @@ class Loop:
         """Returns the share of the run that is done, by steps or by the clock."""
         share = 0.0
         if self.config.num_steps:
-            share = self.standing.step / self.config.num_steps
+            share = self.run_state.step / self.config.num_steps
         if self.config.max_minutes:
             seconds = 60 * self.config.max_minutes - self._reserve_s
-            share = max(share, self.standing.elapsed_s / max(seconds, 1e-9))
+            share = max(share, self.run_state.elapsed_s / max(seconds, 1e-9))
         return min(share, 1.0)
 
     def _plan_evaluation(self, progress: ProgressBar) -> None:
@@ -150,30 +150,30 @@ class Loop:
         With `max_minutes` they are fewer if all would take too long. A resumed run keeps them, or
         its best figure would not compare.
         """
-        standing, rows, minutes = self.standing, len(self.held_out), self.config.max_minutes
+        run_state, rows, minutes = self.run_state, len(self.held_out), self.config.max_minutes
         row_s = 0.0
         if minutes and self.progress() < 1:
             started = time.monotonic()
             self.measure(self.held_out[:1])
             row_s = self._agreed(time.monotonic() - started)
-        if not standing.eval_rows:
+        if not run_state.eval_rows:
             fits = max(2, int(EVAL_SHARE * 60 * (minutes or 0) / row_s)) if row_s else rows
-            standing.eval_rows = min(fits, rows)
-            if standing.eval_rows < rows:
+            run_state.eval_rows = min(fits, rows)
+            if run_state.eval_rows < rows:
                 progress.say(
                     f"evaluation: {fits} of {rows} held-out sequences, at {row_s:.1f} s each, to "
                     f"keep to --max-minutes {minutes:g}"
                 )
-        if standing.eval_rows < rows:
-            chosen = np.linspace(0, rows - 1, standing.eval_rows).astype(np.int64)
+        if run_state.eval_rows < rows:
+            chosen = np.linspace(0, rows - 1, run_state.eval_rows).astype(np.int64)
             self.held_out = self.held_out[torch.from_numpy(chosen)]
         if minutes:
             self._reserve_s = min(row_s * len(self.held_out), EVAL_SHARE * 60 * minutes)
 
     def _say_how_many_steps(self, minutes: float, step_s: float, progress: ProgressBar) -> None:
         """Warns, once a step was timed, of a run that is too short to learn anything."""
-        left_s = 60 * minutes - self._reserve_s - self.standing.elapsed_s
-        steps = self.standing.step + max(0, int(left_s / max(step_s, 1e-9)))
+        left_s = 60 * minutes - self._reserve_s - self.run_state.elapsed_s
+        steps = self.run_state.step + max(0, int(left_s / max(step_s, 1e-9)))
         if steps < FEW_STEPS:
             progress.say(
                 f"a step takes {step_s:.1f} s: --max-minutes {minutes:g} ends after about {steps} "
@@ -183,25 +183,25 @@ class Loop:
 
     def _step(self) -> tuple[float, float]:
         """Does one optimiser step; returns its loss in nats per token and gradient norm."""
-        config, standing = self.config, self.standing
+        config, run_state = self.config, self.run_state
         factor = lr_factor(
-            standing.step,
+            run_state.step,
             self.progress(),
             warmup_steps=config.warmup_steps,
             min_ratio=config.min_lr_ratio,
         )
         set_lr(self.optimizer, factor)
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        batch = self.batches.batch(standing.step)
+        batch = self.batches.batch(run_state.step)
         parts = world * config.accumulate
         size = len(batch) // parts
-        torch.manual_seed(_mix(config.seed, _DROPOUT, standing.step, rank))
+        torch.manual_seed(_mix(config.seed, _DROPOUT, run_state.step, rank))
         total = torch.zeros((), device=self.fabric.device)
         for micro in range(config.accumulate):
             part = rank * config.accumulate + micro
             own = batch[part * size : (part + 1) * size].to(self.fabric.device)
             # Equal on all ranks: each draws the noise of the whole batch and keeps its part.
-            generator = torch.Generator().manual_seed(_mix(config.seed, _NOISE, standing.step))
+            generator = torch.Generator().manual_seed(_mix(config.seed, _NOISE, run_state.step))
             waiting = micro + 1 < config.accumulate
             with self.fabric.no_backward_sync(self.model, enabled=waiting):
                 output = self.family.loss(
@@ -212,7 +212,7 @@ class Loop:
         loss = self._mean(total)
         if not math.isfinite(loss):
             raise DivergedError(
-                f"the loss became {loss} at step {standing.step}: the training diverged; the last "
+                f"the loss became {loss} at step {run_state.step}: the training diverged; the last "
                 "saved checkpoint is kept; lower --lr or raise --warmup-steps"
             )
         norm = math.nan
@@ -224,21 +224,21 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update(standing.step)
-        standing.step += 1
+            self.ema.update(run_state.step)
+        run_state.step += 1
         return loss, norm
 
     def _report(
         self, progress: ProgressBar, curves: Curves, loss: float, norm: float, seconds: float
     ) -> None:
-        config, standing = self.config, self.standing
+        config, run_state = self.config, self.run_state
         # A small step may be over before a coarse clock ticks.
         speed = config.batch_size * config.context / seconds if seconds > 0 else 0.0
         done = self.progress()
-        left = standing.elapsed_s * (1 - done) / done if done else math.inf
+        left = run_state.elapsed_s * (1 - done) / done if done else math.inf
         lr = self.optimizer.param_groups[0]["lr"]
-        progress.update(standing.step, loss, speed, left, lr, force=standing.step == 1)
-        if standing.step % 10 == 0:
+        progress.update(run_state.step, loss, speed, left, lr, force=run_state.step == 1)
+        if run_state.step % 10 == 0:
             curves.write(
                 {
                     "train/loss": loss,
@@ -246,27 +246,27 @@ class Loop:
                     "train/norm": norm,
                     "train/tokens_per_s": speed,
                 },
-                standing.step,
+                run_state.step,
             )
 
     def _evaluate(self, hooks: Hooks, progress: ProgressBar, curves: Curves) -> None:
-        standing = self.standing
+        run_state = self.run_state
         with self._weights_to_use():
             started = time.monotonic()
             figures = self.measure(self.held_out)
             self._reserve_s = self._agreed(time.monotonic() - started)
             mean = mean_nats(figures)
             if not math.isfinite(mean):
-                raise DivergedError(f"the held-out loss became {mean} at step {standing.step}")
-            standing.stale += 1
-            if mean < standing.best_nats:
-                standing.best_nats, standing.best_step, standing.stale = mean, standing.step, 0
-                standing.figures = {name: item.to_json() for name, item in figures.items()}
-                hooks.on_best(standing, self.weights())
-        curves.write({f"valid/{name}": item.nats for name, item in figures.items()}, standing.step)
+                raise DivergedError(f"the held-out loss became {mean} at step {run_state.step}")
+            run_state.stale += 1
+            if mean < run_state.best_nats:
+                run_state.best_nats, run_state.best_step, run_state.stale = mean, run_state.step, 0
+                run_state.figures = {name: item.to_json() for name, item in figures.items()}
+                hooks.on_best(run_state, self.weights())
+        curves.write({f"valid/{name}": item.nats for name, item in figures.items()}, run_state.step)
         shown = "  ".join(f"{name}: {item}" for name, item in figures.items())
-        best = " (best)" if standing.stale == 0 else ""
-        progress.say(f"held out at step {standing.step}, nats/token: {shown}{best}")
+        best = " (best)" if run_state.stale == 0 else ""
+        progress.say(f"held out at step {run_state.step}, nats/token: {shown}{best}")
 
     def measure(self, batch: Batch) -> dict[str, Estimate]:
         """Evaluates the weights that the model holds now."""
@@ -283,7 +283,7 @@ class Loop:
     def _save(self, hooks: Hooks) -> None:
         with self._weights_to_use():
             weights = self.weights()
-        hooks.on_save(self.standing, weights, self.state())
+        hooks.on_save(self.run_state, weights, self.state())
 
     def _weights_to_use(self) -> AbstractContextManager[None]:
         return self.ema.applied() if self.ema is not None else nullcontext()
@@ -298,7 +298,7 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Returns what `load` needs to continue exactly."""
         return {
-            "standing": asdict(self.standing),
+            "run_state": asdict(self.run_state),
             "model": whole(dict(self.module.state_dict())),
             "ema": whole(self.ema.shadow) if self.ema is not None else None,
             "optimizer": whole(self.optimizer.state_dict()),
@@ -330,7 +330,7 @@ class Loop:
                 mine.copy_(part_like(saved, mine))
         elif self.ema is not None:  # the run had no average so far: it starts with the weights
             self.ema = Ema(self.module.parameters(), self.config.ema)
-        self.standing = Standing(**state["standing"])
+        self.run_state = RunState(**state["run_state"])
 
     def _mean(self, value: torch.Tensor) -> float:
         if self.fabric.world_size > 1:
@@ -340,7 +340,7 @@ class Loop:
     def _agree(self, stop: bool) -> bool:
         """Makes rank 0's clock and wish to stop those of all ranks."""
         if self.fabric.world_size > 1:
-            stop, self.standing.elapsed_s = self.fabric.broadcast((stop, self.standing.elapsed_s))
+            stop, self.run_state.elapsed_s = self.fabric.broadcast((stop, self.run_state.elapsed_s))
         return stop
 
     def _agreed(self, value: _Value) -> _Value:

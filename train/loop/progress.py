@@ -46,12 +46,10 @@ class TensorBoardCurves:
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """See Curves."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """See Curves."""
         self._writer.close()
 
 
@@ -69,11 +67,9 @@ class WandbCurves:
             ) from error
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """See Curves."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """See Curves."""
         self._run.finish()
 
 

@@ -52,8 +52,8 @@ from ..nn.lora import Lora
 from .heldout import frequency_nats
 from .loop import Loop
 from .progress import NoCurves, ProgressBar, make_curves
+from .run_state import Hooks, RunState
 from .sharding import fsdp_strategy
-from .standing import Hooks, Standing
 
 
 def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -117,11 +117,11 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         print(f"{out}: no state saved yet, starting at step 0", file=sys.stderr)
     progress = ProgressBar(
         num_steps=config.num_steps,
-        first_step=loop.standing.step,
+        first_step=loop.run_state.step,
         quiet=quiet or not fabric.is_global_zero,
     )
-    if changes and loop.standing.step:
-        progress.say(f"from step {loop.standing.step} on: {', '.join(changes)}")
+    if changes and loop.run_state.step:
+        progress.say(f"from step {loop.run_state.step} on: {', '.join(changes)}")
     return _run(fabric, loop, corpus, beside, out, progress)
 
 
@@ -182,7 +182,7 @@ def _run(
     out: Path,
     progress: ProgressBar,
 ) -> dict[str, Any]:
-    config, first = loop.config, loop.standing.step
+    config, first = loop.config, loop.run_state.step
     if fabric.is_global_zero:
         _make_folder(out)
     millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
@@ -203,21 +203,21 @@ def _run(
             status = loop.run(hooks, progress, curves)
     except BaseException:
         # A run whose first step failed can be started again with better settings.
-        if fabric.is_global_zero and not loop.standing.step:
+        if fabric.is_global_zero and not loop.run_state.step:
             (out / SETTINGS).unlink(missing_ok=True)
         raise
     finally:
         progress.close()
         curves.close()
-    standing = loop.standing
+    run_state = loop.run_state
     return {
         "checkpoint": str(out),
         "status": status,
-        "steps": standing.step,
-        "tokens_seen": standing.step * config.batch_size * config.context,
-        "seconds": round(standing.elapsed_s, 1),
-        "best_step": standing.best_step,
-        "held_out": standing.figures,
+        "steps": run_state.step,
+        "tokens_seen": run_state.step * config.batch_size * config.context,
+        "seconds": round(run_state.elapsed_s, 1),
+        "best_step": run_state.best_step,
+        "held_out": run_state.figures,
         "frequency_nats": frequency_nats(corpus.train.tokens, loop.held_out.ids.numpy()),
     }
 
@@ -304,32 +304,32 @@ def _hooks(
     companions = dict(beside)
     tokenizer_json = companions.pop("tokenizer.json")
 
-    def write(folder: Path, standing: Standing, weights: dict[str, torch.Tensor]) -> None:
-        write_checkpoint(folder, described(standing), weights, tokenizer_json, companions)
+    def write(folder: Path, run_state: RunState, weights: dict[str, torch.Tensor]) -> None:
+        write_checkpoint(folder, described(run_state), weights, tokenizer_json, companions)
 
-    def described(standing: Standing) -> dict[str, Any]:
+    def described(run_state: RunState) -> dict[str, Any]:
         training = {
             "settings": loop.config.to_json(),
-            "standing": asdict(standing),
-            "tokens_seen": standing.step * loop.config.batch_size * loop.config.context,
+            "run_state": asdict(run_state),
+            "tokens_seen": run_state.step * loop.config.batch_size * loop.config.context,
             "data_sha256": corpus.train.sha256,
             "valid_sha256": corpus.valid.sha256,
             "torch": str(torch.__version__),
         }
         return {**loop.model_config, "training": training}
 
-    def on_best(standing: Standing, weights: dict[str, torch.Tensor]) -> None:
+    def on_best(run_state: RunState, weights: dict[str, torch.Tensor]) -> None:
         if fabric.is_global_zero:
-            write(out, standing, weights)
+            write(out, run_state, weights)
 
     def on_save(
-        standing: Standing, weights: dict[str, torch.Tensor], state: Mapping[str, Any]
+        run_state: RunState, weights: dict[str, torch.Tensor], state: Mapping[str, Any]
     ) -> None:
         if fabric.is_global_zero:
-            write(out / "last", standing, weights)
-            if not standing.figures:  # nothing was evaluated yet: the last is the best there is
-                write(out, standing, weights)
-            save_state(out, standing.step, state)
+            write(out / "last", run_state, weights)
+            if not run_state.figures:  # nothing was evaluated yet: the last is the best there is
+                write(out, run_state, weights)
+            save_state(out, run_state.step, state)
         fabric.barrier()
 
     return Hooks(on_best=on_best, on_save=on_save, interrupted=lambda: asked[0])

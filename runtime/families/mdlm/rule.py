@@ -110,7 +110,7 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
             eos_token_id=self._eos if template is None else -1,
             banned=undrawable_ids(manifest, request),
             unmask_chance=unmask_chance,
-            tells=self._sees_time,
+            sees_time=self._sees_time,
             times=self._times,
         )
         self._canvas = self._unmask.canvas([spec])
@@ -160,7 +160,7 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
         match self._phase:
             case "denoise":
                 canvas = self._canvas
-                time = canvas.told if self._sees_time else 0.0
+                time = canvas.time_input if self._sees_time else 0.0
                 feed(self._ops, engine, canvas.ids, self._cached, time=time)
             case "store":
                 feed(self._ops, engine, known[:block], self._cached)
@@ -172,8 +172,8 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
                 feed(self._ops, engine, ids, self._cached, split=block, time=time)
 
     def _mask_chance(self, ids: np.ndarray) -> float:
-        """What a graph that sees time is told of a block that is about to begin: the schedule's
-        chance for `ancestral`, else the share that is masked. Ops tell it later (`Canvas.told`)."""
+        """The time input of a block that is about to begin: the schedule's chance for `ancestral`,
+        else the share that is masked. From then on the primitive writes it (`time_input`)."""
         if self._times is not None:
             return float(self._times[0])
         return float(np.count_nonzero(ids == self._mask) / self._block)

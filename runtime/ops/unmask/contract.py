@@ -77,8 +77,8 @@ class UnmaskSpec(CanvasSpec):
     selection: Selection
     unmask_chance: np.ndarray | None = None
     """(steps,) float64: per step, the chance that a masked position is unmasked (`ANCESTRAL`)."""
-    tells: bool = False
-    """Whether the graph sees time, so that `told` is wanted."""
+    sees_time: bool = False
+    """Whether the graph sees time, so that `time_input` is wanted."""
     times: np.ndarray | None = None
     """(steps + 1,) float32: the share of masks before each step, where the selection is driven by
     time; None: it is counted."""
@@ -93,7 +93,7 @@ class UnmaskCanvas(Canvas):
     log_prob: Any
     """(batch, block) float32: log-probability of the candidate under the model's own distribution
     (temperature 1, before top-k and top-p); kept for committed positions."""
-    told: Any
+    time_input: Any
     """(batch, block) float32, or None: the share of masks that the next run is fed, for graphs that
     see it: of `times`, or counted; 0 once nothing is left to fill."""
     seen: Any
@@ -118,8 +118,8 @@ class UnmaskOps(CanvasOps[UnmaskSpec, UnmaskCanvas], Protocol):
     of the total.) A row that holds NaN, or no finite logit that is allowed, is an EngineError.
 
     `commit` scatters the selected candidates into `ids`, clears them in `masked`, counts the step,
-    and ends the text at the first end-of-text token that has no mask before it. `told` becomes the
-    next run's.
+    and ends the text at the first end-of-text token that has no mask before it. `time_input`
+    becomes the next run's.
     """
 
     def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray, *, slot: int = 0) -> None:

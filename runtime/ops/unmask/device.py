@@ -37,7 +37,9 @@ class CudaUnmask(CudaCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
             "log_prob": [np.zeros(block, np.float32) for _ in specs],
             "rank": [np.zeros(block, np.int32) for _ in specs],
             "unmask_chance": [as_type(spec.unmask_chance, np.float64) for spec in specs],
-            "told": [np.zeros(block, np.float32) if spec.tells else None for spec in specs],
+            "time_input": [
+                np.zeros(block, np.float32) if spec.sees_time else None for spec in specs
+            ],
             "times": [as_type(spec.times, np.float32) for spec in specs],
             "seen": [np.zeros(vocab, np.uint8) if one else None for one in penalised],
         }
@@ -50,7 +52,7 @@ class CudaUnmask(CudaCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
         state["num_times"] = 0 if spec.times is None else len(spec.times)
 
     def make(self, specs: tuple[UnmaskSpec, ...], memory: CanvasMemory) -> UnmaskCanvas:
-        names = ("ids", "masked", "chosen", "candidate", "score", "log_prob", "told", "seen")
+        names = ("ids", "masked", "chosen", "candidate", "score", "log_prob", "time_input", "seen")
         arrays: dict[str, Any] = {name: memory.arrays[name] for name in names}
         slots = tuple(Slot() for _ in specs)
         return UnmaskCanvas(specs=specs, slots=slots, memory=memory, **arrays)

@@ -30,7 +30,7 @@ from .contract import Kind, Score, UnmaskCanvas, UnmaskOps, UnmaskSpec
 class UnmaskSlot(NumpySlot):
     """One text's masked block, and the host's working memory for it."""
 
-    __slots__ = ("banned", "log_prob", "num_kept", "score", "scratch", "seen", "time", "told")
+    __slots__ = ("banned", "log_prob", "num_kept", "score", "scratch", "seen", "time", "time_input")
 
     spec: UnmaskSpec
 
@@ -38,7 +38,7 @@ class UnmaskSlot(NumpySlot):
         super().__init__(spec)
         self.score: np.ndarray
         self.log_prob: np.ndarray
-        self.told: np.ndarray | None = None
+        self.time_input: np.ndarray | None = None
         self.seen: np.ndarray | None = None
         self.scratch = scratch
         """Of all slots: each row is done with before the next slot's."""
@@ -174,8 +174,8 @@ class UnmaskSlot(NumpySlot):
         return masked[accept]
 
     def tell(self) -> None:
-        """Fills `told` for the next run."""
-        if self.told is None:
+        """Fills `time_input` for the next run."""
+        if self.time_input is None:
             return
         times = self.spec.times
         if not self.num_masked:
@@ -184,7 +184,7 @@ class UnmaskSlot(NumpySlot):
             share = times[min(self.step, len(times) - 1)]
         else:
             share = (self.num_masked + self.num_kept) / len(self.masked)
-        self.told.fill(share)
+        self.time_input.fill(share)
 
 
 class NumpyUnmask(NumpyCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
@@ -201,19 +201,21 @@ class NumpyUnmask(NumpyCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
             "log_prob": np.zeros(shape, np.float32),
         }
         lay_slots(slots, arrays)
-        told = seen = None
-        if any(spec.tells for spec in specs):
-            told = np.zeros(shape, np.float32)
-            lay_slots(slots, {"told": told})
+        time_input = seen = None
+        if any(spec.sees_time for spec in specs):
+            time_input = np.zeros(shape, np.float32)
+            lay_slots(slots, {"time_input": time_input})
         if any(spec.sampling.repetition_penalty != 1.0 for spec in specs):
             seen = np.zeros((len(specs), vocab_size), bool)
             lay_slots(slots, {"seen": seen})
-        return UnmaskCanvas(specs=tuple(specs), slots=slots, told=told, seen=seen, **arrays)
+        return UnmaskCanvas(
+            specs=tuple(specs), slots=slots, time_input=time_input, seen=seen, **arrays
+        )
 
     def begin(self, slot: UnmaskSlot) -> None:
         slot.log_prob.fill(0.0)
         slot.time = 1.0
-        if slot.told is not None:
+        if slot.time_input is not None:
             holes = int(np.count_nonzero(slot.ids == slot.spec.mask_token_id))
             slot.num_kept = holes - slot.num_masked
         slot.tell()

@@ -18,7 +18,7 @@ struct Unmask : Canvas {
   float* score;                 // (block,)
   float* log_prob;              // (block,)
   const double* unmask_chance;  // (num_chances,) or null
-  float* told;                  // (block,) or null: the share of masks that the next run sees
+  float* time_input;            // (block,) or null: the share of masks that the next run sees
   const float* times;           // (num_times,) or null: that share by step, where it is not counted
   int* rank;                    // (block,): working memory
   double time;
@@ -35,11 +35,11 @@ struct Unmask : Canvas {
 // Writes how much is masked for the next run, `left` being what is still to fill; nothing once that
 // is 0, as the run is then one over the finished block.
 __device__ inline void tell(Unmask* canvas, int step, int left) {
-  if (!canvas->told) return;
+  if (!canvas->time_input) return;
   float share = (float)(left + canvas->num_kept) / (float)canvas->block;
   if (canvas->times) share = canvas->times[min(step, canvas->num_times - 1)];
   for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
-    canvas->told[index] = left ? share : 0.0f;
+    canvas->time_input[index] = left ? share : 0.0f;
   }
 }
 

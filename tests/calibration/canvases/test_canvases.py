@@ -1,8 +1,8 @@
-"""Canvas sets: strata and weights."""
+"""RecordedRun sets: strata and weights."""
 
 import numpy as np
 import pytest
-from dlm_edge.calibration.canvases.canvases import Canvas, CanvasSet, Inputs
+from dlm_edge.calibration.canvases.canvases import CanvasSet, Inputs, RecordedRun
 from manifests import bare_spec
 from toy_bundle import CACHE, toy_manifest
 
@@ -26,7 +26,7 @@ def canvas(ratio=0.5, rows=2, seed=0, **changes):
         "weight": 1.25,
         "source": "decode",
     }
-    return Canvas(**{**fields, **changes})
+    return RecordedRun(**{**fields, **changes})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.canvases.canvases import Inputs, RecordedRun
 from dlm_edge.calibration.canvases.recorder import Recorder, RecordingEngines, kept_rows
 from dlm_edge.calibration.scales.activations import _Collector
 from dlm_edge.runtime.families.table import load_model
@@ -43,7 +43,7 @@ def test_a_recorded_run_counts_only_the_rows_that_something_reads():
 
 def test_rows_that_weigh_nothing_leave_no_trace_in_ranges():
     visible = np.array([True, False, True])
-    canvas = Canvas(
+    canvas = RecordedRun(
         spec=bare_spec("step", 3, 8), inputs=Inputs({}), mask_ratio=0.9, progress=1.0,
         committing=visible, weight=1.0, source="decode", rest=0.0,
     )  # fmt: skip

@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from dlm_edge.calibration.canvases.canvases import Canvas, CanvasSet, Inputs
+from dlm_edge.calibration.canvases.canvases import CanvasSet, Inputs, RecordedRun
 from dlm_edge.calibration.canvases.file import read_canvases, write_canvases
 from dlm_edge.runtime.errors import CalibrationError
 from toy_bundle import CACHE, toy_manifest
@@ -32,7 +32,7 @@ def canvas(seed=0, shared=None, rows=2, **changes):
         "mask_ratio": 0.5, "progress": 0.25, "weight": 1.25, "source": "decode",
         "committing": np.array([False, True, False, True]),
     }  # fmt: skip
-    return Canvas(**{**fields, **changes})
+    return RecordedRun(**{**fields, **changes})
 
 
 def one_set(*items):

@@ -3,13 +3,13 @@
 from collections import Counter
 
 import numpy as np
-from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.canvases.canvases import Inputs, RecordedRun
 from dlm_edge.calibration.canvases.reservoir import Reservoir
 from manifests import bare_spec
 
 
 def canvas(number):
-    return Canvas(
+    return RecordedRun(
         spec=bare_spec("denoise", 4, 8), mask_ratio=0.5, progress=0.0, weight=1.0,
         source="decode", committing=np.zeros(4, bool),
         inputs=Inputs({"ids": np.full((1, 4), number, np.int32)}),

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.canvases.canvases import Inputs, RecordedRun
 from dlm_edge.calibration.losses.agreement import (
     Counts,
     Reference,
@@ -86,7 +86,7 @@ def canvas(ids, committing, source="decode"):
         "kv": np.zeros((8, 1, 1, 2, 1, 1), np.float32),
     }
     masked = np.array(ids) == VOCAB - 1
-    return Canvas(
+    return RecordedRun(
         spec=next(spec for spec in table().specs if spec.context == 8),
         inputs=Inputs(inputs),
         mask_ratio=float(masked.mean()),

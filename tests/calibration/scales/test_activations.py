@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.canvases.canvases import Inputs, RecordedRun
 from dlm_edge.calibration.layers import find_layers
 from dlm_edge.calibration.scales.activations import (
     MAX_ROWS,
@@ -23,7 +23,7 @@ def canvas(tokens, *, ratio=0.5, committing=(), weight=1.0, graph="small"):
     block = tokens.shape[1]
     marks = np.zeros(block, bool)
     marks[list(committing)] = True
-    return Canvas(
+    return RecordedRun(
         spec=bare_spec(graph, block, 8),
         inputs=Inputs({"ids": tokens}),
         mask_ratio=ratio,

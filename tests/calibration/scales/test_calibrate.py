@@ -1,16 +1,17 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from dlm_edge.calibration.canvases.canvases import Canvas, CanvasSet, Inputs
+from dlm_edge.calibration.canvases.canvases import CanvasSet, Inputs, RecordedRun
 from dlm_edge.calibration.forms.board import BoardForm
 from dlm_edge.calibration.forms.cpu import CpuForm
 from dlm_edge.calibration.forms.qdq import quantize
 from dlm_edge.calibration.graphs import values_of
 from dlm_edge.calibration.recipe import apply_edits, recipe_bytes
 from dlm_edge.calibration.scales.calibrate import Calibrator
-from dlm_edge.runtime.bundle.manifest import GraphSpec, TensorSpec
+from dlm_edge.runtime.bundle.manifest import TensorSpec
 from dlm_edge.runtime.errors import CalibrationError
 from manifests import bare_spec
 from onnx.reference import ReferenceEvaluator
@@ -18,7 +19,7 @@ from small_graphs import ROLES, data_of, ids, set_weight, small_graph
 
 
 def canvas(seed):
-    return Canvas(
+    return RecordedRun(
         spec=bare_spec("small", 6, 8),
         inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=seed / 10,
@@ -46,10 +47,7 @@ def calibrator(model, form=None):
         TensorSpec(name=name, dtype="int32", shape=shapes.get(name, (1,)), role=role)
         for name, role in ROLES.items()
     )
-    spec = GraphSpec(
-        name="small", file="graphs/small.onnx", batch=1, block=6, context=8, precision="fp32",
-        inputs=inputs, outputs=(),
-    )  # fmt: skip
+    spec = replace(bare_spec("small", 6, 8), inputs=inputs)
     return Calibrator({"small": model}, [spec], form or PlainForm(), "board")
 
 

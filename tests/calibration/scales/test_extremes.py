@@ -1,7 +1,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.canvases.canvases import Inputs, RecordedRun
 from dlm_edge.calibration.layers import find_layers
 from dlm_edge.calibration.scales.extremes import beyond_float16, largest_values, unsound_layer
 from dlm_edge.runtime.errors import CalibrationError
@@ -13,7 +13,7 @@ NAMES = ["x", "up", "down", "logits"]
 
 
 def canvas(seed, mask_ratio=0.0):
-    return Canvas(
+    return RecordedRun(
         spec=bare_spec("small", 6, 8),
         inputs=Inputs({"ids": ids(seed=seed)}),
         mask_ratio=mask_ratio,

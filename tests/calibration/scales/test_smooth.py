@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from dlm_edge.calibration.canvases.canvases import Canvas, Inputs
+from dlm_edge.calibration.canvases.canvases import Inputs, RecordedRun
 from dlm_edge.calibration.layers import find_layers
 from dlm_edge.calibration.scales.activations import Activation, Histogram, collect, layer_inputs
 from dlm_edge.calibration.scales.smooth import (
@@ -43,7 +43,7 @@ def tiny_canvases(model, number=4):
             "split": np.zeros(1, np.int32),
         }
         made.append(
-            Canvas(
+            RecordedRun(
                 spec=bare_spec(model.graph.name, BLOCK, CONTEXT),
                 inputs=Inputs(inputs),
                 mask_ratio=0.5,
@@ -154,7 +154,7 @@ def test_search_folds_where_channels_differ_and_not_where_they_do_not():
         table = np.random.default_rng(0).choice([-1.0, 1.0], (12, 8)).astype(np.float32)
         set_weight(graph, "model.embed.weight", table)
         canvases = [
-            Canvas(
+            RecordedRun(
                 spec=bare_spec("small", 6, 8), inputs=Inputs({"ids": ids(seed=seed)}),
                 mask_ratio=0.5, progress=0.0, committing=np.zeros(6, bool), weight=1.0,
                 source="random",
@@ -190,7 +190,7 @@ def test_a_norm_with_a_bias_divides_both():
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     model = ir.from_proto(made)
     layers = find_layers(model, ROLES)
-    canvas = Canvas(
+    canvas = RecordedRun(
         spec=bare_spec("small", 6, 8), inputs=Inputs({"ids": ids()}), mask_ratio=0.0,
         progress=0.0, committing=np.zeros(6, bool), weight=1.0, source="random",
     )  # fmt: skip

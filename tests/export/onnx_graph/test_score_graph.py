@@ -38,7 +38,7 @@ def test_each_length_is_a_shape_over_one_copy_of_the_weights(checkpoint, tmp_pat
     assert [(s.name, s.rows, s.context) for s in specs] == [("score", 8, 0), ("score", 16, 0)]
     assert {spec.file for spec in specs} == {"graphs/score.onnx"}
     weights = bundle.manifest.members["graphs/score.weights"].size
-    assert weights <= 1.02 * sum(
+    assert weights <= 1.05 * sum(  # with what fills pages up
         t.numel() * 4 for t in read_checkpoint(checkpoint).weights.values()
     )
     for shape in report["parity"]["score"]["shapes"]:

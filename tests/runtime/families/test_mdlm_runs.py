@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from bound_ops import OpsWith
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
-from dlm_edge.runtime.ops.host import NumpyOps
+from dlm_edge.runtime.ops.unmask import UNMASK
+from dlm_edge.runtime.ops.unmask.host import NumpyUnmask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import find_shape
@@ -79,7 +81,7 @@ def test_ancestral_with_the_cache_equals_ancestral_without():
     cached, _, _ = decode(request(settings=settings))
     runs = []
 
-    class Uncached(NumpyOps):
+    class Uncached(NumpyUnmask):
         """Runs the engine again before every sampling, as a loop without the cache would."""
 
         def sample(self, logits, canvas):
@@ -93,7 +95,8 @@ def test_ancestral_with_the_cache_equals_ancestral_without():
     start = engines.engine(find_shape(engines.specs, "denoise", 8, 64))
     assert start is engines.engine(find_shape(engines.specs, "denoise", 8, 64))
     plain = generate(
-        load_model(make_manifest(engines), engines, Uncached()), request(settings=settings)
+        load_model(make_manifest(engines), engines, OpsWith(UNMASK, Uncached())),
+        request(settings=settings),
     )
     assert plain.token_ids == cached.token_ids
     assert len(runs) > cached.nfe

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from bound_ops import OpsWith
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.next_token import NextToken
@@ -11,7 +12,8 @@ from dlm_edge.runtime.families.tidar.rules import DraftVerify
 from dlm_edge.runtime.frames import canvases
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.measure.evaluate import evaluate_ids
-from dlm_edge.runtime.ops.host import NumpyOps
+from dlm_edge.runtime.ops.drafts import DRAFTS
+from dlm_edge.runtime.ops.drafts.host import NumpyDrafts
 from draft_engines import (
     DraftEngines,
     Model,
@@ -123,19 +125,19 @@ def test_what_is_not_called_approximate_is_the_causal_text(split):
 
 
 def test_draws_are_keyed_by_places_in_the_text_also_when_a_window_has_moved():
-    class Watched(NumpyOps):
+    class Watched(NumpyDrafts):
         places = ()
 
         def begin_drafts(self, drafts, *, start, position):
             self.places += ((start, position),)
             super().begin_drafts(drafts, start=start, position=position)
 
-    ops, engines = Watched(), DraftEngines(Model(30, seed=2, agreement=8.0), [3], [24])
+    watched, engines = Watched(), DraftEngines(Model(30, seed=2, agreement=8.0), [3], [24])
     asked = draft_request(
         prompt_ids=tuple(range(1, 20)), max_tokens=60, banned_ids=(0,), temperature=1.0
     )
-    found = generate(load_model(draft_manifest(engines), engines, ops), asked)
-    (first, second, *others) = ops.places
+    found = generate(load_model(draft_manifest(engines), engines, OpsWith(DRAFTS, watched)), asked)
+    (first, second, *others) = watched.places
     assert (found.approximate, first) == (True, (18, 18))
     for start, position in (second, *others):
         assert start == 11  # half of the window is read again

@@ -101,18 +101,18 @@ def test_scores_of_any_kind_are_ranked_and_added_up_as_numpy_does(cuda, block):
 def test_the_next_run_is_told_what_numpy_tells_it(cuda, times):
     settings = decoding(rule="low_confidence", steps=5)
     given = None if times is None else np.array(times, np.float32)
-    pair = make_pair(settings, block=7, vocab=90, cuda=cuda, tells=True, times=given)
+    pair = make_pair(settings, block=7, vocab=90, cuda=cuda, sees_time=True, times=given)
     device, host = pair.canvases
     ids = np.array([89, 89, 7, 89, 89, 89, 89], np.int32)
     masked = np.array([True, True, False, True, True, False, True])  # one mask is never filled
     pair.begin_ids(ids, masked, position=17, first=0)
-    told = [host.told[0, 0]]
-    assert np.array_equal(cuda.to_host(device.told), host.told)
+    told = [host.time_input[0, 0]]
+    assert np.array_equal(cuda.to_host(device.time_input), host.time_input)
     while pair.host.num_masked:
         pair.sample(random_logits(1, 7, 90))
         assert pair.forms[0].commit(device) == pair.forms[1].commit(host)
-        assert np.array_equal(cuda.to_host(device.told), host.told)
-        told.append(host.told[0, 0])
+        assert np.array_equal(cuda.to_host(device.time_input), host.time_input)
+        told.append(host.time_input[0, 0])
     assert len(set(told)) > 3
     assert told[-1] == 0
 

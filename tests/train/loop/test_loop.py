@@ -13,7 +13,7 @@ from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
 from dlm_edge.train.config import SETTINGS
 from dlm_edge.train.loop import loop as loop_module
 from dlm_edge.train.loop.run import train
-from dlm_edge.train.loop.standing import DivergedError
+from dlm_edge.train.loop.run_state import DivergedError
 
 
 def weights(out: str) -> dict[str, torch.Tensor]:

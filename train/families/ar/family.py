@@ -27,7 +27,6 @@ class Ar(Family):
     has_mask = False
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """See Family."""
         given = check_options(self.name, options, ())
         return {
             **common_config(self.name, given, {"causal": True}),
@@ -37,7 +36,6 @@ class Ar(Family):
         }
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
-        """See Family."""
         return make_backbone(config, causal=True)
 
     def loss(

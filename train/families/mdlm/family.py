@@ -75,7 +75,6 @@ class Mdlm(Family):
     logit_shift = 0
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """See Family."""
         given = check_options(self.name, options, OWN_OPTIONS, needs_mask=self.has_mask)
         extra = {"time_conditioning": given.get("time_conditioning", False), "causal": False}
         config = common_config(self.name, given, extra)
@@ -91,7 +90,6 @@ class Mdlm(Family):
         }
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
-        """See Family."""
         return make_backbone(config, causal=False)
 
     def loss(

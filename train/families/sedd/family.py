@@ -75,7 +75,6 @@ class Sedd(Family):
     logit_shift = 0
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """See Family."""
         preset = PRESETS.get(str(options.get("size")), {})
         given = {name: value for name, value in options.items() if value is not None}
         if preset:
@@ -103,7 +102,6 @@ class Sedd(Family):
         }
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
-        """See Family."""
         return ScoreNet(ScoreConfig.from_json(config))
 
     def loss(

@@ -67,7 +67,6 @@ class Tidar(Family):
     logit_shift = 1
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """See Family."""
         given = check_options(
             self.name, options, ("block_sizes", "alpha"), needs_mask=self.has_mask
         )
@@ -83,7 +82,6 @@ class Tidar(Family):
         }
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
-        """See Family."""
         return make_backbone(config, causal=True)
 
     def loss(

@@ -17,7 +17,7 @@ class DivergedError(DlmError):
 
 
 @dataclass(slots=True, kw_only=True)
-class Standing:
+class RunState:
     """Where a run stands; saved with the state."""
 
     step: int = 0
@@ -39,9 +39,9 @@ class Standing:
 class Hooks:
     """What the loop calls to put things on disk; each runs on every rank."""
 
-    on_best: Callable[[Standing, dict[str, torch.Tensor]], None]
+    on_best: Callable[[RunState, dict[str, torch.Tensor]], None]
     """Gets the weights to use."""
-    on_save: Callable[[Standing, dict[str, torch.Tensor], dict[str, Any]], None]
+    on_save: Callable[[RunState, dict[str, torch.Tensor], dict[str, Any]], None]
     """Gets the weights to use and the state."""
     interrupted: Callable[[], bool]
     """Whether the user asked to stop."""
