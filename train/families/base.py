@@ -128,7 +128,7 @@ class Family(Protocol):
     logit_shift: int
     """1 where position i predicts token i + 1, 0 where it predicts its own."""
     has_mask: bool = True
-    """Whether canvases hold the mask token, which a tokenizer may have for nothing."""
+    """Whether canvases hold the mask token; a tokenizer may have one all the same."""
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Resolves options into the family's part of config.json.
