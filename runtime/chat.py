@@ -3,8 +3,8 @@
 The text begins as the bundle's template says and grows by what is said and answered; answers stay
 as the model wrote them, token by token, except for thoughts that the template drops from earlier
 ones. What the KV cache holds of it is not computed again, so that a turn costs the same however
-long the conversation is. Knows no family: one that keeps no
-cache from one request to the next reads the whole conversation again.
+long the conversation is. Knows no family: one that keeps no cache from one request to the next
+reads the whole conversation again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Chat:
 
         Args:
             pipeline: Writes the answers; other requests may stand between them.
-            system: What the model is told first; None: what its template says, if anything.
+            system: System message before the first turn; None: the template's own, if it has one.
 
         Raises:
             ConfigError: The bundle has no chat template, or its template takes no system text.
@@ -37,8 +37,8 @@ class Chat:
         template = read_chat_template(pipeline.bundle)
         if template is None:
             raise ConfigError(
-                "the bundle has no chat template, because its tokenizer came with none that can be "
-                "told in plain pieces; continue texts instead of chatting with it"
+                "the bundle has no chat template, because its tokenizer came with none that can "
+                "be cut into plain pieces; continue texts instead of chatting with it"
             )
         self._pipeline, self._template, self._system = pipeline, template, system
         self._end_ids = _end_ids(pipeline, template)

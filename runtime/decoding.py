@@ -131,7 +131,7 @@ def find_rule(name: object, rules: Iterable[type[_Rule]], *, of: str) -> type[_R
         return known[name]
     near = get_close_matches(str(name), known, n=1)
     remedy = f"did you mean {near[0]}?" if near else "choose one of these, or leave out the rule"
-    raise ConfigError(f"rule {name!r} cannot decode {of}, which has {', '.join(known)}; {remedy}")
+    raise ConfigError(f"{of} has no rule {name!r}, only {', '.join(known)}; {remedy}")
 
 
 def with_steps(settings: dict[str, Any], num_steps: int | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Generation:
         Args:
             model: Decodes.
             request: What to generate.
-            observer: Told of every graph run after it; its own time is not counted.
+            observer: Called after every graph run; its own time is not counted.
             settle: Waits for what was enqueued. An engine that only enqueues is timed with it
                 called after every part of a step, which slows it down.
         """

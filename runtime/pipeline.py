@@ -59,7 +59,7 @@ class Pipeline:
         self.load_seconds: Mapping[str, float] = {}
         """Wall time of opening bundle, tokenizer and engine."""
         self.observer: Callable[[GraphRun], None] | None = None
-        """Told of every graph run of the requests started from now on."""
+        """Called after every graph run of the requests started from now on."""
         self.settle: Callable[[], None] | None = None
         """See `Generation`; for measuring only."""
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
@@ -261,7 +261,7 @@ class Pipeline:
         slide: bool = False,
         **settings: Any,
     ) -> TextGeneration:
-        """Continues token ids as `generate` continues text; see there for what is not told here.
+        """Continues token ids as `generate` continues text; it has the other arguments.
 
         Args:
             prompt_ids: What to continue, start token included.

@@ -219,7 +219,7 @@ class SharedGeneration(Generation):
                     self._group.step()
                 while self._ready:
                     yield self._ready.popleft()
-        finally:  # whoever leaves early wants no more runs
+        finally:  # a reader that leaves early wants no more runs
             self._left = True
 
     @property

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 
 from ..chat import Chat
 from ..errors import ConfigError, DataError
-from ..families import with_rule
 from ..pipeline import Pipeline, TextGeneration
 from .common import EXIT_INTERRUPTED, note, print_json, styled
+from .load import with_chosen_rule
 from .options import RunOptions
 from .text import load, record, summary, tolerate_stdout
 
@@ -27,6 +28,7 @@ def chat(options: RunOptions) -> None:
     """
     tolerate_stdout()
     with load(options) as pipeline:
+        options = replace(options, settings=with_chosen_rule(_NAME, pipeline, options.settings))
         talk = Chat(pipeline, system=options.system)
         if _on_terminal() and not options.as_json:
             note(_NAME, f"say something; {NEW} starts over, Ctrl-D ends")
@@ -76,7 +78,7 @@ def _answer(pipeline: Pipeline, talk: Chat, options: RunOptions, text: str, turn
         seed=options.seed,
         stop=options.stop,
         slide=options.slide,
-        **with_rule(options.settings, pipeline.settings(), pipeline.manifest.family),
+        **options.settings,
     )
     interrupted = False
     try:

@@ -24,7 +24,7 @@ class _RuleName(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Returns the name of a known rule."""
         try:
-            return find_rule(value, RULES.values(), of="any model").name
+            return find_rule(value, RULES.values(), of="this version").name
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 

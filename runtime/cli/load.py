@@ -1,12 +1,16 @@
-"""Opens what the commands run: bundle, tokenizer and engine, with a line while a plan is built."""
+"""Opens what the commands run: bundle, tokenizer and engine, and the rule that it decodes by."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..engines import BuildSettings
+from ..families import with_rule
 from ..pipeline import Pipeline
 from .common import note
+from .decoding import decoding_flags
 from .progress import ProgressLine
 
 
@@ -48,3 +52,24 @@ def load_pipeline(
         note(command, f"{pipeline.bundle.path} on {engines.name}, threads {engines.threads}")
         note(command, f"engine {engines.name}: {engines.reason}")
     return pipeline
+
+
+def with_chosen_rule(
+    command: str, pipeline: Pipeline, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Gives settings checked, with the rule that an option chooses; says on stderr if one does.
+
+    Raises:
+        ConfigError: As `Pipeline.settings`.
+    """
+    own = pipeline.settings()
+    found = with_rule(settings, own, pipeline.manifest.family)
+    rule = pipeline.settings(**found).name
+    if "rule" not in settings and rule != own.name:
+        name = next(name for name in settings if name not in own.options())
+        note(
+            command,
+            f"{decoding_flags()[name]} has no effect on the bundle's rule {own.name}; decoding by "
+            f"{rule}, which takes it (--rule chooses another)",
+        )
+    return found

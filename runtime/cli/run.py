@@ -123,7 +123,7 @@ def main(arguments: tuple[str, ...], **given: Any) -> None:
     JSON object on a line of its own.
 
     A decoding option without --rule chooses the first rule of the model's family that takes it,
-    unless the bundle's own rule does.
+    unless the bundle's own rule does; a line on stderr says so.
     """
     options = read_options(arguments, given)
     if options.task in ("build", "rebuild", "plans", "clear_plans"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -13,12 +14,12 @@ import click
 from ..bundle.bundle import default_bundle_path, open_bundle
 from ..bundle.manifest import dims_text
 from ..errors import EngineError
-from ..families import decoding_settings, with_rule
+from ..families import decoding_settings
 from ..pipeline import Pipeline, TextGeneration, TextResult
 from ..process import peak_rss_mib
 from ..text.documents import SEPARATOR
 from .common import EXIT_INTERRUPTED, note, print_json, styled
-from .load import load_pipeline
+from .load import load_pipeline, with_chosen_rule
 from .options import RunOptions, read_piped_prompt, read_prompts
 
 _NAME = "dlm-run"
@@ -29,6 +30,7 @@ def generate(options: RunOptions) -> None:
     """Writes every text that was asked for; exits 130 with what was committed on Ctrl-C."""
     tolerate_stdout()
     with load(options) as pipeline:
+        options = replace(options, settings=with_chosen_rule(_NAME, pipeline, options.settings))
         jobs, first = _jobs(options), True
         while some := list(islice(jobs, pipeline.most_together)):
             with pipeline.together(len(some)):
@@ -87,7 +89,7 @@ def _start(
         "seed": options.seed,
         "sample_index": sample_index,
         "provisional": options.watch,
-        **with_rule(options.settings, pipeline.settings(), pipeline.manifest.family),
+        **options.settings,
     }
     if options.infill is not None:
         if options.gap_tokens:

@@ -103,4 +103,4 @@ def decoding_settings(
 
 
 def _models(family: str | None) -> str:
-    return "any model" if family is None else f"a model of family {family}"
+    return "this version" if family is None else f"a model of family {family}"

@@ -1,8 +1,8 @@
 """The device-side seam: what a family must say about decoding, and nothing else.
 
-`generate.py` runs `while not rule.done: engine(rule.next_run()) ; rule.update()` and knows no
-family. A family = one module with an `UpdateRule` factory and its bound, and one line in
-`families/__init__.py`.
+`generate.py` runs whatever an `UpdateRule` asks for and knows no family. A family is a folder with
+its decoding rules, its update rule, its bound and a `DeviceFamily` that joins them; `__init__.py`
+lists the rules, `table.py` the families.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def condition_roles(specs: Sequence[GraphSpec]) -> set[str]:
 
 
 class DeviceFamily(Protocol):
-    """What `families/__init__.py` lists: how to start a request, and how good the model is."""
+    """What `table.py` lists: how to start a request, and how good the model is."""
 
     name: str
     side_by_side: bool

@@ -21,7 +21,6 @@ import numpy as np
 from ..bundle.manifest import GraphSpec, Manifest
 from ..engines.base import Engine
 from ..errors import ConfigError
-from ..noise.philox import check_key
 from ..ops.unmask import UNMASK
 from ..ops.unmask.contract import UnmaskSpec
 from .base import HEAD_PHASE, Buckets, LoadedModel, Request, Span, WindowSize
@@ -36,7 +35,7 @@ from .window import (
     bucket,
     bucket_of_text,
     by_rows,
-    check_ids,
+    check_request,
     choose_block,
     feed,
     logits,
@@ -175,14 +174,11 @@ def cached_shapes(specs: Sequence[GraphSpec], graph: str = GRAPH) -> dict[int, B
     return fitting
 
 
-def check_request(manifest: Manifest, request: Request) -> None:
+def check_causal_request(manifest: Manifest, request: Request) -> None:
     """Raises ConfigError for a request that no model that writes from left to right can serve."""
-    check_key(request.seed, request.sample_index)
     if request.template_ids is not None:
-        raise ConfigError("a causal model cannot fill gaps; use a bundle of family mdlm")
-    check_ids(manifest, request.prompt_ids, "prompt")
-    if request.max_tokens < 0:
-        raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
+        raise ConfigError("a causal model cannot fill gaps; use a bundle of another family")
+    check_request(manifest, request)
 
 
 def causal_likelihood(

@@ -13,8 +13,9 @@ import numpy as np
 from ..bundle.manifest import GraphSpec, Manifest
 from ..engines.base import Engine
 from ..errors import ConfigError
+from ..noise.philox import check_key
 from ..ops.core import Ops
-from .base import Buckets
+from .base import Buckets, Request
 from .layout import Layout, causal_layout
 
 
@@ -124,6 +125,17 @@ def check_ids(manifest: Manifest, ids: Sequence[int], what: str, *, mask: bool =
         raise ConfigError(
             f"the {what} holds token {min(wrong)}, which is mask or padding, not text"
         )
+
+
+def check_request(manifest: Manifest, request: Request) -> None:
+    """Raises ConfigError for a seed, a text or a length that no family can serve."""
+    check_key(request.seed, request.sample_index)
+    if request.template_ids is not None:
+        check_ids(manifest, request.template_ids, "text to fill", mask=True)
+        return
+    check_ids(manifest, request.prompt_ids, "prompt")
+    if request.max_tokens < 0:
+        raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
 
 
 def check_ends(manifest: Manifest, end_ids: Sequence[int]) -> None:

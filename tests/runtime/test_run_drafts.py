@@ -96,12 +96,28 @@ def test_the_command_takes_the_rules_options(bundles):
     assert np.isclose(plain["tokens_per_nfe"], len(plain["token_ids"]) / plain["nfe"], atol=1e-4)
 
 
+def test_a_rule_that_an_option_chooses_is_said_in_a_line(bundles):
+    asked = ("abc", "--json", "--max-tokens", "5", "--num-samples", "2")
+    chosen = run(bundles["parts"], *asked, "--repetition-penalty", "1.3")
+    assert [json.loads(line)["rule"] for line in chosen.stdout.splitlines()] == ["next_token"] * 2
+    assert chosen.stderr.count("\n") == 1
+    assert "--repetition-penalty has no effect on the bundle's rule draft_verify" in chosen.stderr
+    assert "decoding by next_token" in chosen.stderr
+    named = run(bundles["parts"], *asked, "--repetition-penalty", "1.3", "--rule", "next_token")
+    assert (named.stderr, run(bundles["parts"], *asked, "--beta", "0.5").stderr) == ("", "")
+    refused = run(bundles["parts"], *asked, "--repetition-penalty", "-1")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+
+
 def test_what_the_bundle_has_not_is_refused_in_a_line(bundles):
     for arguments, words in (
         (["--block-size", "3"], "no graph of block size 3; choose from 2, 4"),
         (["--beta", "2"], "beta must be at least 0 and at most 1"),
         (["--rule", "next_token", "--beta", "0.5"], "beta has no effect on rule next_token"),
-        (["--rule", "threshold"], "rule 'threshold' cannot decode a model of family tidar"),
+        (
+            ["--rule", "threshold"],
+            "family tidar has no rule 'threshold', only draft_verify, next_token",
+        ),
         (
             ["--rule", "draft_verify", "--repetition-penalty", "1.3"],
             "repetition_penalty has no effect on rule draft_verify",

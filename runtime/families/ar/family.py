@@ -16,7 +16,7 @@ from ..causal import (
     causal_likelihood,
     causal_runs,
     causal_windows,
-    check_request,
+    check_causal_request,
 )
 from ..next_token import NextToken
 
@@ -30,7 +30,7 @@ class CausalFamily:
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         manifest = model.manifest
-        check_request(manifest, request)
+        check_causal_request(manifest, request)
         settings = model.settings(request.settings)
         assert isinstance(settings, NextToken)
         return CausalRule(model, request, settings)

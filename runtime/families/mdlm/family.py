@@ -12,13 +12,12 @@ import numpy as np
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingRule
 from ...errors import ConfigError
-from ...noise.philox import check_key
 from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
 from ..window import (
     bucket_of_text,
     capacity,
     check_ends,
-    check_ids,
+    check_request,
     choose_block,
     default_block,
 )
@@ -36,15 +35,9 @@ class MaskedFamily:
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         manifest = model.manifest
-        check_key(request.seed, request.sample_index)
         check_manifest(manifest)
         check_ends(manifest, request.end_ids)
-        if request.template_ids is not None:
-            check_ids(manifest, request.template_ids, "text to fill", mask=True)
-        else:
-            check_ids(manifest, request.prompt_ids, "prompt")
-            if request.max_tokens < 0:
-                raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
+        check_request(manifest, request)
         settings = model.settings(request.settings)
         assert isinstance(settings, MaskedDecoding)
         return MaskedRule(model, request, settings)
@@ -109,7 +102,7 @@ class MaskedFamily:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Raises ConfigError for models that this rule cannot decode."""
+    """Raises ConfigError for models that this family cannot decode."""
     if manifest.mask_token_id is None:
         raise ConfigError("the bundle names no mask token, which mdlm needs; export it again")
     if manifest.logit_shift != 0:

@@ -40,10 +40,6 @@ class MaskedDecoding(BlockRule):
 
     __slots__ = ()
 
-    @property
-    def selection(self) -> Selection:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold(MaskedDecoding):
@@ -73,37 +69,39 @@ class SteppedDecoding(MaskedDecoding):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowConfidence(SteppedDecoding):
+class QuotaDecoding(SteppedDecoding):
+    """A rule that commits equally many positions in each step, those of the highest score."""
+
+    score: ClassVar[Score]
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(kind=Kind.QUOTA, score=self.score, steps=self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowConfidence(QuotaDecoding):
     """Commits the most confident tokens, equally many in each step."""
 
     name: ClassVar[str] = "low_confidence"
     swept: ClassVar[bool] = True
-
-    @property
-    def selection(self) -> Selection:
-        return Selection(kind=Kind.QUOTA, score=Score.CONFIDENCE, steps=self.steps)
+    score: ClassVar[Score] = Score.CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entropy(SteppedDecoding):
+class Entropy(QuotaDecoding):
     """Commits the positions of lowest entropy, equally many in each step."""
 
     name: ClassVar[str] = "entropy"
-
-    @property
-    def selection(self) -> Selection:
-        return Selection(kind=Kind.QUOTA, score=Score.ENTROPY, steps=self.steps)
+    score: ClassVar[Score] = Score.ENTROPY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Margin(SteppedDecoding):
+class Margin(QuotaDecoding):
     """Commits where the first token leads the second most, equally many in each step."""
 
     name: ClassVar[str] = "margin"
-
-    @property
-    def selection(self) -> Selection:
-        return Selection(kind=Kind.QUOTA, score=Score.MARGIN, steps=self.steps)
+    score: ClassVar[Score] = Score.MARGIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,9 @@ import numpy as np
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingRule
 from ...errors import ConfigError
-from ...noise.philox import check_key
 from ...noise.transition import GRAPHS
 from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
-from ..window import by_rows, check_ends, check_ids, choose_block, default_block
+from ..window import by_rows, check_ends, check_request, choose_block, default_block
 from .bound import score_bound
 from .rule import GRAPH, ScoreRule, window_size
 from .rules import ScoreDecoding
@@ -31,15 +30,9 @@ class ScoreFamily:
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         manifest = model.manifest
-        check_key(request.seed, request.sample_index)
         check_manifest(manifest)
         check_ends(manifest, request.end_ids)
-        if request.template_ids is not None:
-            check_ids(manifest, request.template_ids, "text to fill", mask=True)
-        else:
-            check_ids(manifest, request.prompt_ids, "prompt")
-            if request.max_tokens < 0:
-                raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
+        check_request(manifest, request)
         settings = model.settings(request.settings)
         assert isinstance(settings, ScoreDecoding)
         return ScoreRule(model, request, settings)
@@ -112,7 +105,7 @@ class ScoreFamily:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Raises ConfigError for models that this rule cannot decode."""
+    """Raises ConfigError for models that this family cannot decode."""
     graph = manifest.model.get("graph")
     if graph not in GRAPHS:
         raise ConfigError(

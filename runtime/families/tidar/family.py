@@ -28,7 +28,13 @@ from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingRule
 from ...errors import ConfigError
 from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
-from ..causal import CausalRule, causal_likelihood, causal_runs, causal_windows, check_request
+from ..causal import (
+    CausalRule,
+    causal_likelihood,
+    causal_runs,
+    causal_windows,
+    check_causal_request,
+)
 from ..heads import Heads
 from ..next_token import NextToken
 from ..window import bucket_of_text, by_block, by_rows, choose_block
@@ -45,7 +51,7 @@ class DraftFamily:
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         manifest = model.manifest
-        check_request(manifest, request)
+        check_causal_request(manifest, request)
         check_manifest(manifest)
         settings = model.settings(request.settings)
         if isinstance(settings, NextToken):

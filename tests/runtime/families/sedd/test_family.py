@@ -250,7 +250,10 @@ def test_settings_of_other_families_are_refused_by_name():
     assert decoding_settings(manifest, {"steps": 8}).name == "tweedie"
     assert decoding_settings(manifest, {"rule": "euler", "top_p": 0.9}).sampling.temperature == 1.0
     for overrides, words in (
-        ({"rule": "threshold"}, "threshold' cannot decode a model of family sedd"),
+        (
+            {"rule": "threshold"},
+            "family sedd has no rule 'threshold', only tweedie, euler",
+        ),
         ({"rule": "next_token"}, "tweedie, euler"),
         ({"threshold": 0.9}, "threshold has no effect on rule tweedie"),
         ({"repetition_penalty": 1.3}, "repetition_penalty has no effect"),
