@@ -60,7 +60,7 @@ def _check_shape(where: str, spec: TensorSpec, wanted: tuple[int | None, ...]) -
 def _check_graph(manifest: Manifest, graph: GraphSpec, where: str) -> None:
     """Dimensions that two fields state must agree, or the device would read past its buffers."""
     roles = {spec.role: spec for spec in (*graph.inputs, *graph.outputs)}
-    model, batch = manifest.model, graph.dims.get("batch", 1)
+    model, batch = manifest.model, graph.batch
     layers, heads, dim = (model.get(key) for key in ("num_layers", "num_kv_heads", "head_dim"))
     cache = tuple(
         size if isinstance(size, int) else None for size in (batch, layers, 2, heads, dim)

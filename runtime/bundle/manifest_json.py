@@ -23,6 +23,7 @@ MAX_TENSOR_BYTES = 1 << 33
 MAX_GRAPHS = 256
 MAX_TENSORS = 64
 MAX_DIMS = 16
+MAX_IDS = 256
 MAX_DEPTH = 16
 MAX_VOCAB = 1 << 24
 MAX_POSITIONS = 1 << 20
@@ -115,7 +116,9 @@ def _dims(value: object, where: str) -> dict[str, int]:
     if len(dims) > MAX_DIMS:
         reject(where, f"at most {MAX_DIMS} dimensions", len(dims))
     return {
-        _word(name, f"a name in {where}"): _int(size, f"{where}.{name:.20}", 0, MAX_POSITIONS)
+        _word(name, f"a name in {where}"): _int(
+            size, f"{where}.{name:.20}", 0 if name == "context" else 1, MAX_POSITIONS
+        )
         for name, size in dims.items()
     }
 
@@ -160,7 +163,7 @@ def _ids(value: object, where: str, vocab: int) -> tuple[int, ...] | None:
     """Token ids of an optional list."""
     if value is None:
         return None
-    return tuple(_int(token, where, 0, vocab - 1) for token in _list(value, where, 0, MAX_GRAPHS))
+    return tuple(_int(token, where, 0, vocab - 1) for token in _list(value, where, 0, MAX_IDS))
 
 
 def manifest_from_dict(value: object) -> Manifest:

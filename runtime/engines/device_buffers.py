@@ -24,7 +24,7 @@ class DeviceBuffers(Buffers[DeviceArray]):
         super().__init__(
             specs, self._zeros, lambda array, shape: replace(array, shape=tuple(shape))
         )
-        self._device, self._specs = device, specs
+        self._device = device
         self._scratch: Any = None
         self._scratch_bytes = 0
 

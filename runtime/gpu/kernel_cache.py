@@ -21,7 +21,7 @@ Compile = Callable[[bytes, Mapping[str, bytes]], bytes]
 _DIGEST_BYTES = 32
 _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 OPS = Path(__file__).resolve().parents[1] / "ops"
-"""What the primitives' headers are named from."""
+"""The primitives' folder, which their `#include` paths start from."""
 
 
 def headers_of(source: Path) -> dict[str, bytes]:

@@ -48,6 +48,12 @@ class Progress(NamedTuple):
     """True when these are the figures of the step before; of the block's begin, in its first."""
 
 
+class Referable:
+    """What a slotted class derives from so that ops notice when its objects are no longer used."""
+
+    __slots__ = ("__weakref__",)
+
+
 MAX_TIE_SHARE = 0.002
 """Share of drawn rows that may lie on a boundary of the distribution function."""
 

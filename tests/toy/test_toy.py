@@ -30,7 +30,7 @@ from .desktop import SOURCE, Toy
 from .device import ToyDevice, gaussians
 from .latent.contract import ddim_table
 from .latent.device import CudaLatent
-from .latent.host import NumpyLatent, guided
+from .latent.host import NumpyLatent
 from .rules import ToyDecoding
 
 CONTEXT = 13
@@ -155,12 +155,13 @@ def test_the_bound_on_the_device_is_that_of_training(pipeline, folder):
 
 def test_steps_lead_to_the_clean_latents_if_the_model_knows_them():
     rng = np.random.default_rng(0)
-    clean, noise = rng.standard_normal((2, 5, 8)).astype(np.float32)
+    clean, noise, aside = rng.standard_normal((3, 5, 8)).astype(np.float32)
     form, table = NumpyLatent(), ddim_table(3, 1.5)
+    guided_to_clean = np.stack([clean + aside / 3, clean + aside])  # 1.5 / 3 - 0.5 = 0
     canvas = form.canvas(table, 5, 8, 4)
     form.begin(canvas, noise)
     for level in (2 / 3, 1 / 3, 0.0):
-        form.step(np.stack([clean, clean]), np.zeros((2, 5, 4), np.float32), canvas)
+        form.step(guided_to_clean, np.zeros((2, 5, 4), np.float32), canvas)
         angle = np.pi / 2 * level
         wanted = np.cos(angle) * clean + np.sin(angle) * noise
         assert np.allclose(canvas.latents, wanted, atol=1e-5)
@@ -195,7 +196,9 @@ def test_its_kernels_do_what_numpy_does(rows, dim, vocab, downwards):
         forms[1].step(clean, logits, canvases[1])
         assert np.allclose(device.download(canvases[0].latents), canvases[1].latents, atol=1e-5)
         assert np.array_equal(forms[0].ids(canvases[0]), canvases[1].ids)
-        assert np.array_equal(canvases[1].ids, guided(logits, table[0, 3]).argmax(axis=1))
+        conditional, without = logits.astype(np.float64)  # halves and small integers: exact
+        moved = 1.5 * conditional - 0.5 * without
+        assert np.array_equal(canvases[1].ids, moved.argmax(axis=1))
         assert device.download(canvases[0].level)[0] == canvases[1].level[0]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..core import Progress
+from ..core import Progress, Referable
 from ..rows.contract import RowSpec
 
 if TYPE_CHECKING:
@@ -42,14 +42,8 @@ class Slot:
         self.num_masked_at_start = 0
 
 
-class _Referable:
-    """Lets ops notice when a canvas is no longer used."""
-
-    __slots__ = ("__weakref__",)
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
-class Canvas(_Referable):
+class Canvas(Referable):
     """The blocks being committed. Arrays are the ops' own: NumPy here, device arrays elsewhere."""
 
     specs: tuple[CanvasSpec, ...]

@@ -9,6 +9,7 @@ are those captured for the first one.
 from __future__ import annotations
 
 import weakref
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -73,22 +74,23 @@ class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canva
         self._kernels = kernels
         self._memories: dict[tuple[Any, ...], list[CanvasMemory]] = {}
 
+    @abstractmethod
     def first_values(self, specs: Sequence[SpecT_contra]) -> Values:
         """Gives what the arrays of the primitive's own begin with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_state(self, state: Any, spec: SpecT_contra) -> None:
         """Writes what is a primitive's own of a slot's state, pointers aside."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self, specs: tuple[SpecT_contra, ...], memory: CanvasMemory) -> CanvasT:
         """Makes the canvas that callers see."""
-        raise NotImplementedError
 
     def canvas(self, specs: Sequence[SpecT_contra]) -> CanvasT:
         own = tuple(specs)
         _check_size(own[0].block, own[0].vocab_size)
-        memory = self._lend({**_block_values(own), **self.first_values(own)}, own[0].block)
+        values = {**_block_values(own), **self.first_values(own)}
+        memory = self._lend(values, own[0].block)
         canvas = self.make(own, memory)
         state = np.zeros(len(own), self.layout)
         for slot, spec in enumerate(own):
@@ -96,7 +98,7 @@ class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canva
             state[slot]["mask_token_id"] = spec.mask_token_id
             state[slot]["eos_token_id"] = spec.eos_token_id
             self.write_state(state[slot], spec)
-        self._point(state, memory)
+        _point(state, memory, values)
         self._device.upload(memory.state, state)
         memory.user = weakref.ref(canvas)
         return canvas
@@ -119,7 +121,6 @@ class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canva
             source = stacked[name]
             if array is not None and source is not None:
                 self._device.upload(array, source)
-        self._given = {name: [part is not None for part in parts] for name, parts in values.items()}
         return memory
 
     def _allocate(self, values: Mapping[str, np.ndarray | None], block: int) -> CanvasMemory:
@@ -149,15 +150,6 @@ class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canva
             steps_in_block=[0] * batch,
             finished=[False] * batch,
         )
-
-    def _point(self, state: np.ndarray, memory: CanvasMemory) -> None:
-        """Writes the addresses of a canvas's arrays into the state of its slots."""
-        for name, array in memory.arrays.items():
-            for slot, given in enumerate(self._given[name]):
-                if given and array is not None:
-                    state[slot][name] = slot_of(array, slot).pointer
-        for name, pointers in memory.mapped.items():
-            state[name] = pointers
 
     def begin_block(
         self,
@@ -256,6 +248,16 @@ def _check_size(block: int, vocab_size: int) -> None:
             f"a vocabulary has {MAX_VOCAB} ids at most on a GPU, not {vocab_size}; "
             "use --engine onnxruntime"
         )
+
+
+def _point(state: np.ndarray, memory: CanvasMemory, values: Values) -> None:
+    """Writes the addresses of a canvas's arrays into the state of its slots."""
+    for name, array in memory.arrays.items():
+        for slot, part in enumerate(values[name]):
+            if part is not None and array is not None:
+                state[slot][name] = slot_of(array, slot).pointer
+    for name, pointers in memory.mapped.items():
+        state[name] = pointers
 
 
 def _block_threads(block: int) -> int:

@@ -5,6 +5,7 @@ Slots are worked on one after the other: a slot's arrays are views of the batch'
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic
 
@@ -18,7 +19,7 @@ STEPS_PER_DRAW = 8
 """Steps whose uniforms are made at once: Philox costs about 60 us per call, whatever its size."""
 
 
-class NumpySlot(Slot):
+class NumpySlot(Slot, ABC):
     """One text's block, and the host's working memory for it."""
 
     __slots__ = ("candidate", "chosen", "draws", "hole", "ids", "masked", "progress", "spec")
@@ -37,6 +38,18 @@ class NumpySlot(Slot):
         """Index of the first mask at the last commit, all before it being no end of text; or -1."""
         self.progress = Progress(0, 0, 0, False)
         """Of the last commit."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Resets what is the primitive's own at a block's begin."""
+
+    @abstractmethod
+    def sample(self, logits: np.ndarray) -> None:
+        """Draws the candidates from (block, vocab) logits."""
+
+    @abstractmethod
+    def commit(self) -> Progress:
+        """Commits a step."""
 
     def uniforms(self, kind: DrawKind) -> np.ndarray:
         """Gives this step's uniforms of every position: (block,) float64."""
@@ -95,27 +108,16 @@ class NumpyCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canv
         own.draws.clear()
         own.hole = -1
         own.progress = Progress(own.num_masked, 0, 0, False)
-        self.begin(own)
+        own.begin()
         return own.num_masked
-
-    def begin(self, slot: Any) -> None:
-        """Resets what is a primitive's own."""
-        raise NotImplementedError
-
-    def sample_slot(self, logits: np.ndarray, slot: Any) -> None:
-        """Draws a slot's candidates from (block, vocab) logits."""
-        raise NotImplementedError
-
-    def commit_slot(self, slot: Any) -> Progress:
-        """Commits a slot's step."""
-        raise NotImplementedError
 
     def sample(self, logits: Any, canvas: CanvasT) -> None:
         block = canvas.block
         logits = logits.reshape(len(canvas.slots), -1, canvas.vocab_size)
-        for own, rows in zip(canvas.slots, logits, strict=True):
+        slots: Any = canvas.slots
+        for own, rows in zip(slots, logits, strict=True):
             if own.num_masked:
-                self.sample_slot(rows[own.row : own.row + block], own)
+                own.sample(rows[own.row : own.row + block])
 
     def commit(self, canvas: CanvasT, *, exact: bool = False) -> tuple[Progress, ...]:
         del exact
@@ -123,7 +125,7 @@ class NumpyCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canv
         slots: Any = canvas.slots
         for own in slots:
             if own.num_masked:
-                own.progress = self.commit_slot(own)
+                own.progress = own.commit()
                 own.row = 0
                 found.append(own.progress)
             else:

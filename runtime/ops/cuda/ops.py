@@ -21,6 +21,7 @@ import numpy as np
 
 from ...errors import EngineError
 from ...gpu.device import Device, DeviceArray, wait_until
+from ...gpu.kernel_cache import OPS
 from ..core import Form, Ops, Primitive
 from .state import RING, SEQUENCE_MASK, Published, unpack
 
@@ -60,7 +61,7 @@ class CudaOps(Ops):
         """
         self.device = device
         self.run_ahead = run_ahead
-        self._sources = sources or Path(__file__).parents[1]
+        self._sources = sources or OPS
         self._bound: dict[str, Any] = {}
         self._kernels = self.kernels("cuda/copy.cu", ("append_rows",))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,18 +24,20 @@ _SEQUENCE_SHIFT = 47
 SEQUENCE_MASK = 2**17 - 1
 
 
-def read_struct(header: Path, name: str) -> np.dtype:
+def read_struct(header: str, name: str) -> np.dtype:
     """Gives the layout of a C structure: one `type name;` or `type name[COUNT];` per line.
 
-    A structure that it derives from stands in a header that this one includes by its path from OPS.
+    Args:
+        header: Its path from OPS, by which it also includes that of a structure to derive from.
+        name: Of the structure.
     """
     return np.dtype(_fields(header, name), align=True)
 
 
-def _fields(header: Path, name: str) -> list[tuple[Any, ...]]:
-    text = header.read_text("utf-8")
+def _fields(header: str, name: str) -> list[tuple[Any, ...]]:
+    text = (OPS / header).read_text("utf-8")
     found = re.search(rf"struct {name}(?: : (\w+))? {{ *(?://[^\n]*)?\n(.*?)\n}};", text, re.DOTALL)
-    assert found is not None, f"{header.name} has no struct {name}"
+    assert found is not None, f"{header} has no struct {name}"
     fields: list[tuple[Any, ...]] = []
     if found[1]:
         fields = _fields(_header_of(text, found[1]), found[1])
@@ -44,18 +45,18 @@ def _fields(header: Path, name: str) -> list[tuple[Any, ...]]:
         assert size == np.dtype(fields).itemsize, f"struct {found[1]} has a gap"
     for line in found[2].split("\n"):
         match = re.match(r"  (.+?)(\*?) ?(\w+)(?:\[(\w+)\])?;", line)
-        assert match is not None, f"{header.name}: {line}"
+        assert match is not None, f"{header}: {line}"
         kind = "u8" if match[2] else _TYPES[match[1].strip()]
         count = re.search(rf"{match[4]} = (\d+);", text) if match[4] else None
         fields.append((match[3], kind, *([(int(count[1]),)] if count else [])))
     return fields
 
 
-def _header_of(text: str, name: str) -> Path:
+def _header_of(text: str, name: str) -> str:
     """Finds the header, among those that a text includes, that declares a structure."""
     for path in re.findall(r'#include "(.+)"', text):
         if f"struct {name} " in (OPS / path).read_text("utf-8"):
-            return OPS / path
+            return path
     raise AssertionError(f"no header that is included declares struct {name}")
 
 

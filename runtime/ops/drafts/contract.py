@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from ..core import Referable
 from ..rows.contract import RowSpec
 
 MAX_STOPS = 7
@@ -52,14 +53,8 @@ class DraftSpec(RowSpec):
     """The dtype of rows to be kept while another run overwrites them, if any are."""
 
 
-class _Referable:
-    """Lets ops notice when a text's drafts are no longer used."""
-
-    __slots__ = ("__weakref__",)
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
-class Drafts(_Referable):
+class Drafts(Referable):
     """One text's drafts. Arrays are the ops' own: NumPy here, device arrays elsewhere."""
 
     spec: DraftSpec

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...gpu.device import DeviceArray
 from ..cuda.ops import COPY_BLOCKS, CudaOps, Words
-from ..cuda.state import OPS, RING, permitted_bits, read_struct, row_threads, write_rows
+from ..cuda.state import RING, permitted_bits, read_struct, row_threads, write_rows
 from ..rows.contract import CHUNK
 from .contract import MAX_STOPS, DraftOps, Drafts, DraftSpec, Verified
 
@@ -27,7 +27,7 @@ DRAFT_KERNELS = (
     "verify_float32", "verify_float16", "verify_mixed_float32", "verify_mixed_float16",
     "propose_float32", "propose_float16",
 )  # fmt: skip
-DRAFT_STATE = read_struct(OPS / "drafts" / "drafts.cuh", "Drafts")
+DRAFT_STATE = read_struct("drafts/drafts.cuh", "Drafts")
 WEIGHT_BYTES = 32
 """Kept per draft of how its logits became weights."""
 ROW_WARPS = 12

@@ -1,7 +1,7 @@
 // Sums of weights in chunks of 64, their running sum, and where it exceeds a share of the total.
 //
-// Lane j of the eight that share a chunk has the partial sum s_j that runtime/ops/base.py documents;
-// three shuffles join them in the stated order. Sums of chunks are added up as integers, units of
+// Lane j of the eight that share a chunk has the partial sum s_j of unmask/contract.py; three shuffles
+// join them in the stated order. Sums of chunks are added up as integers, units of
 // 2^-46 of the highest one: to the same in any order, and without arithmetic in double precision,
 // of which a board's GPU does a 64th as much.
 #pragma once

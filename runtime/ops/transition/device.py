@@ -10,10 +10,10 @@ import numpy as np
 from ..canvas.contract import Slot
 from ..canvas.device import CanvasMemory, CudaCanvases, Values
 from ..cuda.ops import CudaOps
-from ..cuda.state import OPS, read_struct
+from ..cuda.state import read_struct
 from .contract import TransitionCanvas, TransitionOps, TransitionSpec
 
-TRANSITION_STATE = read_struct(OPS / "transition" / "transition.cuh", "Transition")
+TRANSITION_STATE = read_struct("transition/transition.cuh", "Transition")
 
 
 class CudaTransition(CudaCanvases[TransitionSpec, TransitionCanvas], TransitionOps):

@@ -248,6 +248,9 @@ class TransitionSlot(NumpySlot):
         self.scratch = scratch
         """Of all slots with the same banned ids."""
 
+    def begin(self) -> None:
+        self.sigma[0] = self.spec.transition[0, 0]
+
     def coming_uniforms(self, kind: DrawKind) -> np.ndarray:
         # All of its steps will be taken, and only by what is free now.
         places = self.masked.nonzero()[0]
@@ -260,13 +263,12 @@ class TransitionSlot(NumpySlot):
         spread[:, places] = draws
         return spread
 
-    def sample(self, log_score: np.ndarray) -> None:
-        """Draws where every free position goes."""
+    def sample(self, logits: np.ndarray) -> None:
         spec, rows = self.spec, self.masked.nonzero()[0]
         self.chosen.fill(False)
         moving, tokens = _transit(
             self.scratch,
-            log_score,
+            logits,
             rows,
             None if spec.mask_token_id in spec.banned else self.ids[rows],
             spec.transition[self.step],
@@ -280,7 +282,6 @@ class TransitionSlot(NumpySlot):
         self.candidate[moved] = tokens
 
     def commit(self) -> Progress:
-        """Moves what was chosen, and goes on to the next step."""
         spec = self.spec
         moved = self.chosen.nonzero()[0]
         self.ids[moved] = self.candidate[moved]
@@ -315,12 +316,3 @@ class NumpyTransition(NumpyCanvases[TransitionSpec, TransitionCanvas], Transitio
         arrays, sigma = block_arrays(specs), np.zeros(len(specs), np.float32)
         lay_slots(slots, {**arrays, "sigma": sigma[:, None]})
         return TransitionCanvas(specs=tuple(specs), slots=slots, sigma=sigma, **arrays)
-
-    def begin(self, slot: TransitionSlot) -> None:
-        slot.sigma[0] = slot.spec.transition[0, 0]
-
-    def sample_slot(self, logits: np.ndarray, slot: TransitionSlot) -> None:
-        slot.sample(logits)
-
-    def commit_slot(self, slot: TransitionSlot) -> Progress:
-        return slot.commit()

@@ -10,10 +10,10 @@ import numpy as np
 from ..canvas.contract import Slot
 from ..canvas.device import CanvasMemory, CudaCanvases, Values, as_type
 from ..cuda.ops import CudaOps, slot_of
-from ..cuda.state import OPS, read_struct
+from ..cuda.state import read_struct
 from .contract import UnmaskCanvas, UnmaskOps, UnmaskSpec
 
-UNMASK_STATE = read_struct(OPS / "unmask" / "unmask.cuh", "Unmask")
+UNMASK_STATE = read_struct("unmask/unmask.cuh", "Unmask")
 
 
 class CudaUnmask(CudaCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):

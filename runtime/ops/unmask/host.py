@@ -48,8 +48,15 @@ class UnmaskSlot(NumpySlot):
         self.time = 1.0
         """Diffusion time of the block under `FIRST_HITTING`."""
 
+    def begin(self) -> None:
+        self.log_prob.fill(0.0)
+        self.time = 1.0
+        if self.time_input is not None:
+            holes = int(np.count_nonzero(self.ids == self.spec.mask_token_id))
+            self.num_kept = holes - self.num_masked
+        self.tell()
+
     def sample(self, logits: np.ndarray) -> None:
-        """Gives the rows to sample of (block, vocab) logits their candidates and scores."""
         spec, scratch = self.spec, self.scratch
         if spec.selection.chooses_first:
             self.choose()
@@ -137,7 +144,6 @@ class UnmaskSlot(NumpySlot):
         self.chosen[masked] = accept
 
     def commit(self) -> Progress:
-        """Commits what the selection accepts."""
         accepted = self._accepted()
         self.ids[accepted] = self.candidate[accepted]
         self.masked[accepted] = False
@@ -211,20 +217,6 @@ class NumpyUnmask(NumpyCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
         return UnmaskCanvas(
             specs=tuple(specs), slots=slots, time_input=time_input, seen=seen, **arrays
         )
-
-    def begin(self, slot: UnmaskSlot) -> None:
-        slot.log_prob.fill(0.0)
-        slot.time = 1.0
-        if slot.time_input is not None:
-            holes = int(np.count_nonzero(slot.ids == slot.spec.mask_token_id))
-            slot.num_kept = holes - slot.num_masked
-        slot.tell()
-
-    def sample_slot(self, logits: np.ndarray, slot: UnmaskSlot) -> None:
-        slot.sample(logits)
-
-    def commit_slot(self, slot: UnmaskSlot) -> Progress:
-        return slot.commit()
 
     def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray, *, slot: int = 0) -> None:
         if canvas.seen is not None:
