@@ -119,8 +119,8 @@ def export_checkpoint(
             bundle, report["decoding"] = default_decoding(bundle, source.tokenizer, ids, progress)
         if draft.quality is not None:
             report["quality"] = draft.quality
-        if source.chat_note:
-            progress(source.chat_note)
+        for note in source.notes:
+            progress(note)
         manifest = bundle.manifest
         members = {**draft.members, **draft.calibrated, **chat_member(source.chat)}
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()

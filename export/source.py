@@ -11,6 +11,7 @@ import numpy as np
 
 from ..jetson.targets import target as find_target
 from ..runtime.bundle.manifest import Manifest
+from ..runtime.cli.decoding import chosen_rule_note
 from ..runtime.errors import ConfigError
 from ..runtime.families import read_rule, with_rule
 from ..runtime.text.chat_template import ChatTemplate
@@ -37,8 +38,8 @@ class Traceable:
     """The checkpoint's config.json."""
     chat: ChatTemplate | None = None
     """The text around the messages of a conversation, if the checkpoint has a template."""
-    chat_note: str = ""
-    """Why its template could not be used; empty if it has none or it could."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of: a rule that an option chose, a template that cannot be used."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -56,8 +57,9 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
     checkpoint = open_any(checkpoint_path)
     config = checkpoint.config
     family, model = open_model(checkpoint)
-    decoding = with_rule(settings.decoding, read_rule({}, family.name), family.name)
-    read_rule(decoding, family.name)  # refuses what the family cannot decode by
+    own = read_rule({}, family.name)
+    decoding = with_rule(settings.decoding, own, family.name)
+    rule_note = chosen_rule_note(settings.decoding, own, read_rule(decoding, family.name))
     manifest = family.manifest(
         config,
         model,
@@ -73,11 +75,11 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
             "the checkpoint's files do not belong together"
         )
     graphs = _graphs_for(settings.target, family.graphs(model, config))
-    chat, note = read_chat(checkpoint.companions, checkpoint.tokenizer_json)
+    chat, chat_note = read_chat(checkpoint.companions, checkpoint.tokenizer_json)
     return Traceable(
         graphs=graphs,
         chat=chat,
-        chat_note=note,
+        notes=tuple(filter(None, (rule_note, chat_note))),
         manifest=manifest,
         tokenizer_json=checkpoint.tokenizer_json,
         config=config,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.bundle import bundle_facts
+from ...runtime.cli.load import with_chosen_rule
 from ...runtime.engines.base import Accountable, LayerClocks
 from ...runtime.errors import ConfigError
-from ...runtime.families import with_rule
 from ...runtime.pipeline import Pipeline
 from ..forecast.forecast import read_graphs
 from ..sensors.board import read_machine
@@ -166,7 +166,7 @@ class Profiler:
             expect_sha256=options.expect_sha256,
             progress=self._progress,
         )
-        self._settings = with_rule(options.settings, pipeline.settings(), pipeline.manifest.family)
+        self._settings = with_chosen_rule("dlm-profile", pipeline, options.settings)
         if options.prompts is None:
             self._prompts = self._fitting(pipeline, DEFAULT_PROMPTS)
         engines = pipeline.engines

@@ -123,3 +123,16 @@ def _help(item: Option, rules: Iterable[type[DecodingRule]]) -> str:
         notes.append(f"default: {usual:g}")
         notes += [f"{value:g} with {', '.join(defaults[value])}" for value in others]
     return f"{item.help}  [{'; '.join(notes)}]" if notes else item.help
+
+
+def chosen_rule_note(
+    settings: Mapping[str, Any], own: DecodingRule, chosen: DecodingRule | type[DecodingRule]
+) -> str:
+    """Says which rule an option chose in place of its own; empty where none did."""
+    if "rule" in settings or chosen.name == own.name:
+        return ""
+    name = next(name for name in settings if name not in own.options())
+    return (
+        f"{decoding_flags()[name]} has no effect on rule {own.name}; decoding by {chosen.name}, "
+        "which takes it (--rule chooses another)"
+    )

@@ -10,7 +10,7 @@ from ..engines import BuildSettings
 from ..families import with_rule
 from ..pipeline import Pipeline
 from .common import note
-from .decoding import decoding_flags
+from .decoding import chosen_rule_note
 from .progress import ProgressLine
 
 
@@ -64,12 +64,6 @@ def with_chosen_rule(
     """
     own = pipeline.settings()
     found = with_rule(settings, own, pipeline.manifest.family)
-    rule = pipeline.settings(**found).name
-    if "rule" not in settings and rule != own.name:
-        name = next(name for name in settings if name not in own.options())
-        note(
-            command,
-            f"{decoding_flags()[name]} has no effect on the bundle's rule {own.name}; decoding by "
-            f"{rule}, which takes it (--rule chooses another)",
-        )
+    if line := chosen_rule_note(settings, own, pipeline.settings(**found)):
+        note(command, line)
     return found

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
 from ..pipeline import Pipeline
 from .evaluate import evaluate_ids
 
@@ -60,16 +59,16 @@ class Judge:
         framing = pipeline.manifest.framing
         parts = (framing.document(pipeline.tokenizer.encode(text)) for text in texts)
         ids = [token for part in parts for token in part]
-        try:
-            result = evaluate_ids(
-                pipeline.model,
-                np.array(ids, np.int64),
-                block_size=self._block,
-                relative_half_width=_MARGIN,
-                max_samples=_MAX_SAMPLES,
-            )
-        except DataError:
+        model = pipeline.model
+        if len(ids) < model.family.windows(model.manifest, model.specs, self._block).block:
             return None
+        result = evaluate_ids(
+            model,
+            np.array(ids, np.int64),
+            block_size=self._block,
+            relative_half_width=_MARGIN,
+            max_samples=_MAX_SAMPLES,
+        )
         num_chars = len(pipeline.tokenizer.decode(ids[1 : 1 + result.num_tokens]))
         if not num_chars:
             return None

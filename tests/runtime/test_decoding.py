@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from dlm_edge.runtime import families
 from dlm_edge.runtime.cli.common import DlmCommand
-from dlm_edge.runtime.cli.decoding import decoding_options, take_settings
+from dlm_edge.runtime.cli.decoding import chosen_rule_note, decoding_options, take_settings
 from dlm_edge.runtime.decoding import DecodingRule, find_rule
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families import RULES, RULES_OF_FAMILY, read_rule, with_rule
@@ -154,3 +154,10 @@ def test_a_mistyped_rule_on_the_command_line_is_answered_with_the_one_that_was_m
 def test_an_option_chooses_the_first_rule_that_takes_it_unless_one_is_named(asked, rule):
     found = with_rule(asked, Threshold(), "mdlm")
     assert found == (asked if rule is None else {"rule": rule, **asked})
+
+
+def test_a_rule_that_an_option_chose_is_said_and_one_that_was_named_is_not():
+    said = chosen_rule_note({"steps": 4}, Threshold(), LowConfidence)
+    assert said.startswith("--steps has no effect on rule threshold; decoding by low_confidence")
+    assert chosen_rule_note({"rule": "low_confidence"}, Threshold(), LowConfidence) == ""
+    assert chosen_rule_note({"threshold": 0.5}, Threshold(), Threshold) == ""

@@ -101,7 +101,7 @@ def test_a_rule_that_an_option_chooses_is_said_in_a_line(bundles):
     chosen = run(bundles["parts"], *asked, "--repetition-penalty", "1.3")
     assert [json.loads(line)["rule"] for line in chosen.stdout.splitlines()] == ["next_token"] * 2
     assert chosen.stderr.count("\n") == 1
-    assert "--repetition-penalty has no effect on the bundle's rule draft_verify" in chosen.stderr
+    assert "--repetition-penalty has no effect on rule draft_verify" in chosen.stderr
     assert "decoding by next_token" in chosen.stderr
     named = run(bundles["parts"], *asked, "--repetition-penalty", "1.3", "--rule", "next_token")
     assert (named.stderr, run(bundles["parts"], *asked, "--beta", "0.5").stderr) == ("", "")

@@ -18,7 +18,8 @@ from dlm_edge.jetson.profile.sweep import (
     parse_cell,
 )
 from dlm_edge.jetson.report.table import sweep_notes
-from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.errors import ConfigError, DataError
+from dlm_edge.runtime.measure import judge as judges
 from dlm_edge.runtime.measure.evaluate import evaluate_ids
 from dlm_edge.runtime.measure.judge import Judge
 from dlm_edge.runtime.pipeline import Pipeline
@@ -94,7 +95,7 @@ def test_distinctness_of_words():
     assert distinct(["a", "b"], 4) == 0
 
 
-def test_bits_per_character_are_the_bundles_own_likelihood():
+def test_bits_per_character_are_the_bundles_own_likelihood(monkeypatch):
     text = "Once upon a time there was a little girl. She had a big red ball and a small dog. " * 2
     with Pipeline.load(threads=1) as pipeline:
         judge = Judge(pipeline)
@@ -110,6 +111,13 @@ def test_bits_per_character_are_the_bundles_own_likelihood():
         scrambled = " ".join(sorted(text.split(), key=lambda word: word[::-1]))
         assert judge.read(scrambled).bits > found.bits
         assert judge.read("Hi") is None
+
+        def fails(*args, **options):
+            raise DataError("another fault")
+
+        monkeypatch.setattr(judges, "evaluate_ids", fails)
+        with pytest.raises(DataError, match="another fault"):  # is not a text that is too short
+            judge.read(text)
         quality = measure_quality([text, text, "Hi"], judge)
         assert (quality.num_texts, quality.num_scored) == (3, 2)
         assert quality.half_width == 0
