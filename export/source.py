@@ -13,6 +13,7 @@ from ..jetson.targets import target as find_target
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.errors import ConfigError
 from ..runtime.families import read_rule, with_rule
+from ..runtime.families.table import find_family
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
 from ..train.checkpoints.convert import open_any
@@ -58,6 +59,10 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
     family, model = open_model(checkpoint)
     decoding = with_rule(settings.decoding, read_rule({}, family.name), family.name)
     read_rule(decoding, family.name)  # refuses what the family cannot decode by
+    if settings.batch > 1 and not find_family(family.name).side_by_side:
+        raise ConfigError(
+            f"a model of family {family.name} decodes one text at a time: leave out --batch"
+        )
     manifest = family.manifest(
         config,
         model,
