@@ -278,7 +278,7 @@ def _spec(shape: TransformerShape, rows: int, context: int, precision: str) -> G
 def block_manifest(
     shape: TransformerShape, sizes: Sequence[tuple[int, int]], *, int8: bool, target: str
 ) -> Manifest:
-    """Describes a bundle of that graph at (rows, context) sizes, as far as a plan reads it."""
+    """Describes a bundle of that graph at (rows, context) sizes, as far as a forecast reads it."""
     precision = "int8" if int8 else "fp16"
     model: Mapping[str, Any] = {"dim": shape.dim, "num_layers": shape.num_layers}
     return Manifest(

@@ -78,10 +78,10 @@ def read_drafts() -> dict[str, dict[str, Any]]:
     return {"float32": read("draft-verify"), "int8": read("draft-verify-int8")}
 
 
-def board(planned: Mapping[str, Any], context: int = 512) -> list[tuple[str, float, str]]:
-    """Gives (decoding, predicted tokens per second, colour) of `qwen_plan`'s steps in int8."""
+def board(predicted: Mapping[str, Any], context: int = 512) -> list[tuple[str, float, str]]:
+    """Gives (decoding, predicted tokens per second, colour) of `qwen_forecast`'s steps in int8."""
     found = []
-    for row in planned["steps"]:
+    for row in predicted["steps"]:
         if row["precision"] != "int8" or row["context"] != context:
             continue
         if row["draft"] == "-":
@@ -150,7 +150,7 @@ def main(out: Path) -> None:
         out / "board.svg",
         "predicted, not measured: tokens per second on an Orin Nano 8 GB, 25 W, "
         "Qwen2.5-1.5B shape, int8",
-        board(read("qwen-plan-1.5b")),
+        board(read("qwen-forecast-1.5b")),
     )
 
 

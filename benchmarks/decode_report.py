@@ -75,8 +75,8 @@ def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Prints the table and the goals; adds both to `content`."""
     rows = [row for threads in given["threads"] for row in summarise(content["rounds"], threads)]
     if given["judge"] and all(content["texts"].values()):
-        judge = Judge.open(given["judge"])
-        figures = compare(content["texts"], given["words"], judge)
+        with Judge.open(given["judge"]) as judge:
+            figures = compare(content["texts"], given["words"], judge)
         for row in rows:
             row.update(figures[row["contestant"]])
     content["rows"] = rows

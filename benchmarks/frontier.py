@@ -131,7 +131,7 @@ def main(bundle: Path | None, out: Path, **given: Any) -> None:
     Prints one table per temperature, fastest first, and the fastest cell that costs nothing
     measurable. Temperature 0 needs --prompts: without them every text would be the same.
     """
-    judge = Judge.open(given["judge_path"])
+    judge = click.get_current_context().with_resource(Judge.open(given["judge_path"]))
     grid = given["cells"] or (QUICK_CELLS if given["quick"] else CELLS)
     names = list(dict.fromkeys((given["reference"], *grid)))
     specs = {name: parse_cell(name) for name in names}

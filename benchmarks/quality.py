@@ -128,7 +128,7 @@ def main(
         if not separator or name in named:
             raise ConfigError(f"wanted sets as different NAME=FILE, found {item!r}")
         named[name] = read_texts(Path(path))
-    judge = Judge.open(judge_path)
+    judge = click.get_current_context().with_resource(Judge.open(judge_path))
     result = compare(named, words, judge, limit)
     print_table(QUALITY_COLUMNS, [{"name": name} | row for name, row in result.items()])
     if out:

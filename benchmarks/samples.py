@@ -179,7 +179,7 @@ def main(
     if human and bundle:
         raise ConfigError("BUNDLE contradicts --human: one draws, the other reads; give one")
     circumstances = record()
-    judge = Judge.open(judge_path)
+    judge = click.get_current_context().with_resource(Judge.open(judge_path))
     settings = _settings(**overrides)
     if human:
         rows = [{"text": text} for text in read_texts(human)[:num]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,7 +298,6 @@ def main(
     find_checkpoint(checkpoint)
     # torch takes seconds to import: what is wrong in the command must not wait for it.
     from ..runtime.cli.progress import ProgressLine
-    from .checks.budget import forecast_lines
     from .pack import export_checkpoint
     from .plans import build_if_at_hand
 
@@ -319,7 +318,16 @@ def main(
         line.wipe()
     if as_json:
         print_json({**report, "tensorrt": built})
-        return
+    else:
+        _show_export(report, built, settings.target, verbose)
+
+
+def _show_export(
+    report: Mapping[str, Any], built: Mapping[str, Any], target: str, verbose: int
+) -> None:
+    """Prints what an export made: the bundle, how exact it is, forecast, plans and quality."""
+    from .checks.budget import forecast_lines
+
     click.echo(f"{report['bundle']}  {report['bytes'] / 2**20:.1f} MiB  sha256 {report['sha256']}")
     for graph in report["parity"].values():
         for shape in graph["shapes"]:
@@ -333,9 +341,11 @@ def main(
         click.echo(line)
     for plan in built["plans"]:
         click.echo(f"{plan['file']}  TensorRT plan of {plan['bytes'] / 2**20:.1f} MiB in the cache")
-    if not built["plans"] and settings.target != "cpu":  # which has no plans
+    if not built["plans"] and target != "cpu":  # which has no plans
         why = f" (not here: {built['why']})" if verbose else ""
-        click.echo(f"next: dlm-run {output} --build makes TensorRT's plans on the machine{why}")
+        click.echo(
+            f"next: dlm-run {report['bundle']} --build makes TensorRT's plans on the machine{why}"
+        )
     if "quality" in report:
         quality = report["quality"]
         for line in (quality["verdict"], *quality["findings"], *quality["warnings"]):

@@ -23,7 +23,7 @@ from ..calibration.canvases.texts import Texts, find_text, read_texts
 from ..calibration.forms.base import Form
 from ..calibration.forms.board import BoardForm
 from ..calibration.forms.cpu import CpuForm, weight_limit
-from ..calibration.graphs import rank_of
+from ..calibration.graphs import Models, rank_of
 from ..calibration.options import QuantisationOptions
 from ..calibration.quantise import Quantiser
 from ..calibration.recipe import read_recipe, recipe_bytes
@@ -184,37 +184,29 @@ def make_draft(source: Traceable, settings: ExportSettings, folder: Path, progre
     """
     texts = _texts(source, settings)
     edits = read_recipe(settings.recipe) if settings.recipe else None
-    judge = Judge.open(settings.judge) if texts else None
-    models, manifest = _trace(source, settings, progress)
-    form = form_for(settings.target, source.graphs)
-    calibrator = Calibrator(models, manifest.graphs, form, settings.target)
-    quality: Mapping[str, Any] | None = None
-    calibrated: Mapping[str, bytes] = {}
-    if texts is not None:
-        options = QuantisationOptions(
-            precision=settings.precision,
-            target=settings.target,
-            max_loss=settings.max_loss / 100,
-            num_tokens=settings.loss_tokens,
-            edits=edits,
-            force=settings.force,
-            judge=judge,
-            canvases=settings.canvases,
-            seed=settings.seed,
-        )
-        quantiser = Quantiser(calibrator, manifest, source.tokenizer, texts, options, progress)
-        quantised = quantiser.run()
-        quality = quality_report(quantised, options, texts, manifest.family)
-        calibrated = report_members(quantised, quality)
-        models = quantised.models
-    elif settings.precision == "int8":
-        progress("uncalibrated: what int8 costs is not measured")
-        recipe = calibrator.weights_only()
-        calibrated = {RECIPE_NAME: recipe_bytes(recipe)}
-        models = calibrator.int8(Fitted(recipe=recipe, models=models), recipe)
-    elif settings.precision == "fp16":
-        progress("no text to measure the loss on: give --calibration-data to have it measured")
-        models = calibrator.fp16(calibrator.default_recipe({}))
+    with Judge.open(settings.judge if texts else None) as judge:
+        traced, manifest = _trace(source, settings, progress)
+        form = form_for(settings.target, source.graphs)
+        calibrator = Calibrator(traced, manifest.graphs, form, settings.target)
+        quality: Mapping[str, Any] | None = None
+        if texts is None:
+            models, calibrated = _unmeasured(calibrator, settings.precision, progress)
+        else:
+            options = QuantisationOptions(
+                precision=settings.precision,
+                target=settings.target,
+                max_loss=settings.max_loss / 100,
+                num_tokens=settings.loss_tokens,
+                edits=edits,
+                force=settings.force,
+                judge=judge,
+                canvases=settings.canvases,
+                seed=settings.seed,
+            )
+            quantiser = Quantiser(calibrator, manifest, source.tokenizer, texts, options, progress)
+            quantised = quantiser.run()
+            quality = quality_report(quantised, options, texts, manifest.family)
+            models, calibrated = quantised.models, report_members(quantised, quality)
     manifest = describing(manifest, models, precision=settings.precision)
     figures = _checked_figures(models, settings, progress)
     (folder / "graphs").mkdir()
@@ -231,6 +223,23 @@ def make_draft(source: Traceable, settings: ExportSettings, folder: Path, progre
         quality=quality,
         calibrated=calibrated,
     )
+
+
+def _unmeasured(
+    calibrator: Calibrator, precision: str, progress: Say
+) -> tuple[Models, Mapping[str, bytes]]:
+    """Returns graphs at a precision whose loss is not measured, and the members that this adds."""
+    match precision:
+        case "int8":
+            progress("uncalibrated: what int8 costs is not measured")
+            recipe = calibrator.weights_only()
+            fitted = Fitted(recipe=recipe, models=calibrator.models)
+            return calibrator.int8(fitted, recipe), {RECIPE_NAME: recipe_bytes(recipe)}
+        case "fp16":
+            progress("no text to measure the loss on: give --calibration-data to have it measured")
+            return calibrator.fp16(calibrator.default_recipe({})), {}
+        case _:
+            return calibrator.models, {}
 
 
 def form_for(target: str, graphs: Sequence[ExportGraph]) -> Form:
@@ -258,9 +267,7 @@ def _texts(source: Traceable, settings: ExportSettings) -> Texts | None:
     return None
 
 
-def _trace(
-    source: Traceable, settings: ExportSettings, progress: Say
-) -> tuple[Mapping[str, ir.Model], Manifest]:
+def _trace(source: Traceable, settings: ExportSettings, progress: Say) -> tuple[Models, Manifest]:
     """Traces every graph; returns float32 models by name, and the manifest with their shapes."""
     models: dict[str, ir.Model] = {}
     specs: list[GraphSpec] = []
@@ -297,9 +304,7 @@ def untrained_blocks(manifest: Manifest, blocks: Sequence[int | str]) -> str:
     )
 
 
-def _checked_figures(
-    models: Mapping[str, ir.Model], settings: ExportSettings, progress: Say
-) -> dict[str, Any]:
+def _checked_figures(models: Models, settings: ExportSettings, progress: Say) -> dict[str, Any]:
     """Checks that every graph can run where it will; returns what the report says of them."""
     board = find_target(settings.target).is_gpu or settings.precision != "int8"
     graphs: dict[str, Any] = {}

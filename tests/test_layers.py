@@ -199,11 +199,9 @@ FAMILIES = {name for module in MODULES if (name := family_of(module))}
 
 def test_only_the_tables_and_the_family_itself_import_from_a_family_folder():
     tables = ("runtime.families", "runtime.families.table", "train.families")
-    known = {"export.auto.offers"}  # goes with the device family's answers about its blocks
     assert not offences(
         lambda i: (
-            family_of(i.target) not in (None, family_of(i.importer))
-            and i.importer not in {*tables, *known}
+            family_of(i.target) not in (None, family_of(i.importer)) and i.importer not in tables
         )
     )
 

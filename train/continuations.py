@@ -17,9 +17,8 @@ from tokenizers import Tokenizer
 
 from ..runtime.errors import CheckpointError
 from ..runtime.text.framing import Framing
-from .checkpoints.checkpoint import load_weights
 from .checkpoints.convert import open_any
-from .families import FAMILIES
+from .evaluate import open_model
 from .nn.layers import Angles, Attention, rotation
 from .nn.transformer import Transformer
 
@@ -164,13 +163,11 @@ def continuations(
 def open_causal(path: Path) -> tuple[Transformer, Tokenizer, dict]:
     """Opens a checkpoint of a causal model; gives model, tokenizer and config.json."""
     checkpoint = open_any(path)
-    family = FAMILIES.get(checkpoint.config["family"])
-    model = None if family is None else family.make_model(checkpoint.config["model"])
+    _, model = open_model(checkpoint)
     if not isinstance(model, Transformer) or not model.config.causal:
-        raise CheckpointError(f"{path}: not a causal model; give one of family ar or tidar")
+        raise CheckpointError(f"{path}: not a causal model; give one that writes token by token")
     if model.config.context <= GIVEN[0]:
         raise CheckpointError(
             f"{path}: knows {model.config.context} positions, too few to continue {GIVEN[0]} tokens"
         )
-    load_weights(model, checkpoint)
-    return model.eval(), Tokenizer.from_str(checkpoint.tokenizer_json), checkpoint.config
+    return model, Tokenizer.from_str(checkpoint.tokenizer_json), checkpoint.config

@@ -7,7 +7,7 @@ see identical masks and agree to rounding. Knows no family.
 from __future__ import annotations
 
 import time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from ..runtime.families.base import LoadedModel
 from ..runtime.families.table import load_model
 from ..runtime.measure.eval_figures import eval_figures
 from ..runtime.measure.evaluate import Progress, evaluate_ids
+from ..runtime.text.documents import by_document
 from ..runtime.text.tokenizer import Tokenizer
 from .checkpoints.checkpoint import Checkpoint, load_weights
 from .checkpoints.convert import open_any
-from .data.sources import documents, find_source
+from .data.sources import find_source, pieces
 from .families import FAMILIES
 from .families.base import Family
 from .torch_engine import TorchEngineSet
@@ -116,8 +117,8 @@ def evaluate_checkpoint(
     manifest = model.manifest
     block = model.family.windows(manifest, model.specs, block_size).block
     stream: list[int] = []
-    for document in islice(documents(find_source(str(data), text_field)), limit):
-        stream += manifest.framing.document(tokenizer.encode(document))
+    for texts in islice(by_document(pieces(find_source(str(data), text_field))), limit):
+        stream += manifest.framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
     result = evaluate_ids(
         model,
         np.array(stream, np.int64),

@@ -46,6 +46,7 @@ def main(
 
     from .continuations import GIVEN, continuations, open_causal
     from .data.sources import documents, find_source
+    from .families.options import forbidden_ids
     from .torch_engine import idle_cores
 
     torch.set_num_threads(threads or idle_cores())
@@ -58,8 +59,6 @@ def main(
         ) from error
     real = list(documents(find_source(data)))
     order = np.random.default_rng(seed).permutation(len(real))
-    special = {config.get("mask_token_id"), config.get("pad_token_id")} - {config["eos_token_id"]}
-    banned = [token for token in special if token is not None]
     framing = Framing.of(config)
     made: list[str] = []
     found = continuations(
@@ -68,7 +67,7 @@ def main(
         (real[index] for index in order),
         framing=framing,
         ends=(framing.eos_token_id, *config.get("end_ids", ())),
-        banned=banned,
+        banned=forbidden_ids(config),
         batch=batch,
     )
     with click.progressbar(length=num, label="own text", file=sys.stderr) as bar:

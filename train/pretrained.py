@@ -7,7 +7,7 @@
 
 The runtime's `Pipeline`, which opens bundles as that does, and a checkpoint over PyTorch, without
 export: for looking at a model on the desktop. For speed, and for a board, export a bundle. It
-stands here because the runtime knows no PyTorch. Knows no family.
+is here because the runtime knows no PyTorch. Knows no family.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def record_canvases(
     """
     settings = settings or CanvasSettings()
     with Session(bundle, prompts, settings, seed, engines) as session:
-        session.plan(sum(map(session.num_texts, session.modes)), progress)
+        session.expect(sum(map(session.num_texts, session.modes)), progress)
         session.recorder.source = "decode"
         for number, request in enumerate(session.requests(banned)):
             generate(session.model, request)
@@ -76,7 +76,7 @@ def clean_canvases(
     """Records the same texts unmasked: what calibration on clean text sees. See record_canvases."""
     settings = settings or CanvasSettings()
     with Session(bundle, prompts, settings, seed, engines, unmasked=True) as session:
-        session.plan(0, progress)
+        session.expect(0, progress)
         session.recorder.source = "clean"
         session.mask(session.windows(), unmask=True)
         return session.result("clean")
@@ -94,7 +94,7 @@ def noise_canvases(
     """Records uniformly random tokens, as long as the texts would be. See record_canvases."""
     settings = settings or CanvasSettings()
     with Session(bundle, prompts, settings, seed, engines, unmasked=True) as session:
-        session.plan(0, progress)
+        session.expect(0, progress)
         session.recorder.source = "noise"
         rng = np.random.default_rng((seed, 2))
         allowed = np.setdiff1d(

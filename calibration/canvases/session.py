@@ -109,7 +109,7 @@ class Session:
         chosen = [mode.block for mode in self.modes if not mode.gap]
         return list(dict.fromkeys(chosen))
 
-    def plan(self, num_requests: int, progress: Progress | None) -> None:
+    def expect(self, num_requests: int, progress: Progress | None) -> None:
         """Sets how much there is to do."""
         self._progress = progress
         self._total = num_requests + len(self.blocks) * self.settings.num_windows

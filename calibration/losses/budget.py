@@ -15,7 +15,7 @@ budget is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...runtime.errors import CalibrationError
@@ -69,14 +69,10 @@ def layer_costs(
     return tuple(sorted(costs, key=lambda cost: (-cost.ratio.value, cost.graph, cost.layer)))
 
 
-def without(recipe: Recipe, costs: tuple[LayerCost, ...], count: int) -> Recipe:
+def without(recipe: Recipe, costs: Sequence[LayerCost], count: int) -> Recipe:
     """Returns the recipe with the `count` most expensive layers kept in floating point."""
     for cost in costs[:count]:
-        layer = recipe.graphs[cost.graph].layers[cost.layer]
-        kept = replace(layer, precision="float", reason="budget")
-        recipe = recipe.with_layer(
-            cost.graph, cost.layer, precision=kept.precision, reason=kept.reason
-        )
+        recipe = recipe.with_layer(cost.graph, cost.layer, precision="float", reason="budget")
     return recipe
 
 
@@ -130,7 +126,7 @@ def harmless_tables(
                     break
                 say(f"measuring {layer.name} alone as {precision}")
                 ratio = measure(base.with_layer(graph, layer.name, precision=precision))
-                harmless = ratio.high - 1.0 <= HARMLESS * max_loss
+                harmless = fits(ratio, HARMLESS * max_loss)
                 trials.append(
                     TableTrial(
                         graph=graph,
@@ -212,7 +208,7 @@ def single_trial(recipe: Recipe, ratio: Ratio, max_loss: float) -> Outcome:
 
 def fit_budget(
     recipe: Recipe,
-    costs: Sequence[LayerCost] | Callable[[], Sequence[LayerCost]],
+    costs: Sequence[LayerCost],
     measure: Measure,
     max_loss: float,
 ) -> Outcome:
@@ -220,23 +216,21 @@ def fit_budget(
 
     Args:
         recipe: Everything quantised that may be.
-        costs: Of its layers, most expensive first; a function is called only if the recipe does not
-            fit as it is.
+        costs: Of its layers, most expensive first.
         measure: Measures a whole recipe.
         max_loss: Share of perplexity that may be lost, for example 0.005.
     """
     trials: dict[int, Trial] = {}
-    known: tuple[LayerCost, ...] = ()
 
     def attempt(count: int) -> bool:
         if count not in trials:
-            ratio = measure(without(recipe, known, count))
+            ratio = measure(without(recipe, costs, count))
             trials[count] = Trial(num_float=count, ratio=ratio)
         return fits(trials[count].ratio, max_loss)
 
     def outcome(count: int, met: bool) -> Outcome:
         return Outcome(
-            recipe=without(recipe, known, count),
+            recipe=without(recipe, costs, count),
             ratio=trials[count].ratio,
             met=met,
             num_float=count,
@@ -245,9 +239,8 @@ def fit_budget(
 
     if attempt(0):
         return outcome(0, True)
-    known = tuple(costs() if callable(costs) else costs)
     # Nothing below `low` is known to fit; `high` fits once it has been measured.
-    low, high = 0, len(known)
+    low, high = 0, len(costs)
     if not attempt(high):
         best = min(trials.values(), key=lambda trial: trial.ratio.high)
         return outcome(best.num_float, False)

@@ -1,6 +1,6 @@
 """The part of the report's page that is about layers: what each costs, its range, what it saw.
 
-Draws with what it is given; `report_page.py` imports the plotting library.
+Draws with what it is given; `page.py` imports the plotting library.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def drawing_of(figure: Callable[..., Any], title: str, across: str, up: str, hei
 
 
 def show_sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[..., Any]) -> None:
-    """What each layer costs alone, and the plans that the budget was searched among."""
+    """What each layer costs alone, and the recipes that the budget was searched among."""
     costs = report["sensitivity"]
     if not costs:
         return

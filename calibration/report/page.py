@@ -100,8 +100,8 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
         "fp32's on equal canvases (top-5: mean share of the five that both have). Same tokens: "
         f"finished texts of {text['num_decodes']} equal prompts, seeds and random numbers, each "
         "model following its own tokens; tokens per run: of those texts, by graph runs. Judge: "
-        "perplexity of those texts under an external model, lower is more predictable; entropy: of "
-        "a text's words, nats. MiB: graphs and weights.",
+        "what those texts cost another bundle, lower is more predictable; entropy: of a text's "
+        "words, nats. MiB: graphs and weights.",
         kind="note",
     )
     _blocks(page, report)

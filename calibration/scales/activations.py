@@ -158,7 +158,6 @@ class _Collector:
         self._by_decile: dict[int, float] = {}
         self._low, self._high = np.inf, -np.inf
         self._each = max(1, MAX_ROWS // num_canvases)
-        self._room = MAX_ROWS
         self._rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
         # With more canvases than rows, only some give one, evenly spread.
         self._stride = max(1, -(-num_canvases // MAX_ROWS))

@@ -187,7 +187,7 @@ def search_alphas(
         dynamic: Whether each run takes its own scale over [min, max] instead of a fixed one.
 
     Returns:
-        WeightLayer name → alpha, None where nothing is gained or can be folded.
+        Layer name → alpha, None where nothing is gained or can be folded.
     """
     alphas: dict[str, float | None] = {layer.name: None for layer in layers}
     for fold in find_folds(model, layers):
@@ -221,7 +221,7 @@ def smooth(
         model: Float32; it stays as it is.
         layers: What `find_layers` found in it.
         activations: By value name, from `collect` on this graph.
-        alphas: WeightLayer name → strength; layers that are missing or None are left alone.
+        alphas: Layer name → strength; layers that are missing or None are left alone.
 
     Raises:
         CalibrationError: A layer is asked for whose input cannot be folded, or two layers that

@@ -125,7 +125,7 @@ def _affordable(
     best: dict[int | None, Offer] = {}
     done: set[int | None] = set()
     for offer in offers_of(draft, settings, cut=cut):
-        # All canvases stand for one choice: how many of them there is room for.
+        # All canvases are one choice: how many of them there is room for.
         key = offer.block if offer.contexts else 0
         if key in done:
             continue

@@ -46,7 +46,7 @@ def default_decoding(
         draft: Graphs and manifest, not yet packed.
         tokenizer: The checkpoint's.
         ids: (L,) real text whose beginnings are continued, start token first.
-        progress: Told what was chosen.
+        progress: Called with what was chosen.
 
     Returns:
         The draft, and what was measured, for the report: `distinct_4` by temperature.

@@ -36,22 +36,7 @@ def measure(
 ) -> None:
     """Measures, prints and writes; exits 130 with what there was on Ctrl-C."""
     axes = parse_axes(given["axes"])
-    prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else None
-    options = ProfileOptions(
-        bundle=bundle,
-        engine=given["engine"],
-        threads=given["threads"],
-        expect_sha256=given["expect_sha256"],
-        prompts=prompts,
-        runs=given["runs"],
-        warm_up=given["warm_up"],
-        max_tokens=given["max_tokens"],
-        settings=settings,
-        seed=given["seed"],
-        sensors=given["sensors"],
-        rate=given["rate"],
-        layers=given["layers"],
-    )
+    options = _options_of(bundle, settings, given)
     _check_first(bundle, axes, given)
     out: Path | None = given["out"]
     if out is not None:
@@ -87,6 +72,28 @@ def measure(
         note(NAME, f"wrote {out / RUN_NAME}")
     if not complete:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _options_of(
+    bundle: Path | None, settings: Mapping[str, Any], given: Mapping[str, Any]
+) -> ProfileOptions:
+    """Returns what the profiler is asked for."""
+    prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else None
+    return ProfileOptions(
+        bundle=bundle,
+        engine=given["engine"],
+        threads=given["threads"],
+        expect_sha256=given["expect_sha256"],
+        prompts=prompts,
+        runs=given["runs"],
+        warm_up=given["warm_up"],
+        max_tokens=given["max_tokens"],
+        settings=settings,
+        seed=given["seed"],
+        sensors=given["sensors"],
+        rate=given["rate"],
+        layers=given["layers"],
+    )
 
 
 def _draw(bar: ProgressLine, what: str, done: int, planned: int) -> None:

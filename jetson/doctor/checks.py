@@ -100,7 +100,7 @@ def _memory(root: Path, machine: MachineFacts) -> Check:
     return Check(
         name="free memory",
         found=f"{free:.0f} of {total:.0f} MiB",
-        needed=f"{MIN_FREE_MIB} MiB for small models; dlm-export --target plans yours",
+        needed=f"{MIN_FREE_MIB} MiB for small models; dlm-export --target forecasts yours",
         state="ok" if free >= MIN_FREE_MIB else "warn",
         remedy="" if free >= MIN_FREE_MIB else remedy,
     )

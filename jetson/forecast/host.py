@@ -193,7 +193,7 @@ def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
 def _size_seconds(items: float, sizes: Sequence[int], seconds: Sequence[float]) -> float:
     """Time of an operator on this many elements: by the share per element, without dispatch."""
     per_item = [taken / size for taken, size in zip(seconds, sizes, strict=True)]
-    return items * _between(max(items, 1), sizes, per_item[:1] + per_item[1:])
+    return items * _between(max(items, 1), sizes, per_item)
 
 
 class HostSpeed:

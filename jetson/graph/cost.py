@@ -93,7 +93,7 @@ def graph_cost(graph: Graph, dims: Mapping[str, int]) -> GraphCost:
     """Counts one run of a graph whose named dimensions have these sizes.
 
     Raises:
-        BundleError: The graph holds an operator that no plan knows.
+        BundleError: The graph holds an operator that no forecast knows.
     """
     values = infer(graph, dims)
     run = [node for node in graph.nodes if not all(values[out].constant for out in node.outputs)]

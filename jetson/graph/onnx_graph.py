@@ -1,8 +1,8 @@
 """An ONNX graph as plain data, read from the file's bytes without the onnx package.
 
 Why not a summary written at export: what the engine executes is this file, so figures taken from
-it cannot disagree with it, and bundles made before there was a plan can be planned, too. Only what
-a plan needs is kept: nodes in execution order, attributes, and of each initialiser type, shape,
+it cannot disagree with it, and any bundle can have a forecast. Only what a forecast needs is
+kept: nodes in execution order, attributes, and of each initialiser type, shape,
 and its values where they are few (axes, shapes, scalars).
 
 Source: onnx.proto3, IR version 10.
@@ -104,7 +104,7 @@ def read_graph(data: bytes, name: str = "the graph") -> Graph:
         name: What messages call it.
 
     Raises:
-        BundleError: The bytes are no ONNX graph, or one of types that no plan knows.
+        BundleError: The bytes are no ONNX graph, or one of types that no forecast knows.
     """
     view = memoryview(data)
     try:

@@ -56,7 +56,7 @@ def infer(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Value]:
         sizes: A number for each symbol, {"rows": 32, "context": 256}.
 
     Raises:
-        BundleError: An operator that plans do not know, or shapes that contradict each other.
+        BundleError: An operator that forecasts do not know, or shapes that contradict each other.
     """
     values: dict[str, Value] = {}
     for item in graph.initialisers.values():
@@ -71,7 +71,7 @@ def infer(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Value]:
             _run(node, values)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(
-                f"no plan can be made: the graph's {node.op} {node.name!r} is not understood "
+                f"no forecast can be made: the graph's {node.op} {node.name!r} is not understood "
                 f"({type(error).__name__}: {brief(error, 80)}); export it with this version"
             ) from error
     return values

@@ -27,6 +27,7 @@ class JudgedTexts:
     entropy: float
     """Of words, in nats, mean over texts."""
     distinct_4: float
+    """Share of a text's four-word sequences that are different, mean over texts."""
     num_texts: int
     num_scored: int
     """Texts long enough for the judge, or part of what was long enough together."""

@@ -133,7 +133,7 @@ class Sweep:
         judge: Pipeline | None,
         progress: Callable[[str, int, int], None],
     ) -> None:
-        """Plans the cells; ConfigError for a block that the bundle has not.
+        """Lists the cells; ConfigError for a block that the bundle has not.
 
         Args:
             profiler: measures one text.
@@ -239,9 +239,7 @@ class Sweep:
             "ms_per_nfe": round(
                 1e3 * sum(run.total_s for run in runs) / max(1, sum(run.nfe for run in runs)), 4
             ),
-            "texts_sha256": hashlib.sha256(
-                "\0".join(run.text for run in runs).encode()
-            ).hexdigest(),
+            "texts_sha256": _sha256(run.text for run in runs),
         }
         if judged:
             texts = [self._prompts[run.prompt] + run.text for run in runs]

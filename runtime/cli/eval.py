@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,7 @@ def evaluate_file(
 
 def _stream(data: str, limit: int | None, tokenizer: Tokenizer, framing: Framing) -> Iterator[int]:
     """Yields document after document, with the tokens around each."""
-    from ..text.documents import read_documents
+    from ..text.documents import by_document, read_pieces
 
     suffix = Path(data).suffix.lower()
     if suffix in _OTHER_FORMATS:
@@ -152,8 +152,9 @@ def _stream(data: str, limit: int | None, tokenizer: Tokenizer, framing: Framing
             f"data file {data} is {suffix}, wanted plain text; write its documents to a .txt file "
             "with <|endoftext|> between them"
         )
-    for document in islice(read_documents(data), limit):
-        yield from framing.document(tokenizer.encode(document))
+    # Encoded in pieces, as in training: a whole one takes many times its size.
+    for texts in islice(by_document(read_pieces(data)), limit):
+        yield from framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ compare.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +45,14 @@ class Judge:
         self._block = min(cached or shapes, default=None)
 
     @classmethod
-    def open(cls, path: Path | None) -> Judge | None:
-        """Opens a bundle as a judge; None without a path."""
-        return None if path is None else cls(Pipeline.load(path))
+    @contextmanager
+    def open(cls, path: Path | None) -> Iterator[Judge | None]:
+        """Opens a bundle as a judge, and closes it afterwards; None without a path."""
+        if path is None:
+            yield None
+            return
+        with Pipeline.load(path) as pipeline:
+            yield cls(pipeline)
 
     def read(self, *texts: str) -> TextScore | None:
         """Reads texts, one after the other; None: together they are shorter than a block."""

@@ -92,16 +92,21 @@ def pieces_of(text: str, *, begins: bool = True, limit: int = MAX_PIECE) -> Iter
         start = end
 
 
+def by_document(pieces: Iterable[Piece]) -> Iterator[list[str]]:
+    """Yields the texts of each document's pieces."""
+    texts: list[str] = []
+    for piece in pieces:
+        if piece.begins and texts:
+            yield texts
+            texts = []
+        texts.append(piece.text)
+    if texts:
+        yield texts
+
+
 def joined(pieces: Iterable[Piece]) -> Iterator[str]:
     """Yields the documents that pieces are parts of."""
-    parts: list[str] = []
-    for piece in pieces:
-        if piece.begins and parts:
-            yield "".join(parts)
-            parts = []
-        parts.append(piece.text)
-    if parts:
-        yield "".join(parts)
+    return map("".join, by_document(pieces))
 
 
 def _seam(text: str, start: int, limit: int) -> int:

@@ -9,7 +9,7 @@ from dlm_edge.benchmarks import charts
 DRAWN = {
     "decode": lambda: charts.speed(charts.read("decode-small-int8")),
     "drafts": lambda: charts.drafts(charts.read_drafts()),
-    "board": lambda: charts.board(charts.read("qwen-plan-1.5b")),
+    "board": lambda: charts.board(charts.read("qwen-forecast-1.5b")),
 }
 
 

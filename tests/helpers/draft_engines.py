@@ -216,10 +216,6 @@ class DraftEngines:
             self._engines[spec.key] = DraftEngine(self, spec)
         return self._engines[spec.key]
 
-    @property
-    def num_trunk_runs(self) -> int:
-        return sum(name == "step" for name, *_ in self.runs)
-
     def close(self) -> None:
         self._engines.clear()
 

@@ -59,7 +59,7 @@ def test_a_mistyped_option_or_rule_is_answered_with_the_one_that_was_meant():
     with pytest.raises(ConfigError, match="did you mean low_confidence"):
         read_rule({"rule": "low_confidense"})
     with pytest.raises(ConfigError, match=r"no rule 7, .*low_confidence, "):
-        find_rule(7, RULES.values(), of="any model")
+        find_rule(7, RULES.values(), of="this version")
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -54,7 +54,7 @@ def test_steps_choose_no_other_rule_and_foreign_rules_are_refused_in_one_line(bu
     done = run(cli.main, bundle, "--steps", 3, "--max-tokens", 5, "--json", "--threads", 1)
     assert json.loads(done.stdout)["rule"] == "tweedie"
     for arguments, words in (
-        (("--rule", "threshold"), "family sedd, which has tweedie, euler"),
+        (("--rule", "threshold"), "family sedd has no rule 'threshold', only tweedie, euler"),
         (("--threshold", "0.8"), "threshold has no effect on rule tweedie"),
         (("--rule", "euler", "--factor", "2"), "factor has no effect on rule euler"),
         (("--repetition-penalty", "1.2"), "repetition_penalty has no effect"),

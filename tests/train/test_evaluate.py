@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
+from dlm_edge.runtime.text import documents
+from dlm_edge.runtime.text.tokenizer import Tokenizer as Runtime
 from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.evaluate import evaluate_checkpoint, open_checkpoint
@@ -98,6 +100,19 @@ def test_equal_seeds_give_equal_figures_and_a_limit_reads_less(tmp_path, text):
     )
     assert first["nats_per_token"] == second["nats_per_token"]
     assert first["num_documents"] == 2
+
+
+def test_a_document_that_is_encoded_in_pieces_has_the_figures_of_the_whole(
+    tmp_path, text, monkeypatch
+):
+    folder = checkpoint(tmp_path / "ar", "ar")
+    whole, encode, given = evaluate_checkpoint(folder, text), Runtime.encode, []
+    monkeypatch.setattr(Runtime, "encode", lambda self, t: given.append(t) or encode(self, t))
+    monkeypatch.setattr(documents, "MAX_PIECE", 10)
+    pieces = evaluate_checkpoint(folder, text)
+    assert max(map(len, given)) <= 10
+    for name in ("nats_per_token", "num_tokens", "num_documents"):
+        assert pieces[name] == whole[name]
 
 
 @pytest.mark.parametrize("timed", [False, True])

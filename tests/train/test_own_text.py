@@ -95,8 +95,11 @@ def test_without_torch_it_is_one_line_that_names_the_extra(tmp_path, monkeypatch
     assert result.output.endswith("torch is not installed; run: pip install 'dlm-edge[desktop]'\n")
 
 
-@pytest.mark.parametrize("family", ["mdlm", "unheard"])
-def test_what_is_no_causal_model_is_one_line(tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("mdlm", "not a causal model"), ("unheard", "family 'unheard' is unknown")],
+)
+def test_what_is_no_causal_model_is_one_line(tmp_path, family, message):
     make_checkpoint(tmp_path / "c")
     path = tmp_path / "c" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "family": family}))
@@ -104,7 +107,7 @@ def test_what_is_no_causal_model_is_one_line(tmp_path, family):
     asked = [str(tmp_path / "c"), "--data", str(tmp_path), "--out", str(out)]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 1
-    assert "not a causal model" in result.output
+    assert message in result.output
     assert not out.exists()
 
 

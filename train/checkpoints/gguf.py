@@ -1,10 +1,8 @@
 """GGUF files, read as the Hugging Face checkpoint that they were made from.
 
 Metadata becomes config.json, tokenizer.json and the files beside them; tensors take Hugging Face's
-names and become float32. Knows the formats, no model: what computes with them is the matter of
-the table of architectures.
-
-Names are in `architectures.py`; the tensor rope_freqs becomes rope_scaling of Llama 3.
+names and become float32. Knows formats, no models: architectures and names are in
+`architectures.py`. The tensor rope_freqs becomes rope_scaling of Llama 3.
 
 Llama's rotary embedding turns neighbouring pairs in GGUF and halves in Hugging Face's form. Rows of
 its q and k have another order there, which is undone here.
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import CheckpointError, brief
-from .architectures import ARCHITECTURES, GGUF_OF_LAYER, GGUF_WHOLE
+from .architectures import ARCHITECTURES, GGUF_OF_LAYER, GGUF_WHOLE, HEAD
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +104,7 @@ def _tensors(reader: GGUFReader, facts: _Facts, config: dict[str, Any]) -> dict[
         if facts.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             found = _halves(found, heads[name[-len("q_proj.weight")]], path)
         tensors[name] = torch.from_numpy(found)
-    config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    config["tie_word_embeddings"] = HEAD not in tensors
     return tensors
 
 
@@ -298,7 +296,7 @@ def _tokenizer(facts: _Facts) -> Tokenizer:
         special = kinds[index] == _CONTROL
         tokenizer.add_tokens([AddedToken(tokens[index], normalized=False, special=special)])
     _set_pipeline(tokenizer, cut)
-    if starts_with_bos(facts):
+    if _starts_with_bos(facts):
         _put_in_front(tokenizer, tokens, facts.get("tokenizer.ggml.bos_token_id"), facts.path)
     return tokenizer
 
@@ -324,7 +322,7 @@ def _set_pipeline(tokenizer: Tokenizer, cut: str) -> None:
         tokenizer.normalizer = composed
 
 
-def starts_with_bos(facts: _Facts) -> bool:
+def _starts_with_bos(facts: _Facts) -> bool:
     """Whether a start token stands in front of every text; Llama 3's converters leave it unsaid."""
     default = facts.get("tokenizer.ggml.pre", "default") == "llama-bpe"
     return bool(facts.get("tokenizer.ggml.add_bos_token", default))
@@ -348,7 +346,7 @@ def _put_in_front(tokenizer: Tokenizer, tokens: list[str], bos: int, path: Path)
 def _companions(facts: _Facts) -> dict[str, str]:
     tokens = facts.get("tokenizer.ggml.tokens")
     names = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token"}
-    settings: dict[str, Any] = {"add_bos_token": starts_with_bos(facts)}
+    settings: dict[str, Any] = {"add_bos_token": _starts_with_bos(facts)}
     ends = []
     for theirs, ours in names.items():
         number = facts.get(f"tokenizer.ggml.{theirs}_token_id", -1)

@@ -2,8 +2,8 @@
 
 A checkpoint folder is config.json, model.safetensors (or its parts and their index) and
 tokenizer.json, which is also what the hub holds: upload such a folder as it is
-(`hf upload owner/name FOLDER`), and load it by name. Downloads stand in the hub's own cache, so a
-second load needs no network. Knows no family.
+(`hf upload owner/name FOLDER`), and load it by name. Downloads are kept in the hub's own cache, so
+a second load needs no network. Knows no family.
 """
 
 from __future__ import annotations

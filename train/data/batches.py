@@ -134,15 +134,13 @@ class Batches:
         window = int(self._permutation(_OFFSETS, epoch)[place])
         return min(window * self._window + phase, self._last)
 
-    def _generator(self, kind: int, epoch: int) -> np.random.Generator:
-        seeds = np.random.SeedSequence([self._seed, kind, epoch])
+    def _generator(self, *numbers: int) -> np.random.Generator:
+        seeds = np.random.SeedSequence([self._seed, *numbers])
         return np.random.Generator(np.random.Philox(seeds))
 
     def _draw_permutation(self, kind: int, epoch: int) -> np.ndarray:
         size = len(self._starts) if kind == _DOCUMENTS else self._num_windows
-        return np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([self._seed, kind, epoch, 1]))
-        ).permutation(size)
+        return self._generator(kind, epoch, 1).permutation(size)
 
 
 def held_out_batch(

@@ -29,7 +29,8 @@ from .tokenizer import EOS_TOKEN, tokenizer_sha256, vocab_size_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Raise it when equal sources give other tokens, or another held-out part."""
 _SHAPED_BY = (
     *("format_version", "source_sha256", "tokenizer_sha256", "valid_percent"),
     *("start_ids", "eos_token_id"),  # where they are not `<|endoftext|>`
@@ -43,7 +44,7 @@ class TokenStream:
     tokens: np.ndarray
     """(N,) uint16 or uint32, usually memory-mapped."""
     starts: np.ndarray
-    """(D,) int64, ascending: positions of the `<eos>` before each document."""
+    """(D,) int64, ascending: where each document begins, start tokens included."""
     sha256: str
     """Of the text, tokenizer and split that it came from."""
 

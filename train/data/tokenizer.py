@@ -1,7 +1,8 @@
 """Makes the tokenizer of a training run: byte-level BPE, characters, or an existing file.
 
-Every tokenizer here holds two special tokens: `<|endoftext|>` (document separator and start token)
-and `<|mask|>`. Encoding and decoding at run time is `runtime/text/tokenizer.py`.
+One that is trained here holds two special tokens: `<|endoftext|>` (document separator and start
+token) and `<|mask|>`. An existing one gets those that the model needs and it lacks. Encoding and
+decoding at run time is `runtime/text/tokenizer.py`.
 """
 
 from __future__ import annotations

@@ -128,17 +128,16 @@ class Family(Protocol):
     logit_shift: int
     """1 where position i predicts token i + 1, 0 where it predicts its own."""
     has_mask: bool = True
-    """Whether canvases hold the mask token, which a tokenizer may have for nothing."""
+    """Whether canvases hold the mask token; a tokenizer may have one all the same."""
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Resolves options into the family's part of config.json.
 
         Every family takes: `size` (a preset's name) or `dim`, `num_layers`, `num_heads` (these
         override the preset), `vocab_size`, `context`, `eos_token_id`, `mask_token_id` (None for
-        `ar`), `pad_token_id` (or None), `start_ids`, `end_ids`,
-        `tie_embeddings`, `dropout`, `backbone`. `mdlm` takes also
-        `block_sizes` (for example "16,32,full"), `noise_schedule` (name), `t_min`, `t_max`,
-        `time_conditioning`. Options that are None count as absent.
+        families without a mask), `pad_token_id` (or None), `start_ids`, `end_ids`,
+        `tie_embeddings`, `dropout`, `backbone`; beside them those of its objective, such as
+        `block_sizes` ("16,32,full"). Options that are None count as absent.
 
         Returns:
             A JSON mapping with `family`, `model`, `vocab_size`, `eos_token_id`, `mask_token_id`,
@@ -187,7 +186,7 @@ class Family(Protocol):
     ) -> dict[str, torch.Tensor]:
         """The objective as a figure, with fixed noise, no gradient, for the periodic evaluation.
 
-        Gives, per trained block size ("16", "full"; "ar" for the causal family), a (B,) float64
+        Gives, per trained block size ("16", "full") or by a name of its own, a (B,) float64
         CPU tensor: each sequence's bound in nats, summed over its L - 1 scored tokens. The caller
         sets evaluation mode and autocast.
         """

@@ -1,4 +1,4 @@
-"""The graph that mdlm and ar export: `denoise`, the block step over a key-value cache."""
+"""The graph `denoise`, which several families export: the block step over a key-value cache."""
 
 from __future__ import annotations
 

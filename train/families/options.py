@@ -105,7 +105,7 @@ def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[flo
     """Splits "16:1,32:2,full" into sizes and weights; no weights at all give an empty tuple.
 
     Raises:
-        ConfigError: A weight is no number.
+        ConfigError: A weight is no positive number.
     """
     parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
     pairs = [part.strip().partition(":") for part in parts]
@@ -115,11 +115,14 @@ def split_weights(text: str | Sequence[int | str]) -> tuple[list[str], tuple[flo
     if len(set(words)) < len(words):
         raise ConfigError(f"--block-size: sizes with weights must differ: {','.join(parts)!r}")
     try:
-        return words, tuple(float(weight) if colon else 1.0 for _, colon, weight in pairs)
+        weights = tuple(float(weight) if colon else 1.0 for _, colon, weight in pairs)
     except ValueError:
         raise ConfigError(
             f"--block-size: weights must be numbers, as in 16:1,32:2: {text!r}"
         ) from None
+    if any(not 0.0 < weight < float("inf") for weight in weights):
+        raise ConfigError(f"--block-size: weights must be above 0: {text!r}")
+    return words, weights
 
 
 def draw_size(sizes: Sequence[int], weights: Sequence[float], generator: torch.Generator) -> int:

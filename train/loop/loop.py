@@ -316,10 +316,11 @@ class Loop:
             split = {name: part_like(t, mine[name]) for name, t in state["model"].items()}
             self.module.load_state_dict(split)
             self.optimizer.load_state_dict(parts_of_optimizer(state["optimizer"], self.optimizer))
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.run_state = RunState(**state["run_state"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"the saved state is of another model or optimizer ({brief(error, 200)}); resume "
-                "with the settings the run was started with"
+                f"the saved state is of another model, optimizer or version ({brief(error, 200)}); "
+                "resume with the settings and the version that the run was started with"
             ) from error
         # The settings rule, not the state: rates, betas and decay may change on --resume.
         for group, values in zip(self.optimizer.param_groups, groups, strict=True):
@@ -330,7 +331,6 @@ class Loop:
                 mine.copy_(part_like(saved, mine))
         elif self.ema is not None:  # the run had no average so far: it starts with the weights
             self.ema = Ema(self.module.parameters(), self.config.ema)
-        self.run_state = RunState(**state["run_state"])
 
     def _mean(self, value: torch.Tensor) -> float:
         if self.fabric.world_size > 1:

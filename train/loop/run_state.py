@@ -1,4 +1,4 @@
-"""Where a training run stands, and what the loop calls to put it on disk."""
+"""How far a training run is, and what the loop calls to put it on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DivergedError(DlmError):
 
 @dataclass(slots=True, kw_only=True)
 class RunState:
-    """Where a run stands; saved with the state."""
+    """How far a run is; part of the saved state."""
 
     step: int = 0
     """Optimiser steps done."""

@@ -80,7 +80,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Share of each residual branch's values dropped in training."""
     causal: bool = False
-    """Whether a position sees only earlier ones (family `ar`)."""
+    """Whether a position sees only itself and earlier ones."""
     time_conditioning: bool = False
     """Whether layers are modulated by the mask chance (adaLN-zero)."""
     backbone: str = "native"

@@ -58,7 +58,7 @@ class ScoreConfig:
             )
         if self.shape.backbone != "native" or self.shape.num_kv_heads != self.shape.num_heads:
             raise ConfigError(
-                "family sedd has the native backbone with as many kv heads as heads; leave out "
+                "a score network has the native backbone and as many kv heads as heads; leave out "
                 "--backbone and --kv-heads"
             )
 
@@ -186,9 +186,9 @@ class ScoreStep(nn.Module):
 
     | tensor | shape | dtype | role |
     |---|---|---|---|
-    | ids | (1, block) | int32 | canvas |
-    | sigma | (1,) | float32 | sigma: total noise of the canvas |
-    | log_score | (1, block, vocab) | float32 | logits: log p_t(y) / p_t(x), 0 at the own token |
+    | ids | (batch, rows) | int32 | canvas |
+    | sigma | (batch,) | float32 | sigma: total noise of each canvas |
+    | log_score | (batch, rows, vocab) | float32 | logits: log p_t(y) / p_t(x), 0 at the own token |
     """
 
     def __init__(self, model: ScoreNet) -> None:

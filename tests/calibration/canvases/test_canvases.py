@@ -1,4 +1,4 @@
-"""RecordedRun sets: strata and weights."""
+"""Canvas sets: strata and weights."""
 
 import numpy as np
 import pytest

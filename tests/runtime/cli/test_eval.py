@@ -4,7 +4,9 @@ import math
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime.cli.eval import main
+from dlm_edge.runtime.cli.eval import _stream, main
+from dlm_edge.runtime.text import documents
+from dlm_edge.runtime.text.framing import Framing
 
 STORY = "The cat sat, the café shut."
 KEYS = {
@@ -79,6 +81,24 @@ def test_limit_counts_documents_and_block_chooses_the_graph(tiny_bundle, data):
     assert (got["num_documents"], got["num_tokens"]) == (1, 23)
     got = measured(tiny_bundle, "--data", data, "--limit", 3, "--block", 64, "--max-samples", 4)
     assert (got["block"], got["num_tokens"]) == (64, 63)
+
+
+def test_a_long_document_is_encoded_in_pieces_and_framed_as_one(tmp_path, monkeypatch):
+    given: list[str] = []
+
+    class Bytes:
+        def encode(self, text: str) -> list[int]:
+            given.append(text)
+            return list(text.encode())
+
+    monkeypatch.setattr(documents, "MAX_PIECE", 20)
+    path, long = tmp_path / "a.txt", "the dog ran home " * 9
+    path.write_text(f"{long}<|endoftext|>a cat", "utf-8")
+    framing = Framing(start_ids=(1,), eos_token_id=0)
+    one = [1, *long.strip().encode(), 0]
+    assert list(_stream(str(path), None, Bytes(), framing)) == [*one, 1, *b"a cat", 0]  # type: ignore[arg-type]
+    assert list(_stream(str(path), 1, Bytes(), framing)) == one  # type: ignore[arg-type]
+    assert max(map(len, given)) <= 20
 
 
 def test_without_json_the_figures_are_one_line(tiny_bundle, data):

@@ -21,7 +21,8 @@ def corpus(stories: Path, cache: Path, **changes) -> Corpus:
     tokenizer = train_bpe(documents(source), 280)
     values = {"context": 16, "valid_percent": 10.0, "num_workers": 1, **changes}
     valid = values.pop("valid", None)
-    return prepare(source, valid, tokenizer, cache, Framing.of(special_ids(tokenizer)), **values)
+    framing = values.pop("framing", Framing.of(special_ids(tokenizer)))
+    return prepare(source, valid, tokenizer, cache, framing, **values)
 
 
 def test_the_stream_is_eos_and_document_in_turn(stories: Path, tmp_path: Path):
@@ -38,6 +39,21 @@ def test_the_stream_is_eos_and_document_in_turn(stories: Path, tmp_path: Path):
         ]
         assert decoded == wanted
         assert stream.tokens.dtype == np.uint16
+
+
+@pytest.mark.parametrize("start_ids", [(), (9,), (9, 8)])
+def test_a_document_begins_with_the_start_tokens_of_its_model_behind_the_end_of_the_one_before(
+    stories: Path, tmp_path: Path, start_ids
+):
+    plain = corpus(stories, tmp_path).train
+    other = Framing(start_ids=start_ids, eos_token_id=7)
+    found = corpus(stories, tmp_path, framing=other).train
+    texts = np.split(plain.tokens, plain.starts[1:])
+    assert len(texts) > 1
+    wanted = [np.array([7, *start_ids, *text[1:]]) for text in texts]
+    assert np.array_equal(found.tokens, np.concatenate(wanted))
+    ends = np.cumsum([len(text) for text in wanted])
+    assert found.starts.tolist() == [1, *(ends[:-1] + 1)]
 
 
 def test_worker_processes_give_the_same_shard(stories: Path, tmp_path: Path, monkeypatch):

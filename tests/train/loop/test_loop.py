@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.checkpoints.checkpoint import read_checkpoint, saved_states
 from dlm_edge.train.config import SETTINGS
 from dlm_edge.train.loop import loop as loop_module
 from dlm_edge.train.loop.run import train
@@ -111,8 +111,19 @@ def test_a_state_of_another_shape_is_refused(settings):
     config = settings()
     train(config, quiet=True)
     (Path(config.out) / SETTINGS).unlink()
-    with pytest.raises(CheckpointError, match="another model or optimizer"):
+    with pytest.raises(CheckpointError, match="another model, optimizer or version"):
         train(settings(options={**config.options, "dim": 32}), resume=True, quiet=True)
+
+
+def test_a_state_of_another_version_is_refused(settings):
+    config = settings()
+    train(config, quiet=True)
+    path = saved_states(Path(config.out))[-1] / "state.pt"
+    state = torch.load(path, weights_only=True)
+    state["standing"] = state.pop("run_state")
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match="or version"):
+        train(config, resume=True, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,6 @@ class Objective:
             )
         if self.masking not in MASKINGS:
             raise ConfigError(f"--masking must be {' or '.join(MASKINGS)}, not {self.masking!r}")
-        if any(not 0.0 < weight < float("inf") for weight in self.block_weights):
-            raise ConfigError(f"--block-size: weights must be above 0: {self.block_weights}")
 
 
 class Mdlm(Family):

@@ -43,8 +43,6 @@ class Objective:
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha < float("inf"):
             raise ConfigError(f"--alpha must be 0 or above, not {self.alpha!r}")
-        if any(not 0.0 < weight < float("inf") for weight in self.block_weights):
-            raise ConfigError(f"--block-size: weights must be above 0: {self.block_weights}")
 
 
 def parse_drafts(words: Sequence[str], context: int) -> tuple[int, ...]:

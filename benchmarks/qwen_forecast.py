@@ -1,6 +1,6 @@
 """What a board would need and do for a model of Qwen2.5's shape that drafts and verifies.
 
-    python -m dlm_edge.benchmarks.qwen_plan --size 1.5b --out benchmarks/results/qwen-plan-1.5b.json
+    python -m dlm_edge.benchmarks.qwen_forecast --out benchmarks/results/qwen-forecast-1.5b.json
 
 Predicted, by `jetson/forecast/forecast.py`, from the graphs that `dlm-export` makes: traced in
 their full shape, typed and with Q/DQ as for a board, but with weights that have a type and a
