@@ -131,6 +131,13 @@ def _forecast(
         help="Committed positions that a graph sees, one or more sizes. Default: half of all, and "
         "all.",
     ),
+    click.option(
+        "--batch",
+        default=1,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Texts that may share a run: every graph shape is offered for so many, too.",
+    ),
     click.option("--card", type=_FILE, help="Markdown that opens the bundle's card."),
     click.option(
         "--data",

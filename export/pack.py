@@ -43,8 +43,9 @@ from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.bundle.manifest_check import TOKENIZER_NAME
 from ..runtime.cli.bars import bar
 from ..runtime.engines import open_engines
-from ..runtime.errors import CalibrationError, ConfigError, DlmError
+from ..runtime.errors import CalibrationError, DlmError
 from ..runtime.families.table import find_family
+from ..runtime.families.window import choose_block
 from ..runtime.measure.check import GOLDEN_NAME
 from ..runtime.measure.judge import Judge
 from ..runtime.side_by_side import for_batch
@@ -274,12 +275,15 @@ def _trace(source: Traceable, settings: ExportSettings, progress: Say) -> tuple[
     if note := untrained_blocks(manifest, settings.blocks):
         progress(note)
     for graph in source.graphs:
-        progress(f"tracing {graph.name}")
         shapes = graph.shapes(settings.blocks, settings.contexts)
-        dims = traced_dims(shapes)
+        specs += graph.specs(shapes, precision=manifest.precision)
+    if (default := manifest.decoding.get("block_size")) is not None:
+        choose_block(find_family(manifest.family).blocks(manifest, specs), default)
+    for graph in source.graphs:
+        progress(f"tracing {graph.name}")
+        dims = traced_dims(graph.shapes(settings.blocks, settings.contexts))
         dims["batch"] = max(dims.get("batch", 1), min(2, settings.batch))  # 2 stays symbolic
         models[graph.name] = trace(graph, dims)
-        specs += graph.specs(shapes, precision=manifest.precision)
     share_between(models)
     item_bytes = 4 if settings.precision == "fp32" else 2
     for name, model in models.items():
@@ -324,18 +328,10 @@ def _checked_figures(models: Models, settings: ExportSettings, progress: Say) ->
 
 
 def with_batch(draft: Bundle, batch: int) -> Bundle:
-    """Offers every shape of a bundle for so many texts, too.
-
-    Raises:
-        ConfigError: Texts of this family cannot share runs.
-    """
+    """Offers every shape of a bundle for so many texts, too."""
     manifest = draft.manifest
     if batch == 1:
         return draft
-    if not find_family(manifest.family).side_by_side:
-        raise ConfigError(
-            f"a model of family {manifest.family} decodes one text at a time: leave out --batch"
-        )
     graphs = (*manifest.graphs, *(for_batch(spec, batch) for spec in manifest.graphs))
     return replace(draft, manifest=replace(manifest, graphs=graphs))
 

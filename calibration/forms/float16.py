@@ -47,15 +47,12 @@ _MOVES = ("Gather", "Transpose")
 """Operators that only move values."""
 
 
-def type_fp16(model: ir.Model, float32: Collection[str] = ()) -> int:
+def type_fp16(model: ir.Model, float32: Collection[str] = ()) -> None:
     """Rewrites a float32 graph, quantised or not, with float16 arithmetic, in place.
 
     Args:
         model: The graph.
         float32: Values that stay float32, in addition to those that always do.
-
-    Returns:
-        How many weights became float16.
 
     Raises:
         ConfigError: A weight is beyond float16's range.
@@ -71,17 +68,14 @@ def type_fp16(model: ir.Model, float32: Collection[str] = ()) -> int:
     }
     outputs = {value: place for place, value in enumerate(graph.outputs)}
     made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-    num_narrowed = 0
 
     def as_kind(value: ir.Value, kind: ir.DataType, reader: ir.Node) -> ir.Value:
         """Returns a value in a dtype, cast on first use in front of its reader."""
-        nonlocal num_narrowed
         if value not in floats or kinds.get(value, FLOAT) == kind:
             return value
         if (value, kind) not in made:
             name = f"{value.name}.{'fp16' if kind == HALF else 'fp32'}"
             if value.is_initializer():
-                num_narrowed += 1
                 made[value, kind] = _narrow(graph, value, name)
             else:
                 nodes = []
@@ -111,7 +105,6 @@ def type_fp16(model: ir.Model, float32: Collection[str] = ()) -> int:
                 graph.outputs[outputs[value]] = wider.outputs[0]
                 made[value, FLOAT] = wider.outputs[0]
     remove_unused(model)
-    return num_narrowed
 
 
 def narrow_cache(model: ir.Model, kv: str, kv_new: str) -> bool:

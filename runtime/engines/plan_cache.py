@@ -149,7 +149,7 @@ class PlanCache:
         if found is not None:
             return found
         with self._turn(key) as waited:
-            # Whoever had the lock before built what we want.
+            # The process that had the lock before built this plan.
             found = self.load(key, said_before=not rebuild) if waited or not rebuild else None
             if found is None:
                 self._require_space(need_bytes)

@@ -258,7 +258,7 @@ class TensorRtEngines:
         """Releases contexts, engines, buffers and the device, in this order."""
         if not self._plans:
             return
-        with suppress(DeviceError):  # told to whoever waited for what failed
+        with suppress(DeviceError):  # already raised where somebody waited for the work
             self.device.synchronize()
         self.device.forget()  # captured steps run in memory that goes now
         self._release()

@@ -68,12 +68,12 @@ def test_options_reach_the_exporter(asked, tmp_path):
     result = invoke(
         tmp_path, "-o", "x.dlm", "--block", "4,8", "--context", "8", "--precision", "fp16",
         "--target", "orin-nano", "--rule", "margin", "--steps", "4", "--temperature", "0.8",
-        "--default-block", "8", "--seed", "3", "-v",
+        "--default-block", "8", "--batch", "2", "--seed", "3", "-v",
     )  # fmt: skip
     assert result.exit_code == 0
     ((checkpoint, output, settings),) = asked
     assert (checkpoint, str(output)) == (tmp_path, "x.dlm")
-    assert (settings.blocks, settings.contexts) == ((4, 8), (8,))
+    assert (settings.blocks, settings.contexts, settings.batch) == ((4, 8), (8,), 2)
     assert (settings.precision, settings.target, settings.seed) == ("fp16", "orin-nano", 3)
     expected = {"rule": "margin", "steps": 4, "temperature": 0.8, "block_size": 8}
     assert settings.decoding == expected
@@ -102,6 +102,7 @@ def test_the_default_temperature_is_chosen_where_no_decoding_option_is_given(ask
     [
         (("--block", "0"), "'0' is no positive integer"),
         (("--block", "a,4"), "'a'"),
+        (("--batch", "0"), "--batch"),
         (("--precision", "int4"), "fp32, fp16 or int8"),
         (("--target", "moon"), "orin-nano"),
         (("--target", "orin-nano", "--power-mode", "60w"), "7w, 15w, 25w, maxn-super"),

@@ -118,7 +118,7 @@ class TransitionPair:
         if not np.array_equal(device_form.masked(self.device), host.masked[0]):
             faults.append("other positions are free")
         if self.both("sigma")[0] != host.sigma[0]:
-            faults.append("the next run is told another noise")
+            faults.append("the next run is fed another noise")
         return len(rows), len(differing), faults
 
     def _at_a_boundary(self, log_score: np.ndarray, row: int, before: np.ndarray) -> bool:

@@ -1,7 +1,7 @@
 """Unmasking on the device and in NumPy, and what may differ between the two.
 
 Tokens are equal except where the uniform lies within 1e-5 of a boundary of the distribution
-function; such ties are counted, and whoever compares bounds their share.
+function; such ties are counted, and their share is bounded by `MAX_TIE_SHARE`.
 """
 
 from __future__ import annotations
