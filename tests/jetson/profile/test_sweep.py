@@ -95,7 +95,19 @@ def test_distinctness_of_words():
     assert distinct(["a", "b"], 4) == 0
 
 
-def test_bits_per_character_are_the_bundles_own_likelihood(monkeypatch):
+def test_a_fault_is_not_taken_for_a_text_that_is_too_short(monkeypatch):
+    def fails(*args, **options):
+        raise DataError("another fault")
+
+    monkeypatch.setattr(judges, "evaluate_ids", fails)
+    with (
+        Pipeline.load(threads=1) as pipeline,
+        pytest.raises(DataError, match="another fault"),
+    ):
+        Judge(pipeline).read("Once upon a time there was a little girl. " * 4)
+
+
+def test_bits_per_character_are_the_bundles_own_likelihood():
     text = "Once upon a time there was a little girl. She had a big red ball and a small dog. " * 2
     with Pipeline.load(threads=1) as pipeline:
         judge = Judge(pipeline)
@@ -111,13 +123,6 @@ def test_bits_per_character_are_the_bundles_own_likelihood(monkeypatch):
         scrambled = " ".join(sorted(text.split(), key=lambda word: word[::-1]))
         assert judge.read(scrambled).bits > found.bits
         assert judge.read("Hi") is None
-
-        def fails(*args, **options):
-            raise DataError("another fault")
-
-        monkeypatch.setattr(judges, "evaluate_ids", fails)
-        with pytest.raises(DataError, match="another fault"):  # is not a text that is too short
-            judge.read(text)
         quality = measure_quality([text, text, "Hi"], judge)
         assert (quality.num_texts, quality.num_scored) == (3, 2)
         assert quality.half_width == 0
