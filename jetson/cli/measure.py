@@ -16,8 +16,7 @@ from ...runtime.cli.progress import ProgressLine
 from ...runtime.errors import DlmError
 from ...runtime.families.table import decoding_blocks
 from ...runtime.pipeline import Pipeline
-from ..profile.options import ProfileOptions
-from ..profile.profile import Profiler
+from ..profile.profile import ProfileOptions, Profiler
 from ..profile.sweep import Axes, Sweep, parse_axes, require_blocks
 from ..sensors.board import read_machine
 from ..sensors.power import current_mode, find_mode, mode_command, set_mode

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
-from dlm_edge.jetson.profile.options import ProfileOptions
-from dlm_edge.jetson.profile.profile import Profiler
+from dlm_edge.jetson.profile.profile import ProfileOptions, Profiler
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families import RULES_OF_FAMILY
 from dlm_edge.runtime.families import table as device_table
