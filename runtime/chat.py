@@ -97,7 +97,6 @@ class Chat:
 
 
 def _end_ids(pipeline: Pipeline, template: ChatTemplate) -> tuple[int, ...]:
-    """Gives the ids that end an answer; BundleError for names that are no token."""
     found = {name: pipeline.tokenizer.token_id(name) for name in template.stop}
     missing = [name for name, token in found.items() if token is None]
     if missing:

@@ -74,8 +74,6 @@ class Generation:
         """Starts the request; raises ConfigError if it cannot be served.
 
         Args:
-            model: Decodes.
-            request: What to generate.
             observer: Called after every graph run; its own time is not counted.
             settle: Waits for what was enqueued. An engine that only enqueues is timed with it
                 called after every part of a step, which slows it down.

@@ -77,7 +77,6 @@ def measure(
 def _options_of(
     bundle: Path | None, settings: Mapping[str, Any], given: Mapping[str, Any]
 ) -> ProfileOptions:
-    """Returns what the profiler is asked for."""
     prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else None
     return ProfileOptions(
         bundle=bundle,
@@ -97,7 +96,6 @@ def _options_of(
 
 
 def _draw(bar: ProgressLine, what: str, done: int, planned: int) -> None:
-    """The profiler's progress on a line."""
     bar.show(done, planned, what)
 
 

@@ -52,7 +52,6 @@ def infer(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Value]:
     """Returns every value of a graph by name.
 
     Args:
-        graph: From `read_graph`.
         sizes: A number for each symbol, {"rows": 32, "context": 256}.
 
     Raises:

@@ -51,8 +51,6 @@ class Profiler:
         """Finds the sensors; raises what `Sampler` does.
 
         Args:
-            options: what to measure.
-            root: where `/sys` and `/proc` are.
             progress: called with (what is being done, parts done, parts planned).
         """
         self._options, self._root, self._progress = options, root, progress
@@ -120,7 +118,6 @@ class Profiler:
         return self.record
 
     def _summarise(self) -> None:
-        """Adds up the texts that are there."""
         if self.runs:
             self.record["runs"] = [run.to_json() for run in self.runs]
             self.record["summary"] = summarise(self.runs)

@@ -97,10 +97,6 @@ def text_run(
 
     Args:
         result: what was generated; `prepare` (making engines ready) is left out of its time.
-        steps: every graph run of it, in order.
-        prompt: number of the prompt.
-        num_prompt_tokens: ids of the prompt, start token included.
-        tokenise_s: the part of the text's time before the first run.
         begin: `time.perf_counter()` at the call.
     """
     stages: dict[str, float] = dict.fromkeys(STAGES, 0.0)

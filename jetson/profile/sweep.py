@@ -136,13 +136,8 @@ class Sweep:
         """Lists the cells; ConfigError for a block that the bundle has not.
 
         Args:
-            profiler: measures one text.
-            pipeline: the bundle, open.
-            axes: what to try.
             prompts: continued in turn.
-            num_texts: texts per cell.
             judge: reads the texts; None: the bundle itself.
-            progress: as the profiler's.
         """
         self._profiler, self._pipeline, self._progress = profiler, pipeline, progress
         self._prompts, self._num_texts = prompts, num_texts
@@ -257,7 +252,6 @@ def _sha256(texts: Iterable[str]) -> str:
 
 
 def _plain(pipeline: Pipeline) -> str:
-    """Returns the engine's name as `--engine` takes it."""
     return pipeline.engines.name.partition("-")[0]
 
 

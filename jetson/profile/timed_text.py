@@ -26,12 +26,6 @@ def timed_text(
 
     Args:
         pipeline: open; its observers are replaced.
-        prompt: what to continue.
-        number: of the prompt, for the record.
-        seed: as in `Pipeline.generate`.
-        sample_index: as there.
-        max_tokens: as there.
-        settings: overrides of the decoding settings.
         settle: see `Generation`; None: nothing is waited for.
     """
     steps: list[GraphRun] = []

@@ -107,7 +107,6 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None
 
 
 def _refuse_path(prompt: str) -> None:
-    """Raises ConfigError for a prompt that is a path, or looks like one."""
     path = Path(prompt)
     try:
         there = bool(prompt) and path.exists()
@@ -242,7 +241,6 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
 
 
 def _task(present: dict[str, bool]) -> str:
-    """Returns the one task asked for, or nothing; refuses options of text beside it."""
     options = ["--" + name.replace("_", "-") for name in TASKS]
     pairs = [(a, b) for index, a in enumerate(options) for b in options[index + 1 :]]
     refuse_together(present, *((a, b, "each is a run of its own") for a, b in pairs))
@@ -256,7 +254,6 @@ def _task(present: dict[str, bool]) -> str:
 
 
 def _refuse_idle(present: dict[str, bool], engine: str) -> None:
-    """Refuses options that mean something beside another one only."""
     builds = engine == "tensorrt" or present["--build"] or present["--rebuild"]
     if present["--weak-types"] and not builds:
         raise ConfigError(

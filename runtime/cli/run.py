@@ -18,7 +18,6 @@ from .options import read_options
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds all options of `dlm-run`, in the order of its help."""
     whole = click.IntRange(min=1)
     parts = [
         grouped(

@@ -71,7 +71,6 @@ def load(options: RunOptions) -> Pipeline:
 
 
 def _jobs(options: RunOptions) -> Iterator[tuple[str, int]]:
-    """Yields (prompt, sample index) of every text."""
     if options.prompt_file:
         prompts = read_prompts(options.prompt_file)
     elif options.prompt is None and options.infill is None:
