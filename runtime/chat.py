@@ -72,7 +72,7 @@ class Chat:
 
         Args:
             text: What is said; special tokens in it are plain text.
-            **options: As `Pipeline.generate`'s: max_tokens, seed, stop, slide, settings, …
+            **options: As `Pipeline.generate`'s: max_tokens, seed, stop, slide, conditions, …
 
         Raises:
             ConfigError: As `Pipeline.generate`; or the conversation has become too long.

@@ -30,6 +30,12 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 is_flag=True,
                 help="Accept prompts beyond the context: only the tail is seen.",
             ),
+            click.option(
+                "--condition",
+                multiple=True,
+                metavar="NAME=FILE.npy",
+                help="An array that the texts depend on; --info names the bundle's conditions.",
+            ),
             click.option("--infill", metavar="TEXT", help="Fill each ___ in TEXT (\\___ is text)."),
             click.option(
                 "--gap-tokens",
