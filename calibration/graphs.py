@@ -143,9 +143,7 @@ def open_session(model: ir.Model, names: Iterable[str] = (), threads: int = 1) -
     """Opens an ONNX Runtime session of a graph.
 
     Args:
-        model: The graph; it is not changed.
         names: Computed values to return beside the graph's own outputs.
-        threads: CPU threads.
     """
     backend = import_backend()
     shown = model.clone()

@@ -81,7 +81,6 @@ def find_layers(model: ir.Model, roles: Mapping[str, str]) -> tuple[WeightLayer,
 
     Args:
         model: As traced: float32, nothing quantised yet.
-        roles: Role of each graph input by its name.
     """
     seen: dict[ir.Value, _Uses] = {}
     for node in model.graph:

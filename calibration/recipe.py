@@ -124,9 +124,6 @@ def apply_edits(
     """Lays an edited recipe over a recipe.
 
     Args:
-        recipe: Holds every layer.
-        edits: What `read_recipe` gave.
-        layers: The layers of each graph.
         values: Names of each graph's computed values, which may be kept in float32.
 
     Raises:

@@ -51,10 +51,7 @@ def engines_of(
     """Runs graphs on ONNX Runtime as a bundle of this precision and target would.
 
     Args:
-        manifest: Of the floating-point draft: shapes, family, ids.
         models: A model for each graph name of the manifest; left as they are.
-        precision: Of the bundle.
-        target: Of the bundle.
     """
     with TemporaryDirectory(prefix="dlm-calibrate-") as name:
         folder = Path(name)

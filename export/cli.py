@@ -86,7 +86,6 @@ def _list_targets(as_json: bool, verbose: int) -> None:
 def _export_chosen(
     checkpoint: Path, output: Path, settings: ExportSettings, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Lets `--auto` choose, and exports what it chose."""
     from .auto.auto import choose
     from .pack import export_checkpoint
 
@@ -100,7 +99,6 @@ def _export_chosen(
 def _forecast(
     checkpoint: Path, settings: ExportSettings, progress: Callable[[str], None], as_json: bool
 ) -> None:
-    """Prints what the bundle would take on its target."""
     from .checks.budget import forecast_lines
     from .pack import forecast_checkpoint
 
@@ -325,7 +323,6 @@ def main(
 def _show_export(
     report: Mapping[str, Any], built: Mapping[str, Any], target: str, verbose: int
 ) -> None:
-    """Prints what an export made: the bundle, how exact it is, forecast, plans and quality."""
     from .checks.budget import forecast_lines
 
     click.echo(f"{report['bundle']}  {report['bytes'] / 2**20:.1f} MiB  sha256 {report['sha256']}")

@@ -94,9 +94,6 @@ def export_checkpoint(
 
     Args:
         checkpoint_path: Folder, hub name or GGUF file.
-        output: The bundle.
-        settings: What it is made for.
-        progress: Called with a line before each step.
         notes: Goes into the report as it is.
 
     Raises:

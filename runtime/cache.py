@@ -47,7 +47,6 @@ def locked(path: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None
     """Holds an advisory lock on `path` (made if absent) against other processes.
 
     Args:
-        path: The lock's file.
         busy: Called before waiting, if another process holds the lock.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -72,7 +72,7 @@ class Chat:
 
         Args:
             text: What is said; special tokens in it are plain text.
-            **options: As `Pipeline.generate`'s: max_tokens, seed, stop, slide, settings, …
+            **options: As `Pipeline.generate`'s: max_tokens, seed, stop, slide, conditions, …
 
         Raises:
             ConfigError: As `Pipeline.generate`; or the conversation has become too long.
@@ -97,7 +97,6 @@ class Chat:
 
 
 def _end_ids(pipeline: Pipeline, template: ChatTemplate) -> tuple[int, ...]:
-    """Gives the ids that end an answer; BundleError for names that are no token."""
     found = {name: pipeline.tokenizer.token_id(name) for name in template.stop}
     missing = [name for name, token in found.items() if token is None]
     if missing:

@@ -26,14 +26,10 @@ def continuation(
     """Returns the request that continues token ids.
 
     Args:
-        model: Decodes.
         prompt_ids: What to continue, start token included.
-        settings: How it is decoded.
         max_tokens: New tokens at most; None: what fits without a sliding window, 256 at most; 256
             if none fits.
-        slide: Accept a prompt longer than the model can see.
         num_held: Ids from the start on that the KV cache holds already.
-        **fields: Of the request, as they are.
 
     Raises:
         ConfigError: Fewer than one new token, or a prompt that leaves no position to write at.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from .bundle.manifest import GraphSpec
 from .families.base import HEAD_PHASE, LoadedModel, Phased, Request, Resumable, Span
@@ -72,13 +74,12 @@ class Generation:
         """Starts the request; raises ConfigError if it cannot be served.
 
         Args:
-            model: Decodes.
-            request: What to generate.
             observer: Called after every graph run; its own time is not counted.
             settle: Waits for what was enqueued. An engine that only enqueues is timed with it
                 called after every part of a step, which slows it down.
         """
         self._observer, self._settle = observer, settle
+        self._conditions = request.conditions
         self.num_cached = request.num_cached
         """Tokens of the prompt that need not be computed again."""
         begin = time.perf_counter()
@@ -153,8 +154,13 @@ class Generation:
         rule = self._rule
         return tuple(rule.cached_ids.tolist()) if isinstance(rule, Resumable) else ()
 
-    def num_held(self, ids: Sequence[int]) -> int:
+    def num_held(self, ids: Sequence[int], conditions: Mapping[str, np.ndarray]) -> int:
         """Gives how many of a text's first ids a request need not compute again."""
+        own = self._conditions
+        if own.keys() != conditions.keys():
+            return 0
+        if not all(np.array_equal(own[role], conditions[role]) for role in own):
+            return 0  # what the cache holds depends on them
         held = self.cached_ids
         length = min(len(held), len(ids))
         return next((i for i in range(length) if held[i] != ids[i]), length)

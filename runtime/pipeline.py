@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import numpy as np
+
 from .bundle.bundle import Bundle, default_bundle_path, find_bundle, open_bundle
 from .bundle.manifest import Manifest
 from .continuation import continuation
@@ -179,6 +181,7 @@ class Pipeline:
         stop: Sequence[str] = (),
         provisional: bool = False,
         slide: bool = False,
+        conditions: Mapping[str, np.ndarray] | None = None,
         **settings: Any,
     ) -> TextGeneration | list[TextResult]:
         """Continues a prompt; nothing is computed before the returned object is read.
@@ -196,11 +199,14 @@ class Pipeline:
             stop: the first of these strings to appear ends the text and is left out.
             provisional: also yield the canvas after every step, in spans that are not committed.
             slide: accept a prompt longer than the model can see; only its tail is then seen.
+            conditions: what the text depends on beside the prompt, by the name that the bundle
+                gives it (`conditions` of `dlm-run --info`), each in the shape and dtype of the
+                graph's input. Every condition must be given; most bundles have none.
             **settings: overrides of the decoding settings: rule, threshold, temperature, …
 
         Raises:
-            ConfigError: a setting that is out of range or contradicts another one, or a prompt that
-                leaves no position to write at.
+            ConfigError: a setting that is out of range or contradicts another one, a prompt that
+                leaves no position to write at, or conditions that are not the bundle's.
         """
         settings = with_steps(settings, num_steps)
         if num_samples is not None:
@@ -209,6 +215,7 @@ class Pipeline:
             if provisional:
                 raise ConfigError("several samples come whole: leave provisional out")
             settings |= {"max_tokens": max_tokens, "seed": seed, "stop": stop, "slide": slide}
+            settings |= {"conditions": conditions}
             indices = range(sample_index, sample_index + num_samples)
             found: list[TextResult] = []
             size = self.most_together
@@ -222,7 +229,7 @@ class Pipeline:
         prompt_ids = self.manifest.framing.prompt(self.tokenizer.encode(prompt))
         return self.continue_ids(
             prompt_ids, begin=begin, max_tokens=max_tokens, seed=seed, sample_index=sample_index,
-            stop=stop, provisional=provisional, slide=slide, **settings,
+            stop=stop, provisional=provisional, slide=slide, conditions=conditions, **settings,
         )  # fmt: skip
 
     @property
@@ -259,6 +266,7 @@ class Pipeline:
         stop: Sequence[str] = (),
         provisional: bool = False,
         slide: bool = False,
+        conditions: Mapping[str, np.ndarray] | None = None,
         **settings: Any,
     ) -> TextGeneration:
         """Continues token ids as `generate` continues text; it has the other arguments.
@@ -272,18 +280,21 @@ class Pipeline:
         begin = time.perf_counter() if begin is None else begin
         if "" in stop:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
+        conditions = conditions or {}
+        last = self._last if reuse else None
         request = continuation(
             self.model,
             prompt_ids,
             self.settings(**settings),
             max_tokens=max_tokens,
             slide=slide,
-            num_held=self._last.num_held(prompt_ids) if reuse and self._last is not None else 0,
+            num_held=last.num_held(prompt_ids, conditions) if last else 0,
             seed=seed,
             sample_index=sample_index,
             banned_ids=self._missing_ids,
             end_ids=end_ids,
             provisional=provisional,
+            conditions=conditions,
         )
         return self._start(request, begin, prompt_ids=request.prompt_ids, stop=stop)
 
@@ -315,6 +326,7 @@ class Pipeline:
         seed: int = 0,
         sample_index: int = 0,
         provisional: bool = False,
+        conditions: Mapping[str, np.ndarray] | None = None,
         **settings: Any,
     ) -> TextGeneration:
         """Fills the gaps of a template, each with sight of the text on both sides.
@@ -327,6 +339,7 @@ class Pipeline:
             seed: equal seeds give equal texts.
             sample_index: different ones give different texts under one seed.
             provisional: also yield the canvas after every step.
+            conditions: as `generate`'s.
             **settings: overrides of the decoding settings.
 
         Raises:
@@ -344,6 +357,7 @@ class Pipeline:
             settings=self.settings(**with_steps(settings, num_steps)),
             banned_ids=self._missing_ids,
             provisional=provisional,
+            conditions=conditions or {},
         )
         return self._start(request, begin, template=(form, canvas))
 

@@ -33,7 +33,7 @@ def batches(specs: Sequence[GraphSpec]) -> tuple[int, ...]:
     return tuple(
         size
         for size in sorted(sizes)
-        if alone <= {for_batch(spec, 1).key for spec in specs if spec.batch == size}
+        if alone and alone <= {for_batch(spec, 1).key for spec in specs if spec.batch == size}
     )
 
 

@@ -95,11 +95,7 @@ class TextGeneration:
 
         Args:
             loop: the request, not yet iterated.
-            tokenizer: ids to text.
-            labels: of `request_labels`.
             prompt_ids: what the text continues; a decoder may look at it.
-            stop: strings that end the text.
-            template: for infilling, and its layout.
             text_seconds: tokenizer's time so far.
         """
         self._loop, self._tokenizer, self._labels = loop, tokenizer, labels

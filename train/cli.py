@@ -158,7 +158,6 @@ def _tokenizer_of(init: str | None) -> str | None:
 
 
 def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
-    """Does what `--max-steps 0` asks for."""
     if given["init"] is None or given["out"] is None:
         raise ConfigError("--max-steps 0 only converts: give --init (what) and --out (where)")
     from .config import SETTINGS

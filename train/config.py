@@ -259,10 +259,6 @@ def save_config(config: TrainConfig, path: Path) -> None:
 def changed_settings(kept: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """Compares the settings of a resumed run with those that it was started with.
 
-    Args:
-        kept: what `load_settings` gave.
-        config: what the run goes on with.
-
     Returns:
         The settings that change from here on: "--lr 0.001 (before: 0.003)".
 

@@ -95,8 +95,6 @@ def finished(
     Args:
         ids: The text, begun with `start` start tokens.
         given: How many of them were given.
-        ends: Tokens that end a text.
-        start: Number of start tokens.
 
     Returns:
         The ids, start tokens and end left out, and whether the model ended the text itself.

@@ -51,11 +51,7 @@ def open_checkpoint(checkpoint: Checkpoint, threads: int | None = None) -> Loade
     """Makes a checkpoint decodable without export: its manifest, and engines over PyTorch.
 
     Args:
-        checkpoint: What was read.
         threads: PyTorch's in each run; None: as many as there are idle cores.
-
-    Raises:
-        CheckpointError: As `open_model`.
     """
     config = checkpoint.config
     family, model = open_model(checkpoint)
@@ -88,8 +84,6 @@ def evaluate_checkpoint(
     """Measures a checkpoint's bound on a text.
 
     Args:
-        path: Checkpoint folder.
-        data: Text: whatever training reads.
         text_field: Field or column that holds the text in records.
         seed: Determines the masks; equal seeds give those of `dlm-eval`.
         limit: Only the first so many documents; None: all.
@@ -97,7 +91,6 @@ def evaluate_checkpoint(
         relative_half_width: Draw masks until perplexity is known this well (95 %) …
         max_samples: … or so many masks of each text are drawn.
         threads: PyTorch's; None: as many as there are idle cores.
-        progress: Called after every window of the text.
 
     Returns:
         `perplexity, perplexity_low, perplexity_high, nats_per_token, bits_per_char, num_tokens,
@@ -106,7 +99,6 @@ def evaluate_checkpoint(
     Raises:
         CheckpointError: The checkpoint cannot be read.
         DataError: The data cannot be read, or is shorter than one block.
-        ConfigError: A setting is out of range.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1 document, not {limit}")

@@ -105,7 +105,6 @@ class TorchEngineSet:
         """Takes the family's graphs, in evaluation mode, at the shapes they offer.
 
         Args:
-            graphs: Of the family.
             threads: PyTorch's in each run; None: as many as there are idle cores.
         """
         self.threads = idle_cores() if threads is None else threads

@@ -121,9 +121,7 @@ def read_canvases(path: Path, owner: Owner, specs: Sequence[GraphSpec]) -> dict[
     """Reads a file of canvases.
 
     Args:
-        path: What `write_canvases` wrote.
         owner: What they must belong to.
-        specs: The graphs, whose shapes they must have.
 
     Raises:
         CalibrationError: The file cannot be read, is damaged, or belongs to something else.

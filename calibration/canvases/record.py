@@ -41,11 +41,8 @@ def record_canvases(
     Args:
         bundle: The floating-point model; its tokenizer is not used.
         prompts: Texts of the kind the model will write, (L,) int32 each, start token first.
-        settings: None: the defaults.
         seed: Of draws, masks and of what is kept: equal seeds give equal sets.
         engines: The bundle's, if they are open already; else they are opened and closed here.
-        banned: Ids that no token has: never generated.
-        progress: Called after every text.
 
     Raises:
         CalibrationError: No prompts, prompts shorter than a block, or too little memory allowed.

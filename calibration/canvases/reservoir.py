@@ -55,7 +55,6 @@ class Reservoir:
             self._sink()
 
     def __iter__(self) -> Iterator[RecordedRun]:
-        """Yields what is kept, in a stable order."""
         return (item for key in sorted(self._kept) for item in self._kept[key])
 
     def _sink(self) -> None:

@@ -56,8 +56,6 @@ def layer_costs(
 
     Args:
         recipe: Layers it has in floating point are left out.
-        measure: Called once per layer.
-        progress: Called after every layer.
     """
     chosen = [item for item in recipe.layers() if item[2].precision != "float"]
     base = all_float(recipe)
@@ -106,10 +104,8 @@ def harmless_tables(
 
     Args:
         recipe: With alphas and scales; what it has in floating point stays so.
-        layers: Of each graph.
         measure: Perplexity of a recipe over the floating-point model's.
         max_loss: The whole budget, of which HARMLESS is allowed to each.
-        say: Called with what is being measured.
 
     Returns:
         The recipe with these layers' precisions, and all that was measured.

@@ -77,14 +77,10 @@ class Examiner:
         """Runs the reference.
 
         Args:
-            model: The fp32 draft.
             texts: To measure the bound on: one per block size, the one decoded by first.
             canvases: Held-out ones, for agreement.
             prompts: (L,) int32 each: continued for trajectories and samples.
-            tokenizer: Writes samples out.
             judge: Of samples; None: entropy only.
-            seed: Of the decodes.
-            progress: Called after every window.
         """
         self._judge = judge
         self._texts = {text.block: text for text in texts}

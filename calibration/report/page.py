@@ -127,7 +127,6 @@ def _at_block(block: int | None) -> str:
 
 
 def _blocks(page: Page, report: Mapping[str, Any]) -> None:
-    """The loss at every block size that texts are decoded or filled by."""
     if len(report["text"]["blocks"]) < 2:
         return
     page.table(

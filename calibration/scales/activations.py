@@ -117,8 +117,6 @@ def collect(
         names: Float32 values of the graph → what to call them in messages: the layer they enter.
         graph: Name of the graph; None: the model's own.
         seed: Of the sample of rows.
-        threads: CPU threads.
-        progress: Called after every canvas.
 
     Returns:
         Value name → what it looks like.

@@ -97,7 +97,6 @@ class Calibrator:
             recipe: Its own alphas and scales are kept; a scale without an alpha is one of the
                 unfolded input.
             canvases: To observe activations on.
-            progress: Called after every canvas.
 
         Raises:
             CalibrationError: Activations that cannot be quantised, NaN on a canvas.

@@ -30,10 +30,7 @@ def largest_values(
     """Measures values of a float32 graph.
 
     Args:
-        model: The graph.
-        canvases: Of this graph.
         names: Computed values, in the graph's order.
-        progress: Called after every canvas.
 
     Returns:
         The largest magnitude of each value, by the mask ratio's decile.
@@ -77,8 +74,6 @@ def unsound_layer(model: ir.Model, layers: Sequence[WeightLayer], canvas: Record
     """Names the first layer on a canvas that NaN or infinity comes out of or goes into, in words.
 
     Args:
-        model: The float32 graph.
-        layers: What `find_layers` found in it.
         canvas: On which the graph gives such values.
     """
     words: dict[str, str] = {}

@@ -181,7 +181,6 @@ def search_alphas(
 
     Args:
         model: Float32.
-        layers: What `find_layers` found.
         activations: By value name, from `collect`.
         weight_limit: Largest integer of a weight: 127, or 64 for 7 bits.
         dynamic: Whether each run takes its own scale over [min, max] instead of a fixed one.
@@ -218,8 +217,6 @@ def smooth(
     """Returns a graph that computes the same to rounding, with smoother activations.
 
     Args:
-        model: Float32; it stays as it is.
-        layers: What `find_layers` found in it.
         activations: By value name, from `collect` on this graph.
         alphas: Layer name → strength; layers that are missing or None are left alone.
 
@@ -340,6 +337,5 @@ def _own(model: ir.Model, output: str, name: str) -> ir.Value:
 
 
 def _scale(item: ir.Value, factors: np.ndarray) -> None:
-    """Multiplies an initialiser, in place."""
     made = (array_of(item).astype(np.float64) * factors).astype(np.float32)
     item.const_value = ir.tensor(np.ascontiguousarray(made), name=item.name)

@@ -31,10 +31,8 @@ def choose(
     """Returns the settings to export with, and the candidates for the report.
 
     Args:
-        checkpoint_path: The checkpoint folder.
         settings: What the user fixed: given blocks or contexts are the only candidates. Its
             `max_loss` and `max_memory_mib` are the budgets.
-        progress: Called with each candidate.
         precisions: Candidates; empty: all that the exporter has. One that cannot be made here is
             left out, with a line that says why.
 

@@ -40,7 +40,6 @@ def offers_of(draft: Bundle, settings: ExportSettings, *, cut: bool = True) -> l
 
     Args:
         draft: With every shape that may be shipped.
-        settings: What the user asked for.
         cut: Offer fewer contexts, too; not where the user named them.
     """
     manifest = draft.manifest

@@ -19,10 +19,7 @@ def compare_batches(
     """Runs every shape for several texts on random canvases, which then run alone.
 
     Args:
-        manifest: Describes the shapes.
-        engines: The exported graphs on ONNX Runtime.
         precision: Key of TOLERANCES.
-        seed: Of the canvases.
 
     Returns:
         The report's figures, one object per shape.

@@ -27,11 +27,6 @@ def check_budget(
     On a board that is the whole forecast, at one token per graph run (what a causal model gives);
     on a CPU the memory only, since rates would have to be measured first.
 
-    Args:
-        bundle: Traced and unpacked, not yet checked.
-        settings: Where it will run, and what it may take.
-        progress: Called with each warning.
-
     Raises:
         ConfigError: It cannot fit; the message names the largest part and the setting that helps.
     """

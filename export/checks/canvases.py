@@ -101,11 +101,9 @@ def canvases(
     """Yields the block at `start` at each noise level; position 0 is always clean.
 
     Args:
-        spec: Says the block size.
         ids: Clean text (L,) int32 with L >= start + block.
         start: Multiple of the block size.
         corrupt: The graph's noise; None: only the clean block.
-        seed: Of the noise.
         split: Positions that stay clean and see nothing behind them.
     """
     ratios = SPLIT_RATIOS if split else MASK_RATIOS

@@ -43,10 +43,7 @@ def default_decoding(
     """Decodes a draft and gives its manifest the temperature that suits it.
 
     Args:
-        draft: Graphs and manifest, not yet packed.
-        tokenizer: The checkpoint's.
         ids: (L,) real text whose beginnings are continued, start token first.
-        progress: Called with what was chosen.
 
     Returns:
         The draft, and what was measured, for the report: `distinct_4` by temperature.

@@ -75,11 +75,8 @@ def golden_vectors(
     """Records every graph shape of a bundle.
 
     Args:
-        manifest: Describes the graphs.
-        engines: The exported graphs on ONNX Runtime.
         ids: Text (max_position,) int32.
         noises: By graph name, what its canvases go through.
-        seed: Of the masks.
         rows: What a head that is a graph of its own reads, (n, D) float32.
 
     Returns:

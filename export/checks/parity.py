@@ -117,15 +117,10 @@ def compare(
     """Measures every shape of a graph; returns the report's figures.
 
     Args:
-        graph: The module.
-        manifest: Describes the exported graph's shapes.
-        engines: The exported graph on ONNX Runtime.
         ids: Text (max_position,) int32.
         precision: Key of TOLERANCES.
-        seed: Of the masks.
         head: The graph that makes logits of what this one computes, if it gives none itself.
         rows: For such a head: what it reads, (n, D).
-        progress: Called after every shape.
 
     Raises:
         EngineError: A figure is beyond its tolerance.

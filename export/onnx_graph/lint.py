@@ -52,7 +52,6 @@ def lint(model: ir.Model, *, board: bool = True) -> list[str]:
     """Returns what TensorRT 10.3 or ONNX Runtime would refuse, one line each; empty if nothing.
 
     Args:
-        model: The graph.
         board: False for a graph that only ONNX Runtime's CPU provider will run: TensorRT's rules
             for types and quantisation do not apply to it.
     """

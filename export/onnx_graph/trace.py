@@ -161,9 +161,6 @@ def _share_transposed(model: ir.Model) -> None:
 def share_between(models: Mapping[str, ir.Model]) -> None:
     """Stores a matrix as rows where another graph looks such rows up, in place: graphs are stored
     over one file of weights, which then has the matrix once.
-
-    Args:
-        models: As traced, by graph name.
     """
     homes = {
         place: value for model in models.values() for place, value in _looked_up(model).items()

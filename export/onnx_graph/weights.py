@@ -28,9 +28,7 @@ def split_weights(
     named after the first; tensors of equal bytes are stored once.
 
     Args:
-        models: By graph name; they stay as they are.
         folder: Existing folder.
-        progress: Called after every tensor.
 
     Returns:
         Member name → file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
 import click
 
@@ -20,7 +21,7 @@ def show_doctor(*, as_json: bool) -> None:
             {
                 "ready": diagnosis.ready,
                 "machine": diagnosis.machine.to_json(),
-                "checks": [check.to_json() for check in diagnosis.checks],
+                "checks": [asdict(check) for check in diagnosis.checks],
             }
         )
     else:

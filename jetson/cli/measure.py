@@ -16,8 +16,7 @@ from ...runtime.cli.progress import ProgressLine
 from ...runtime.errors import DlmError
 from ...runtime.families.table import decoding_blocks
 from ...runtime.pipeline import Pipeline
-from ..profile.options import ProfileOptions
-from ..profile.profile import Profiler
+from ..profile.profile import ProfileOptions, Profiler
 from ..profile.sweep import Axes, Sweep, parse_axes, require_blocks
 from ..sensors.board import read_machine
 from ..sensors.power import current_mode, find_mode, mode_command, set_mode
@@ -77,7 +76,6 @@ def measure(
 def _options_of(
     bundle: Path | None, settings: Mapping[str, Any], given: Mapping[str, Any]
 ) -> ProfileOptions:
-    """Returns what the profiler is asked for."""
     prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else None
     return ProfileOptions(
         bundle=bundle,
@@ -97,7 +95,6 @@ def _options_of(
 
 
 def _draw(bar: ProgressLine, what: str, done: int, planned: int) -> None:
-    """The profiler's progress on a line."""
     bar.show(done, planned, what)
 
 

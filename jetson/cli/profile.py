@@ -22,7 +22,6 @@ _TASKS = ("--render", "--compare", "--doctor")
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds all options of `dlm-profile`, in the order of its help."""
     whole = click.IntRange(min=1)
     path = click.Path(path_type=Path)
     parts = [
@@ -196,7 +195,6 @@ def main(bundle: Path | None, as_json: bool, verbose: int, **given: Any) -> None
 
 
 def _check(bundle: Path | None, given: dict[str, Any]) -> None:
-    """Refuses options that contradict each other, and options without the one they belong to."""
     present = {
         "--render": given["render"] is not None,
         "--compare": bool(given["compare"]),

@@ -18,7 +18,7 @@ from ..sensors.board import MachineFacts, release_at_least
 from ..sensors.power import current_mode, list_modes
 from ..sensors.sysfs import read_number, read_text
 from ..targets import JetPack, jetpack_of
-from .checks import Check, Run, probe, version_numbers
+from .checks import Check, Run, check, probe, version_numbers
 
 OLDEST_TENSORRT = (10, 3)
 NVMAP_LIMIT_L4T = "36.4.7"
@@ -52,23 +52,13 @@ def board_checks(root: Path, machine: MachineFacts, run: Run) -> Iterator[Check]
     yield _nvmap(root, machine)
 
 
-def _check(name: str, found: str, needed: str, good: bool, bad: str, remedy: str) -> Check:
-    return Check(
-        name=name,
-        found=found,
-        needed=needed,
-        state="ok" if good else bad,
-        remedy="" if good else remedy,
-    )
-
-
 def _jetpack(machine: MachineFacts, release: JetPack | None) -> Check:
     found = f"L4T {machine.l4t or 'unknown'}"
     good = False
     if release is not None:
         found = f"JetPack {release.version} ({found})"
         good = release.orin and version_numbers(release.tensorrt)[:2] >= OLDEST_TENSORRT
-    return _check(
+    return check(
         "JetPack",
         found,
         "6.1 or newer of the 6 line, or 7.2 and newer",
@@ -82,7 +72,7 @@ def _driver() -> Check:
     try:
         gpu = read_gpu()
     except DeviceError as error:
-        return _check("GPU driver", brief(error, 120), "", False, "fail", "sudo reboot")
+        return check("GPU driver", brief(error, 120), "", False, "fail", "sudo reboot")
     version = f"CUDA {gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
     return Check(
         name="GPU driver",
@@ -96,7 +86,7 @@ def _device_nodes(root: Path) -> Check:
     nodes = [path for path in (root / "dev/nvmap", root / "dev/nvhost-gpu") if path.exists()]
     closed = [path.name for path in nodes if not os.access(path, os.R_OK | os.W_OK)]
     found = f"no access to {', '.join(closed)}" if closed else ", ".join(p.name for p in nodes)
-    return _check(
+    return check(
         "device access",
         found or "no device node",
         "read and write, through the group video",
@@ -110,8 +100,8 @@ def _tensorrt(release: JetPack | None, run: Run) -> Check:
     good, said = probe(run, "tensorrt", "m.__version__")
     wanted = f"{release.tensorrt}, JetPack's own" if release else "JetPack's own, 10.3 or newer"
     if good and version_numbers(said)[:2] < OLDEST_TENSORRT:
-        return _check("TensorRT", said, wanted, False, "fail", "flash a newer JetPack")
-    return _check(
+        return check("TensorRT", said, wanted, False, "fail", "flash a newer JetPack")
+    return check(
         "TensorRT",
         said if good else f"cannot be imported: {said}",
         wanted,
@@ -132,7 +122,7 @@ def cuda_version(root: Path) -> str | None:
 def _toolkit(root: Path, release: JetPack | None) -> Check:
     version = cuda_version(root)
     wanted = release.cuda if release else "JetPack's"
-    return _check(
+    return check(
         "CUDA toolkit",
         version or "none at /usr/local/cuda",
         f"{wanted}: pycuda is built against it",
@@ -147,7 +137,7 @@ def _toolkit(root: Path, release: JetPack | None) -> Check:
 def _nvrtc(root: Path, release: JetPack | None) -> Check:
     found = next((path for pattern in _NVRTC for path in sorted(root.glob(pattern))), None)
     version = (release.cuda if release else "12.6").replace(".", "-")
-    return _check(
+    return check(
         "NVRTC",
         f"/{found.relative_to(root)}" if found else "no libnvrtc",
         "compiles the sampling kernels on the board",
@@ -159,7 +149,7 @@ def _nvrtc(root: Path, release: JetPack | None) -> Check:
 
 def _pycuda(run: Run) -> Check:
     good, said = probe(run, "pycuda.driver", "'.'.join(map(str, m.get_version()))")
-    return _check(
+    return check(
         "pycuda",
         f"there, for CUDA {said}" if good else f"cannot be imported: {said}",
         "memory, the stream and modules; cuda-bindings can do its work",
@@ -177,7 +167,7 @@ def _cuda_bindings(root: Path, release: JetPack | None, run: Run) -> Check:
     major = version.partition(".")[0]
     fits = good and (not major or said.split(".")[0] == major)
     wanted = f"{major}.x" if major else "of the toolkit's major version"
-    return _check(
+    return check(
         "cuda-bindings",
         said if good else f"cannot be imported: {said}",
         f"{wanted}: NVRTC and CUDA graphs",
@@ -188,7 +178,7 @@ def _cuda_bindings(root: Path, release: JetPack | None, run: Run) -> Check:
 
 
 def _swap(machine: MachineFacts) -> Check:
-    return _check(
+    return check(
         "swap",
         f"{machine.swap_mib:.0f} MiB",
         "some for building plans; running needs none",
@@ -206,7 +196,7 @@ def _desktop(root: Path) -> Check:
     except OSError:
         target = ""
     graphical = "graphical" in target
-    return _check(
+    return check(
         "desktop",
         "started at boot" if graphical else "not started at boot",
         "none: it takes 100 to 200 MiB of the GPU's memory",
@@ -221,9 +211,9 @@ def _power_mode(root: Path) -> Check:
     by_name = {mode.name: mode for mode in modes}
     best = by_name.get("25W") or by_name.get("MAXN_SUPER") or by_name.get("MAXN")
     slow = mode is not None and mode.name.upper() in ("7W", "10W", "15W") and best is not None
-    return _check(
+    return check(
         "power mode",
-        mode.name if mode else "not told",
+        mode.name if mode else "unknown",
         "25W does most tokens per joule, MAXN_SUPER most per second",
         mode is not None and not slow,
         "warn" if slow else "info",
@@ -236,7 +226,7 @@ def _clocks(root: Path) -> Check:
     low = read_number(folder / "min_freq") if folder else None
     high = read_number(folder / "max_freq") if folder else None
     if not low or not high:
-        return Check(name="clocks", found="not told", needed="", state="info")
+        return Check(name="clocks", found="unknown", needed="", state="info")
     pinned = low == high
     return Check(
         name="clocks",
@@ -252,7 +242,7 @@ def _nvmap(root: Path, machine: MachineFacts) -> Check:
     found = re.search(r"\bcma=(\d+)([MG])", line)
     size = int(found[1]) * (1024 if found[2] == "G" else 1) if found else 0
     affected = machine.l4t is None or release_at_least(machine.l4t, NVMAP_LIMIT_L4T)
-    return _check(
+    return check(
         "NvMap",
         f"cma={size}M" if size else "no cma= on the kernel's command line",
         f"cma=950M since L4T {NVMAP_LIMIT_L4T}: large single allocations may fail else (reported "

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...runtime.cache import REMEDY, cache_root
 from ...runtime.errors import BundleError, brief
@@ -34,9 +33,11 @@ class Check:
     remedy: str = ""
     """The command that mends it; empty: nothing to mend."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain data."""
-        return asdict(self)
+
+def check(name: str, found: str, needed: str, good: bool, bad: str, remedy: str) -> Check:
+    """Makes a line: ok without a remedy if good, else in the state `bad`."""
+    state, remedy = ("ok", "") if good else (bad, remedy)
+    return Check(name=name, found=found, needed=needed, state=state, remedy=remedy)
 
 
 def version_numbers(text: str) -> tuple[int, ...]:
@@ -66,43 +67,45 @@ def common_checks(root: Path, machine: MachineFacts, run: Run) -> Iterator[Check
 
 
 def _python(machine: MachineFacts) -> Check:
-    good = version_numbers(machine.python) >= (3, 10)
-    return Check(
-        name="Python",
-        found=f"{machine.python} ({sys.executable})",
-        needed="3.10 or newer",
-        state="ok" if good else "fail",
-        remedy="" if good else "sudo apt install python3.10 python3.10-venv",
+    return check(
+        "Python",
+        f"{machine.python} ({sys.executable})",
+        "3.10 or newer",
+        version_numbers(machine.python) >= (3, 10),
+        "fail",
+        "sudo apt install python3.10 python3.10-venv",
     )
 
 
 def _onnxruntime(machine: MachineFacts, run: Run) -> Check:
     good, last = probe(run, "onnxruntime", "m.__version__")
-    return Check(
-        name="ONNX Runtime",
-        found=last if good else f"cannot be imported: {last}",
-        needed="the engine for the CPU" + (", beside TensorRT" if machine.is_jetson else ""),
-        state="ok" if good else ("warn" if machine.is_jetson else "fail"),
-        remedy="" if good else "pip install onnxruntime",
+    return check(
+        "ONNX Runtime",
+        last if good else f"cannot be imported: {last}",
+        "the engine for the CPU" + (", beside TensorRT" if machine.is_jetson else ""),
+        good,
+        "warn" if machine.is_jetson else "fail",
+        "pip install onnxruntime",
     )
 
 
 def _memory(root: Path, machine: MachineFacts) -> Check:
     memory = read_meminfo(root)
     if "MemAvailable" not in memory:
-        return Check(name="memory", found="not told here", needed="", state="info")
+        return Check(name="memory", found="unknown here", needed="", state="info")
     free, total = memory["MemAvailable"], memory["MemTotal"]
     remedy = (
         "sudo systemctl set-default multi-user.target && sudo reboot  # no desktop"
         if machine.is_jetson
         else "close other programs"
     )
-    return Check(
-        name="free memory",
-        found=f"{free:.0f} of {total:.0f} MiB",
-        needed=f"{MIN_FREE_MIB} MiB for small models; dlm-export --target forecasts yours",
-        state="ok" if free >= MIN_FREE_MIB else "warn",
-        remedy="" if free >= MIN_FREE_MIB else remedy,
+    return check(
+        "free memory",
+        f"{free:.0f} of {total:.0f} MiB",
+        f"{MIN_FREE_MIB} MiB for small models; dlm-export --target forecasts yours",
+        free >= MIN_FREE_MIB,
+        "warn",
+        remedy,
     )
 
 
@@ -115,12 +118,13 @@ def _disk() -> Check:
             name="disk", found=str(error), needed="a cache folder", state="fail", remedy=remedy
         )
     free = free_bytes(folder) / (1 << 30)
-    return Check(
-        name="disk",
-        found=f"{free:.1f} GiB free at {folder}",
-        needed=f"{MIN_DISK_GIB:g} GiB for unpacked bundles and plans",
-        state="ok" if free >= MIN_DISK_GIB else "warn",
-        remedy="" if free >= MIN_DISK_GIB else "dlm-run --clear-plans",
+    return check(
+        "disk",
+        f"{free:.1f} GiB free at {folder}",
+        f"{MIN_DISK_GIB:g} GiB for unpacked bundles and plans",
+        free >= MIN_DISK_GIB,
+        "warn",
+        "dlm-run --clear-plans",
     )
 
 

@@ -34,12 +34,7 @@ class Diagnosis:
 
 
 def diagnose(root: Path = ROOT, *, run: Run | None = None) -> Diagnosis:
-    """Looks at this machine.
-
-    Args:
-        root: where `/sys`, `/proc`, `/etc` and `/usr` are.
-        run: runs a command; for tests.
-    """
+    """Looks at this machine."""
     machine = read_machine(root)
     return Diagnosis(machine=machine, checks=tuple(_checks(root, machine, run or run_command)))
 

@@ -54,7 +54,6 @@ def forecast_bundle(
         bundle: Opened, or a draft whose members lie in its folder.
         target: Of `targets.TARGETS`, or its name.
         mode: Power mode or its name; None: the one the board boots in.
-        tokens_per_nfe: Generated tokens per graph run, prefill and commit runs included.
         threads: CPU targets: threads that compute; None as the engine chooses.
         rates: CPU targets: figures to use instead of this machine's.
 

@@ -7,9 +7,8 @@ from typing import Protocol
 from ...runtime.measure.machine import read_meminfo
 from ..graph.cost import GraphCost
 from ..targets import PowerMode, Target
-from .energy import Power, power
 from .host import HostRates, HostSpeed
-from .roofline import BANDWIDTH_SHARE, KERNEL_CLOCKS, RunTime, gpu_time
+from .roofline import BANDWIDTH_SHARE, KERNEL_CLOCKS, Power, RunTime, gpu_time, power
 
 MIB = 2**20
 CUDA_CONTEXT_MIB = 160.0

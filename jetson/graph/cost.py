@@ -8,15 +8,14 @@ pointwise and moving operations between two of them are fused into one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .liveness import Operation, peak_bytes
 from .onnx_graph import Graph, Node
 from .origins import VIEWS, Origins, is_parameter
-from .shape_products import einsum_sizes
+from .shape_rules import einsum_sizes
 from .shapes import Value, infer
 
 PRODUCTS = frozenset(("MatMul", "MatMulInteger", "Gemm", "Einsum", "Conv"))
@@ -114,6 +113,58 @@ def graph_cost(graph: Graph, dims: Mapping[str, int]) -> GraphCost:
         activation_bytes=_peak(groups, values, origins),
         node_activation_bytes=_peak([[node] for node in run], values, origins),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One operation, as memory sees it."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    in_place: bool = False
+    """Whether its first output may take the place of an equally large input that dies here."""
+
+
+def peak_bytes(steps: Sequence[Operation], sizes: Mapping[str, int]) -> int:
+    """Returns the largest sum of bytes that are alive at any step, without fragmentation.
+
+    A value lives from the step that makes it to the last one that reads it. What a step makes
+    exists beside what it reads, unless it may write over an input that ends there.
+
+    Args:
+        steps: In execution order.
+        sizes: Bytes of each value that takes memory; other names (weights, inputs, views of
+            something else) cost nothing here.
+    """
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        for name in (*step.writes, *step.reads):
+            last[name] = index
+    alive: dict[str, int] = {}
+    peak = 0
+    for index, step in enumerate(steps):
+        taken = _replaced(step, index, last, alive, sizes) if step.in_place else None
+        if taken is not None:
+            del alive[taken]
+        alive |= {name: sizes[name] for name in step.writes if sizes.get(name)}
+        peak = max(peak, sum(alive.values()))
+        alive = {name: size for name, size in alive.items() if last[name] > index}
+    return peak
+
+
+def _replaced(
+    step: Operation,
+    index: int,
+    last: Mapping[str, int],
+    alive: Mapping[str, int],
+    sizes: Mapping[str, int],
+) -> str | None:
+    """The input that the first output overwrites."""
+    wanted = sizes.get(step.writes[0], 0)
+    for name in step.reads:
+        if name in alive and last[name] == index and alive[name] == wanted:
+            return name
+    return None
 
 
 def product_size(node: Node, values: Mapping[str, Value]) -> tuple[int, int, int, int]:

@@ -101,7 +101,6 @@ def read_graph(data: bytes, name: str = "the graph") -> Graph:
 
     Args:
         data: Its bytes; weights may lie outside.
-        name: What messages call it.
 
     Raises:
         BundleError: The bytes are no ONNX graph, or one of types that no forecast knows.

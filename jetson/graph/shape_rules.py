@@ -14,8 +14,141 @@ from typing import Any
 import numpy as np
 
 from .onnx_graph import DTYPES, Node
-from .shape_products import Result, conv, einsum, gemm, mat_mul, mat_mul_integer
-from .shape_values import constant_value
+
+
+def constant_value(node: Node, inputs: Sequence[Any]) -> np.ndarray | None:
+    """What a Constant holds; None where it was too large to keep."""
+    for key, dtype in (
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+    ):
+        if key in node.attributes:
+            return np.array(node.attributes[key], dtype)
+    return node.attributes["value"].value
+
+
+def _divide(node: Node, inputs: Sequence[Any]) -> np.ndarray:
+    a, b = inputs
+    # ONNX's integer division cuts towards zero.
+    return np.trunc(np.true_divide(a, b)) if np.asarray(a).dtype.kind in "iu" else a / b
+
+
+def _slice_value(node: Node, inputs: Sequence[Any]) -> np.ndarray:
+    data, starts, ends, *rest = inputs
+    axes = rest[0].reshape(-1).tolist() if rest and rest[0] is not None else range(starts.size)
+    steps = rest[1].reshape(-1).tolist() if len(rest) > 1 and rest[1] is not None else None
+    for place, axis in enumerate(axes):
+        window = slice(
+            int(starts.reshape(-1)[place]),
+            int(ends.reshape(-1)[place]),
+            None if steps is None else steps[place],
+        )
+        data = data[(slice(None),) * (axis % data.ndim) + (window,)]
+    return data
+
+
+def _filled_value(node: Node, inputs: Sequence[Any]) -> np.ndarray:
+    value = node.attributes.get("value")
+    fill = 0.0 if value is None else value.value.reshape(-1)[0]
+    return np.full(tuple(inputs[0].reshape(-1).tolist()), fill)
+
+
+# What a value's shape does not change is reshaped by the caller.
+VALUES: Mapping[str, Callable[[Node, Sequence[Any]], Any]] = {
+    "Add": lambda node, given: given[0] + given[1],
+    "Cast": lambda node, given: given[0],
+    "Concat": lambda node, given: np.concatenate(given, axis=node.attributes["axis"]),
+    "Constant": constant_value,
+    "ConstantOfShape": _filled_value,
+    "Div": _divide,
+    "Equal": lambda node, given: given[0] == given[1],
+    "Expand": lambda node, given: given[0] * np.ones(given[1].reshape(-1).tolist(), given[0].dtype),
+    "Gather": lambda node, given: np.take(given[0], given[1], node.attributes.get("axis", 0)),
+    "Identity": lambda node, given: given[0],
+    "Max": lambda node, given: np.maximum.reduce(given),
+    "Min": lambda node, given: np.minimum.reduce(given),
+    "Mul": lambda node, given: given[0] * given[1],
+    "Neg": lambda node, given: -given[0],
+    "Range": lambda node, given: np.arange(*(value.reshape(-1)[0] for value in given)),
+    "Reshape": lambda node, given: given[0],
+    "Slice": _slice_value,
+    "Squeeze": lambda node, given: given[0],
+    "Sub": lambda node, given: given[0] - given[1],
+    "Unsqueeze": lambda node, given: given[0],
+    "Where": lambda node, given: np.where(*given),
+}
+"""Operators that shapes are computed with."""
+
+
+Result = tuple[tuple[int, ...], str]
+"""Shape and dtype."""
+
+
+def mat_mul(node: Node, given: Sequence[Any]) -> list[Result]:
+    """Products of matrices, batches broadcast."""
+    a, b = given[0].shape, given[1].shape
+    left, right = (1, *a) if len(a) == 1 else a, (*b, 1) if len(b) == 1 else b
+    if left[-1] != right[-2]:
+        raise ValueError(f"{a} times {b}")
+    shape = [*np.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1]]
+    if len(b) == 1:
+        del shape[-1]
+    if len(a) == 1:
+        del shape[-2 if len(b) > 1 else -1]
+    return [(tuple(shape), given[0].dtype)]
+
+
+def gemm(node: Node, given: Sequence[Any]) -> list[Result]:
+    """Products of two matrices, either turned."""
+    rows = given[0].shape[1 if node.attributes.get("transA", 0) else 0]
+    columns = given[1].shape[0 if node.attributes.get("transB", 0) else 1]
+    return [((rows, columns), given[0].dtype)]
+
+
+def einsum_sizes(equation: str, shapes: Sequence[tuple[int, ...]]) -> tuple[dict[str, int], str]:
+    """Returns the size of each index of an equation without ellipsis, and the output's indices."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    sizes = {
+        index: size
+        for term, shape in zip(terms, shapes, strict=True)
+        for index, size in zip(term, shape, strict=True)
+    }
+    letters = left.replace(",", "")
+    implied = "".join(sorted(index for index in sizes if letters.count(index) == 1))
+    return sizes, right if arrow else implied
+
+
+def einsum(node: Node, given: Sequence[Any]) -> list[Result]:
+    """Sums over the indices that the output leaves out."""
+    sizes, right = einsum_sizes(node.attributes["equation"], [value.shape for value in given])
+    return [(tuple(sizes[index] for index in right), given[0].dtype)]
+
+
+def conv(node: Node, given: Sequence[Any]) -> list[Result]:
+    """Convolutions of any rank with explicit padding."""
+    image, kernel = given[0].shape, given[1].shape
+    rank = len(image) - 2
+    if node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
+        raise ValueError("auto_pad")
+    pads = node.attributes.get("pads") or (0,) * (2 * rank)
+    strides = node.attributes.get("strides") or (1,) * rank
+    dilations = node.attributes.get("dilations") or (1,) * rank
+    space = [
+        (image[2 + i] + pads[i] + pads[rank + i] - dilations[i] * (kernel[2 + i] - 1) - 1)
+        // strides[i]
+        + 1
+        for i in range(rank)
+    ]
+    return [((image[0], kernel[0], *space), given[0].dtype)]
+
+
+def mat_mul_integer(node: Node, given: Sequence[Any]) -> list[Result]:
+    """As mat_mul, of bytes into int32."""
+    return [(mat_mul(node, given)[0][0], "int32")]
+
 
 Rule = Callable[[Node, Sequence[Any]], list[Result]]
 

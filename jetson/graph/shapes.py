@@ -16,9 +16,7 @@ import numpy as np
 
 from ...runtime.errors import BundleError, brief
 from .onnx_graph import ITEM_BYTES, Graph, Node
-from .shape_products import Result
-from .shape_rules import RULES, shape_of
-from .shape_values import VALUES
+from .shape_rules import RULES, VALUES, Result, shape_of
 
 MAX_KNOWN = 1 << 16
 """Values of more items than this are not computed, only their shapes."""
@@ -52,7 +50,6 @@ def infer(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Value]:
     """Returns every value of a graph by name.
 
     Args:
-        graph: From `read_graph`.
         sizes: A number for each symbol, {"rows": 32, "context": 256}.
 
     Raises:

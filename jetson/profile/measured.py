@@ -23,8 +23,6 @@ def run_energy(
     """Returns joules of the runs and tokens per joule; None without a power rail.
 
     Args:
-        series: what the sensors said.
-        runs: the texts of the window.
         window: when they were generated; None: they were not.
         idle: when the board was watched doing nothing, if it was.
     """
@@ -83,13 +81,7 @@ def _layer_name(name: str, parameters: Mapping[str, str]) -> str:
 def layer_record(
     times: LayerTimes, runs: Sequence[TextRun], parameters: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Returns layer times as plain data.
-
-    Args:
-        times: Of the engine's own clocks.
-        runs: The texts they were taken over.
-        parameters: Of `parameter_names`.
-    """
+    """Returns layer times as plain data."""
     total = sum(layer.seconds * layer.calls for layer in times.layers)
     return {
         "nfe": sum(run.nfe for run in runs),

@@ -36,7 +36,6 @@ def add_prediction(
 
     Args:
         record: with a summary; without one nothing is added.
-        bundle: the bundle that was measured; None: the one that ships.
         target: name; None: this machine, as far as the engine used it.
         mode: power mode of the target; None: the one that is set, else the target's default.
 

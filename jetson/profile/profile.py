@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
@@ -23,19 +24,54 @@ from ...runtime.pipeline import Pipeline
 from ..forecast.forecast import read_graphs
 from ..sensors.board import read_machine
 from ..sensors.memory import engine_memory, process_memory, reset_peak
-from ..sensors.sampler import Sampler
+from ..sensors.sampler import DEFAULT_RATE, Sampler
 from ..sensors.sysfs import ROOT
 from ..sensors.throttling import crowding, foreign, throttling, waited_seconds
 from .loading import MemoryNotes, load_by_parts
 from .measured import allocator_peaks, layer_record, parameter_names, run_energy
-from .options import DEFAULT_PROMPTS, ProfileOptions
-from .run_record import TextRun, summarise
-from .timed_text import timed_text
+from .run_record import TextRun, summarise, timed_text
 
 SCHEMA = 1
 IDLE_SECONDS = 1.0
 """How long the board is watched doing nothing, where there is a power rail."""
 LAYER_TEXTS = 1
+
+
+DEFAULT_PROMPTS = (
+    "",
+    "Once upon a time",
+    "The little dog was very happy because",
+    "One day, a girl named Sue went to the park with her mom. She saw a big red ball under a tree "
+    "and she wanted to play with it. But the ball was not hers, so she asked her mom what to do.",
+)
+"""Unconditional, short, middling, and one of some fifty tokens, so that prefill has work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    """What to measure."""
+
+    bundle: Path | None = None
+    """None: the model that ships with the package."""
+    engine: str = "auto"
+    threads: int | None = None
+    expect_sha256: str | None = None
+    prompts: tuple[str, ...] | None = None
+    """None: those of DEFAULT_PROMPTS that the bundle has room for."""
+    runs: int = 3
+    """Texts per prompt."""
+    warm_up: int = 1
+    """Texts that are not counted, before the others."""
+    max_tokens: int | None = None
+    """New tokens at most per text; None: the runtime's own limit."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of the bundle's decoding settings."""
+    seed: int = 0
+    sensors: str = "auto"
+    rate: float = DEFAULT_RATE
+    """Readings per second."""
+    layers: bool = True
+    """Time single layers, in a run of its own."""
 
 
 class Profiler:
@@ -51,8 +87,6 @@ class Profiler:
         """Finds the sensors; raises what `Sampler` does.
 
         Args:
-            options: what to measure.
-            root: where `/sys` and `/proc` are.
             progress: called with (what is being done, parts done, parts planned).
         """
         self._options, self._root, self._progress = options, root, progress
@@ -120,7 +154,6 @@ class Profiler:
         return self.record
 
     def _summarise(self) -> None:
-        """Adds up the texts that are there."""
         if self.runs:
             self.record["runs"] = [run.to_json() for run in self.runs]
             self.record["summary"] = summarise(self.runs)

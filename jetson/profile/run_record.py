@@ -15,14 +15,16 @@ whatever waits for it first; the report says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from ...runtime.bundle.manifest import GraphKey
 from ...runtime.families.base import HEAD_PHASE
 from ...runtime.generate import GraphRun
+from ...runtime.pipeline import Pipeline
 from ...runtime.text_generation import TextResult
 
 STAGES = ("tokenise", "prefill", "engine", "sampling", "host", "detokenise")
@@ -97,10 +99,6 @@ def text_run(
 
     Args:
         result: what was generated; `prepare` (making engines ready) is left out of its time.
-        steps: every graph run of it, in order.
-        prompt: number of the prompt.
-        num_prompt_tokens: ids of the prompt, start token included.
-        tokenise_s: the part of the text's time before the first run.
         begin: `time.perf_counter()` at the call.
     """
     stages: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -135,6 +133,42 @@ def text_run(
     )
 
 
+def timed_text(
+    pipeline: Pipeline,
+    prompt: str,
+    *,
+    number: int = 0,
+    seed: int = 0,
+    sample_index: int = 0,
+    max_tokens: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    settle: Callable[[], None] | None = None,
+) -> TextRun:
+    """Generates a text with every graph run of it observed.
+
+    Args:
+        pipeline: open; its observers are replaced.
+        settle: see `Generation`; None: nothing is waited for.
+    """
+    steps: list[GraphRun] = []
+    pipeline.observer, pipeline.settle = steps.append, settle
+    begin = time.perf_counter()
+    generation = pipeline.generate(
+        prompt, max_tokens=max_tokens, seed=seed, sample_index=sample_index, **(settings or {})
+    )
+    for _ in generation:
+        pass
+    pipeline.observer = pipeline.settle = None
+    return text_run(
+        generation.so_far(),
+        steps,
+        prompt=number,
+        num_prompt_tokens=len(generation.given_ids),
+        tokenise_s=generation.tokenise_seconds,
+        begin=begin,
+    )
+
+
 def _until(steps: Sequence[GraphRun], num_tokens: int) -> float:
     """Returns when the run ended that made so many tokens; the last one, if none did."""
     made, end = 0, 0.0
@@ -146,41 +180,16 @@ def _until(steps: Sequence[GraphRun], num_tokens: int) -> float:
     return end
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """A figure over several texts or runs."""
-
-    median: float
-    low: float
-    """First quartile."""
-    high: float
-    """Third quartile."""
-    count: int
-    unit: str = field(default="")
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain data."""
-        return {
-            "median": round(self.median, 6),
-            "low": round(self.low, 6),
-            "high": round(self.high, 6),
-            "count": self.count,
-            "unit": self.unit,
-        }
-
-
-def spread(values: Sequence[float], unit: str) -> Spread:
-    """Returns median and quartiles, by linear interpolation; of nothing, zeros."""
-    ordered = sorted(values)
-    if not ordered:
-        return Spread(median=0.0, low=0.0, high=0.0, count=0, unit=unit)
-    return Spread(
-        median=median(ordered),
-        low=quantile(ordered, 0.25),
-        high=quantile(ordered, 0.75),
-        count=len(ordered),
-        unit=unit,
-    )
+def spread(values: Sequence[float], unit: str) -> dict[str, Any]:
+    """Returns median, quartiles (`low`, `high`), count and unit of a figure; of nothing, zeros."""
+    ordered = sorted(values) or [0.0]
+    return {
+        "median": round(median(ordered), 6),
+        "low": round(quantile(ordered, 0.25), 6),
+        "high": round(quantile(ordered, 0.75), 6),
+        "count": len(values),
+        "unit": unit,
+    }
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -206,8 +215,8 @@ def summarise(runs: Sequence[TextRun]) -> dict[str, Any]:
     }
     stages = {name: spread([run.stages[name] * 1e3 for run in runs], "ms") for name in STAGES}
     return {
-        "figures": {name: value.to_json() for name, value in figures.items()},
-        "stages_ms": {name: value.to_json() for name, value in stages.items()},
+        "figures": figures,
+        "stages_ms": stages,
         "stage_share": _shares(runs),
         "phases": _phases(runs),
     }
@@ -241,7 +250,7 @@ def _phases(runs: Sequence[TextRun]) -> list[dict[str, Any]]:
             "phase": phase,
             "graph": graph,
             "dims": dict(dims),
-            **spread(times[phase, (graph, dims)], "ms").to_json(),
+            **spread(times[phase, (graph, dims)], "ms"),
         }
         for phase, (graph, dims) in sorted(times)
     ]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 from ...runtime.cli.decoding import decoding_flags
@@ -21,9 +22,9 @@ from ...runtime.errors import ConfigError
 from ...runtime.families import RULES, decoding_settings, rules_of
 from ...runtime.families.table import decoding_blocks, find_family
 from ...runtime.measure.judge import Judge
+from ...runtime.measure.word_figures import ngrams, word_entropy
 from ...runtime.pipeline import Pipeline
 from .profile import Profiler
-from .quality import measure_quality
 from .run_record import TextRun
 
 AXES = ("rule", "block", "threads")
@@ -119,6 +120,49 @@ def require_blocks(blocks: Iterable[int], offered: Collection[int]) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedTexts:
+    """Of a set of texts."""
+
+    bits_per_char: float | None
+    """Mean over texts; None: all together are shorter than the judge's smallest block."""
+    half_width: float | None
+    """95 % over texts; None: fewer than two."""
+    entropy: float
+    """Of words, in nats, mean over texts."""
+    distinct_4: float
+    """Share of a text's four-word sequences that are different, mean over texts."""
+    num_texts: int
+    num_scored: int
+    """Texts long enough for the judge, or part of what was long enough together."""
+    together: bool
+    """Whether texts were read as one, since each alone is shorter than the judge's smallest block:
+    a model of whole canvases reads nothing shorter than a canvas."""
+
+
+def measure_quality(texts: Sequence[str], judge: Judge) -> JudgedTexts:
+    """Reads every text."""
+    words = [text.lower().split() for text in texts]
+    bits = [score.bits / score.num_chars for score in judge.score(texts)]
+    together = None if bits or len(texts) < 2 else judge.read(*texts)
+    whole = together and together.bits / together.num_chars
+    return JudgedTexts(
+        bits_per_char=fmean(bits) if bits else whole,
+        half_width=1.96 * stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else None,
+        entropy=fmean([word_entropy(each) for each in words] or [0.0]),
+        distinct_4=fmean([distinct(each, 4) for each in words] or [0.0]),
+        num_texts=len(texts),
+        num_scored=len(bits) if whole is None else len(texts),
+        together=whole is not None,
+    )
+
+
+def distinct(words: Sequence[str], size: int) -> float:
+    """Returns the share of word sequences of this size that are different; 0 without any."""
+    grams = ngrams(words, size)
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
 class Sweep:
     """The cells of one bundle; `cells` grows as they are measured."""
 
@@ -136,13 +180,8 @@ class Sweep:
         """Lists the cells; ConfigError for a block that the bundle has not.
 
         Args:
-            profiler: measures one text.
-            pipeline: the bundle, open.
-            axes: what to try.
             prompts: continued in turn.
-            num_texts: texts per cell.
             judge: reads the texts; None: the bundle itself.
-            progress: as the profiler's.
         """
         self._profiler, self._pipeline, self._progress = profiler, pipeline, progress
         self._prompts, self._num_texts = prompts, num_texts
@@ -257,7 +296,6 @@ def _sha256(texts: Iterable[str]) -> str:
 
 
 def _plain(pipeline: Pipeline) -> str:
-    """Returns the engine's name as `--engine` takes it."""
     return pipeline.engines.name.partition("-")[0]
 
 

@@ -88,7 +88,6 @@ def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _figures(make: Any, record: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yields (heading, figure, caption) of all that can be drawn."""
     summary = record.get("summary")
     if summary:
         yield "Where a text's time goes", *drawings.stages(make, summary)

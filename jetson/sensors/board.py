@@ -100,8 +100,6 @@ def target_of(model: str, memory_mib: float, compatible: str = "") -> str:
     """Returns the target whose board this is; `host` for every other machine.
 
     Args:
-        model: as the device tree has it.
-        memory_mib: MemTotal.
         compatible: as the device tree has it: carrier board and module by part number.
     """
     for part in _PART.findall(compatible):

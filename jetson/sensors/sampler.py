@@ -38,8 +38,6 @@ class Sampler:
         Args:
             source: `auto` takes sysfs, and tegrastats for power where sysfs shows no rail;
                 `none` records this process's memory only.
-            rate: readings per second, 10 to 50.
-            root: where `/sys` and `/proc` are.
 
         Raises:
             ConfigError: an unknown source, or a rate out of range.
@@ -159,12 +157,7 @@ class Sampler:
 
 
 def by_rate(sensors: Sequence[Sensor], rate: float) -> dict[int, list[Sensor]]:
-    """Returns sensors by how many readings of the fastest ones go to one of theirs.
-
-    Args:
-        sensors: any.
-        rate: readings per second of the fastest.
-    """
+    """Returns sensors by how many readings of the fastest ones go to one of theirs."""
     groups: dict[int, list[Sensor]] = {}
     for sensor in sensors:
         groups.setdefault(max(1, math.ceil(rate / sensor.max_hz)), []).append(sensor)

@@ -83,7 +83,6 @@ class Tegrastats:
 
         Args:
             record: gets the time (`time.perf_counter`) and the figures of every line.
-            rate: lines per second asked for.
 
         Raises:
             DeviceError: it is not there or does not start.

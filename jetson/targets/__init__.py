@@ -60,12 +60,7 @@ def target(name: str) -> Target:
 
 
 def describe(item: Target, *, sources: bool = False) -> str:
-    """Returns what `--target list` prints about one target: a line, and one per power mode.
-
-    Args:
-        item: the target.
-        sources: add where each fact is from.
-    """
+    """Returns what `--target list` prints about one target: a line, and one per power mode."""
     lines = [f"{item.name:14} {item.title}"]
     if item.is_gpu:
         left = item.memory_mib - item.system_mib

@@ -2,112 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from .types import JetPack
 
 _NOTES = "OE4T/meta-tegra docs/release-notes"
 
-JETPACKS: tuple[JetPack, ...] = (
-    JetPack(
-        version="6.0",
-        l4t="36.3.0",
-        python="3.10",
-        cuda="12.2",
-        tensorrt="8.6.2",
-        orin=True,
-        note="too old: TensorRT 10.3 is the oldest that this package builds with",
-        source=f"{_NOTES}/JetPack-6.0-L4T-R36.3.0-Notes.md; jetson-containers, TensorRT table",
-    ),
-    JetPack(
-        version="6.1",
-        l4t="36.4.0",
-        python="3.10",
-        cuda="12.6",
-        tensorrt="10.3.0",
-        orin=True,
-        note="",
-        source="OE4T/meta-tegra scarthgap: cuda-cudart_12.6.68, tensorrt-core_10.3.0.30",
-    ),
-    JetPack(
-        version="6.2",
-        l4t="36.4.3",
-        python="3.10",
-        cuda="12.6",
-        tensorrt="10.3.0",
-        orin=True,
-        note="adds the Super power modes",
-        source="OE4T/meta-tegra scarthgap: cuda-cudart_12.6.68, tensorrt-core_10.3.0.30",
-    ),
-    JetPack(
-        version="6.2.1",
-        l4t="36.4.4",
-        python="3.10",
-        cuda="12.6",
-        tensorrt="10.3.0",
-        orin=True,
-        note="from L4T 36.4.7 on, its updates, NvMap may fail large allocations",
-        source="unslothai/unsloth issue 3113: nvidia-jetpack 6.2.1+b38, TensorRT 10.3.0.30",
-    ),
-    JetPack(
-        version="6.2.2",
-        l4t="36.5.0",
-        python="3.10",
-        cuda="12.6",
-        tensorrt="10.3.0",
-        orin=True,
-        note="",
-        source=f"{_NOTES}/JetPack-6.2.2 notes",
-    ),
-    JetPack(
-        version="6.2.3",
-        l4t="36.5.2",
-        python="3.10",
-        cuda="12.6",
-        tensorrt="10.3.0",
-        orin=True,
-        note="",
-        source=f"{_NOTES}/JetPack-6.2.3 notes: no updates on the compute stack",
-    ),
-    JetPack(
-        version="7.0",
-        l4t="38.2",
-        python="3.12",
-        cuda="13.0",
-        tensorrt="10.13.3",
-        orin=False,
-        note="Thor only",
-        source="developer.nvidia.com/embedded/jetpack/downloads/archive-7.1",
-    ),
-    JetPack(
-        version="7.1",
-        l4t="38.4",
-        python="3.12",
-        cuda="13.0",
-        tensorrt="10.13.3",
-        orin=False,
-        note="Thor only",
-        source="developer.nvidia.com/embedded/jetpack/downloads/archive-7.1",
-    ),
-    JetPack(
-        version="7.2",
-        l4t="39.2.0",
-        python="3.12",
-        cuda="13.2",
-        tensorrt="10.16.2",
-        orin=True,
-        note="the first JetPack 7 for Orin",
-        source=f"{_NOTES}/JetPack-7.2-L4T-R39.2.0-Notes.md",
-    ),
-    JetPack(
-        version="7.2.1",
-        l4t="39.2.1",
-        python="3.12",
-        cuda="13.2",
-        tensorrt="10.16.2",
-        orin=True,
-        note="",
-        source="public dump of an Orin Nano Super, 2026-09-19",
-    ),
-)
+_CORE = "OE4T/meta-tegra scarthgap: cuda-cudart_12.6.68, tensorrt-core_10.3.0.30"
+_THOR = "developer.nvidia.com/embedded/jetpack/downloads/archive-7.1"
+_ROWS: tuple[tuple[Any, ...], ...] = (
+    ("6.0", "36.3.0", "3.10", "12.2", "8.6.2", True,
+     "too old: TensorRT 10.3 is the oldest that this package builds with",
+     f"{_NOTES}/JetPack-6.0-L4T-R36.3.0-Notes.md; jetson-containers, TensorRT table"),
+    ("6.1", "36.4.0", "3.10", "12.6", "10.3.0", True, "", _CORE),
+    ("6.2", "36.4.3", "3.10", "12.6", "10.3.0", True, "adds the Super power modes", _CORE),
+    ("6.2.1", "36.4.4", "3.10", "12.6", "10.3.0", True,
+     "from L4T 36.4.7 on, its updates, NvMap may fail large allocations",
+     "unslothai/unsloth issue 3113: nvidia-jetpack 6.2.1+b38, TensorRT 10.3.0.30"),
+    ("6.2.2", "36.5.0", "3.10", "12.6", "10.3.0", True, "", f"{_NOTES}/JetPack-6.2.2 notes"),
+    ("6.2.3", "36.5.2", "3.10", "12.6", "10.3.0", True, "",
+     f"{_NOTES}/JetPack-6.2.3 notes: no updates on the compute stack"),
+    ("7.0", "38.2", "3.12", "13.0", "10.13.3", False, "Thor only", _THOR),
+    ("7.1", "38.4", "3.12", "13.0", "10.13.3", False, "Thor only", _THOR),
+    ("7.2", "39.2.0", "3.12", "13.2", "10.16.2", True, "the first JetPack 7 for Orin",
+     f"{_NOTES}/JetPack-7.2-L4T-R39.2.0-Notes.md"),
+    ("7.2.1", "39.2.1", "3.12", "13.2", "10.16.2", True, "",
+     "public dump of an Orin Nano Super, 2026-09-19"),
+)  # fmt: skip
+_COLUMNS = tuple(field.name for field in fields(JetPack))
+JETPACKS = tuple(JetPack(**dict(zip(_COLUMNS, row, strict=True))) for row in _ROWS)
 """Oldest first."""
 
 

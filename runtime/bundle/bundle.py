@@ -104,7 +104,6 @@ def write_bundle(
     """Packs a bundle and returns its SHA-256; equal members give equal bytes.
 
     Args:
-        path: Where the bundle goes; it appears there complete or not at all.
         manifest: Its `members` is filled in here.
         members: Member name → bytes, or a file to copy.
         progress: Told of bytes written.
@@ -164,7 +163,6 @@ def open_bundle(path: str | Path, *, expect_sha256: str | None = None) -> Bundle
     """Verifies a bundle, unpacks it on first use and says where it lies.
 
     Args:
-        path: The `.dlm` file.
         expect_sha256: If given, any other bundle is refused (and the whole file is hashed).
 
     Raises:

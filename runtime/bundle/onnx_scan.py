@@ -38,7 +38,6 @@ _FIELDS: dict[str, dict[int, str]] = {
 def _walk(
     data: memoryview, message: str, at: int, end: int, depth: int
 ) -> Iterator[dict[str, str]]:
-    """Yields the external_data entries of each tensor that has any."""
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     children = _FIELDS[message]
@@ -62,7 +61,6 @@ def check_external_data(name: str, graph: bytes, sizes: Mapping[str, int]) -> No
 
     Args:
         name: Member name of the graph; locations are relative to its folder.
-        graph: The bytes of the ONNX file.
         sizes: Size of every member in bytes.
 
     Raises:

@@ -78,6 +78,7 @@ def _answer(pipeline: Pipeline, talk: Chat, options: RunOptions, text: str, turn
         seed=options.seed,
         stop=options.stop,
         slide=options.slide,
+        conditions=options.conditions,
         **options.settings,
     )
     interrupted = False

@@ -143,7 +143,6 @@ def evaluate_file(
 
 
 def _stream(data: str, limit: int | None, tokenizer: Tokenizer, framing: Framing) -> Iterator[int]:
-    """Yields document after document, with the tokens around each."""
     from ..text.documents import by_document, read_pieces
 
     suffix = Path(data).suffix.lower()

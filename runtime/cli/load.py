@@ -24,11 +24,7 @@ def load_pipeline(
     verbose: int,
     weak_types: bool = False,
 ) -> Pipeline:
-    """Loads a bundle for a command, and says what there is to say on stderr.
-
-    Raises:
-        DlmError: As `Pipeline.load`.
-    """
+    """Loads a bundle for a command, and says what there is to say on stderr."""
     line = ProgressLine()
 
     def say(text: str) -> None:
@@ -57,11 +53,7 @@ def load_pipeline(
 def with_chosen_rule(
     command: str, pipeline: Pipeline, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Gives settings checked, with the rule that an option chooses; says on stderr if one does.
-
-    Raises:
-        ConfigError: As `Pipeline.settings`.
-    """
+    """Gives settings checked, with the rule that an option chooses; says on stderr if one does."""
     own = pipeline.settings()
     found = with_rule(settings, own, pipeline.manifest.family)
     if line := chosen_rule_note(settings, own, pipeline.settings(**found)):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ConfigError, DataError
 from .common import refuse_together
 from .decoding import decoding_flags, take_settings
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _CONTRADICTIONS = (
     ("--infill", "PROMPT", "a template is its own prompt"),
@@ -53,6 +56,8 @@ class RunOptions:
     num_samples: int
     slide: bool
     stop: tuple[str, ...]
+    conditions: Mapping[str, np.ndarray]
+    """By name; see `Request.conditions`."""
     settings: dict[str, Any]
     """Overrides of the bundle's decoding settings."""
     engine: str
@@ -102,7 +107,6 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None
 
 
 def _refuse_path(prompt: str) -> None:
-    """Raises ConfigError for a prompt that is a path, or looks like one."""
     path = Path(prompt)
     try:
         there = bool(prompt) and path.exists()
@@ -127,6 +131,29 @@ def parse_gap_tokens(text: str) -> tuple[int, ...]:
         raise ConfigError(
             f"--gap-tokens must be a number, or one for each gap like 8,20; found {text!r}"
         ) from None
+
+
+def read_conditions(given: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads arrays given as NAME=FILE.npy; raises ConfigError or DataError."""
+    import numpy as np
+
+    found: dict[str, np.ndarray] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(f"--condition must be NAME=FILE.npy, found {text!r}")
+        if name in found:
+            raise ConfigError(f"--condition {name} is given twice; give one array for each name")
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"cannot read condition {name} from {path}: {error}; write it with numpy.save"
+            ) from error
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"condition {name}: {path} holds several arrays; give a .npy file")
+        found[name] = array
+    return found
 
 
 def read_prompts(name: str) -> Iterator[str]:
@@ -205,6 +232,7 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
         prompt=prompt,
         settings=settings,
         gap_tokens=parse_gap_tokens(gap_tokens) if gap_tokens else (),
+        conditions=read_conditions(given.pop("condition")),
         watch_delay=given.pop("watch_delay") or 0.0,
         task=task,
         report_path=report_path,
@@ -213,7 +241,6 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
 
 
 def _task(present: dict[str, bool]) -> str:
-    """Returns the one task asked for, or nothing; refuses options of text beside it."""
     options = ["--" + name.replace("_", "-") for name in TASKS]
     pairs = [(a, b) for index, a in enumerate(options) for b in options[index + 1 :]]
     refuse_together(present, *((a, b, "each is a run of its own") for a, b in pairs))
@@ -221,13 +248,12 @@ def _task(present: dict[str, bool]) -> str:
     for name in asked:
         alone = "--" + name.replace("_", "-")
         others = ("--chat", "PROMPT", "--prompt-file", "--infill", "--watch", "--max-tokens")
-        others += ("--stop", *decoding_flags().values())
+        others += ("--stop", "--condition", *decoding_flags().values())
         refuse_together(present, *((alone, other, "it generates no text") for other in others))
     return asked[0] if asked else ""
 
 
 def _refuse_idle(present: dict[str, bool], engine: str) -> None:
-    """Refuses options that mean something beside another one only."""
     builds = engine == "tensorrt" or present["--build"] or present["--rebuild"]
     if present["--weak-types"] and not builds:
         raise ConfigError(

@@ -18,7 +18,6 @@ from .options import read_options
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds all options of `dlm-run`, in the order of its help."""
     whole = click.IntRange(min=1)
     parts = [
         grouped(
@@ -30,6 +29,12 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 "--slide",
                 is_flag=True,
                 help="Accept prompts beyond the context: only the tail is seen.",
+            ),
+            click.option(
+                "--condition",
+                multiple=True,
+                metavar="NAME=FILE.npy",
+                help="An array that the texts depend on; --info names the bundle's conditions.",
             ),
             click.option("--infill", metavar="TEXT", help="Fill each ___ in TEXT (\\___ is text)."),
             click.option(

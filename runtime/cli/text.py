@@ -15,6 +15,7 @@ from ..bundle.bundle import default_bundle_path, open_bundle
 from ..bundle.manifest import dims_text
 from ..errors import EngineError
 from ..families import decoding_settings
+from ..families.base import condition_inputs
 from ..pipeline import Pipeline, TextGeneration, TextResult
 from ..process import peak_rss_mib
 from ..text.documents import SEPARATOR
@@ -70,7 +71,6 @@ def load(options: RunOptions) -> Pipeline:
 
 
 def _jobs(options: RunOptions) -> Iterator[tuple[str, int]]:
-    """Yields (prompt, sample index) of every text."""
     if options.prompt_file:
         prompts = read_prompts(options.prompt_file)
     elif options.prompt is None and options.infill is None:
@@ -89,6 +89,7 @@ def _start(
         "seed": options.seed,
         "sample_index": sample_index,
         "provisional": options.watch,
+        "conditions": options.conditions,
         **options.settings,
     }
     if options.infill is not None:
@@ -212,6 +213,10 @@ def show_info(options: RunOptions) -> None:
         }
         for g in manifest.graphs
     ]
+    conditions = {
+        role: " or ".join(sorted({f"{tensor.dtype} {tensor.shape}" for _, tensor in inputs}))
+        for role, inputs in condition_inputs(manifest.graphs).items()
+    }
     facts = {
         "path": str(path),
         "sha256": bundle.sha256,
@@ -222,6 +227,7 @@ def show_info(options: RunOptions) -> None:
         "vocab_size": manifest.vocab_size,
         "max_position": manifest.max_position,
         "block_sizes": list(manifest.block_sizes),
+        "conditions": conditions,
         "graphs": shapes,
         "model": dict(manifest.model),
         "noise_schedule": dict(manifest.noise_schedule),
@@ -234,6 +240,7 @@ def show_info(options: RunOptions) -> None:
     facts["graphs"] = ", ".join(
         f"{s['name']} {dims_text(s['dims'])}, to {s['purpose']} ({s['precision']})" for s in shapes
     )
+    facts["conditions"] = conditions or "none"
     facts["block_sizes"] = ", ".join(map(str, manifest.block_sizes))
     facts["decoding"] = decoding_settings(manifest, {}).to_json()
     for name, value in facts.items():

@@ -91,9 +91,6 @@ class Watch:
         """Chooses between redrawing in place and plain lines by what `out` is.
 
         Args:
-            out: where to draw.
-            decode: ids to text.
-            delay: seconds to wait after each drawing.
             environment: NO_COLOR and TERM are read from it.
             size: asked before each drawing, so that a resized window is followed.
         """
@@ -105,7 +102,6 @@ class Watch:
         self.num_steps = 0
 
     def __enter__(self) -> Watch:
-        """Hides the cursor."""
         if self.live:
             self._write("\x1b[?25l")
         return self

@@ -28,13 +28,10 @@ def open_engines(
     """Makes a bundle's graphs executable.
 
     Args:
-        bundle: From `open_bundle`.
         engine: One of ENGINE_NAMES; what `auto` chose and why stands in the set's `reason`.
         threads: CPU threads that compute; None = every core this process may use, 8 at most.
-        build: How TensorRT's plans are built, if they have to be.
         note: Gets a line when `auto` does without a TensorRT that is there or when int8 graphs run
             on another backend than they were made for, and what TensorRT's backend has to say.
-        report: Gets the fraction of a plan's build done and its phase.
 
     Raises:
         ConfigError: Unknown engine or impossible number of threads.

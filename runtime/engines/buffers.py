@@ -101,7 +101,6 @@ class Buffers(Generic[Array]):
         self._made: dict[Hashable, Array] = {}
 
     def __iter__(self) -> Iterator[Array]:
-        """Yields every array that was made."""
         return iter(self._made.values())
 
     def view(self, tensor: TensorSpec, spec: GraphSpec) -> Any:

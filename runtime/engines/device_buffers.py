@@ -64,7 +64,6 @@ def out_of_memory(specs: Sequence[GraphSpec], scratch: int, free: int) -> str:
     """Says in one line what was needed, what is free, and which shape alone would fit.
 
     Args:
-        specs: Every shape that was to be served.
         scratch: Bytes of TensorRT's scratch memory.
         free: Bytes left on the device.
     """

@@ -148,14 +148,14 @@ class OnnxRuntimeEngines:
         return self._engines[key]
 
     def account(self) -> Mapping[str, int]:
-        """See Accountable; weights are those of the open sessions, as they stand on disk."""
+        """Returns bytes by part; weights are those of the open sessions, as stored on disk."""
         members = self._bundle.manifest.members
         stems = {Path(file).with_suffix("") for file in self._sessions}
         weights = sum(m.size for name, m in members.items() if Path(name).with_suffix("") in stems)
         return {"weights": weights, **self._buffers.account()}
 
     def start_layers(self) -> None:
-        """See LayerClocks: a session counts from its birth, so all are opened again."""
+        """Opens all sessions again: a session profiles from its creation on."""
         self._drop_sessions()
         self._profiles = tempfile.TemporaryDirectory(prefix="dlm-layers-")
 

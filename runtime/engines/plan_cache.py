@@ -137,9 +137,7 @@ class PlanCache:
         """Returns the plan, building and keeping it if there is none.
 
         Args:
-            key: Which plan.
             build: Builds it; called at most once, by one process at a time.
-            rebuild: Build even if there is one.
             need_bytes: What the plan will take at least; found out before minutes of work.
 
         Raises:

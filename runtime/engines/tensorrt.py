@@ -115,14 +115,7 @@ class TensorRtEngines:
         """Loads the bundle's plans, building those that the cache lacks.
 
         Args:
-            trt: The module.
-            bundle: Opened.
-            device: Allocates, and has the stream.
-            gpu: What the plans are for.
-            settings: How to build.
-            reason: Why this backend was taken.
             note: Gets a line when a plan is damaged or built again.
-            report: As in `build_plan`.
 
         Raises:
             EngineError: A plan can neither be loaded nor built.
@@ -221,7 +214,6 @@ class TensorRtEngines:
         )
 
     def account(self) -> dict[str, int]:
-        """See Accountable; weights are the plans, which hold little else."""
         return {
             "weights": self._plan_bytes,
             "scratch": self._scratch_bytes,
@@ -229,14 +221,13 @@ class TensorRtEngines:
         }
 
     def start_layers(self) -> None:
-        """See LayerClocks; nothing is captured meanwhile, which no profiler stands."""
+        """Starts the clocks. Nothing is captured meanwhile: a profiler does not allow it."""
         self._drop_contexts()
         self._clocks = layer_profiler(self._trt)
         if isinstance(self.device, ReplayingDevice):
             self._captures, self.device.captures = self.device.captures, False
 
     def take_layers(self) -> LayerTimes:
-        """See LayerClocks; contexts are made anew, without a profiler."""
         self._drop_contexts()
         clocks, self._clocks = self._clocks, None
         if isinstance(self.device, ReplayingDevice):

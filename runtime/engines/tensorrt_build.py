@@ -108,11 +108,8 @@ def build_plan(
     Args:
         trt: The module `tensorrt` (or `tensorrt_rtx`).
         onnx_path: The unpacked graph; its weights lie beside it.
-        specs: Shapes of this one file.
-        settings: How to build.
         timing_cache: From an earlier build with the same TensorRT on the same GPU.
         configure: Last word on the builder config, for what one TensorRT needs and others lack.
-        report: Gets the fraction done and the phase.
 
     Raises:
         EngineError: TensorRT refuses the graph, runs out of memory, or gives no plan.

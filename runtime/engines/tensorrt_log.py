@@ -94,7 +94,6 @@ def progress_monitor(
     """Returns an IProgressMonitor.
 
     Args:
-        trt: The module.
         report: Gets the fraction done, 0 to 1, and the name of the phase.
         cancelled: Once set, TensorRT is told to give up at its next step.
     """

@@ -47,12 +47,8 @@ def open_tensorrt(
     """Makes a bundle's graphs executable with TensorRT, building plans that the cache lacks.
 
     Args:
-        bundle: Opened.
-        reason: Why this backend was taken.
-        settings: How plans are built.
         note: Gets a line when kernels are compiled, a plan is damaged or waited for, or steps
             cannot be captured.
-        report: Gets the fraction of a build done and its phase.
 
     Raises:
         EngineError: TensorRT is missing, or cannot build or load a plan.

@@ -102,15 +102,7 @@ def plan_for(
     """Returns the plan of one ONNX file of a bundle.
 
     Args:
-        trt: The module `tensorrt` (or `tensorrt_rtx`).
-        bundle: Opened, so unpacked and verified.
         file: Member name of the ONNX file.
-        gpu: Where it will run.
-        cache: Of plans.
-        settings: How to build.
-        rebuild: Build even if the cache has it.
-        configure: As in `build_plan`.
-        report: As in `build_plan`.
 
     Raises:
         EngineError: It cannot be built, or the cache cannot be written.

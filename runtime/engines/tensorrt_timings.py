@@ -16,7 +16,6 @@ def attach_timings(config: Any, known: bytes) -> None:
     Times of another GPU or version, which TensorRT does not read or refuses, count as none.
 
     Args:
-        config: IBuilderConfig.
         known: Of an earlier build; may be empty.
     """
     for data in (known, b"") if known else (b"",):

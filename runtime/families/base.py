@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..bundle.manifest import GraphSpec, Manifest
+from ..bundle.manifest import GraphSpec, Manifest, TensorSpec
 from ..decoding import DecodingRule
 from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
@@ -64,8 +64,8 @@ class Request:
     """So many ids of the prompt stand in the KV cache already: the request before gave them as its
     rule's `cached_ids` (see `Resumable`). Less than the prompt has."""
     conditions: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What the text depends on beside the prompt, by the role of the graph's input: each in the
-    shape and dtype of an input on offer. Written once, before the first run."""
+    """What the text depends on beside the prompt, by the role of the graph's input: each in its
+    shape and dtype (see `condition_inputs`). Written once, before the first run."""
     provisional: bool = False
     """Whether to report the canvas after every step too, which costs a copy of it."""
 
@@ -177,52 +177,52 @@ class LoadedModel:
         """Starts a request: writes its conditions, and has the family make its first canvas.
 
         Raises:
-            ConfigError: It cannot be served; a condition is missing, unknown or of another shape.
+            ConfigError: It cannot be served; a condition is missing, unknown, or of another shape
+                or dtype.
         """
         self._write_conditions(request.conditions)
         return self.family.start(self, request)
 
     def _write_conditions(self, given: Mapping[str, np.ndarray]) -> None:
-        wanted = condition_roles(self.specs)
-        if given.keys() != wanted:
+        wanted = condition_inputs(self.specs)
+        if given.keys() != wanted.keys():
             raise ConfigError(
                 f"the bundle's conditions are {', '.join(sorted(wanted)) or 'none'}, the request "
-                f"has {', '.join(sorted(given)) or 'none'}; give exactly the former"
+                f"has {', '.join(sorted(given)) or 'none'}; give exactly the former (conditions=; "
+                "--condition)"
             )
         for role, value in given.items():
-            inputs = {
-                tensor.shape: (spec, tensor)
-                for spec in self.specs
-                for tensor in spec.inputs
-                if tensor.role == role
-            }
-            if value.shape not in inputs:
-                shapes = " or ".join(map(str, inputs))
+            inputs = {(tensor.dtype, tensor.shape): (spec, tensor) for spec, tensor in wanted[role]}
+            array = np.ascontiguousarray(value)
+            if (array.dtype.name, array.shape) not in inputs:
+                takes = " or ".join(f"{dtype} {shape}" for dtype, shape in inputs)
                 raise ConfigError(
-                    f"condition {role} has shape {value.shape}, the bundle takes {shapes}"
+                    f"condition {role} is {array.dtype.name} {array.shape}, the bundle takes "
+                    f"{takes}; convert it"
                 )
             # Every shape of every graph that reads it shares this array.
-            spec, tensor = inputs[value.shape]
-            target = self.engines.engine(spec).inputs[tensor.name]
-            self.ops.assign(target, np.ascontiguousarray(value, tensor.dtype))
+            spec, tensor = inputs[array.dtype.name, array.shape]
+            self.ops.assign(self.engines.engine(spec).inputs[tensor.name], array)
 
     def positions(self, settings: DecodingRule) -> int:
         """Gives how many positions a text may have before its window slides; see DeviceFamily."""
         return self.family.positions(self.manifest, self.specs, settings)
 
 
-def condition_roles(specs: Sequence[GraphSpec]) -> set[str]:
-    """Gives the inputs that a request must bring: of lifetime `request`, and made by no graph.
+def condition_inputs(
+    specs: Sequence[GraphSpec],
+) -> dict[str, list[tuple[GraphSpec, TensorSpec]]]:
+    """Gives the inputs that a request must bring, by role: of lifetime `request`, made by no graph.
 
     A cache is made row by row: its new rows are the output whose role ends in `_new`.
     """
     made = {tensor.role.removesuffix("_new") for spec in specs for tensor in spec.outputs}
-    return {
-        tensor.role
-        for spec in specs
-        for tensor in spec.inputs
-        if tensor.lifetime == "request" and tensor.role not in made
-    }
+    found: dict[str, list[tuple[GraphSpec, TensorSpec]]] = {}
+    for spec in specs:
+        for tensor in spec.inputs:
+            if tensor.lifetime == "request" and tensor.role not in made:
+                found.setdefault(tensor.role, []).append((spec, tensor))
+    return found
 
 
 class DeviceFamily(Protocol):

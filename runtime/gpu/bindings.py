@@ -95,7 +95,7 @@ class BindingsDriver:
         return int(pointer), _Owned(self._driver.cuMemFree, pointer)
 
     def to_device(self, pointer: int, values: np.ndarray) -> None:
-        """See Driver; pageable memory is copied aside before the call returns."""
+        """Enqueues the copy; the driver copies pageable memory aside before the call returns."""
         self._do("cuMemcpyHtoDAsync", pointer, values.ctypes.data, values.nbytes, self._stream)
 
     def to_host(self, values: np.ndarray, pointer: int) -> None:

@@ -12,7 +12,6 @@ from .kernel_cache import compile_cached
 
 
 def _nvrtc() -> tuple[Any, str]:
-    """Gives NVRTC's binding and its version."""
     try:
         from cuda.bindings import nvrtc  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 

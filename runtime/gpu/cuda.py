@@ -58,7 +58,6 @@ class CudaDevice(Immediate):
         """Retains a GPU's primary context; DeviceError if there is none or a binding lacks.
 
         Args:
-            ordinal: Which GPU.
             driver: How to call it; None: pycuda, or cuda-bindings where that is missing.
             note: Gets a line when kernels have to be compiled.
         """

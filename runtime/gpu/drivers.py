@@ -146,7 +146,6 @@ class PycudaDriver:
         return self._cuda.mem_get_info()
 
     def close(self) -> None:
-        """See Driver; once is enough."""
         self._pop()
 
 

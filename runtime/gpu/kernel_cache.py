@@ -70,9 +70,7 @@ def compile_cached(
     """Gives a source's image, compiled now unless an earlier one is whole.
 
     Args:
-        source: The `.cu` file.
         cuda_version: Of the compiler, such as `12.6`.
-        capability: Major and minor compute capability.
         compile_: Called when there is no image.
     """
     folder = cache_root() / "kernels"

@@ -218,7 +218,7 @@ class ReplayingDevice:
         return self._inner.memory()
 
     def forget(self) -> None:
-        """See Device; drops captured steps, and what was enqueued and not flushed."""
+        """Drops captured steps, and what was enqueued and not flushed."""
         self._pending.clear()
         self._steps.clear()
         self._held.clear()

@@ -50,7 +50,6 @@ def board_report(
     Args:
         load: Opens the bundle on the engine asked for; may fail.
         notes: What loading had to say; read when it is done.
-        progress: Gets a line per part.
 
     Returns:
         JSON; `ok` is true if every part that can be run here was run and agrees, on no engine but

@@ -104,11 +104,6 @@ def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
 def check_bundle(bundle: Bundle, engines: EngineSet, ops: Ops | None = None) -> dict[str, Any]:
     """Replays the bundle's golden vectors; returns figures, with `ok` as the verdict.
 
-    Args:
-        bundle: Opened.
-        engines: Its graphs.
-        ops: Those of the engines' buffers; None: made here.
-
     Raises:
         BundleError: The bundle has no golden vectors, or they do not fit its graphs.
         EngineError: A run failed.

@@ -16,10 +16,7 @@ def eval_figures(
     """Returns a measured stream's figures, bits per character among them.
 
     Args:
-        result: What was measured.
-        tokenizer: Turns the stream back into text.
         stream: Documents with the tokens around each; its first token is given.
-        eos_token_id: Separates documents.
     """
     # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
     num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))

@@ -89,7 +89,6 @@ def evaluate_ids(
     """Measures the bound of a token stream.
 
     Args:
-        model: Whose bound it is.
         ids: (n,) stream: end-of-text, document, end-of-text, document, …
         context: Tokens per window; None: all positions that the graphs have room for.
         block_size: Positions denoised together; None: what decoding would take.
@@ -100,7 +99,6 @@ def evaluate_ids(
         progress: Told after every window.
 
     Raises:
-        ConfigError: Settings out of range.
         DataError: A text too short, or with ids that no text holds.
     """
     if max_samples < FIRST_SAMPLES or not 0 < relative_half_width < 1:
@@ -184,7 +182,6 @@ def half_width(totals: np.ndarray, num_tokens: int) -> float:
 
     Args:
         totals: (samples, windows) nats; rows 2k and 2k + 1 are one pair.
-        num_tokens: Scored tokens of all windows.
 
     Returns:
         0 for a single sample, which is what exact likelihoods have.

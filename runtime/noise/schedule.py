@@ -122,7 +122,7 @@ class Cosine:
         _check("cosine", "eps", self.eps, 0.0, 0.5)
 
     def move_chance(self, t: T) -> T:
-        """See NoiseSchedule; 1 - cos x is written 2 sin^2(x / 2)."""
+        """Returns the chance; 1 - cos x is computed as 2 sin^2(x / 2)."""
         sine = cast("Any", apply("sin", cast("Any", t) * (math.pi / 4)))
         return cast("T", (2.0 * (1.0 - self.eps)) * (sine * sine))
 

@@ -39,9 +39,6 @@ class Piece(NamedTuple):
 def read_documents(path: str | Path) -> Iterator[str]:
     """Yields the documents of one text file in their order.
 
-    Args:
-        path: a UTF-8 text file; a byte order mark at its start is dropped.
-
     Raises:
         DataError: the file is missing, a folder, not UTF-8, or holds no document.
     """
@@ -49,11 +46,7 @@ def read_documents(path: str | Path) -> Iterator[str]:
 
 
 def read_pieces(path: str | Path) -> Iterator[Piece]:
-    """Yields the documents of one text file as pieces, in bounded memory.
-
-    Raises:
-        DataError: as `read_documents`.
-    """
+    """Yields the documents of one text file as pieces, in bounded memory."""
     path = Path(path)
     pending, begins, found = "", True, False
     for text in _read_chunks(path):

@@ -117,14 +117,6 @@ def lay_out(
 ) -> TemplateCanvas:
     """Tokenises the pieces and puts masks between them.
 
-    Args:
-        template: what to fill.
-        lengths: tokens of each gap.
-        encode: text to ids, without special tokens.
-        decode: ids to text, special tokens left out.
-        start_ids: what is in front of a text.
-        mask_token_id: the id at each position to fill.
-
     Raises:
         ConfigError: the tokenizer cannot give a fixed piece back byte for byte.
     """

@@ -16,7 +16,7 @@ import json, time
 from contextlib import contextmanager
 from pathlib import Path
 from dlm_edge.jetson.profile.profile import Profiler
-from dlm_edge.jetson.profile.options import ProfileOptions
+from dlm_edge.jetson.profile.profile import ProfileOptions
 def readings(profiler):
     column = profiler.sampler.series.columns.get("malloc")
     return len(column.values) if column else 0

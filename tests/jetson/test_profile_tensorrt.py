@@ -1,8 +1,7 @@
 """A profile on TensorRT, on a stand-in for a board: all is ours but its runtime and driver."""
 
 import pytest
-from dlm_edge.jetson.profile.options import ProfileOptions
-from dlm_edge.jetson.profile.profile import Profiler
+from dlm_edge.jetson.profile.profile import ProfileOptions, Profiler
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
 from toy_bundle import write_toy

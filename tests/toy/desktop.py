@@ -6,6 +6,8 @@ tokens; their mean code is what it takes for the clean latents. Its figure is th
 step: the cross-entropy at level 1, where z tells nothing, so that tokens are independent given
 the source.
 
+The source is the tail of the prompt, or with `source_given` a condition that a request brings.
+
 In training a random number of tokens at the source's begin is hidden (EOS in their place), all of
 them as well: so the model is unconditional, too, which guidance needs.
 """
@@ -123,12 +125,12 @@ class Toy(Family):
     has_mask = False
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        given = check_options(self.name, options, ())
+        given = check_options(self.name, options, ("source_given",))
         return {
             **common_config(self.name, given, {"causal": False}),
             "noise_schedule": {},
             "block_sizes": [given["context"] - 1],
-            "objective": {},
+            "objective": {"source_given": given.get("source_given", False)},
         }
 
     def make_model(self, config: Mapping[str, Any]) -> nn.Module:
@@ -172,6 +174,7 @@ class Toy(Family):
         assert isinstance(model, ToyModel)
         dim, vocab = config["model"]["dim"], config["vocab_size"]
         rows = config["block_sizes"][0]
+        source_lives = "request" if config["objective"]["source_given"] else "run"
 
         def tensor(name, dtype, shape, role, lifetime="run"):
             return GraphTensor(name=name, dtype=dtype, shape=shape, role=role, lifetime=lifetime)
@@ -194,7 +197,7 @@ class Toy(Family):
             ExportGraph(
                 name="encode",
                 module=Encode(model).eval(),
-                inputs=(tensor("source", "int32", ("batch", "source"), "source"),),
+                inputs=(tensor("source", "int32", ("batch", "source"), "source", source_lives),),
                 outputs=(tensor("encoded", "float32", ("batch", dim), "memory"),),
                 shapes=lambda blocks, contexts: (encoded,),
                 corrupt=sources,

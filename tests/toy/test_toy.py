@@ -4,12 +4,16 @@ The text is "abcabc…": given the letter before it, each is certain. So a model
 continues any of the three letters rightly, and one that does not cannot know which comes first.
 """
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
-from dlm_edge.jetson.profile.options import ProfileOptions
-from dlm_edge.jetson.profile.profile import Profiler
+from dlm_edge.jetson.profile.profile import ProfileOptions, Profiler
+from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families import RULES_OF_FAMILY
 from dlm_edge.runtime.families import table as device_table
@@ -17,6 +21,8 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
+from dlm_edge.runtime.ops.host import NumpyOps
+from dlm_edge.runtime.ops.rows import ROWS
 from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.train import families as desktop
 from dlm_edge.train.config import TrainConfig
@@ -121,6 +127,50 @@ def test_its_bundle_encodes_once_and_steps_over_floats_without_a_cache(pipeline)
     assert pipeline.generate("ab", max_tokens=6).result().nfe == 1 + STEPS
 
 
+@pytest.fixture(scope="module")
+def conditioned(folder, summary):
+    """The same weights, exported with the source as a condition of the request."""
+    checkpoint = folder / "conditioned"
+    shutil.copytree(folder / "checkpoint", checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["objective"]["source_given"] = True
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    settings = ExportSettings(target="host", data=folder / "letters.txt")
+    export_checkpoint(checkpoint, folder / "conditioned.dlm", settings)
+    return folder / "conditioned.dlm"
+
+
+def source_of(pipeline, prompt: str) -> np.ndarray:
+    """The condition that stands for a prompt: its tail behind EOS, and EOS alone."""
+    ids = [pipeline.manifest.eos_token_id] * SOURCE + pipeline.tokenizer.encode(prompt)
+    return np.array([ids[-SOURCE:], [pipeline.manifest.eos_token_id] * SOURCE], np.int32)
+
+
+def test_a_condition_that_a_request_brings_decides_its_text(conditioned):
+    with Pipeline.load(conditioned, threads=1) as opened:
+        for prompt, wanted in (("ab", "cabcab"), ("abc", "abcabc"), ("bca", "bcabca")):
+            given = {"source": source_of(opened, prompt)}
+            assert opened.generate("", max_tokens=6, conditions=given).result().text == wanted
+        many = opened.generate("", num_samples=2, max_tokens=6, conditions=given)
+        assert [text.text for text in many] == ["bcabca"] * 2
+        with pytest.raises(ConfigError, match="conditions are source, the request has none"):
+            opened.generate("ab", max_tokens=6)
+        wide = {"source": given["source"].astype(np.int64)}
+        with pytest.raises(ConfigError, match=r"source is int64 \(2, 4\), the bundle takes int32"):
+            opened.generate("ab", max_tokens=6, conditions=wide)
+
+
+def test_dlm_run_reads_conditions_from_files(conditioned, pipeline, tmp_path):
+    np.save(tmp_path / "source.npy", source_of(pipeline, "ab"))
+    arguments = [str(conditioned), "--threads", "1", "--max-tokens", "6", "-p", ""]
+    runner = CliRunner()
+    found = runner.invoke(main, [*arguments, "--condition", f"source={tmp_path / 'source.npy'}"])
+    assert found.stdout == "cabcab\n"
+    assert runner.invoke(main, arguments).exit_code == 2
+    info = runner.invoke(main, [str(conditioned), "--info", "--json"]).stdout
+    assert json.loads(info)["conditions"] == {"source": f"int32 (2, {SOURCE})"}
+
+
 def test_without_guidance_no_text_depends_on_its_prompt(pipeline):
     assert len(set(texts(pipeline, guidance=0.0))) == 1
 
@@ -138,10 +188,10 @@ def test_the_bound_on_the_device_is_that_of_training(pipeline, folder):
     ids = np.array([0, *pipeline.tokenizer.encode("abcabcabcabc")], np.int32)
     model = load_model(pipeline.manifest, pipeline.engines)
     (nats,) = ToyDevice().bound(model, [ids], seed=1, samples=range(200))
-    from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+    from dlm_edge.train.checkpoints.convert import open_any
     from dlm_edge.train.evaluate import open_model
 
-    checkpoint = read_checkpoint(folder / "checkpoint")
+    checkpoint = open_any(folder / "checkpoint")
     _, module = open_model(checkpoint)
     rows = torch.from_numpy(np.tile(ids, (200, 1)))
     source = torch.zeros(200, SOURCE, dtype=torch.int32)
@@ -156,12 +206,12 @@ def test_the_bound_on_the_device_is_that_of_training(pipeline, folder):
 def test_steps_lead_to_the_clean_latents_if_the_model_knows_them():
     rng = np.random.default_rng(0)
     clean, noise, aside = rng.standard_normal((3, 5, 8)).astype(np.float32)
-    form, table = NumpyLatent(), ddim_table(3, 1.5)
-    guided_to_clean = np.stack([clean + aside / 3, clean + aside])  # 1.5 / 3 - 0.5 = 0
+    form, table, guidance = NumpyLatent(), ddim_table(3), NumpyOps().bind(ROWS)
     canvas = form.canvas(table, 5, 8, 4)
     form.begin(canvas, noise)
     for level in (2 / 3, 1 / 3, 0.0):
-        form.step(guided_to_clean, np.zeros((2, 5, 4), np.float32), canvas)
+        both = np.stack([clean + aside / 3, clean + aside])  # 1.5 / 3 - 0.5 = 0
+        form.step(guidance.guide(both, 1.5), np.zeros((1, 5, 4), np.float32), canvas)
         angle = np.pi / 2 * level
         wanted = np.cos(angle) * clean + np.sin(angle) * noise
         assert np.allclose(canvas.latents, wanted, atol=1e-5)
@@ -180,15 +230,15 @@ def test_noise_is_gaussian_and_keyed_by_seed_and_sample():
 @pytest.mark.parametrize(("rows", "dim", "vocab"), [(1, 1, 2), (5, 33, 31), (12, 64, 100)])
 def test_its_kernels_do_what_numpy_does(rows, dim, vocab, downwards):
     rng = np.random.default_rng(rows)
-    device, table = EmulatedDevice(downwards=downwards), ddim_table(3, 1.5)
+    device, table = EmulatedDevice(downwards=downwards), ddim_table(3)
     forms = CudaLatent(device), NumpyLatent()
     canvases = [form.canvas(table, rows, dim, vocab) for form in forms]
     noise = rng.standard_normal((rows, dim)).astype(np.float32)
     for form, canvas in zip(forms, canvases, strict=True):
         form.begin(canvas, noise)
     for _ in table:
-        clean = rng.standard_normal((2, rows, dim)).astype(np.float32)
-        logits = rng.integers(-3, 4, (2, rows, vocab)).astype(np.float32)  # with ties
+        clean = rng.standard_normal((1, rows, dim)).astype(np.float32)
+        logits = rng.integers(-3, 4, (1, rows, vocab)).astype(np.float32)  # with ties
         there = [device.empty(values.shape, np.float32) for values in (clean, logits)]
         for target, values in zip(there, (clean, logits), strict=True):
             device.upload(target, values)
@@ -196,9 +246,7 @@ def test_its_kernels_do_what_numpy_does(rows, dim, vocab, downwards):
         forms[1].step(clean, logits, canvases[1])
         assert np.allclose(device.download(canvases[0].latents), canvases[1].latents, atol=1e-5)
         assert np.array_equal(forms[0].ids(canvases[0]), canvases[1].ids)
-        conditional, without = logits.astype(np.float64)  # halves and small integers: exact
-        moved = 1.5 * conditional - 0.5 * without
-        assert np.array_equal(canvases[1].ids, moved.argmax(axis=1))
+        assert np.array_equal(canvases[1].ids, logits[0].argmax(axis=1))
         assert device.download(canvases[0].level)[0] == canvases[1].level[0]
 
 

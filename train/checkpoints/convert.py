@@ -25,11 +25,9 @@ def resolve_config(
     """Makes the family's config.json.
 
     Args:
-        family: Whose.
         options: Its options. A `vocab_size` in them is the number of rows that a checkpoint brings,
             a `context` the positions that it knows.
         special: Ids of the special tokens, and `vocab_size`: what the tokenizer needs.
-        context: Tokens of a training sequence.
     """
     given = dict(options)
     rows = max(special["vocab_size"], given.pop("vocab_size", 0))
@@ -63,9 +61,6 @@ def convert(
 
     Args:
         init: Folder, hub name or GGUF file.
-        out: Folder to write.
-        family_name: Of the result.
-        options: The family's.
         context: Positions of the result; a causal model keeps what it knows beyond. None: those
             that the checkpoint knows.
 
@@ -98,9 +93,6 @@ def open_any(where: str | Path) -> Checkpoint:
 
     Args:
         where: Folder, hub name or GGUF file.
-
-    Raises:
-        DlmError: It cannot be read.
     """
     start = read_start(where)
     if "family" in start.checkpoint.config:

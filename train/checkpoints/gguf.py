@@ -69,7 +69,6 @@ def read_gguf(path: Path, *, tensors: bool = True) -> GgufCheckpoint:
     """Reads a GGUF file.
 
     Args:
-        path: The file.
         tensors: False leaves the tensors out, and with them what config.json says of them.
 
     Raises:
@@ -208,7 +207,6 @@ def _config(facts: _Facts) -> dict[str, Any]:
 
 
 def _name(name: str, path: Path) -> str:
-    """Hugging Face's name of a tensor."""
     if name in GGUF_WHOLE:
         return GGUF_WHOLE[name]
     parts = name.split(".")
@@ -221,7 +219,6 @@ def _name(name: str, path: Path) -> str:
 
 
 def _values(tensor: ReaderTensor, path: Path) -> np.ndarray:
-    """The values of a tensor, float32."""
     from gguf.quants import dequantize
 
     kind = tensor.tensor_type.name
@@ -266,7 +263,6 @@ def _scaling(factors: np.ndarray, config: Mapping[str, Any], path: Path) -> dict
 
 
 def _tokenizer(facts: _Facts) -> Tokenizer:
-    """The byte-level BPE of a file."""
     from tokenizers import AddedToken, Tokenizer, models
 
     kind, cut = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre", "default")

@@ -33,7 +33,6 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
     """Makes our shape of Hugging Face's config.json.
 
     Args:
-        config: Its content.
         where: What messages call it.
 
     Raises:

@@ -85,7 +85,6 @@ class Start:
         """Gives the weights as a model's state, which may be on the device `meta`.
 
         Args:
-            module: For its shapes.
             tokenizer: That of training: the checkpoint's, and perhaps a mask token.
 
         Raises:
@@ -151,7 +150,6 @@ def read_start(where: str | Path) -> Start:
 
 
 def _read_file(path: Path) -> Start:
-    """Reads a GGUF file; raises CheckpointError."""
     found = read_gguf(path)
     shape = read_shape(found.config, str(path))
     checkpoint = Checkpoint(
@@ -184,9 +182,6 @@ def read_marks(where: str | Path) -> dict[str, Any]:
     Returns:
         `start_ids`, in front of a text (None: the end of text); `eos_token_id`, which ends a
         document, unless nothing says so; `end_ids`, which end a text as well.
-
-    Raises:
-        CheckpointError: As `read_start`.
     """
     if str(where).endswith(SUFFIX):
         found = read_gguf(Path(where), tensors=False)

@@ -34,11 +34,9 @@ class Batch:
     """What else belongs to each sample, by name, (B, ...) each: `source` (B, S) and the like."""
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.ids)
 
     def __getitem__(self, rows: slice | torch.Tensor) -> Batch:
-        """Returns some of the samples."""
         fields = {name: values[rows] for name, values in self.fields.items()}
         return Batch(ids=self.ids[rows], fields=fields)
 
@@ -55,7 +53,6 @@ class Cutter:
         """Checks that the stream has what is asked for.
 
         Args:
-            stream: Tokens to read.
             context: Tokens of a sequence, L.
             fields: Tokens of each field; text has `source` only.
 
@@ -100,10 +97,8 @@ class Batches:
         """Prepares the draw; raises DlmError as Cutter does.
 
         Args:
-            stream: Tokens to read.
             context: Tokens of a sequence, L.
             batch_size: Sequences of a global batch, G.
-            seed: Determines the order.
             fields: Tokens of each further field of a sample.
         """
         self._cutter = Cutter(stream, context=context, fields=fields or {})

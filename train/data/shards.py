@@ -73,11 +73,7 @@ def prepare(
     """Tokenises a source once, and opens the result.
 
     Args:
-        source: text to train on.
         valid: text to measure on; None splits `valid_percent` of the documents off by hash.
-        tokenizer: with the special tokens in it.
-        cache: folder that shards are kept in.
-        framing: what is around a document.
         context: tokens of a training sequence; both parts must hold at least that many.
         valid_percent: share of documents held out when `valid` is None.
         num_workers: processes that tokenise; None takes one per usable core.
@@ -105,7 +101,6 @@ def prepare(
 
 
 def _require(stream: TokenStream, num_tokens: int, name: str, wanted: str) -> None:
-    """Raises DataError if a stream has fewer tokens than wanted."""
     if len(stream.tokens) < num_tokens:
         raise DataError(
             f"the {name} has {len(stream.tokens)} tokens, shorter than {wanted}; give more text or "
@@ -135,7 +130,6 @@ def _shard(
     percent: float,
     num_workers: int | None,
 ) -> Path:
-    """Returns the folder of a shard, made first if it is not there."""
     serialized = tokenizer.to_str()
     facts = {
         "format_version": FORMAT_VERSION,

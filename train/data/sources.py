@@ -115,11 +115,7 @@ def documents(source: TextSource) -> Iterator[str]:
 
 
 def pieces(source: TextSource) -> Iterator[Piece]:
-    """Yields the documents as pieces: a text file that is one document needs no more memory.
-
-    Raises:
-        DataError: as `documents`.
-    """
+    """Yields the documents as pieces: a text file that is one document needs no more memory."""
     if source.hub:
         yield from _cut_up(_column(_load_hub(source), source.text_field, source.hub))
         return

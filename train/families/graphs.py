@@ -77,10 +77,8 @@ def uncached_logits(
     """Logits of a block after a clean context, computed by one forward without a cache.
 
     Args:
-        model: In evaluation mode.
         context: (1, C) ids, a whole number of blocks.
         block: (1, B) ids, read as noisy: a time-conditioned model is told the share of masks 1.
-        inputs: Not looked at.
 
     Returns:
         (1, B, V).

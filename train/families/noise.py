@@ -82,9 +82,6 @@ def draw_noise(
     Args:
         shape: (B, L) of the batch.
         block_size: Positions that share a time; divides L.
-        schedule: Gives chances and weights.
-        generator: CPU generator.
-        t_range: Times are drawn from here.
         masking: `independent` or `count`.
     """
     batch, length = shape
@@ -120,7 +117,6 @@ def _masked_by_count(
     Args:
         uniform: (B, L).
         level: (B, blocks) in [0, 1).
-        block_size: Positions per block.
 
     Returns:
         (B, L) bool, and M / k per block, 0 for a block that has nothing to score.

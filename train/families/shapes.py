@@ -67,8 +67,6 @@ def cached_shapes(
         blocks: Block sizes asked for, or "full"; empty: those trained on.
         contexts: Context buckets asked for, in positions; empty: half of all, and all. The smaller
             bucket costs nothing on disk and saves 13 % of a run at dim 384 x 6 layers.
-        trained: Block sizes the checkpoint was trained on.
-        max_position: Positions it was trained for.
         causal: Adds the shape for one token at a time. Others get twice each block size, at which
             one run stores a finished block and begins the next, and the whole canvas, which sees no
             context.
@@ -119,8 +117,6 @@ def canvas_shapes(
     Args:
         blocks: Lengths asked for, or "full"; empty: those trained on.
         contexts: Must be empty: nothing is seen but the canvas.
-        trained: Lengths the checkpoint was trained on.
-        max_position: The largest of them.
 
     Raises:
         ConfigError: A length is out of range, or contexts were asked for.

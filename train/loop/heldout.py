@@ -66,12 +66,7 @@ def measure(
     """Evaluates a model per trained block size.
 
     Args:
-        family: whose bound it is.
         model: in any mode; it is put into evaluation mode and back.
-        config: the checkpoint's config.json.
-        batch: Held-out samples.
-        batch_size: sequences per forward pass.
-        device: where the model is.
     """
     was_training = model.training
     model.eval()

@@ -60,18 +60,7 @@ class Loop:
         held_out: Batch,
         lora: Lora | None = None,
     ) -> None:
-        """Sets up model, optimiser and average.
-
-        Args:
-            fabric: launched.
-            family: gives the loss.
-            module: the denoiser, on any device.
-            model_config: the checkpoint's config.json.
-            config: settings.
-            batches: training sequences.
-            held_out: samples for evaluation.
-            lora: adapters that the module has got.
-        """
+        """Sets up model, optimiser and average."""
         self.fabric, self.family, self.config = fabric, family, config
         self.model_config, self.batches, self.held_out = model_config, batches, held_out
         self.lora = lora

@@ -102,11 +102,9 @@ def lr_factor(step: int, progress: float, *, warmup_steps: int, min_ratio: float
     """Returns the share of the peak learning rate: linear warm-up, then a cosine to `min_ratio`.
 
     Args:
-        step: optimiser steps done.
         progress: share of the run that is done, 0 to 1.
         warmup_steps: steps of the linear rise, which ends with `MAX_WARMUP` of the run at the
             latest.
-        min_ratio: share that is left at the end.
     """
     rise = min(1.0, max((step + 1) / (warmup_steps + 1), progress / MAX_WARMUP))
     fall = min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

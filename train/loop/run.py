@@ -60,16 +60,11 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     """Trains a model.
 
     Args:
-        config: settings.
         resume: continue the run in `config.out`.
-        quiet: no progress on stderr.
 
     Returns:
         A summary: checkpoint, status, steps, tokens_seen, seconds, best_step, held_out, and
         frequency_nats: what a guess by token frequency costs on the held-out text.
-
-    Raises:
-        DlmError: on any expected failure.
     """
     if config.family not in FAMILIES:
         raise ConfigError(f"--family {config.family}: choose one of {', '.join(FAMILIES)}")

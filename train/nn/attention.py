@@ -179,8 +179,6 @@ def attend(
 
     Args:
         query: The first Q of the T positions.
-        key: All positions.
-        value: All positions.
         mask: (T, T) bool, True = visible; every row sees something. None = everything.
 
     Returns:

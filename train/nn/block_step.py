@@ -71,7 +71,6 @@ class BlockStep(nn.Module):
         """Attention of one layer.
 
         Args:
-            attention: Whose weights.
             x: Normalised input (batch, block, dim).
             past: (context, batch, 2, kv_heads, head_dim).
             angles: Cosine and sine, (batch, block, 1, head_dim).

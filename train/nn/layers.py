@@ -44,8 +44,6 @@ def inverse_frequencies(
     """Angles per position of the rotary embedding, (head_dim / 2,) float32.
 
     Args:
-        head_dim: Width of a head.
-        theta: Base of the wavelengths.
         scaling: How long wavelengths are stretched; None: not at all.
         reciprocal: Rounds as Hugging Face does. The last bit counts: at position 30,000 it turns
             an angle by a thousandth.
@@ -108,7 +106,6 @@ class Attention(nn.Module):
         Args:
             x: Normalised input (…, T, dim).
             cosine: As `rotation` gives it; queries and keys come back rotated.
-            sine: As cosine.
         """
         total = self.num_heads + 2 * self.num_kv_heads
         heads = self.qkv(x).unflatten(-1, (total, self.head_dim))
@@ -130,7 +127,6 @@ class Attention(nn.Module):
         """Attends within x (B, T, dim).
 
         Args:
-            x: Normalised input.
             angles: Cosine and sine, (T, 1, head_dim) each, in x's compute dtype.
             mask: (T, T) bool, True = visible; None = everything.
             num_outputs: Only the first this many positions are queries; None: all.

@@ -41,7 +41,6 @@ class Lora:
         """Puts adapters into a model, in place, and freezes everything else.
 
         Args:
-            module: With its weights.
             narrow: Holds the frozen matrices in bfloat16, in which they are multiplied anyway.
 
         Raises:

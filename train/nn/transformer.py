@@ -121,7 +121,6 @@ class Trunk(nn.Module):
         """Makes the layers.
 
         Args:
-            config: Shape.
             condition_dim: Width of the condition that layers see; None: they see none.
             condition_norm: Whether the final norm is scaled and shifted by it, too.
         """

@@ -1,6 +1,6 @@
 import pytest
 from dlm_edge.jetson.forecast import roofline
-from dlm_edge.jetson.forecast.energy import power
+from dlm_edge.jetson.forecast.roofline import power
 from dlm_edge.jetson.graph.cost import GraphCost, Kernel
 from dlm_edge.jetson.targets import target
 

@@ -4,11 +4,9 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
-from dlm_edge.jetson.profile import timed_text as timed_text_module
-from dlm_edge.jetson.profile.options import ProfileOptions
-from dlm_edge.jetson.profile.profile import Profiler
-from dlm_edge.jetson.profile.run_record import STAGES
-from dlm_edge.jetson.profile.timed_text import timed_text
+from dlm_edge.jetson.profile import run_record as timed_text_module
+from dlm_edge.jetson.profile.profile import ProfileOptions, Profiler
+from dlm_edge.jetson.profile.run_record import STAGES, timed_text
 from dlm_edge.runtime import generate, text_generation
 from dlm_edge.runtime import pipeline as pipeline_module
 from dlm_edge.runtime.errors import ConfigError

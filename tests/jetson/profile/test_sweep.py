@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from dlm_edge.jetson.profile.options import ProfileOptions
-from dlm_edge.jetson.profile.profile import Profiler
-from dlm_edge.jetson.profile.quality import distinct, measure_quality
+from dlm_edge.jetson.profile.profile import ProfileOptions, Profiler
 from dlm_edge.jetson.profile.sweep import (
     Axes,
     Sweep,
+    distinct,
     flags,
     learnt_blocks,
     mark_frontier,
+    measure_quality,
     parse_axes,
     parse_cell,
 )

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.bundle.manifest import TensorSpec
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families.base import Request, condition_roles
+from dlm_edge.runtime.families.base import Request, condition_inputs
 from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.generate import Generation
 from table_engines import TableEngines, hashed, make_manifest
 
 V = 12
@@ -19,8 +20,8 @@ SOURCE = TensorSpec(
 class Conditioned(TableEngines):
     """Shapes that share one condition, as engines do."""
 
-    def __init__(self, shapes):
-        super().__init__(hashed(V), shapes, V)
+    def __init__(self, shapes, *, causal=False):
+        super().__init__(hashed(V, causal=causal), shapes, V)
         self.specs = tuple(replace(spec, inputs=(*spec.inputs, SOURCE)) for spec in self.specs)
         self.source = np.zeros(SOURCE.shape, np.float32)
         self.seen = []
@@ -63,7 +64,7 @@ def decode(engines, asked):
 
 def test_a_condition_is_there_in_every_run_of_every_shape():
     engines = Conditioned([(4, 4), (4, 8)])
-    given = np.arange(12.0).reshape(3, 1, 4)
+    given = np.arange(12, dtype=np.float32).reshape(3, 1, 4)
     decode(engines, request(source=given))
     assert {context for _, context, *_ in engines.runs} == {4, 8}
     assert all(np.array_equal(found, given) for found in engines.seen)
@@ -71,9 +72,9 @@ def test_a_condition_is_there_in_every_run_of_every_shape():
 
 def test_a_cache_and_what_another_graph_makes_are_no_conditions():
     engines = Conditioned([(4, 8)])
-    assert condition_roles(engines.specs) == {"source"}
+    assert set(condition_inputs(engines.specs)) == {"source"}
     encode = replace(engines.specs[0], name="encode", inputs=(), outputs=(SOURCE,))
-    assert condition_roles((encode, *engines.specs)) == set()
+    assert condition_inputs((encode, *engines.specs)) == {}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,11 @@ def test_a_cache_and_what_another_graph_makes_are_no_conditions():
     [
         ({}, "conditions are source, the request has none"),
         ({"sauce": np.zeros((3, 1, 4))}, "has sauce"),
-        ({"source": np.zeros((2, 1, 4))}, r"shape \(2, 1, 4\), the bundle takes \(3, 1, 4\)"),
+        (
+            {"source": np.zeros((2, 1, 4), np.float32)},
+            r"float32 \(2, 1, 4\), the bundle takes float32 \(3, 1, 4\)",
+        ),
+        ({"source": np.zeros((3, 1, 4))}, r"float64 \(3, 1, 4\), the bundle takes float32"),
     ],
 )
 def test_conditions_that_do_not_fit_are_one_line(conditions, words):
@@ -93,3 +98,16 @@ def test_a_condition_for_a_bundle_without_any_is_refused():
     engines = TableEngines(hashed(V), [(4, 8)], V)
     with pytest.raises(ConfigError, match="conditions are none, the request has source"):
         decode(engines, request(source=np.zeros((3, 1, 4))))
+
+
+def test_a_cache_is_reused_under_the_same_conditions_only():
+    engines = Conditioned([(4, 4), (4, 8)], causal=True)
+    model = load_model(make_manifest(engines, family="ar"), engines)
+    given = {"source": np.ones(SOURCE.shape, np.float32)}
+    generation = Generation(model, replace(request(**given), max_tokens=4))
+    assert list(generation)
+    held = generation.cached_ids
+    assert held
+    assert generation.num_held(held, {"source": np.ones(SOURCE.shape, np.float32)}) == len(held)
+    assert generation.num_held(held, {"source": np.zeros(SOURCE.shape, np.float32)}) == 0
+    assert generation.num_held(held, {}) == 0

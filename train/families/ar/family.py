@@ -47,7 +47,6 @@ class Ar(Family):
         *,
         shard: tuple[int, int] = (0, 1),
     ) -> LossOutput:
-        """See Family; nothing is random, so `generator` and `shard` are not used."""
         del generator, shard
         nats = self._nats(model, batch.ids, config)
         return LossOutput(loss=nats.mean(), num_tokens=nats.numel())
@@ -56,16 +55,13 @@ class Ar(Family):
     def eval_loss(
         self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
-        """See Family; exact, so the seed changes nothing."""
         del seed
         return {"ar": self._nats(model, batch.ids, config).double().sum(dim=1).cpu()}
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
-        """See Family: one graph, `denoise`, causal inside the block."""
         return (denoise_graph(model, config),)
 
     def _nats(self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
-        """Negative log-likelihood (B, L - 1) of tokens 1 to L - 1."""
         length = ids.shape[1] - 1
         positions = torch.arange(length, device=ids.device)
         logits = model(ids[:, :-1], positions, causal_mask(length, ids.device))

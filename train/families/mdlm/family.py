@@ -99,7 +99,6 @@ class Mdlm(Family):
         *,
         shard: tuple[int, int] = (0, 1),
     ) -> LossOutput:
-        """See Family; the block size is drawn per batch from the trained mix."""
         ids, sizes, objective = batch.ids, config["block_sizes"], Objective(**config["objective"])
         block_size = draw_size(sizes, objective.block_weights, generator)
         noise = self._noise(ids, block_size, objective, generator, config, shard)
@@ -111,7 +110,7 @@ class Mdlm(Family):
     def eval_loss(
         self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
-        """See Family; t covers its whole range, whatever training is clipped to."""
+        """Draws t from its whole range, also where training clips it."""
         ids, objective = batch.ids, Objective(masking="count")
         figures: dict[str, torch.Tensor] = {}
         for block_size in config["block_sizes"]:
@@ -125,7 +124,6 @@ class Mdlm(Family):
         return figures
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
-        """See Family: one graph, `denoise`."""
         return (denoise_graph(model, config),)
 
     def _noise(

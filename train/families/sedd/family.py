@@ -111,7 +111,7 @@ class Sedd(Family):
         *,
         shard: tuple[int, int] = (0, 1),
     ) -> LossOutput:
-        """See Family; the length is drawn per batch from those trained, and ids cut to it."""
+        """Draws the length per batch from those trained, and cuts ids to it."""
         sizes, objective = config["block_sizes"], Objective(**config["objective"])
         length = draw_size(sizes, objective.block_weights, generator)
         rows = cut(batch.ids, length)
@@ -124,7 +124,7 @@ class Sedd(Family):
     def eval_loss(
         self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
-        """See Family; a length below the context counts as if every token were scored.
+        """Counts a length below the context as if every token were scored.
 
         The prior term is in it: what the largest noise leaves of the text.
         """
@@ -144,7 +144,7 @@ class Sedd(Family):
         return figures
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
-        """See Family: one graph, `score`; `nn/score_net.py` has the table of its tensors."""
+        """Gives one graph, `score`; `nn/score_net.py` has the table of its tensors."""
         if not isinstance(model, ScoreNet):
             raise ConfigError(f"backbone {config['model']['backbone']!r} has no score graph")
         shape = ("batch", "rows", model.config.shape.vocab_size)

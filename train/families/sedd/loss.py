@@ -67,9 +67,7 @@ def draw(
 
     Args:
         ids: Clean canvases (B, L).
-        config: config.json.
         masking: How masks are drawn, for the absorbing graph.
-        generator: CPU generator.
         shard: (index, count); noise is drawn for `count * B` canvases.
     """
     index, count = shard

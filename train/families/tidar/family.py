@@ -91,7 +91,6 @@ class Tidar(Family):
         *,
         shard: tuple[int, int] = (0, 1),
     ) -> LossOutput:
-        """See Family; only the block size is random, drawn per batch from the trained mix."""
         del shard
         sizes, objective = config["block_sizes"], Objective(**config["objective"])
         block_size = draw_size(sizes, objective.block_weights, generator)
@@ -104,7 +103,7 @@ class Tidar(Family):
     def eval_loss(
         self, model: nn.Module, batch: Batch, config: Mapping[str, Any], *, seed: int
     ) -> dict[str, torch.Tensor]:
-        """See Family; exact, so the seed changes nothing.
+        """Is exact: the seed changes nothing.
 
         `ar` is the likelihood; `draft 8` the cross-entropy of the masks of blocks of 8, which is no
         likelihood: it tells how often drafts will be right.
@@ -118,7 +117,7 @@ class Tidar(Family):
         return figures
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
-        """See Family: one graph, `step`, or as its parts `step` and `head`."""
+        """Gives one graph, `step`, or its parts `step` and `head`."""
         return draft_graphs(model, config)
 
     def _nats(

@@ -28,7 +28,6 @@ def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGra
     """Describes the one graph `step`, which may be exported as its parts.
 
     Args:
-        model: Causal, in evaluation mode.
         config: Has `mask_token_id` and `block_sizes`, the draft lengths that were trained on.
 
     Raises:
@@ -127,7 +126,6 @@ def uncached_logits(
     """Logits of rows behind a clean context, computed by one forward without a cache.
 
     Args:
-        model: In evaluation mode.
         context: (1, C) ids.
         block: (1, B) ids.
         inputs: `offsets` (B,) and `visible` (B, B) of the rows.
@@ -188,8 +186,6 @@ def draft_shapes(
     Args:
         blocks: Draft lengths asked for; empty: those trained on.
         contexts: As `cached_shapes` takes them.
-        trained: Draft lengths the checkpoint was trained on.
-        max_position: Positions it was trained for.
 
     Raises:
         ConfigError: A size is out of range.
