@@ -123,7 +123,6 @@ class ToyDevice(DeviceFamily):
     """What the device's table lists."""
 
     name = "toy"
-    side_by_side = False
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
