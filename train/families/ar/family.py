@@ -15,7 +15,7 @@ from ...nn.backbones import make_backbone
 from ...nn.masks import causal_mask
 from ...nn.nats import cross_entropy
 from ..base import Batch, ExportGraph, Family, LossOutput
-from ..graphs import denoise_graph
+from ..graphs import causal_graph
 from ..options import check_options, common_config, forbidden_ids
 
 
@@ -59,7 +59,7 @@ class Ar(Family):
         return {"ar": self._nats(model, batch.ids, config).double().sum(dim=1).cpu()}
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
-        return (denoise_graph(model, config),)
+        return (causal_graph(model, config),)
 
     def _nats(self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
         length = ids.shape[1] - 1
