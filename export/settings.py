@@ -11,7 +11,7 @@ from typing import Any
 from ..calibration.canvases.texts import MIN_HELD_OUT_TOKENS
 from ..jetson.targets import target as find_target
 from ..runtime.errors import BundleError, ConfigError
-from ..runtime.families import read_rule
+from ..runtime.families.table import read_rule
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 INTEGERS = ("int8", "int4")

@@ -15,6 +15,7 @@ import numpy as np
 from ...calibration.canvases.texts import find_text, read_texts
 from ...jetson.forecast.forecast import Forecast, MemoryForecast, forecast_bundle
 from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import cache_role
 from ...runtime.engines import open_engines
 from ...runtime.families.base import LoadedModel, Request
 from ...runtime.families.table import load_model
@@ -111,7 +112,7 @@ def _held_out(source: Traceable, settings: ExportSettings) -> np.ndarray:
 
 def _has_cache(source: Traceable) -> bool:
     """Whether a graph reads a context, so that there are buckets to choose."""
-    return any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
+    return any(cache_role(tensor.role) for graph in source.graphs for tensor in graph.inputs)
 
 
 def _affordable(

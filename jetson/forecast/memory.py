@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from ...runtime.bundle.manifest import GraphKey, Manifest, TensorSpec
+from ...runtime.bundle.manifest import GraphKey, Manifest, TensorSpec, cache_role
 from ...runtime.engines.buffers import buffers_of
 from ...runtime.errors import ConfigError
 from ..graph.cost import GraphCost
@@ -105,7 +105,7 @@ def _large_buffers(
         for tensor in (*spec.inputs, *spec.outputs):
             largest[tensor.role] = max(largest.get(tensor.role, 0), _bytes(tensor))
     for role, size in largest.items():
-        option = "--context" if role == "kv" else "--block"
+        option = "--context" if cache_role(role) else "--block"
         yield f"{role}", size, f"a smaller {option}"
     for spec in manifest.graphs:
         yield (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import DataError
+from ...runtime.files import parse_json
 from ..profile.profile import SCHEMA
 
 _FIGURES = (
@@ -45,7 +45,7 @@ def read_run(path: Path) -> dict[str, Any]:
         DataError: Missing, not JSON, or not what this version writes.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; check the path") from error
     except ValueError as error:

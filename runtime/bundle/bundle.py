@@ -10,7 +10,6 @@ What it does not know: what a graph computes, or which family the bundle is of.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import BundleError
+from ..files import parse_json
 from .archive import (
     check_directory,
     damaged,
@@ -67,8 +67,8 @@ class Bundle:
     def report(self) -> dict[str, Any]:
         """Parity and quality figures from `report.json`; BundleError if it is not readable."""
         try:
-            report = json.loads(self.member(REPORT_NAME).read_bytes())
-        except (ValueError, RecursionError, OSError) as error:
+            report = parse_json(self.member(REPORT_NAME).read_bytes())
+        except (ValueError, OSError) as error:
             raise damaged(f"{REPORT_NAME} cannot be read") from error
         if not isinstance(report, dict):
             raise damaged(f"{REPORT_NAME} is no JSON object")

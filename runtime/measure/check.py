@@ -7,7 +7,6 @@ neither torch nor the text they came from. Knows graphs by their tensors' roles 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,8 @@ from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphSpec, graph_key
 from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, EngineError
+from ..families.window import append
+from ..files import parse_json
 from ..ops.core import Ops
 from ..ops.host import NumpyOps, ops_for
 
@@ -45,8 +46,8 @@ def record_run(
 
     Args:
         engine: Its KV cache holds what earlier runs of the case committed.
-        values: By tensor name, for every input but the KV cache.
-        commit: Row of the KV cache that `kv_new` goes to afterwards; None: nowhere.
+        values: By tensor name, for every input but caches.
+        commit: Row of the caches that new keys and values go to afterwards; None: nowhere.
         ops: Those of the engine's buffers; None: NumPy's.
     """
     ops = ops or NumpyOps()
@@ -79,15 +80,14 @@ def _rounded(values: np.ndarray) -> list[Any]:
 def _execute(engine: Engine, values: Mapping[str, Any], commit: int | None, ops: Ops) -> None:
     spec = engine.spec
     for tensor in spec.inputs:
-        if tensor.role != "kv":
+        if not tensor.cache:
             value = np.asarray(values[tensor.name], dtype=tensor.dtype)
             ops.assign(engine.inputs[tensor.name], value.reshape(tensor.shape))
     engine.run()
     if commit is not None:
-        kv, new = spec.tensor("kv"), spec.tensor("kv_new")
-        if not 0 <= commit <= kv.shape[0] - new.shape[0]:
-            raise ValueError(f"row {commit} is not in a context of {kv.shape[0]}")
-        ops.append_kv(engine.inputs[kv.name], engine.outputs[new.name], commit, new.shape[0])
+        if not 0 <= commit <= spec.context - spec.rows:
+            raise ValueError(f"row {commit} is not in a context of {spec.context}")
+        append(ops, engine, commit, spec.rows)
 
 
 def _logits(engine: Engine, ops: Ops) -> np.ndarray:
@@ -131,7 +131,7 @@ def check_bundle(bundle: Bundle, engines: EngineSet, ops: Ops | None = None) -> 
                 largest = max(largest, _largest(wanted))
                 agreeing += int((logits.argmax(axis=1) == top[:, 0]).sum())
                 rows += len(top)
-    except (KeyError, TypeError, ValueError, IndexError) as failure:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as failure:
         raise BundleError(
             f"the golden vectors of {bundle.path.name} do not fit its graphs "
             f"({' '.join(str(failure).split())[:80]}): export the bundle again"
@@ -158,11 +158,11 @@ def _largest(values: np.ndarray) -> float:
 def _read(bundle: Bundle) -> Sequence[Any]:
     path = bundle.member(GOLDEN_NAME)
     try:
-        golden = json.loads(path.read_bytes())
+        golden = parse_json(path.read_bytes())
         if golden["version"] != GOLDEN_VERSION:
             raise ValueError(f"version {golden['version']}")
         return list(golden["cases"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{bundle.path.name} has no golden vectors that this version reads "
             f"({' '.join(str(error).split())[:60]}): export the bundle again"
@@ -170,6 +170,6 @@ def _read(bundle: Bundle) -> Sequence[Any]:
 
 
 def _check_spec(spec: GraphSpec, case: Mapping[str, Any]) -> None:
-    names = {tensor.name for tensor in spec.inputs if tensor.role != "kv"}
+    names = {tensor.name for tensor in spec.inputs if not tensor.cache}
     if any(set(run["inputs"]) != names for run in case["runs"]):
         raise EngineError(f"the golden vectors name other inputs than graph {spec.name} has")
