@@ -70,7 +70,7 @@ class Recording:
         Raises:
             CalibrationError: The texts or the file cannot be used; the graph gives NaN.
         """
-        compared = self._options.precision == "int8" and self._options.edits is None
+        compared = self._options.precision in ("int8", "int4") and self._options.edits is None
         names = [name for name in MAKERS if compared or name in ("decode", HELD_OUT_NAME)]
         path = self._options.canvases
         known: dict[str, CanvasSet] = {}

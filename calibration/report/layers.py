@@ -70,10 +70,10 @@ def show_sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[...
     )
     budget = report["budget"]
     page.table(
-        ("layers kept in floating point", "lost, %", "95 %"),
+        ("layers given up", "lost, %", "95 %"),
         [
             (
-                trial["num_float"],
+                trial["given_up"],
                 lost(trial["ratio"]["value"]),
                 lost_between(trial["ratio"]),
             )

@@ -41,7 +41,7 @@ def make_page(report: Mapping[str, Any]) -> Page:
     figures += [
         item
         for name, item in report["comparison"].items()
-        if report["budget"]["num_float"] or name != report["calibrated_on"]
+        if report["budget"]["given_up"] or name != report["calibrated_on"]
     ]
     _summary(page, report, figures)
     _agreement(page, report, figures, figure)

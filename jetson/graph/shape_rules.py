@@ -150,6 +150,11 @@ def mat_mul_integer(node: Node, given: Sequence[Any]) -> list[Result]:
     return [(mat_mul(node, given)[0][0], "int32")]
 
 
+def mat_mul_groups(node: Node, given: Sequence[Any]) -> list[Result]:
+    """By a matrix (N, groups, bytes) of few bits."""
+    return [((*given[0].shape[:-1], node.attributes["N"]), given[0].dtype)]
+
+
 Rule = Callable[[Node, Sequence[Any]], list[Result]]
 
 
@@ -396,6 +401,7 @@ RULES: Mapping[str, Rule] = {
     "Gemm": gemm,
     "MatMul": mat_mul,
     "MatMulInteger": mat_mul_integer,
+    "MatMulNBits": mat_mul_groups,
     "OneHot": _one_hot,
     "Pad": _pad,
     "QuantizeLinear": _quantize,
