@@ -172,7 +172,7 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
                 eos_token_id=manifest.eos_token_id,
             )
             unmask = ops.bind(UNMASK)
-            canvas = unmask.canvas([own])
+            canvas = unmask.canvas(own)
             every = np.ones(spec.rows, bool)
             ids = np.full(spec.rows, mask, np.int32)
             unmask.begin_block(canvas, ids, every, position=0, first=0)
