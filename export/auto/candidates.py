@@ -83,7 +83,7 @@ def find_candidates(
     ids = _held_out(source, settings)
     found = []
     with tempfile.TemporaryDirectory(prefix="dlm-auto-") as name:
-        draft = make_draft(source, settings, Path(name), progress).bundle
+        draft = make_draft(source, settings, Path(name), progress, candidate=True).bundle
         forecast = forecast_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
         engines = open_engines(draft, "onnxruntime")
         model = load_model(draft.manifest, engines)
