@@ -92,8 +92,9 @@ def test_the_wheel_runs_from_where_it_is_unpacked(arm, tmp_path):
     assert "stories-4m.dlm" in said
 
 
-def test_a_boards_report_has_every_kernel_and_its_own_processor(arm, tmp_path):
-    arm(RUN, "--board-report", tmp_path / "board.json", "--threads", 1)
+@pytest.mark.parametrize("bundle", ["mdlm"], indirect=True)
+def test_a_boards_report_has_its_own_processor(arm, bundle, tmp_path):
+    arm(RUN, bundle, "--board-report", tmp_path / "board.json", "--threads", 1)
     report = json.loads((tmp_path / "board.json").read_text("utf-8"))
     assert report["ok"], report
     assert "aarch64" in json.dumps(report)
