@@ -90,6 +90,9 @@ def test_page_and_recipe_are_in_the_bundle_and_beside_it(exported):
         assert bundle.member(name).read_bytes() == (folder / name).read_bytes()
     page = (folder / "report.html").read_text("utf-8")
     assert page.count("<svg") >= 4
+    assert "Predicted for orin-nano in mode " in page
+    for item in report["forecast"]["graphs"]:
+        assert f"<td>{item['step_ms']:.2f}</td>" in page
     rows = report["quality"]["variants"]["int8"]["agreement"]["about_to_be_committed"]["rows"]
     assert f" of {rows:,}</td>" in page
     assert "src=" not in page
@@ -120,6 +123,19 @@ def test_an_edited_recipe_is_obeyed(exported, traced_before, small, text, tmp_pa
     assert (tmp_path / "out" / "report.html").is_file()
     assert report["quality"]["comparison"] == report["quality"]["against_decoding"] == {}
     assert not any("Clean text" in line for line in report["quality"]["findings"])
+
+
+def test_a_candidate_is_the_same_graph_with_less_measured(traced_before, small, text, tmp_path):
+    settings = ExportSettings(precision="int8", target="cpu", calibration_data=text, **COMMON)
+    lines = []
+    made = pack.make_draft(
+        pack.load_source(small, settings), settings, tmp_path, lines.append, candidate=True
+    )
+    assert made.bundle.manifest.precision == "int8"
+    assert made.quality is None
+    assert "calibrating on canvases of decoding" in lines
+    for left_out in ("recording clean text", "measuring fp16", "measuring ranges by mask ratio"):
+        assert left_out not in lines
 
 
 def test_fp16_with_a_text_has_its_loss_measured(traced_before, small, text, tmp_path):
