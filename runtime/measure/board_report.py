@@ -71,7 +71,7 @@ def board_report(
         report["bundle"] = bundle_facts(pipeline.bundle) | {"shapes": shapes}
         report["engine"] = engine_facts(pipeline)
         parts: dict[str, Callable[[], Any]] = {
-            "golden": lambda: check_bundle(pipeline.bundle, pipeline.engines, pipeline.model.ops),
+            "golden": lambda: check_bundle(pipeline.bundle, pipeline.model),
             "kernels": lambda: kernels(pipeline),
             "runs": lambda: run_times(pipeline),
             "speed": lambda: speed(pipeline),

@@ -98,7 +98,7 @@ def _try_bundle(rng: Random, folder: Path, bundles: Mapping[str, bytes]) -> str:
         found = pipeline.generate("ab", max_tokens=6, seed=rng.randrange(99)).result()
         # A manifest that says another mask, and vouches for itself, is not damage but a choice.
         assert len(found.token_ids) <= 6
-        check_bundle(pipeline.bundle, pipeline.engines)
+        check_bundle(pipeline.bundle, pipeline.model)
     return "fine"
 
 

@@ -12,6 +12,7 @@ from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
 from tiny_checkpoint import make_checkpoint
 
@@ -37,7 +38,7 @@ def test_a_bundle_for_a_board_holds_int8_weights_and_runs_here(exported):
     assert report["graphs"]["denoise"]["operators"]["QuantizeLinear"] == 2 * 4
     engines = open_engines(bundle, threads=1)
     assert "made for orin-nano" in engines.reason
-    assert check_bundle(bundle, engines)["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, engines))["ok"]
 
 
 def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
@@ -168,7 +169,7 @@ def test_other_families_go_the_same_way(text, tmp_path, family, options):
     assert variants["int8"]["agreement"]["all"]["rows"] > 0
     assert abs(variants["int8"]["ratio"]["value"] - 1) < 0.5
     bundle = open_bundle(path)
-    assert check_bundle(bundle, open_engines(bundle, threads=1))["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, open_engines(bundle, threads=1)))["ok"]
 
 
 def test_int8_for_the_cpu_loses_little_and_multiplies_integers(
@@ -183,7 +184,7 @@ def test_int8_for_the_cpu_loses_little_and_multiplies_integers(
     bundle = open_bundle(path)
     engines = open_engines(bundle, threads=1)
     assert "made for" not in engines.reason
-    assert check_bundle(bundle, engines)["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, engines))["ok"]
 
 
 def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, monkeypatch):
