@@ -271,7 +271,8 @@ def with_nvrtc(monkeypatch, tmp_path, **keys):
 def test_a_source_reaches_nvrtc_with_its_headers_and_the_capability(monkeypatch, tmp_path):
     nvrtc = with_nvrtc(monkeypatch, tmp_path)
     assert compile_kernels(OPS / "cuda/copy.cu", (8, 7)) == b"\x7fELF123"
-    headers = {b"cuda/copy.cuh": (OPS / "cuda/copy.cuh").read_bytes()}
+    names = ("cuda/copy.cuh", "cuda/slot.cuh")
+    headers = {name.encode(): (OPS / name).read_bytes() for name in names}
     assert nvrtc.given == {
         "source": (OPS / "cuda/copy.cu").read_bytes(),
         "name": b"copy.cu",
