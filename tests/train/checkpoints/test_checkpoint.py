@@ -36,6 +36,10 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
+_HEADER = b'{"x": "' + b"a" * 5000 + b'"}'
+LONG_NAMES = len(_HEADER).to_bytes(8, "little") + _HEADER
+
+
 def written(folder: Path, model: nn.Module | None = None) -> Path:
     write_checkpoint(folder, CONFIG, (model or Tied()).state_dict(), "{}")
     return folder
@@ -110,6 +114,7 @@ def test_another_family_shape_or_tensor_is_named(tmp_path: Path):
         ("config.json", '{"family": "mdlm", "format_version": 1}', "shape is missing"),
         ("model.safetensors", None, "is missing"),
         ("model.safetensors", "garbage", "damaged"),
+        ("model.safetensors", LONG_NAMES, r"damaged \(.{,200}\); copy it again$"),
         ("tokenizer.json", None, "is missing"),
         ("tokenizer.json", b"\xff", "cannot be read"),
         ("tokenizer_config.json", b"\xff", "cannot be read"),
