@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...jetson.forecast.forecast import (
@@ -14,8 +14,10 @@ from ...jetson.forecast.forecast import (
 )
 from ...jetson.targets import target as find_target
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import dims_text
+from ...runtime.bundle.manifest import Manifest, dims_text
 from ...runtime.errors import ConfigError
+from ...runtime.measure.page import Page
+from ...runtime.side_by_side import for_batch
 from ..settings import ExportSettings
 
 
@@ -35,7 +37,7 @@ def check_budget(
     if place.is_gpu:
         forecast = forecast_bundle(bundle, place, settings.mode, tokens_per_nfe=1.0)
         memory = forecast.memory
-        for warning in forecast.warnings:
+        for warning in (*forecast.warnings, *batches_that_lose(bundle.manifest, forecast)):
             progress(f"warning: {warning}")
     else:
         memory = forecast_memory(bundle, place)
@@ -44,7 +46,47 @@ def check_budget(
     return forecast.to_json() if forecast else {"target": place.name, "memory": memory.to_json()}
 
 
+def batches_that_lose(manifest: Manifest, forecast: Forecast) -> Iterator[str]:
+    """Yields a line for every shape whose batch makes fewer tokens/s than one text at a time."""
+    for spec in manifest.graphs:
+        together = forecast.graphs[spec.key].tokens_per_s
+        alone = forecast.graphs[for_batch(spec, 1).key].tokens_per_s if spec.batch > 1 else 0.0
+        if together < alone:
+            yield (
+                f"{spec.label}: {together:,.0f} tokens/s, fewer than one text at a time "
+                f"({alone:,.0f}); export without --batch"
+            )
+
+
 _PARTS = {"kv": "KV cache", "context": "CUDA context"}
+
+
+def show_forecast(page: Page, forecast: Mapping[str, Any]) -> None:
+    """Adds to a page what `check_budget` returned."""
+    memory = forecast["memory"]
+    page.heading(f"Predicted for {_place(forecast)}")
+    sizes = [(name, size) for name, size in memory.items() if name != "available" and size]
+    page.table(("memory", "MiB"), [(_PARTS.get(n, n), f"{size:,.0f}") for n, size in sizes])
+    if memory["available"] is not None:
+        page.paragraph(f"{memory['available']:,.0f} MiB are available.", kind="note")
+    if graphs := forecast.get("graphs"):
+        each = f"tokens/s at {forecast['tokens_per_nfe']:g} per run"
+        page.table(
+            ("graph", "shape", "ms per run", each),
+            [
+                (
+                    item["graph"],
+                    dims_text(item["dims"]),
+                    f"{item['step_ms']:.2f}",
+                    f"{item['tokens_per_s']:,.0f}",
+                )
+                for item in graphs
+            ],
+        )
+
+
+def _place(forecast: Mapping[str, Any]) -> str:
+    return forecast["target"] + (f" in mode {forecast['mode']}" if forecast.get("mode") else "")
 
 
 def forecast_lines(forecast: Mapping[str, Any]) -> list[str]:
@@ -55,9 +97,8 @@ def forecast_lines(forecast: Mapping[str, Any]) -> list[str]:
         for name, value in memory.items()
         if name not in ("total", "available") and value
     )
-    place = forecast["target"] + (f" in mode {forecast['mode']}" if forecast.get("mode") else "")
     room = "" if memory["available"] is None else f" of {memory['available']:,.0f} available"
-    lines = [f"predicted for {place}: {memory['total']:,.0f} MiB{room} = {parts}"]
+    lines = [f"predicted for {_place(forecast)}: {memory['total']:,.0f} MiB{room} = {parts}"]
     for item in forecast.get("graphs", ()):
         lines.append(
             f"predicted for {item['graph']}, {dims_text(item['dims'])}: "

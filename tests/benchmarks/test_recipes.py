@@ -38,7 +38,7 @@ def test_the_ratio_is_that_of_the_same_windows():
     found = paired(exact + np.log(1.5), exact)
     assert found["ratio"] == pytest.approx(1.5)
     assert found["interval"] == pytest.approx((1.5, 1.5))
-    low, high = paired(exact + [0.1, 0.2, 0.3], exact)["interval"]
+    low, high = paired(exact + 0.1 * np.arange(1, 4), exact)["interval"]
     assert low < np.exp(0.2) < high
 
 
