@@ -20,7 +20,7 @@ from ..calibration.losses.text_quality import bits_draws, cut_words, measure, qu
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.measure.judge import Judge, TextScore, bits_per_char
-from ..runtime.text.documents import read_documents
+from ..runtime.text.documents import joined, read_pieces
 from .report import print_table, record, write_json
 
 
@@ -78,7 +78,7 @@ def compare(
 def read_texts(path: Path) -> list[str]:
     """Reads texts: a JSON of `samples.py`, or text with documents between <|endoftext|>."""
     if path.suffix != ".json":
-        return list(read_documents(path))
+        return list(joined(read_pieces(path)))
     try:
         texts = [sample["text"] for sample in json.loads(path.read_bytes())["samples"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

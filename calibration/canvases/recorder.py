@@ -18,7 +18,6 @@ import numpy as np
 from ...runtime.bundle.manifest import GraphSpec
 from ...runtime.engines.base import Engine, EngineSet
 from ...runtime.errors import CalibrationError
-from ...runtime.gpu.device import Device
 from .canvases import LATE_WEIGHT, Inputs, RecordedRun
 from .reservoir import Reservoir
 
@@ -280,18 +279,7 @@ class _RecordingEngine:
 
     def __init__(self, engine: Engine, owner: RecordingEngines) -> None:
         self._engine, self._owner = engine, owner
-
-    @property
-    def spec(self) -> GraphSpec:
-        return self._engine.spec
-
-    @property
-    def inputs(self) -> Mapping[str, Any]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Any]:
-        return self._engine.outputs
+        self.spec, self.inputs, self.outputs = engine.spec, engine.inputs, engine.outputs
 
     def run(self) -> None:
         """Records the inputs, runs, and raises UnsoundOutputError if NaN or infinity came out."""
@@ -308,28 +296,9 @@ class RecordingEngines:
     """An engine set that gives every run to a recorder."""
 
     def __init__(self, engines: EngineSet, recorder: Recorder) -> None:
-        self._engines = engines
-        self.recorder = recorder
-
-    @property
-    def name(self) -> str:
-        return self._engines.name
-
-    @property
-    def reason(self) -> str:
-        return self._engines.reason
-
-    @property
-    def threads(self) -> int:
-        return self._engines.threads
-
-    @property
-    def device(self) -> Device | None:
-        return self._engines.device
-
-    @property
-    def specs(self) -> tuple[GraphSpec, ...]:
-        return self._engines.specs
+        self._engines, self.recorder = engines, recorder
+        self.name, self.reason, self.threads = engines.name, engines.reason, engines.threads
+        self.device, self.specs = engines.device, engines.specs
 
     def engine(self, spec: GraphSpec) -> Engine:
         return _RecordingEngine(self._engines.engine(spec), self)

@@ -45,7 +45,7 @@ class TensorRtEngine:
         stream = device.stream
         self._log = log
         self._context: Any = context
-        self._spec, self._device, self._stream = spec, device, stream
+        self.spec, self._device, self._stream = spec, device, stream
         if not context.set_optimization_profile_async(profile_index, stream):
             raise self._refused(f"its profile {profile_index}")
         for tensor in spec.inputs:
@@ -63,11 +63,6 @@ class TensorRtEngine:
             if not context.set_tensor_address(name, array.pointer):
                 raise self._refused(f"the address of {name}")
 
-    @property
-    def spec(self) -> GraphSpec:
-        """The graph's spec."""
-        return self._spec
-
     def run(self) -> None:
         """Enqueues one run on the device's stream; EngineError, then or later, if refused."""
         self._device.submit(id(self._context), self._enqueue)
@@ -83,7 +78,7 @@ class TensorRtEngine:
 
     def _refused(self, what: str) -> EngineError:
         return EngineError(
-            f"TensorRT refuses {what} for {self._spec.label}{_reason(self._log)}: "
+            f"TensorRT refuses {what} for {self.spec.label}{_reason(self._log)}: "
             "build the plan again with --rebuild, or use --engine onnxruntime"
         )
 
@@ -121,9 +116,9 @@ class TensorRtEngines:
             EngineError: A plan can neither be loaded nor built.
             DeviceError: There is no memory for the buffers.
         """
-        self._trt, self._bundle, self.device = trt, bundle, device
+        self._trt, self.specs, self.device = trt, bundle.manifest.graphs, device
         self.reason = reason
-        self._buffers = DeviceBuffers(device, bundle.manifest.graphs)
+        self._buffers = DeviceBuffers(device, self.specs)
         self._engines: dict[GraphKey, TensorRtEngine] = {}
         self._plans: dict[str, tuple[tuple[GraphSpec, ...], Any]] = {}
         self._plan_bytes = 0
@@ -183,13 +178,7 @@ class TensorRtEngines:
             "use --engine onnxruntime"
         )
 
-    @property
-    def specs(self) -> tuple[GraphSpec, ...]:
-        """Every graph shape on offer."""
-        return self._bundle.manifest.graphs
-
     def engine(self, spec: GraphSpec) -> TensorRtEngine:
-        """Returns the engine of this shape, bound on first use; EngineError if there is none."""
         key = spec.key
         if key not in self._engines:
             self._engines[key] = self._make(find_spec(self.specs, spec))

@@ -36,15 +36,6 @@ class Piece(NamedTuple):
     """False: it continues the document of the piece before it."""
 
 
-def read_documents(path: str | Path) -> Iterator[str]:
-    """Yields the documents of one text file in their order.
-
-    Raises:
-        DataError: the file is missing, a folder, not UTF-8, or holds no document.
-    """
-    return joined(read_pieces(path))
-
-
 def read_pieces(path: str | Path) -> Iterator[Piece]:
     """Yields the documents of one text file as pieces, in bounded memory."""
     path = Path(path)

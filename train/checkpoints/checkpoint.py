@@ -26,7 +26,7 @@ import torch
 from ...runtime.errors import CheckpointError, brief
 from ..files import new_folder, remove_unfinished, write_file, write_text
 from ..nn.config import ModelConfig
-from .hub import COMPANIONS, checkpoint_folder, config_path
+from .hub import COMPANIONS, config_path
 from .hugging_face import is_hugging_face, read_tensors, write_shape, write_tensors
 from .tensor_files import WEIGHTS, read_weights
 
@@ -105,27 +105,6 @@ def _writing(folder: Path) -> Iterator[None]:
             f"cannot write the checkpoint {folder} ({reason}); what was saved before is whole: "
             "free some space, then continue with --resume"
         ) from error
-
-
-def read_checkpoint(folder: str | Path, family: str | None = None) -> Checkpoint:
-    """Reads a checkpoint folder.
-
-    Args:
-        folder: where config.json, model.safetensors and tokenizer.json are; or a name of the
-            Hugging Face hub (see `hub`).
-        family: the only family that is accepted; None accepts any.
-
-    Raises:
-        CheckpointError: if something is missing, damaged, of another family or not finite.
-    """
-    folder = checkpoint_folder(folder)
-    config = read_config(folder)
-    if family is not None and config["family"] != family:
-        raise CheckpointError(
-            f"{folder}: a checkpoint of family {config['family']!r}, wanted {family!r}; "
-            "give --family to match"
-        )
-    return read_files(folder, config)
 
 
 def read_files(folder: Path, config: dict[str, Any]) -> Checkpoint:

@@ -20,7 +20,7 @@ from torch import nn
 
 from ...runtime.errors import CheckpointError, ConfigError, brief
 from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, load_tokenizer, vocab_size_of
-from ..nn.config import ModelConfig
+from ..nn.config import SHAPE_OPTIONS, SIZES, ModelConfig
 from .checkpoint import (
     Checkpoint,
     check_finite,
@@ -34,21 +34,6 @@ from .gguf import SUFFIX, read_gguf
 from .hub import GENERATION_CONFIG, TOKENIZER_CONFIG, checkpoint_folder
 from .hugging_face import read_shape, read_tensors
 
-SHAPE_OPTIONS = (
-    "dim",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "hidden_dim",
-    "tie_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "norm_eps",
-    "backbone",
-)
-"""What a family's options take over from the checkpoint."""
-_SIZES = frozenset(SHAPE_OPTIONS[:6])
 _PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
 
 
@@ -72,7 +57,7 @@ class Start:
             return dict(given)
         own = {name: getattr(self.shape, name) for name in SHAPE_OPTIONS}
         if "size" in given:
-            own = {name: value for name, value in own.items() if name not in _SIZES}
+            own = {name: value for name, value in own.items() if name not in SIZES}
         if self.shape.backbone != "native":
             own |= {"vocab_size": self.shape.vocab_size, "context": self.shape.context}
         return {**own, **given}

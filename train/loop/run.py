@@ -50,9 +50,8 @@ from ..data.tokenizer import (
 from ..families import FAMILIES
 from ..nn.lora import Lora
 from .heldout import frequency_nats
-from .loop import Loop
+from .loop import Hooks, Loop, RunState
 from .progress import NoCurves, ProgressBar, make_curves
-from .run_state import Hooks, RunState
 from .sharding import fsdp_strategy
 
 

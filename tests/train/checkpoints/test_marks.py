@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from dlm_edge.runtime.text.framing import Framing
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
-from dlm_edge.train.checkpoints.convert import convert
+from dlm_edge.train.checkpoints.convert import convert, open_any
 from dlm_edge.train.checkpoints.start import read_marks
 from dlm_edge.train.config import TrainConfig
 from dlm_edge.train.loop.run import train
@@ -76,12 +75,12 @@ def test_the_facts_go_into_the_checkpoint_and_into_what_is_made_of_it(tmp_path, 
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "ar", {}, None)
     convert(str(tmp_path / "ours"), str(tmp_path / "drafts"), "tidar", {"block_sizes": "4"}, None)
     for name in ("ours", "drafts"):
-        config = read_checkpoint(tmp_path / name).config
+        config = open_any(tmp_path / name).config
         assert config["start_ids"] == start
         assert [config["eos_token_id"], *config["end_ids"]] == ends
     # A mask is added where the family needs one, and only there.
-    assert read_checkpoint(tmp_path / "ours").config["mask_token_id"] is None
-    assert read_checkpoint(tmp_path / "drafts").config["mask_token_id"] is not None
+    assert open_any(tmp_path / "ours").config["mask_token_id"] is None
+    assert open_any(tmp_path / "drafts").config["mask_token_id"] is not None
 
 
 def test_end_tokens_are_those_of_all_three_files(tmp_path):
@@ -110,7 +109,7 @@ def test_training_reads_documents_as_the_checkpoint_does(tmp_path, pre, settings
     )  # fmt: skip
     assert isinstance(config, TrainConfig)
     train(config, quiet=True)
-    found = read_checkpoint(tmp_path / "run").config
+    found = open_any(tmp_path / "run").config
     assert found["start_ids"] == CONVENTIONS[pre][3]
     framing = Framing.of(found)
     start = CONVENTIONS[pre][3]
