@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.cli.bars import bar
+from ..runtime.cli.progress import bar
 from ..runtime.errors import CalibrationError
 from ..runtime.families.base import LoadedModel
 from ..runtime.families.table import load_model

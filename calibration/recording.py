@@ -16,7 +16,7 @@ import numpy as np
 
 from ..runtime.bundle.bundle import Bundle
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.cli.bars import bar
+from ..runtime.cli.progress import bar
 from ..runtime.engines.base import EngineSet
 from ..runtime.text.tokenizer import Tokenizer
 from .canvases.canvases import CanvasSet

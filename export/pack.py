@@ -41,7 +41,7 @@ from ..runtime.bundle.archive import describe
 from ..runtime.bundle.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.bundle.manifest_check import TOKENIZER_NAME
-from ..runtime.cli.bars import bar
+from ..runtime.cli.progress import bar
 from ..runtime.engines import open_engines
 from ..runtime.errors import CalibrationError, DlmError
 from ..runtime.families.table import find_family

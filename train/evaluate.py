@@ -17,8 +17,7 @@ from torch import nn
 from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.families.base import LoadedModel
 from ..runtime.families.table import load_model
-from ..runtime.measure.eval_figures import eval_figures
-from ..runtime.measure.evaluate import Progress, evaluate_ids
+from ..runtime.measure.evaluate import Progress, eval_figures, evaluate_ids
 from ..runtime.text.documents import by_document
 from ..runtime.text.tokenizer import Tokenizer
 from .checkpoints.checkpoint import Checkpoint, load_weights

@@ -13,7 +13,7 @@ import click
 from ..errors import DataError
 from ..process import peak_rss_mib
 from .common import DlmCommand, common_options, print_json
-from .progress import ProgressLine
+from .progress import bar
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -68,7 +68,7 @@ def main(
     that two bundles of one model compare in pairs. Models that write from left to right are
     exact.
     """
-    from ..measure.eval_figures import eval_line
+    from ..measure.evaluate import eval_line
     from .load import load_pipeline
 
     with load_pipeline(
@@ -105,8 +105,7 @@ def evaluate_file(
     """
     import numpy as np
 
-    from ..measure.eval_figures import eval_figures
-    from ..measure.evaluate import evaluate_ids
+    from ..measure.evaluate import eval_figures, evaluate_ids
     from ..text.documents import file_sha256
 
     manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
@@ -115,8 +114,7 @@ def evaluate_file(
     begin = time.perf_counter()
     stream = list(_stream(data, limit, tokenizer, manifest.framing))
     ids = np.array(stream, np.int64)
-    bar = ProgressLine()
-    try:
+    with bar() as show:
         result = evaluate_ids(
             model,
             ids,
@@ -125,10 +123,8 @@ def evaluate_file(
             seed=seed,
             relative_half_width=margin,
             max_samples=max_samples,
-            progress=bar.show,
+            progress=show,
         )
-    finally:
-        bar.wipe()
     return {
         **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
         "engine": pipeline.engines.name,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 _WIDTH = 30
@@ -60,3 +62,13 @@ class ProgressLine:
             self._out.write("\r\x1b[K")
             self._out.flush()
             self._what = None
+
+
+@contextmanager
+def bar() -> Iterator[Callable[..., None]]:
+    """Gives `ProgressLine.show` (done, total, what); the line is wiped at the end."""
+    line = ProgressLine()
+    try:
+        yield line.show
+    finally:
+        line.wipe()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from statistics import median
 from typing import Any
 
 from ..bundle.bundle import Bundle
@@ -19,11 +20,10 @@ from ..errors import DeviceError, EngineError, brief
 from ..gpu.device import Device
 from ..gpu.facts import GpuFacts
 from ..gpu.replay import ReplayingDevice
-from .base import LayerTimes, find_spec
+from .base import LayerTime, LayerTimes, find_spec
 from .device_buffers import DeviceBuffers
 from .plan_cache import PlanCache
 from .tensorrt_build import OUT_OF_MEMORY, BuildSettings
-from .tensorrt_layers import layer_profiler, layer_times
 from .tensorrt_log import process_logger
 from .tensorrt_plans import Plan, graph_files, plan_for
 
@@ -246,3 +246,43 @@ class TensorRtEngines:
         self._buffers.clear()
         self._scratch = None
         self.device.close()
+
+
+def layer_profiler(trt: Any) -> Any:
+    """Returns an IProfiler with `heard`: milliseconds of every call by layer, in order."""
+
+    class Layers(trt.IProfiler):
+        """Told of every layer after every run."""
+
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.heard: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            """One layer ran."""
+            self.heard.setdefault(layer_name, []).append(ms)
+
+    return Layers()
+
+
+def layer_times(heard: dict[str, list[float]], scratch_bytes: int) -> LayerTimes:
+    """Returns what a profiler recorded, the longest first; `scratch_bytes` is what runs share."""
+    layers = [
+        LayerTime(
+            name=name,
+            kind=_kind(name),
+            seconds=median(milliseconds) / 1000,
+            calls=len(milliseconds),
+            bytes=None,
+        )
+        for name, milliseconds in heard.items()
+    ]
+    layers.sort(key=lambda layer: -layer.seconds * layer.calls)
+    return LayerTimes(layers=tuple(layers), allocator={"scratch": scratch_bytes})
+
+
+def _kind(name: str) -> str:
+    """Returns a word for what a layer does: the first of TensorRT's names for fused regions."""
+    if "ForeignNode" in name or "myl" in name:
+        return "fused"
+    return "reformat" if name.startswith("Reformatting") else "layer"

@@ -26,7 +26,6 @@ from ..bundle.manifest import GraphSpec
 from ..errors import ConfigError, EngineError, brief
 from ..process import peak_rss_mib
 from .tensorrt_log import process_logger, progress_monitor
-from .tensorrt_timings import attach_timings, measured_timings
 
 MIN_VERSION = (10, 3)
 _MIB = 1 << 20
@@ -284,3 +283,25 @@ def _failure(
         )
     reason = brief(errors[0], 300) if errors else "it gave no reason"
     return f"TensorRT builds no plan from {file}: {reason}"
+
+
+def attach_timings(config: Any, known: bytes) -> None:
+    """Gives a builder config the times to begin with, else an empty set for what is measured.
+
+    Times of another GPU or version, which TensorRT does not read or refuses, count as none.
+
+    Args:
+        known: Of an earlier build; may be empty.
+    """
+    for data in (known, b"") if known else (b"",):
+        times = config.create_timing_cache(data)
+        if times is not None and config.set_timing_cache(times, False):
+            return
+
+
+def measured_timings(config: Any) -> bytes:
+    """Returns the times after a build; empty if TensorRT gives none."""
+    times = config.get_timing_cache()
+    if times is None:
+        return b""
+    return bytes(memoryview(times.serialize()))

@@ -107,11 +107,6 @@ class Tokenizer:
         return TextStream(self)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a `tokenizer.json`; raises BundleError."""
-    return Tokenizer.load(path)
-
-
 class TextStream:
     """Ids in, text out, never half a UTF-8 character; `push` pieces and `flush` add up to decode.
 

@@ -27,7 +27,6 @@ from .layers import (
     training_rotation,
 )
 
-
 INIT_STD = 0.02
 
 Attend = Callable[[Attention, torch.Tensor, Angles, torch.Tensor | None, int | None], torch.Tensor]

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from dlm_edge.export.auto.buckets import best_buckets, text_rate
+from dlm_edge.export.auto.candidates import best_buckets, text_rate
 from dlm_edge.jetson.forecast.forecast import Forecast, GraphForecast, MemoryForecast
 from toy_bundle import toy_spec
 
