@@ -19,7 +19,10 @@ from .text.tokenizer import Tokenizer
 
 
 class StopFilter:
-    """The text of one generation, growing, with an eye on its stop strings."""
+    """The growing text of one generation, which its first stop string ends.
+
+    What could become a stop string is held back, so that none is shown, not even in part.
+    """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         """Starts an empty text; `stop` strings are not empty."""

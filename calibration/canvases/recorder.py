@@ -29,7 +29,12 @@ NOISE_ROLES: Mapping[str, Callable[[np.ndarray], float]] = {
 
 
 class Reservoir:
-    """Keeps some of the canvases that it is offered."""
+    """A bounded sample of canvases: so many per stratum and source, each with an equal chance.
+
+    Vitter's algorithm R per stratum; arrays that several canvases share count once against the
+    bound on bytes, at which fewer are kept of every stratum. Equal seeds and offers give equal
+    samples.
+    """
 
     def __init__(self, *, per_stratum: int, max_bytes: int | None, seed: int) -> None:
         self.per_stratum = per_stratum

@@ -288,6 +288,8 @@ def _failure(
 def attach_timings(config: Any, known: bytes) -> None:
     """Gives a builder config the times to begin with, else an empty set for what is measured.
 
+    TensorRT hands out only the times of a set that was attached before the build.
+
     Times of another GPU or version, which TensorRT does not read or refuses, count as none.
 
     Args:

@@ -11,6 +11,7 @@ from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.loop.run import _fit, train
+from dlm_edge.train.nn import transformer
 from tiny_checkpoint import CONTEXT, make_checkpoint
 
 MASK = 1
