@@ -88,7 +88,7 @@ def steps_of(
             "ids": rng.integers(2, shape["vocab_size"], (1, rows), dtype=np.int32),
             "start": np.array([CONTEXT // 2], np.int32),
             "offsets": layout.offsets[None],
-            "visible": layout.visible,
+            "visible": layout.visible[None],
             "kv": kv,
         }
 

@@ -14,7 +14,6 @@ from ..runtime.bundle.manifest import Manifest
 from ..runtime.cli.decoding import chosen_rule_note
 from ..runtime.errors import ConfigError
 from ..runtime.families import read_rule, with_rule
-from ..runtime.families.table import find_family
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
 from ..train.checkpoints.convert import open_any
@@ -61,10 +60,6 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
     own = read_rule({}, family.name)
     decoding = with_rule(settings.decoding, own, family.name)
     rule_note = chosen_rule_note(settings.decoding, own, read_rule(decoding, family.name))
-    if settings.batch > 1 and not find_family(family.name).side_by_side:
-        raise ConfigError(
-            f"a model of family {family.name} decodes one text at a time: leave out --batch"
-        )
     manifest = family.manifest(
         config,
         model,

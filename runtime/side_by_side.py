@@ -20,7 +20,7 @@ from .bundle.manifest import GraphKey, GraphSpec, TensorSpec
 from .engines.base import Engine, EngineSet
 from .families.base import LoadedModel, Request, Span
 from .generate import Generation
-from .ops.core import Form, Ops, Primitive
+from .ops.core import Ops
 
 CACHE_ROLES = ("kv", "kv_new")
 """Roles of tensors whose first axis is rows and whose second is the batch."""
@@ -41,7 +41,7 @@ def for_batch(spec: GraphSpec, batch: int) -> GraphSpec:
     """Gives the shape that serves so many texts with the same rows and context."""
 
     def sized(tensor: TensorSpec) -> TensorSpec:
-        axis = int(tensor.role in CACHE_ROLES)
+        axis = _batch_axis(tensor)
         return replace(tensor, shape=(*tensor.shape[:axis], batch, *tensor.shape[axis + 1 :]))
 
     return replace(
@@ -52,16 +52,18 @@ def for_batch(spec: GraphSpec, batch: int) -> GraphSpec:
     )
 
 
+def _batch_axis(tensor: TensorSpec) -> int:
+    return int(tensor.role in CACHE_ROLES)
+
+
 class SlotEngine(Engine):
-    """One slot of an engine's batch. Cache rows are the whole batch's: `SlotOps` know the slot."""
+    """One slot of an engine's batch."""
 
     def __init__(self, inner: Engine, slot: int, ops: Ops) -> None:
         self._inner, self._spec = inner, for_batch(inner.spec, 1)
         self._inputs, self._outputs = (
             {
-                tensor.name: buffers[tensor.name]
-                if tensor.role in CACHE_ROLES
-                else ops.slot(buffers[tensor.name], slot)
+                tensor.name: ops.slot(buffers[tensor.name], slot, axis=_batch_axis(tensor))
                 for tensor in tensors
             }
             for tensors, buffers in (
@@ -127,37 +129,6 @@ class SlotEngines(EngineSet):
         """Does nothing: the batch's engines are others', too."""
 
 
-class SlotOps(Ops):
-    """Ops whose cache appends go to one slot."""
-
-    def __init__(self, inner: Ops, slot: int) -> None:
-        self._inner, self._slot = inner, slot
-        self.name = inner.name
-
-    @property
-    def synchronous(self) -> bool:
-        return self._inner.synchronous
-
-    def bind(self, primitive: Primitive[Form]) -> Form:
-        return self._inner.bind(primitive)
-
-    def assign(self, target: Any, source: Any) -> None:
-        self._inner.assign(target, source)
-
-    def rows(self, logits: Any, start: int, count: int) -> Any:
-        return self._inner.rows(logits, start, count)
-
-    def slot(self, array: Any, index: int) -> Any:
-        return self._inner.slot(array, index)
-
-    def append_kv(self, kv: Any, kv_new: Any, start: int, count: int, *, slot: int = 0) -> None:
-        assert slot == 0, "a text has one slot"
-        self._inner.append_kv(kv, kv_new, start, count, slot=self._slot)
-
-    def to_host(self, array: Any) -> np.ndarray:
-        return self._inner.to_host(array)
-
-
 class SideBySide:
     """Texts that share runs; each is iterated for its own spans, in any order."""
 
@@ -206,7 +177,7 @@ class SharedGeneration(Generation):
     def __init__(self, group: SideBySide, slot: int, request: Request) -> None:
         model = group.model
         engines = SlotEngines(model.engines, group.batch, slot, model.ops)
-        own = replace(model, engines=engines, ops=SlotOps(model.ops, slot))
+        own = replace(model, engines=engines)
         super().__init__(own, request)
         self._group, self._own = group, own
         self._ready: deque[Span] = deque()

@@ -307,7 +307,7 @@ def changed_rows(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarra
     committing = np.zeros(run.spec.rows, bool)
     if drafts(run.spec) and masked.any() and after is not None:
         visible = run.inputs[run.spec.tensor("visible").name]
-        return kept_rows(visible, masked, after.start - run.start)
+        return kept_rows(visible[0], masked, after.start - run.start)
     if after is None or after.spec.name != run.spec.name:
         return masked
     first = max(run.start, after.start)

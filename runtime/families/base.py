@@ -229,8 +229,6 @@ class DeviceFamily(Protocol):
     """What `table.py` lists: how to start a request, and how good the model is."""
 
     name: str
-    side_by_side: bool
-    """True when texts can share runs: all state that primitives keep of a text has a slot."""
     exact: bool
     """True when the bound is the exact likelihood, so that one sample is enough."""
 

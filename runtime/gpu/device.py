@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ WAIT_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceArray:
-    """A contiguous array in device memory, or a view of one."""
+    """An array in device memory, or a view of one; contiguous unless it has a pitch."""
 
     pointer: int
     """Device address of the first element."""
@@ -31,6 +31,9 @@ class DeviceArray:
     dtype: np.dtype
     owner: Any
     """Whatever frees the memory when nobody refers to it any more."""
+    pitch: int | None = None
+    """Bytes from one row of the first axis to the next, in a view that leaves something out between
+    them; None: rows follow each other."""
 
     @property
     def size(self) -> int:
@@ -45,13 +48,21 @@ class DeviceArray:
     def rows(self, start: int, count: int, *, axis: int = 0) -> DeviceArray:
         """Gives a view of rows [start, start + count) of an axis before which all are of size 1."""
         assert prod(self.shape[:axis]) == 1
+        assert self.pitch is None
         assert 0 <= start <= start + count <= self.shape[axis]
         offset = start * prod(self.shape[axis + 1 :]) * self.dtype.itemsize
-        return DeviceArray(
-            pointer=self.pointer + offset,
-            shape=(*self.shape[:axis], count, *self.shape[axis + 1 :]),
-            dtype=self.dtype,
-            owner=self.owner,
+        shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
+        return replace(self, pointer=self.pointer + offset, shape=shape)
+
+    def column(self, index: int) -> DeviceArray:
+        """Gives a view of one item of the second axis: (rows, 1, …)."""
+        row_bytes = self.nbytes // self.shape[0]
+        item_bytes = row_bytes // self.shape[1]
+        return replace(
+            self,
+            pointer=self.pointer + index * item_bytes,
+            shape=(self.shape[0], 1, *self.shape[2:]),
+            pitch=row_bytes,
         )
 
 

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ..cache import cache_root, write_beside
+from ..errors import DeviceError
 
 Compile = Callable[[bytes, Mapping[str, bytes]], bytes]
 """(source, its headers by name) to an image."""
@@ -28,6 +29,9 @@ def headers_of(source: Path) -> dict[str, bytes]:
     """Reads the headers that a `.cu` file includes, by the names that it includes them by.
 
     A name is a path from the folder that holds the source's own, or from the source's own.
+
+    Raises:
+        DeviceError: A header is missing.
     """
     found: dict[str, bytes] = {}
     waiting = [source.read_bytes()]
@@ -35,7 +39,13 @@ def headers_of(source: Path) -> dict[str, bytes]:
         for name in _INCLUDE.findall(waiting.pop().decode()):
             if name not in found:
                 places = (folder / name for folder in include_folders(source))
-                path = next(place for place in places if place.is_file())
+                path = next((place for place in places if place.is_file()), None)
+                if path is None:
+                    folders = ", ".join(map(str, include_folders(source)))
+                    raise DeviceError(
+                        f"kernel source {source.name} includes {name}, which is in none of "
+                        f"{folders}; install dlm-edge again"
+                    )
                 found[name] = path.read_bytes()
                 waiting.append(found[name])
     return dict(sorted(found.items()))

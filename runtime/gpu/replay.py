@@ -9,6 +9,7 @@ calls would have done. Neither engines, nor ops, nor update rules know of any of
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -39,6 +40,36 @@ class _Loan:
         self._device.retire(self._owner)
 
 
+class _Held:
+    """What arrays are known to hold, by where they lie; no two of them overlap."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._known: dict[int, tuple[int, bytes | np.ndarray]] = {}
+
+    def get(self, array: DeviceArray) -> bytes | np.ndarray | None:
+        size, value = self._known.get(array.pointer, (0, None))
+        return value if size == array.nbytes else None
+
+    def keep(self, array: DeviceArray, value: bytes | np.ndarray) -> None:
+        self.forget(array)
+        insort(self._starts, array.pointer)
+        self._known[array.pointer] = (array.nbytes, value)
+
+    def forget(self, array: DeviceArray) -> None:
+        """Drops what overlaps an array that is written, or new where another was before."""
+        begin = max(0, bisect_right(self._starts, array.pointer) - 1)
+        end = bisect_left(self._starts, array.pointer + array.nbytes)
+        for start in self._starts[begin:end]:
+            if start + self._known[start][0] > array.pointer:
+                self._starts.remove(start)
+                del self._known[start]
+
+    def clear(self) -> None:
+        self._starts.clear()
+        self._known.clear()
+
+
 class ReplayingDevice:
     """`Device` that hands everything on to another, repeated steps as captured ones."""
 
@@ -49,7 +80,7 @@ class ReplayingDevice:
         self._pending: list[Call] = []
         self._steps: OrderedDict[tuple[Hashable, ...], tuple[Step | None, list[Call]]]
         self._steps = OrderedDict()
-        self._held: dict[int, bytes | np.ndarray] = {}
+        self._held = _Held()
         self._retired: list[Any] = []
         self._sending = False
         self.captures = True
@@ -59,7 +90,7 @@ class ReplayingDevice:
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
         array = self.inner.empty(shape, dtype)
-        self._held.pop(array.pointer, None)
+        self._held.forget(array)
         return replace(array, owner=_Loan(array.owner, self))
 
     def retire(self, owner: Any) -> None:
@@ -68,33 +99,33 @@ class ReplayingDevice:
             self._retired.append(owner)
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
-        self._held.pop(target.pointer, None)
+        self._held.forget(target)
         self.flush()
         self.inner.upload(target, source)
 
     def hold(self, target: DeviceArray, source: np.ndarray) -> None:
-        known = self._held.get(target.pointer)
+        known = self._held.get(target)
         if target.nbytes <= MAX_COMPARED_BYTES:
             values = np.ascontiguousarray(source, target.dtype).tobytes()
-            if known != values:
+            if not isinstance(known, bytes) or known != values:
                 self.upload(target, source)
-                self._held[target.pointer] = values
+                self._held.keep(target, values)
         elif known is not source:
             self.upload(target, source)
             if not source.flags.writeable:
-                self._held[target.pointer] = source
+                self._held.keep(target, source)
 
     def download(self, source: DeviceArray) -> np.ndarray:
         self.flush()
         return self.inner.download(source)
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
-        self._held.pop(target.pointer, None)
+        self._held.forget(target)
         key = ("copy", target.pointer, source.pointer, target.nbytes)
         self._pending.append((key, lambda: self.inner.copy(target, source)))
 
     def zero(self, target: DeviceArray) -> None:
-        self._held.pop(target.pointer, None)
+        self._held.forget(target)
         key = ("zero", target.pointer, target.nbytes)
         self._pending.append((key, lambda: self.inner.zero(target)))
 

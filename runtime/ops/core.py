@@ -118,21 +118,20 @@ class Ops(Protocol):
         """Gives a view of rows [start, start + count) of (1, block, vocab) logits."""
         ...
 
-    def slot(self, array: Any, index: int) -> Any:
-        """Gives a view of one slot, (1, …), of an array whose first axis is the batch."""
+    def slot(self, array: Any, index: int, *, axis: int = 0) -> Any:
+        """Gives a view of one text's part of an array whose batch is axis 0, or 1 behind rows."""
         ...
 
-    def append_kv(self, kv: Any, kv_new: Any, start: int, count: int, *, slot: int = 0) -> None:
-        """Writes a slot's rows [0, count) of kv_new behind `start` rows of its kv.
+    def append_kv(self, kv: Any, kv_new: Any, start: int, count: int) -> None:
+        """Writes rows [0, count) of kv_new behind `start` rows of kv.
 
         Rolling back needs no call: rows from `start` on are ignored by the graph.
 
         Args:
-            kv: (context, batch, …) cache.
-            kv_new: (rows, batch, …), of the run just made.
-            start: Rows of the slot in the cache.
+            kv: (context, 1, …) cache of one text, or its slot of a batch's.
+            kv_new: (rows, 1, …), of the run just made.
+            start: Rows in the cache.
             count: Rows to write.
-            slot: Which text of the batch.
         """
         ...
 

@@ -35,11 +35,11 @@ class NumpyOps(Ops):
     def rows(self, logits: Any, start: int, count: int) -> Any:
         return logits[:, start : start + count]
 
-    def slot(self, array: Any, index: int) -> Any:
-        return array[index : index + 1]
+    def slot(self, array: Any, index: int, *, axis: int = 0) -> Any:
+        return array[(slice(None),) * axis + (slice(index, index + 1),)]
 
-    def append_kv(self, kv: Any, kv_new: Any, start: int, count: int, *, slot: int = 0) -> None:
-        kv[start : start + count, slot] = kv_new[:count, slot]
+    def append_kv(self, kv: Any, kv_new: Any, start: int, count: int) -> None:
+        kv[start : start + count] = kv_new[:count]
 
     def to_host(self, array: Any) -> np.ndarray:
         return np.asarray(array)

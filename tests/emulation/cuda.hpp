@@ -61,8 +61,7 @@ struct Launch {
   unsigned alive = 0;
   unsigned long progress = 0;  // grows whenever a meeting is over or a fiber ends
   void* kernel = nullptr;
-  const uint64_t* arguments = nullptr;
-  int num_arguments = 0;
+  uint64_t arguments[8] = {};
   ucontext_t main;
   jmp_buf scheduler;
 };
@@ -98,28 +97,10 @@ inline const uint64_t* exchange(unsigned mask, uint64_t value) {
 
 inline void run_kernel() {
   const uint64_t* a = launch->arguments;
-  void* kernel = launch->kernel;
-  switch (launch->num_arguments) {
-    case 1:
-      reinterpret_cast<void (*)(uint64_t)>(kernel)(a[0]);
-      break;
-    case 2:
-      reinterpret_cast<void (*)(uint64_t, uint64_t)>(kernel)(a[0], a[1]);
-      break;
-    case 3:
-      reinterpret_cast<void (*)(uint64_t, uint64_t, uint64_t)>(kernel)(a[0], a[1], a[2]);
-      break;
-    case 4:
-      reinterpret_cast<void (*)(uint64_t, uint64_t, uint64_t, uint64_t)>(kernel)(a[0], a[1], a[2],
-                                                                                 a[3]);
-      break;
-    case 5:
-      reinterpret_cast<void (*)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t)>(kernel)(
-          a[0], a[1], a[2], a[3], a[4]);
-      break;
-    default:
-      abort();  // a kernel with more arguments than are listed here
-  }
+  using Word = uint64_t;
+  // A kernel with fewer arguments does not look at the others, and none has more.
+  using Kernel = void (*)(Word, Word, Word, Word, Word, Word, Word, Word);
+  reinterpret_cast<Kernel>(launch->kernel)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
   launch->fibers[thread.x].done = true;
   --launch->alive;
   ++launch->progress;
@@ -182,8 +163,7 @@ extern "C" int emulate(void* kernel, unsigned grid, unsigned block, const uint64
   emulation::Launch launch{fibers};
   emulation::launch = &launch;
   launch.kernel = kernel;
-  launch.arguments = arguments;
-  launch.num_arguments = num_arguments;
+  std::copy(arguments, arguments + num_arguments, launch.arguments);
   emulation::grid_size.x = grid;
   emulation::block_size.x = block;
   for (unsigned index = 0; index < grid; ++index) {

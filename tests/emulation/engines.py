@@ -9,12 +9,15 @@ class DeviceEngine:
         self.spec = inner.spec
         self._inner, self._device = inner, device
         self.inputs = {
-            tensor.name: kv.rows(0, tensor.shape[0])
-            if tensor.role == "kv"
-            else device.empty(tensor.shape, tensor.dtype)
+            tensor.name: kv.rows(0, tensor.shape[0]) if tensor.role == "kv" else self._zeros(tensor)
             for tensor in self.spec.inputs
         }
         self.outputs = {t.name: device.empty(t.shape, t.dtype) for t in self.spec.outputs}
+
+    def _zeros(self, tensor):
+        array = self._device.empty(tensor.shape, tensor.dtype)
+        self._device.zero(array)
+        return array
 
     def run(self):
         for name, buffer in self.inputs.items():

@@ -59,7 +59,7 @@ bool within(Address address, size_t size) {
 size_t num_arguments(const std::string& name) {
   static const std::map<std::string, size_t> counts = {
       {"begin_block", 1}, {"commit", 1}, {"settle", 1}, {"append_rows", 5}, {"begin_drafts", 3},
-      {"propose_float32", 3}, {"propose_float16", 3}, {"append_kept", 5}, {"sample_float32", 3},
+      {"propose_float32", 3}, {"propose_float16", 3}, {"append_kept", 6}, {"sample_float32", 3},
       {"sample_float16", 3}, {"transit_float32", 3}, {"transit_float16", 3}, {"guide_float32", 4},
       {"guide_float16", 4},
       {"verify_mixed_float32", 4}, {"verify_mixed_float16", 4},

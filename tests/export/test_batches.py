@@ -9,14 +9,17 @@ from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.pipeline import Pipeline
+from tiny_checkpoint import make_checkpoint
 
 BATCH = 3
 
 
-@pytest.fixture(scope="module", params=["mdlm", "ar"])
+@pytest.fixture(scope="module", params=["mdlm", "ar", "tidar"])
 def bundle(request, checkpoint, causal_checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("batches") / f"{request.param}.dlm"
-    source = {"mdlm": checkpoint, "ar": causal_checkpoint}[request.param]
+    drafting = path.with_name("draft")
+    make_checkpoint(drafting, "tidar", block_sizes="3", mask_token_id=1)
+    source = {"mdlm": checkpoint, "ar": causal_checkpoint, "tidar": drafting}[request.param]
     report = export_checkpoint(source, path, ExportSettings(batch=BATCH))
     assert all(one["max_relative_error"] < 1e-4 for one in report["batches"])
     assert {one["dims"]["batch"] for one in report["batches"]} == {BATCH}

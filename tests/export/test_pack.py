@@ -305,15 +305,6 @@ def test_a_default_block_without_a_graph_is_refused_before_tracing(
         export_checkpoint(checkpoint, tmp_path / "x.dlm", settings)
 
 
-def test_a_family_that_decodes_one_text_at_a_time_is_refused_a_batch_before_tracing(
-    tmp_path, monkeypatch
-):
-    monkeypatch.delattr(pack, "trace")
-    make_checkpoint(tmp_path / "draft", "tidar", block_sizes="4", mask_token_id=1)
-    with pytest.raises(ConfigError, match="leave out --batch"):
-        export_checkpoint(tmp_path / "draft", tmp_path / "x.dlm", ExportSettings(batch=2))
-
-
 @pytest.mark.parametrize(
     ("family", "blocks", "said"),
     [

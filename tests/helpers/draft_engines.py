@@ -95,7 +95,7 @@ def step_spec(
         ("ids", "int32", (1, rows), "canvas"),
         ("start", "int32", (1,), "start"),
         ("offsets", "int32", (1, rows), "offsets"),
-        ("visible", "float32", (rows, rows), "visible"),
+        ("visible", "float32", (1, rows, rows), "visible"),
         ("kv", "float32", (context, *CACHE), "kv"),
     )
     found = (
@@ -160,7 +160,9 @@ class DraftEngine:
         assert 0 <= start <= self.spec.context
         owner.runs.append(("step", self.spec.rows, self.spec.context, start))
         ids, offsets = self.inputs["ids"][0], self.inputs["offsets"][0]
-        own = self.inputs["visible"]
+        own = self.inputs["visible"][0]
+        if not own.any():  # a slot of a batch whose text waits
+            own = np.eye(len(own))
         assert set(np.unique(own)) <= {0.0, 1.0}
         visible = np.concatenate([np.ones((len(ids), start)), own], axis=1)
         hidden, kept = model.run(ids, start + offsets, visible, self.inputs["kv"][:start])

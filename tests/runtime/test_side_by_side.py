@@ -8,6 +8,7 @@ from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.runtime.ops.host import NumpyOps
 from dlm_edge.runtime.side_by_side import CACHE_ROLES, SideBySide, batches, for_batch
+from draft_engines import DraftEngines, Model, draft_manifest, draft_request
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
 from rules import decoding
@@ -48,6 +49,7 @@ class BatchEngines:
 
     def __init__(self, make, batch):
         self._slots = [make() for _ in range(batch)]
+        self.model = getattr(self._slots[0], "model", None)
         self._own = {for_batch(spec, batch).key: spec for spec in self._slots[0].specs}
         self.specs = tuple(for_batch(spec, batch) for spec in self._slots[0].specs)
         rows = [t for t in max(self.specs, key=lambda s: s.context).inputs if t.role == "kv"]
@@ -62,10 +64,21 @@ class BatchEngines:
 
     @property
     def num_runs(self):
-        return len(self._slots[0].runs)
+        return sum(run[0] != "head" for run in self._slots[0].runs)
 
     def close(self):
         pass
+
+
+def draft_requests(**heat):
+    """Texts whose first runs have different layouts, one of them longer than a run."""
+    return [
+        draft_request(
+            prompt_ids=(0, *range(3, 5 + 5 * index)), max_tokens=9 + 6 * index, sample_index=index,
+            **heat,
+        )
+        for index in range(4)
+    ]  # fmt: skip
 
 
 def never_ending(prefix, block):
@@ -141,6 +154,21 @@ def test_moving_texts_are_the_same_alone_and_side_by_side(graph, on_device):
     make = lambda: ScoreEngines(score, [24, 64], V)  # noqa: E731
     manifest = lambda engines: score_manifest(engines, graph)  # noqa: E731
     check(make, manifest, requests(settings), on_device=on_device)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["numpy", "device"])
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "head apart"])
+@pytest.mark.parametrize("heat", [{}, {"temperature": 0.9, "beta": 0.5}], ids=str)
+def test_drafting_texts_are_the_same_alone_and_side_by_side(heat, split, on_device):
+    def make():
+        return DraftEngines(Model(41, seed=3, agreement=2.0), [3], (16, 48), split=split)
+
+    def manifest(engines):
+        return draft_manifest(engines, vocab_size=41)
+
+    asked = draft_requests(**heat)
+    alone = check(make, manifest, asked, on_device=on_device)
+    assert any(one.tokens_per_nfe > 1.2 for one in alone)
 
 
 def test_a_text_left_early_costs_the_others_nothing_and_asks_for_no_more_runs():

@@ -26,6 +26,7 @@ from dlm_edge.runtime.families.base import (
 from dlm_edge.runtime.families.text_rule import TextRule
 from dlm_edge.runtime.families.window import Text, by_rows
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
+from dlm_edge.runtime.ops.rows import ROWS
 
 from .latent import LATENT
 from .latent.contract import ddim_table
@@ -70,9 +71,11 @@ class ToyRule(TextRule):
             raise ConfigError(f"max_tokens {request.max_tokens}: the canvas has {rows} positions")
         self._num_given = len(request.prompt_ids)
         self._text = Text(request.prompt_ids, self._num_given + request.max_tokens)
-        self._latent = model.ops.bind(LATENT)
-        table = ddim_table(settings.steps, settings.guidance)
-        self._canvas = self._latent.canvas(table, rows, dim, model.manifest.vocab_size)
+        self._latent, self._rows = model.ops.bind(LATENT), model.ops.bind(ROWS)
+        self._guidance = settings.guidance
+        self._canvas = self._latent.canvas(
+            ddim_table(settings.steps), rows, dim, model.manifest.vocab_size
+        )
         noise = gaussians(request.seed, request.sample_index, rows, dim)
         self._latent.begin(self._canvas, noise)
         self._memory = None
@@ -103,7 +106,10 @@ class ToyRule(TextRule):
         if self._memory is None:
             self._memory = engine.outputs["encoded"]
             return []
-        self._latent.step(engine.outputs["clean"], engine.outputs["logits"], self._canvas)
+        clean, logits = (
+            self._rows.guide(engine.outputs[name], self._guidance) for name in ("clean", "logits")
+        )
+        self._latent.step(clean, logits, self._canvas)
         if self._canvas.num_steps < len(self._canvas.table):
             return []
         ids = self._latent.ids(self._canvas)[: self._text.limit - self._num_given]
@@ -117,7 +123,6 @@ class ToyDevice(DeviceFamily):
     """What the device's table lists."""
 
     name = "toy"
-    side_by_side = False
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:

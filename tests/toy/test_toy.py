@@ -21,6 +21,8 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
+from dlm_edge.runtime.ops.host import NumpyOps
+from dlm_edge.runtime.ops.rows import ROWS
 from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.train import families as desktop
 from dlm_edge.train.config import TrainConfig
@@ -204,12 +206,12 @@ def test_the_bound_on_the_device_is_that_of_training(pipeline, folder):
 def test_steps_lead_to_the_clean_latents_if_the_model_knows_them():
     rng = np.random.default_rng(0)
     clean, noise, aside = rng.standard_normal((3, 5, 8)).astype(np.float32)
-    form, table = NumpyLatent(), ddim_table(3, 1.5)
-    guided_to_clean = np.stack([clean + aside / 3, clean + aside])  # 1.5 / 3 - 0.5 = 0
+    form, table, guidance = NumpyLatent(), ddim_table(3), NumpyOps().bind(ROWS)
     canvas = form.canvas(table, 5, 8, 4)
     form.begin(canvas, noise)
     for level in (2 / 3, 1 / 3, 0.0):
-        form.step(guided_to_clean, np.zeros((2, 5, 4), np.float32), canvas)
+        both = np.stack([clean + aside / 3, clean + aside])  # 1.5 / 3 - 0.5 = 0
+        form.step(guidance.guide(both, 1.5), np.zeros((1, 5, 4), np.float32), canvas)
         angle = np.pi / 2 * level
         wanted = np.cos(angle) * clean + np.sin(angle) * noise
         assert np.allclose(canvas.latents, wanted, atol=1e-5)
@@ -228,15 +230,15 @@ def test_noise_is_gaussian_and_keyed_by_seed_and_sample():
 @pytest.mark.parametrize(("rows", "dim", "vocab"), [(1, 1, 2), (5, 33, 31), (12, 64, 100)])
 def test_its_kernels_do_what_numpy_does(rows, dim, vocab, downwards):
     rng = np.random.default_rng(rows)
-    device, table = EmulatedDevice(downwards=downwards), ddim_table(3, 1.5)
+    device, table = EmulatedDevice(downwards=downwards), ddim_table(3)
     forms = CudaLatent(device), NumpyLatent()
     canvases = [form.canvas(table, rows, dim, vocab) for form in forms]
     noise = rng.standard_normal((rows, dim)).astype(np.float32)
     for form, canvas in zip(forms, canvases, strict=True):
         form.begin(canvas, noise)
     for _ in table:
-        clean = rng.standard_normal((2, rows, dim)).astype(np.float32)
-        logits = rng.integers(-3, 4, (2, rows, vocab)).astype(np.float32)  # with ties
+        clean = rng.standard_normal((1, rows, dim)).astype(np.float32)
+        logits = rng.integers(-3, 4, (1, rows, vocab)).astype(np.float32)  # with ties
         there = [device.empty(values.shape, np.float32) for values in (clean, logits)]
         for target, values in zip(there, (clean, logits), strict=True):
             device.upload(target, values)
@@ -244,9 +246,7 @@ def test_its_kernels_do_what_numpy_does(rows, dim, vocab, downwards):
         forms[1].step(clean, logits, canvases[1])
         assert np.allclose(device.download(canvases[0].latents), canvases[1].latents, atol=1e-5)
         assert np.array_equal(forms[0].ids(canvases[0]), canvases[1].ids)
-        conditional, without = logits.astype(np.float64)  # halves and small integers: exact
-        moved = 1.5 * conditional - 0.5 * without
-        assert np.array_equal(canvases[1].ids, moved.argmax(axis=1))
+        assert np.array_equal(canvases[1].ids, logits[0].argmax(axis=1))
         assert device.download(canvases[0].level)[0] == canvases[1].level[0]
 
 

@@ -5,7 +5,7 @@
 | ids | (1, block) | int32 | canvas |
 | start | (1,) | int32 | number of valid cache rows |
 | offsets | (1, block) | int32 | row i stands at position start + offsets[i] |
-| visible | (block, block) | float32 | 1 where the row sees the column, 0 where not |
+| visible | (1, block, block) | float32 | 1 where the row sees the column, 0 where not |
 | kv | (context, 1, layers, 2, kv_heads, head_dim) | float32 | rows >= start are ignored |
 | logits | (1, block, vocab) | float32 | raw; graph `step` as a whole |
 | hidden | (1, block, dim) | float32 | in place of logits, where the head is a graph of its own |
@@ -48,9 +48,9 @@ class DraftStep(BlockStep):
         positions = (start[:, None] + offsets).to(torch.int64)
         angles = rotation(positions, self.model.inv_freq)
         rows = torch.arange(kv.shape[0], device=start.device)
-        past = (rows[None, :] >= start[:, None]).to(torch.float32)
-        past = past.expand(ids.shape[1], -1)
-        hidden = torch.cat([past, 1.0 - visible], dim=1)[None, None] * HIDDEN_SCORE
+        past = (rows[None, :] >= start[:, None])[:, None].to(torch.float32)
+        past = past.expand(-1, ids.shape[1], -1)
+        hidden = torch.cat([past, 1.0 - visible], dim=2)[:, None] * HIDDEN_SCORE
         x, kv_new = self.trunk(ids, angles, kv, self.per_group(hidden))
         return (self.model.head(x) if self.with_head else x), kv_new
 

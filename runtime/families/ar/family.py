@@ -25,7 +25,6 @@ class CausalFamily:
     """What the table of families holds for `ar`."""
 
     name = "ar"
-    side_by_side = True
     exact = True
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:

@@ -30,7 +30,6 @@ class MaskedFamily:
     """What the table of families holds for `mdlm`."""
 
     name = "mdlm"
-    side_by_side = True
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:

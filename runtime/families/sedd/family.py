@@ -25,7 +25,6 @@ class ScoreFamily:
     """What the table of families holds for `sedd`."""
 
     name = "sedd"
-    side_by_side = True
     exact = False
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:

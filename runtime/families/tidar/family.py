@@ -46,7 +46,6 @@ class DraftFamily:
     """What the table of families holds for `tidar`."""
 
     name = "tidar"
-    side_by_side = False
     exact = True
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:

@@ -111,29 +111,28 @@ class CudaOps(Ops):
     def rows(self, logits: DeviceArray, start: int, count: int) -> DeviceArray:
         return logits.rows(start, count, axis=1)
 
-    def slot(self, array: DeviceArray, index: int) -> DeviceArray:
-        return array.rows(index, 1)
+    def slot(self, array: DeviceArray, index: int, *, axis: int = 0) -> DeviceArray:
+        return array.rows(index, 1) if axis == 0 else array.column(index)
 
-    def append_kv(
-        self, kv: DeviceArray, kv_new: DeviceArray, start: int, count: int, *, slot: int = 0
-    ) -> None:
+    def append_kv(self, kv: DeviceArray, kv_new: DeviceArray, start: int, count: int) -> None:
         # What comes before, a run, will come again; this goes to another place each time.
         self.device.flush(repeats=True)
-        stride = kv.nbytes // kv.shape[0]
-        batch = kv.shape[1]
-        row_bytes = stride // batch
-        target = kv.pointer + start * stride + slot * row_bytes
-        source = kv_new.pointer + slot * row_bytes
-        rows = (stride * count, 1) if batch == 1 else (row_bytes, count)
+        pitch, row_bytes = pitches(kv)
         self.device.launch(
             self._kernels["append_rows"],
             COPY_BLOCKS,
             256,
-            (target, source, *rows, stride),
+            (kv.pointer + start * pitch, kv_new.pointer, count, row_bytes, pitch),
         )
 
     def to_host(self, array: DeviceArray) -> np.ndarray:
         return self.device.download(array)
+
+
+def pitches(kv: DeviceArray) -> tuple[int, int]:
+    """Gives the bytes from one row of a cache to the next, and those of a row."""
+    row_bytes = kv.nbytes // kv.shape[0]
+    return kv.pitch or row_bytes, row_bytes
 
 
 def slot_of(array: DeviceArray, slot: int) -> DeviceArray:

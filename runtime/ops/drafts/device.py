@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...gpu.device import DeviceArray
-from ..cuda.ops import COPY_BLOCKS, CudaOps, Words
+from ..cuda.ops import COPY_BLOCKS, CudaOps, Words, pitches
 from ..cuda.state import RING, permitted_bits, read_struct, row_threads, write_rows
 from ..rows.contract import CHUNK
 from .contract import MAX_STOPS, DraftOps, Drafts, DraftSpec, Verified
@@ -145,9 +145,8 @@ class CudaDrafts(DraftOps):
         self._launch(kernel, num_rows, row_threads(spec, ROW_WARPS), *pointers)
 
     def append_kept(self, kv: Any, kv_new: Any, drafts: Drafts) -> None:
-        row_bytes = kv.nbytes // kv.shape[0]
         pointers = (kv.pointer, kv_new.pointer, drafts.memory.state.pointer)
-        self._launch("append_kept", COPY_BLOCKS, 256, *pointers, row_bytes, kv.shape[0])
+        self._launch("append_kept", COPY_BLOCKS, 256, *pointers, *pitches(kv), kv.shape[0])
 
     def propose(self, masks: Any, drafts: Drafts) -> None:
         spec = drafts.spec

@@ -133,12 +133,12 @@ extern "C" __global__ void __launch_bounds__(512) settle(Drafts* drafts) {
 
 extern "C" __global__ void __launch_bounds__(512, 1)
 append_kept(unsigned char* cache, const unsigned char* rows, const Drafts* drafts,
-            unsigned long long row_bytes, long long capacity) {
+            unsigned long long pitch, unsigned long long row_bytes, long long capacity) {
   const int start = drafts->appended;
   const int room = (int)capacity - start;
   const int count = drafts->num_kept < room ? drafts->num_kept : room;
   if (count <= 0) return;
-  copy_bytes(cache + start * row_bytes, rows, count * row_bytes, blockIdx.x, gridDim.x);
+  copy_rows(cache + start * pitch, rows, count, row_bytes, pitch, blockIdx.x, gridDim.x);
 }
 
 // Draws draft `index`, and keeps what `verify_drawn` is to know of its distribution. `sum`: of the

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.cache import cache_root
+from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.gpu.kernel_cache import compile_cached
 
 
@@ -38,6 +39,12 @@ def test_a_changed_header_means_another_image(source):
     source.with_name("part.cuh").write_text("// another\n")
     compile_cached(source, "12.6", (8, 7), compile_)
     assert len(calls) == 2
+
+
+def test_a_missing_header_is_named(source):
+    source.with_name("part.cuh").unlink()
+    with pytest.raises(DeviceError, match=r"whole\.cu includes part\.cuh, which is in none of"):
+        compile_cached(source, "12.6", (8, 7), counting()[1])
 
 
 DAMAGES = [lambda kept: kept[:-1], lambda kept: b"", lambda kept: kept * 2]

@@ -68,6 +68,29 @@ def test_the_host_sees_everything_enqueued_before_it_reads_or_writes(device):
     assert device.inner.view(two).tolist() == [7]
 
 
+def test_what_is_written_over_is_not_held_wherever_the_writing_begins(device):
+    whole = filled(device, list(range(64)))
+    part, large = whole.rows(8, 4), whole.rows(4, 32)
+    fixed = np.arange(100, 132, dtype=np.int32)
+    fixed.flags.writeable = False
+    other = filled(device, [7] * 64)
+    for write in (
+        lambda: device.upload(whole, np.zeros(64, np.int32)),
+        lambda: device.copy(whole, other),
+        lambda: device.zero(whole),
+        lambda: device.hold(large, fixed),
+    ):
+        device.hold(part, np.array([1, 2, 3, 4]))
+        write()
+        device.hold(part, np.array([1, 2, 3, 4]))
+        assert device.download(part).tolist() == [1, 2, 3, 4]
+    device.hold(large, fixed)  # of which `part` has been written since
+    assert device.download(large).tolist() == fixed.tolist()
+    device.hold(large.rows(0, 4), np.array([9, 9, 9, 9]))  # the same address, another size
+    device.hold(large, fixed)
+    assert device.download(large).tolist() == fixed.tolist()
+
+
 def test_values_held_are_uploaded_once_until_something_else_writes_there(device):
     target, other = filled(device, [0]), filled(device, [5])
     counts = device.inner.counts

@@ -195,6 +195,15 @@ def test_appended_rows_lie_behind_the_cached_ones(cuda):
         assert np.array_equal(cuda.to_host(kv), expected)
 
 
+def test_rows_of_a_slot_go_to_its_own_of_a_batch(cuda):
+    kv, new = np.zeros((10, 3, 5), np.float32), np.random.default_rng(0).normal(size=(4, 3, 5))
+    device, given = on_device(cuda, kv), on_device(cuda, new.astype(np.float32))
+    for slot, start in ((2, 5), (0, 1)):
+        cuda.append_kv(cuda.slot(device, slot, axis=1), cuda.slot(given, slot, axis=1), start, 3)
+        kv[start : start + 3, slot] = new[:3, slot]
+    assert np.array_equal(cuda.to_host(device), kv)
+
+
 def test_a_run_whose_rows_are_appended_is_a_captured_one():
     """Though the rows go to another place each time, which is another step."""
     device = ReplayingDevice(EmulatedDevice())

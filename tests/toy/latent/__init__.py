@@ -1,4 +1,4 @@
-"""The toy family's own primitive: guided DDIM steps on latents."""
+"""The toy family's own primitive: DDIM steps on latents."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Latents that move to what guidance takes for clean, by steps of a table."""
+"""Latents that move to what a model takes for clean, by steps of a table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class LatentCanvas:
     """One text's latents, twice: for the run with its source and the one without."""
 
     table: np.ndarray
-    """(steps, 4) float32 on the host: what each step does, in the order of `LatentOps.step`."""
+    """(steps, 3) float32 on the host: level, keep and pull of each step."""
     latents: Any
     """(2, rows, dim) float32; both halves are equal."""
     level: Any
     """(1,) float32: the noise that the next run is fed."""
     ids: Any
-    """(rows,) int32: the likeliest tokens under the last step's guided logits."""
+    """(rows,) int32: the likeliest tokens under the last step's logits."""
     memory: Any = None
     """The ops' own."""
     num_steps: int = 0
@@ -29,10 +29,8 @@ class LatentCanvas:
 class LatentOps(Protocol):
     """The primitive `latent`.
 
-    With guidance g, outputs of the run with the source (c) and of the one without (u) become
-    u + g (c - u). A step of the table is (level, keep, pull, g): latents become
-    keep latents + pull clean, in float32, and `level` the next step's. Ties of logits go to the
-    lowest id.
+    A step of the table is (level, keep, pull): latents become keep latents + pull clean, in
+    float32, and `level` the next step's. Ties of logits go to the lowest id.
     """
 
     def canvas(self, table: np.ndarray, rows: int, dim: int, vocab: int) -> LatentCanvas:
@@ -47,8 +45,8 @@ class LatentOps(Protocol):
         """Takes a step.
 
         Args:
-            clean: (2, rows, dim) float32, with the source and without.
-            logits: (2, rows, vocab) float32 alike.
+            clean: (1, rows, dim) float32.
+            logits: (1, rows, vocab) float32.
             canvas: Changes.
         """
         ...
@@ -58,8 +56,8 @@ class LatentOps(Protocol):
         ...
 
 
-def ddim_table(steps: int, guidance: float) -> np.ndarray:
-    """Makes the steps from level 1 to 0, (steps, 4) float32: DDIM without noise.
+def ddim_table(steps: int) -> np.ndarray:
+    """Makes the steps from level 1 to 0, (steps, 3) float32: DDIM without noise.
 
     With z = cos(a) x + sin(a) e at a = pi level / 2, a step to b keeps the noise that the clean
     latents leave: z' = cos(b) x + sin(b) (z - cos(a) x) / sin(a).
@@ -68,5 +66,4 @@ def ddim_table(steps: int, guidance: float) -> np.ndarray:
     before, after = np.pi / 2 * level[:-1], np.pi / 2 * level[1:]
     keep = np.sin(after) / np.sin(before)
     pull = np.cos(after) - keep * np.cos(before)
-    table = np.stack([level[:-1], keep, pull, np.full(steps, guidance)], axis=1)
-    return table.astype(np.float32)
+    return np.stack([level[:-1], keep, pull], axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Guided DDIM steps as kernels. A step is two launches whose arguments never change."""
+"""DDIM steps as kernels. A step is two launches whose arguments never change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guided DDIM steps in NumPy: the reference for the kernel, and the CPU path."""
+"""DDIM steps in NumPy: the reference for the kernel, and the CPU path."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from typing import Any
 import numpy as np
 
 from .contract import LatentCanvas, LatentOps
-
-
-def guided(both: np.ndarray, weight: np.float32) -> np.ndarray:
-    """u + weight (c - u), float32."""
-    return both[1] + weight * (both[0] - both[1])
 
 
 class NumpyLatent(LatentOps):
@@ -32,9 +27,9 @@ class NumpyLatent(LatentOps):
         canvas.num_steps = 0
 
     def step(self, clean: Any, logits: Any, canvas: LatentCanvas) -> None:
-        _, keep, pull, weight = canvas.table[canvas.num_steps]
-        canvas.latents[:] = keep * canvas.latents[0] + pull * guided(clean, weight)
-        canvas.ids[:] = guided(logits, weight).argmax(axis=1)
+        _, keep, pull = canvas.table[canvas.num_steps]
+        canvas.latents[:] = keep * canvas.latents[0] + pull * clean[0]
+        canvas.ids[:] = logits[0].argmax(axis=1)
         canvas.num_steps += 1
         if canvas.num_steps < len(canvas.table):
             canvas.level[0] = canvas.table[canvas.num_steps, 0]

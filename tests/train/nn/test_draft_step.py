@@ -38,7 +38,7 @@ def filled(model, ids):
     for place, token in enumerate(ids):
         start = torch.tensor([place], dtype=torch.int32)
         zero = torch.zeros(1, 1, dtype=torch.int32)
-        _, new = step(token.view(1, 1), start, zero, torch.ones(1, 1), kv)
+        _, new = step(token.view(1, 1), start, zero, torch.ones(1, 1, 1), kv)
         kv[place] = new[0]
     return kv
 
@@ -54,7 +54,7 @@ def test_rows_in_any_layout_are_the_uncached_forwards(backbone, kv_heads):
         ids = torch.randint(2, VOCAB, (1, draft_rows(3)), dtype=torch.int32)
         offsets, visible = torch.from_numpy(layout.offsets), torch.from_numpy(layout.visible)
         start = torch.tensor([7], dtype=torch.int32)
-        found, _ = DraftStep(model, with_head=True)(ids, start, offsets[None], visible, kv)
+        found, _ = DraftStep(model, with_head=True)(ids, start, offsets[None], visible[None], kv)
         told = {"offsets": layout.offsets, "visible": layout.visible}
         wanted = uncached_logits(model, text, ids, told)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
@@ -67,7 +67,7 @@ def test_the_lower_triangle_is_the_block_step():
     kv, start = filled(model, text[0]), torch.tensor([5], dtype=torch.int32)
     ids = torch.randint(2, VOCAB, (1, 6), dtype=torch.int32)
     offsets = torch.arange(6, dtype=torch.int32)[None]
-    found = DraftStep(model, with_head=True)(ids, start, offsets, torch.ones(6, 6).tril(), kv)
+    found = DraftStep(model, with_head=True)(ids, start, offsets, torch.ones(1, 6, 6).tril(), kv)
     wanted = BlockStep(model)(ids, start, kv)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
@@ -80,7 +80,7 @@ def test_the_head_apart_gives_the_logits_of_the_whole():
     ids = torch.randint(2, VOCAB, (1, 12), dtype=torch.int32)
     given = (
         ids, torch.zeros(1, dtype=torch.int32), torch.from_numpy(layout.offsets)[None],
-        torch.from_numpy(layout.visible), empty_cache(model),
+        torch.from_numpy(layout.visible)[None], empty_cache(model),
     )  # fmt: skip
     whole, _ = DraftStep(model, with_head=True)(*given)
     hidden, _ = DraftStep(model, with_head=False)(*given)

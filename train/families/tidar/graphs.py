@@ -73,7 +73,9 @@ def _step(
             GraphTensor(name="ids", dtype="int32", shape=("batch", "rows"), role="canvas"),
             GraphTensor(name="start", dtype="int32", shape=("batch",), role="start"),
             GraphTensor(name="offsets", dtype="int32", shape=("batch", "rows"), role="offsets"),
-            GraphTensor(name="visible", dtype="float32", shape=("rows", "rows"), role="visible"),
+            GraphTensor(
+                name="visible", dtype="float32", shape=("batch", "rows", "rows"), role="visible"
+            ),
             GraphTensor(
                 name="kv", dtype="float32", shape=("context", *cache), role="kv", lifetime="request"
             ),
