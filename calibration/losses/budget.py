@@ -15,8 +15,7 @@ budget is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ...runtime.errors import CalibrationError
 from ..layers import WeightLayer
@@ -36,10 +35,6 @@ class LayerCost:
     layer: str
     precision: str
     ratio: Ratio
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the figures for a report."""
-        return asdict(self)
 
 
 def all_float(recipe: Recipe) -> Recipe:
@@ -87,10 +82,6 @@ class TableTrial:
     precision: str
     ratio: Ratio
     harmless: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the figures for a report."""
-        return asdict(self)
 
 
 def harmless_tables(
@@ -148,10 +139,6 @@ class Trial:
     num_float: int
     """Layers kept in floating point for the budget."""
     ratio: Ratio
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the figures for a report."""
-        return {"num_float": self.num_float, "ratio": self.ratio.to_json()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,16 +110,3 @@ def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> 
         distinct_4_interval=distinct_interval,
         repetition=float(np.mean(repeated)) if repeated else 0.0,
     )
-
-
-def cut_words(text: str, num_words: int) -> str:
-    """Keeps the first `num_words` words and the white space between them."""
-    end, seen = 0, 0
-    stripped = text.strip()
-    while seen < num_words and end < len(stripped):
-        while end < len(stripped) and stripped[end].isspace():
-            end += 1
-        while end < len(stripped) and not stripped[end].isspace():
-            end += 1
-        seen += 1
-    return stripped[:end]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,20 @@ def quality_report(
             "num_decodes": quantised.num_decodes,
             "seed": options.seed,
         },
-        "variants": {name: item.to_json() for name, item in quantised.variants.items()},
-        "comparison": {name: item.to_json() for name, item in quantised.comparison.items()},
+        "variants": {name: asdict(item) for name, item in quantised.variants.items()},
+        "comparison": {name: asdict(item) for name, item in quantised.comparison.items()},
         "calibrated_on": quantised.calibrated_on,
         "against_decoding": {
-            name: ratio.to_json() for name, ratio in quantised.against_decoding.items()
+            name: asdict(ratio) for name, ratio in quantised.against_decoding.items()
         },
-        "sensitivity": [cost.to_json() for cost in quantised.costs],
-        "tables": [trial.to_json() for trial in quantised.tables],
+        "sensitivity": [asdict(cost) for cost in quantised.costs],
+        "tables": [asdict(trial) for trial in quantised.tables],
         "budget": {
             "max_loss": options.max_loss,
             "met": quantised.outcome.met,
-            "worst": quantised.outcome.ratio.to_json(),
+            "worst": asdict(quantised.outcome.ratio),
             "num_float": quantised.outcome.num_float,
-            "trials": [trial.to_json() for trial in quantised.outcome.trials],
+            "trials": [asdict(trial) for trial in quantised.outcome.trials],
         },
         "ranges": _ranges(quantised),
         "canvases": _canvases(quantised),

@@ -11,7 +11,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -59,11 +59,15 @@ def reading() -> Iterator[None]:
         raise damaged(f"the bundle cannot be read as a zip ({reason!r})") from error
 
 
-def hash_file(handle: BinaryIO) -> Member:
-    """Returns the size and SHA-256 of an open file, from its start."""
-    digest, size = hashlib.sha256(), 0
+def hash_file(handle: BinaryIO) -> str:
+    """Returns the SHA-256 of an open file, from its start."""
     handle.seek(0)
-    while chunk := handle.read(CHUNK):
+    return _described(iter(lambda: handle.read(CHUNK), b"")).sha256
+
+
+def _described(chunks: Iterable[bytes]) -> Member:
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
         digest.update(chunk)
         size += len(chunk)
     return Member(sha256=digest.hexdigest(), size=size)
@@ -160,11 +164,7 @@ def _source(content: bytes | Path) -> Iterator[bytes]:
 
 def describe(content: bytes | Path) -> Member:
     """Returns the size and SHA-256 of bytes or of a file."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in _source(content):
-        digest.update(chunk)
-        size += len(chunk)
-    return Member(sha256=digest.hexdigest(), size=size)
+    return _described(_source(content))
 
 
 def _size(content: bytes | Path) -> int:

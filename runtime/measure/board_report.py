@@ -24,7 +24,7 @@ from ..gpu.replay import ReplayingDevice
 from ..ops.cuda.ops import CudaOps
 from ..ops.primitives import check_kernels
 from ..ops.unmask import UNMASK
-from ..ops.unmask.contract import Kind, Score, Selection, UnmaskSpec
+from ..ops.unmask.contract import UnmaskSpec
 from ..pipeline import Pipeline
 from ..process import peak_rss_mib
 from .check import check_bundle
@@ -145,9 +145,10 @@ def _milliseconds(call: Callable[[], None], wait: Callable[[], None]) -> float:
 
 
 def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Returns, per shape, the time of a graph run and of sampling all its rows, in ms."""
+    """Returns, per shape, the time of a graph run in ms, and of a rule's selection in all rows."""
     manifest, ops, device = pipeline.manifest, pipeline.model.ops, pipeline.engines.device
     settings = pipeline.settings()
+    selection = settings.selection
 
     def wait() -> None:
         if device is not None:
@@ -159,13 +160,13 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": spec.name, "dims": dict(spec.dims)}
         row["run_ms"] = _milliseconds(engine.run, wait)
         outputs = [tensor for tensor in spec.outputs if tensor.role == "logits"]
-        if outputs:
+        if outputs and selection is not None:
             mask = -1 if manifest.mask_token_id is None else manifest.mask_token_id
             own = UnmaskSpec(
                 block=spec.rows,
                 vocab_size=manifest.vocab_size,
                 sampling=settings.sampling,
-                selection=Selection(kind=Kind.QUOTA, score=Score.CONFIDENCE),
+                selection=selection,
                 seed=0,
                 sample_index=0,
                 mask_token_id=mask,

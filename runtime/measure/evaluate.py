@@ -269,7 +269,7 @@ def _num_scored(windows: Sequence[np.ndarray]) -> int:
     return sum(len(window) - 1 for window in windows)
 
 
-def _exp(nats: float) -> float:
+def exp_nats(nats: float) -> float:
     """Gives e^nats, at most e^700: the bound of a score far off would not fit a float."""
     return math.exp(min(nats, 700.0))
 
@@ -280,9 +280,9 @@ def _result(totals: np.ndarray, windows: Sequence[np.ndarray]) -> EvalResult:
     nats = total_nats / num_tokens
     margin = half_width(totals, num_tokens)
     return EvalResult(
-        perplexity=_exp(nats),
-        perplexity_low=_exp(nats - margin),
-        perplexity_high=_exp(nats + margin),
+        perplexity=exp_nats(nats),
+        perplexity_low=exp_nats(nats - margin),
+        perplexity_high=exp_nats(nats + margin),
         nats_per_token=nats,
         num_tokens=num_tokens,
         num_samples=len(totals),

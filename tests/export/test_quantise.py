@@ -13,6 +13,7 @@ from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
 from dlm_edge.runtime.measure.check import check_bundle
+from reports import report_of
 from tiny_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("few_measurements")
@@ -44,7 +45,7 @@ def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
     path, report = exported
     quality = report["quality"]
     bundle = open_bundle(path)
-    assert bundle.report["quality"] == json.loads(json.dumps(quality))
+    assert report_of(bundle)["quality"] == json.loads(json.dumps(quality))
     assert set(quality["variants"]) == {"fp32", "fp16", "int8"}
     assert set(quality["comparison"]) == {"decode", "clean", "noise"}
     for item in (*quality["variants"].values(), *quality["comparison"].values()):
