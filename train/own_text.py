@@ -24,7 +24,7 @@ from ..runtime.text.documents import SEPARATOR
 from ..runtime.text.framing import Framing
 
 
-@click.command("own-text", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("own-text", cls=DlmCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Real text whose beginnings are continued.")
 @click.option(

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ...calibration.canvases.texts import find_text, read_texts
-from ...jetson.forecast.forecast import Forecast, MemoryForecast, forecast_bundle
+from ...jetson.forecast.forecast import Forecast, forecast_bundle
+from ...jetson.forecast.memory import MemoryForecast
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import GraphSpec
 from ...runtime.engines import open_engines

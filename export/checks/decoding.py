@@ -8,7 +8,7 @@ device does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.engines import open_engines
 from ...runtime.families.table import load_model
-from ...runtime.measure.word_figures import ngrams
+from ...runtime.measure.word_figures import repetition
 from ...runtime.pipeline import Pipeline
 from ...runtime.text.tokenizer import Tokenizer
 
@@ -25,16 +25,9 @@ GIVEN = (1, 8, 16)
 """Tokens of real text, start token included, that each text goes on from."""
 NUM_TOKENS = 48
 """New tokens of a text at most."""
-ENOUGH_DISTINCT = 0.8
-"""Share of distinct runs of 4 tokens below which a text counts as repeating itself."""
+MOST_REPETITION = 0.2
+"""Share of repeated runs of 4 tokens above which texts count as repeating themselves."""
 TEMPERATURE = 0.8
-
-
-def distinct_share(texts: Sequence[Sequence[int]]) -> float | None:
-    """Gives the share of distinct runs of 4 tokens in their texts; None for texts too short."""
-    runs = [ngrams([str(token) for token in ids], 4) for ids in texts]
-    total = sum(map(len, runs))
-    return sum(len(set(item)) for item in runs) / total if total else None
 
 
 def default_decoding(
@@ -46,7 +39,7 @@ def default_decoding(
         ids: (L,) real text whose beginnings are continued, start token first.
 
     Returns:
-        The draft, and what was measured, for the report: `distinct_4` by temperature.
+        The draft, and what was measured, for the report: `repetition` by temperature.
     """
     engines = open_engines(draft, "onnxruntime")
     try:
@@ -63,21 +56,21 @@ def default_decoding(
                 ).result()
                 for prompt in given
             ]
-            return distinct_share([text.token_ids for text in texts])
+            return repetition(text.token_ids for text in texts)
 
         found = {"0": written(0.0)}
-        if found["0"] is None or found["0"] >= ENOUGH_DISTINCT:
-            return draft, {"distinct_4": found}
+        if found["0"] is None or found["0"] <= MOST_REPETITION:
+            return draft, {"repetition": found}
         drawn = found[f"{TEMPERATURE:g}"] = written(TEMPERATURE)
     finally:
         engines.close()
-    if drawn is None or drawn < ENOUGH_DISTINCT:
-        return draft, {"distinct_4": found}
+    if drawn is None or drawn > MOST_REPETITION:
+        return draft, {"repetition": found}
     progress(
         f"default temperature {TEMPERATURE:g}: at 0 the texts repeat themselves "
-        f"({found['0']:.0%} of their runs of 4 tokens are distinct, {drawn:.0%} when drawn); "
+        f"({found['0']:.0%} of their runs of 4 tokens came before, {drawn:.0%} when drawn); "
         "--temperature chooses another"
     )
     decoding = {**draft.manifest.decoding, "temperature": TEMPERATURE}
     manifest = replace(draft.manifest, decoding=decoding)
-    return replace(draft, manifest=manifest), {"distinct_4": found}
+    return replace(draft, manifest=manifest), {"repetition": found}

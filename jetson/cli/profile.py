@@ -13,7 +13,18 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ...runtime.cli.common import DlmCommand, Section, common_options, grouped, refuse_together
+from ...runtime.cli.common import (
+    ENGINE,
+    EXPECT_SHA256,
+    PROMPT_FILE,
+    SEED,
+    THREADS,
+    DlmCommand,
+    Section,
+    common_options,
+    grouped,
+    refuse_together,
+)
 from ...runtime.cli.decoding import decoding_options, take_settings
 from ...runtime.errors import ConfigError
 
@@ -34,7 +45,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         grouped(
             Section("Texts"),
-            click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
+            PROMPT_FILE,
             click.option(
                 "--runs", type=whole, default=3, show_default=True, help="Texts per prompt."
             ),
@@ -53,10 +64,8 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 show_default=True,
                 help="New tokens at most per text.",
             ),
-            click.option(
-                "--seed", default=0, show_default=True, help="Equal seeds give equal texts."
-            ),
-            click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
+            SEED,
+            EXPECT_SHA256,
         ),
         decoding_options(),
         grouped(
@@ -90,12 +99,8 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         grouped(
             Section("Engine and machine"),
-            click.option(
-                "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
-            ),
-            click.option(
-                "--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"
-            ),
+            ENGINE,
+            THREADS,
             click.option(
                 "--layers/--no-layers",
                 default=True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from ...runtime.bundle.manifest import GraphKey, Manifest, TensorSpec
 from ...runtime.engines.buffers import buffers_of
@@ -12,7 +14,6 @@ from ..graph.cost import GraphCost
 from ..graph.onnx_graph import ITEM_BYTES, Graph
 from ..targets import Target
 from .machines import MIB, Machine
-from .types import MemoryForecast
 
 MAX_BUFFER_MIB = 256
 """Single allocations above this may fail on L4T 36.4.7 and later (NvMap, CVE-2025-33177's fix): a
@@ -25,6 +26,48 @@ REMEDIES: Mapping[str, str] = {
     "runtime": "only a target with more memory helps",
 }
 """Part of the memory -> the setting that makes it smaller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryForecast:
+    """Memory by part, in MiB."""
+
+    weights: float
+    kv: float
+    """KV caches, and whatever else stays for a whole request."""
+    activations: float
+    """Scratch of the largest shape, and all inputs and outputs but the cache."""
+    context: float
+    """The CUDA context; 0 on a CPU."""
+    runtime: float
+    """Interpreter, libraries and engine."""
+    available: float | None
+    """What the target leaves after the system; None where that is not known."""
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts by name."""
+        return {
+            "weights": self.weights,
+            "kv": self.kv,
+            "activations": self.activations,
+            "context": self.context,
+            "runtime": self.runtime,
+        }
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total is within what is available."""
+        return self.available is None or self.total <= self.available
+
+    def to_json(self) -> dict[str, Any]:
+        """All parts, the total and what is available."""
+        return {**self.parts, "total": self.total, "available": self.available}
 
 
 def require_fit(memory: MemoryForecast, place: Target) -> None:

@@ -57,7 +57,7 @@ def add_prediction(
         threads=None if place.modes else record["engine"]["threads"],
     )
     record["predicted"] = forecast.to_json()
-    record["comparison"] = list(compare_with_plan(record, record["predicted"]))
+    record["comparison"] = list(compare_with_forecast(record, record["predicted"]))
 
 
 def _no_mode(name: str, mode: str | None) -> None:
@@ -86,7 +86,7 @@ def _set_mode(record: Mapping[str, Any], place: Target) -> str:
     return found
 
 
-def compare_with_plan(
+def compare_with_forecast(
     record: Mapping[str, Any], forecast: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yields rows of quantity, unit, predicted, measured and ratio."""

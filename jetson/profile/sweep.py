@@ -22,7 +22,7 @@ from ...runtime.errors import ConfigError
 from ...runtime.families import RULES, decoding_settings, rules_of
 from ...runtime.families.table import decoding_blocks, find_family
 from ...runtime.measure.judge import Judge
-from ...runtime.measure.word_figures import ngrams, word_entropy
+from ...runtime.measure.word_figures import repetition, word_entropy
 from ...runtime.pipeline import Pipeline
 from .profile import Profiler
 from .run_record import TextRun
@@ -130,8 +130,8 @@ class JudgedTexts:
     """95 % over texts; None: fewer than two."""
     entropy: float
     """Of words, in nats, mean over texts."""
-    distinct_4: float
-    """Share of a text's four-word sequences that are different, mean over texts."""
+    repetition: float | None
+    """Share of a text's runs of four words that occurred in it before, mean over texts."""
     num_texts: int
     num_scored: int
     """Texts long enough for the judge, or part of what was long enough together."""
@@ -150,17 +150,11 @@ def measure_quality(texts: Sequence[str], judge: Judge) -> JudgedTexts:
         bits_per_char=fmean(bits) if bits else whole,
         half_width=1.96 * stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else None,
         entropy=fmean([word_entropy(each) for each in words] or [0.0]),
-        distinct_4=fmean([distinct(each, 4) for each in words] or [0.0]),
+        repetition=repetition(words),
         num_texts=len(texts),
         num_scored=len(bits) if whole is None else len(texts),
         together=whole is not None,
     )
-
-
-def distinct(words: Sequence[str], size: int) -> float:
-    """Returns the share of word sequences of this size that are different; 0 without any."""
-    grams = ngrams(words, size)
-    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 class Sweep:

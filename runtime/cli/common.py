@@ -320,6 +320,17 @@ def common_options(function: _Function) -> _Function:
     )(function)
 
 
+PROMPT_FILE = click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin.")
+SEED = click.option("--seed", default=0, show_default=True, help="Equal seeds give equal texts.")
+EXPECT_SHA256 = click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle.")
+ENGINE = click.option(
+    "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
+)
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores, 8 at most]"
+)
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """Prints one JSON object on one line to stdout; NaN and infinity are refused as a bug."""
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))

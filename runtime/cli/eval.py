@@ -12,7 +12,7 @@ import click
 
 from ..errors import DataError
 from ..process import peak_rss_mib
-from .common import DlmCommand, common_options, print_json
+from .common import ENGINE, EXPECT_SHA256, THREADS, DlmCommand, common_options, print_json
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _NAME = "dlm-eval"
 _OTHER_FORMATS = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 
 
-@click.command(_NAME, cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command(_NAME, cls=DlmCommand)
 @click.argument("model", metavar="MODEL.dlm")
 @click.option(
     "--data", required=True, metavar="FILE", help="UTF-8 text, <|endoftext|> between documents."
@@ -47,9 +47,9 @@ _OTHER_FORMATS = (".jsonl", ".json", ".parquet", ".gz", ".zst")
     show_default=True,
     help="... or so many masks of each text are drawn.",
 )
-@click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime or tensorrt.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
-@click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle.")
+@ENGINE
+@THREADS
+@EXPECT_SHA256
 @common_options
 def main(
     model: str,

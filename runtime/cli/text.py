@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -57,7 +57,7 @@ def tolerate_stdout() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def load(options: RunOptions) -> Pipeline:
+def load(options: RunOptions, say: Callable[[str], None] | None = None) -> Pipeline:
     """Opens what the options name; raises DlmError."""
     return load_pipeline(
         _NAME,
@@ -65,8 +65,9 @@ def load(options: RunOptions) -> Pipeline:
         engine=options.engine,
         threads=options.threads,
         expect_sha256=options.expect_sha256,
-        verbose=options.verbose,
+        verbose=0 if say else options.verbose,
         weak_types=options.weak_types,
+        say=say,
     )
 
 

@@ -3,14 +3,9 @@ from dataclasses import replace
 
 import pytest
 from dlm_edge.jetson.forecast import machines
-from dlm_edge.jetson.forecast.forecast import (
-    MemoryForecast,
-    forecast_bundle,
-    forecast_memory,
-    require_fit,
-)
+from dlm_edge.jetson.forecast.forecast import forecast_bundle, forecast_memory
 from dlm_edge.jetson.forecast.host import HostSpeed
-from dlm_edge.jetson.forecast.memory import memory_parts
+from dlm_edge.jetson.forecast.memory import MemoryForecast, memory_parts, require_fit
 from dlm_edge.jetson.graph.cost import graph_cost
 from dlm_edge.jetson.graph.onnx_graph import read_graph
 from dlm_edge.jetson.targets import target
