@@ -114,16 +114,17 @@ def _about_perplexity(text: Mapping[str, Any]) -> str:
             f"Perplexity is the exact likelihood of {text['num_tokens']:,} held-out tokens, for "
             "which nothing is drawn: it says how good the text is, and nothing of drafts."
         )
+    at_block = (
+        ""
+        if text["block"] is None
+        else (f" at blocks of {text['block']}, what decoding takes unless asked")
+    )
     return (
         f"Perplexity is the likelihood bound on {text['num_tokens']:,} held-out tokens"
-        f"{_at_block(text['block'])}, {text['num_samples']} draws of noise per window; what is "
+        f"{at_block}, {text['num_samples']} draws of noise per window; what is "
         "lost is measured in pairs under equal noise, which is why its interval is so much "
         "narrower."
     )
-
-
-def _at_block(block: int | None) -> str:
-    return "" if block is None else f" at blocks of {block}, what decoding takes unless asked"
 
 
 def _blocks(page: Page, report: Mapping[str, Any]) -> None:

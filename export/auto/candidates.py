@@ -114,7 +114,8 @@ def find_candidates(
     """Makes one precision; measures and predicts every block size of it."""
     source = load_source(checkpoint_path, settings)
     cut = not settings.contexts
-    if cut and _has_cache(source):
+    cached = any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
+    if cut and cached:
         settings = replace(settings, contexts=_buckets(source))
     ids = _held_out(source, settings)
     found = []
@@ -144,11 +145,6 @@ def _held_out(source: Traceable, settings: ExportSettings) -> np.ndarray:
         return source.text(settings.data)
     texts = read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
     return texts.stream(SCORED_TOKENS)
-
-
-def _has_cache(source: Traceable) -> bool:
-    """Whether a graph reads a context, so that there are buckets to choose."""
-    return any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
 
 
 def _affordable(

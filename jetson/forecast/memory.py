@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...runtime.bundle.manifest import GraphKey, Manifest, TensorSpec
+from ...runtime.bundle.manifest import GraphKey, Manifest
 from ...runtime.engines.buffers import buffers_of
 from ...runtime.errors import ConfigError
 from ..graph.cost import GraphCost
@@ -104,10 +104,6 @@ def memory_parts(
     )
 
 
-def _bytes(tensor: TensorSpec) -> int:
-    return int(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype])
-
-
 def warnings_of(
     place: Target,
     manifest: Manifest,
@@ -146,7 +142,9 @@ def _large_buffers(
     largest: dict[str, float] = {}
     for spec in manifest.graphs:
         for tensor in (*spec.inputs, *spec.outputs):
-            largest[tensor.role] = max(largest.get(tensor.role, 0), _bytes(tensor))
+            largest[tensor.role] = max(
+                largest.get(tensor.role, 0), math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+            )
     for role, size in largest.items():
         option = "--context" if role == "kv" else "--block"
         yield f"{role}", size, f"a smaller {option}"

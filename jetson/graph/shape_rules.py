@@ -145,11 +145,6 @@ def conv(node: Node, given: Sequence[Any]) -> list[Result]:
     return [((image[0], kernel[0], *space), given[0].dtype)]
 
 
-def mat_mul_integer(node: Node, given: Sequence[Any]) -> list[Result]:
-    """As mat_mul, of bytes into int32."""
-    return [(mat_mul(node, given)[0][0], "int32")]
-
-
 Rule = Callable[[Node, Sequence[Any]], list[Result]]
 
 
@@ -160,14 +155,6 @@ def _same(node: Node, given: Sequence[Any]) -> list[Result]:
 def _broadcast(node: Node, given: Sequence[Any]) -> list[Result]:
     shape = np.broadcast_shapes(*(value.shape for value in given if value is not None))
     return [(shape, given[-1].dtype if node.op == "Where" else given[0].dtype)]
-
-
-def _compare(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(_broadcast(node, given)[0][0], "bool")]
-
-
-def _cast(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(given[0].shape, DTYPES[node.attributes["to"]])]
 
 
 def _axes(node: Node, given: Sequence[Any], position: int, rank: int) -> list[int] | None:
@@ -287,10 +274,6 @@ def _gather(node: Node, given: Sequence[Any]) -> list[Result]:
     return [((*shape[:axis], *given[1].shape, *shape[axis + 1 :]), given[0].dtype)]
 
 
-def _gather_elements(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(given[1].shape, given[0].dtype)]
-
-
 def _gather_nd(node: Node, given: Sequence[Any]) -> list[Result]:
     batch = node.attributes.get("batch_dims", 0)
     shape, index = given[0].shape, given[1].shape
@@ -358,14 +341,6 @@ def _quantize(node: Node, given: Sequence[Any]) -> list[Result]:
     return [(given[0].shape, "uint8" if zero is None else zero.dtype)]
 
 
-def _dequantize(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(given[0].shape, given[1].dtype)]
-
-
-def _dynamic_quantize(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(given[0].shape, "uint8"), ((), "float32"), ((), "uint8")]
-
-
 def _each(names: str, rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
@@ -377,25 +352,32 @@ RULES: Mapping[str, Rule] = {
         _same,
     ),
     **_each("Add And Div Max Min Mul Or Pow Sub Sum Where", _broadcast),
-    **_each("Equal Greater GreaterOrEqual IsNaN Less LessOrEqual", _compare),
+    **_each(
+        "Equal Greater GreaterOrEqual IsNaN Less LessOrEqual",
+        lambda node, given: [(_broadcast(node, given)[0][0], "bool")],
+    ),
     **_each("ReduceMax ReduceMean ReduceMin ReduceSum", _reduce),
     "ArgMax": _arg_max,
-    "Cast": _cast,
+    "Cast": lambda node, given: [(given[0].shape, DTYPES[node.attributes["to"]])],
     "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _filled,
     "Conv": conv,
-    "DequantizeLinear": _dequantize,
-    "DynamicQuantizeLinear": _dynamic_quantize,
+    "DequantizeLinear": lambda node, given: [(given[0].shape, given[1].dtype)],
+    "DynamicQuantizeLinear": lambda node, given: [
+        (given[0].shape, "uint8"),
+        ((), "float32"),
+        ((), "uint8"),
+    ],
     "Einsum": einsum,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
-    "GatherElements": _gather_elements,
+    "GatherElements": lambda node, given: [(given[1].shape, given[0].dtype)],
     "GatherND": _gather_nd,
     "Gemm": gemm,
     "MatMul": mat_mul,
-    "MatMulInteger": mat_mul_integer,
+    "MatMulInteger": lambda node, given: [(mat_mul(node, given)[0][0], "int32")],
     "OneHot": _one_hot,
     "Pad": _pad,
     "QuantizeLinear": _quantize,

@@ -7,7 +7,6 @@ decoding at run time is `runtime/text/tokenizer.py`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -220,11 +219,6 @@ def special_ids(tokenizer: Tokenizer, marks: Mapping[str, Any] | None = None) ->
     if found["eos_token_id"] is None:
         raise DataError(f"the tokenizer has no {EOS_TOKEN}; make it with --tokenizer")
     return {**found, **({} if mask is None else {"mask_token_id": mask})}
-
-
-def tokenizer_sha256(serialized: str) -> str:
-    """Returns the SHA-256 (hex) of a tokenizer's JSON text."""
-    return hashlib.sha256(serialized.encode()).hexdigest()
 
 
 def encode_plain(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
