@@ -77,7 +77,7 @@ def sync_folder(path: Path) -> None:
 
 
 def free_bytes(folder: Path) -> float:
-    """Returns the room left under a folder; infinite where its file system has no limit to tell."""
+    """Returns the room left under a folder; infinite where its file system states none."""
     usage = shutil.disk_usage(folder)
     # All zero: ramfs, tmpfs without a size, some network file systems.
     return usage.free if usage.total else math.inf

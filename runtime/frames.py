@@ -86,7 +86,7 @@ def canvases(
     """Decodes on, and yields (graph runs so far, the canvas) after each step that changed it.
 
     The canvas is one object, which goes on changing. The last one is the text: where that ended
-    early, what stood behind its end is gone.
+    early, what was behind its end is gone.
     """
     canvas = CanvasView(generation.given_ids, mask_token_id)
     nfe = 0

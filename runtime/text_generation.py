@@ -1,7 +1,6 @@
 """One text on its way out: spans with their text as they come, and the result whenever one asks.
 
-Stands between the loop of `generate.py`, which knows tokens only, and those who read. Knows no
-family.
+Adds text to the loop of `generate.py`, which knows tokens only. Knows no family.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class StopFilter:
         self._stop = tuple(stop)
         self._sent = 0
         self.text = ""
-        """All text up to the stop string; what is held back stands at its end."""
+        """All text up to the stop string; what is held back is at its end."""
         self.stopped = False
         """True once a stop string has appeared."""
 
@@ -173,7 +172,7 @@ class TextGeneration:
 
     @property
     def num_cached(self) -> int:
-        """Tokens of the prompt that stood in the KV cache already, and were not computed again."""
+        """Tokens of the prompt that were in the KV cache already and were not computed again."""
         return self._loop.num_cached
 
     def result(self) -> TextResult:

@@ -1,7 +1,7 @@
 """Text of a causal model's own making: `python -m dlm_edge.train.own_text CHECKPOINT`.
 
 A draft is kept where it says what the same weights' greedy decoding says. On people's text the next
-eight tokens are open; on the model's own continuation they are a function of what stands before. So
+eight tokens are open; on the model's own continuation they are a function of the text before. So
 the drafting half learns most from the latter: mix this file with the real text and go on training.
 
     python -m dlm_edge.train.own_text checkpoint --data stories.txt --out own/own.txt

@@ -22,7 +22,7 @@ from ..runtime.process import usable_cores
 from .families.base import ExportGraph
 
 MAX_THREADS = 8
-"""PyTorch's threads at most where nobody says how many: a run is small."""
+"""PyTorch's threads at most, unless given: a run is small."""
 
 
 def idle_cores() -> int:

@@ -1,7 +1,7 @@
 """Canvases on disk: recorded once, used for every precision and target made of one checkpoint.
 
-A file is a zip of `index.json` and one member per different array (a cache that many canvases share
-the first rows of stands once), raw and deflated. The index says what the canvases belong to; a file
+A file is a zip of `index.json` and one member per different array, raw and deflated; a cache whose
+first rows many canvases share is stored once. The index says what the canvases belong to; a file
 that belongs to anything else is refused, never mixed in. Reading trusts nothing: sizes come first,
 arrays are raw numbers of the shapes that the graphs have, nothing is unpickled.
 """

@@ -77,7 +77,7 @@ def quality_report(
 
 
 def _noise(quantised: Quantised) -> str:
-    """Says what canvases are told apart by: what is masked or, without masks, the noise's level."""
+    """Says what distinguishes canvases: what is masked or, without masks, the noise's level."""
     return "mask ratio" if quantised.masked else "noise level"
 
 
@@ -88,7 +88,7 @@ def _loss(ratio: Ratio) -> str:
 
 
 def _verdict(quantised: Quantised, options: QuantisationOptions) -> str:
-    """Says in a sentence what a reader in a hurry wants to know."""
+    """Says in a sentence what a reader wants to know first."""
     ratio = quantised.outcome.ratio
     kept = "keeps within" if fits(ratio, options.max_loss) else "is beyond"
     share = quantised.variants[options.precision].num_bytes / quantised.variants["fp32"].num_bytes

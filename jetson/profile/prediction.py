@@ -119,10 +119,10 @@ def _times(record: Mapping[str, Any], forecast: Mapping[str, Any]) -> Iterator[d
     most = max(steps, key=lambda phase: phase["count"], default=None)
     found = planned.get(graph_key(most["graph"], most["dims"])) if most else None
     if found is not None:
-        outside = sum(
+        around = sum(
             summary["stages_ms"][name]["median"] for name in ("sampling", "host")
         ) / _median_nfe(record)
-        yield _row("sampling and host, per run", "ms", found["outside_ms"], outside)
+        yield _row("sampling and host, per run", "ms", found["outside_ms"], around)
         speed = summary["figures"]["tokens_per_s"]["median"]
         yield _row("tokens per second", "tokens/s", found["tokens_per_s"], speed)
         if record.get("energy") and found["joules_per_token"]:

@@ -305,7 +305,7 @@ def mark_frontier(cells: Sequence[dict[str, Any]]) -> None:
     """Sets `frontier` on every judged cell that no other beats in both speed and bits.
 
     Cells that wrote equal texts in as many graph runs are one point, at their median speed, since
-    only noise tells them apart; all but the first get `same_as`, its flags.
+    they differ by noise only; all but the first get `same_as`, its flags.
     """
     for cell in cells:
         cell["frontier"] = False

@@ -92,7 +92,7 @@ def open_archive(handle: BinaryIO, max_members: int) -> zipfile.ZipFile:
     entries = archive.infolist()
     names = {info.filename for info in entries}
     if len(names) != len(entries):
-        raise damaged("a member name stands twice")
+        raise damaged("a member name occurs twice")
     if not 1 <= len(entries) <= max_members:
         raise damaged(f"wanted 1 to {max_members} members, found {len(entries)}")
     for info in entries:
@@ -121,7 +121,7 @@ def check_directory(
     found = set(sizes) - set(others)
     if found != set(members):
         odd = sorted(found ^ set(members))[0]
-        raise damaged(f"member {odd[:60]!r} stands in the manifest or in the file, not in both")
+        raise damaged(f"member {odd[:60]!r} is in the manifest or in the file, not in both")
     for name, member in members.items():
         if sizes[name] != member.size:
             raise damaged(f"{name} must have {member.size} bytes, the file states {sizes[name]}")
@@ -191,7 +191,7 @@ def write_archive(
 ) -> None:
     """Writes a zip beside `path` and renames it there; the same members give the same bytes.
 
-    `progress` is told how many of the members' bytes are written.
+    `progress` gets how many of the members' bytes are written.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind, `path` is untouched.

@@ -53,7 +53,7 @@ class ProgressLine:
         self._out.flush()
 
     def show_share(self, share: float, what: str) -> None:
-        """As `show`, for a part that tells its share from 0 to 1: the build of a plan."""
+        """As `show`, for a part that gives its share from 0 to 1: the build of a plan."""
         self.show(share, 1.0, what)
 
     def wipe(self) -> None:

@@ -1,7 +1,7 @@
 """Shows a canvas while it denoises: in place on a terminal, else one plain line per step.
 
-Three states are told apart by glyph, and by colour where colour is welcome:
-committed text stands as it is, provisional text stands between « and », and each masked position
+Three states differ by glyph, and by colour where colour is welcome: committed
+text is shown as it is, provisional text between « and », and each masked position
 is one ░. Provisional tokens that the last step corrected have a colour of their own. Knows no
 model and no tokenizer: it is handed a function from ids to text.
 """
@@ -98,7 +98,7 @@ class Watch:
         return cells
 
     def _room(self) -> tuple[int, int]:
-        """Columns and rows; 80 and 24 where the terminal tells none, as serial lines do."""
+        """Columns and rows; 80 and 24 where the terminal gives none, as serial lines do."""
         columns, rows = self._size()
         return columns or 80, rows or 24
 

@@ -68,7 +68,7 @@ class TensorRtEngine:
         self._device.submit(id(self._context), self._enqueue)
 
     def release(self) -> None:
-        """Lets the context and the buffers go, whoever still holds this; it runs no more."""
+        """Drops the context and the buffers: this engine cannot run any more."""
         self._context = None
         self.inputs = self.outputs = {}
 
@@ -238,7 +238,7 @@ class TensorRtEngines:
         """Releases contexts, engines, buffers and the device, in this order."""
         if not self._plans:
             return
-        with suppress(DeviceError):  # already raised where somebody waited for the work
+        with suppress(DeviceError):  # already raised where the work was waited for
             self.device.synchronize()
         self.device.forget()  # captured steps run in memory that goes now
         self._release()

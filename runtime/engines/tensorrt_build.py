@@ -1,8 +1,8 @@
 """Builds a plan (a serialised TensorRT engine) from a bundle's ONNX, where the plan will run.
 
 One plan per ONNX file, with one optimisation profile per (block, context) pair, each fixed to that
-shape, so that all shapes share one copy of the weights; lest kernels of a further shape want the
-weights in a layout of their own, its profile asks for no memory of its own. Networks are strongly
+shape, so that all shapes share one copy of the weights. Further profiles ask for no extra memory:
+their kernels take the weights as they are laid out. Networks are strongly
 typed: what computes in float16 or int8 is written in the ONNX, because TensorRT 11 knows nothing
 else.
 
@@ -102,7 +102,7 @@ def build_plan(
     """Builds one plan; profile i is the shape of specs[i].
 
     The build runs in a thread of its own while this one waits, so that Ctrl-C is heard: TensorRT
-    is then told to give up and KeyboardInterrupt goes on.
+    then stops and KeyboardInterrupt goes on.
 
     Args:
         trt: The module `tensorrt` (or `tensorrt_rtx`).
@@ -272,7 +272,7 @@ def _parser_message(parser: Any, file: str, errors: Sequence[str]) -> str:
 def _failure(
     errors: Sequence[str], file: str, specs: Sequence[GraphSpec], settings: BuildSettings
 ) -> str:
-    """Says why there is no plan; out of memory is told apart, since the user can do something."""
+    """Says why there is no plan, and of lack of memory what the user can do."""
     memory = next((line for line in errors if OUT_OF_MEMORY.search(line)), None)
     if memory is not None:
         largest = max(specs, key=lambda spec: spec.rows * (spec.rows + spec.context))

@@ -1,6 +1,6 @@
 """The plans of a bundle: from the cache, or built with what TensorRT is here.
 
-Joins three strangers: the bundle's graphs, the builder and the cache.
+Joins the bundle's graphs, the builder and the cache.
 """
 
 from __future__ import annotations

@@ -42,13 +42,13 @@ class BindingsError(Exception):
 
 
 class _Owned:
-    """Frees device or host memory when nobody refers to it any more."""
+    """Frees device or host memory with its last reference."""
 
     def __init__(self, free: Any, pointer: Any) -> None:
         self._free, self._pointer = free, pointer
 
     def __del__(self) -> None:
-        self._free(self._pointer)  # at exit the driver may be gone: its status tells nothing
+        self._free(self._pointer)  # at exit the driver may be gone: its status means nothing
 
 
 class BindingsDriver:

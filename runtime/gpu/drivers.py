@@ -98,7 +98,7 @@ class PycudaDriver:
         # detaches it as if it were no primary one.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))
         context.push()
-        # A context that nobody has popped makes pycuda abort the process at its end.
+        # pycuda aborts the process at its end if a context was not popped.
         self._pop = weakref.finalize(self, _pop, context, self._cuda.Error)
         self._stream = self._cuda.Stream(NON_BLOCKING)
         self.stream: int = self._stream.handle

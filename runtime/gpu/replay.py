@@ -1,6 +1,6 @@
 """A device that captures what repeats: a step enqueued before in the same way goes out as one.
 
-Calls that only enqueue are collected until somebody flushes. A flush that says `repeats` looks up
+Calls that only enqueue are collected until a flush. A flush that says `repeats` looks up
 what was collected: the first time it goes out call by call (TensorRT wants one such run before it
 is captured), the second time it is captured, from then on it is one replay. Two sequences are the
 same if all their kernels, addresses, sizes and engine keys are, so a replay does exactly what the
@@ -31,7 +31,7 @@ Call = tuple[tuple[Hashable, ...], Callable[[], None]]
 
 
 class _Loan:
-    """Hands memory that nobody refers to any more back, but not before what may use it is out."""
+    """Hands unreferenced memory back once all calls that may use it have gone out."""
 
     def __init__(self, owner: Any, device: ReplayingDevice) -> None:
         self._owner, self._device = owner, device

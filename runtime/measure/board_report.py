@@ -64,7 +64,7 @@ def board_report(
     progress("opening the engine; a plan is built if there is none")
     try:
         pipeline = load()
-    except Exception as error:  # of a machine that nobody has seen yet, anything
+    except Exception as error:  # on an unknown machine, anything
         return {**report, "ok": False, "engine": fault(error), "notes": notes}
     with pipeline:
         shapes = [spec.label for spec in pipeline.manifest.graphs]

@@ -1,6 +1,6 @@
 """One reverse step of a score-based discrete diffusion, as five numbers per step.
 
-A score network tells, for the token x at a position, the ratios s_y = p_t(y) / p_t(x) to every
+A score network gives, for the token x at a position, the ratios s_y = p_t(y) / p_t(x) to every
 other state y. One step from noise sigma to sigma' < sigma then moves x to y with a weight that is
 the same simple function of s_y for both graphs and both predictors. With S the sum of s_y over all
 states y but x:
@@ -39,7 +39,7 @@ from .schedule import NoiseSchedule
 
 GRAPHS = ("uniform", "absorb")
 COLUMNS = ("sigma", "gain", "offset", "stay", "slope")
-"""Of a table of steps, in this order: what the network is told, and the four numbers above."""
+"""Of a table of steps: the noise that the network gets, and the four numbers above."""
 
 
 def analytic_step(graph: str, num_states: int, sigma: float, sigma_next: float) -> np.ndarray:

@@ -108,7 +108,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def read_files(folder: Path, config: dict[str, Any]) -> Checkpoint:
-    """Reads what stands beside a config.json that was read; raises CheckpointError."""
+    """Reads the files beside a config.json that was read; raises CheckpointError."""
     weights = read_weights(folder)
     if is_hugging_face(weights):
         weights = read_tensors(weights, ModelConfig.from_json(config["model"]), str(folder))
@@ -132,7 +132,7 @@ def read_companions(folder: Path) -> dict[str, str]:
 
 
 def read_json(folder: Path) -> dict[str, Any]:
-    """Reads config.json, whoever wrote it; raises CheckpointError."""
+    """Reads config.json of any origin; raises CheckpointError."""
     path = config_path(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

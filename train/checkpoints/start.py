@@ -45,8 +45,8 @@ class Start:
     """Its weights under our names."""
     shape: ModelConfig | None
     """None: of a family whose models have a shape of their own, which has to be given again."""
-    marks: Mapping[str, Any]
-    """See `read_marks`."""
+    framing: Mapping[str, Any]
+    """See `read_framing`."""
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The family's options: what was given, and the rest of the shape from the checkpoint.
@@ -88,7 +88,7 @@ class Start:
         return fitting_weights(module, replace(self.checkpoint, weights=weights))
 
     def companions(self, tokenizer: Tokenizer) -> dict[str, str]:
-        """The files that stay with the tokenizer, which tell transformers of tokens added to it."""
+        """The tokenizer's companions, which name the tokens added to it for transformers."""
         kept = dict(self.checkpoint.companions)
         try:
             config = json.loads(kept.get(TOKENIZER_CONFIG, "{}"))
@@ -131,7 +131,7 @@ def read_start(where: str | Path) -> Start:
     config = read_config(folder)
     plain = set(config["model"]) <= {item.name for item in fields(ModelConfig)}
     shape = ModelConfig.from_json(config["model"]) if plain else None
-    return Start(checkpoint=read_files(folder, config), shape=shape, marks=_own_marks(config))
+    return Start(checkpoint=read_files(folder, config), shape=shape, framing=_own_framing(config))
 
 
 def _read_file(path: Path) -> Start:
@@ -157,11 +157,11 @@ def _foreign(checkpoint: Checkpoint, shape: ModelConfig, config: Mapping[str, An
             f"{checkpoint.path}: the tokenizer has {ids} ids, the embedding {shape.vocab_size} "
             "rows; the two belong to different checkpoints: copy both from one"
         )
-    marks = _marks(config, tokenizer, checkpoint.companions)
-    return Start(checkpoint=checkpoint, shape=shape, marks=marks)
+    framing = _framing(config, tokenizer, checkpoint.companions)
+    return Start(checkpoint=checkpoint, shape=shape, framing=framing)
 
 
-def read_marks(where: str | Path) -> dict[str, Any]:
+def read_framing(where: str | Path) -> dict[str, Any]:
     """Reads what a checkpoint has around a text, without its weights.
 
     Returns:
@@ -171,15 +171,15 @@ def read_marks(where: str | Path) -> dict[str, Any]:
     if str(where).endswith(SUFFIX):
         found = read_gguf(Path(where), tensors=False)
         tokenizer = Tokenizer.from_str(found.tokenizer_json)
-        return _marks(found.config, tokenizer, found.companions)
+        return _framing(found.config, tokenizer, found.companions)
     folder = checkpoint_folder(where)
     config = read_json(folder)
     if "family" in config or "model_type" not in config:
-        return _own_marks(read_config(folder))
-    return _marks(config, load_tokenizer(folder, ()), read_companions(folder))
+        return _own_framing(read_config(folder))
+    return _framing(config, load_tokenizer(folder, ()), read_companions(folder))
 
 
-def _own_marks(config: Mapping[str, Any]) -> dict[str, Any]:
+def _own_framing(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "eos_token_id": config["eos_token_id"],
         "start_ids": config.get("start_ids"),
@@ -187,7 +187,7 @@ def _own_marks(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _marks(
+def _framing(
     config: Mapping[str, Any], tokenizer: Tokenizer, companions: Mapping[str, str]
 ) -> dict[str, Any]:
     """What a public checkpoint has around a text; files that cannot be read say nothing."""
@@ -203,8 +203,8 @@ def _marks(
         start = []
     elif settings.get("add_bos_token") is True and named["bos"] is not None:
         start = [named["bos"]]
-    marks: dict[str, Any] = {"start_ids": start, "end_ids": ends[1:]}
-    return {**marks, "eos_token_id": ends[0]} if ends else marks
+    framing: dict[str, Any] = {"start_ids": start, "end_ids": ends[1:]}
+    return {**framing, "eos_token_id": ends[0]} if ends else framing
 
 
 def _is_token(tokenizer: Tokenizer, token: Any) -> bool:

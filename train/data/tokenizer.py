@@ -163,14 +163,14 @@ def prepared_tokenizer(stored: str, tokens: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def needed_tokens(marks: Mapping[str, Any], *, mask: bool) -> list[str]:
+def needed_tokens(framing: Mapping[str, Any], *, mask: bool) -> list[str]:
     """Names the special tokens that a tokenizer must have.
 
     Args:
-        marks: As `special_ids` takes them.
+        framing: As `special_ids` takes them.
         mask: Whether the family's canvases hold masks.
     """
-    ends = [] if "eos_token_id" in marks else [EOS_TOKEN]
+    ends = [] if "eos_token_id" in framing else [EOS_TOKEN]
     return [*ends, *([MASK_TOKEN] if mask else [])]
 
 
@@ -206,16 +206,16 @@ def vocab_size_of(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def special_ids(tokenizer: Tokenizer, marks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def special_ids(tokenizer: Tokenizer, framing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the special ids of a model that has this tokenizer, as options of its family.
 
     Args:
         tokenizer: With the tokens that `needed_tokens` names.
-        marks: What a checkpoint says of `eos_token_id`, `start_ids` and `end_ids`; None:
-            `<|endoftext|>` stands before each document and ends it.
+        framing: What a checkpoint says of `eos_token_id`, `start_ids` and `end_ids`; None:
+            `<|endoftext|>` is before each document and ends it.
     """
     mask = tokenizer.token_to_id(MASK_TOKEN)
-    found = {"eos_token_id": tokenizer.token_to_id(EOS_TOKEN), **(marks or {})}
+    found = {"eos_token_id": tokenizer.token_to_id(EOS_TOKEN), **(framing or {})}
     if found["eos_token_id"] is None:
         raise DataError(f"the tokenizer has no {EOS_TOKEN}; make it with --tokenizer")
     return {**found, **({} if mask is None else {"mask_token_id": mask})}

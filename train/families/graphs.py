@@ -58,7 +58,7 @@ def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
 
 
 def mask_noise(mask_token_id: int) -> Corrupt:
-    """Gives the noise of masked diffusion: a share of the positions, told as the input `time`."""
+    """Gives the noise of masked diffusion: a share of the positions, given as the input `time`."""
 
     def corrupt(
         clean: np.ndarray, level: float, rng: np.random.Generator, block: int | None
@@ -78,7 +78,7 @@ def uncached_logits(
 
     Args:
         context: (1, C) ids, a whole number of blocks.
-        block: (1, B) ids, read as noisy: a time-conditioned model is told the share of masks 1.
+        block: (1, B) ids, read as noisy: a time-conditioned model gets the share of masks 1.
 
     Returns:
         (1, B, V).

@@ -28,7 +28,7 @@ from ..checkpoints.checkpoint import (
     write_checkpoint,
 )
 from ..checkpoints.convert import resolve_config
-from ..checkpoints.start import Start, read_marks, read_start
+from ..checkpoints.start import Start, read_framing, read_start
 from ..config import (
     PRECISIONS,
     SETTINGS,
@@ -77,10 +77,10 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         resolve_config(family, config.options, ids, config.context)
     # Before any other process is started: they find everything in the cache.
     state = load_state(out) if resume else None
-    marks = _marks(config, out, has_state=state is not None)
-    tokenizer, corpus = _prepare(config, marks, needed_tokens(marks, mask=family.has_mask))
+    framing = _framing(config, out, has_state=state is not None)
+    tokenizer, corpus = _prepare(config, framing, needed_tokens(framing, mask=family.has_mask))
     config, start = _begin(config, out, has_state=state is not None)
-    special = {**special_ids(tokenizer, marks), "vocab_size": vocab_size_of(tokenizer)}
+    special = {**special_ids(tokenizer, framing), "vocab_size": vocab_size_of(tokenizer)}
     model_config = resolve_config(family, config.options, special, config.context)
     fabric = _launch(config)
     torch.manual_seed(config.seed)
@@ -119,11 +119,11 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     return _run(fabric, loop, corpus, beside, out, progress)
 
 
-def _marks(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str, Any]:
+def _framing(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str, Any]:
     """What the model that a run starts from has around a text; empty: it starts from none."""
     if has_state:
-        return read_marks(out / "last")
-    return {} if config.init is None else read_marks(config.init)
+        return read_framing(out / "last")
+    return {} if config.init is None else read_framing(config.init)
 
 
 def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
@@ -229,7 +229,7 @@ def _refuse_other_data(out: Path, corpus: Corpus) -> None:
 
 
 def _prepare(
-    config: TrainConfig, marks: Mapping[str, Any], tokens: Sequence[str]
+    config: TrainConfig, framing: Mapping[str, Any], tokens: Sequence[str]
 ) -> tuple[Tokenizer, Corpus]:
     source = find_source(config.data, config.text_field)
     valid = None if config.valid is None else find_source(config.valid, config.text_field)
@@ -247,7 +247,7 @@ def _prepare(
         valid,
         tokenizer,
         cache,
-        Framing.of(special_ids(tokenizer, marks)),
+        Framing.of(special_ids(tokenizer, framing)),
         context=config.context,
         valid_percent=config.valid_percent,
     )

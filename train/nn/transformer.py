@@ -146,8 +146,8 @@ class Trunk(nn.Module):
     ) -> torch.Tensor:
         """(B, T, dim) to (B, num_outputs, dim); arguments as Layer takes them.
 
-        The last layer computes the first `num_outputs` positions only: of the others nobody
-        needs more than the keys and values.
+        The last layer computes the first `num_outputs` positions only: of the others only
+        the keys and values are needed.
         """
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):

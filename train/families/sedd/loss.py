@@ -1,6 +1,6 @@
 """Noise and score entropy of `sedd` in training: what is drawn, and what it costs per position.
 
-Which token noise puts where is drawn here; what a score costs stands in
+Which token noise puts where is drawn here; what a score costs is in
 `runtime/noise/score_entropy.py`, which the device's bound uses, too.
 
 Source: SEDD (arXiv 2310.16834), algorithm 1; low-discrepancy times: MDLM (arXiv 2406.07524).

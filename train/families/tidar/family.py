@@ -106,7 +106,7 @@ class Tidar(Family):
         """Is exact: the seed changes nothing.
 
         `ar` is the likelihood; `draft 8` the cross-entropy of the masks of blocks of 8, which is no
-        likelihood: it tells how often drafts will be right.
+        likelihood: it says how often drafts will be right.
         """
         del seed
         figures: dict[str, torch.Tensor] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dlm_edge.runtime.text.framing import Framing
 from dlm_edge.train.checkpoints.convert import convert, open_any
-from dlm_edge.train.checkpoints.start import read_marks
+from dlm_edge.train.checkpoints.start import read_framing
 from dlm_edge.train.config import TrainConfig
 from dlm_edge.train.loop.run import train
 from dlm_edge.train.pretrained import Pipeline
@@ -89,14 +89,14 @@ def test_end_tokens_are_those_of_all_three_files(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 7}))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 7, 100000]}')
-    assert read_marks(tmp_path) == {"start_ids": [], "eos_token_id": 7, "end_ids": [9, STOP]}
+    assert read_framing(tmp_path) == {"start_ids": [], "eos_token_id": 7, "end_ids": [9, STOP]}
 
 
 def test_a_gguf_file_has_the_facts_of_the_folder_it_was_made_from(tmp_path):
     for pre in CONVENTIONS:
         kind = CONVENTIONS[pre][0]
         write_gguf(tmp_path / f"{pre}.gguf", random_model(kind), kind, pre)
-        found = read_marks(tmp_path / f"{pre}.gguf")
+        found = read_framing(tmp_path / f"{pre}.gguf")
         assert found == {"start_ids": CONVENTIONS[pre][3], "eos_token_id": STOP, "end_ids": []}
 
 
