@@ -74,11 +74,7 @@ class Quantiser:
         )
 
     def run(self) -> Quantised:
-        """Does it all.
-
-        Raises:
-            CalibrationError: The text, the recipe or the budget cannot be used or met.
-        """
+        """Does it all; raises CalibrationError."""
         options = self._options
         # A recipe that cannot be is refused before anything is recorded for it.
         self._calibrator.require_possible(self._edited(self._calibrator.default_recipe({})))

@@ -65,11 +65,7 @@ class Recording:
         self._banned = tokenizer.missing_ids(manifest.vocab_size)
 
     def sets(self, whole: EngineSet) -> dict[str, CanvasSet]:
-        """Returns every set that is needed, by name.
-
-        Raises:
-            CalibrationError: The texts or the file cannot be used; the graph gives NaN.
-        """
+        """Returns every set that is needed, by name; raises CalibrationError."""
         compared = self._options.precision == "int8" and self._options.edits is None
         names = [name for name in MAKERS if compared or name in ("decode", HELD_OUT_NAME)]
         path = self._options.canvases

@@ -38,11 +38,7 @@ Owner = Mapping[str, Any]
 def write_canvases(
     path: Path, sets: Sets, owner: Owner, progress: Progress = lambda done, total: None
 ) -> None:
-    """Writes sets by name, whole or not at all.
-
-    Raises:
-        CalibrationError: The file cannot be written.
-    """
+    """Writes sets by name, whole or not at all; raises CalibrationError."""
     try:
         write_file(path, partial(_write, sets=sets, owner=owner, progress=progress))
     except OSError as error:

@@ -259,11 +259,7 @@ print(peak_rss_mib())
 
 
 def resident_mib(threads: int) -> float:
-    """Memory of a fresh process that has opened the engine and no model.
-
-    Raises:
-        DeviceError: The process could not be started.
-    """
+    """Memory of a fresh process that has opened the engine and no model; raises DeviceError."""
     root = Path(__file__).resolve().parents[2]
     words = [sys.executable, "-c", _FRESH, str(root), str(threads)]
     done = subprocess.run(words, capture_output=True, text=True)

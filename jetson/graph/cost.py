@@ -89,11 +89,7 @@ class NodeCost:
 
 
 def graph_cost(graph: Graph, dims: Mapping[str, int]) -> GraphCost:
-    """Counts one run of a graph whose named dimensions have these sizes.
-
-    Raises:
-        BundleError: The graph holds an operator that no forecast knows.
-    """
+    """Counts one run of a graph whose named dimensions have these sizes; raises BundleError."""
     values = infer(graph, dims)
     run = [node for node in graph.nodes if not all(values[out].constant for out in node.outputs)]
     origins = Origins(graph, values)

@@ -31,11 +31,7 @@ _NUMBERS = (
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Reads a run's JSON.
-
-    Raises:
-        DataError: Missing, not JSON, or not what this version writes.
-    """
+    """Reads a run's JSON; raises DataError."""
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:

@@ -258,11 +258,7 @@ def _brief(facts: Mapping[str, Any]) -> str:
 
 
 def check(options: RunOptions) -> None:
-    """Replays the bundle's golden vectors on this engine.
-
-    Raises:
-        EngineError: they do not agree, so that the command ends with 1.
-    """
+    """Replays the bundle's golden vectors on this engine; raises EngineError."""
     from ..measure.check import check_bundle
 
     with load(options) as pipeline:

@@ -65,11 +65,7 @@ class BuiltPlan:
 
 
 def import_tensorrt() -> Any:
-    """Returns the tensorrt module.
-
-    Raises:
-        EngineError: It is not installed or older than 10.3; says where it comes from.
-    """
+    """Returns the tensorrt module; raises EngineError."""
     try:
         import tensorrt
     except ImportError as error:

@@ -176,11 +176,7 @@ class Immediate:
 
 
 def wait_until(device: Device, ready: Callable[[], bool]) -> None:
-    """Spins until mapped memory says so.
-
-    Raises:
-        DeviceError: The device failed, or fell silent.
-    """
+    """Spins until mapped memory says so; raises DeviceError."""
     begin = time.monotonic()
     while not ready():
         if time.monotonic() - begin > WAIT_SECONDS:

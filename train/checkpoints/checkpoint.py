@@ -56,11 +56,7 @@ def write_checkpoint(
     tokenizer_json: str,
     companions: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the three files of a checkpoint, and its companions.
-
-    Raises:
-        CheckpointError: if a weight is not finite (nothing is written then), or the disk is full.
-    """
+    """Writes the three files of a checkpoint, and its companions; raises CheckpointError."""
     from safetensors.torch import save_file
 
     check_finite(weights, str(folder))
@@ -254,11 +250,7 @@ def saved_states(out: Path) -> list[Path]:
 
 
 def load_state(out: Path) -> dict[str, Any] | None:
-    """Reads the newest state; None if none was saved yet.
-
-    Raises:
-        CheckpointError: if it is damaged.
-    """
+    """Reads the newest state; None if none was saved yet; raises CheckpointError."""
     found = saved_states(out)
     if not found:
         return None

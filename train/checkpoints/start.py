@@ -115,12 +115,7 @@ def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
 
 
 def read_start(where: str | Path) -> Start:
-    """Reads the checkpoint of a folder, a hub name or a GGUF file.
-
-    Raises:
-        CheckpointError: It is missing, damaged, not supported, or its tokenizer has more ids than
-            its embedding has rows.
-    """
+    """Reads the checkpoint of a folder, a hub name or a GGUF file; raises CheckpointError."""
     if str(where).endswith(SUFFIX):
         return _read_file(Path(where))
     folder = checkpoint_folder(where)
