@@ -25,6 +25,8 @@ _BREAKS = PRODUCTS | {"Softmax", "ReduceMean", "LayerNormalization"}
 """What follows one of these belongs to another layer."""
 PRECISIONS = ("int8", "int8-weight", "float")
 """int8: weights and activations; int8-weight: stored as int8, computed in floating point."""
+WEIGHT_LIMIT = 127
+"""Largest integer of a weight, so that -w is one too."""
 LEAST_STEP = 1e-12
 """Of a channel of zeros."""
 LEAST_HALF_STEP = 2.0**-14
@@ -54,6 +56,8 @@ class WeightLayer:
     head: bool
     """True when only elementwise operators lie between it and the graph's outputs."""
     quantizable: bool
+    num_inputs: int
+    """Input channels of the product (columns of an embedding)."""
 
     def by_channel(self, matrix: np.ndarray) -> np.ndarray:
         """Returns the stored matrix as (input channels, outputs)."""
@@ -104,7 +108,8 @@ def find_layers(model: ir.Model, roles: Mapping[str, str]) -> tuple[WeightLayer,
 
 
 def _layer(weight: ir.Value, uses: _Uses, alive: set[ir.Value | None]) -> WeightLayer:
-    name = str(weight.name)
+    name, out_axis = str(weight.name), next(iter(uses.out_axes))
+    assert weight.const_value is not None
     inputs = [node.inputs[0] for node in uses.products]
     lookups = [node.outputs[0] for node in uses.lookups]
     return WeightLayer(
@@ -114,9 +119,10 @@ def _layer(weight: ir.Value, uses: _Uses, alive: set[ir.Value | None]) -> Weight
         products=tuple(str(node.outputs[0].name) for node in uses.products),
         inputs=tuple(str(value.name) for value in inputs if value is not None),
         lookups=tuple(str(value.name) for value in lookups),
-        out_axis=next(iter(uses.out_axes)),
+        out_axis=out_axis,
         head=bool(inputs) and all(_ends_the_graph(node.outputs[0]) for node in uses.products),
         quantizable=all(value in alive for value in (*inputs, *lookups)),
+        num_inputs=weight.const_value.numpy().shape[1 - out_axis],
     )
 
 
@@ -161,24 +167,23 @@ def _ends_the_graph(value: ir.Value) -> bool:
     return reached
 
 
-def channel_steps(array: np.ndarray, axis: int, limit: int, *, half: bool = False) -> np.ndarray:
+def channel_steps(array: np.ndarray, axis: int, *, half: bool = False) -> np.ndarray:
     """Returns one symmetric step per channel of a matrix, (channels,) float32.
 
     Args:
         array: (rows, columns) float32.
         axis: Which of the two counts channels.
-        limit: Largest integer, 1 to 127.
         half: Whether steps must be exact in float16, which TensorRT wants beside float16 values.
     """
-    steps = np.maximum(array.max(axis=1 - axis), -array.min(axis=1 - axis)) / limit
+    steps = np.maximum(array.max(axis=1 - axis), -array.min(axis=1 - axis)) / WEIGHT_LIMIT
     if half:
-        # Rounded up to float16, a step of the limit itself would be too much `limit` times.
-        most = FLOAT16_LIMIT / (limit + 1)
+        # Rounded up to float16, a step of the limit itself would be too much 127 times.
+        most = FLOAT16_LIMIT / (WEIGHT_LIMIT + 1)
         steps = np.clip(steps, LEAST_HALF_STEP, most).astype(np.float16)
     return np.maximum(steps, LEAST_STEP).astype(np.float32)
 
 
-def round_matrix(array: np.ndarray, steps: np.ndarray, axis: int, limit: int) -> np.ndarray:
-    """Rounds a matrix to int8 multiples of its channels' steps, within [-limit, limit]."""
+def round_matrix(array: np.ndarray, steps: np.ndarray, axis: int) -> np.ndarray:
+    """Rounds a matrix to int8 multiples of its channels' steps, within [-127, 127]."""
     rounded = np.rint(array / np.expand_dims(steps, 1 - axis))
-    return np.clip(rounded, -limit, limit).astype(np.int8)
+    return np.clip(rounded, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)

@@ -30,6 +30,7 @@ from .losses.budget import (
     TableTrial,
     all_float,
     fit_budget,
+    fits,
     harmless_tables,
     layer_costs,
     single_trial,
@@ -69,6 +70,7 @@ class Quantiser:
         self._manifest = replace(manifest, precision="fp32", members=members)
         self._tokenizer, self._texts = tokenizer, texts
         self._options, self._say = options, say
+        self._outliers = False
         self._recording = Recording(
             self._models, calibrator.layers, self._manifest, tokenizer, texts, options, say
         )
@@ -128,7 +130,7 @@ class Quantiser:
         }
         chosen = choose(comparison, gains)
         best = fitted[chosen]
-        costs = self._sensitivity(whole, best, common["texts"][0])
+        costs: tuple[LayerCost, ...] = ()
         known = {recipe_bytes(best.recipe): totals[chosen]}
 
         def measure(candidate: Recipe) -> Ratio:
@@ -138,9 +140,9 @@ class Quantiser:
             known[recipe_bytes(candidate)] = found
             return examiner.worst(found)
 
-        if options.edits is not None:
-            outcome = single_trial(best.recipe, measure(best.recipe), options.max_loss)
-        else:
+        outcome = single_trial(best.recipe, measure(best.recipe), options.max_loss)
+        if options.edits is None and not outcome.met:
+            costs = self._sensitivity(whole, best, common["texts"][0])
             outcome = fit_budget(best.recipe, costs, measure, options.max_loss)
         outcome.require(options.max_loss, len(list(best.recipe.layers())), force=options.force)
         outcome.require_int8(options.max_loss, force=options.force)
@@ -166,6 +168,9 @@ class Quantiser:
     ) -> tuple[Recipe, Fitted, tuple[TableTrial, ...]]:
         """Calibrates on decoding, and leaves embeddings and heads out that int8 would harm.
 
+        Where scales are taken in each run and the result is beyond the budget, it is done again
+        with outliers apart.
+
         Returns:
             The draft recipe with their precisions, the same with scales, and what was measured.
         """
@@ -176,9 +181,16 @@ class Quantiser:
         def measure(candidate: Recipe) -> Ratio:
             return examiner.worst(self._totals(examiner, first, candidate, [examiner.main]))
 
-        kept, trials = harmless_tables(
-            first.recipe, self._calibrator.layers, measure, self._options.max_loss, self._say
-        )
+        def tables() -> tuple[Recipe, tuple[TableTrial, ...]]:
+            return harmless_tables(
+                first.recipe, self._calibrator.layers, measure, self._options.max_loss, self._say
+            )
+
+        kept, trials = tables()
+        if self._calibrator.form.dynamic and not fits(measure(kept), self._options.max_loss):
+            self._outliers = True
+            first = self._fit(recipe, "decode", canvases)
+            kept, trials = tables()
         for trial in trials:
             layer = kept.graphs[trial.graph].layers[trial.layer]
             recipe = recipe.with_layer(
@@ -187,9 +199,10 @@ class Quantiser:
         return recipe, replace(first, recipe=kept), trials
 
     def _fit(self, recipe: Recipe, name: str, canvases: CanvasSet) -> Fitted:
-        self._say(f"calibrating on {SETS[name]}")
+        apart = ", with outliers apart" if self._outliers else ""
+        self._say(f"calibrating on {SETS[name]}{apart}")
         with bar() as show:
-            return self._calibrator.fit(recipe, canvases, show)
+            return self._calibrator.fit(recipe, canvases, show, outliers=self._outliers)
 
     def _compare(
         self, recipe: Recipe, first: Fitted, examiner: Examiner, sets: Mapping[str, CanvasSet]

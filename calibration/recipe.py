@@ -37,6 +37,8 @@ class LayerRecipe:
     scale: float | None = None
     """Step of the activations that enter it, symmetric around 0, after folding; None: decided from
     the canvases, or the activations are not quantised."""
+    outliers: tuple[int, ...] = ()
+    """Input channels that are multiplied in floating point beside an int8 product on a CPU."""
     observer: str | None = None
     """What chose the scale: minmax, percentile, mse, entropy, or "recipe" for an edited one."""
     reason: str = ""
@@ -81,7 +83,10 @@ class Recipe:
         """Returns what `recipe.json` holds."""
         graphs = {
             name: {
-                "layers": {key: asdict(layer) for key, layer in graph.layers.items()},
+                "layers": {
+                    key: {**asdict(layer), "outliers": list(layer.outliers)}
+                    for key, layer in graph.layers.items()
+                },
                 "float32": list(graph.float32),
             }
             for name, graph in self.graphs.items()
@@ -191,9 +196,25 @@ def _check(layer: WeightLayer, fields: Any) -> dict[str, Any]:
     for name in ("observer", "reason"):
         if not isinstance(changes.get(name, ""), str):
             raise CalibrationError(f"layer {layer.name} of the recipe: {name} must be a text")
+    if "outliers" in changes:
+        changes["outliers"] = _channels(layer, changes["outliers"])
     if changes.get("alpha", 0.0) > 1.0:
         raise CalibrationError(f"layer {layer.name} of the recipe: alpha must be at most 1")
     return changes
+
+
+def _channels(layer: WeightLayer, value: Any) -> tuple[int, ...]:
+    """Returns an edited list of channels, sorted; CalibrationError if it is none."""
+    wanted = isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < layer.num_inputs
+        for item in value
+    )
+    if not wanted:
+        raise CalibrationError(
+            f"layer {layer.name} of the recipe: outliers must be a list of input channels from 0 "
+            f"to {layer.num_inputs - 1}"
+        )
+    return tuple(sorted(set(value)))
 
 
 def _is_positive(value: Any, *, zero: bool) -> bool:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from ..calibration.canvases.texts import Texts, find_text, read_texts
 from ..calibration.forms.base import Form
 from ..calibration.forms.board import BoardForm
-from ..calibration.forms.cpu import CpuForm, weight_limit
+from ..calibration.forms.cpu import CpuForm
 from ..calibration.graphs import Models, rank_of
 from ..calibration.options import QuantisationOptions
 from ..calibration.quantise import Quantiser
@@ -183,7 +183,7 @@ def make_draft(source: Traceable, settings: ExportSettings, folder: Path, progre
     edits = read_recipe(settings.recipe) if settings.recipe else None
     with Judge.open(settings.judge if texts else None) as judge:
         traced, manifest = _trace(source, settings, progress)
-        form = form_for(settings.target, source.graphs)
+        form = form_for(settings.target)
         calibrator = Calibrator(traced, manifest.graphs, form, settings.target)
         quality: Mapping[str, Any] | None = None
         if texts is None:
@@ -239,12 +239,9 @@ def _unmeasured(
             return calibrator.models, {}
 
 
-def form_for(target: str, graphs: Sequence[ExportGraph]) -> Form:
+def form_for(target: str) -> Form:
     """Returns a target's form: typed graphs for GPUs, the CPU's own for all others."""
-    if find_target(target).is_gpu:
-        return BoardForm()
-    row_scales = any(graph.row_scales for graph in graphs)
-    return CpuForm(weight_limit=weight_limit(target), row_scales=row_scales)
+    return BoardForm() if find_target(target).is_gpu else CpuForm()
 
 
 def _texts(source: Traceable, settings: ExportSettings) -> Texts | None:

@@ -22,11 +22,6 @@ class Form(Protocol):
         """Whether each run takes its own scales of activations, so that a recipe has none."""
         ...
 
-    @property
-    def weight_limit(self) -> int:
-        """Largest integer of a weight; 64 leaves a bit to kernels that saturate."""
-        ...
-
     def default_recipe(self, layers: Sequence[WeightLayer]) -> GraphRecipe:
         """Returns what every layer becomes before any measurement."""
         ...

@@ -18,7 +18,7 @@ from ..layers import WeightLayer
 from ..recipe import GraphRecipe, LayerRecipe
 from .base import Cache
 from .float16 import half_values, narrow_cache, type_fp16
-from .qdq import WEIGHT_LIMIT, quantize
+from .qdq import quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,6 @@ class BoardForm:
     """Typed graphs."""
 
     dynamic = False
-    weight_limit = WEIGHT_LIMIT
 
     def default_recipe(self, layers: Sequence[WeightLayer]) -> GraphRecipe:
         """Embeddings and heads are stored as int8 and computed in floating point: a head's error

@@ -2,35 +2,32 @@
 
 | precision | graph |
 |---|---|
-| int8 | DynamicQuantizeLinear of the activation, MatMulInteger, Cast, Mul by both scales |
-| int8, row scales | QuantizeLinear by each row's largest, MatMulInteger, DequantizeLinear, Mul |
+| int8 | QuantizeLinear by each row's largest, MatMulInteger, DequantizeLinear, Mul |
+| int8, outliers | the same without these channels, and a float product of them alone, added |
 | int8-weight | the int8 matrix, Cast, Mul by its scales; MatMul |
 | embedding | Gather of int8 rows and of their scales, Cast, Mul |
 | float, fp16 | what was there; large matrices stored as float16 |
 
-ONNX Runtime fuses the nodes of an int8 product, unless rows have scales, into one call of MLAS, and
-folds those of a matrix stored as int8 while it loads: that is small on disk, but float32 in memory
-and in arithmetic.
 Weights are symmetric, one scale per output channel (per row of an embedding). A tied embedding is
-stored once, as rows; its Transpose is folded while loading.
+stored once, as rows; its Transpose is folded while loading. ONNX Runtime also folds the nodes of a
+matrix stored as int8-weight: that is small on disk, but float32 in memory and in arithmetic.
 
-Why this form. Measured with ONNX Runtime 1.31 on one AVX512-VNNI thread, 384 x 6, vocabulary 8,192,
-block 32, against float32 in one interleaved run: 2.0 to 2.2 times as fast, static Q/DQ the same
-(2.0 to 2.1), MatMulNBits with int8 arithmetic 1.3 to 1.5 (8 and 4 bits, blocks of 32 to 128). On a
-trained 256 x 4 model the loss of dynamic scales is less than half that of static ones.
+Why a scale per row of an activation. One scale for all rows of a run makes a row's values depend on
+what shares the run with it, so that a text would depend on its batch, and a draft would be verified
+by other logits than causal decoding has. With a scale per row the integer products are those of the
+row alone. Measured with ONNX Runtime 1.31 on one AVX512-VNNI thread: products alone take 1.02
+(896 x 4864) to 1.2 times (256 x 704) the time of fused ones with one scale.
 
-Why row scales. One scale for all rows of a run makes a row's values depend on what shares the run
-with it, so that a draft would be verified by other logits than causal decoding has. With a scale
-per row the integer products are those of the row alone. Measured as above on products alone: 1.02
-(896 x 4864) to 1.2 times (256 x 704) the time of fused ones, so only graphs that need it are so.
+Why outliers. In pretrained models a few input channels of a layer are a thousand times as large as
+the others, and a row's scale follows the largest. Kept out of the integer product, they cost a
+Gather and a product as thin as they are few.
 
-Why 7 bits where the CPU that will run the graph is not known: without VNNI, x86 kernels multiply
-with vpmaddubsw, which adds two products of uint8 and int8 into an int16 and saturates.
-2 x 255 x 127 is beyond 32,767, 2 x 255 x 64 is not. `weight_limit` tries this machine's kernels
-instead where the graph stays on this machine.
+Without VNNI, x86 kernels multiply with vpmaddubsw, which adds two products of uint8 and int8 into
+an int16 and saturates. The runtime therefore opens sessions with ONNX Runtime's precise mode, in
+which such machines take kernels that widen first; others are not affected.
 
-onnxruntime.quantization's quantize_dynamic writes the same nodes, but goes by operator type, leaves
-embeddings in float32, stores a tied one twice, and reads and writes files.
+onnxruntime.quantization's quantize_dynamic goes by operator type, leaves embeddings in float32,
+stores a tied one twice, takes one scale per run, and reads and writes files.
 """
 
 from __future__ import annotations
@@ -49,7 +46,6 @@ from ..graphs import (
     constant,
     lazy_constant,
     make_node,
-    open_session,
     remove_unused,
     replace_node,
     values_of,
@@ -59,22 +55,15 @@ from ..recipe import GraphRecipe, LayerRecipe
 from .base import Cache
 from .float16 import store_fp16
 
-FULL_RANGE = 127
-SAFE_RANGE = 64
-"""Weights of 7 bits and a sign: no pair of products leaves int16."""
 _MIDDLE = 128
 """Stands for 0 where rows of uint8 have a scale each."""
 FLOAT, INT8 = ir.DataType.FLOAT, ir.DataType.INT8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class CpuForm:
     """Standard operators, arithmetic in integers and float32."""
 
-    weight_limit: int = SAFE_RANGE
-    """127, or 64 for CPUs whose kernels may saturate."""
-    row_scales: bool = False
-    """Whether each row of an activation has a scale, so that no row depends on another one."""
     dynamic = True
 
     def default_recipe(self, layers: Iterable[WeightLayer]) -> GraphRecipe:
@@ -99,56 +88,13 @@ class CpuForm:
         self, model: ir.Model, layers: Iterable[WeightLayer], recipe: GraphRecipe, cache: Cache
     ) -> ir.Model:
         del cache
-        made = quantize_for_cpu(
-            model, layers, recipe, limit=self.weight_limit, row_scales=self.row_scales
-        )
+        made = quantize_for_cpu(model, layers, recipe)
         store_fp16(made)  # what stays in floating point takes half the bytes, as without int8
         return made
 
 
-def weight_limit(target: str) -> int:
-    """Returns the largest integer of a weight that is safe where the bundle will run.
-
-    Args:
-        target: `host` is this machine, whose kernels are tried; any other may be any CPU.
-    """
-    return FULL_RANGE if target == "host" and not kernels_saturate() else SAFE_RANGE
-
-
-def kernels_saturate() -> bool:
-    """Tries whether this machine's integer products lose what does not fit into int16."""
-    depth, width = 64, 32
-    given = ir.val("a", ir.DataType.UINT8, ["rows", depth])
-    weights = ir.val("w", const_value=ir.tensor(np.full((depth, width), FULL_RANGE, np.int8)))
-    product = make_node("MatMulInteger", [given, weights], "y")
-    product.outputs[0].dtype, product.outputs[0].shape = (
-        ir.DataType.INT32,
-        ir.Shape(["rows", width]),
-    )
-    graph = ir.Graph(
-        [given],
-        product.outputs,
-        nodes=[product],
-        initializers=[weights],
-        opset_imports={"": 20},
-        name="saturates",
-    )
-    session = open_session(ir.Model(graph, ir_version=10))
-    # Kernels differ by the number of rows.
-    return any(
-        bool((session.run(None, {"a": np.full((rows, depth), 255, np.uint8)})[0]
-              != 255 * FULL_RANGE * depth).any())
-        for rows in (1, 4, 32)
-    )  # fmt: skip
-
-
 def quantize_for_cpu(
-    model: ir.Model,
-    layers: Iterable[WeightLayer],
-    recipe: GraphRecipe,
-    *,
-    limit: int = SAFE_RANGE,
-    row_scales: bool = False,
+    model: ir.Model, layers: Iterable[WeightLayer], recipe: GraphRecipe
 ) -> ir.Model:
     """Returns a graph quantised as the recipe says; the given one stays as it is.
 
@@ -156,23 +102,29 @@ def quantize_for_cpu(
         model: Float32, smoothed if the recipe's alphas say so.
         layers: What `find_layers` found in it.
         recipe: Names every layer. Int8 layers have no scale: each run takes its own.
-        limit: Largest integer of a weight: 127, or 64 for CPUs whose kernels may saturate.
-        row_scales: A scale for each row of an activation (its last axis but one) instead of one
-            for all, symmetric: no row then depends on the others of its run.
 
     Raises:
-        CalibrationError: A layer has a fixed scale.
+        CalibrationError: A layer has a fixed scale, or an outlier that is no input of it.
     """
     made = model.clone()
-    writer = _Writer(made, limit, row_scales)
+    writer = _Writer(made)
     for layer in layers:
         what = recipe.layers[layer.name]
         if what.scale is not None:
             raise fixed_scale(layer.name, what.scale)
         if what.precision != "float":
-            writer.write(layer, integer=what.precision == "int8")
+            writer.write(layer, what)
     remove_unused(made)
     made.graph.sort()
+    return made
+
+
+def _without(array: np.ndarray, places: Sequence[int], axis: int) -> np.ndarray:
+    """Returns a matrix with some of its rows or columns zero, copied if there are any."""
+    if not places:
+        return array
+    made = array.copy()
+    made[(slice(None),) * axis + (list(places),)] = 0
     return made
 
 
@@ -184,24 +136,52 @@ def fixed_scale(name: str, scale: float) -> CalibrationError:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """A matrix as integers, and in floating point for outliers."""
+
+    matrix: ir.Value
+    """(inputs, outputs) int8."""
+    scales: ir.Value
+    """(outputs,)"""
+    shape: tuple[int, ...]
+    outliers: tuple[int, ...]
+    thin: ir.Value | None
+    """(outliers, outputs) float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Coded:
+    """An activation as integers."""
+
+    rows: ir.Value
+    """uint8 around _MIDDLE, 0 for outliers."""
+    steps: ir.Value
+    """(rows,)"""
+    outliers: ir.Value | None
+    """(1, rows, outliers)"""
+    lead: ir.Value | None
+    """(batch, rows) of the activation where rows of several texts share an axis here."""
+
+
 class _Writer:
     """Rewrites one graph in place; each weight and each activation is quantised once."""
 
-    def __init__(self, model: ir.Model, limit: int, row_scales: bool) -> None:
-        self._graph, self._limit = model.graph, limit
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
         self._values = values_of(model)
-        self._code = self._coded_rows if row_scales else self._coded
-        self._rescale = self._rescaled_rows if row_scales else self._rescaled
-        self._codes: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._codes: dict[tuple[ir.Value, tuple[int, ...]], _Coded] = {}
 
-    def write(self, layer: WeightLayer, *, integer: bool) -> None:
+    def write(self, layer: WeightLayer, what: LayerRecipe) -> None:
         """Stores a layer's matrix as int8 and rewrites whatever reads it."""
-        array, axis, limit = array_of(self._values[layer.weight]), layer.out_axis, self._limit
-        steps = channel_steps(array, axis, limit)
+        exact, axis = array_of(self._values[layer.weight]), layer.out_axis
+        outliers = what.outliers if what.precision == "int8" else ()
+        array = exact if layer.lookups else _without(exact, outliers, 1 - axis)
+        steps = channel_steps(array, axis)
         stored = lazy_constant(
             self._graph,
             f"{layer.weight}.int8",
-            lambda: round_matrix(array, steps, axis, limit),
+            lambda: round_matrix(array, steps, axis),
             INT8,
             array.shape,
         )
@@ -213,8 +193,17 @@ class _Writer:
         matrix = stored
         if axis == 0:
             matrix = self._first("Transpose", [stored], f"{layer.weight}.columns", perm=[1, 0])
-        if integer:
-            self._multiply(layer, lambda node, name: self._integer(node, name, matrix, scales))
+        if what.precision == "int8":
+            inner = layer.by_channel(exact)
+            thin = np.ascontiguousarray(inner[list(outliers)])
+            stored = _Stored(
+                matrix=matrix,
+                scales=scales,
+                shape=inner.shape,
+                outliers=outliers,
+                thin=constant(self._graph, f"{layer.weight}.outliers", thin) if outliers else None,
+            )
+            self._multiply(layer, lambda node, name: self._integer(node, name, stored))
             return
         wide = self._first("Cast", [matrix], f"{layer.weight}.float", to=int(FLOAT))
         wide = self._first("Mul", [wide, scales], f"{layer.weight}.wide")
@@ -248,47 +237,59 @@ class _Writer:
         replace_node(node, [rows, wide, steps, scale, found])
         self._values[str(output)] = found.outputs[0]
 
-    def _integer(
-        self, node: ir.Node, product: str, matrix: ir.Value, scales: ir.Value
-    ) -> list[ir.Node]:
-        """Returns the nodes that multiply integers, in the order that ONNX Runtime fuses."""
+    def _integer(self, node: ir.Node, product: str, stored: _Stored) -> list[ir.Node]:
+        """Returns the nodes that multiply integers, and outliers beside them."""
         value, output = node.inputs[0], str(node.outputs[0].name)
         assert value is not None
-        if value not in self._codes:
-            self._codes[value] = self._code(value)
-        coded, step, zero = self._codes[value]
-        whole = make_node("MatMulInteger", [coded, matrix, zero], f"{output}.int32")
-        return [whole, *self._rescale(whole.outputs[0], step, scales, output, product)]
+        key = (value, stored.outliers)
+        if key not in self._codes:
+            self._codes[key] = self._coded(value, stored.shape[0], stored.outliers)
+        coded = self._codes[key]
+        flat = product if coded.lead is None else f"{output}.flat"
+        most = flat if stored.thin is None else f"{output}.most"
+        zero = constant(self._graph, "int8.zero", np.array(_MIDDLE, np.uint8))
+        whole = make_node("MatMulInteger", [coded.rows, stored.matrix, zero], f"{output}.int32")
+        wide = make_node(
+            "DequantizeLinear", [whole.outputs[0], coded.steps], f"{output}.float", axis=-2
+        )
+        nodes = [whole, wide, make_node("Mul", [wide.outputs[0], stored.scales], most)]
+        if stored.thin is not None:
+            few = make_node("MatMul", [coded.outliers, stored.thin], f"{output}.few")
+            nodes += [few, make_node("Add", [nodes[-1].outputs[0], few.outputs[0]], flat)]
+        if coded.lead is not None:
+            width = np.array(stored.shape[1:], np.int64)
+            width = constant(self._graph, f"int8.width{stored.shape[1]}", width)
+            shape = make_node("Concat", [coded.lead, width], f"{output}.shape", axis=0)
+            back = make_node("Reshape", [nodes[-1].outputs[0], shape.outputs[0]], product)
+            nodes += [shape, back]
+        return nodes
 
-    def _rescaled(
-        self, whole: ir.Value, step: ir.Value, scales: ir.Value, output: str, product: str
-    ) -> list[ir.Node]:
-        wide = cast(whole, f"{output}.float", FLOAT)
-        scale = make_node("Mul", [step, scales], f"{output}.scale")
-        return [wide, scale, make_node("Mul", [wide.outputs[0], scale.outputs[0]], product)]
-
-    def _rescaled_rows(
-        self, whole: ir.Value, step: ir.Value, scales: ir.Value, output: str, product: str
-    ) -> list[ir.Node]:
-        wide = make_node("DequantizeLinear", [whole, step], f"{output}.float", axis=-2)
-        return [wide, make_node("Mul", [wide.outputs[0], scales], product)]
-
-    def _coded(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Returns an activation as uint8, its one scale and its zero."""
-        outputs = [ir.Value(name=f"{value.name}.{part}") for part in ("uint8", "step", "zero")]
-        node = ir.node("DynamicQuantizeLinear", [value], outputs=outputs, name=outputs[0].name)
-        self._behind(value, [node])
-        return outputs[0], outputs[1], outputs[2]
-
-    def _coded_rows(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Returns an activation (1, rows, inner) as uint8, its scales (rows,) and its zero.
+    def _coded(self, value: ir.Value, width: int, outliers: tuple[int, ...]) -> _Coded:
+        """Codes an activation (batch, rows, width), outliers apart.
 
         A row of zeros has the scale 0, which gives 0 whatever integers it was divided into.
         """
-        name = value.name
+        name = f"{value.name}.but{len(self._codes)}" if outliers else str(value.name)
         last = constant(self._graph, "int8.last", np.array([-1], np.int64))
         share = constant(self._graph, "int8.share", np.array(1 / 127, np.float32))
-        size = make_node("Abs", [value], f"{name}.abs")
+        nodes, lead, few = [], None, None
+        flat = value
+        if value.shape is None or value.shape[0] != 1:  # rows of all texts in one axis
+            lead = make_node("Shape", [value], f"{name}.lead", start=0, end=-1)
+            sizes = constant(self._graph, f"int8.by{width}", np.array([1, -1, width], np.int64))
+            nodes += [lead, make_node("Reshape", [value, sizes], f"{name}.flat")]
+            flat, lead = nodes[-1].outputs[0], lead.outputs[0]
+        kept = flat
+        if outliers:
+            places = constant(self._graph, f"{name}.places", np.array(outliers, np.int64))
+            nodes.append(make_node("Gather", [flat, places], f"{name}.outliers", axis=-1))
+            few = nodes[-1].outputs[0]
+            mask = np.ones(width, np.float32)
+            mask[list(outliers)] = 0
+            mask = constant(self._graph, f"{name}.mask", mask)
+            nodes.append(make_node("Mul", [flat, mask], f"{name}.kept"))
+            kept = nodes[-1].outputs[0]
+        size = make_node("Abs", [kept], f"{name}.abs")
         top = make_node("ReduceMax", [size.outputs[0], last], f"{name}.top", keepdims=0)
         scaled = make_node("Mul", [top.outputs[0], share], f"{name}.share")
         step = make_node("Reshape", [scaled.outputs[0], last], f"{name}.step")
@@ -300,11 +301,10 @@ class _Writer:
             f"{name}.zeros",
             value=ir.tensor(np.array([_MIDDLE], np.uint8)),
         )
-        inputs = [value, step.outputs[0], zeros.outputs[0]]
+        inputs = [kept, step.outputs[0], zeros.outputs[0]]
         coded = make_node("QuantizeLinear", inputs, f"{name}.uint8", axis=-2)
-        self._behind(value, [size, top, scaled, step, rows, zeros, coded])
-        zero = constant(self._graph, "int8.zero", np.array(_MIDDLE, np.uint8))
-        return coded.outputs[0], step.outputs[0], zero
+        self._behind(value, [*nodes, size, top, scaled, step, rows, zeros, coded])
+        return _Coded(rows=coded.outputs[0], steps=step.outputs[0], outliers=few, lead=lead)
 
     def _node(self, output: str) -> ir.Node:
         node = self._values[output].producer()

@@ -28,7 +28,6 @@ from ..graphs import array_of, constant, lazy_constant, make_node, remove_unused
 from ..layers import FLOAT16_LIMIT, LEAST_HALF_STEP, WeightLayer, channel_steps, round_matrix
 from ..recipe import GraphRecipe, LayerRecipe
 
-WEIGHT_LIMIT = 127
 MOST_SCALE = FLOAT16_LIMIT / 128
 """The lowest integer is -128, and this is exact in float16."""
 ZERO = "int8.zero"
@@ -83,11 +82,11 @@ def activation_scale(layer: WeightLayer, recipe: LayerRecipe) -> float:
 def _stored(graph: ir.Graph, weight: ir.Value, axis: int) -> ir.Value:
     """Adds a weight as int8 with its DequantizeLinear; returns what that computes."""
     name, array = weight.name, array_of(weight)
-    steps = channel_steps(array, axis, WEIGHT_LIMIT, half=True)
+    steps = channel_steps(array, axis, half=True)
     stored = lazy_constant(
         graph,
         f"{name}.int8",
-        lambda: round_matrix(array, steps, axis, WEIGHT_LIMIT),
+        lambda: round_matrix(array, steps, axis),
         ir.DataType.INT8,
         array.shape,
     )

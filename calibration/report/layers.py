@@ -109,7 +109,16 @@ def show_ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any
             "noise.",
         )
         page.table(
-            ("layer", "precision", "largest", "step x 127", "observer", "alpha", "why not int8"),
+            (
+                "layer",
+                "precision",
+                "largest",
+                "step x 127",
+                "observer",
+                "alpha",
+                "outliers",
+                "why not int8",
+            ),
             [
                 (
                     name,
@@ -118,6 +127,7 @@ def show_ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any
                     "-" if item["scale"] is None else f"{127 * item['scale']:.3g}",
                     item["observer"] or "-",
                     "-" if item["alpha"] is None else f"{item['alpha']:g}",
+                    len(item["outliers"]) or "-",
                     item["reason"] or "-",
                 )
                 for name, item in layers.items()

@@ -128,6 +128,11 @@ def _findings(quantised: Quantised, options: QuantisationOptions) -> list[str]:
             f"{len(kept)} values leave float16's range on the canvases and stay in float32: "
             f"{', '.join(kept[:8])}{', …' if len(kept) > 8 else ''}."
         )
+    if apart := [layer.outliers for _, _, layer in quantised.recipe.layers() if layer.outliers]:
+        found.append(
+            f"{len(apart)} layers keep their {min(map(len, apart))} to {max(map(len, apart))} "
+            "largest input channels in floating point."
+        )
     if quantised.comparison:
         found += _compared(quantised)
     if options.precision == "int8" and quantised.outcome.num_float and options.edits is None:

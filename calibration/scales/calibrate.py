@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from ...runtime.bundle.manifest import GraphSpec
+from ...runtime.errors import CalibrationError
 from ..canvases.canvases import CanvasSet
 from ..forms.base import Cache, Form
 from ..forms.cpu import fixed_scale
@@ -21,6 +22,7 @@ from ..graphs import Models, array_of
 from ..layers import WeightLayer, find_layers
 from ..recipe import Recipe
 from .activations import Activation, collect, layer_inputs
+from .outliers import choose_outliers
 from .ranges import Range, choose_range
 from .smooth import asked_folds, search_alphas, smooth
 
@@ -87,9 +89,19 @@ class Calibrator:
             for name, layer in layers.items():
                 if self.form.dynamic and layer.scale is not None:
                     raise fixed_scale(name, layer.scale)
+                if layer.outliers and not self.form.dynamic:
+                    raise CalibrationError(
+                        f"layer {name} of the recipe has outliers, which graphs for "
+                        f'{self._target} do not keep apart: remove "outliers"'
+                    )
 
     def fit(
-        self, recipe: Recipe, canvases: CanvasSet, progress: Progress = lambda done, total: None
+        self,
+        recipe: Recipe,
+        canvases: CanvasSet,
+        progress: Progress = lambda done, total: None,
+        *,
+        outliers: bool = False,
     ) -> Fitted:
         """Fills in alphas and scales that the recipe leaves open.
 
@@ -97,6 +109,8 @@ class Calibrator:
             recipe: Its own alphas and scales are kept; a scale without an alpha is one of the
                 unfolded input.
             canvases: To observe activations on.
+            outliers: Keeps large channels in floating point beside int8 products, where the form
+                has such; nothing is folded then, since what folding spreads is taken out.
 
         Raises:
             CalibrationError: Activations that cannot be quantised, NaN on a canvas.
@@ -117,7 +131,10 @@ class Calibrator:
                 models[graph] = model
                 continue
             seen = collect(model, canvases.items, names, graph=graph, progress=step)
-            recipe = self._with_alphas(recipe, graph, seen)
+            if outliers:
+                recipe = self._with_outliers(recipe, graph, seen)
+            else:
+                recipe = self._with_alphas(recipe, graph, seen)
             alphas = {name: item.alpha for name, item in recipe.graphs[graph].layers.items()}
             models[graph] = smooth(model, layers, seen, alphas)
             if not self.form.dynamic:
@@ -166,12 +183,19 @@ class Calibrator:
             self.models[graph],
             self.layers[graph],
             seen,
-            weight_limit=self.form.weight_limit,
             dynamic=self.form.dynamic,
         )
         for layer in self.layers[graph]:
             if layers[layer.name].alpha is None and said.isdisjoint(layer.inputs):
                 recipe = recipe.with_layer(graph, layer.name, alpha=found[layer.name])
+        return recipe
+
+    def _with_outliers(self, recipe: Recipe, graph: str, seen: Mapping[str, Activation]) -> Recipe:
+        """Fills in which channels of int8 products stay in floating point."""
+        found = choose_outliers(self.models[graph], self.layers[graph], seen)
+        for name, layer in recipe.graphs[graph].layers.items():
+            if layer.precision == "int8":
+                recipe = recipe.with_layer(graph, name, outliers=found[name])
         return recipe
 
     def _with_scales(

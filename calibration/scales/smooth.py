@@ -33,7 +33,7 @@ import onnx_ir as ir
 
 from ...runtime.errors import CalibrationError
 from ..graphs import array_of, constant, rank_of, values_of
-from ..layers import WeightLayer
+from ..layers import WEIGHT_LIMIT, WeightLayer
 from .activations import Activation
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -174,7 +174,6 @@ def search_alphas(
     layers: Sequence[WeightLayer],
     activations: Mapping[str, Activation],
     *,
-    weight_limit: int = 127,
     dynamic: bool = False,
 ) -> dict[str, float | None]:
     """Chooses the strength of folding for each value that allows it.
@@ -182,8 +181,7 @@ def search_alphas(
     Args:
         model: Float32.
         activations: By value name, from `collect`.
-        weight_limit: Largest integer of a weight: 127, or 64 for 7 bits.
-        dynamic: Whether each run takes its own scale over [min, max] instead of a fixed one.
+        dynamic: Whether each row of a run takes its own scale instead of a fixed one for all.
 
     Returns:
         Layer name → alpha, None where nothing is gained or can be folded.
@@ -198,7 +196,7 @@ def search_alphas(
             weights: Sequence[np.ndarray] = weights,
             seen: Activation = seen,
         ) -> float:
-            return _quantised_error(seen, weights, scales, weight_limit, dynamic)
+            return _quantised_error(seen, weights, scales, dynamic)
 
         plain = error(np.ones(len(seen.channel_max)))
         tried = {alpha: error(smoothing(seen.channel_max, weights, alpha)) for alpha in ALPHAS}
@@ -287,16 +285,14 @@ def _quantised_error(
     seen: Activation,
     weights: Sequence[np.ndarray],
     scales: np.ndarray,
-    weight_limit: int,
     dynamic: bool,
 ) -> float:
     """Returns the relative error of all products of the sample with both sides quantised."""
     rows = seen.rows.astype(np.float64)
     smoothed = rows / scales
     if dynamic:
-        low = np.minimum(smoothed.min(), 0.0)
-        # Of nothing but zeros any step is right, except 0.
-        step = float((np.maximum(smoothed.max(), 0.0) - low) / 255.0) or 1.0
+        step = np.abs(smoothed).max(axis=1, keepdims=True) / 127.0
+        step[step == 0.0] = 1.0  # of nothing but zeros any step is right, except 0
         rounded = np.rint(smoothed / step) * step
     else:
         step = float((seen.channel_max / scales).max()) / 127.0 or 1.0
@@ -304,7 +300,7 @@ def _quantised_error(
     wrong = right = 0.0
     for matrix in weights:
         turned = matrix * scales[:, None]
-        steps = np.maximum(np.abs(turned).max(axis=0), 1e-30) / weight_limit
+        steps = np.maximum(np.abs(turned).max(axis=0), 1e-30) / WEIGHT_LIMIT
         stored = np.rint(turned / steps) * steps
         exact = rows @ matrix
         off = rounded @ stored - exact

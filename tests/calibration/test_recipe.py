@@ -52,7 +52,7 @@ def test_edits_change_what_they_name_and_nothing_else():
         ({"layers": {"mlp.up": {"scale": -1}}}, r"mlp\.up.*scale.*positive"),
         ({"layers": {"mlp.up": {"scale": True}}}, r"mlp\.up.*scale"),
         ({"layers": {"mlp.up": {"alpha": 2}}}, r"mlp\.up.*at most 1"),
-        ({"layers": {"mlp.up": {"bits": 4}}}, r"mlp\.up.*alpha, observer, precision"),
+        ({"layers": {"mlp.up": {"bits": 4}}}, r"mlp\.up.*alpha, observer, outliers, precision"),
         ({"layers": {"mlp.up": 3}}, r"mlp\.up.*object"),
         ({"layers": {"mlp.up": {"scale": 10**400}}}, r"mlp\.up.*scale.*positive"),
         ({"layers": {"mlp.up": {"observer": []}}}, r"mlp\.up.*observer must be a text"),

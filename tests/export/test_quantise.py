@@ -59,9 +59,7 @@ def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
     assert whole["agreement"]["all"]["top1"] == 1.0
     assert whole["trajectory"]["same_texts"] == 1.0
     assert small["num_bytes"] < half["num_bytes"] < whole["num_bytes"]
-    assert len(quality["sensitivity"]) == 2 * 4 + 1
-    costs = [cost["ratio"]["value"] for cost in quality["sensitivity"]]
-    assert costs == sorted(costs, reverse=True)
+    assert quality["sensitivity"] == []  # the whole is within the budget
     assert len(quality["ranges"]["denoise"]) == 2 * 4 + 1
     assert quality["budget"]["met"]
     assert quality["text"]["block"] == 4
@@ -92,7 +90,7 @@ def test_page_and_recipe_are_in_the_bundle_and_beside_it(exported):
     for name in ("recipe.json", "report.html"):
         assert bundle.member(name).read_bytes() == (folder / name).read_bytes()
     page = (folder / "report.html").read_text("utf-8")
-    assert page.count("<svg") >= 5
+    assert page.count("<svg") >= 4
     rows = report["quality"]["variants"]["int8"]["agreement"]["about_to_be_committed"]["rows"]
     assert f" of {rows:,}</td>" in page
     assert "src=" not in page

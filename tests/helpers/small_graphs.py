@@ -70,10 +70,10 @@ def set_weight(model, name, array):
     model.graph.initializers[name].const_value = ir.tensor(array, name=name)
 
 
-def quantize_matrix(array, axis, limit, *, half=False):
+def quantize_matrix(array, axis, *, half=False):
     """A matrix as int8, and the steps of its channels."""
-    steps = channel_steps(array, axis, limit, half=half)
-    return round_matrix(array, steps, axis, limit), steps
+    steps = channel_steps(array, axis, half=half)
+    return round_matrix(array, steps, axis), steps
 
 
 def data_of(model):

@@ -73,9 +73,6 @@ class ExportGraph:
     uncached: Uncached | None = None
     """For graphs with a KV cache: the same logits from the training-time forward, which has none.
     Export holds the cache to it."""
-    row_scales: bool = False
-    """What shares a run with a row must not change it, beyond what the graph itself reads: int8 on
-    a CPU then takes a scale per row instead of one per run."""
     parts: tuple[ExportGraph, ...] = ()
     """The same computation as several graphs, for targets that gain by running the last of them on
     few rows: the first gives `hidden` where this one gives `logits`, the last reads `hidden_rows`

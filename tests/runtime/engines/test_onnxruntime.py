@@ -142,6 +142,7 @@ def test_int8_graphs_of_another_target_are_not_fused_and_it_says_so(bundle, targ
     engines.engine(toy_spec(context=CONTEXTS[0]))
     (session,) = engines._sessions.values()
     options = session.get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
     if foreign:
         assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
         assert "made for orin-nano" in notes[0]

@@ -50,7 +50,6 @@ def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGra
             inputs=(GraphTensor(name="rows", dtype="float32", shape=rows, role="hidden_rows"),),
             outputs=(logits,),
             shapes=partial(head_shapes, trained=trained, max_position=shape.context),
-            row_scales=True,
         ),
     )
     return (_step(model, config, logits, parts=split),)
@@ -89,7 +88,6 @@ def _step(
         ),
         corrupt=drafting(config["mask_token_id"], shape.vocab_size),
         uncached=partial(uncached_logits, model),
-        row_scales=True,  # or drafts would be verified by other logits than causal decoding has
         parts=parts,
     )
 

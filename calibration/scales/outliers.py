@@ -1,0 +1,89 @@
+"""Which input channels of a layer are kept in floating point beside its integer product.
+
+In pretrained models a few channels are up to a thousand times as large as the others of their row
+(a scale per row follows the largest). Candidates are the channels with the largest magnitudes on
+the canvases; how many are taken is decided by the measured error of the products, over a sample of
+recorded rows, with both sides quantised as the form for CPUs does.
+
+The idea is that of Dettmers et al., "LLM.int8()", arXiv 2208.07339; there channels are found in
+each run, here they are constants of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graphs import array_of
+from ..layers import WeightLayer, channel_steps, round_matrix
+from .activations import Activation
+
+COUNTS = (0, 8, 16, 32)
+"""Channels of a layer that may be kept apart."""
+SLACK = 1.5
+"""A smaller number is taken unless its error is more than so many times the least one."""
+
+
+def choose_outliers(
+    model: ir.Model, layers: Sequence[WeightLayer], activations: Mapping[str, Activation]
+) -> dict[str, tuple[int, ...]]:
+    """Chooses the channels of every layer; layers that share an input share them.
+
+    Args:
+        model: Float32.
+        layers: What `find_layers` found.
+        activations: By value name, from `collect`.
+
+    Returns:
+        Layer name → channels, in ascending order; none where none are needed.
+    """
+    found: dict[str, tuple[int, ...]] = {layer.name: () for layer in layers}
+    for name in dict.fromkeys(name for layer in layers for name in layer.inputs):
+        readers = [layer for layer in layers if name in layer.inputs]
+        # A matrix of two inputs would need two lists.
+        if not all(layer.quantizable and set(layer.inputs) == {name} for layer in readers):
+            continue
+        seen = activations[name]
+        items = model.graph.initializers
+        weights = [layer.by_channel(array_of(items[layer.weight])) for layer in readers]
+        order = np.argsort(-seen.channel_max, kind="stable")
+        choices = [tuple(sorted(order[:count].tolist())) for count in COUNTS]
+        choices = [item for item in choices if 2 * len(item) <= len(order)]
+        errors = [quantised_error(seen, weights, item) for item in choices]
+        chosen = next(
+            item
+            for item, error in zip(choices, errors, strict=True)
+            if error <= SLACK * min(errors)
+        )
+        found |= {layer.name: chosen for layer in readers}
+    return found
+
+
+def quantised_error(
+    seen: Activation, weights: Sequence[np.ndarray], outliers: Sequence[int]
+) -> float:
+    """Returns the relative error of products with both sides quantised, but for outliers.
+
+    Args:
+        seen: The value that enters.
+        weights: Every matrix (channels, outputs) that it is multiplied with.
+        outliers: Channels that stay as they are.
+    """
+    rows = seen.rows.astype(np.float32)
+    kept = np.ones(rows.shape[1], bool)
+    kept[list(outliers)] = False
+    most = rows[:, kept]
+    steps = np.abs(most).max(axis=1, keepdims=True, initial=0.0) / 127.0
+    steps[steps == 0.0] = 1.0  # of nothing but zeros any step is right, except 0
+    rounded = np.rint(most / steps) * steps
+    wrong = right = 0.0
+    for matrix in weights:
+        inner = matrix[kept]
+        scales = channel_steps(inner, 1)
+        stored = round_matrix(inner, scales, 1).astype(np.float32) * scales
+        off = rounded @ stored - most @ inner
+        wrong += float(seen.row_weights @ np.square(off).sum(axis=1))
+        right += float(seen.row_weights @ np.square(rows @ matrix).sum(axis=1))
+    return wrong / right if right else 0.0
