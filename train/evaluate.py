@@ -6,18 +6,16 @@ see identical masks and agree to rounding. Knows no family.
 
 from __future__ import annotations
 
-import time
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.families.base import LoadedModel
 from ..runtime.families.table import load_model
-from ..runtime.measure.evaluate import Progress, eval_figures, evaluate_ids
+from ..runtime.measure.evaluate import Progress, evaluate_documents
 from ..runtime.text.documents import by_document
 from ..runtime.text.tokenizer import Tokenizer
 from .checkpoints.checkpoint import Checkpoint, load_weights
@@ -101,29 +99,15 @@ def evaluate_checkpoint(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1 document, not {limit}")
-    begin = time.perf_counter()
     checkpoint = open_any(path)
-    tokenizer = Tokenizer(checkpoint.tokenizer_json)
     model = open_checkpoint(checkpoint, threads)
-    manifest = model.manifest
-    block = model.family.windows(manifest, model.specs, block_size).block
-    stream: list[int] = []
-    for texts in islice(by_document(pieces(find_source(str(data), text_field))), limit):
-        stream += manifest.framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
-    result = evaluate_ids(
+    return evaluate_documents(
         model,
-        np.array(stream, np.int64),
-        block_size=block,
+        Tokenizer(checkpoint.tokenizer_json),
+        islice(by_document(pieces(find_source(str(data), text_field))), limit),
+        block_size=block_size,
         seed=seed,
         relative_half_width=relative_half_width,
         max_samples=max_samples,
         progress=progress,
     )
-    return {
-        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
-        "engine": model.engines.name,
-        "precision": manifest.precision,
-        "block": block,
-        "seed": seed,
-        "seconds": time.perf_counter() - begin,
-    }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +15,6 @@ from .progress import bar
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
-    from ..text.framing import Framing
-    from ..text.tokenizer import Tokenizer
 
 _NAME = "dlm-eval"
 _OTHER_FORMATS = (".jsonl", ".json", ".parquet", ".gz", ".zst")
@@ -103,53 +99,39 @@ def evaluate_file(
         DataError: a file that is no text, or too short.
         ConfigError: a block or context that the bundle has not.
     """
-    import numpy as np
+    from ..measure.evaluate import evaluate_documents
+    from ..text.documents import by_document, file_sha256, read_pieces
 
-    from ..measure.evaluate import eval_figures, evaluate_ids
-    from ..text.documents import file_sha256
-
-    manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
-    model = pipeline.model
-    block_size = model.family.windows(manifest, model.specs, block).block
-    begin = time.perf_counter()
-    stream = list(_stream(data, limit, tokenizer, manifest.framing))
-    ids = np.array(stream, np.int64)
+    _require_plain_text(data)
+    # Encoded in pieces, as in training: a whole document takes many times its size.
+    documents = islice(by_document(read_pieces(data)), limit)
     with bar() as show:
-        result = evaluate_ids(
-            model,
-            ids,
+        figures = evaluate_documents(
+            pipeline.model,
+            pipeline.tokenizer,
+            documents,
             context=context,
-            block_size=block_size,
+            block_size=block,
             seed=seed,
             relative_half_width=margin,
             max_samples=max_samples,
             progress=show,
         )
     return {
-        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
-        "engine": pipeline.engines.name,
-        "precision": manifest.precision,
-        "block": block_size,
-        "seed": seed,
+        **figures,
         "data_sha256": file_sha256(data),
         "bundle_sha256": pipeline.bundle.sha256,
-        "seconds": time.perf_counter() - begin,
         "peak_rss_mib": peak_rss_mib(),
     }
 
 
-def _stream(data: str, limit: int | None, tokenizer: Tokenizer, framing: Framing) -> Iterator[int]:
-    from ..text.documents import by_document, read_pieces
-
+def _require_plain_text(data: str) -> None:
     suffix = Path(data).suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise DataError(
             f"data file {data} is {suffix}, wanted plain text; write its documents to a .txt file "
             "with <|endoftext|> between them"
         )
-    # Encoded in pieces, as in training: a whole one takes many times its size.
-    for texts in islice(by_document(read_pieces(data)), limit):
-        yield from framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
 
 
 if __name__ == "__main__":

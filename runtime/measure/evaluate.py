@@ -12,8 +12,10 @@ pair's mean per window is one observation, so that the windows' variances add up
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,38 @@ def eval_figures(
         "num_samples": result.num_samples,
         "num_documents": sum(token == eos_token_id for token in stream),
         "num_chars": num_chars,
+    }
+
+
+def evaluate_documents(
+    model: LoadedModel,
+    tokenizer: Tokenizer,
+    documents: Iterable[Iterable[str]],
+    *,
+    block_size: int | None,
+    seed: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measures documents, given in pieces of text; options and errors of `evaluate_ids`.
+
+    Returns:
+        What `eval_figures` gives, `engine`, `precision`, `block`, `seed` and `seconds`.
+    """
+    begin = time.perf_counter()
+    manifest = model.manifest
+    block = model.family.windows(manifest, model.specs, block_size).block
+    stream: list[int] = []
+    for texts in documents:
+        stream += manifest.framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
+    ids = np.array(stream, np.int64)
+    result = evaluate_ids(model, ids, block_size=block, seed=seed, **options)
+    return {
+        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
+        "engine": model.engines.name,
+        "precision": manifest.precision,
+        "block": block,
+        "seed": seed,
+        "seconds": time.perf_counter() - begin,
     }
 
 
