@@ -27,7 +27,6 @@ class Chat:
         """Begins a conversation.
 
         Args:
-            pipeline: Writes the answers; other requests may come between them.
             system: System message before the first turn; None: the template's own, if it has one.
 
         Raises:

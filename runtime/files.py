@@ -32,7 +32,6 @@ def written_beside(path: Path, *, durable: bool = True, private: bool = False) -
     """Gives a name beside `path`; the file written there becomes `path` if the block ends well.
 
     Args:
-        path: In a folder that exists.
         durable: Wait until the bytes are on the disk, so that the rename cannot outlive them.
         private: Nobody but the owner may read it (mode 0600).
 

@@ -140,9 +140,7 @@ class TextGeneration:
         """Wraps a started request.
 
         Args:
-            loop: the request, not yet iterated.
             prompt_ids: what the text continues; a decoder may look at it.
-            text_seconds: tokenizer's time so far.
         """
         self._loop, self._tokenizer, self._labels = loop, tokenizer, labels
         self._template, self._text_seconds = template, text_seconds

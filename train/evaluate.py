@@ -83,11 +83,9 @@ def evaluate_checkpoint(
     Args:
         text_field: Field or column that holds the text in records.
         seed: Determines the masks; equal seeds give those of `dlm-eval`.
-        limit: Only the first so many documents; None: all.
         block_size: Positions denoised together; None: the largest below the canvas.
         relative_half_width: Draw masks until perplexity is known this well (95 %) …
         max_samples: … or so many masks of each text are drawn.
-        threads: PyTorch's; None: as many as there are idle cores.
 
     Returns:
         `perplexity, perplexity_low, perplexity_high, nats_per_token, bits_per_char, num_tokens,

@@ -85,11 +85,7 @@ class TorchEngineSet:
     reason = "a checkpoint is run as it is, without export"
 
     def __init__(self, graphs: Sequence[ExportGraph], threads: int | None = None) -> None:
-        """Takes the family's graphs, in evaluation mode, at the shapes they offer.
-
-        Args:
-            threads: PyTorch's in each run; None: as many as there are idle cores.
-        """
+        """Takes the family's graphs, in evaluation mode, at the shapes they offer."""
         self.threads = idle_cores() if threads is None else threads
         self._modules = {graph.name: graph.module for graph in graphs}
         self.specs = tuple(

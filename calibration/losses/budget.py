@@ -95,7 +95,6 @@ def harmless_tables(
 
     Args:
         recipe: With alphas and scales; what it has in floating point stays so.
-        measure: Perplexity of a recipe over the floating-point model's.
         max_loss: The whole budget, of which HARMLESS is allowed to each.
 
     Returns:
@@ -200,8 +199,6 @@ def fit_budget(
     Args:
         recipe: Everything quantised that may be.
         costs: Of its layers, most expensive first.
-        measure: Measures a whole recipe.
-        max_loss: Share of perplexity that may be lost, for example 0.005.
     """
     trials: dict[int, Trial] = {}
 

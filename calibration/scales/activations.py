@@ -112,11 +112,9 @@ def collect(
     """Runs a graph over canvases and describes some of its values.
 
     Args:
-        model: Float32, complete; it is not changed.
         canvases: Those of other graphs than `graph` are left out.
         names: Float32 values of the graph → what to call them in messages: the layer they enter.
         graph: Name of the graph; None: the model's own.
-        seed: Of the sample of rows.
 
     Returns:
         Value name → what it looks like.

@@ -139,7 +139,6 @@ def host_rates(
     """Returns this machine's figures: measured on first use, and again if that was crowded.
 
     Args:
-        threads: CPU threads that compute; None: as the engine takes by default.
         progress: Called before fifteen seconds of measuring.
         again: Measure even if the cache has figures.
 

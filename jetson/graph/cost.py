@@ -128,7 +128,6 @@ def peak_bytes(steps: Sequence[Operation], sizes: Mapping[str, int]) -> int:
     exists beside what it reads, unless it may write over an input that ends there.
 
     Args:
-        steps: In execution order.
         sizes: Bytes of each value that takes memory; other names (weights, inputs, views of
             something else) cost nothing here.
     """

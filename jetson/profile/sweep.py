@@ -171,12 +171,7 @@ class Sweep:
         judge: Pipeline | None,
         progress: Callable[[str, int, int], None],
     ) -> None:
-        """Lists the cells; ConfigError for a block that the bundle has not.
-
-        Args:
-            prompts: continued in turn.
-            judge: reads the texts; None: the bundle itself.
-        """
+        """Lists the cells; ConfigError for a block that the bundle has not."""
         self._profiler, self._pipeline, self._progress = profiler, pipeline, progress
         self._prompts, self._num_texts = prompts, num_texts
         self._judge = Judge(judge or pipeline)

@@ -88,7 +88,6 @@ def write_bundle(
     Args:
         manifest: Its `members` is filled in here.
         members: Member name → bytes, or a file to copy.
-        progress: Told of bytes written.
 
     Raises:
         BundleError: The manifest is unsound, or the file cannot be written.

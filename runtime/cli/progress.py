@@ -30,8 +30,6 @@ class ProgressLine:
         """Draws how far a part is; ten times a second at most while it is the same part.
 
         Args:
-            done: of the part.
-            planned: all of it, in the same unit.
             what: the part's name; each has a clock of its own.
         """
         now = time.monotonic()

@@ -29,7 +29,6 @@ def open_engines(
 
     Args:
         engine: One of ENGINE_NAMES; the set's `reason` says what `auto` chose and why.
-        threads: CPU threads that compute; None = every core this process may use, 8 at most.
         note: Gets a line when `auto` does without a TensorRT that is there or when int8 graphs run
             on another backend than they were made for, and what TensorRT's backend has to say.
 

@@ -101,7 +101,6 @@ def build_plan(
     then stops and KeyboardInterrupt goes on.
 
     Args:
-        trt: The module `tensorrt` (or `tensorrt_rtx`).
         onnx_path: The unpacked graph; its weights lie beside it.
         timing_cache: From an earlier build with the same TensorRT on the same GPU.
         configure: Last word on the builder config, for what one TensorRT needs and others lack.
@@ -287,9 +286,6 @@ def attach_timings(config: Any, known: bytes) -> None:
     TensorRT hands out only the times of a set that was attached before the build.
 
     Times of another GPU or version, which TensorRT does not read or refuses, count as none.
-
-    Args:
-        known: Of an earlier build; may be empty.
     """
     for data in (known, b"") if known else (b"",):
         times = config.create_timing_cache(data)

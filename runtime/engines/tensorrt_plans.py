@@ -101,9 +101,6 @@ def plan_for(
 ) -> Plan:
     """Returns the plan of one ONNX file of a bundle.
 
-    Args:
-        file: Member name of the ONNX file.
-
     Raises:
         EngineError: It cannot be built, or the cache cannot be written.
     """

@@ -40,9 +40,7 @@ def compile_kernels(
     """Compiles a `.cu` file to a cubin, or finds it compiled; needs no GPU.
 
     Args:
-        source: The file; see `headers_of` for where its headers are.
         capability: Major and minor compute capability.
-        begins: Called if it has to be compiled, before that.
 
     Raises:
         DeviceError: NVRTC is missing, or refuses the source.
@@ -128,12 +126,7 @@ def source_hash(source: Path) -> str:
 def compile_cached(
     source: Path, cuda_version: str, capability: tuple[int, int], compile_: Compile
 ) -> bytes:
-    """Gives a source's image, compiled now unless an earlier one is whole.
-
-    Args:
-        cuda_version: Of the compiler, such as `12.6`.
-        compile_: Called when there is no image.
-    """
+    """Gives a source's image, compiled now unless an earlier one is whole."""
     folder = cache_root() / "kernels"
     with suppress(OSError):  # found out below, where it is a matter of speed only
         folder.mkdir(mode=0o700, exist_ok=True)

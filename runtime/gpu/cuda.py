@@ -59,7 +59,6 @@ class CudaDevice(Immediate):
 
         Args:
             driver: How to call it; None: pycuda, or cuda-bindings where that is missing.
-            note: Gets a line when kernels have to be compiled.
         """
         self._driver = driver or open_driver(ordinal)
         self.name = self._driver.name

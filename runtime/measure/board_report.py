@@ -49,7 +49,6 @@ def board_report(
 
     Args:
         load: Opens the bundle on the engine asked for; may fail.
-        notes: What loading had to say; read when it is done.
 
     Returns:
         JSON; `ok` is true if every part that can be run here was run and agrees, on no engine but

@@ -47,7 +47,6 @@ def record_run(
         engine: Its KV cache holds what earlier runs of the case committed.
         values: By tensor name, for every input but the KV cache.
         commit: Row of the KV cache that `kv_new` goes to afterwards; None: nowhere.
-        ops: Those of the engine's buffers; None: NumPy's.
     """
     ops = ops or NumpyOps()
     _execute(engine, values, commit, ops)

@@ -169,10 +169,8 @@ def evaluate_ids(
         context: Tokens per window; None: all positions that the graphs have room for.
         block_size: Positions denoised together; None: what decoding would take.
         limit: Only so many tokens from the start; None: all.
-        seed: Determines every draw.
         relative_half_width: Draw until perplexity is known this well (95 %) …
         max_samples: … or so many samples are drawn.
-        progress: Told after every window.
 
     Raises:
         DataError: A text too short, or with ids that no text holds.

@@ -46,7 +46,6 @@ def analytic_step(graph: str, num_states: int, sigma: float, sigma_next: float) 
     """Gives the row of a Tweedie step: (5,) float64.
 
     Args:
-        graph: `uniform` or `absorb`.
         num_states: K, without MASK.
         sigma: Total noise now.
         sigma_next: Total noise afterwards; 0 for the denoising step.
@@ -73,9 +72,6 @@ def transition_table(
     """Gives the rows of a whole decode, (num_steps, 5) float64; columns are COLUMNS.
 
     Args:
-        schedule: The model's noise.
-        graph: `uniform` or `absorb`.
-        predictor: `tweedie` or `euler`.
         num_steps: Graph runs, at least 1.
         num_states: K, without MASK.
 

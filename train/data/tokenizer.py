@@ -47,9 +47,7 @@ def make_tokenizer(
     """Returns the tokenizer that `--tokenizer` asks for.
 
     Args:
-        kind: "bpe", "char", or the path of a tokenizer.json.
         vocab_size: size wanted for "bpe", special tokens included.
-        texts: training documents or pieces of them, read only if nothing is in the cache.
         cache: file that holds or will hold the tokenizer trained on these texts.
         tokens: special tokens that an existing tokenizer gets if it lacks them.
 
@@ -127,7 +125,6 @@ def load_tokenizer(path: Path, tokens: Sequence[str] = _SPECIAL) -> Tokenizer:
 
     Args:
         path: A tokenizer.json, the folder that holds one, or a GGUF file.
-        tokens: Special tokens that it must have.
 
     Raises:
         ConfigError: There is no such file.
@@ -167,7 +164,6 @@ def needed_tokens(framing: Mapping[str, Any], *, mask: bool) -> list[str]:
     """Names the special tokens that a tokenizer must have.
 
     Args:
-        framing: As `special_ids` takes them.
         mask: Whether the family's canvases hold masks.
     """
     ends = [] if "eos_token_id" in framing else [EOS_TOKEN]
@@ -210,7 +206,6 @@ def special_ids(tokenizer: Tokenizer, framing: Mapping[str, Any] | None = None) 
     """Returns the special ids of a model that has this tokenizer, as options of its family.
 
     Args:
-        tokenizer: With the tokens that `needed_tokens` names.
         framing: What a checkpoint says of `eos_token_id`, `start_ids` and `end_ids`; None:
             `<|endoftext|>` is before each document and ends it.
     """

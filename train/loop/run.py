@@ -58,9 +58,6 @@ from .sharding import fsdp_strategy
 def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains a model.
 
-    Args:
-        resume: continue the run in `config.out`.
-
     Returns:
         A summary: checkpoint, status, steps, tokens_seen, seconds, best_step, held_out, and
         frequency_nats: what a guess by token frequency costs on the held-out text.

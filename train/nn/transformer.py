@@ -73,8 +73,6 @@ class Layer(nn.Module):
 
         Args:
             x: (B, T, dim).
-            angles: As `rotation` gives them.
-            mask: What `attend` takes.
             condition: For layers that have one: (B, condition), or (B, T, condition), one per
                 position.
             num_outputs: Only the first this many positions are computed; None: all.
@@ -289,10 +287,6 @@ class Transformer(nn.Module):
 
 def make_backbone(values: Mapping[str, Any], *, causal: bool | None = None) -> nn.Module:
     """Builds the denoiser from the `model` part of config.json.
-
-    Args:
-        values: What `ModelConfig.to_json` gave.
-        causal: What the family needs; None: either.
 
     Raises:
         ConfigError: A value is unknown or out of range, or the model is one for another family.
