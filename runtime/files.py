@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import DlmError
+
 UNFINISHED = ".partial"
 """Ends the name of everything that is not finished; such names begin with a dot."""
 
@@ -58,6 +60,17 @@ def write_whole(
     """Writes a file whole or not at all; a text as UTF-8. See `written_beside`."""
     with written_beside(path, durable=durable, private=private) as beside:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def writing(
+    what: object, remedy: str = "choose another place", error: type[DlmError] = DlmError
+) -> Iterator[None]:
+    """Turns a fault of the disk or its rights into an error that says what could not be written."""
+    try:
+        yield
+    except OSError as fault:
+        raise error(f"cannot write {what}: {fault.strerror}; {remedy}") from fault
 
 
 def sync_file(path: Path) -> None:

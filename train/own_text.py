@@ -18,10 +18,11 @@ from pathlib import Path
 import click
 
 from ..runtime.cli.common import DlmCommand
-from ..runtime.errors import ConfigError, DataError
+from ..runtime.errors import DataError
 from ..runtime.files import write_whole
 from ..runtime.text.documents import SEPARATOR
 from ..runtime.text.framing import Framing
+from .files import make_folder
 
 
 @click.command("own-text", cls=DlmCommand)
@@ -51,12 +52,7 @@ def main(
 
     torch.set_num_threads(threads or idle_cores())
     model, tokenizer, config = open_causal(checkpoint)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {out.parent}: {error.strerror}; choose another --out"
-        ) from error
+    make_folder(out.parent)
     real = list(documents(find_source(data)))
     order = np.random.default_rng(seed).permutation(len(real))
     framing = Framing.of(config)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ...runtime.bundle.manifest import GraphKey, GraphSpec, graph_key
 from ...runtime.errors import CalibrationError, brief
+from ...runtime.files import writing
 from ...train.files import write_file
 from .canvases import SOURCES, CanvasSet, Inputs, RecordedRun
 
@@ -39,12 +40,8 @@ def write_canvases(
     path: Path, sets: Sets, owner: Owner, progress: Progress = lambda done, total: None
 ) -> None:
     """Writes sets by name, whole or not at all; raises CalibrationError."""
-    try:
+    with writing(f"the canvases {path}", "choose another --canvases", CalibrationError):
         write_file(path, partial(_write, sets=sets, owner=owner, progress=progress))
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot write the canvases {path}: {error.strerror}; choose another --canvases"
-        ) from error
 
 
 def _write(path: Path, *, sets: Sets, owner: Owner, progress: Progress) -> None:

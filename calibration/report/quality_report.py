@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.bundle import REPORT_NAME
-from ...runtime.errors import DlmError
-from ...train.files import write_file
+from ...runtime.files import write_whole, writing
 from ..canvases.texts import Texts
 from ..losses.budget import fits
 from ..losses.loss import Ratio
@@ -258,15 +256,7 @@ def report_members(quantised: Quantised, report: Mapping[str, Any]) -> dict[str,
 def write_reports(folder: Path, report: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
     """Writes report.json, report.html and recipe.json; DlmError if that fails."""
     files = {REPORT_NAME: (json.dumps(report, indent=1) + "\n").encode(), **members}
-    try:
+    with writing(f"the report into {folder}", "choose another --report-dir"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            write_file(folder / name, partial(_write, data))
-    except OSError as error:
-        raise DlmError(
-            f"cannot write the report into {folder}: {error.strerror}; choose another --report-dir"
-        ) from error
-
-
-def _write(data: bytes, path: Path) -> None:
-    path.write_bytes(data)
+            write_whole(folder / name, data)

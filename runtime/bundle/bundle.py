@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import BundleError
+from ..files import writing
 from .archive import (
     check_directory,
     describe,
@@ -94,14 +95,10 @@ def write_bundle(
     """
     described = {name: describe(content) for name, content in members.items()}
     text = manifest_to_json(replace(manifest, members=described))
-    try:
+    with writing(path, "free some space or choose another place", BundleError):
         write_archive(path, {MANIFEST_NAME: text, **dict(sorted(members.items()))}, progress)
         with path.open("rb") as handle:
             return hash_file(handle)
-    except OSError as error:
-        raise BundleError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another place"
-        ) from error
 
 
 def holds_bundle(path: str | Path) -> bool:

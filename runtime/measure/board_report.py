@@ -19,7 +19,7 @@ import numpy as np
 from ..bundle.bundle import bundle_facts
 from ..engines import FELL_BACK
 from ..errors import DataError, DlmError
-from ..files import write_whole
+from ..files import write_whole, writing
 from ..gpu.replay import ReplayingDevice
 from ..ops.cuda.ops import CudaOps
 from ..ops.primitives import check_kernels
@@ -226,9 +226,5 @@ def memory(pipeline: Pipeline) -> dict[str, Any]:
 
 def write_report(report: dict[str, Any], path: Path) -> None:
     """Writes the report so that the file is whole or not there; DataError if it cannot be."""
-    try:
+    with writing(f"the report {path}", "choose another FILE", DataError):
         write_whole(path, json.dumps(report, indent=1) + "\n")
-    except OSError as error:
-        raise DataError(
-            f"cannot write the report {path} ({error.strerror}): choose another FILE"
-        ) from error

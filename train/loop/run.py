@@ -48,6 +48,7 @@ from ..data.tokenizer import (
     vocab_size_of,
 )
 from ..families import FAMILIES
+from ..files import make_folder
 from ..nn.lora import Lora
 from .heldout import frequency_nats
 from .loop import Hooks, Loop, RunState
@@ -156,15 +157,6 @@ def _fit(
     return lora
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot make the folder {out}: {error.strerror}; choose another --out"
-        ) from error
-
-
 def _run(
     fabric: Fabric,
     loop: Loop,
@@ -175,7 +167,7 @@ def _run(
 ) -> dict[str, Any]:
     config, first = loop.config, loop.run_state.step
     if fabric.is_global_zero:
-        _make_folder(out)
+        make_folder(out)
     millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
     moving = sum(p.numel() for p in loop.module.parameters() if p.requires_grad) / 1e6
     trained = "" if config.lora is None else f", {moving:.2f} M of them trained"
