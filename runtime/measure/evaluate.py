@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
@@ -62,18 +62,11 @@ def eval_figures(
     """
     # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
     num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))
-    return {
-        "perplexity": result.perplexity,
-        "perplexity_low": result.perplexity_low,
-        "perplexity_high": result.perplexity_high,
-        "nats_per_token": result.nats_per_token,
-        # A tokenizer may leave no character of what it does not know.
-        "bits_per_char": result.total_nats / math.log(2) / max(num_chars, 1),
-        "num_tokens": result.num_tokens,
-        "num_samples": result.num_samples,
-        "num_documents": sum(token == eos_token_id for token in stream),
-        "num_chars": num_chars,
-    }
+    figures = asdict(result)
+    # A tokenizer may leave no character of what it does not know.
+    figures["bits_per_char"] = figures.pop("total_nats") / math.log(2) / max(num_chars, 1)
+    num_documents = sum(token == eos_token_id for token in stream)
+    return {**figures, "num_documents": num_documents, "num_chars": num_chars}
 
 
 def evaluate_documents(
