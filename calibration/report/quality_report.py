@@ -19,8 +19,7 @@ from ..losses.loss import Ratio
 from ..losses.quality import VariantFigures
 from ..options import SETS, QuantisationOptions, Quantised
 from ..recipe import recipe_bytes
-from .layers import lost
-from .page import make_page
+from .page import lost, make_page
 
 PAGE_NAME = "report.html"
 RECIPE_NAME = "recipe.json"

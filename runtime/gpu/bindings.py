@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError
+from ..errors import DeviceError, brief
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for the default one."""
@@ -21,18 +21,13 @@ DEVICE_MAP = 2
 REMEDY = "run jetson/setup.sh, or choose the engine onnxruntime"
 
 
-def brief(error: BaseException) -> str:
-    """Gives an error's first line."""
-    return str(error).split("\n")[0]
-
-
 def bindings_driver() -> Any:
     """Gives cuda-bindings' driver module; DeviceError if it is not installed."""
     try:
         from cuda.bindings import driver  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
-            f"CUDA graphs need the package cuda-bindings: {brief(error)}; {REMEDY}"
+            f"CUDA graphs need the package cuda-bindings: {brief(error, 120)}; {REMEDY}"
         ) from error
     return driver
 
@@ -62,7 +57,7 @@ class BindingsDriver:
         try:
             self._do("cuInit", 0)
         except RuntimeError as error:  # the library itself cannot be opened
-            raise BindingsError(brief(error)) from error
+            raise BindingsError(brief(error, 120)) from error
         device = self._do("cuDeviceGet", ordinal)
         # Never released: memory is freed in it until the process ends.
         self._do("cuCtxSetCurrent", self._do("cuDevicePrimaryCtxRetain", device))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import cache_root, write_beside
-from ..errors import DeviceError
-from .bindings import REMEDY, brief
+from ..errors import DeviceError, brief
+from .bindings import REMEDY
 
 
 def _nvrtc() -> tuple[Any, str]:
@@ -22,7 +22,7 @@ def _nvrtc() -> tuple[Any, str]:
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
             f"compiling kernels needs cuda-bindings and the CUDA toolkit's NVRTC: "
-            f"{brief(error)}; {REMEDY}"
+            f"{brief(error, 120)}; {REMEDY}"
         ) from error
     return nvrtc, f"{major}.{minor}"
 

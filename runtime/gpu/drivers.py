@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import DeviceError
-from .bindings import NON_BLOCKING, REMEDY, BindingsDriver, BindingsError, brief
+from ..errors import DeviceError, brief
+from .bindings import NON_BLOCKING, REMEDY, BindingsDriver, BindingsError
 
 
 class Driver(Protocol):
@@ -163,9 +163,9 @@ def open_driver(ordinal: int) -> Driver:
     try:
         return PycudaDriver(ordinal)
     except ImportError as error:
-        missing = brief(error)
+        missing = brief(error, 120)
     except Exception as error:  # pycuda's own classes are known only once it is imported
-        raise DeviceError(f"GPU number {ordinal} cannot be used: {brief(error)}") from error
+        raise DeviceError(f"GPU number {ordinal} cannot be used: {brief(error, 120)}") from error
     try:
         return BindingsDriver(ordinal)
     except DeviceError as error:

@@ -1,4 +1,4 @@
-"""Draws of transitions against the whole distribution that `transition_rows.probabilities` defines."""
+"""Draws of transitions against the whole distribution that `probabilities` defines."""
 
 from itertools import pairwise
 
