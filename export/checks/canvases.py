@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.bundle.manifest import GraphSpec
+from ...runtime.bundle.manifest import GraphSpec, Manifest
 from ...runtime.errors import DataError
 from ...runtime.text.framing import Framing
 from ...runtime.text.tokenizer import Tokenizer
@@ -21,6 +21,10 @@ from ...train.data.sources import documents, find_source
 from ...train.families.base import Corrupt
 
 MOST_BLOCKS = 32
+MANY_SCORES = 1 << 20
+"""Of one run: beyond these, which take a second to compare, fewer noise levels, positions and rows
+are tried."""
+FEW_POSITIONS = 256
 MASK_RATIOS = tuple(tenth / 10 for tenth in range(11))
 SPLIT_RATIOS = (0.0, 0.5, 1.0)
 """Of canvases of two blocks, the first of which is clean."""
@@ -75,12 +79,27 @@ def text_ids(tokenizer: Tokenizer, framing: Framing, length: int, data: Path | N
     return np.resize(np.asarray(ids, dtype=np.int32), length)
 
 
-def starts_of(spec: GraphSpec, max_position: int) -> tuple[int, ...]:
-    """Returns at most four numbers of committed positions to test, from none to all that fit, or to
-    so many blocks: one row at a time, a large model would take minutes to fill its context, which
-    its larger shapes fill in a few runs."""
-    last = min(min(spec.context, max_position - spec.rows) // spec.rows, MOST_BLOCKS)
-    chosen = {0, 1, last // 2, last}
+def is_large(spec: GraphSpec, manifest: Manifest) -> bool:
+    """Returns whether a run gives so many logits that few runs are tested."""
+    return spec.rows * manifest.vocab_size > MANY_SCORES
+
+
+def starts_of(spec: GraphSpec, manifest: Manifest) -> tuple[int, ...]:
+    """Returns numbers of committed positions to test, the most that a test has time for last.
+
+    The longest context is filled, in MOST_BLOCKS runs at most. The others are the same graph over
+    less of the same cache: none and one block. So are runs of many logits beyond FEW_POSITIONS.
+    """
+    last = min(min(spec.context, manifest.max_position - spec.rows) // spec.rows, MOST_BLOCKS)
+    contexts = [
+        item.context for item in manifest.graphs if (item.name, item.rows) == (spec.name, spec.rows)
+    ]
+    if spec.context < max(contexts):
+        chosen = {0, 1}
+    elif is_large(spec, manifest):
+        chosen = {0, min(last, max(1, FEW_POSITIONS // spec.rows))}
+    else:
+        chosen = {0, 1, last // 2, last}
     return tuple(sorted(number * spec.rows for number in chosen if 0 <= number <= last))
 
 

@@ -41,7 +41,7 @@ def _case(
     corrupt: Corrupt | None,
     seed: int,
 ) -> dict[str, Any]:
-    last = min(starts_of(spec, manifest.max_position)[-1], MAX_BLOCKS * spec.rows)
+    last = min(starts_of(spec, manifest)[-1], MAX_BLOCKS * spec.rows)
     has_cache = any(tensor.role == "kv" for tensor in spec.inputs)
     runs = []
     for start in range(0, last + 1, spec.rows):

@@ -18,11 +18,17 @@ import torch
 from ...runtime.bundle.manifest import GraphSpec, Manifest
 from ...runtime.engines.base import Engine, EngineSet
 from ...train.families.base import ExportGraph
-from .canvases import BlockInput, canvases, noisy_canvas, splits_of, starts_of
+from .canvases import (
+    MANY_SCORES,
+    BlockInput,
+    canvases,
+    is_large,
+    noisy_canvas,
+    splits_of,
+    starts_of,
+)
 from .figures import TOLERANCES, LogitErrors, Tolerance
 
-MANY_SCORES = 1 << 20
-"""Of one run: beyond these, which take a second to compare, fewer noise levels are tried."""
 FEW_RATIOS = (0.0, 0.5, 1.0)
 
 
@@ -168,13 +174,15 @@ def _compare_shape(
     """Compares one shape at several starts; the caches grow on both sides as text commits."""
     figures, cached = LogitErrors(tie=tie), LogitErrors(tie=tie)
     apart = head is not None and spec.result.role == "hidden"
-    few = spec.rows * manifest.vocab_size > MANY_SCORES
+    few = is_large(spec, manifest)
+    count = min(spec.rows, max(2, MANY_SCORES // manifest.vocab_size))
+    rows = np.linspace(0, spec.rows - 1, count).astype(int)
     torch_side = TorchSide(graph, spec)
     engine = engines.engine(spec)
     for split in splits_of(spec):
         # Two blocks in one run store what two runs of one store: the cache is filled anew.
         filled = 0
-        for start in starts_of(spec, manifest.max_position):
+        for start in starts_of(spec, manifest):
             for begin in range(filled, start, spec.rows):
                 clean = noisy_canvas(spec, ids, begin, graph.corrupt, 0.0, seed, split)
                 torch_side.run(clean, commit=True)
@@ -183,15 +191,16 @@ def _compare_shape(
             for canvas in canvases(spec, ids, start, graph.corrupt, seed, split):
                 if few and canvas.mask_ratio not in FEW_RATIOS:
                     continue
-                found = run_engine(engine, canvas, commit=False)
-                wanted = torch_side.run(canvas, commit=False)
+                found = run_engine(engine, canvas, commit=False)[:, rows]
+                wanted = torch_side.run(canvas, commit=False)[:, rows]
                 if apart:
                     assert head is not None
                     found, wanted = _with_head(head, found), _with_head(head, wanted)
                 figures.add(found, wanted, canvas.mask_ratio)
                 if graph.uncached is not None and _comparable(graph, canvas):
                     plain = _uncached(graph, ids[None, : start + split], canvas)
-                    cached.add(found[:, split:], plain, canvas.mask_ratio)
+                    seen = rows >= split
+                    cached.add(found[:, seen], plain[:, rows[seen] - split], canvas.mask_ratio)
     return figures, cached
 
 

@@ -76,6 +76,7 @@ def trace(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
                 opset_version=OPSET,
                 dynamic_shapes=axes,
                 verbose=False,
+                optimize=False,  # done below, once: twice gives the same graph
             )
             assert program is not None
             program.optimize()

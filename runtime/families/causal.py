@@ -14,7 +14,6 @@ goes on in a window: the older half is dropped, the rest prefilled again, and `a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -43,6 +42,8 @@ from .window import (
 
 GRAPH = "denoise"
 _NO_MASK = -1
+RUN_COST = 32
+"""What a run costs beside its rows, in rows: prompts take the blocks that cost least together."""
 
 
 class CausalRule(TextRule):
@@ -58,9 +59,9 @@ class CausalRule(TextRule):
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         manifest, ops = model.manifest, model.ops
-        self._ops, self._request = ops, request
+        self._ops, self._request, self._engines = ops, request, model.engines
         self._heads = Heads(model.specs)
-        self._hidden: Any = None
+        self._heads_next = False
         self._filler = manifest.eos_token_id
         self._end_ids = {*manifest.end_ids, *request.end_ids}
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
@@ -92,7 +93,7 @@ class CausalRule(TextRule):
     @property
     def phase(self) -> str:
         """See Phased; the run over the prompt's last tokens also makes the first new one."""
-        if self._hidden is not None:
+        if self._heads_next:
             return HEAD_PHASE
         return "prefill" if self._cached < self.num_given else "denoise"
 
@@ -107,26 +108,24 @@ class CausalRule(TextRule):
             self._approximate = True
             self._cached = 0
         pending = len(self._text.window) - self._cached
-        fitting = [rows for rows in self._shapes if rows >= pending]
-        self._rows = min(fitting, default=max(self._shapes))
+        self._rows = min(self._shapes, key=lambda rows: -(-pending // rows) * (rows + RUN_COST))
         self._count = min(pending, self._rows)
 
     def next_run(self) -> GraphSpec:
-        if self._hidden is not None:
+        if self._heads_next:
             return self._heads.run_of(1)
         return bucket(self._shapes[self._rows], self._cached + self._count)
 
     def feed(self, engine: Engine) -> None:
-        if self._hidden is not None:
-            self._heads.feed(self._ops, engine, self._hidden, self._count - 1, 1)
-            return
+        if self._heads_next:
+            return  # `update` has fed it, since a run for other texts would overwrite the row
         ids = np.full(self._rows, self._filler, np.int32)
         ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
         feed(self._ops, engine, ids, self._cached)
 
     def update(self, engine: Engine) -> Sequence[Span]:
         row = 0
-        if self._hidden is None:
+        if not self._heads_next:
             append(self._ops, engine, self._cached, self._count)
             self._cached += self._count
             row = self._count - 1
@@ -134,9 +133,11 @@ class CausalRule(TextRule):
                 self._plan()
                 return ()
             if self._heads:
-                self._hidden = hidden_rows(engine)
+                self._heads_next = True
+                head = self._engines.engine(self._heads.run_of(1))
+                self._heads.feed(self._ops, head, hidden_rows(engine), row, 1)
                 return ()
-        self._hidden = None
+        self._heads_next = False
         spans = self._next_token(self._ops.rows(logits(engine), row, 1))
         if not self._done:
             self._plan()
@@ -191,8 +192,8 @@ def causal_likelihood(
     """Yields, per window, its exact likelihood: (len(samples), L) float64 nats, equal rows."""
     manifest, engines, ops = model.manifest, model.engines, model.ops
     shapes, heads = cached_shapes(model.specs, graph), Heads(model.specs)
-    block = max(shapes)
     for window in windows:
+        block = min((rows for rows in shapes if rows >= len(window)), default=max(shapes))
         nats = np.zeros(len(window))
         for start in range(0, len(window), block):
             piece = window[start : start + block]

@@ -1,4 +1,5 @@
-"""The graph `denoise`, which several families export: the block step over a key-value cache."""
+"""The graph `denoise`, which several families export: the block step over a key-value cache; and
+its head as a graph of its own."""
 
 from __future__ import annotations
 
@@ -11,15 +12,60 @@ import torch
 from torch import nn
 
 from ...runtime.errors import ConfigError
-from ..nn.block_step import BlockStep
+from ..nn.block_step import BlockStep, Head
 from ..nn.masks import causal_mask
 from ..nn.transformer import Transformer
-from .base import Corrupt, ExportGraph, GraphTensor
-from .shapes import cached_shapes
+from .base import Corrupt, ExportGraph, GraphTensor, Shapes
+from .shapes import cached_shapes, causal_head_shapes, causal_shapes
 
 
 def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
-    """Describes the block step of a native backbone; raises ConfigError for another one."""
+    """Describes the block step of a bidirectional native backbone."""
+    shapes = partial(
+        cached_shapes, trained=config["block_sizes"], max_position=config["model"]["context"]
+    )
+    return _block_step(model, config, shapes, corrupt=mask_noise(config["mask_token_id"]))
+
+
+def causal_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
+    """Describes the step of a causal native backbone, which may be exported as its parts."""
+
+    def shapes(on_cpu: bool) -> Shapes:
+        return partial(causal_shapes, max_position=config["model"]["context"], on_cpu=on_cpu)
+
+    trunk = _block_step(model, config, shapes(True), with_head=False)
+    parts = (trunk, head_graph(model, causal_head_shapes))
+    return _block_step(model, config, shapes(False), parts=parts)
+
+
+def head_graph(model: nn.Module, shapes: Shapes) -> ExportGraph:
+    """Describes a native backbone's head as a graph of its own."""
+    assert isinstance(model, Transformer)
+    rows = ("batch", "rows", model.config.dim)
+    return ExportGraph(
+        name="head",
+        module=Head(model).eval(),
+        inputs=(GraphTensor(name="rows", dtype="float32", shape=rows, role="hidden_rows"),),
+        outputs=(result_tensor(model, with_head=True),),
+        shapes=shapes,
+    )
+
+
+def result_tensor(model: Transformer, *, with_head: bool) -> GraphTensor:
+    """Describes logits, or what a head reads."""
+    name, width = ("logits", model.config.vocab_size) if with_head else ("hidden", model.config.dim)
+    return GraphTensor(name=name, dtype="float32", shape=("batch", "rows", width), role=name)
+
+
+def _block_step(
+    model: nn.Module,
+    config: Mapping[str, Any],
+    shapes: Shapes,
+    *,
+    with_head: bool = True,
+    corrupt: Corrupt | None = None,
+    parts: tuple[ExportGraph, ...] = (),
+) -> ExportGraph:
     if not isinstance(model, Transformer):
         raise ConfigError(f"backbone {config['model']['backbone']!r} has no block-step graph")
     shape = model.config
@@ -37,23 +83,18 @@ def denoise_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
         inputs.append(
             GraphTensor(name="time", dtype="float32", shape=("batch", "rows"), role="time")
         )
-    logits = ("batch", "rows", shape.vocab_size)
     return ExportGraph(
         name="denoise",
-        module=BlockStep(model).eval(),
+        module=BlockStep(model, with_head=with_head).eval(),
         inputs=tuple(inputs),
         outputs=(
-            GraphTensor(name="logits", dtype="float32", shape=logits, role="logits"),
+            result_tensor(model, with_head=with_head),
             GraphTensor(name="kv_new", dtype="float32", shape=("rows", *cache), role="kv_new"),
         ),
-        shapes=partial(
-            cached_shapes,
-            trained=config["block_sizes"],
-            max_position=shape.context,
-            causal=shape.causal,
-        ),
-        corrupt=None if shape.causal else mask_noise(config["mask_token_id"]),
+        shapes=shapes,
+        corrupt=corrupt,
         uncached=partial(uncached_logits, model),
+        parts=parts,
     )
 
 

@@ -7,6 +7,7 @@
 | kv | (context, batch, layers, 2, kv_heads, head_dim) | float32 | rows >= start are ignored |
 | split | (batch,) | int32 | positions before it see none from it on; 0: all see each other |
 | logits | (batch, block, vocab) | float32 | raw: no token is forbidden here |
+| hidden | (batch, block, dim) | float32 | in place of logits, where the head is another graph |
 | kv_new | (block, batch, layers, 2, kv_heads, head_dim) | float32 | keys rotated, then values |
 
 Prefill, denoise and commit are this one graph. With `split` half of the block, one run commits a
@@ -33,9 +34,15 @@ after the row maximum is subtracted."""
 class BlockStep(nn.Module):
     """Runs one block after `start` committed positions."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, *, with_head: bool = True) -> None:
+        """Wraps a model; without a head it gives what the head would read."""
         super().__init__()
         self.model = model
+        self.with_head = with_head
+
+    def result(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of what the head reads, or that itself."""
+        return self.model.head(x) if self.with_head else x
 
     def visibility(
         self, start: torch.Tensor, split: torch.Tensor | None, block: torch.Tensor, context: int
@@ -102,7 +109,7 @@ class BlockStep(nn.Module):
         split: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns (logits, kv_new); the module's docstring has the table."""
+        """Returns (logits or hidden, kv_new); the module's docstring has the table."""
         model = self.model
         offsets = torch.arange(ids.shape[1], device=ids.device)
         positions = start.to(torch.int64)[:, None] + offsets[None, :]
@@ -113,7 +120,7 @@ class BlockStep(nn.Module):
             assert time is not None, "a time-conditioned model needs `time`"
             condition = model.time(time)
         x, kv_new = self.trunk(ids, (cosine, sine), kv, bias, condition)
-        return model.head(x), kv_new
+        return self.result(x), kv_new
 
     def trunk(
         self,
@@ -146,3 +153,18 @@ class BlockStep(nn.Module):
         for layer in trunk.layers:
             x = layer(x, angles, condition=condition, attend=attend)
         return trunk.final_norm(x, condition), torch.stack(stored, dim=2).transpose(0, 1)
+
+
+class Head(nn.Module):
+    """The head as a graph of its own, over the rows whose logits are wanted."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.head = model.head
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor]:
+        """(batch, block, dim) to (batch, block, vocab)."""
+        head = self.model.head
+        assert isinstance(head, nn.Linear)
+        return (head(rows),)

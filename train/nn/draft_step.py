@@ -21,20 +21,13 @@ The layers are `BlockStep`'s. Source: TiDAR, arXiv 2511.08923.
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from .block_step import HIDDEN_SCORE, BlockStep
 from .layers import rotation
-from .transformer import Transformer
 
 
 class DraftStep(BlockStep):
     """Runs rows at any positions behind `start`, under any visibility among themselves."""
-
-    def __init__(self, model: Transformer, *, with_head: bool) -> None:
-        """Wraps a causal model; without a head it gives what the head would read."""
-        super().__init__(model)
-        self.with_head = with_head
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -52,19 +45,4 @@ class DraftStep(BlockStep):
         past = past.expand(-1, ids.shape[1], -1)
         hidden = torch.cat([past, 1.0 - visible], dim=2)[:, None] * HIDDEN_SCORE
         x, kv_new = self.trunk(ids, angles, kv, self.per_group(hidden))
-        return (self.model.head(x) if self.with_head else x), kv_new
-
-
-class Head(nn.Module):
-    """The head as a graph of its own, over the rows whose logits are wanted."""
-
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        self.model = nn.Module()
-        self.model.head = model.head
-
-    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor]:
-        """(1, block, dim) to (1, block, vocab)."""
-        head = self.model.head
-        assert isinstance(head, nn.Linear)
-        return (head(rows),)
+        return self.result(x), kv_new

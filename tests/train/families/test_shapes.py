@@ -2,11 +2,16 @@
 
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.families.shapes import cached_shapes, canvas_shapes
+from dlm_edge.train.families.shapes import cached_shapes, canvas_shapes, causal_shapes
 
 
-def cached(blocks=(), contexts=(), *, trained=(4, 16), causal=False):
-    shapes = cached_shapes(blocks, contexts, trained=trained, max_position=16, causal=causal)
+def cached(blocks=(), contexts=()):
+    shapes = cached_shapes(blocks, contexts, trained=(4, 16), max_position=16)
+    return [(shape.dims["rows"], shape.dims["context"]) for shape in shapes]
+
+
+def causal(blocks=(), contexts=(), *, max_position=16, on_cpu=False):
+    shapes = causal_shapes(blocks, contexts, max_position=max_position, on_cpu=on_cpu)
     return [(shape.dims["rows"], shape.dims["context"]) for shape in shapes]
 
 
@@ -15,12 +20,21 @@ def test_cached_shapes_are_listed_smallest_first_with_what_the_model_needs():
     # The whole canvas is also what the double of 8 would be at the smaller context.
     assert cached((8, 4), (16, 8)) == [*small, *large, (16, 8)]
     assert cached((5,), (16,)) == [(5, 16), (10, 16), (16, 8)]
-    assert cached((8,), (16,), causal=True) == [(1, 16), (8, 16)]
+    assert causal((8,), (16,)) == [(1, 16), (8, 16)]
 
 
 def test_nothing_asked_for_gives_the_blocks_trained_on_at_half_and_all_of_the_context():
     assert cached() == [(4, 8), (8, 8), (4, 16), (8, 16), (16, 8)]
-    assert cached(trained=(1,), causal=True) == [(1, 8), (16, 8), (1, 16), (16, 16)]
+    assert causal() == [(1, 8), (1, 16), (16, 16)]
+
+
+def test_on_a_cpu_a_causal_model_has_a_large_block_for_prompts_and_contexts_that_double():
+    assert causal(on_cpu=True) == [(1, 16), (16, 16)]
+    found = causal(max_position=8192, on_cpu=True)
+    assert sorted({context for _, context in found}) == [128, 256, 512, 1024, 2048]
+    assert [rows for rows, context in found if context == 128] == [1, 32]
+    assert [rows for rows, context in found if context == 256] == [1, 32, 256]
+    assert causal(contexts=(64,), max_position=8192, on_cpu=True) == [(1, 64), (32, 64), (256, 64)]
 
 
 def test_full_alone_gives_the_whole_canvas_alone():
@@ -29,15 +43,16 @@ def test_full_alone_gives_the_whole_canvas_alone():
 
 def test_a_causal_model_has_no_whole_canvas():
     with pytest.raises(ConfigError, match="--block full"):
-        cached(("full",), causal=True)
+        causal(("full",))
 
 
 @pytest.mark.parametrize(
     ("given", "words"), [(((17,), ()), "--block 17"), (((), (17,)), "--context 17")]
 )
 def test_sizes_beyond_the_positions_trained_are_named(given, words):
-    with pytest.raises(ConfigError, match=words):
-        cached(*given)
+    for shapes in (cached, causal):
+        with pytest.raises(ConfigError, match=words):
+            shapes(*given)
 
 
 def test_a_canvas_without_a_cache_has_one_shape_per_length():
@@ -59,9 +74,9 @@ def test_a_context_for_a_graph_without_a_cache_is_refused():
 
 
 def test_each_cached_shape_says_what_it_is_for():
-    shapes = cached_shapes((16, 32), (128,), trained=(16, 32), max_position=128, causal=False)
+    shapes = cached_shapes((16, 32), (128,), trained=(16, 32), max_position=128)
     assert [(shape.dims["rows"], shape.purpose, shape.block) for shape in shapes] == [
         (16, "denoise", 16), (32, "denoise", 32), (64, "advance", 32), (128, "fill", 128),
     ]  # fmt: skip
-    shapes = cached_shapes((8,), (16,), trained=(1,), max_position=16, causal=True)
+    shapes = causal_shapes((8,), (16,), max_position=16, on_cpu=False)
     assert [(shape.purpose, shape.block) for shape in shapes] == [("step", None), ("prefill", None)]

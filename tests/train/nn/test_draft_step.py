@@ -5,8 +5,8 @@ import torch
 from dlm_edge.runtime.families.tidar.layout import draft_layout, draft_rows, open_layout
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.families.tidar.graphs import drafting, uncached_logits
-from dlm_edge.train.nn.block_step import BlockStep
-from dlm_edge.train.nn.draft_step import DraftStep, Head
+from dlm_edge.train.nn.block_step import BlockStep, Head
+from dlm_edge.train.nn.draft_step import DraftStep
 
 VOCAB, MASK, CONTEXT = 30, 1, 16
 

@@ -14,7 +14,7 @@ from torch import nn
 from ...nn.masks import causal_mask
 from ...nn.transformer import cross_entropy, make_backbone
 from ..base import Batch, ExportGraph, Family, LossOutput
-from ..graphs import denoise_graph
+from ..graphs import causal_graph
 from ..options import check_options, common_config, forbidden_ids
 
 
@@ -58,7 +58,7 @@ class Ar(Family):
         return {"ar": self._nats(model, batch.ids, config).double().sum(dim=1).cpu()}
 
     def graphs(self, model: nn.Module, config: Mapping[str, Any]) -> Sequence[ExportGraph]:
-        return (denoise_graph(model, config),)
+        return (causal_graph(model, config),)
 
     def _nats(self, model: nn.Module, ids: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
         length = ids.shape[1] - 1

@@ -18,9 +18,10 @@ from torch import nn
 from ....runtime.errors import ConfigError
 from ....runtime.families.layout import causal_layout
 from ....runtime.families.tidar.layout import draft_layout, draft_rows
-from ...nn.draft_step import DraftStep, Head
+from ...nn.draft_step import DraftStep
 from ...nn.transformer import Transformer
 from ..base import Corrupt, ExportGraph, GraphTensor
+from ..graphs import head_graph, result_tensor
 from ..shapes import CAUSAL_BLOCK, WHOLE_CANVAS, Shape, check_sizes, named_shape
 
 
@@ -36,38 +37,25 @@ def draft_graphs(model: nn.Module, config: Mapping[str, Any]) -> tuple[ExportGra
     if not isinstance(model, Transformer) or not model.config.causal:
         raise ConfigError("a model that verifies its own drafts must be a causal transformer")
     shape = model.config
-    logits = GraphTensor(
-        name="logits", dtype="float32", shape=("batch", "rows", shape.vocab_size), role="logits"
-    )
-    rows = ("batch", "rows", shape.dim)
-    hidden = GraphTensor(name="hidden", dtype="float32", shape=rows, role="hidden")
     trained = tuple(config["block_sizes"])
-    split = (
-        _step(model, config, hidden),
-        ExportGraph(
-            name="head",
-            module=Head(model).eval(),
-            inputs=(GraphTensor(name="rows", dtype="float32", shape=rows, role="hidden_rows"),),
-            outputs=(logits,),
-            shapes=partial(head_shapes, trained=trained, max_position=shape.context),
-        ),
-    )
-    return (_step(model, config, logits, parts=split),)
+    heads = partial(head_shapes, trained=trained, max_position=shape.context)
+    split = (_step(model, config, with_head=False), head_graph(model, heads))
+    return (_step(model, config, parts=split),)
 
 
 def _step(
     model: Transformer,
     config: Mapping[str, Any],
-    output: GraphTensor,
+    *,
+    with_head: bool = True,
     parts: tuple[ExportGraph, ...] = (),
 ) -> ExportGraph:
     """The graph over the cache that gives logits, or what a head reads."""
     shape = model.config
     cache = ("batch", shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
-    whole = output.role == "logits"
     return ExportGraph(
         name="step",
-        module=DraftStep(model, with_head=whole).eval(),
+        module=DraftStep(model, with_head=with_head).eval(),
         inputs=(
             GraphTensor(name="ids", dtype="int32", shape=("batch", "rows"), role="canvas"),
             GraphTensor(name="start", dtype="int32", shape=("batch",), role="start"),
@@ -80,7 +68,7 @@ def _step(
             ),
         ),
         outputs=(
-            output,
+            result_tensor(model, with_head=with_head),
             GraphTensor(name="kv_new", dtype="float32", shape=("rows", *cache), role="kv_new"),
         ),
         shapes=partial(
