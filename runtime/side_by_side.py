@@ -22,9 +22,6 @@ from .families.base import LoadedModel, Request, Span
 from .generate import Generation
 from .ops.core import Ops
 
-CACHE_ROLES = ("kv", "kv_new")
-"""Roles of tensors whose first axis is rows and whose second is the batch."""
-
 
 def batches(specs: Sequence[GraphSpec]) -> tuple[int, ...]:
     """Gives the batch sizes above 1 at which every shape of one text is on offer, ascending."""
@@ -41,7 +38,7 @@ def for_batch(spec: GraphSpec, batch: int) -> GraphSpec:
     """Gives the shape that serves so many texts with the same rows and context."""
 
     def sized(tensor: TensorSpec) -> TensorSpec:
-        axis = _batch_axis(tensor)
+        axis = tensor.batch_axis
         return replace(tensor, shape=(*tensor.shape[:axis], batch, *tensor.shape[axis + 1 :]))
 
     return replace(
@@ -52,10 +49,6 @@ def for_batch(spec: GraphSpec, batch: int) -> GraphSpec:
     )
 
 
-def _batch_axis(tensor: TensorSpec) -> int:
-    return int(tensor.role in CACHE_ROLES)
-
-
 class SlotEngine(Engine):
     """One slot of an engine's batch."""
 
@@ -63,7 +56,7 @@ class SlotEngine(Engine):
         self._inner, self._spec = inner, for_batch(inner.spec, 1)
         self._inputs, self._outputs = (
             {
-                tensor.name: ops.slot(buffers[tensor.name], slot, axis=_batch_axis(tensor))
+                tensor.name: ops.slot(buffers[tensor.name], slot, axis=tensor.batch_axis)
                 for tensor in tensors
             }
             for tensors, buffers in (

@@ -191,7 +191,7 @@ def _canvases(
     for item in items:
         spec = shapes[graph_key(item["graph"], item["dims"])]
         held = {name: arrays[at[0]][: at[1]] for name, at in item["inputs"].items()}
-        caches = {tensor.name: tensor.shape[0] for tensor in spec.inputs if tensor.role == "kv"}
+        caches = {tensor.name: tensor.shape[0] for tensor in spec.inputs if tensor.cache}
         wanted = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in spec.inputs}
         found = {
             name: (array.dtype.name, (max(len(array), caches.get(name, 0)), *array.shape[1:]))

@@ -1,7 +1,7 @@
 """An engine set that records the inputs of its runs: a bounded sample, the same for a seed.
 
 It wraps any backend, and update rules and bounds use it as they would use that. It reads the roles
-of a graph's inputs (canvas, start, kv) and knows no family. A reservoir chooses what is kept;
+of a graph's inputs (canvas, start, caches) and knows no family. A reservoir chooses what is kept;
 canvases of one text share its cache, which grows row by row.
 
 Then it finds the positions of a run that are about to be committed, from what the next run sees.
@@ -20,12 +20,6 @@ from ...runtime.bundle.manifest import GraphSpec
 from ...runtime.engines.base import Engine, EngineSet
 from ...runtime.errors import CalibrationError
 from .canvases import LATE_WEIGHT, Inputs, RecordedRun, Stratum
-
-NOISE_ROLES: Mapping[str, Callable[[np.ndarray], float]] = {
-    "time": lambda time: float(np.max(time)),
-    "sigma": lambda sigma: float(-np.expm1(-np.max(sigma))),
-}
-"""Inputs that say how noisy a canvas is, by role: as the chance that a token was replaced."""
 
 
 class Reservoir:
@@ -116,7 +110,7 @@ class _Run:
     begins: bool
     """Whether it stores a finished block and is the first step of the next one."""
     level: float | None
-    """Chance that a token was replaced by noise; None where no input says it."""
+    """Chance that a token was replaced by noise; None where masks show all noise."""
 
 
 class UnsoundOutputError(CalibrationError):
@@ -140,7 +134,10 @@ class Recorder:
         per_stratum: int,
         seed: int,
         max_bytes: int | None = None,
+        noise_level: Callable[[Mapping[str, np.ndarray]], float | None] = lambda inputs: None,
     ) -> None:
+        """Begins with nothing; `noise_level` is the family's (see `DeviceFamily`)."""
+        self._noise_level = noise_level
         self._mask = mask_token_id
         self._kept = Reservoir(per_stratum=per_stratum, max_bytes=max_bytes, seed=seed)
         self._pending: list[_Run] = []
@@ -168,7 +165,7 @@ class Recorder:
         last = self._pending[-1].inputs.arrays if self._pending and not moved else {}
         copies, rows = {}, {}
         for tensor in spec.inputs:
-            if tensor.role == "kv":
+            if tensor.cache:
                 # Rows behind the start are an older text's, and nothing reads them.
                 rows[tensor.name] = len(inputs[tensor.name])
                 copies[tensor.name] = self._cache(tensor.name, inputs[tensor.name], start)
@@ -185,7 +182,7 @@ class Recorder:
             canvas=copies[spec.tensor("canvas").name],
             start=start,
             begins=bool(np.any(given.get("split", 0))),
-            level=_noise_level(given),
+            level=self._noise_level(given),
         )
         if moved:
             self.flush(run)
@@ -290,12 +287,6 @@ class Recorder:
             source=self.source,
             rest=0.0 if drafts(run.spec) and masked.any() and committing.any() else 1.0,
         )
-
-
-def _noise_level(given: Mapping[str, np.ndarray]) -> float | None:
-    """Returns the noise of a canvas as an input says it; None where none does."""
-    levels = (level(given[role]) for role, level in NOISE_ROLES.items() if role in given)
-    return next(levels, None)
 
 
 def changed_rows(run: _Run, after: _Run | None, masked: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from ...runtime.bundle.manifest import Manifest
 from ...runtime.engines import EngineSet, open_engines
 from ...runtime.errors import CalibrationError, ConfigError
 from ...runtime.families.base import Request
-from ...runtime.families.table import load_model
+from ...runtime.families.table import find_family, load_model
 from .canvases import NUM_DECILES, CanvasSet, Stratum
 from .modes import DecodingMode, modes_of
 from .recorder import Recorder, RecordingEngines
@@ -79,6 +79,7 @@ class Session:
                 per_stratum=settings.per_stratum * (2 * NUM_DECILES if unmasked else 1),
                 seed=seed,
                 max_bytes=settings.max_mib << 20,
+                noise_level=find_family(self.manifest.family).noise_level,
             )
             self.engines = RecordingEngines(inner, self.recorder)
             self.model = load_model(self.manifest, self.engines)

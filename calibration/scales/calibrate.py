@@ -241,6 +241,4 @@ class Calibrator:
 
 def _cache_of(spec: GraphSpec) -> Cache:
     """Returns the pairs of cache tensors: what a graph reads, and what is appended to it."""
-    read = [tensor.name for tensor in spec.inputs if tensor.role == "kv"]
-    made = [tensor.name for tensor in spec.outputs if tensor.role == "kv_new"]
-    return tuple(zip(read, made, strict=True))
+    return tuple((spec.tensor(cache).name, new.name) for cache, new in spec.new_rows)

@@ -16,7 +16,7 @@ from ...calibration.canvases.texts import find_text, read_texts
 from ...jetson.forecast.forecast import Forecast, forecast_bundle
 from ...jetson.forecast.memory import MemoryForecast
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import GraphSpec
+from ...runtime.bundle.manifest import GraphSpec, cache_role
 from ...runtime.engines import open_engines
 from ...runtime.families.base import LoadedModel, Request
 from ...runtime.families.table import load_model
@@ -114,7 +114,7 @@ def find_candidates(
     """Makes one precision; measures and predicts every block size of it."""
     source = load_source(checkpoint_path, settings)
     cut = not settings.contexts
-    cached = any(tensor.role == "kv" for graph in source.graphs for tensor in graph.inputs)
+    cached = any(cache_role(tensor.role) for graph in source.graphs for tensor in graph.inputs)
     if cut and cached:
         settings = replace(settings, contexts=_buckets(source))
     ids = _held_out(source, settings)

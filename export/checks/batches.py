@@ -9,7 +9,7 @@ import numpy as np
 from ...runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from ...runtime.engines.base import EngineSet
 from ...runtime.errors import EngineError
-from ...runtime.side_by_side import CACHE_ROLES, for_batch
+from ...runtime.side_by_side import for_batch
 from .figures import TOLERANCES
 
 
@@ -37,9 +37,7 @@ def compare_batches(
         worst = 0.0
         for slot in range(spec.batch):
             own = {
-                tensor.name: np.take(
-                    values[tensor.name], [slot], axis=int(tensor.role in CACHE_ROLES)
-                )
+                tensor.name: np.take(values[tensor.name], [slot], axis=tensor.batch_axis)
                 for tensor in spec.inputs
             }
             alone = _run(engines, for_batch(spec, 1), own)[0]

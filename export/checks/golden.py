@@ -29,7 +29,7 @@ def _values(engine: Engine, canvas: BlockInput) -> dict[str, Any]:
             np.asarray(canvas.inputs[tensor.role], tensor.dtype), tensor.shape
         )
         for tensor in engine.spec.inputs
-        if tensor.role != "kv"
+        if not tensor.cache
     }
 
 
@@ -42,7 +42,7 @@ def _case(
     seed: int,
 ) -> dict[str, Any]:
     last = min(starts_of(spec, manifest)[-1], MAX_BLOCKS * spec.rows)
-    has_cache = any(tensor.role == "kv" for tensor in spec.inputs)
+    has_cache = any(tensor.cache for tensor in spec.inputs)
     runs = []
     for start in range(0, last + 1, spec.rows):
         clean = noisy_canvas(spec, ids, start, corrupt, 0.0, seed)

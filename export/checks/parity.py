@@ -1,10 +1,10 @@
 """Does the exported graph compute what the PyTorch module computes? Measured before packing.
 
-Both sides prefill their own cache with clean text, block by block, and then run the same canvases,
-so that a fault in `kv_new` shows as well as one in the logits. Where the family offers a forward
-without a cache, cached logits are held to that too. What a graph gives to a head that is a graph of
-its own is compared as the logits that PyTorch's head makes of it, and the head on rows of that
-kind. Knows graphs by their tensors' roles only.
+Both sides prefill their own caches with clean text, block by block, and then run the same canvases,
+so that a fault in new keys and values shows as well as one in the logits. Where the family offers a
+forward without a cache, cached logits are held to that too. What a graph gives to a head that is a
+graph of its own is compared as the logits that PyTorch's head makes of it, and the head on rows of
+that kind. Knows graphs by their tensors' roles only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 
 from ...runtime.bundle.manifest import GraphSpec, Manifest
 from ...runtime.engines.base import Engine, EngineSet
+from ...runtime.families.window import append
+from ...runtime.ops.host import NumpyOps
 from ...train.families.base import ExportGraph
 from .canvases import (
     MANY_SCORES,
@@ -38,12 +40,12 @@ class TorchSide:
     def __init__(self, graph: ExportGraph, spec: GraphSpec) -> None:
         self._graph = graph
         self._result = spec.result.role
-        self._kv_role = any(tensor.role == "kv" for tensor in spec.inputs)
+        self._spec = spec
         self.inputs = {
             # PyTorch keeps its own cache as it computes it, whatever the exported graph stores.
             tensor.role: torch.zeros(
                 tensor.shape,
-                dtype=torch.float32 if tensor.role == "kv" else getattr(torch, tensor.dtype),
+                dtype=torch.float32 if tensor.cache else getattr(torch, tensor.dtype),
             )
             for tensor in spec.inputs
         }
@@ -63,9 +65,9 @@ class TorchSide:
                 strict=True,
             )
         )
-        if commit and self._kv_role:
-            new = outputs["kv_new"]
-            self.inputs["kv"][canvas.start : canvas.start + len(new)] = new
+        for cache, tensor in self._spec.new_rows if commit else ():
+            new = outputs[tensor.role]
+            self.inputs[cache][canvas.start : canvas.start + len(new)] = new
         return outputs[self._result].numpy()
 
 
@@ -78,9 +80,8 @@ def run_engine(engine: Engine, canvas: BlockInput, *, commit: bool) -> np.ndarra
             engine.inputs[tensor.name][...] = value
     engine.run()
     spec = engine.spec
-    if commit and any(tensor.role == "kv" for tensor in spec.inputs):
-        new = engine.outputs[spec.tensor("kv_new").name]
-        engine.inputs[spec.tensor("kv").name][canvas.start : canvas.start + len(new)] = new
+    if commit:
+        append(NumpyOps(), engine, canvas.start, spec.rows)
     return engine.outputs[spec.result.name]
 
 
@@ -197,7 +198,7 @@ def _compare_shape(
                     assert head is not None
                     found, wanted = _with_head(head, found), _with_head(head, wanted)
                 figures.add(found, wanted, canvas.mask_ratio)
-                if graph.uncached is not None and _comparable(graph, canvas):
+                if graph.uncached is not None and canvas.mask_ratio in (0.0, 1.0):
                     plain = _uncached(graph, ids[None, : start + split], canvas)
                     seen = rows >= split
                     cached.add(found[:, seen], plain[:, rows[seen] - split], canvas.mask_ratio)
@@ -223,15 +224,6 @@ def _compare_head(
         engine.run()
         figures.add(engine.outputs[spec.tensor("logits").name], _with_head(head, given), 1.0)
     return figures, LogitErrors(tie=tie)
-
-
-def _comparable(graph: ExportGraph, canvas: BlockInput) -> bool:
-    """Returns whether the uncached forward computes a canvas: it gives a time-conditioned model the
-    noise of a full mask, and other models are compared on clean text too."""
-    if canvas.mask_ratio not in (0.0, 1.0):
-        return False
-    timed = any(tensor.role == "time" for tensor in graph.inputs)
-    return not timed or canvas.mask_ratio == 1.0
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...runtime.bundle.manifest import GraphKey, Manifest
+from ...runtime.bundle.manifest import GraphKey, Manifest, cache_role
 from ...runtime.engines.buffers import buffers_of
 from ...runtime.errors import ConfigError
 from ..graph.cost import GraphCost
@@ -146,7 +146,7 @@ def _large_buffers(
                 largest.get(tensor.role, 0), math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
             )
     for role, size in largest.items():
-        option = "--context" if role == "kv" else "--block"
+        option = "--context" if cache_role(role) else "--block"
         yield f"{role}", size, f"a smaller {option}"
     for spec in manifest.graphs:
         yield (

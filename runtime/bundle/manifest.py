@@ -15,8 +15,21 @@ from ..text.framing import Framing
 SCHEMA_VERSION = 2
 LIFETIMES = ("run", "step", "request")
 
+CACHE_ROLE = "kv"
+
 GraphKey = tuple[str, tuple[tuple[str, int], ...]]
 """Name of a graph, and its dimensions in alphabetical order: what identifies one shape."""
+
+
+def cache_role(role: str) -> str | None:
+    """Gives the role of the cache that a tensor is, or that its rows are appended to.
+
+    A cache has the role `kv`, or `kv.NAME` where a graph has several; the output with the rows that
+    a run adds to it has its role and `_new`. Both have rows on the first axis and the batch on the
+    second. None for all other roles.
+    """
+    cache = role.removesuffix("_new")
+    return cache if cache == CACHE_ROLE or cache.startswith(f"{CACHE_ROLE}.") else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +43,20 @@ class TensorSpec:
     shape: tuple[int, ...]
     """Concrete shape under the GraphSpec's dimensions."""
     role: str
-    """What an update rule finds it by: canvas, start, kv, logits, kv_new, …"""
+    """What an update rule finds it by: canvas, start, kv, logits, kv_new, … (`cache_role`)"""
     lifetime: str = "run"
     """How long a value stays: `run` (written for each run), `step` (rewritten by the sampling
     primitives on the device) or `request` (written once per request)."""
+
+    @property
+    def cache(self) -> str | None:
+        """Role of the cache that this is, or that its rows are appended to; None: neither."""
+        return cache_role(self.role)
+
+    @property
+    def batch_axis(self) -> int:
+        """The axis of a batch's texts."""
+        return int(self.cache is not None)
 
 
 def graph_key(name: str, dims: Mapping[str, int]) -> GraphKey:
@@ -99,6 +122,11 @@ class GraphSpec:
         """What the graph is run for: logits, what a head makes logits of, or its first output."""
         found = (item for item in self.outputs if item.role in ("logits", "hidden"))
         return next(found, self.outputs[0])
+
+    @property
+    def new_rows(self) -> tuple[tuple[str, TensorSpec], ...]:
+        """What a run adds to caches: the role of each cache, and the output with its new rows."""
+        return tuple((item.cache, item) for item in self.outputs if item.cache is not None)
 
     def tensor(self, role: str) -> TensorSpec:
         """Returns the one input or output with this role; KeyError if there is none."""

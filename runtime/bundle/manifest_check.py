@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import BundleError
-from .manifest import GraphSpec, Manifest, TensorSpec
+from .manifest import CACHE_ROLE, GraphSpec, Manifest, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -70,13 +70,18 @@ def _check_graph(manifest: Manifest, graph: GraphSpec, where: str) -> None:
     if "start" in roles:
         _check_shape(where, roles["start"], (batch,))
         choice(roles["start"].dtype, f"{where}: the dtype of start", ("int32",))
-    if "kv" in roles:
-        _check_shape(where, roles["kv"], (graph.context, *cache))
-        choice(roles["kv"].lifetime, f"{where}: the lifetime of kv", ("request",))
-    if "kv_new" in roles:
-        _check_shape(where, roles["kv_new"], (graph.rows, *cache))
-        if "kv" in roles and roles["kv"].shape[1:] != roles["kv_new"].shape[1:]:
-            reject(f"{where}: kv_new", f"rows of shape {roles['kv'].shape[1:]}", roles["kv_new"])
+    for tensor in (*graph.inputs, *graph.outputs):
+        if tensor.cache is None:
+            continue
+        length = graph.context if tensor in graph.inputs else graph.rows
+        own = (batch, *[None] * (len(tensor.shape) - 2))
+        _check_shape(where, tensor, (length, *(cache if tensor.cache == CACHE_ROLE else own)))
+        whole = roles.get(tensor.cache, tensor)
+        choice(whole.lifetime, f"{where}: the lifetime of {whole.name}", ("request",))
+        if (whole.dtype, whole.shape[1:]) != (tensor.dtype, tensor.shape[1:]):
+            reject(
+                f"{where}: {tensor.name}", f"rows of {whole.dtype} {whole.shape[1:]}", tensor.shape
+            )
     if "logits" in roles:
         _check_shape(where, roles["logits"], (batch, graph.rows, manifest.vocab_size))
     if graph.file not in manifest.members:

@@ -214,9 +214,9 @@ def condition_inputs(
 ) -> dict[str, list[tuple[GraphSpec, TensorSpec]]]:
     """Gives the inputs that a request must bring, by role: of lifetime `request`, made by no graph.
 
-    A cache is made row by row: its new rows are the output whose role ends in `_new`.
+    A cache is made by the runs that append to it.
     """
-    made = {tensor.role.removesuffix("_new") for spec in specs for tensor in spec.outputs}
+    made = {tensor.cache or tensor.role for spec in specs for tensor in spec.outputs}
     found: dict[str, list[tuple[GraphSpec, TensorSpec]]] = {}
     for spec in specs:
         for tensor in spec.inputs:
@@ -277,6 +277,18 @@ class DeviceFamily(Protocol):
             tokens_per_run: Tokens that a run makes; runs of a head are not counted.
         """
         ...
+
+    def noise_level(self, inputs: Mapping[str, np.ndarray]) -> float | None:
+        """Gives the chance that noise has replaced a token of a run's canvas.
+
+        Args:
+            inputs: Of the run, by role.
+
+        Returns:
+            From 0 to 1; None where masks show all noise, which is what families have by default.
+        """
+        del inputs
+        return None
 
     def text_rows(self, spec: GraphSpec) -> int:
         """Gives how many rows of a run are sampled."""

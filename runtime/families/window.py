@@ -247,13 +247,14 @@ def feed(
 
 
 def append(ops: Ops, engine: Engine, start: int, count: int, *, into: Engine | None = None) -> None:
-    """Stores a run's first `count` keys and values behind `start` rows of the cache.
+    """Stores a run's first `count` keys and values behind `start` rows of each cache.
 
     `into` is an engine of the set whose context holds them, if the one that ran is too short.
     """
     holder = into or engine
-    kv = holder.inputs[holder.spec.tensor("kv").name]
-    ops.append_kv(kv, engine.outputs[engine.spec.tensor("kv_new").name], start, count)
+    for cache, new in engine.spec.new_rows:
+        held = holder.inputs[holder.spec.tensor(cache).name]
+        ops.append_kv(held, engine.outputs[new.name], start, count)
 
 
 def logits(engine: Engine) -> object:

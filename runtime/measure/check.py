@@ -18,6 +18,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphSpec, graph_key
 from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, EngineError
+from ..families.window import append
 from ..ops.core import Ops
 from ..ops.host import NumpyOps, ops_for
 
@@ -45,8 +46,8 @@ def record_run(
 
     Args:
         engine: Its KV cache holds what earlier runs of the case committed.
-        values: By tensor name, for every input but the KV cache.
-        commit: Row of the KV cache that `kv_new` goes to afterwards; None: nowhere.
+        values: By tensor name, for every input but caches.
+        commit: Row of the caches that new keys and values go to afterwards; None: nowhere.
     """
     ops = ops or NumpyOps()
     _execute(engine, values, commit, ops)
@@ -78,15 +79,14 @@ def _rounded(values: np.ndarray) -> list[Any]:
 def _execute(engine: Engine, values: Mapping[str, Any], commit: int | None, ops: Ops) -> None:
     spec = engine.spec
     for tensor in spec.inputs:
-        if tensor.role != "kv":
+        if not tensor.cache:
             value = np.asarray(values[tensor.name], dtype=tensor.dtype)
             ops.assign(engine.inputs[tensor.name], value.reshape(tensor.shape))
     engine.run()
     if commit is not None:
-        kv, new = spec.tensor("kv"), spec.tensor("kv_new")
-        if not 0 <= commit <= kv.shape[0] - new.shape[0]:
-            raise ValueError(f"row {commit} is not in a context of {kv.shape[0]}")
-        ops.append_kv(engine.inputs[kv.name], engine.outputs[new.name], commit, new.shape[0])
+        if not 0 <= commit <= spec.context - spec.rows:
+            raise ValueError(f"row {commit} is not in a context of {spec.context}")
+        append(ops, engine, commit, spec.rows)
 
 
 def _logits(engine: Engine, ops: Ops) -> np.ndarray:
@@ -169,6 +169,6 @@ def _read(bundle: Bundle) -> Sequence[Any]:
 
 
 def _check_spec(spec: GraphSpec, case: Mapping[str, Any]) -> None:
-    names = {tensor.name for tensor in spec.inputs if tensor.role != "kv"}
+    names = {tensor.name for tensor in spec.inputs if not tensor.cache}
     if any(set(run["inputs"]) != names for run in case["runs"]):
         raise EngineError(f"the golden vectors name other inputs than graph {spec.name} has")

@@ -59,8 +59,8 @@ def _append(found: KernelCheck, ops: CudaOps) -> None:
             target = on_device(ops, np.zeros((40, batch, width), dtype))
             new = np.random.default_rng(width).normal(size=(16, batch, width)).astype(dtype)
             slot = batch // 2
-            cache, rows = (ops.slot(a, slot, axis=1) for a in (target, on_device(ops, new)))
-            ops.append_kv(cache, rows, 20, 15)
+            kv, kv_new = (ops.slot(a, slot, axis=1) for a in (target, on_device(ops, new)))
+            ops.append_kv(kv, kv_new, 20, 15)
             expected = np.zeros((40, batch, width), dtype)
             expected[20:35, slot] = new[:15, slot]
             found.cases, found.rows = found.cases + 1, found.rows + 15

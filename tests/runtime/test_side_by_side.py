@@ -7,7 +7,7 @@ from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.runtime.ops.host import NumpyOps
-from dlm_edge.runtime.side_by_side import CACHE_ROLES, SideBySide, batches, for_batch
+from dlm_edge.runtime.side_by_side import SideBySide, batches, for_batch
 from draft_engines import DraftEngines, Model, draft_manifest, draft_request
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
@@ -33,13 +33,14 @@ class BatchEngine:
 
     def run(self):
         for index, slot in enumerate(self._slots):
-            for name, buffer in self.inputs.items():
-                axis = int(name in CACHE_ROLES)
-                np.copyto(slot.inputs[name], np.take(buffer, [index], axis=axis))
+            for tensor in self.spec.inputs:
+                own = np.take(self.inputs[tensor.name], [index], axis=tensor.batch_axis)
+                np.copyto(slot.inputs[tensor.name], own)
             slot.run()
-            for name, buffer in self.outputs.items():
-                place = (slice(None), index) if name in CACHE_ROLES else index
-                buffer[place] = np.squeeze(slot.outputs[name], axis=int(name in CACHE_ROLES))
+            for tensor in self.spec.outputs:
+                buffer = np.moveaxis(self.outputs[tensor.name], tensor.batch_axis, 0)
+                own = np.moveaxis(slot.outputs[tensor.name], tensor.batch_axis, 0)
+                buffer[index] = own[0]
 
 
 class BatchEngines:

@@ -149,6 +149,9 @@ class ToyDevice(DeviceFamily):
         yield encode, 1.0
         yield denoise, max(1.0, denoise.rows / tokens_per_run)
 
+    def noise_level(self, inputs: Mapping[str, np.ndarray]) -> float | None:
+        return float(inputs["level"][0]) if "level" in inputs else None
+
     def text_rows(self, spec: GraphSpec) -> int:
         return spec.rows if spec.name == DENOISE else 0
 

@@ -119,12 +119,12 @@ def uncached_logits(
 
     Args:
         context: (1, C) ids, a whole number of blocks.
-        block: (1, B) ids, read as noisy: a time-conditioned model gets the share of masks 1.
+        block: (1, B) ids.
+        inputs: `time`, the block's share of masks, for models that see it.
 
     Returns:
         (1, B, V).
     """
-    del inputs
     past, size = context.shape[1], block.shape[1]
     positions = torch.arange(past + size)
     if model.config.causal:
@@ -132,5 +132,5 @@ def uncached_logits(
     else:
         number = positions // size
         visible = number[:, None] >= number[None, :]
-    time = torch.cat([torch.zeros(1, past), torch.ones(1, size)], dim=1)
+    time = torch.cat([torch.zeros(1, past), torch.full((1, size), inputs.get("time", 1.0))], dim=1)
     return model(torch.cat([context, block], dim=1), positions, visible, time=time)[:, past:]

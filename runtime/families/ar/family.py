@@ -8,7 +8,7 @@ import numpy as np
 
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingRule
-from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
+from ..base import Buckets, DeviceFamily, LoadedModel, Request, UpdateRule, WindowSize
 from ..causal import (
     CausalRule,
     cached_shapes,
@@ -21,7 +21,7 @@ from ..causal import (
 from ..next_token import NextToken
 
 
-class CausalFamily:
+class CausalFamily(DeviceFamily):
     """What the table of families holds for `ar`."""
 
     name = "ar"

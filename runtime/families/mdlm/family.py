@@ -12,7 +12,7 @@ import numpy as np
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingRule
 from ...errors import ConfigError
-from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
+from ..base import Buckets, DeviceFamily, LoadedModel, Request, UpdateRule, WindowSize
 from ..window import (
     bucket_of_text,
     capacity,
@@ -26,7 +26,7 @@ from .rule import MaskedRule, double_buckets, text_blocks
 from .rules import MaskedDecoding
 
 
-class MaskedFamily:
+class MaskedFamily(DeviceFamily):
     """What the table of families holds for `mdlm`."""
 
     name = "mdlm"

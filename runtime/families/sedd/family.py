@@ -14,14 +14,14 @@ from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingRule
 from ...errors import ConfigError
 from ...noise.transition import GRAPHS
-from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
+from ..base import Buckets, DeviceFamily, LoadedModel, Request, UpdateRule, WindowSize
 from ..window import by_rows, check_ends, check_request, choose_block, default_block
 from .bound import score_bound
 from .rule import GRAPH, ScoreRule, window_size
 from .rules import ScoreDecoding
 
 
-class ScoreFamily:
+class ScoreFamily(DeviceFamily):
     """What the table of families holds for `sedd`."""
 
     name = "sedd"
@@ -64,6 +64,10 @@ class ScoreFamily:
         # Behind the first canvas each one makes half of its positions.
         canvases = 1 + max(0, -(-2 * (positions - size) // size))
         yield shapes[size][0], canvases * max(1.0, size / tokens_per_run)
+
+    def noise_level(self, inputs: Mapping[str, np.ndarray]) -> float | None:
+        """Gives 1 - exp(-sigma)."""
+        return float(-np.expm1(-np.max(inputs["sigma"])))
 
     def text_rows(self, spec: GraphSpec) -> int:
         """See DeviceFamily: all of them."""

@@ -27,7 +27,7 @@ import numpy as np
 from ...bundle.manifest import GraphSpec, Manifest
 from ...decoding import DecodingRule
 from ...errors import ConfigError
-from ..base import Buckets, LoadedModel, Request, UpdateRule, WindowSize
+from ..base import Buckets, DeviceFamily, LoadedModel, Request, UpdateRule, WindowSize
 from ..causal import (
     CausalRule,
     causal_likelihood,
@@ -42,7 +42,7 @@ from .rule import DRAFT, GRAPH, DraftRule
 from .rules import DraftVerify
 
 
-class DraftFamily:
+class DraftFamily(DeviceFamily):
     """What the table of families holds for `tidar`."""
 
     name = "tidar"

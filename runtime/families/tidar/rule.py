@@ -202,8 +202,9 @@ class DraftRule(TextRule):
         """Keeps drafts, stores their keys and values, and drafts again."""
         block = self._length
         yield from self._check(Rows(0, block), Rows(block, block, block))
-        kv, kv_new = (engine.spec.tensor(role).name for role in ("kv", "kv_new"))
-        self._drafting.append_kept(engine.inputs[kv], engine.outputs[kv_new], self._drafts)
+        for cache, new in engine.spec.new_rows:
+            held = engine.inputs[engine.spec.tensor(cache).name]
+            self._drafting.append_kept(held, engine.outputs[new.name], self._drafts)
         if self._heads:
             chosen = Rows(self._drafting.verified(self._drafts).num_kept * block, block)
         else:

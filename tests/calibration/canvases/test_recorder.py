@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 from dlm_edge.calibration.canvases.recorder import Recorder
 from dlm_edge.runtime.bundle.manifest import TensorSpec
+from dlm_edge.runtime.families.sedd.family import ScoreFamily
 from manifests import bare_spec
 
 MASK, ROWS, LAYERS = 9, 4, 3
 
 
-def recorded(canvas, *, clean=None, source="random", **noise):
+def recorded(canvas, *, clean=None, source="random", level=lambda inputs: None, **noise):
     """One run over a canvas, as it is kept."""
     given = {"canvas": canvas, **noise}
     inputs = tuple(
         TensorSpec(name=name, dtype=array.dtype.name, shape=array.shape, role=name)
         for name, array in given.items()
     )
-    recorder = Recorder(MASK, per_stratum=9, seed=0)
+    recorder = Recorder(MASK, per_stratum=9, seed=0, noise_level=level)
     recorder.source, recorder.clean = source, clean
     recorder.see(replace(bare_spec("g", ROWS, 0), inputs=inputs), given)
     (kept,) = recorder.canvases()
@@ -48,15 +49,9 @@ def test_a_canvas_of_floats_is_kept_as_it_is():
     assert not kept.committing.any()
 
 
-@pytest.mark.parametrize(
-    ("noise", "level"),
-    [
-        ({"time": np.array([[0.0, 0.25]], np.float32)}, 0.25),
-        ({"sigma": np.array([np.log(4)], np.float32)}, 0.75),
-    ],
-)
-def test_noise_that_no_mask_shows_is_what_an_input_says(noise, level):
+def test_noise_that_no_mask_shows_is_what_the_family_reads_from_the_inputs():
     canvas = np.random.default_rng(0).random((1, ROWS, 8), np.float32)
-    kept = recorded(canvas, **noise)
-    assert kept.mask_ratio == pytest.approx(level)
+    given = {"sigma": np.array([np.log(4)], np.float32)}
+    kept = recorded(canvas, level=ScoreFamily().noise_level, **given)
+    assert kept.mask_ratio == pytest.approx(0.75)
     assert kept.committing.all()
