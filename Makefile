@@ -10,13 +10,15 @@ CHAT_MODEL ?=
 CHAT_ARGS ?= --temperature 0.2 --top-p 0.9
 BENCH_ARGS ?=
 GPU_ARGS ?=
+# Campaigns, and --count, --minutes and --seed: docs/reliability.md.
+DAMAGE_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CHAT_BUNDLE := $(VENV)/chat-$(notdir $(or $(CHAT_MODEL),smollm2)).dlm
 PACKAGING := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo install lint test bench gpu floors arm wheel clean
+.PHONY: help demo install lint test bench gpu floors arm damage wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,13 +55,16 @@ floors: $(VENV)/.dev  ## install the lowest versions that pyproject.toml allows,
 arm: $(VENV)/.dev  ## run the shipped model on an aarch64 Python under qemu-user
 	$(BIN)/pytest -m arm
 
+damage: $(VENV)/.dev  ## damage files, prompts and settings at random, kill what writes; counts in .damage
+	PYTHONPATH=tests:tests/helpers $(BIN)/python -m damage $(DAMAGE_ARGS)
+
 wheel: $(VENV)/.demo  ## build dist/*.whl, which installs on a board with any pip
 	@rm -rf build  # setuptools would ship what an earlier build left there
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 clean:  ## remove .venv and what builds leave behind
-	rm -rf $(VENV) .arm build dist *.egg-info
+	rm -rf $(VENV) .arm .damage build dist *.egg-info
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \

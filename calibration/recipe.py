@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CalibrationError, brief
+from ..runtime.files import parse_json
 from .layers import WeightLayer
 
 RECIPE_VERSION = 1
@@ -103,10 +104,10 @@ def read_recipe(path: Path) -> dict[str, dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise CalibrationError(f"--recipe {path} has more than {MAX_RECIPE_BYTES >> 20} MiB")
-        data = json.loads(path.read_bytes())
+        data = parse_json(path.read_bytes())
     except OSError as error:
         raise CalibrationError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CalibrationError(
             f"the recipe {path} is no JSON ({brief(error, 100)}); start from the recipe.json of a "
             "report"

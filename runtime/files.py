@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside, synced, renamed.
+"""Files that appear whole or not at all: written beside, synced, renamed. And JSON from anywhere.
 
 The only place that does so. Who reads sees the old bytes or the new ones, and whatever interrupts
 the writer (an error, Ctrl-C, a board that loses power) leaves the old ones.
@@ -6,17 +6,27 @@ the writer (an error, Ctrl-C, a board that loses power) leaves the old ones.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import DlmError
 
 UNFINISHED = ".partial"
 """Ends the name of everything that is not finished; such names begin with a dot."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Reads JSON; ValueError for whatever is none, an object nested too deep included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def name_beside(path: Path) -> Path:

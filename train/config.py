@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CheckpointError, ConfigError
+from ..runtime.files import parse_json
 from .files import write_text
 
 PRECISIONS: Mapping[str, str] = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -257,7 +258,7 @@ def load_settings(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is damaged or has keys of another version.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); start a new run") from error
     known = {item.name for item in fields(TrainConfig)}

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...runtime.bundle.manifest import GraphKey, GraphSpec, graph_key
 from ...runtime.errors import CalibrationError, brief
-from ...runtime.files import writing
+from ...runtime.files import parse_json, writing
 from ...train.files import write_file
 from .canvases import SOURCES, CanvasSet, Inputs, RecordedRun
 
@@ -128,7 +128,7 @@ def read_canvases(path: Path, owner: Owner, specs: Sequence[GraphSpec]) -> dict[
         ) from error
     except (
         zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-        RecursionError, NotImplementedError, RuntimeError,
+        NotImplementedError, RuntimeError,
     ) as error:  # fmt: skip
         raise CalibrationError(
             f"{path} is no file of canvases or is damaged ({brief(error, 80) or 'cut short'}): "
@@ -144,7 +144,7 @@ def _read(
         raise ValueError(f"{INDEX} has more than {MAX_INDEX_BYTES >> 20} MiB")
     if sum(item.file_size for item in infos.values()) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 30} GiB unpacked")
-    index = json.loads(archive.read(INDEX))
+    index = parse_json(archive.read(INDEX))
     if index["version"] != VERSION:
         raise CalibrationError(
             f"{path} was written by another version of dlm-edge: delete it, and the next export "

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...runtime.errors import ConfigError, brief
+from ...runtime.files import parse_json
 from ...runtime.text.chat_template import CHAT_NAME, ChatTemplate
 
 CONFIG_NAME, TEMPLATE_NAME = "tokenizer_config.json", "chat_template.jinja"
@@ -39,8 +40,6 @@ class _Renderer:
         from jinja2.ext import Extension
         from jinja2.parser import Parser
         from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        self._fault = TemplateError
 
         def refuse(message: str) -> None:
             raise TemplateError(message)
@@ -67,7 +66,7 @@ class _Renderer:
         }
         try:
             self._template = environment.from_string(template)
-        except TemplateError as error:
+        except Exception as error:
             raise ConfigError(f"it is no template that can be read ({_line(error)})") from error
 
     def render(self, messages: Messages, *, prompt: bool) -> str:
@@ -82,7 +81,7 @@ class _Renderer:
                 add_generation_prompt=prompt,
                 **self._tokens,
             )
-        except (self._fault, TypeError, ValueError, ArithmeticError) as error:
+        except Exception as error:  # a program of someone else's raises what it likes
             raise ConfigError(f"it cannot render a conversation ({_line(error)})") from error
 
 
@@ -112,7 +111,7 @@ def read_chat(
     found: dict[str, dict[str, Any]] = {}
     for name in (CONFIG_NAME, PROCESSOR_NAME):
         try:
-            found[name] = json.loads(companions.get(name, "{}"))
+            found[name] = parse_json(companions.get(name, "{}"))
         except ValueError as error:
             return None, f"{name} is not readable as JSON ({_line(error)}): no chat"
         if not isinstance(found[name], dict):
@@ -132,7 +131,7 @@ def read_chat(
 
 def _special_names(tokenizer_json: str) -> tuple[str, ...]:
     """Names of the special tokens, longest first."""
-    added = json.loads(tokenizer_json).get("added_tokens") or []
+    added = parse_json(tokenizer_json).get("added_tokens") or []
     names = (item["content"] for item in added if item.get("special"))
     return tuple(sorted(names, key=len, reverse=True))
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...runtime.cache import cache_root, locked, write_beside
 from ...runtime.engines.onnxruntime import default_threads, import_backend
+from ...runtime.files import parse_json
 from ...runtime.measure.machine import ROOT, cpu_name
 from ..graph.cost import PRODUCTS, GraphCost, NodeCost
 from ..graph.origins import VIEWS
@@ -166,7 +167,7 @@ def host_rates(
 def _read(path: Path) -> HostRates | None:
     """Figures in the cache; None where there are none that fit."""
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
         if set(values) != {field.name for field in fields(HostRates)}:
             return None
         return HostRates(**{name: _tuples(value) for name, value in values.items()})

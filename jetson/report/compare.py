@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import DataError
+from ...runtime.files import parse_json
 from ..profile.profile import SCHEMA
 from .table import FIGURES
 
@@ -33,7 +33,7 @@ _NUMBERS = (
 def read_run(path: Path) -> dict[str, Any]:
     """Reads a run's JSON; raises DataError."""
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; check the path") from error
     except ValueError as error:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from ..cache import REMEDY, cache_root, locked, write_beside
 from ..errors import BundleError
-from ..files import free_bytes
+from ..files import free_bytes, parse_json
 from .archive import damaged, describe, extract
 from .manifest import Manifest
 from .manifest_check import MANIFEST_NAME
@@ -61,9 +61,9 @@ def known_entry(path: Path, handle: BinaryIO, text: bytes, manifest: Manifest) -
     manifest commits to every member.
     """
     try:
-        hint: Any = json.loads(_hint_file(path).read_bytes())
+        hint: Any = parse_json(_hint_file(path).read_bytes())
         digest, identity = hint["sha256"], hint["identity"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if identity != _identity(handle) or not isinstance(digest, str):
         return None

@@ -159,9 +159,10 @@ class DlmCommand(click.Command):
         """As click's, but with one-line usage errors, 130 on Ctrl-C and a quiet broken pipe."""
         # Named after the installed command also under `python -m`.
         prog_name = prog_name or self.name
-        # Python has None where the shell closed a stream; nobody reads it, and that is no error.
+        # Python has None where the shell closed a stream. As with other tools, output that cannot
+        # be written is an error; no input, and messages that nobody reads, are none.
         sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
-        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stdout = sys.stdout or _refusing_output()
         sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         run: Callable[..., Any] = super().main
         if not standalone_mode:
@@ -188,6 +189,11 @@ class DlmCommand(click.Command):
             _give_up_stdout()
             fail(prog_name or "", message, code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refusing_output() -> TextIO:
+    """Gives a stream that takes nothing: writing fails as it does on a closed stdout."""
+    return os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
 
 
 def _takes_one(parameter: click.Parameter) -> bool:

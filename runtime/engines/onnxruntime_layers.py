@@ -6,13 +6,13 @@ operator and sizes among its arguments. The arena's figures are there in recent 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..errors import EngineError
+from ..files import parse_json
 from .base import LayerTime, LayerTimes
 
 _SUFFIX = "_kernel_time"
@@ -55,7 +55,7 @@ def read_profiles(paths: Sequence[Path]) -> LayerTimes:
 
 def _events(path: Path) -> list[dict[str, Any]]:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise EngineError(
             f"ONNX Runtime's profile {path.name} cannot be read ({error}); measure without layers "

@@ -25,7 +25,7 @@ from typing import Any
 
 from ..cache import REMEDY, cache_root, locked, write_beside
 from ..errors import EngineError
-from ..files import UNFINISHED, free_bytes, written_beside
+from ..files import UNFINISHED, free_bytes, parse_json, written_beside
 
 FORMAT = "dlm-plan 2"
 HEADER_BYTES = 4096
@@ -260,11 +260,11 @@ def _unwritable(folder: Path, error: OSError) -> EngineError:
 def _header(page: bytes) -> dict[str, Any]:
     """Reads the first line; ValueError if it is not one of ours."""
     try:
-        header = json.loads(page.partition(b"\n")[0])
+        header = parse_json(page.partition(b"\n")[0])
         known = header["format"] == FORMAT and isinstance(header["facts"], dict)
         if known and isinstance(header["key"]["bundle_sha256"], str):
             return header
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         pass
     raise ValueError("its header is damaged")
 

@@ -7,7 +7,6 @@ neither torch nor the text they came from. Knows graphs by their tensors' roles 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from ..bundle.manifest import GraphSpec, graph_key
 from ..engines.base import Engine, EngineSet
 from ..errors import BundleError, EngineError
 from ..families.window import append
+from ..files import parse_json
 from ..ops.core import Ops
 from ..ops.host import NumpyOps, ops_for
 
@@ -130,7 +130,7 @@ def check_bundle(bundle: Bundle, engines: EngineSet, ops: Ops | None = None) -> 
                 largest = max(largest, _largest(wanted))
                 agreeing += int((logits.argmax(axis=1) == top[:, 0]).sum())
                 rows += len(top)
-    except (KeyError, TypeError, ValueError, IndexError) as failure:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as failure:
         raise BundleError(
             f"the golden vectors of {bundle.path.name} do not fit its graphs "
             f"({' '.join(str(failure).split())[:80]}): export the bundle again"
@@ -157,11 +157,11 @@ def _largest(values: np.ndarray) -> float:
 def _read(bundle: Bundle) -> Sequence[Any]:
     path = bundle.member(GOLDEN_NAME)
     try:
-        golden = json.loads(path.read_bytes())
+        golden = parse_json(path.read_bytes())
         if golden["version"] != GOLDEN_VERSION:
             raise ValueError(f"version {golden['version']}")
         return list(golden["cases"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{bundle.path.name} has no golden vectors that this version reads "
             f"({' '.join(str(error).split())[:60]}): export the bundle again"

@@ -11,13 +11,13 @@ here. Special tokens in the pieces are known by their names; a user's text never
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..bundle.bundle import Bundle
 from ..errors import BundleError
+from ..files import parse_json
 
 CHAT_NAME = "chat.json"
 MAX_PIECE = 1 << 16
@@ -90,8 +90,8 @@ def read_chat_template(bundle: Bundle) -> ChatTemplate | None:
     if CHAT_NAME not in bundle.manifest.members:
         return None
     try:
-        content = json.loads(bundle.member(CHAT_NAME).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(bundle.member(CHAT_NAME).read_bytes())
+    except (OSError, ValueError) as error:
         raise _damaged("cannot be read") from error
     return ChatTemplate.from_json(content)
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ...runtime.errors import CheckpointError, brief
+from ...runtime.files import parse_json
 from ..files import new_folder, remove_unfinished, write_file, write_text
 from ..nn.config import ModelConfig
 from .hub import COMPANIONS, config_path
@@ -116,22 +117,29 @@ def read_files(folder: Path, config: dict[str, Any]) -> Checkpoint:
         path=folder,
         config=config,
         weights=weights,
-        tokenizer_json=tokenizer_path.read_text(encoding="utf-8"),
+        tokenizer_json=_read_text(tokenizer_path),
         companions=read_companions(folder),
     )
 
 
 def read_companions(folder: Path) -> dict[str, str]:
-    """Reads the companions that a folder has."""
+    """Reads the companions that a folder has; raises CheckpointError for one that is no text."""
     beside = [name for name in COMPANIONS if (folder / name).is_file()]
-    return {name: (folder / name).read_text(encoding="utf-8") for name in beside}
+    return {name: _read_text(folder / name) for name in beside}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy it again") from error
 
 
 def read_json(folder: Path) -> dict[str, Any]:
     """Reads config.json of any origin; raises CheckpointError."""
     path = config_path(folder)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from error
     if not isinstance(config, dict):

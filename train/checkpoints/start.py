@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ...runtime.errors import CheckpointError, ConfigError, brief
+from ...runtime.files import parse_json
 from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, load_tokenizer, vocab_size_of
 from ..nn.config import SHAPE_OPTIONS, SIZES, ModelConfig
 from .checkpoint import (
@@ -91,7 +92,7 @@ class Start:
         """The tokenizer's companions, which name the tokens added to it for transformers."""
         kept = dict(self.checkpoint.companions)
         try:
-            config = json.loads(kept.get(TOKENIZER_CONFIG, "{}"))
+            config = parse_json(kept.get(TOKENIZER_CONFIG, "{}"))
             known = config.get("added_tokens_decoder")
         except (ValueError, AttributeError):  # not ours to mend; export says what it lacks
             return kept
@@ -192,7 +193,7 @@ def _framing(
     listed: list[Any] = []
     for found in (config.get("eos_token_id"), generation, named["eos"]):
         listed += found if isinstance(found, list) else [found]
-    ends = [token for token in dict.fromkeys(listed) if _is_token(tokenizer, token)]
+    ends = list(dict.fromkeys(token for token in listed if _is_token(tokenizer, token)))
     start = list(_put_in_front(tokenizer))
     if settings.get("add_bos_token") is False:
         start = []
@@ -208,7 +209,7 @@ def _is_token(tokenizer: Tokenizer, token: Any) -> bool:
 
 def _settings(companions: Mapping[str, str], name: str) -> dict[str, Any]:
     try:
-        found = json.loads(companions.get(name, "{}"))
+        found = parse_json(companions.get(name, "{}"))
     except ValueError:  # not ours to mend; export says what it lacks
         return {}
     return found if isinstance(found, dict) else {}

@@ -5,12 +5,12 @@ The names and the index are Hugging Face's. Knows no model.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from ...runtime.errors import CheckpointError
+from ...runtime.files import parse_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,7 +36,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 def read_index(path: Path) -> dict[str, str]:
     """Gives the file of each tensor; raises CheckpointError."""
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        places = parse_json(path.read_text(encoding="utf-8"))["weight_map"]
         wrong = [file for file in places.values() if Path(file).name != file]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

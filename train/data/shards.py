@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import DataError
+from ...runtime.files import parse_json
 from ...runtime.text.framing import Framing
 from ..files import new_folder, remove_unfinished
 from .encode import Encoded, encoded, num_workers_for
@@ -228,11 +229,11 @@ class _Part:
 
 def _open(folder: Path, name: str) -> TokenStream:
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = parse_json((folder / "index.json").read_text(encoding="utf-8"))
         size, documents_ = index["num_tokens"][name], index["num_documents"][name]
         tokens = _map(folder / f"{name}.bin", index["dtype"], size)
         starts = _map(folder / f"{name}.offsets", "<i8", documents_)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: damaged token shard ({error}); delete this folder") from error
     return TokenStream(tokens=tokens, starts=starts, sha256=_sha256(index))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import ConfigError, DataError, brief
+from ...runtime.files import parse_json
 from ...runtime.text.documents import Piece, file_sha256, joined, pieces_of, read_pieces
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -154,8 +155,8 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
 
 def _record_of_line(where: str, line: str, text_field: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also numbers too long, objects too deep
+        record = parse_json(line)
+    except ValueError as error:  # also numbers too long, objects too deep
         reason = error.msg if isinstance(error, json.JSONDecodeError) else _first_line(error)
         raise DataError(f"{where}: not a JSON object ({reason}); fix the line") from None
     if not isinstance(record, dict):

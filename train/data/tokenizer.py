@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import CheckpointError, ConfigError, DataError, brief
+from ...runtime.files import parse_json
 from ...runtime.text.documents import pieces_of
 from ..checkpoints.gguf import SUFFIX, read_gguf
 from ..files import write_text
@@ -172,7 +173,7 @@ def needed_tokens(framing: Mapping[str, Any], *, mask: bool) -> list[str]:
 
 def _without_surprises(stored: str) -> str:
     """Returns a tokenizer.json without what changes the ids of a text or reads tokens out of it."""
-    tokenizer = json.loads(stored)
+    tokenizer = parse_json(stored)
     places = (
         ("truncation", tokenizer),
         ("padding", tokenizer),

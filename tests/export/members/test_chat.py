@@ -148,6 +148,9 @@ def test_a_template_that_refuses_system_texts_has_no_place_for_them():
         ("{% for", "no template"),
         ("{{ messages[0].content }}", "does not come out"),
         ("{{ ''.__class__.__mro__ }}", "cannot render|does not come out"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "cannot render"),
+        ("{{ 'a'.encode('x') }}", "cannot render"),
+        ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "no template that can be read"),
         ("{% for m in messages %}[{{ m.role }}]{{ m.content }}[/]{% endfor %}"
          "{% if add_generation_prompt %}[assistant]{% endif %}", "no special token ends"),
     ],

@@ -62,6 +62,14 @@ def test_a_reader_that_goes_away_is_no_error(tiny_bundle):
     assert errors == b""
 
 
+@pytest.mark.parametrize("arguments", [("--max-tokens", 4), ("--help",), ("--json", "--info")])
+def test_output_that_cannot_be_written_is_an_error(tiny_bundle, arguments):
+    words = ["sh", "-c", '"$@" >&-', "sh", *command(tiny_bundle, *arguments)]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
+    assert done.returncode == 1
+    assert done.stderr == "dlm-run: error: cannot write the output: Bad file descriptor\n"
+
+
 def test_watching_on_a_terminal_redraws_and_ctrl_c_gives_the_cursor_back(tiny_bundle):
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "PYTHONUTF8": "1"}

@@ -98,6 +98,7 @@ def mangle(golden, change) -> bytes:
         lambda value: value.update(cases=[1]),
         lambda value: value["cases"][0].pop("runs"),
         lambda value: value["cases"][0].update(dims={"rows": 77}),
+        lambda value: value["cases"][0].update(dims=1),
         lambda value: value["cases"][0]["runs"][0].update(inputs={}),
         lambda value: value["cases"][0]["runs"][0].update(rows=[99]),
         lambda value: value["cases"][0]["runs"][0].update(top_ids=[[VOCAB]] * 4),

@@ -114,16 +114,19 @@ def test_another_shape_or_tensor_is_named(tmp_path: Path):
         ("model.safetensors", None, "is missing"),
         ("model.safetensors", "garbage", "damaged"),
         ("tokenizer.json", None, "is missing"),
+        ("tokenizer.json", b"\xff", "cannot be read"),
+        ("tokenizer_config.json", b"\xff", "cannot be read"),
+        ("config.json", b"[" * 100_000, "nested too deep"),
     ],
 )
 def test_a_damaged_checkpoint_is_one_clear_line(
-    tmp_path: Path, name: str, content: str | None, message: str
+    tmp_path: Path, name: str, content: str | bytes | None, message: str
 ):
     folder = written(tmp_path)
     if content is None:
         (folder / name).unlink()
     else:
-        (folder / name).write_text(content)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(CheckpointError, match=message):
         opened(folder)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from dlm_edge.train.checkpoints.checkpoint import load_weights
 from dlm_edge.train.checkpoints.convert import convert, open_any
-from dlm_edge.train.checkpoints.start import read_start
+from dlm_edge.train.checkpoints.start import read_framing, read_start
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.block_step import BlockStep
 from dlm_edge.train.nn.masks import causal_mask
@@ -230,6 +230,14 @@ def test_transformers_reads_the_added_mask_and_what_stood_beside_it(tmp_path):
     convert(str(tmp_path / "ours"), str(tmp_path / "again"), "ar", {}, 32)
     again = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert again == found
+
+
+def test_end_tokens_that_are_no_ids_are_none(tmp_path):
+    make_public(tmp_path)
+    ends = {"eos_token_id": [{}, "a", 0, True, 7, 0, None]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(ends), encoding="utf-8")
+    marks = read_framing(tmp_path)
+    assert (marks["eos_token_id"], marks["end_ids"]) == (0, [7])
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"added_tokens_decoder": 3}'])

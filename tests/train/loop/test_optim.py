@@ -5,7 +5,14 @@ from copy import deepcopy
 import pytest
 import torch
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.loop.optim import Ema, lr_factor, make_optimizer, set_lr
+from dlm_edge.train.loop.optim import (
+    Ema,
+    Muon,
+    lr_factor,
+    make_optimizer,
+    orthogonal,
+    set_lr,
+)
 from torch import nn
 
 
@@ -43,6 +50,33 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     assert by_name["muon"] == {id(model.hidden.weight)}
     rest = {id(model.embed.weight), id(model.head.weight), id(model.hidden.bias)}
     assert by_name["adamw"] == rest
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 8)])
+def test_an_orthogonal_step_has_singular_values_near_one_and_is_float32_on_a_cpu(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    before = matrix.clone()
+    found = orthogonal(matrix)
+    assert torch.equal(matrix, before)
+    assert found.dtype == torch.float32
+    sizes = torch.linalg.svdvals(found)
+    assert 0.5 < sizes.min() <= sizes.max() < 1.5
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has none")
+def test_muon_steps_as_torchs_own_does_but_for_bfloat16():
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(16, 8))
+    theirs = nn.Parameter(ours.detach().clone())
+    one = Muon([ours], lr=0.1, weight_decay=0.1)
+    other = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.grad = torch.randn(16, 8)
+        theirs.grad = ours.grad.clone()
+        one.step()
+        other.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
