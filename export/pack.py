@@ -50,11 +50,10 @@ from ..runtime.measure.check import GOLDEN_NAME
 from ..runtime.measure.judge import Judge
 from ..runtime.side_by_side import for_batch
 from ..train.families.base import ExportGraph
-from .checks.batches import compare_batches
 from .checks.budget import check_budget
 from .checks.decoding import default_decoding
 from .checks.golden import golden_vectors
-from .checks.parity import compare, find_head, hidden_rows
+from .checks.parity import compare, compare_batches, find_head, hidden_rows
 from .members.card import CARD_NAME, read_own_text, write_card
 from .members.chat import chat_member
 from .onnx_graph.lint import operator_counts, require_clean

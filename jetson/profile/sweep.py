@@ -256,17 +256,14 @@ class Sweep:
             text = self._prompts[prompt]
             runs.append(self._profiler.generate(pipeline, text, prompt, number, settings))
         effective = pipeline.settings(**settings).to_json()
+        nfe = max(1, sum(run.nfe for run in runs))
         cell: dict[str, Any] = {
             "settings": effective,
             "threads": pipeline.engines.threads,
             "flags": flags(settings, pipeline.engines.threads),
             "tokens_per_s": round(median(run.tokens_per_s for run in runs), 3),
-            "tokens_per_nfe": round(
-                sum(run.num_tokens for run in runs) / max(1, sum(run.nfe for run in runs)), 4
-            ),
-            "ms_per_nfe": round(
-                1e3 * sum(run.total_s for run in runs) / max(1, sum(run.nfe for run in runs)), 4
-            ),
+            "tokens_per_nfe": round(sum(run.num_tokens for run in runs) / nfe, 4),
+            "ms_per_nfe": round(1e3 * sum(run.total_s for run in runs) / nfe, 4),
             "texts_sha256": _sha256(run.text for run in runs),
         }
         if judged:
@@ -290,10 +287,8 @@ def _plain(pipeline: Pipeline) -> str:
 
 def flags(settings: Mapping[str, Any], threads: int) -> str:
     """Returns the options of `dlm-run` that decode like this."""
-    words = []
-    for name, value in settings.items():
-        words += [decoding_flags()[name], str(value)]
-    return " ".join([*words, "--threads", str(threads)])
+    given = (f"{decoding_flags()[name]} {value} " for name, value in settings.items())
+    return f"{''.join(given)}--threads {threads}"
 
 
 def mark_frontier(cells: Sequence[dict[str, Any]]) -> None:

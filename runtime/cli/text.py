@@ -25,6 +25,8 @@ from .options import RunOptions, read_piped_prompt, read_prompts
 
 _NAME = "dlm-run"
 _MIB = 1 << 20
+_PLAIN = ("family", "precision", "target", "vocab_size", "max_position")
+_NESTED = ("model", "noise_schedule", "decoding", "provenance")
 
 
 def generate(options: RunOptions) -> None:
@@ -204,16 +206,8 @@ def show_info(options: RunOptions) -> None:
     path = default_bundle_path() if options.bundle is None else options.bundle
     bundle = open_bundle(path, expect_sha256=options.expect_sha256)
     manifest = bundle.manifest
-    shapes = [
-        {
-            "name": g.name,
-            "dims": dict(g.dims),
-            "purpose": g.purpose,
-            "block": g.block,
-            "precision": g.precision,
-        }
-        for g in manifest.graphs
-    ]
+    names = ("name", "dims", "purpose", "block", "precision")
+    shapes = [{name: getattr(graph, name) for name in names} for graph in manifest.graphs]
     conditions = {
         role: " or ".join(sorted({f"{tensor.dtype} {tensor.shape}" for _, tensor in inputs}))
         for role, inputs in condition_inputs(manifest.graphs).items()
@@ -222,18 +216,11 @@ def show_info(options: RunOptions) -> None:
         "path": str(path),
         "sha256": bundle.sha256,
         "size_mib": round(path.stat().st_size / _MIB, 2),
-        "family": manifest.family,
-        "precision": manifest.precision,
-        "target": manifest.target,
-        "vocab_size": manifest.vocab_size,
-        "max_position": manifest.max_position,
+        **{name: getattr(manifest, name) for name in _PLAIN},
         "block_sizes": list(manifest.block_sizes),
         "conditions": conditions,
         "graphs": shapes,
-        "model": dict(manifest.model),
-        "noise_schedule": dict(manifest.noise_schedule),
-        "decoding": dict(manifest.decoding),
-        "provenance": dict(manifest.provenance),
+        **{name: dict(getattr(manifest, name)) for name in _NESTED},
     }
     if options.as_json:
         print_json(facts)
