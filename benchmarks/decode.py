@@ -20,8 +20,7 @@ import click
 from ..runtime.bundle.bundle import default_bundle_path, open_bundle
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DlmError
-from ..runtime.families import decoding_settings, read_rule
-from ..runtime.families.table import decoding_blocks
+from ..runtime.families.table import decoding_blocks, decoding_settings, read_rule
 from ..runtime.families.window import choose_block
 from .contestants import CONTESTANTS, OF_OTHER_BUNDLES, PYTORCH, Contestant
 from .decode_report import agreement, report

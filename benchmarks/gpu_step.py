@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from ..runtime.cli.common import DlmCommand
-from ..runtime.families import read_rule
+from ..runtime.families.table import read_rule
 from ..runtime.gpu.facts import read_gpu
 from ..runtime.ops.cuda.ops import CudaOps
 from ..runtime.ops.cuda.state import MAX_BLOCK

@@ -61,7 +61,7 @@ def make_graphs(shape: Mapping[str, int]) -> tuple[dict[str, Any], list[Any]]:
     exact = trace(graph, {"batch": 1, "rows": 32, "context": CONTEXT})
     layers = find_layers(exact, {tensor.name: tensor.role for tensor in graph.inputs})
     form = CpuForm()
-    quantised = form.int8(exact, layers, form.default_recipe(layers), ())
+    quantised = form.quantised(exact, layers, form.default_recipe(layers, "int8"), ())
     return {"fp32": exact, "int8": quantised}, list(graph.inputs)
 
 

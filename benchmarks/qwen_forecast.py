@@ -94,10 +94,10 @@ def forecasts(
     for precision in PRECISIONS:
         if precision == "int8":
             layers = find_layers(traced, {tensor.name: tensor.role for tensor in graph.inputs})
-            recipe = form.default_recipe(layers)
+            recipe = form.default_recipe(layers, "int8")
             for layer in layers:
                 recipe = recipe.with_layer(layer.name, scale=0.03)
-            made = form.int8(traced, layers, recipe, cache)
+            made = form.quantised(traced, layers, recipe, cache)
         else:
             made = form.fp16(traced, (), cache)
         specs = graph.specs(graph.shapes(blocks, contexts), precision=precision)

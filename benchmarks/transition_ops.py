@@ -20,9 +20,9 @@ import click
 
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError
-from ..runtime.families import decoding_settings
 from ..runtime.families.base import Request
 from ..runtime.families.sedd.rules import ScoreDecoding
+from ..runtime.families.table import decoding_settings
 from ..runtime.pipeline import Pipeline
 from .clocks import LEAST_S
 from .report import print_table, record, write_json

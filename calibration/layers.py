@@ -18,13 +18,15 @@ import numpy as np
 import onnx_ir as ir
 
 from .graphs import is_matrix
+from .grids import GROUP
 
 CANVAS_ROLE = "canvas"
 PRODUCTS = frozenset(("MatMul", "Gemm"))
 _BREAKS = PRODUCTS | {"Softmax", "ReduceMean", "LayerNormalization"}
 """What follows one of these belongs to another layer."""
-PRECISIONS = ("int8", "int8-weight", "float")
-"""int8: weights and activations; int8-weight: stored as int8, computed in floating point."""
+PRECISIONS = ("int4", "int8", "int8-weight", "float")
+"""int4: weights on a grid, activations int8 by groups (on a CPU only); int8: weights and
+activations; int8-weight: stored as int8, computed in floating point."""
 WEIGHT_LIMIT = 127
 """Largest integer of a weight, so that -w is one too."""
 LEAST_STEP = 1e-12
@@ -68,7 +70,14 @@ class WeightLayer:
         """What a recipe may ask for, most compressed first."""
         if not self.quantizable:
             return ("float",)
-        return ("int8-weight", "float") if self.kind == "embedding" else PRECISIONS
+        if self.kind == "embedding":
+            return ("int8-weight", "float")
+        return PRECISIONS if self.fits_grid else PRECISIONS[1:]
+
+    @property
+    def fits_grid(self) -> bool:
+        """Whether it can be int4: a product's own matrix, whose inputs make whole groups."""
+        return self.kind == "linear" and self.quantizable and self.num_inputs % GROUP == 0
 
 
 @dataclass(slots=True)

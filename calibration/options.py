@@ -24,7 +24,7 @@ class QuantisationOptions:
     """What a quantised bundle is made with."""
 
     precision: str
-    """fp16 or int8."""
+    """fp16, int8 or int4."""
     target: str
     max_loss: float
     """Share of perplexity that may be lost."""
@@ -48,9 +48,9 @@ class Quantised:
     recipe: Recipe
     outcome: Outcome
     variants: Mapping[str, VariantFigures]
-    """fp32, fp16, and int8 if that is what ships."""
+    """fp32, fp16, and int8 or int4 if that is what ships."""
     comparison: Mapping[str, VariantFigures]
-    """int8 before the budget, calibrated on each set; none with an edited recipe."""
+    """The same before the budget, calibrated on each set; none with an edited recipe."""
     against_decoding: Mapping[str, Ratio]
     """Perplexity of each other set's graphs over that of those calibrated on decoding."""
     failures: Mapping[str, str]

@@ -27,6 +27,7 @@ from .canvases.texts import Texts, require_tokens
 from .graphs import Models, values_of
 from .losses.budget import (
     LayerCost,
+    Outcome,
     TableTrial,
     all_float,
     fit_budget,
@@ -34,6 +35,7 @@ from .losses.budget import (
     harmless_tables,
     layer_costs,
     single_trial,
+    without,
 )
 from .losses.loss import LossText, Ratio, cut_texts, decoded_blocks
 from .losses.quality import Examiner, Totals, VariantFigures
@@ -70,7 +72,7 @@ class Quantiser:
         self._manifest = replace(manifest, precision="fp32", members=members)
         self._tokenizer, self._texts = tokenizer, texts
         self._options, self._say = options, say
-        self._outliers = False
+        self._outliers = options.precision == "int4"  # nothing may be folded into a grid
         self._recording = Recording(
             self._models, calibrator.layers, self._manifest, tokenizer, texts, options, say
         )
@@ -103,16 +105,16 @@ class Quantiser:
             if options.precision == "fp16":
                 recipe = all_float(recipe)
                 outcome = single_trial(recipe, variants["fp16"].worst, options.max_loss)
-                outcome.require(options.max_loss, outcome.num_float, force=options.force)
+                outcome.require(options.max_loss, outcome.given_up, force=options.force)
                 return Quantised(
                     models=fp16, recipe=recipe, outcome=outcome, variants=variants, comparison={},
                     against_decoding={}, failures={}, calibrated_on="", costs=(), tables=(),
                     largest={},
                     **common,
                 )  # fmt: skip
-            return self._int8(whole, recipe, examiner, variants, common)
+            return self._integers(whole, recipe, examiner, variants, common)
 
-    def _int8(
+    def _integers(
         self,
         whole: LoadedModel,
         recipe: Recipe,
@@ -140,21 +142,22 @@ class Quantiser:
             known[recipe_bytes(candidate)] = found
             return examiner.worst(found)
 
-        outcome = single_trial(best.recipe, measure(best.recipe), options.max_loss)
-        if options.edits is None and not outcome.met:
-            costs = self._sensitivity(whole, best, common["texts"][0])
-            outcome = fit_budget(best.recipe, costs, measure, options.max_loss)
+        if options.edits is not None:
+            outcome = single_trial(best.recipe, measure(best.recipe), options.max_loss)
+        else:
+            outcome, costs = self._within_budget(whole, best, measure, common["texts"][0])
         outcome.require(options.max_loss, len(list(best.recipe.layers())), force=options.force)
-        outcome.require_int8(options.max_loss, force=options.force)
-        models = self._calibrator.int8(best, outcome.recipe)
-        title, found = "int8, as shipped", known[recipe_bytes(outcome.recipe)]
+        name = options.precision
+        outcome.require_integers(name, options.max_loss, force=options.force)
+        models = self._calibrator.quantised(best, outcome.recipe)
+        title, found = f"{name}, as shipped", known[recipe_bytes(outcome.recipe)]
         if outcome.recipe == best.recipe:
-            variants["int8"] = replace(
-                comparison[chosen], name="int8", title=title, by_block=examiner.by_block(found)
+            variants[name] = replace(
+                comparison[chosen], name=name, title=title, by_block=examiner.by_block(found)
             )
         else:
-            with self._opened(models, "int8") as model:
-                variants["int8"] = examiner.examine("int8", title, models, model, found)
+            with self._opened(models, name) as model:
+                variants[name] = examiner.examine(name, title, models, model, found)
         return Quantised(
             models=models, recipe=outcome.recipe, outcome=outcome, variants=variants,
             comparison=comparison if options.edits is None else {},
@@ -162,6 +165,26 @@ class Quantiser:
             calibrated_on=chosen, costs=costs, tables=tables,
             largest=self._largest(best, sets["decode"]), **common,
         )  # fmt: skip
+
+    def _within_budget(
+        self,
+        whole: LoadedModel,
+        best: Fitted,
+        measure: Callable[[Recipe], Ratio],
+        text: LossText,
+    ) -> tuple[Outcome, tuple[LayerCost, ...]]:
+        """Gives up layers where the whole is beyond the budget: int4 for int8, then for float."""
+        recipe, limit = best.recipe, self._options.max_loss
+        outcome, costs = fit_budget(recipe, (), measure, limit), ()
+        if not outcome.met and any(layer.precision == "int4" for _, _, layer in recipe.layers()):
+            costs = self._sensitivity(whole, best, recipe, text)
+            costs = tuple(cost for cost in costs if cost.precision == "int4")
+            outcome = fit_budget(recipe, costs, measure, limit, "int8")
+            recipe = without(recipe, costs, len(costs), "int8")
+        if not outcome.met:
+            costs = self._sensitivity(whole, best, recipe, text)
+            outcome = fit_budget(recipe, costs, measure, limit)
+        return outcome, costs
 
     def _first_fit(
         self, recipe: Recipe, examiner: Examiner, canvases: CanvasSet
@@ -187,7 +210,8 @@ class Quantiser:
             )
 
         kept, trials = tables()
-        if self._calibrator.form.dynamic and not fits(measure(kept), self._options.max_loss):
+        dynamic = self._calibrator.form.dynamic and not self._outliers
+        if dynamic and not fits(measure(kept), self._options.max_loss):
             self._outliers = True
             first = self._fit(recipe, "decode", canvases)
             kept, trials = tables()
@@ -208,6 +232,7 @@ class Quantiser:
         self, recipe: Recipe, first: Fitted, examiner: Examiner, sets: Mapping[str, CanvasSet]
     ) -> tuple[dict[str, Fitted], dict[str, VariantFigures], dict[str, Totals], dict[str, str]]:
         """Calibrates on each set and measures the result; a set that fails is left out."""
+        precision = self._options.precision
         fitted, comparison, totals, failures = {}, {}, {}, {}
         for name, canvases in sets.items():
             try:
@@ -215,14 +240,14 @@ class Quantiser:
             except CalibrationError as error:
                 failures[name] = str(error)
                 continue
-            models = self._calibrator.int8(found, found.recipe)
+            models = self._calibrator.quantised(found, found.recipe)
             fitted[name] = found
-            self._say(f"measuring int8 from {SETS[name]}")
-            with self._opened(models, "int8") as model:
+            self._say(f"measuring {precision} from {SETS[name]}")
+            with self._opened(models, self._options.precision) as model:
                 with bar() as show:
                     totals[name] = examiner.measure(model, blocks=[examiner.main], progress=show)
                 comparison[name] = examiner.examine(
-                    name, f"int8, calibrated on {SETS[name]}", models, model, totals[name]
+                    name, f"{precision}, calibrated on {SETS[name]}", models, model, totals[name]
                 )
         return fitted, comparison, totals, failures
 
@@ -233,18 +258,19 @@ class Quantiser:
             return self._calibrator.largest(best, canvases, show)
 
     def _sensitivity(
-        self, whole: LoadedModel, best: Fitted, text: LossText
+        self, whole: LoadedModel, best: Fitted, recipe: Recipe, text: LossText
     ) -> tuple[LayerCost, ...]:
         self._say("measuring each layer alone")
         short = text.shortened(int(text.num_tokens * SENSITIVITY_SHARE))
         reference = short.totals(whole)
 
         def measure(recipe: Recipe) -> Ratio:
-            with self._opened(self._calibrator.int8(best, recipe), "int8") as model:
+            models = self._calibrator.quantised(best, recipe)
+            with self._opened(models, self._options.precision) as model:
                 return short.ratio(short.totals(model), reference)
 
         with bar() as show:
-            return layer_costs(best.recipe, measure, show)
+            return layer_costs(recipe, measure, show)
 
     def _totals(
         self, examiner: Examiner, best: Fitted, recipe: Recipe, blocks: Sequence[int | None]
@@ -254,8 +280,8 @@ class Quantiser:
             return {}
         at = ", ".join(str(block) for block in blocks if block is not None)
         self._say(f"measuring a recipe{' at blocks of ' + at if at else ''}")
-        models = self._calibrator.int8(best, recipe)
-        with self._opened(models, "int8") as model, bar() as show:
+        models = self._calibrator.quantised(best, recipe)
+        with self._opened(models, self._options.precision) as model, bar() as show:
             return examiner.measure(model, blocks=blocks, progress=show)
 
     def _examine(self, examiner: Examiner, name: str, title: str, models: Models) -> VariantFigures:

@@ -32,7 +32,7 @@ class LayerRecipe:
     """What happens to one layer."""
 
     precision: str
-    """int8 (weights and activations), int8-weight (stored as int8 only) or float."""
+    """int4 (weights, with int8 activations), int8 (both), int8-weight (stored only) or float."""
     alpha: float | None = None
     """Strength of SmoothQuant's folding into what precedes the layer; None: nothing folded."""
     scale: float | None = None

@@ -66,7 +66,7 @@ class Recording:
 
     def sets(self, whole: EngineSet) -> dict[str, CanvasSet]:
         """Returns every set that is needed, by name; raises CalibrationError."""
-        compared = self._options.precision == "int8" and self._options.edits is None
+        compared = self._options.precision in ("int8", "int4") and self._options.edits is None
         names = [name for name in MAKERS if compared or name in ("decode", HELD_OUT_NAME)]
         path = self._options.canvases
         known: dict[str, CanvasSet] = {}

@@ -177,8 +177,8 @@ def _forecast(
     click.option(
         "--dry-run",
         is_flag=True,
-        help="Predict memory, and for a board the time of a run, and write nothing. int8 is "
-        "predicted as --uncalibrated makes it.",
+        help="Predict memory, and for a board the time of a run, and write nothing. int8 and "
+        "int4 are predicted as --uncalibrated makes it.",
     ),
     click.option("--force", is_flag=True, help="Write a bundle that is beyond its budget, too."),
 )
@@ -188,21 +188,21 @@ def _forecast(
         "--precision",
         default="fp32",
         show_default=True,
-        help="fp32, fp16 or int8. fp16 stores weights in half the bytes; arithmetic stays float32 "
-        "on cpu and host, and is float16 on a board. int8 multiplies integers in the linear "
-        "layers.",
+        help="fp32, fp16, int8 or int4. fp16 stores weights in half the bytes; arithmetic stays "
+        "float32 on cpu and host, and is float16 on a board. int8 multiplies integers in the "
+        "linear layers; int4, on cpu and host, stores their weights in 4 bits, by groups of 32.",
     ),
     click.option(
         "--calibration-data",
         type=_FILE,
         help="Text (.txt with <|endoftext|> between documents, .jsonl or .parquet) of the kind "
-        "that the model will write, to calibrate and measure fp16 and int8 on. Default: the "
+        "that the model will write, to calibrate and measure fp16, int8 and int4 on. Default: the "
         "text that training was validated on, if that is a .txt file and still there.",
     ),
     click.option(
         "--uncalibrated",
         is_flag=True,
-        help="int8 without any text: weights are rounded, nothing is fitted and no loss is "
+        help="int8 or int4 without any text: weights are rounded, nothing is fitted and no loss is "
         "measured. On a board only the weights are int8 then, products float16.",
     ),
     click.option(
@@ -264,12 +264,13 @@ def main(
     CHECKPOINT is a folder that dlm-train wrote, or a causal model (Llama, Qwen2, Qwen3) as others
     publish it: a folder, a GGUF file, or owner/name on the Hugging Face hub.
 
-    With --precision int8 (and fp16, where there is text) the way goes through calibration: the
-    model decodes prompts, scales are fitted to what it meets (to clean text, if those do as well),
-    each layer is measured alone, and the loss of the whole is held to --max-loss on text that
-    calibration has not seen: the upper end of its 95 % interval over masks. On cpu and host each
-    run takes its own scales of activations; only what is folded into weights is fitted. A report
-    with drawings goes into the bundle and beside it.
+    With --precision int8 or int4 (and fp16, where there is text) the way goes through calibration:
+    the model decodes prompts, scales are fitted to what it meets (to clean text, if those do as
+    well), and the loss of the whole is held to --max-loss on text that calibration has not seen:
+    the upper end of its 95 % interval over masks. On cpu and host each row takes its own scale of
+    activations; fitted is what is folded into weights, which channels stay in floating point, and
+    how int4 is rounded. A file of Q4_0, Q4_1 or Q4_K is carried over as it is. A report with
+    drawings goes into the bundle and beside it.
 
     Decoding options become the bundle's defaults; without --rule, the first rule of the model's
     family that takes them is used. Without any of them, a model whose texts repeat themselves at

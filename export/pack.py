@@ -34,7 +34,7 @@ from ..calibration.report.quality_report import (
     report_members,
     write_reports,
 )
-from ..calibration.scales.calibrate import Calibrator, Fitted
+from ..calibration.scales.calibrate import Calibrator
 from ..calibration.workbench import describing
 from ..jetson.targets import target as find_target
 from ..runtime.bundle.archive import describe
@@ -60,7 +60,7 @@ from .onnx_graph.lint import operator_counts, require_clean
 from .onnx_graph.trace import share_between, trace, traced_dims
 from .onnx_graph.vocabulary import split_vocabulary
 from .onnx_graph.weights import split_weights
-from .settings import ARITHMETIC, ExportSettings, check_output
+from .settings import ARITHMETIC, INTEGERS, ExportSettings, check_output
 from .source import Traceable, load_source
 
 Say = Callable[[str], None]
@@ -142,12 +142,13 @@ def forecast_checkpoint(
 ) -> dict[str, Any]:
     """Predicts what a checkpoint takes on its target, and writes nothing.
 
-    int8 is forecast without calibration: on a board its products are float16 then, and slower.
+    int8 and int4 are forecast without calibration: on a board int8 products are float16 then, and
+    slower.
 
     Raises:
         DlmError: The checkpoint cannot be used, or does not fit.
     """
-    uncalibrated = settings.precision == "int8"
+    uncalibrated = settings.precision in INTEGERS
     settings = replace(settings, uncalibrated=uncalibrated, calibration_data=None, recipe=None)
     source = load_source(checkpoint_path, settings)
     with tempfile.TemporaryDirectory(prefix="dlm-export-") as name:
@@ -183,7 +184,7 @@ def make_draft(source: Traceable, settings: ExportSettings, folder: Path, progre
     with Judge.open(settings.judge if texts else None) as judge:
         traced, manifest = _trace(source, settings, progress)
         form = form_for(settings.target)
-        calibrator = Calibrator(traced, manifest.graphs, form, settings.target)
+        calibrator = Calibrator(traced, manifest.graphs, form, settings.target, settings.precision)
         quality: Mapping[str, Any] | None = None
         if texts is None:
             models, calibrated = _unmeasured(calibrator, settings.precision, progress)
@@ -226,11 +227,11 @@ def _unmeasured(
 ) -> tuple[Models, Mapping[str, bytes]]:
     """Returns graphs at a precision whose loss is not measured, and the members that this adds."""
     match precision:
-        case "int8":
-            progress("uncalibrated: what int8 costs is not measured")
-            recipe = calibrator.weights_only()
-            fitted = Fitted(recipe=recipe, models=calibrator.models)
-            return calibrator.int8(fitted, recipe), {RECIPE_NAME: recipe_bytes(recipe)}
+        case "int8" | "int4":
+            progress(f"uncalibrated: what {precision} costs is not measured")
+            fitted = calibrator.weights_only()
+            members = {RECIPE_NAME: recipe_bytes(fitted.recipe)}
+            return calibrator.quantised(fitted, fitted.recipe), members
         case "fp16":
             progress("no text to measure the loss on: give --calibration-data to have it measured")
             return calibrator.fp16(calibrator.default_recipe({})), {}
@@ -251,7 +252,7 @@ def _texts(source: Traceable, settings: ExportSettings) -> Texts | None:
     if found is not None:
         plotting()  # asked now, since the report is drawn after everything is measured
         return read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
-    if settings.precision == "int8" or settings.recipe:
+    if settings.precision in INTEGERS or settings.recipe:
         raise CalibrationError(
             f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
             "kind that the model will write (the text that training was validated on is not here), "
@@ -299,7 +300,7 @@ def untrained_blocks(manifest: Manifest, blocks: Sequence[int | str]) -> str:
 
 def _checked_figures(models: Models, settings: ExportSettings, progress: Say) -> dict[str, Any]:
     """Checks that every graph can run where it will; returns what the report says of them."""
-    board = find_target(settings.target).is_gpu or settings.precision != "int8"
+    board = find_target(settings.target).is_gpu or settings.precision not in INTEGERS
     graphs: dict[str, Any] = {}
     for name, model in models.items():
         progress(f"checking {name}: {len(model.graph)} nodes")

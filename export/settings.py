@@ -11,15 +11,19 @@ from typing import Any
 from ..calibration.canvases.texts import MIN_HELD_OUT_TOKENS
 from ..jetson.targets import target as find_target
 from ..runtime.errors import BundleError, ConfigError
-from ..runtime.families import read_rule
+from ..runtime.families.table import read_rule
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+INTEGERS = ("int8", "int4")
+"""Those that lose so much that it is measured, or said not to be."""
 ARITHMETIC: Mapping[str, str] = {
     "fp32": "float32 weights and arithmetic",
     "fp16": "weights stored as float16 and widened while loading; arithmetic in float32",
     "fp16 typed": "float16 weights and arithmetic; norm statistics, softmax and angles in float32",
     "int8": "int8 weights and integer products, each run with its own scales of activations; the "
     "rest in float32",
+    "int4": "4-bit weights and integer products by groups of 32, embedding and head as in int8; "
+    "the rest in float32",
     "int8 typed": "int8 weights and activations in the linear layers; the rest in float16, norm "
     "statistics, softmax and angles in float32; ONNX Runtime's CPU provider computes in floating "
     "point on the rounded values",
@@ -60,9 +64,9 @@ class ExportSettings:
     """Text of the kind that the model will write; None: what training was validated on, if it is
     still there."""
     uncalibrated: bool = False
-    """int8 without text: weights are rounded, and nothing is measured."""
+    """int8 or int4 without text: weights are rounded, and nothing is measured."""
     max_loss: float = 0.5
-    """Per cent of perplexity that fp16 or int8 may cost."""
+    """Per cent of perplexity that fp16, int8 or int4 may cost."""
     loss_tokens: int = 8192
     """Held-out tokens to measure losses on, at most."""
     recipe: Path | None = None
@@ -103,8 +107,12 @@ class ExportSettings:
         ):
             if value and self.precision == "fp32":
                 raise ConfigError(f"{option} has no meaning with --precision fp32: leave it out")
-        if self.uncalibrated and self.precision != "int8":
-            raise ConfigError("--uncalibrated is about --precision int8: leave it out")
+        if self.precision == "int4" and find_target(self.target).is_gpu:
+            raise ConfigError(
+                f"--precision int4 is for CPUs, not for --target {self.target}: choose int8"
+            )
+        if self.uncalibrated and self.precision not in INTEGERS:
+            raise ConfigError("--uncalibrated is about --precision int8 and int4: leave it out")
         if self.uncalibrated and (self.calibration_data or self.recipe):
             raise ConfigError(
                 "--uncalibrated takes no --calibration-data and no --recipe: leave one side out"

@@ -13,7 +13,7 @@ from ..jetson.targets import target as find_target
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.cli.decoding import chosen_rule_note
 from ..runtime.errors import ConfigError
-from ..runtime.families import read_rule, with_rule
+from ..runtime.families.table import read_rule, with_rule
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
 from ..train.checkpoints.convert import open_any

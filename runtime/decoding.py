@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
-from .errors import ConfigError
+from .errors import BundleError, ConfigError
 from .ops.rows.contract import Sampling
 from .ops.unmask.contract import Selection
 from .options import Option, check_options, from_values, option, options_of, values_of
@@ -132,6 +132,52 @@ def find_rule(name: object, rules: Iterable[type[_Rule]], *, of: str) -> type[_R
     near = get_close_matches(str(name), known, n=1)
     remedy = f"did you mean {near[0]}?" if near else "choose one of these, or leave out the rule"
     raise ConfigError(f"{of} has no rule {name!r}, only {', '.join(known)}; {remedy}")
+
+
+def rule_from(
+    values: Mapping[str, Any], rules: Iterable[type[DecodingRule]], *, of: str
+) -> DecodingRule:
+    """Reads what one of `rules`, those of `of`, gave as JSON; raises ConfigError."""
+    known, options = tuple(rules), dict(values)
+    name = options.pop("rule", known[0].name)
+    return find_rule(name, known, of=of).from_options(options)
+
+
+def rule_over(
+    defaults: Mapping[str, Any],
+    asked: DecodingRule | Mapping[str, Any] | None,
+    rules: Iterable[type[DecodingRule]],
+    *,
+    of: str,
+) -> DecodingRule:
+    """Gives the decoding rule of a request or a command, checked.
+
+    Args:
+        defaults: A bundle's, as JSON.
+        asked: A rule, taken as it is; or options that override the defaults (None: not given),
+            among which `rule` names another rule.
+        rules: Those that the model's family has.
+        of: What has them, in messages.
+
+    Raises:
+        ConfigError: A rule or an option that the family does not have, a value out of range, or
+            values that contradict each other.
+        BundleError: The defaults have such a fault.
+    """
+    known = tuple(rules)
+    if isinstance(asked, DecodingRule):
+        find_rule(asked.name, known, of=of)
+        return asked
+    try:
+        own = rule_from(defaults, known, of=of)
+    except ConfigError as error:
+        raise BundleError(
+            f"the bundle's own decoding settings cannot be used ({error}): export it again, or use "
+            "the version of dlm-edge that wrote it"
+        ) from error
+    overrides = {name: value for name, value in (asked or {}).items() if value is not None}
+    rule = find_rule(overrides.pop("rule", own.name), known, of=of)
+    return own.override(rule, overrides)
 
 
 def with_steps(settings: dict[str, Any], num_steps: int | None) -> dict[str, Any]:

@@ -134,10 +134,10 @@ def _check_names(config: TrainConfig) -> None:
 
 
 def _check_family(name: str) -> None:
-    from ..runtime.families import RULES_OF_FAMILY
+    from ..runtime.families.table import FAMILIES
 
-    if name not in RULES_OF_FAMILY:
-        raise ConfigError(f"--family {name}: choose one of {', '.join(RULES_OF_FAMILY)}")
+    if name not in FAMILIES:
+        raise ConfigError(f"--family {name}: choose one of {', '.join(FAMILIES)}")
 
 
 def _family_options(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:

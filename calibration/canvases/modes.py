@@ -13,8 +13,8 @@ import numpy as np
 
 from ...runtime.bundle.manifest import Manifest
 from ...runtime.errors import ConfigError
-from ...runtime.families import decoding_settings
 from ...runtime.families.base import LoadedModel, Request
+from ...runtime.families.table import decoding_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

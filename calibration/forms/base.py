@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import onnx_ir as ir
 
+from ..grids import NO_GRIDS, Grid
 from ..layers import WeightLayer
 from ..recipe import GraphRecipe
 
@@ -15,15 +16,15 @@ Cache = Sequence[tuple[str, str]]
 
 
 class Form(Protocol):
-    """How fp16 and int8 are written into a float32 graph. Graphs that are given stay unchanged."""
+    """How precisions are written into a float32 graph. Graphs that are given stay unchanged."""
 
     @property
     def dynamic(self) -> bool:
         """Whether each run takes its own scales of activations, so that a recipe has none."""
         ...
 
-    def default_recipe(self, layers: Sequence[WeightLayer]) -> GraphRecipe:
-        """Returns what every layer becomes before any measurement."""
+    def default_recipe(self, layers: Sequence[WeightLayer], precision: str) -> GraphRecipe:
+        """Returns what every layer becomes before any measurement, for int8 or int4."""
         ...
 
     def half_values(self, model: ir.Model) -> tuple[str, ...]:
@@ -43,16 +44,22 @@ class Form(Protocol):
         """
         ...
 
-    def int8(
-        self, model: ir.Model, layers: Sequence[WeightLayer], recipe: GraphRecipe, cache: Cache
+    def quantised(
+        self,
+        model: ir.Model,
+        layers: Sequence[WeightLayer],
+        recipe: GraphRecipe,
+        cache: Cache,
+        grids: Mapping[str, Grid] = NO_GRIDS,
     ) -> ir.Model:
-        """Returns the int8 graph.
+        """Returns the graph of a recipe.
 
         Args:
             model: Float32, smoothed if the recipe's alphas say so.
             layers: What `find_layers` found in it.
             recipe: Names every layer.
             cache: The graph's cache tensors.
+            grids: By layer, of those that are int4.
 
         Raises:
             CalibrationError: A scale that this form needs is missing, or one that it cannot have

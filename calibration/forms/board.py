@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ..grids import NO_GRIDS, Grid
 from ..layers import WeightLayer
 from ..recipe import GraphRecipe, LayerRecipe
 from .base import Cache
@@ -27,10 +28,11 @@ class BoardForm:
 
     dynamic = False
 
-    def default_recipe(self, layers: Sequence[WeightLayer]) -> GraphRecipe:
+    def default_recipe(self, layers: Sequence[WeightLayer], precision: str) -> GraphRecipe:
         """Embeddings and heads are stored as int8 and computed in floating point: a head's error
         goes straight into the logits, and at these block sizes its weights' bytes are what costs.
         """
+        del precision  # int4 is for CPUs
         recipes = {}
         for layer in layers:
             if not layer.quantizable:
@@ -47,9 +49,15 @@ class BoardForm:
     def fp16(self, model: ir.Model, float32: Sequence[str], cache: Cache) -> ir.Model:
         return _typed(model.clone(), float32, cache)
 
-    def int8(
-        self, model: ir.Model, layers: Sequence[WeightLayer], recipe: GraphRecipe, cache: Cache
+    def quantised(
+        self,
+        model: ir.Model,
+        layers: Sequence[WeightLayer],
+        recipe: GraphRecipe,
+        cache: Cache,
+        grids: Mapping[str, Grid] = NO_GRIDS,
     ) -> ir.Model:
+        del grids
         return _typed(quantize(model, layers, recipe), recipe.float32, cache)
 
 

@@ -1,9 +1,10 @@
-"""The form for CPUs: integer products with scales taken in each run, in standard operators.
+"""The form for CPUs: integer products with scales taken in each run.
 
 | precision | graph |
 |---|---|
 | int8 | QuantizeLinear by each row's largest, MatMulInteger, DequantizeLinear, Mul |
 | int8, outliers | the same without these channels, and a float product of them alone, added |
+| int4 | MatMulNBits with int8 arithmetic; a thin float product where lows are not -8 steps |
 | int8-weight | the int8 matrix, Cast, Mul by its scales; MatMul |
 | embedding | Gather of int8 rows and of their scales, Cast, Mul |
 | float, fp16 | what was there; large matrices stored as float16 |
@@ -26,13 +27,19 @@ Without VNNI, x86 kernels multiply with vpmaddubsw, which adds two products of u
 an int16 and saturates. The runtime therefore opens sessions with ONNX Runtime's precise mode, in
 which such machines take kernels that widen first; others are not affected.
 
+int4 is ONNX Runtime's own operator, MatMulNBits at accuracy level 4: activations are rounded to
+int8 by groups of 32 in each row. It multiplies steps * (codes - 8); what a grid's lows add to that
+is constant in a group, so it is multiplied by the sums of the groups of the activation. Rows do not
+depend on each other's values, but one row alone takes another kernel than several, whose sums
+differ by rounding of float32, as float products may.
+
 onnxruntime.quantization's quantize_dynamic goes by operator type, leaves embeddings in float32,
 stores a tied one twice, takes one scale per run, and reads and writes files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +57,7 @@ from ..graphs import (
     replace_node,
     values_of,
 )
+from ..grids import GROUP, NO_GRIDS, Grid
 from ..layers import WeightLayer, channel_steps, round_matrix
 from ..recipe import GraphRecipe, LayerRecipe
 from .base import Cache
@@ -57,21 +65,26 @@ from .float16 import store_fp16
 
 _MIDDLE = 128
 """Stands for 0 where rows of uint8 have a scale each."""
+CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 FLOAT, INT8 = ir.DataType.FLOAT, ir.DataType.INT8
 
 
 @dataclass(frozen=True, slots=True)
 class CpuForm:
-    """Standard operators, arithmetic in integers and float32."""
+    """Arithmetic in integers and float32."""
 
     dynamic = True
 
-    def default_recipe(self, layers: Iterable[WeightLayer]) -> GraphRecipe:
+    def default_recipe(self, layers: Iterable[WeightLayer], precision: str) -> GraphRecipe:
         """Heads multiply integers too: they are a quarter of the work at 384 x 6 x 8,192."""
         recipes = {}
         for layer in layers:
             reason = "" if layer.quantizable else "conditioning"
-            recipes[layer.name] = LayerRecipe(precision=layer.precisions[0], reason=reason)
+            chosen = next(item for item in layer.precisions if item != "int4")
+            if precision == "int4" and layer.fits_grid and not layer.head:
+                chosen = "int4"
+            recipes[layer.name] = LayerRecipe(precision=chosen, reason=reason)
         return GraphRecipe(layers=recipes)
 
     def half_values(self, model: ir.Model) -> tuple[str, ...]:
@@ -84,17 +97,25 @@ class CpuForm:
         store_fp16(made)
         return made
 
-    def int8(
-        self, model: ir.Model, layers: Iterable[WeightLayer], recipe: GraphRecipe, cache: Cache
+    def quantised(
+        self,
+        model: ir.Model,
+        layers: Iterable[WeightLayer],
+        recipe: GraphRecipe,
+        cache: Cache,
+        grids: Mapping[str, Grid] = NO_GRIDS,
     ) -> ir.Model:
         del cache
-        made = quantize_for_cpu(model, layers, recipe)
+        made = quantize_for_cpu(model, layers, recipe, grids)
         store_fp16(made)  # what stays in floating point takes half the bytes, as without int8
         return made
 
 
 def quantize_for_cpu(
-    model: ir.Model, layers: Iterable[WeightLayer], recipe: GraphRecipe
+    model: ir.Model,
+    layers: Iterable[WeightLayer],
+    recipe: GraphRecipe,
+    grids: Mapping[str, Grid] = NO_GRIDS,
 ) -> ir.Model:
     """Returns a graph quantised as the recipe says; the given one stays as it is.
 
@@ -102,6 +123,7 @@ def quantize_for_cpu(
         model: Float32, smoothed if the recipe's alphas say so.
         layers: What `find_layers` found in it.
         recipe: Names every layer. Int8 layers have no scale: each run takes its own.
+        grids: By layer, of those that are int4.
 
     Raises:
         CalibrationError: A layer has a fixed scale, or an outlier that is no input of it.
@@ -112,7 +134,9 @@ def quantize_for_cpu(
         what = recipe.layers[layer.name]
         if what.scale is not None:
             raise fixed_scale(layer.name, what.scale)
-        if what.precision != "float":
+        if what.precision == "int4":
+            writer.write_grid(layer, grids[layer.name])
+        elif what.precision != "float":
             writer.write(layer, what)
     remove_unused(made)
     made.graph.sort()
@@ -170,7 +194,9 @@ class _Writer:
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
         self._values = values_of(model)
+        self._opsets = model.opset_imports
         self._codes: dict[tuple[ir.Value, tuple[int, ...]], _Coded] = {}
+        self._sums: dict[ir.Value, ir.Value] = {}
 
     def write(self, layer: WeightLayer, what: LayerRecipe) -> None:
         """Stores a layer's matrix as int8 and rewrites whatever reads it."""
@@ -210,6 +236,70 @@ class _Writer:
         self._multiply(
             layer, lambda node, name: [make_node("MatMul", [node.inputs[0], wide], name)]
         )
+
+    def write_grid(self, layer: WeightLayer, grid: Grid) -> None:
+        """Stores a layer's matrix as int4 and rewrites the products that read it."""
+        self._opsets[CONTRIB] = 1
+        name = layer.weight
+        packed = constant(self._graph, f"{name}.int4", grid.packed())
+        steps = self._stored_flat(f"{name}.step", grid.steps)
+        offsets = None
+        if (grid.lows + 8 * grid.steps).any():
+            lows = self._stored_flat(f"{name}.low", grid.lows)
+            # Folded while loading: a sum of two float16 is seldom one.
+            middle = constant(self._graph, "int4.middle", np.array(8, np.float32))
+            moved = self._first("Mul", [steps, middle], f"{name}.eight")
+            flat = self._first("Add", [lows, moved], f"{name}.offset")
+            shape = constant(self._graph, f"{name}.groups", np.array(grid.steps.shape, np.int64))
+            square = self._first("Reshape", [flat, shape], f"{name}.offsets")
+            offsets = self._first("Transpose", [square], f"{name}.thin", perm=[1, 0])
+        sizes = {"K": layer.num_inputs, "N": len(grid.codes), "bits": 4, "block_size": GROUP}
+
+        def product(node: ir.Node, output: str) -> list[ir.Node]:
+            value, old = node.inputs[0], node.outputs[0]
+            assert value is not None
+            whole = ir.Value(
+                name=output if offsets is None else f"{output}.most", type=old.type, shape=old.shape
+            )
+            nodes = [
+                ir.node(
+                    "MatMulNBits",
+                    [value, packed, steps],
+                    {**sizes, "accuracy_level": 4},
+                    domain=CONTRIB,
+                    outputs=[whole],
+                    name=whole.name,
+                )
+            ]
+            if offsets is not None:
+                few = make_node("MatMul", [self._summed(value), offsets], f"{output}.few")
+                nodes += [few, make_node("Add", [whole, few.outputs[0]], output)]
+            return nodes
+
+        self._multiply(layer, product)
+
+    def _stored_flat(self, name: str, array: np.ndarray) -> ir.Value:
+        """Stores a vector as float16 where that is exact; returns it as float32."""
+        flat = array.ravel()
+        half = flat.astype(np.float16)
+        if (half != flat).any():
+            return constant(self._graph, name, flat)
+        return self._first(
+            "Cast", [constant(self._graph, f"{name}.fp16", half)], name, to=int(FLOAT)
+        )
+
+    def _summed(self, value: ir.Value) -> ir.Value:
+        """Returns the sums of the groups of an activation (batch, rows, groups)."""
+        if value not in self._sums:
+            sizes = constant(self._graph, "int4.sizes", np.array([0, 0, -1, GROUP], np.int64))
+            last = constant(self._graph, "int8.last", np.array([-1], np.int64))
+            split = make_node("Reshape", [value, sizes], f"{value.name}.groups")
+            total = make_node(
+                "ReduceSum", [split.outputs[0], last], f"{value.name}.sums", keepdims=0
+            )
+            self._behind(value, [split, total])
+            self._sums[value] = total.outputs[0]
+        return self._sums[value]
 
     def _multiply(
         self, layer: WeightLayer, product: Callable[[ir.Node, str], list[ir.Node]]

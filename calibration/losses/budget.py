@@ -62,13 +62,17 @@ def layer_costs(
     return tuple(sorted(costs, key=lambda cost: (-cost.ratio.value, cost.graph, cost.layer)))
 
 
-def without(recipe: Recipe, costs: Sequence[LayerCost], count: int) -> Recipe:
-    """Returns the recipe with the `count` most expensive layers kept in floating point."""
+def without(
+    recipe: Recipe, costs: Sequence[LayerCost], count: int, instead: str = "float"
+) -> Recipe:
+    """Returns the recipe with the `count` most expensive layers in another precision."""
     for cost in costs[:count]:
-        recipe = recipe.with_layer(cost.graph, cost.layer, precision="float", reason="budget")
+        recipe = recipe.with_layer(cost.graph, cost.layer, precision=instead, reason="budget")
     return recipe
 
 
+WORDS = {"float": "in floating point", "int8": "in int8 instead of int4"}
+"""What became of layers that were given up."""
 HARMLESS = 0.5
 """Share of the loss budget that the upper end of its cost may take."""
 
@@ -135,8 +139,8 @@ def harmless_tables(
 class Trial:
     """One recipe that was measured as a whole."""
 
-    num_float: int
-    """Layers kept in floating point for the budget."""
+    given_up: int
+    """Layers in floating point, or int8 instead of int4, for the budget."""
     ratio: Ratio
 
 
@@ -148,9 +152,11 @@ class Outcome:
     """The one to ship: within the budget, or the best there is."""
     ratio: Ratio
     met: bool
-    num_float: int
+    given_up: int
+    instead: str
+    """Precision of layers that were given up: float, or int8 instead of int4."""
     trials: tuple[Trial, ...]
-    """All that was measured, in the order of `num_float`."""
+    """All that was measured, in the order of `given_up`."""
 
     def require(self, max_loss: float, num_layers: int, *, force: bool) -> None:
         """Raises CalibrationError for a budget that was not met, unless forced."""
@@ -158,19 +164,19 @@ class Outcome:
             return
         raise CalibrationError(
             f"--max-loss {100 * max_loss:g} cannot be met: the best recipe, with "
-            f"{self.num_float} of {num_layers} layers in floating point, loses "
+            f"{self.given_up} of {num_layers} layers {WORDS[self.instead]}, loses "
             f"{100 * self.ratio.loss:.2f} % of perplexity{self.ratio.place} (up to "
             f"{100 * (self.ratio.high - 1):.2f} % with 95 %); "
             "nothing was written: allow that much, give more --calibration-data, or pass --force"
         )
 
-    def require_int8(self, max_loss: float, *, force: bool) -> None:
-        """Raises CalibrationError for a recipe that leaves nothing in int8, unless forced."""
+    def require_integers(self, precision: str, max_loss: float, *, force: bool) -> None:
+        """Raises CalibrationError for a recipe that leaves nothing in integers, unless forced."""
         if force or any(layer.precision != "float" for _, _, layer in self.recipe.layers()):
             return
         raise CalibrationError(
-            f"no layer can be int8 within --max-loss {100 * max_loss:g} by this recipe; nothing "
-            "was written: export with --precision fp16, allow more, or pass --force"
+            f"no layer can be {precision} within --max-loss {100 * max_loss:g} by this recipe; "
+            "nothing was written: export with --precision fp16, allow more, or pass --force"
         )
 
 
@@ -181,10 +187,15 @@ def fits(ratio: Ratio, max_loss: float) -> bool:
 
 def single_trial(recipe: Recipe, ratio: Ratio, max_loss: float) -> Outcome:
     """Returns the outcome of a recipe that is taken as it is, such as an edited one."""
-    num_float = sum(layer.precision == "float" for _, _, layer in recipe.layers())
-    trial = Trial(num_float=num_float, ratio=ratio)
+    given_up = sum(layer.precision == "float" for _, _, layer in recipe.layers())
+    trial = Trial(given_up=given_up, ratio=ratio)
     return Outcome(
-        recipe=recipe, ratio=ratio, met=fits(ratio, max_loss), num_float=num_float, trials=(trial,)
+        recipe=recipe,
+        ratio=ratio,
+        met=fits(ratio, max_loss),
+        given_up=given_up,
+        instead="float",
+        trials=(trial,),
     )
 
 
@@ -193,27 +204,30 @@ def fit_budget(
     costs: Sequence[LayerCost],
     measure: Measure,
     max_loss: float,
+    instead: str = "float",
 ) -> Outcome:
     """Finds the recipe to ship.
 
     Args:
         recipe: Everything quantised that may be.
         costs: Of its layers, most expensive first.
+        instead: Precision of layers that are given up.
     """
     trials: dict[int, Trial] = {}
 
     def attempt(count: int) -> bool:
         if count not in trials:
-            ratio = measure(without(recipe, costs, count))
-            trials[count] = Trial(num_float=count, ratio=ratio)
+            ratio = measure(without(recipe, costs, count, instead))
+            trials[count] = Trial(given_up=count, ratio=ratio)
         return fits(trials[count].ratio, max_loss)
 
     def outcome(count: int, met: bool) -> Outcome:
         return Outcome(
-            recipe=without(recipe, costs, count),
+            recipe=without(recipe, costs, count, instead),
             ratio=trials[count].ratio,
             met=met,
-            num_float=count,
+            given_up=count,
+            instead=instead,
             trials=tuple(trials[number] for number in sorted(trials)),
         )
 
@@ -223,7 +237,7 @@ def fit_budget(
     low, high = 0, len(costs)
     if not attempt(high):
         best = min(trials.values(), key=lambda trial: trial.ratio.high)
-        return outcome(best.num_float, False)
+        return outcome(best.given_up, False)
     while high - low > 1:
         middle = (low + high) // 2
         if attempt(middle):

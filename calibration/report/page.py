@@ -33,7 +33,7 @@ def make_page(report: Mapping[str, Any]) -> Page:
     figures += [
         item
         for name, item in report["comparison"].items()
-        if report["budget"]["num_float"] or name != report["calibrated_on"]
+        if report["budget"]["given_up"] or name != report["calibrated_on"]
     ]
     _summary(page, report, figures)
     _agreement(page, report, figures, figure)
@@ -305,10 +305,10 @@ def show_sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[...
     )
     budget = report["budget"]
     page.table(
-        ("layers kept in floating point", "lost, %", "95 %"),
+        ("layers given up", "lost, %", "95 %"),
         [
             (
-                trial["num_float"],
+                trial["given_up"],
                 lost(trial["ratio"]["value"]),
                 lost_between(trial["ratio"]),
             )

@@ -14,7 +14,7 @@ from typing import Any
 from ...runtime.bundle.bundle import REPORT_NAME
 from ...runtime.files import write_whole, writing
 from ..canvases.texts import Texts
-from ..losses.budget import fits
+from ..losses.budget import WORDS, fits
 from ..losses.loss import Ratio
 from ..losses.quality import VariantFigures
 from ..options import SETS, QuantisationOptions, Quantised
@@ -64,7 +64,8 @@ def quality_report(
             "max_loss": options.max_loss,
             "met": quantised.outcome.met,
             "worst": asdict(quantised.outcome.ratio),
-            "num_float": quantised.outcome.num_float,
+            "given_up": quantised.outcome.given_up,
+            "instead": quantised.outcome.instead,
             "trials": [asdict(trial) for trial in quantised.outcome.trials],
         },
         "ranges": _ranges(quantised),
@@ -99,9 +100,8 @@ def _verdict(quantised: Quantised, options: QuantisationOptions) -> str:
 def _findings(quantised: Quantised, options: QuantisationOptions) -> list[str]:
     whole = quantised.variants["fp32"]
     found = []
-    for name in ("fp16", "int8"):
-        item = quantised.variants.get(name)
-        if item is not None:
+    for name, item in quantised.variants.items():
+        if name != "fp32":
             found.append(
                 f"{name} changes perplexity by {_loss(item.ratio)}{item.ratio.place} and takes "
                 f"{item.num_bytes / whole.num_bytes:.2f} of fp32's bytes."
@@ -132,9 +132,10 @@ def _findings(quantised: Quantised, options: QuantisationOptions) -> list[str]:
         )
     if quantised.comparison:
         found += _compared(quantised)
-    if options.precision == "int8" and quantised.outcome.num_float and options.edits is None:
+    outcome = quantised.outcome
+    if outcome.given_up and options.edits is None and quantised.calibrated_on:
         found.append(
-            f"{quantised.outcome.num_float} layers stay in floating point to keep within "
+            f"{outcome.given_up} layers are {WORDS[outcome.instead]} to keep within "
             f"{100 * options.max_loss:g} %."
         )
     return found

@@ -143,6 +143,39 @@ def collect(
     return {name: collector.finish() for name, collector in collectors.items()}
 
 
+def second_moments(
+    model: ir.Model,
+    canvases: Sequence[RecordedRun],
+    names: Mapping[str, str],
+    *,
+    graph: str,
+) -> dict[str, np.ndarray]:
+    """Runs a graph over canvases and returns the weighted second moments of some of its values.
+
+    Args:
+        model: Float32, complete; it is not changed.
+        canvases: Those of other graphs than `graph` are left out.
+        names: As for `collect`.
+        graph: Name of the graph.
+
+    Returns:
+        Value name → (channels, channels) float64.
+    """
+    if not names:
+        return {}
+    wanted = in_order(model, names)
+    session = open_session(model, names)
+    found: dict[str, np.ndarray] = {}
+    for canvas in canvases:
+        if canvas.spec.name != graph:
+            continue
+        for name, array in zip(wanted, session.run(wanted, dict(canvas.inputs)), strict=True):
+            rows = array.reshape(-1, array.shape[-1]).astype(np.float64)
+            moment = (rows * _weights(array, canvas)[:, None]).T @ rows
+            found[name] = found[name] + moment if name in found else moment
+    return found
+
+
 class _Collector:
     """Sums up one value over canvases."""
 

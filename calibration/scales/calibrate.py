@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from ...runtime.bundle.manifest import GraphSpec
@@ -19,9 +20,10 @@ from ..canvases.canvases import CanvasSet
 from ..forms.base import Cache, Form
 from ..forms.cpu import fixed_scale
 from ..graphs import Models, array_of
+from ..grids import Grid, find_grid, round_to_grid
 from ..layers import WeightLayer, find_layers
 from ..recipe import Recipe
-from .activations import Activation, collect, layer_inputs
+from .activations import Activation, collect, layer_inputs, second_moments
 from .outliers import choose_outliers
 from .ranges import Range, choose_range
 from .smooth import asked_folds, search_alphas, smooth
@@ -38,14 +40,23 @@ class Fitted:
     """With alphas and scales."""
     models: Models
     """Float32, smoothed as the recipe says."""
+    grids: Mapping[str, Mapping[str, Grid]]
+    """By graph and layer, of those that are int4."""
 
 
 class Calibrator:
     """The floating-point graphs of one model, ready to be quantised for one target."""
 
-    def __init__(self, models: Models, specs: Iterable[GraphSpec], form: Form, target: str) -> None:
+    def __init__(
+        self,
+        models: Models,
+        specs: Iterable[GraphSpec],
+        form: Form,
+        target: str,
+        precision: str = "int8",
+    ) -> None:
         """Takes float32 graphs by name, one spec or more of each, and their target's form."""
-        self.models, self.form, self._target = models, form, target
+        self.models, self.form, self._target, self._precision = models, form, target, precision
         known = {spec.name: spec for spec in specs}
         roles = {name: {item.name: item.role for item in known[name].inputs} for name in models}
         self.layers: dict[str, Layers] = {
@@ -60,13 +71,15 @@ class Calibrator:
             float32: Values of each graph that leave float16's range.
         """
         graphs = {
-            name: replace(self.form.default_recipe(layers), float32=float32.get(name, ()))
+            name: replace(
+                self.form.default_recipe(layers, self._precision), float32=float32.get(name, ())
+            )
             for name, layers in self.layers.items()
         }
         return Recipe(target=self._target, graphs=graphs)
 
-    def weights_only(self) -> Recipe:
-        """Returns the recipe of graphs that nothing was recorded for.
+    def weights_only(self) -> Fitted:
+        """Returns what graphs become that nothing was recorded for.
 
         Scales that each run takes need no canvases; only smoothing is lost. Fixed ones do, so
         where these are needed weights alone are stored as int8, and products are float16: half of
@@ -78,7 +91,8 @@ class Calibrator:
                 recipe = recipe.with_layer(
                     graph, name, precision="int8-weight", reason="uncalibrated"
                 )
-        return recipe
+        grids = {graph: self._grids(recipe, graph) for graph in self.models}
+        return Fitted(recipe=recipe, models=self.models, grids=grids)
 
     def require_possible(self, recipe: Recipe) -> None:
         """Raises CalibrationError for alphas and scales that no graph of this recipe can have."""
@@ -89,6 +103,11 @@ class Calibrator:
             for name, layer in layers.items():
                 if self.form.dynamic and layer.scale is not None:
                     raise fixed_scale(name, layer.scale)
+                if layer.precision == "int4" and not self.form.dynamic:
+                    raise CalibrationError(
+                        f"layer {name} of the recipe is int4, which graphs for {self._target} do "
+                        "not have: choose int8"
+                    )
                 if layer.outliers and not self.form.dynamic:
                     raise CalibrationError(
                         f"layer {name} of the recipe has outliers, which graphs for "
@@ -122,10 +141,11 @@ class Calibrator:
             done += 1
             progress(done, total)
 
-        models = {}
+        models, grids = {}, {}
         for graph, model in self.models.items():
             layers = self.layers[graph]
             names = layer_inputs(layer for layer in layers if layer.quantizable)
+            grids[graph] = {}
             if not names:
                 models[graph] = model
                 continue
@@ -139,7 +159,8 @@ class Calibrator:
             if not self.form.dynamic:
                 seen = collect(models[graph], canvases.items, names, graph=graph, progress=step)
                 recipe = self._with_scales(recipe, graph, models[graph], seen)
-        return Fitted(recipe=recipe, models=models)
+            grids[graph] = self._grids(recipe, graph, canvases)
+        return Fitted(recipe=recipe, models=models, grids=grids)
 
     def largest(
         self,
@@ -190,12 +211,39 @@ class Calibrator:
         return recipe
 
     def _with_outliers(self, recipe: Recipe, graph: str, seen: Mapping[str, Activation]) -> Recipe:
-        """Fills in which channels of int8 products stay in floating point."""
+        """Fills in which channels of int8 products stay in floating point.
+
+        Those of int4 are for the case that the budget makes them int8.
+        """
         found = choose_outliers(self.models[graph], self.layers[graph], seen)
         for name, layer in recipe.graphs[graph].layers.items():
-            if layer.precision == "int8":
+            if layer.precision in ("int8", "int4"):
                 recipe = recipe.with_layer(graph, name, outliers=found[name])
         return recipe
+
+    def _grids(
+        self, recipe: Recipe, graph: str, canvases: CanvasSet | None = None
+    ) -> dict[str, Grid]:
+        """Finds or makes the grids of int4 layers; without canvases values are just rounded."""
+        chosen = [
+            layer
+            for layer in self.layers[graph]
+            if recipe.graphs[graph].layers[layer.name].precision == "int4"
+        ]
+        items = self.models[graph].graph.initializers
+        matrices = {item.name: item.by_channel(array_of(items[item.weight])).T for item in chosen}
+        known = {name: find_grid(matrix) for name, matrix in matrices.items()}
+        rest = [layer for layer in chosen if known[layer.name] is None]
+        moments: Mapping[str, np.ndarray] = {}
+        if canvases is not None:
+            moments = second_moments(
+                self.models[graph], canvases.items, layer_inputs(rest), graph=graph
+            )
+        return {
+            name: known[name] or round_to_grid(matrix, moments.get(layer.inputs[0]))
+            for layer in chosen
+            for name, matrix in ((layer.name, matrices[layer.name]),)
+        }
 
     def _with_scales(
         self, recipe: Recipe, graph: str, model: ir.Model, seen: Mapping[str, Activation]
@@ -224,10 +272,16 @@ class Calibrator:
             )
         return recipe
 
-    def int8(self, fitted: Fitted, recipe: Recipe) -> dict[str, ir.Model]:
-        """Makes the graphs of a recipe whose scales come from `fitted`."""
+    def quantised(self, fitted: Fitted, recipe: Recipe) -> dict[str, ir.Model]:
+        """Makes the graphs of a recipe whose scales and grids come from `fitted`."""
         return {
-            name: self.form.int8(model, self.layers[name], recipe.graphs[name], self._caches[name])
+            name: self.form.quantised(
+                model,
+                self.layers[name],
+                recipe.graphs[name],
+                self._caches[name],
+                fitted.grids[name],
+            )
             for name, model in fitted.models.items()
         }
 

@@ -20,11 +20,11 @@ from ...runtime.text.tokenizer import Tokenizer
 from ...train.data.sources import documents, find_source
 from ...train.families.base import Corrupt
 
-MOST_BLOCKS = 32
+MOST_BLOCKS = 8
 MANY_SCORES = 1 << 20
 """Of one run: beyond these, which take a second to compare, fewer noise levels, positions and rows
 are tried."""
-FEW_POSITIONS = 256
+FEW_POSITIONS = 64
 MASK_RATIOS = tuple(tenth / 10 for tenth in range(11))
 SPLIT_RATIOS = (0.0, 0.5, 1.0)
 """Of canvases of two blocks, the first of which is clean."""
@@ -87,17 +87,17 @@ def is_large(spec: GraphSpec, manifest: Manifest) -> bool:
 def starts_of(spec: GraphSpec, manifest: Manifest) -> tuple[int, ...]:
     """Returns numbers of committed positions to test, the most that a test has time for last.
 
-    The longest context is filled, in MOST_BLOCKS runs at most. The others are the same graph over
-    less of the same cache: none and one block. So are runs of many logits beyond FEW_POSITIONS.
+    The longest context is filled, in MOST_BLOCKS runs at most, to FEW_POSITIONS where runs give
+    many logits. The others are the same graph over less of the same cache: one block.
     """
     last = min(min(spec.context, manifest.max_position - spec.rows) // spec.rows, MOST_BLOCKS)
     contexts = [
         item.context for item in manifest.graphs if (item.name, item.rows) == (spec.name, spec.rows)
     ]
     if spec.context < max(contexts):
-        chosen = {0, 1}
+        chosen = {min(1, last)}
     elif is_large(spec, manifest):
-        chosen = {0, min(last, max(1, FEW_POSITIONS // spec.rows))}
+        chosen = {min(last, max(1, FEW_POSITIONS // spec.rows))}
     else:
         chosen = {0, 1, last // 2, last}
     return tuple(sorted(number * spec.rows for number in chosen if 0 <= number <= last))

@@ -32,6 +32,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "fp16 typed": Tolerance(relative=1e-2, top1=0.98, divergence=1e-4),
     # Against gross faults only: what int8 costs is calibration's business, on a real text.
     "int8": Tolerance(relative=0.25, top1=0.85, divergence=0.05, tie=0.05),
+    "int4": Tolerance(relative=0.25, top1=0.85, divergence=0.05, tie=0.05),
     "int8 typed": Tolerance(relative=0.25, top1=0.85, divergence=0.05, tie=0.05),
 }
 

@@ -41,8 +41,10 @@ ALLOWED_TYPES = {
     ir.DataType.INT64,
     ir.DataType.BOOL,
 }
-CPU_OPS = ALLOWED_OPS | {"DynamicQuantizeLinear", "MatMulInteger"}
+CPU_OPS = ALLOWED_OPS | {"MatMulInteger", "MatMulNBits"}
 """What graphs may hold that never leave ONNX Runtime's CPU provider."""
+CONTRIB = "com.microsoft"
+"""Domain of its own operators."""
 _SCALES = ("Mul", "Div")
 _PASSES = ("Add", "Where", "Cast", "Reshape", "Identity")
 Types = dict[str, ir.DataType]
@@ -60,7 +62,7 @@ def lint(model: ir.Model, *, board: bool = True) -> list[str]:
     except onnx.shape_inference.InferenceError as error:
         return [f"types or shapes contradict each other: {brief(error, 200)}"]
     return [
-        *_check_model(model),
+        *_check_model(model, board),
         *_check_tensors(model, types, board),
         *_check_nodes(model, ALLOWED_OPS if board else CPU_OPS),
         *(_check_quantisation(model, types) if board else ()),
@@ -84,8 +86,10 @@ def require_clean(model: ir.Model, name: str, *, board: bool = True) -> None:
         )
 
 
-def _check_model(model: ir.Model) -> Iterator[str]:
+def _check_model(model: ir.Model, board: bool) -> Iterator[str]:
     for domain, version in model.opset_imports.items():
+        if domain == CONTRIB and not board:
+            continue
         if domain not in ("", "ai.onnx"):
             yield f"opset domain {domain} is not ONNX's own"
         elif version > MAX_OPSET:
@@ -118,7 +122,8 @@ def _check_tensors(model: ir.Model, types: Types, board: bool) -> Iterator[str]:
 
 def _check_nodes(model: ir.Model, allowed: frozenset[str]) -> Iterator[str]:
     for node in model.graph:
-        if node.op_type not in allowed or node.domain not in ("", "ai.onnx"):
+        domains = (CONTRIB,) if node.op_type == "MatMulNBits" else ("", "ai.onnx")
+        if node.op_type not in allowed or node.domain not in domains:
             yield f"op {node.op_type} is not on the list of both backends"
         for attribute in node.attributes.values():
             if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):

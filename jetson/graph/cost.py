@@ -18,7 +18,7 @@ from .origins import VIEWS, Origins, is_parameter
 from .shape_rules import einsum_sizes
 from .shapes import Value, infer
 
-PRODUCTS = frozenset(("MatMul", "MatMulInteger", "Gemm", "Einsum", "Conv"))
+PRODUCTS = frozenset(("MatMul", "MatMulInteger", "MatMulNBits", "Gemm", "Einsum", "Conv"))
 BARRIERS = frozenset(
     ("Softmax", "LogSoftmax", "LayerNormalization", "CumSum", "TopK", "ArgMax")
 ) | {f"Reduce{kind}" for kind in ("Max", "Mean", "Min", "Sum")}
@@ -172,6 +172,9 @@ def product_size(node: Node, values: Mapping[str, Value]) -> tuple[int, int, int
             columns = b[-1] if len(b) > 1 else 1
             batch = int(np.prod(b[:-2], dtype=np.int64)) if len(b) > 2 else 1
             return batch, out.items // (columns * batch), inner, columns
+        case "MatMulNBits":
+            columns = node.attributes["N"]
+            return 1, out.items // columns, a[-1], columns
         case "Gemm":
             inner = a[0 if node.attributes.get("transA", 0) else 1]
             return 1, out.shape[0], inner, out.shape[1]

@@ -73,6 +73,8 @@ class Origins:
 
     def factor_dtype(self, node: Node) -> str:
         """What a product multiplies: int8 where both factors were dequantised from it."""
+        if node.op == "MatMulNBits":
+            return "int8"
         kinds = []
         for name in node.inputs[:2]:
             source = self.source(name)

@@ -141,6 +141,11 @@ def conv(node: Node, given: Sequence[Any]) -> list[Result]:
     return [((image[0], kernel[0], *space), given[0].dtype)]
 
 
+def mat_mul_groups(node: Node, given: Sequence[Any]) -> list[Result]:
+    """By a matrix (N, groups, bytes) of few bits."""
+    return [((*given[0].shape[:-1], node.attributes["N"]), given[0].dtype)]
+
+
 Rule = Callable[[Node, Sequence[Any]], list[Result]]
 
 
@@ -379,6 +384,7 @@ RULES: Mapping[str, Rule] = {
     "Gemm": gemm,
     "MatMul": mat_mul,
     "MatMulInteger": lambda node, given: [(mat_mul(node, given)[0][0], "int32")],
+    "MatMulNBits": mat_mul_groups,
     "OneHot": _one_hot,
     "Pad": _pad,
     "QuantizeLinear": _quantize,

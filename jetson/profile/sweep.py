@@ -19,8 +19,13 @@ from ...runtime.cli.decoding import decoding_flags
 from ...runtime.decoding import find_rule
 from ...runtime.engines.onnxruntime import default_threads
 from ...runtime.errors import ConfigError
-from ...runtime.families import RULES, decoding_settings, rules_of
-from ...runtime.families.table import decoding_blocks, find_family
+from ...runtime.families.table import (
+    RULES,
+    decoding_blocks,
+    decoding_settings,
+    find_family,
+    rules_of,
+)
 from ...runtime.measure.judge import Judge
 from ...runtime.measure.word_figures import repetition, word_entropy
 from ...runtime.pipeline import Pipeline

@@ -21,8 +21,9 @@ from ..files import written_beside
 from .manifest import Member
 
 CHUNK = 1 << 20
-MIN_SAVING = 0.05
-"""Share of a member's size that DEFLATE must save to be worth the time to inflate it."""
+MIN_SAVING = 0.15
+"""Share of a member's size that DEFLATE must save to be worth its time: packing float16 weights of
+270 MB takes 20 s for 11 % of them."""
 TRIED_BYTES = 32 << 20
 """Of larger content this much is tried, to see whether compression pays."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)

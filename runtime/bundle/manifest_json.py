@@ -28,7 +28,7 @@ MAX_DEPTH = 16
 MAX_VOCAB = 1 << 24
 MAX_POSITIONS = 1 << 20
 ITEM_BYTES = {"bool": 1, "int8": 1, "int32": 4, "int64": 8, "float16": 2, "float32": 4}
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -10,7 +10,7 @@ import click
 
 from ..decoding import SHARED, DecodingRule, find_rule
 from ..errors import ConfigError
-from ..families import RULES, RULES_OF_FAMILY
+from ..families.table import FAMILIES, RULES
 from ..options import Option
 from .common import Decorator, Section, grouped
 
@@ -90,16 +90,16 @@ def take_settings(given: dict[str, Any]) -> dict[str, Any]:
 def _alike() -> Iterator[tuple[str, list[type[DecodingRule]]]]:
     """Yields the rules that have the same options of their own, under a title, by family."""
     plain = [rule for rule in RULES.values() if not rule.own_options()]
-    for family, own in RULES_OF_FAMILY.items():
+    for family, entry in FAMILIES.items():
         together: dict[tuple[str, ...], list[type[DecodingRule]]] = {}
-        for rule in own:
+        for rule in entry.rules:
             together.setdefault(tuple(rule.own_options()), []).append(rule)
         together.pop((), None)
         for rules in together.values():
             names = ", ".join(rule.name for rule in rules)
             yield f"Rule{'s' if len(rules) > 1 else ''} {names} ({family})", rules
     for rule in plain:
-        families = ", ".join(name for name, rules in RULES_OF_FAMILY.items() if rule in rules)
+        families = ", ".join(name for name, entry in FAMILIES.items() if rule in entry.rules)
         yield f"Rule {rule.name} ({families})", [rule]
 
 

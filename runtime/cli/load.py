@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engines import BuildSettings
-from ..families import with_rule
+from ..families.table import with_rule
 from ..pipeline import Pipeline
 from .common import note
 from .decoding import chosen_rule_note

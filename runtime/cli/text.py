@@ -14,8 +14,8 @@ import click
 from ..bundle.bundle import default_bundle_path, open_bundle
 from ..bundle.manifest import dims_text
 from ..errors import EngineError
-from ..families import decoding_settings
 from ..families.base import condition_inputs
+from ..families.table import decoding_settings
 from ..pipeline import Pipeline, TextGeneration, TextResult
 from ..process import peak_rss_mib
 from ..text.documents import SEPARATOR

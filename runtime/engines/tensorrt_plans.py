@@ -62,11 +62,11 @@ def graph_files(bundle: Bundle) -> dict[str, tuple[GraphSpec, ...]]:
 
 def made_for_cpus(manifest: Manifest) -> str | None:
     """Says why TensorRT cannot run a bundle's graphs, and what to do; None: it can."""
-    if manifest.precision != "int8" or manifest.target not in CPU_TARGETS:
+    if manifest.precision not in ("int8", "int4") or manifest.target not in CPU_TARGETS:
         return None
     return (
-        f"the bundle's int8 graphs are made for --target {manifest.target}, with integer "
-        "operators that TensorRT has not: export it with --target orin-nano (or your board)"
+        f"the bundle's {manifest.precision} graphs are made for --target {manifest.target}, with "
+        "integer operators that TensorRT has not: export it with --target orin-nano (or your board)"
     )
 
 

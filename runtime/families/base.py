@@ -1,8 +1,8 @@
 """The device-side seam: what a family must say about decoding, and nothing else.
 
 `generate.py` runs whatever an `UpdateRule` asks for and knows no family. A family is a folder with
-its decoding rules, its update rule, its bound and a `DeviceFamily` that joins them; `__init__.py`
-lists the rules, `table.py` the families.
+its decoding rules, its update rule, its bound and a `DeviceFamily` that joins them; `table.py`
+lists them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from ..bundle.manifest import GraphSpec, Manifest, TensorSpec
-from ..decoding import DecodingRule
+from ..decoding import DecodingRule, rule_over
 from ..engines.base import Engine, EngineSet
 from ..errors import ConfigError
 from ..ops.core import Ops
-from . import decoding_settings
 
 Buckets = tuple[GraphSpec, ...]
 """Shapes of one graph that differ in their context alone, ascending."""
@@ -163,6 +162,8 @@ class LoadedModel:
     ops: Ops
     """Read and write the engines' buffers."""
     family: DeviceFamily
+    rules: tuple[type[DecodingRule], ...]
+    """That the family decodes by."""
 
     @property
     def specs(self) -> tuple[GraphSpec, ...]:
@@ -170,8 +171,9 @@ class LoadedModel:
         return self.engines.specs
 
     def settings(self, asked: DecodingRule | Mapping[str, Any] | None) -> DecodingRule:
-        """Gives the decoding rule of a request or a command; see `decoding_settings`."""
-        return decoding_settings(self.manifest, asked)
+        """Gives the decoding rule of a request or a command; see `rule_over`."""
+        of = f"a model of family {self.manifest.family}"
+        return rule_over(self.manifest.decoding, asked, self.rules, of=of)
 
     def start(self, request: Request) -> UpdateRule:
         """Starts a request: writes its conditions, and has the family make its first canvas.

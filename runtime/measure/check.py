@@ -35,7 +35,7 @@ NUM_TOP = 4
 """Most likely tokens recorded per row."""
 NUM_ROWS = 8
 """Rows recorded per run at most."""
-_TOLERANCES = {"fp32": RELATIVE_TOLERANCE, "int8": INT8_TOLERANCE}
+_TOLERANCES = {"fp32": RELATIVE_TOLERANCE, "int8": INT8_TOLERANCE, "int4": INT8_TOLERANCE}
 
 
 def record_run(

@@ -9,7 +9,7 @@ from small_graphs import ROLES, small_graph
 
 MODEL = small_graph(timed=True)
 LAYERS = find_layers(MODEL, ROLES)
-RECIPE = Recipe(target="orin-nano", graphs={"g": BoardForm().default_recipe(LAYERS)})
+RECIPE = Recipe(target="orin-nano", graphs={"g": BoardForm().default_recipe(LAYERS, "int8")})
 VALUES = {"g": {value.name for node in MODEL.graph for value in node.outputs}}
 
 

@@ -48,7 +48,7 @@ def test_outliers_are_found_and_bring_the_loss_within_the_budget(folder, text, t
     report = export_checkpoint(folder, path, settings, lines.append)
     quality = report["quality"]
     assert any("with outliers apart" in line for line in lines)
-    assert quality["budget"]["num_float"] == 0
+    assert quality["budget"]["given_up"] == 0
     layers = json.loads(open_bundle(path).member("recipe.json").read_bytes())["graphs"]["denoise"]
     outliers = {name: item["outliers"] for name, item in layers["layers"].items()}
     for number in range(3):

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from dlm_edge.benchmarks.gpu_engine import TorchDeviceEngines
-from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.families.base import Request
-from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.families.table import load_model, rules_of
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.train.torch_engine import TorchEngineSet

@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.families.base import Request
-from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.families.table import load_model, rules_of
 from dlm_edge.runtime.generate import Generation
 from rules import decoding
 from table_engines import TableEngines, hashed, make_manifest

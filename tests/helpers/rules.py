@@ -1,7 +1,7 @@
 from typing import Any
 
 from dlm_edge.runtime.decoding import DecodingRule
-from dlm_edge.runtime.families import read_rule
+from dlm_edge.runtime.families.table import read_rule
 
 
 def decoding(**values: Any) -> DecodingRule:

@@ -4,13 +4,12 @@ from typing import ClassVar
 import click
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime import families
 from dlm_edge.runtime.cli.common import DlmCommand
 from dlm_edge.runtime.cli.decoding import chosen_rule_note, decoding_options, take_settings
 from dlm_edge.runtime.decoding import DecodingRule, find_rule
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import RULES, RULES_OF_FAMILY, read_rule, with_rule
 from dlm_edge.runtime.families.mdlm.rules import Factor, LowConfidence, Threshold
+from dlm_edge.runtime.families.table import FAMILIES, RULES, read_rule, with_rule
 from dlm_edge.runtime.options import option
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,8 +104,9 @@ class Warmth(DecodingRule):
 @pytest.fixture
 def warm(monkeypatch):
     """Adds a rule with one option to the tables, and does nothing else."""
-    monkeypatch.setitem(families.RULES, "warmth", Warmth)
-    monkeypatch.setitem(RULES_OF_FAMILY, "mdlm", (*RULES_OF_FAMILY["mdlm"], Warmth))
+    monkeypatch.setitem(RULES, "warmth", Warmth)
+    own = FAMILIES["mdlm"]
+    monkeypatch.setitem(FAMILIES, "mdlm", own._replace(rules=(*own.rules, Warmth)))
 
 
 def test_an_option_declared_once_is_in_json_overrides_and_range_checks(warm):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.engines import tensorrt_open
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.families import rules_of
+from dlm_edge.runtime.families.table import rules_of
 from dlm_edge.runtime.pipeline import Pipeline
 from emulation.board import make_board
 from manifests import find_shape

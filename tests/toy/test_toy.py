@@ -15,10 +15,9 @@ from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.jetson.profile.profile import ProfileOptions, Profiler
 from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import RULES_OF_FAMILY
 from dlm_edge.runtime.families import table as device_table
 from dlm_edge.runtime.families.base import Request
-from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.families.table import Entry, load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.host import NumpyOps
@@ -45,11 +44,10 @@ STEPS = ToyDecoding().steps
 
 @pytest.fixture(scope="module", autouse=True)
 def listed():
-    """Lists the toy in the tables of families and rules, and touches nothing else."""
+    """Lists the toy in the table of each side, and touches nothing else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(desktop.FAMILIES, "toy", Toy())
-        patch.setitem(device_table.FAMILIES, "toy", ToyDevice())
-        patch.setitem(RULES_OF_FAMILY, "toy", (ToyDecoding,))
+        patch.setitem(device_table.FAMILIES, "toy", Entry((ToyDecoding,), ToyDevice))
         yield
 
 

@@ -54,7 +54,7 @@ def quantised(model, precision=None, mixed=False):
     `mixed` leaves every other layer in floating point, as a budget may.
     """
     layers = find_layers(model, {"ids": "canvas", "time": "time"})
-    recipe = BoardForm().default_recipe(layers)
+    recipe = BoardForm().default_recipe(layers, "int8")
     for number, layer in enumerate(layers):
         if mixed and number % 2:
             recipe = recipe.with_layer(layer.name, precision="float")

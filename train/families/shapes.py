@@ -102,7 +102,7 @@ def causal_shapes(
     blocks: Sequence[int | str], contexts: Sequence[int], *, max_position: int, on_cpu: bool
 ) -> tuple[Shape, ...]:
     """Lists the shapes of a causal step over a cache, smallest first: one row, and blocks of rows
-    for prompts, none larger than the context.
+    for prompts, at contexts of two of them at least.
 
     Args:
         blocks: Rows of prefill asked for; empty: a block, on a CPU a large one, too.
@@ -138,7 +138,7 @@ def causal_shapes(
         named_shape(rows, context, "step" if rows == CAUSAL_BLOCK else "prefill")
         for context in sorted(buckets)
         for rows in sorted({CAUSAL_BLOCK, *sizes})
-        if rows <= context or context == max(buckets)
+        if 2 * rows <= context or rows == CAUSAL_BLOCK or context == max(buckets)
     )
 
 

@@ -71,7 +71,7 @@ class BlockStep(nn.Module):
         self,
         attention: Attention,
         x: torch.Tensor,
-        past: torch.Tensor,
+        past: tuple[torch.Tensor, torch.Tensor],
         angles: Angles,
         bias: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +79,7 @@ class BlockStep(nn.Module):
 
         Args:
             x: Normalised input (batch, block, dim).
-            past: (context, batch, 2, kv_heads, head_dim).
+            past: Keys and values, (context, batch, kv_heads, head_dim) each.
             angles: Cosine and sine, (batch, block, 1, head_dim).
             bias: Additive mask, (batch, 1, groups x block, context + block): the heads of queries
                 that share a head of keys are rows of one product, which reads each key once.
@@ -90,15 +90,18 @@ class BlockStep(nn.Module):
         config = self.model.config
         query, key, value = attention.project(x, *angles)
         query = (query * config.head_dim**-0.5).transpose(1, 2)
-        new = torch.stack([key, value], dim=2)
-        both = torch.cat([past.transpose(0, 1), new], dim=1)
+        keys, values = (
+            torch.cat([cached, new.transpose(0, 1)], dim=0)
+            for cached, new in zip(past, (key, value), strict=True)
+        )
         groups = config.num_heads // config.num_kv_heads
         if groups > 1:
             query = query.unflatten(1, (-1, groups)).flatten(2, 3)
-        scores = query @ both[:, :, 0].permute(0, 2, 3, 1) + bias
-        seen = torch.softmax(scores, dim=-1) @ both[:, :, 1].transpose(1, 2)
+        scores = query @ keys.permute(1, 2, 3, 0) + bias
+        seen = torch.softmax(scores, dim=-1) @ values.permute(1, 2, 0, 3)
         if groups > 1:
             seen = seen.unflatten(2, (groups, -1)).flatten(1, 2)
+        new = torch.stack([key, value], dim=2)
         return attention.out(seen.transpose(1, 2).flatten(2)), new
 
     def forward(
@@ -143,9 +146,11 @@ class BlockStep(nn.Module):
         """
         x = F.embedding(ids, self.model.embed.weight)
         trunk, stored = self.model.trunk, []
+        # A CPU copies what it takes from the cache, so each key and value is taken once.
+        cache = kv.flatten(2, 3)
 
         def attend(attention: Attention, x: torch.Tensor, *_rest: object) -> torch.Tensor:
-            past = kv[:, :, len(stored)]
+            past = cache[:, :, 2 * len(stored)], cache[:, :, 2 * len(stored) + 1]
             change, new = self.attend(attention, x, past, angles, bias)
             stored.append(new)
             return change

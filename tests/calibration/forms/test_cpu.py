@@ -92,7 +92,7 @@ def by_hand(model, tokens, outliers=()):
 def test_graph_computes_what_the_arithmetic_says(outliers):
     model = small_graph()
     layers = find_layers(model, ROLES)
-    recipe = CpuForm().default_recipe(layers).with_layer("mlp.down", outliers=outliers)
+    recipe = CpuForm().default_recipe(layers, "int8").with_layer("mlp.down", outliers=outliers)
     made = quantize_for_cpu(model, layers, recipe)
     onnx.checker.check_model(ir.to_proto(made), full_check=True)
     tokens = ids(block=9)
@@ -103,7 +103,7 @@ def test_graph_computes_what_the_arithmetic_says(outliers):
 def test_no_row_depends_on_the_others_of_its_run(outliers):
     model = small_graph()
     layers = find_layers(model, ROLES)
-    recipe = CpuForm().default_recipe(layers).with_layer("mlp.down", outliers=outliers)
+    recipe = CpuForm().default_recipe(layers, "int8").with_layer("mlp.down", outliers=outliers)
     made = quantize_for_cpu(model, layers, recipe)
     tokens = ids(block=9)
     whole = logits(made, tokens)
@@ -117,7 +117,7 @@ def test_no_text_depends_on_the_others_of_its_batch(outliers):
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
     layers = find_layers(model, ROLES)
-    recipe = CpuForm().default_recipe(layers).with_layer("mlp.down", outliers=outliers)
+    recipe = CpuForm().default_recipe(layers, "int8").with_layer("mlp.down", outliers=outliers)
     made = quantize_for_cpu(model, layers, recipe)
     tokens = np.concatenate([ids(block=5, seed=seed) for seed in range(3)])
     alone = np.concatenate([logits(made, tokens[i : i + 1]) for i in range(3)])
@@ -149,7 +149,7 @@ def test_a_row_of_zeros_stays_one():
     model = small_graph()
     layers = find_layers(model, ROLES)
     set_weight(model, "model.norm.weight", np.zeros(8, np.float32))
-    made = quantize_for_cpu(model, layers, CpuForm().default_recipe(layers))
+    made = quantize_for_cpu(model, layers, CpuForm().default_recipe(layers, "int8"))
     assert np.isfinite(logits(made, ids())).all()
 
 
@@ -178,7 +178,7 @@ def test_weights_stored_as_int8_are_folded_while_loading(tmp_path):
 def test_a_tied_embedding_is_stored_once_and_no_float_matrix_stays():
     model = small_graph()
     layers = find_layers(model, ROLES)
-    arrays = weights_of(quantize_for_cpu(model, layers, CpuForm().default_recipe(layers)))
+    arrays = weights_of(quantize_for_cpu(model, layers, CpuForm().default_recipe(layers, "int8")))
     large = [array for array in arrays.values() if array.ndim == 2]
     assert {array.dtype for array in large} == {np.dtype(np.int8)}
     assert len(large) == 3
@@ -189,7 +189,7 @@ def test_layers_chosen_as_float_stay_as_they_are():
     layers = find_layers(model, ROLES)
     made = quantize_for_cpu(model, layers, all_as(layers, "float"))
     assert np.array_equal(logits(made, ids()), logits(model, ids()))
-    recipe = CpuForm().default_recipe(layers).with_layer("mlp.up", precision="float")
+    recipe = CpuForm().default_recipe(layers, "int8").with_layer("mlp.up", precision="float")
     kept = weights_of(quantize_for_cpu(model, layers, recipe))
     assert "model.mlp.up.weight" in kept
     assert "model.mlp.down.weight" not in kept
@@ -199,13 +199,13 @@ def test_the_graph_given_is_not_changed():
     model = small_graph()
     before = data_of(model)
     layers = find_layers(model, ROLES)
-    quantize_for_cpu(model, layers, CpuForm().default_recipe(layers))
+    quantize_for_cpu(model, layers, CpuForm().default_recipe(layers, "int8"))
     assert data_of(model) == before
 
 
 def test_paths_that_the_canvas_does_not_reach_stay_float():
     layers = find_layers(small_graph(timed=True), ROLES)
-    recipe = CpuForm().default_recipe(layers)
+    recipe = CpuForm().default_recipe(layers, "int8")
     assert recipe.layers["time"].precision == "float"
     assert {name for name, item in recipe.layers.items() if item.precision == "int8"} == {
         "embed",
@@ -217,7 +217,7 @@ def test_paths_that_the_canvas_does_not_reach_stay_float():
 def test_a_fixed_scale_is_refused():
     model = small_graph()
     layers = find_layers(model, ROLES)
-    recipe = CpuForm().default_recipe(layers).with_layer("mlp.up", scale=0.1)
+    recipe = CpuForm().default_recipe(layers, "int8").with_layer("mlp.up", scale=0.1)
     with pytest.raises(CalibrationError, match=r"layer mlp\.up of the recipe has a fixed scale"):
         quantize_for_cpu(model, layers, recipe)
 

@@ -202,7 +202,7 @@ def test_the_values_that_become_float16_are_named(whole, half):
 @pytest.fixture
 def int8(whole, tiny_graph):
     layers = find_layers(whole, {tensor.name: tensor.role for tensor in tiny_graph.inputs})
-    recipe = BoardForm().default_recipe(layers)
+    recipe = BoardForm().default_recipe(layers, "int8")
     for layer in layers:
         recipe = recipe.with_layer(layer.name, scale=0.03)
     model = quantize(whole, layers, recipe)

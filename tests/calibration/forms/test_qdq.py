@@ -29,7 +29,7 @@ from small_graphs import (
 def chosen(model, **changes):
     """Every layer as int8 as it can be, activations in steps that cover the small graph's."""
     layers = find_layers(model, ROLES)
-    recipes = dict(BoardForm().default_recipe(layers).layers)
+    recipes = dict(BoardForm().default_recipe(layers, "int8").layers)
     for name, layer in recipes.items():
         if layer.precision == "int8":
             recipes[name] = replace(layer, scale=0.02)

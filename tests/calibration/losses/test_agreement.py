@@ -9,9 +9,8 @@ from dlm_edge.calibration.losses.agreement import (
     trajectory_agreement,
 )
 from dlm_edge.runtime.errors import CalibrationError
-from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.base import Request
-from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.families.table import decoding_settings, load_model
 from dlm_edge.runtime.generate import generate
 from hypothesis import given
 from hypothesis import strategies as st

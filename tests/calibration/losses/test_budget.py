@@ -42,7 +42,7 @@ def test_a_recipe_that_fits_gives_up_no_layer():
     costs = layer_costs(recipe_of(losses), additive(losses))
     outcome = fit_budget(recipe_of(losses), costs, additive(losses), 0.005)
     assert outcome.met
-    assert outcome.num_float == 0
+    assert outcome.given_up == 0
     assert outcome.recipe == recipe_of(losses)
 
 
@@ -56,7 +56,7 @@ def test_the_fewest_layers_are_given_up(values, budget):
     wanted = next(n for n in counts if fits(measure(without(recipe, costs, n)), budget))
     outcome = fit_budget(recipe, costs, measure, budget)
     assert outcome.met
-    assert outcome.num_float == wanted
+    assert outcome.given_up == wanted
     kept = [layer for _, _, layer in outcome.recipe.layers() if layer.precision == "float"]
     assert len(kept) == wanted
     assert all(layer.reason == "budget" for layer in kept)
@@ -69,7 +69,7 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_what_it_costs():
         additive(losses, floor=0.007), 0.005,
     )  # fmt: skip
     assert not outcome.met
-    assert outcome.num_float == 2
+    assert outcome.given_up == 2
     with pytest.raises(CalibrationError, match=r"2 of 2 layers.*loses 0\.70 %.*--force"):
         outcome.require(0.005, 2, force=False)
     outcome.require(0.005, 2, force=True)
@@ -79,11 +79,12 @@ def test_a_recipe_without_any_int8_layer_is_no_int8_bundle():
     losses = {"a": 0.02, "b": 0.01}
     costs = layer_costs(recipe_of(losses), additive(losses))
     outcome = fit_budget(recipe_of(losses), costs, additive(losses), 0.005)
-    assert (outcome.met, outcome.num_float) == (True, 2)
+    assert (outcome.met, outcome.given_up) == (True, 2)
     with pytest.raises(CalibrationError, match=r"--max-loss 0\.5 .*--precision fp16"):
-        outcome.require_int8(0.005, force=False)
-    outcome.require_int8(0.005, force=True)
-    fit_budget(recipe_of(losses), costs, additive(losses), 0.015).require_int8(0.015, force=False)
+        outcome.require_integers("int8", 0.005, force=False)
+    outcome.require_integers("int8", 0.005, force=True)
+    kept = fit_budget(recipe_of(losses), costs, additive(losses), 0.015)
+    kept.require_integers("int8", 0.015, force=False)
 
 
 def test_the_interval_counts_not_only_the_estimate():

@@ -13,7 +13,7 @@ BUDGET = 0.005
 def searched(losses, *, tied=True, chosen=None):
     """Runs the search with the loss that each precision of a layer is said to have."""
     layers = find_layers(small_graph(tied=tied), ROLES)
-    recipe = Recipe(target="cpu", graphs={"small": CpuForm().default_recipe(layers)})
+    recipe = Recipe(target="cpu", graphs={"small": CpuForm().default_recipe(layers, "int8")})
     for name, precision in (chosen or {}).items():
         recipe = recipe.with_layer("small", name, precision=precision)
     asked = []

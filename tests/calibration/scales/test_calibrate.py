@@ -68,7 +68,7 @@ def test_every_int8_layer_gets_a_scale_that_covers_what_was_seen():
         assert 0.3 * top < 127 * recipe.layers[name].scale <= 1.001 * top
         assert recipe.layers[name].observer in ("minmax", "percentile", "mse", "entropy")
     assert recipe.layers["embed"].scale is None
-    made = work.int8(fitted, fitted.recipe)["small"]
+    made = work.quantised(fitted, fitted.recipe)["small"]
     assert np.abs(scores(made) - scores(model)).max() < 0.05
 
 

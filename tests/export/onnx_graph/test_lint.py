@@ -188,12 +188,13 @@ def test_a_weights_scales_count_the_outputs_of_its_product():
 
 def test_a_graph_for_the_cpu_may_use_its_integer_products():
     nodes = [
-        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         node("MatMulInteger", ["q", "w", "z"], ["i"]),
         node("Cast", ["i"], ["f"], to=FLOAT),
         node("Mul", ["f", "s"], ["y"]),
     ]
-    model = build(nodes, {"w": np.ones((8, 4), np.int8)}, outputs=[("y", FLOAT, [4, 4])])
+    constants = {"w": np.ones((8, 4), np.int8), "s": np.float32(0.1), "z": np.uint8(128)}
+    model = build(nodes, constants, outputs=[("y", FLOAT, [4, 4])])
     assert lint(model, board=False) == []
     require_clean(model, "g", board=False)
     assert "MatMulInteger" in found(model)

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from bound_ops import OpsWith
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.next_token import NextToken
-from dlm_edge.runtime.families.table import FAMILIES, decoding_blocks, load_model
+from dlm_edge.runtime.families.table import (
+    decoding_blocks,
+    decoding_settings,
+    find_family,
+    load_model,
+)
 from dlm_edge.runtime.families.tidar.family import DraftFamily
 from dlm_edge.runtime.families.tidar.rules import DraftVerify
 from dlm_edge.runtime.frames import canvases
@@ -211,7 +215,7 @@ def test_the_likelihood_is_that_of_the_causal_rows(split):
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     nats = -np.log(shares[np.arange(39), ids[1:40]])
-    family = FAMILIES["tidar"]
+    family = find_family("tidar")
     (rows,) = family.bound(load_model(manifest, engines), [ids[:40]], seed=0, samples=range(2))
     assert np.allclose(rows[:, 1:], nats, atol=1e-4)
     assert found.num_samples == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError, DataError
 from dlm_edge.runtime.families.likelihood import levels, negative_log_likelihood
-from dlm_edge.runtime.families.table import FAMILIES, load_model
+from dlm_edge.runtime.families.table import find_family, load_model
 from dlm_edge.runtime.measure.evaluate import (
     cut_windows,
     evaluate_ids,
@@ -23,7 +23,7 @@ def random_joint(seed: int, length: int = 4, num_ids: int = 3) -> np.ndarray:
 
 
 def mdlm_bound(engines, window, samples, block, seed=0):
-    bounds = FAMILIES["mdlm"].bound(
+    bounds = find_family("mdlm").bound(
         load_model(make_manifest(engines), engines),
         [np.array(window, np.int32)],
         seed=seed,
@@ -75,7 +75,7 @@ def test_the_bound_is_the_time_integral_of_any_schedule(schedule):
             rows = hashed(V)(np.zeros(0, int), ids)[list(masked)]
             nll = negative_log_likelihood(rows, text[list(masked)], (V - 2, V - 1))
             exact += nll.sum() / (count * (3, 3, 1)[count - 1])
-    bounds = FAMILIES["mdlm"].bound(
+    bounds = find_family("mdlm").bound(
         load_model(manifest, engines), [text], seed=3, samples=range(800), block_size=4
     )
     totals = next(iter(bounds)).sum(axis=1)

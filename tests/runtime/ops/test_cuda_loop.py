@@ -1,9 +1,8 @@
 """The whole decoding loop with kernels for ops must give the tokens of the loop in NumPy."""
 
 import pytest
-from dlm_edge.runtime.families import rules_of
 from dlm_edge.runtime.families.base import Request
-from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.families.table import load_model, rules_of
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.runtime.ops.host import NumpyOps

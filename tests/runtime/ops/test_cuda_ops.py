@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError, EngineError
-from dlm_edge.runtime.families import RULES, rules_of
+from dlm_edge.runtime.families.table import RULES, rules_of
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.runtime.ops.unmask.contract import Score

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from dlm_edge.runtime.families import rules_of
+from dlm_edge.runtime.families.table import rules_of
 from dlm_edge.runtime.noise.philox import DrawKind
 from dlm_edge.runtime.ops.host import NumpyOps
 from dlm_edge.runtime.ops.unmask import UNMASK

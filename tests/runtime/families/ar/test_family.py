@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.base import Request
-from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.families.table import decoding_settings, load_model
 from dlm_edge.runtime.generate import generate
 from rules import decoding
 from table_engines import TableEngines, hashed, make_manifest

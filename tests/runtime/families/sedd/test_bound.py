@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.sedd.bound import SPLIT, draw_hits
-from dlm_edge.runtime.families.table import FAMILIES, load_model
+from dlm_edge.runtime.families.table import find_family, load_model
 from dlm_edge.runtime.measure.evaluate import evaluate_ids
 from dlm_edge.runtime.noise.schedule import schedule_from_json
 from dlm_edge.runtime.noise.score_entropy import absorb_entropy, prior_nats, uniform_entropy
@@ -29,7 +29,7 @@ def correlated(length=3):
 def totals_of(score, graph, text, samples, **fields):
     engines = ScoreEngines(score, [len(text)], V)
     manifest = score_manifest(engines, graph, pad_token_id=3, **fields)
-    bounds = FAMILIES["sedd"].bound(
+    bounds = find_family("sedd").bound(
         load_model(manifest, engines),
         [np.array(text, np.int32)],
         seed=3,
@@ -151,7 +151,7 @@ def test_equal_seeds_mask_what_the_masked_models_bound_masks():
         ("sedd", engines, score_manifest(engines, "absorb", pad_token_id=3)),
         ("mdlm", masked, make_manifest(masked)),
     ):
-        for _ in FAMILIES[family].bound(
+        for _ in find_family(family).bound(
             load_model(manifest, used), windows, seed=5, samples=range(4)
         ):
             pass

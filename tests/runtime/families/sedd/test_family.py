@@ -6,9 +6,8 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import BundleError, ConfigError
-from dlm_edge.runtime.families import decoding_settings
 from dlm_edge.runtime.families.base import Request
-from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.families.table import decoding_settings, load_model
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.noise.schedule import schedule_from_json
 from dlm_edge.runtime.noise.transition import transition_table

@@ -1,0 +1,89 @@
+"""4 bits: what is on a grid is found exactly, what is not is rounded with less loss."""
+
+import gguf
+import numpy as np
+import pytest
+from dlm_edge.calibration.grids import GROUP, find_grid, round_to_grid
+
+RNG = np.random.default_rng(0)
+
+
+def read_back(matrix, kind):
+    """The values that a GGUF file of a kind gives for a matrix."""
+    kind = gguf.GGMLQuantizationType[kind]
+    return gguf.dequantize(gguf.quantize(matrix, kind), kind)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_values_of_a_4_bit_file_are_met_exactly(kind, scale):
+    matrix = (RNG.standard_normal((24, 4 * GROUP)) * scale).astype(np.float32)
+    matrix[3, :GROUP] = 0
+    matrix[4, :GROUP] = 7
+    values = read_back(matrix, kind)
+    grid = find_grid(values)
+    assert grid is not None
+    assert np.array_equal(grid.values(), values)
+    assert np.array_equal(grid.lows, -8 * grid.steps) == (kind == "Q4_0") or kind == "Q4_0"
+
+
+def test_a_file_that_needs_no_offsets_gives_none():
+    values = read_back(RNG.standard_normal((24, 4 * GROUP)).astype(np.float32), "Q4_0")
+    grid = find_grid(values)
+    assert np.array_equal(grid.lows, -8 * grid.steps)
+
+
+def test_groups_that_use_few_of_their_levels_and_steps_of_17_bits_are_met():
+    steps = (RNG.integers(1, 64, (6, 2)) * np.float16(0.0123)).astype(np.float32)
+    lows = -(RNG.integers(1, 64, (6, 2)) * np.float16(0.0531)).astype(np.float32)
+    codes = RNG.integers(3, 12, (6, 2, GROUP))
+    values = (codes * steps[..., None] + lows[..., None]).astype(np.float32).reshape(6, -1)
+    grid = find_grid(values)
+    assert grid is not None
+    assert np.array_equal(grid.values(), values)
+
+
+def test_one_value_beside_the_grid_is_none():
+    values = read_back(RNG.standard_normal((300, 2 * GROUP)).astype(np.float32), "Q4_1")
+    values[117, 40] += 1e-4
+    assert find_grid(values) is None
+    assert find_grid(RNG.standard_normal((8, GROUP)).astype(np.float32)) is None
+    assert find_grid(np.zeros((8, GROUP + 1), np.float32)) is None
+
+
+def test_two_codes_share_a_byte_and_the_earlier_is_low():
+    grid = round_to_grid(RNG.standard_normal((3, GROUP)).astype(np.float32))
+    packed = grid.packed()
+    assert packed.shape == (3, 1, GROUP // 2)
+    assert np.array_equal(packed & 15, grid.codes[..., 0::2])
+    assert np.array_equal(packed >> 4, grid.codes[..., 1::2])
+
+
+def test_plain_rounding_is_within_half_a_step():
+    matrix = RNG.standard_normal((16, 3 * GROUP)).astype(np.float32)
+    grid = round_to_grid(matrix)
+    limit = np.repeat(grid.steps, GROUP, axis=1) * 0.55
+    assert (np.abs(grid.values() - matrix) <= limit).all()
+
+
+def test_rounding_that_knows_the_inputs_loses_less_of_the_product():
+    mixing = RNG.standard_normal((3 * GROUP, 3 * GROUP)) * np.exp(RNG.standard_normal(3 * GROUP))
+    rows = RNG.standard_normal((2000, 3 * GROUP)) @ mixing
+    matrix = RNG.standard_normal((40, 3 * GROUP)).astype(np.float32)
+    train, held_out = rows[:1500], rows[1500:]
+
+    def loss(grid):
+        off = held_out @ (grid.values() - matrix).T
+        return np.square(off).sum() / np.square(held_out @ matrix.T).sum()
+
+    plain, aware = round_to_grid(matrix), round_to_grid(matrix, train.T @ train)
+    assert loss(aware) < 0.5 * loss(plain)
+    # What it writes is on a grid, steps in float16.
+    assert np.array_equal(aware.steps, aware.steps.astype(np.float16))
+    assert np.array_equal(aware.lows, aware.lows.astype(np.float16))
+
+
+def test_inputs_that_are_never_there_do_not_stop_it():
+    matrix = RNG.standard_normal((4, GROUP)).astype(np.float32)
+    moments = np.zeros((GROUP, GROUP))
+    assert np.isfinite(round_to_grid(matrix, moments).values()).all()
