@@ -164,7 +164,7 @@ def test_memory_freed_while_a_call_that_uses_it_waits_is_still_there_for_it(devi
     target = filled(device, [0] * 1000)
     freed = filled(device, [7] * 1000)
     kernel = device.kernels(OPS / "cuda/copy.cu", ("append_rows",))["append_rows"]
-    device.launch(kernel, 1, 64, (target.pointer, freed.pointer, freed.nbytes, 1, 0))
+    device.launch(kernel, 1, 64, (target.pointer, freed.pointer, freed.nbytes, 1, 1))
     del freed
     filled_again = [device.inner.empty((1000,), np.int32) for _ in range(50)]
     assert device.download(target).tolist() == [7] * 1000
