@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,12 @@ from ..runtime.bundle.manifest_check import TOKENIZER_NAME
 from ..runtime.cli.progress import bar
 from ..runtime.engines import open_engines
 from ..runtime.errors import CalibrationError, DlmError
-from ..runtime.families.table import find_family
+from ..runtime.families.base import LoadedModel
+from ..runtime.families.table import find_family, load_model
 from ..runtime.families.window import choose_block
 from ..runtime.measure.check import GOLDEN_NAME
 from ..runtime.measure.judge import Judge
-from ..runtime.side_by_side import for_batch
+from ..runtime.side_by_side import for_batch, time_batch
 from ..train.families.base import ExportGraph
 from .checks.budget import check_budget
 from .checks.decoding import default_decoding
@@ -108,10 +109,10 @@ def export_checkpoint(
         bundle = with_batch(draft.bundle, settings.batch)
         report = {**draft.figures, **(notes or {})}
         report["forecast"] = check_budget(bundle, settings, progress)
-        parity, together, golden = _check(source.graphs, bundle, settings, ids, progress)
+        parity, batches, golden = _check(source.graphs, bundle, settings, ids, progress)
         report["parity"] = parity
-        if together:
-            report["batches"] = together
+        if batches:
+            report["batches"] = batches
         if settings.choose_decoding:
             bundle, report["decoding"] = default_decoding(bundle, source.tokenizer, ids, progress)
         if draft.quality is not None:
@@ -336,14 +337,14 @@ def _check(
     settings: ExportSettings,
     ids: np.ndarray,
     progress: Say,
-) -> tuple[dict[str, Any], list[dict[str, Any]], bytes]:
+) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """Compares every graph with PyTorch, and texts that share runs with each alone; returns the
-    figures of both, and the golden vectors."""
+    figures of both (of batches also whether they pay), and the golden vectors."""
     manifest = draft.manifest
     engines = open_engines(draft, "onnxruntime")
     try:
         parity: dict[str, Any] = {}
-        together: list[dict[str, Any]] = []
+        batches: dict[str, Any] = {}
         head, rows = find_head(graphs), hidden_rows(graphs, manifest, ids, settings.seed)
         for graph in graphs:
             progress(f"comparing {graph.name} with PyTorch")
@@ -354,11 +355,26 @@ def _check(
                 )  # fmt: skip
         if settings.batch > 1:
             progress(f"comparing {settings.batch} texts together with each alone")
-            together = compare_batches(
+            batches["shapes"] = compare_batches(
                 manifest, engines, precision=settings.form, seed=settings.seed
             )
+            if not find_target(settings.target).is_gpu:
+                batches["times"] = _time_batch(load_model(manifest, engines), settings, progress)
         noises = {graph.name: graph.corrupt for graph in graphs}
         golden = golden_vectors(manifest, engines, ids, noises, seed=settings.seed, rows=rows)
     finally:
         engines.close()
-    return parity, together, golden
+    return parity, batches, golden
+
+
+def _time_batch(model: LoadedModel, settings: ExportSettings, progress: Say) -> dict[str, Any]:
+    """Says whether a batch pays on this machine, where the target is a CPU."""
+    times = time_batch(model, settings.batch)
+    if times.gain(settings.batch) > 1:
+        progress(f"on this machine {times}")
+    else:
+        progress(
+            f"warning: on this machine {times}, so dlm-run does not use the batch; export without "
+            "--batch, or for another machine"
+        )
+    return asdict(times)

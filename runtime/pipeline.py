@@ -32,7 +32,7 @@ from .families.base import LoadedModel, Request
 from .families.table import find_family, load_model
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
-from .side_by_side import SideBySide, batches
+from .side_by_side import BatchTimes, SideBySide, batches, time_batch
 from .text.template import DEFAULT_GAP_TOKENS, open_template
 from .text.tokenizer import Tokenizer
 from .text_generation import TextGeneration, TextResult, TextSpan, request_labels
@@ -64,6 +64,8 @@ class Pipeline:
         """Called after every graph run of the requests started from now on."""
         self.settle: Callable[[], None] | None = None
         """See `Generation`; for measuring only."""
+        self.batch_times: BatchTimes | None = None
+        """What decided whether texts share runs; None: no texts were to share any yet."""
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
         self._last: Generation | None = None
         self._group: SideBySide | None = None
@@ -218,7 +220,7 @@ class Pipeline:
             settings |= {"conditions": conditions}
             indices = range(sample_index, sample_index + num_samples)
             found: list[TextResult] = []
-            size = self.most_together
+            size = self.most_together if num_samples > 1 else 1
             for begin in indices[::size]:
                 some = range(begin, min(begin + size, indices.stop))
                 with self.together(len(some)):
@@ -234,20 +236,28 @@ class Pipeline:
 
     @property
     def most_together(self) -> int:
-        """Texts that can share runs at most: 1 unless the bundle was exported with a batch, and
-        while runs are measured."""
-        measured = self.observer is not None or self.settle is not None
-        return 1 if measured else max(batches(self.model.specs), default=1)
+        """Texts that share runs at most.
+
+        1 unless the bundle was exported with a batch that pays here, and while runs are measured.
+        Asked for the first time, it times a few runs (`batch_times`).
+        """
+        sizes = batches(self.model.specs)
+        if not sizes or self.observer is not None or self.settle is not None:
+            return 1
+        if self.batch_times is None:
+            self.batch_times = time_batch(self.model, max(sizes))
+        return max(sizes) if self.batch_times.gain(max(sizes)) > 1 else 1
 
     @contextmanager
     def together(self, count: int) -> Iterator[None]:
-        """Lets so many texts that are started within share runs, where the bundle's graphs can.
+        """Lets so many texts that are started within share runs, where the bundle's graphs can and
+        it pays.
 
-        They may be read in any order afterwards; each is the same as alone.
+        Read them one after the other; each is the same as alone.
         """
-        sizes = [size for size in batches(self.model.specs) if size >= count]
-        if count > 1 and self.most_together > 1 and sizes:
-            self._group = SideBySide(self.model, min(sizes))
+        size = self.most_together if count > 1 else 1
+        if self.batch_times is not None and 1 < count <= size and self.batch_times.gain(count) > 1:
+            self._group = SideBySide(self.model, size)
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,11 @@ import numpy as np
 from .bundle.manifest import GraphKey, GraphSpec, TensorSpec
 from .engines.base import Engine, EngineSet
 from .families.base import LoadedModel, Request, Span
+from .families.window import choose_block, default_block
 from .generate import Generation
 from .ops.core import Ops
+
+TIMED_RUNS = 3
 
 
 def batches(specs: Sequence[GraphSpec]) -> tuple[int, ...]:
@@ -47,6 +50,64 @@ def for_batch(spec: GraphSpec, batch: int) -> GraphSpec:
         inputs=tuple(map(sized, spec.inputs)),
         outputs=tuple(map(sized, spec.outputs)),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTimes:
+    """How long a run takes for a batch of texts, and for one at the same rows and context."""
+
+    batch: int
+    """Texts."""
+    together: float
+    """Seconds of a run for all of them."""
+    alone: float
+    """Seconds of a run for one."""
+
+    def gain(self, count: int) -> float:
+        """Gives how many times as fast so many texts are written together as one by one."""
+        return count * self.alone / self.together
+
+    def __str__(self) -> str:
+        return (
+            f"a run for {self.batch} texts takes {1e3 * self.together:.2f} ms, for one "
+            f"{1e3 * self.alone:.2f} ms: together they are {self.gain(self.batch):.2f} times as "
+            "fast"
+        )
+
+
+def time_batch(model: LoadedModel, batch: int) -> BatchTimes:
+    """Times the shape that most runs of a text take, for so many texts and for one.
+
+    Inputs are what the buffers hold; no cache changes. Takes the best of TIMED_RUNS each, in turn.
+    """
+    alone = usual_shape(model)
+    engines = [model.engines.engine(spec) for spec in (for_batch(alone, batch), alone)]
+    best = [float("inf")] * 2
+    for turn in range(1 + TIMED_RUNS):
+        for index, engine in enumerate(engines):
+            begin = time.perf_counter()
+            engine.run()
+            model.ops.to_host(engine.outputs[engine.spec.result.name])  # waits, where runs enqueue
+            if turn:  # the first run makes ready
+                best[index] = min(best[index], time.perf_counter() - begin)
+    return BatchTimes(batch=batch, together=best[0], alone=best[1])
+
+
+def usual_shape(model: LoadedModel) -> GraphSpec:
+    """Gives the shape of one text that most runs over a canvas take, at the default block size."""
+    manifest = model.manifest
+    specs = [spec for spec in model.specs if spec.batch == 1]
+    blocks = model.family.blocks(manifest, specs)
+    block = None
+    if blocks:
+        block = choose_block(blocks, default_block(manifest), manifest.block_sizes)
+    counts: dict[GraphKey, float] = {}
+    for spec, count in model.family.runs(
+        manifest, specs, block=block, positions=manifest.max_position, tokens_per_run=1.0
+    ):
+        if any(tensor.role == "canvas" for tensor in spec.inputs):
+            counts[spec.key] = counts.get(spec.key, 0.0) + count
+    return max(specs, key=lambda spec: counts.get(spec.key, 0.0))
 
 
 class SlotEngine(Engine):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...jetson.forecast.forecast import Forecast, forecast_bundle, forecast_memory
 from ...jetson.forecast.memory import MemoryForecast, require_fit
 from ...jetson.targets import target as find_target
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import dims_text
+from ...runtime.bundle.manifest import Manifest, dims_text
 from ...runtime.errors import ConfigError
+from ...runtime.side_by_side import for_batch
 from ..settings import ExportSettings
 
 
@@ -30,13 +31,25 @@ def check_budget(
     if place.is_gpu:
         forecast = forecast_bundle(bundle, place, settings.mode, tokens_per_nfe=1.0)
         memory = forecast.memory
-        for warning in forecast.warnings:
+        for warning in (*forecast.warnings, *batches_that_lose(bundle.manifest, forecast)):
             progress(f"warning: {warning}")
     else:
         memory = forecast_memory(bundle, place)
     require_fit(memory, place)
     require_budget(memory, settings.max_memory_mib)
     return forecast.to_json() if forecast else {"target": place.name, "memory": memory.to_json()}
+
+
+def batches_that_lose(manifest: Manifest, forecast: Forecast) -> Iterator[str]:
+    """Yields a line for every shape whose batch makes fewer tokens/s than one text at a time."""
+    for spec in manifest.graphs:
+        together = forecast.graphs[spec.key].tokens_per_s
+        alone = forecast.graphs[for_batch(spec, 1).key].tokens_per_s if spec.batch > 1 else 0.0
+        if together < alone:
+            yield (
+                f"{spec.label}: {together:,.0f} tokens/s, fewer than one text at a time "
+                f"({alone:,.0f}); export without --batch"
+            )
 
 
 _PARTS = {"kv": "KV cache", "context": "CUDA context"}

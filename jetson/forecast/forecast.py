@@ -211,9 +211,9 @@ def _graph_forecast(
 ) -> GraphForecast:
     run = machine.run_time(cost)
     logits = [tensor for tensor in spec.outputs if tensor.role == "logits"]
-    outside = machine.outside_ms(text_rows, logits[0].shape[-1]) if logits else 0.0
+    outside = machine.outside_ms(text_rows * spec.batch, logits[0].shape[-1]) if logits else 0.0
     spent = machine.power(cost, run, outside)
-    tokens = min(tokens_per_nfe, spec.rows)
+    tokens = min(tokens_per_nfe, spec.rows) * spec.batch
     return GraphForecast(
         graph=spec.name,
         dims=dict(spec.dims),

@@ -35,7 +35,12 @@ def generate(options: RunOptions) -> None:
     with load(options) as pipeline:
         options = replace(options, settings=with_chosen_rule(_NAME, pipeline, options.settings))
         jobs, first = _jobs(options), True
-        while some := list(islice(jobs, pipeline.most_together)):
+        several = options.num_samples > 1 or options.prompt_file is not None
+        size = pipeline.most_together if several else 1
+        if options.verbose and pipeline.batch_times is not None:
+            share = "share runs" if size > 1 else "do not share runs"
+            note(_NAME, f"{pipeline.batch_times}; texts {share}")
+        while some := list(islice(jobs, size)):
             with pipeline.together(len(some)):
                 writers = [_Writer(pipeline, options, *job) for job in some]
             for writer in writers:
@@ -180,8 +185,22 @@ def record(result: TextResult, pipeline: Pipeline, prompt: str) -> dict[str, Any
         "finish_reason": result.finish_reason,
         "approximate": result.approximate,
         "settings": dict(result.settings),
+        "batch": _batch(pipeline),
         "load_seconds": {part: round(value, 6) for part, value in pipeline.load_seconds.items()},
         "bundle_sha256": pipeline.bundle.sha256,
+    }
+
+
+def _batch(pipeline: Pipeline) -> dict[str, Any] | None:
+    """Returns what decided whether texts share runs; None where nothing had to."""
+    times = pipeline.batch_times
+    if times is None:
+        return None
+    return {
+        "size": times.batch,
+        "run_ms": round(1e3 * times.together, 4),
+        "run_ms_of_one": round(1e3 * times.alone, 4),
+        "used": pipeline.most_together > 1,
     }
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from dlm_edge.export.checks import budget
 from dlm_edge.export.checks.budget import check_budget, forecast_lines
+from dlm_edge.export.pack import with_batch
 from dlm_edge.export.settings import ExportSettings
 from dlm_edge.jetson.forecast.forecast import forecast_bundle
 from dlm_edge.jetson.targets import target
@@ -26,6 +27,26 @@ def test_on_a_board_the_whole_plan_goes_into_the_report(toy):
         2,
     )
     assert "made for cpu, not for orin-nano" in lines[0]
+
+
+def test_a_batch_that_makes_fewer_tokens_than_one_text_at_a_time_is_warned_of(toy):
+    settings, lines = ExportSettings(target="orin-nano", mode="15W"), []
+    bundle = with_batch(toy, 2)
+    shapes = check_budget(bundle, settings, lines.append)["graphs"]
+    alone, together = (
+        [s["tokens_per_s"] for s in shapes if s["dims"]["batch"] == n] for n in (1, 2)
+    )
+    # One run serves both texts, and reads each weight once.
+    assert all(one < both <= 2 * one for one, both in zip(alone, together, strict=True))
+    assert not [line for line in lines if "--batch" in line]
+    forecast = forecast_bundle(bundle, "orin-nano", "15w", tokens_per_nfe=1.0)
+    slow = {
+        key: replace(part, tokens_per_s=part.tokens_per_s / (4 if part.dims["batch"] > 1 else 1))
+        for key, part in forecast.graphs.items()
+    }
+    found = list(budget.batches_that_lose(bundle.manifest, replace(forecast, graphs=slow)))
+    assert len(found) == len(together)
+    assert all("fewer than one text at a time" in line for line in found)
 
 
 def test_on_a_cpu_only_memory_is_planned(toy):
