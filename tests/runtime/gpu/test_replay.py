@@ -274,7 +274,7 @@ def test_a_launch_with_other_arguments_or_on_another_grid_is_another_step(device
 
     def send(grid, block, size):
         for _ in range(2):
-            device.launch(kernel, grid, block, (target.pointer, source.pointer, size, 1, 0))
+            device.launch(kernel, grid, block, (target.pointer, source.pointer, size, 1, 1))
         device.flush(repeats=True)
 
     for _ in range(2):
