@@ -28,13 +28,9 @@ from .files import make_folder
 @click.command("own-text", cls=DlmCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Real text whose beginnings are continued.")
-@click.option(
-    "--num", type=click.IntRange(1), default=4096, show_default=True, help="Texts to write."
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=128, show_default=True, help="Texts at a time."
-)
-@click.option("--seed", default=0, show_default=True, help="Which real texts, in which order.")
+@click.option("--num", type=click.IntRange(1), default=4096, help="Texts to write.")
+@click.option("--batch", type=click.IntRange(1), default=128, help="Texts at a time.")
+@click.option("--seed", default=0, help="Which real texts, in which order.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the idle cores]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Text file to write.")
 def main(

@@ -46,23 +46,15 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         grouped(
             Section("Texts"),
             PROMPT_FILE,
-            click.option(
-                "--runs", type=whole, default=3, show_default=True, help="Texts per prompt."
-            ),
+            click.option("--runs", type=whole, default=3, help="Texts per prompt."),
             click.option(
                 "--warm-up",
                 type=click.IntRange(min=0),
                 default=2,
-                show_default=True,
                 help="Texts before the first that counts.",
             ),
             click.option(
-                "-n",
-                "--max-tokens",
-                type=whole,
-                default=128,
-                show_default=True,
-                help="New tokens at most per text.",
+                "-n", "--max-tokens", type=whole, default=128, help="New tokens at most per text."
             ),
             SEED,
             EXPECT_SHA256,
@@ -83,13 +75,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 help="What --sweep tries: rule=threshold:0.9,factor:1 or block=16,32 or "
                 "threads=1,2; may be repeated.  [default: all of them]",
             ),
-            click.option(
-                "--texts",
-                type=whole,
-                default=8,
-                show_default=True,
-                help="Texts per swept setting.",
-            ),
+            click.option("--texts", type=whole, default=8, help="Texts per swept setting."),
             click.option(
                 "--judge",
                 type=path,
@@ -104,22 +90,12 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--layers/--no-layers",
                 default=True,
-                show_default=True,
                 help="Time single layers, in a pass of its own.",
             ),
             click.option(
-                "--sensors",
-                default="auto",
-                show_default=True,
-                help="auto, sysfs, tegrastats, jtop or none.",
+                "--sensors", default="auto", help="auto, sysfs, tegrastats, jtop or none."
             ),
-            click.option(
-                "--rate",
-                type=float,
-                default=20.0,
-                show_default=True,
-                help="Sensor readings/s, 10-50.",
-            ),
+            click.option("--rate", type=float, default=20.0, help="Sensor readings/s, 10-50."),
             click.option(
                 "--power-mode",
                 metavar="NAME",

@@ -79,6 +79,7 @@ class DlmCommand(click.Command):
         settings["context_settings"] = {
             "help_option_names": ["-h", "--help"],
             "max_content_width": 100,
+            "show_default": True,
             **(settings.get("context_settings") or {}),
         }
         super().__init__(*args, **settings)
@@ -314,7 +315,13 @@ def common_options(function: _Function) -> _Function:
             is_flag=True,
             help="Print one JSON object to stdout instead of text.",
         ),
-        click.option("-v", "--verbose", count=True, help="Say more on stderr; may be repeated."),
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            help="Say more on stderr; may be repeated.",
+        ),
         click.option(
             "--debug",
             is_flag=True,
@@ -327,11 +334,9 @@ def common_options(function: _Function) -> _Function:
 
 
 PROMPT_FILE = click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin.")
-SEED = click.option("--seed", default=0, show_default=True, help="Equal seeds give equal texts.")
+SEED = click.option("--seed", default=0, help="Equal seeds give equal texts.")
 EXPECT_SHA256 = click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle.")
-ENGINE = click.option(
-    "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
-)
+ENGINE = click.option("--engine", default="auto", help="auto, onnxruntime, tensorrt.")
 THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores, 8 at most]"
 )

@@ -28,19 +28,17 @@ _OTHER_FORMATS = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N documents.")
 @click.option("--block", type=click.IntRange(min=1), help="Positions denoised together.")
 @click.option("--context", type=click.IntRange(min=2), help="Tokens per window.")
-@click.option("--seed", default=0, show_default=True, help="Equal seeds give equal masks.")
+@click.option("--seed", default=0, help="Equal seeds give equal masks.")
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.01,
-    show_default=True,
     help="Draw until perplexity is known this well (relative, 95 %) ...",
 )
 @click.option(
     "--max-samples",
     type=click.IntRange(min=4),
     default=64,
-    show_default=True,
     help="... or so many masks of each text are drawn.",
 )
 @ENGINE
@@ -68,12 +66,7 @@ def main(
     from .load import load_pipeline
 
     with load_pipeline(
-        _NAME,
-        model,
-        engine=engine,
-        threads=threads,
-        expect_sha256=expect_sha256,
-        verbose=verbose,
+        _NAME, model, engine=engine, threads=threads, expect_sha256=expect_sha256, verbose=verbose
     ) as loaded:
         report = evaluate_file(loaded, data, limit, **measure)
     if as_json:

@@ -73,9 +73,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 help="New tokens at most.  [default: 256 or what fits]",
             ),
             click.option("--stop", multiple=True, help="End before this text; may be repeated."),
-            click.option(
-                "--num-samples", type=whole, default=1, show_default=True, help="Texts per prompt."
-            ),
+            click.option("--num-samples", type=whole, default=1, help="Texts per prompt."),
             SEED,
             click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
             click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
