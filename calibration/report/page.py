@@ -1,6 +1,6 @@
 """The report as one HTML page: tables and drawings of the figures that `quality.py` measured.
 
-The only file here that draws, and so the only one that imports the plotting library, when asked.
+The only file here that draws.
 """
 
 from __future__ import annotations
@@ -9,19 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...runtime.bundle.manifest import dims_text
-from ...runtime.errors import ConfigError
-from ...runtime.measure.page import Page
-
-
-def plotting() -> Callable[..., Any]:
-    """Returns what makes a drawing; ConfigError if the plotting library is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "the report page needs the package matplotlib: pip install 'dlm-edge[report]'"
-        ) from error
-    return Figure
+from ...runtime.measure.page import Page, plotting
 
 
 def make_page(report: Mapping[str, Any]) -> Page:
@@ -61,8 +49,7 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
                 f"{item['num_bytes'] / whole:.3f}",
                 f"{item['perplexity']['perplexity']:.3f}",
                 _interval(item["perplexity"], "{:.2f}"),
-                lost(item["ratio"]["value"]),
-                lost_between(item["ratio"]),
+                *_lost(item["ratio"]),
             )
             for item in figures
         ],
@@ -130,8 +117,7 @@ def _blocks(page: Page, report: Mapping[str, Any]) -> None:
                 item["title"],
                 f"{found['perplexity']['perplexity']:.3f}",
                 _interval(found["perplexity"], "{:.2f}"),
-                lost(found["ratio"]["value"]),
-                lost_between(found["ratio"]),
+                *_lost(found["ratio"]),
             )
             for block in map(str, report["text"]["blocks"])
             for item in report["variants"].values()
@@ -155,8 +141,7 @@ def _tables(page: Page, report: Mapping[str, Any]) -> None:
             (
                 item["layer"],
                 item["precision"],
-                lost(item["ratio"]["value"]),
-                lost_between(item["ratio"]),
+                *_lost(item["ratio"]),
                 "harmless" if item["harmless"] else "not harmless",
             )
             for item in report["tables"]
@@ -264,6 +249,10 @@ def lost_between(ratio: Mapping[str, float]) -> str:
     return f"{lost(ratio['low'])} to {lost(ratio['high'])}"
 
 
+def _lost(ratio: Mapping[str, float]) -> tuple[str, str]:
+    return lost(ratio["value"]), lost_between(ratio)
+
+
 def drawing_of(figure: Callable[..., Any], title: str, across: str, up: str, height: float = 3.2):
     """Starts a drawing of the page's looks; gives it and its axes."""
     drawing = figure(figsize=(WIDTH, height))
@@ -306,14 +295,7 @@ def show_sensitivity(page: Page, report: Mapping[str, Any], figure: Callable[...
     budget = report["budget"]
     page.table(
         ("layers given up", "lost, %", "95 %"),
-        [
-            (
-                trial["given_up"],
-                lost(trial["ratio"]["value"]),
-                lost_between(trial["ratio"]),
-            )
-            for trial in budget["trials"]
-        ],
+        [(trial["given_up"], *_lost(trial["ratio"])) for trial in budget["trials"]],
     )
 
 
@@ -344,16 +326,8 @@ def show_ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any
             "noise.",
         )
         page.table(
-            (
-                "layer",
-                "precision",
-                "largest",
-                "step x 127",
-                "observer",
-                "alpha",
-                "outliers",
-                "why not int8",
-            ),
+            ("layer", "precision", "largest", "step x 127", "observer", "alpha",
+             "outliers", "why not int8"),
             [
                 (
                     name,
@@ -367,7 +341,7 @@ def show_ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any
                 )
                 for name, item in layers.items()
             ],
-        )
+        )  # fmt: skip
 
 
 def show_canvases(page: Page, report: Mapping[str, Any]) -> None:

@@ -93,36 +93,10 @@ class Forecast:
 
 
 def forecast_bundle(
-    bundle: Bundle,
-    target: Target | str,
-    mode: PowerMode | str | None = None,
-    *,
-    tokens_per_nfe: float,
-    threads: int | None = None,
-    rates: HostRates | None = None,
+    bundle: Bundle, target: Target | str, mode: PowerMode | str | None = None, **options: Any
 ) -> Forecast:
-    """Forecasts a bundle on a target.
-
-    Args:
-        bundle: Opened, or a draft whose members lie in its folder.
-        target: Of `targets.TARGETS`, or its name.
-        mode: Power mode or its name; None: the one the board boots in.
-        threads: CPU targets: threads that compute; None as the engine chooses.
-        rates: CPU targets: figures to use instead of this machine's.
-
-    Raises:
-        ConfigError: Unknown target or mode, or tokens_per_nfe out of range.
-        BundleError: A graph with an operator that forecasts do not know.
-    """
-    return forecast_graphs(
-        bundle.manifest,
-        read_graphs(bundle),
-        target,
-        mode,
-        tokens_per_nfe=tokens_per_nfe,
-        threads=threads,
-        rates=rates,
-    )
+    """Forecasts a bundle, or a draft whose members lie in its folder, as `forecast_graphs`."""
+    return forecast_graphs(bundle.manifest, read_graphs(bundle), target, mode, **options)
 
 
 @lru_cache(maxsize=8)
@@ -140,7 +114,18 @@ def forecast_graphs(
     threads: int | None = None,
     rates: HostRates | None = None,
 ) -> Forecast:
-    """As `forecast_bundle`, for graphs already read: {member name: graph}."""
+    """Forecasts graphs on a target.
+
+    Args:
+        graphs: By member name.
+        mode: Power mode or its name; None: the one the board boots in.
+        threads: CPU targets: threads that compute; None as the engine chooses.
+        rates: CPU targets: figures to use instead of this machine's.
+
+    Raises:
+        ConfigError: Unknown target or mode, or tokens_per_nfe out of range.
+        BundleError: A graph with an operator that forecasts do not know.
+    """
     place = find_target(target) if isinstance(target, str) else target
     chosen = mode if isinstance(mode, PowerMode) else place.mode(mode)
     most = max((spec.rows for spec in manifest.graphs), default=1)

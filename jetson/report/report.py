@@ -1,7 +1,6 @@
 """A run as one self-contained HTML page: plots first, the numbers behind them.
 
-The only file that knows the plotting library (matplotlib, extra `[report]`), and only inside
-functions: measuring on a board needs none, and a board's JSON is drawn on the desktop.
+Measuring on a board needs no plotting library: a board's JSON is drawn on the desktop.
 """
 
 from __future__ import annotations
@@ -11,29 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.manifest import dims_text
-from ...runtime.errors import DlmError
-from ...runtime.measure.page import Page
+from ...runtime.measure.page import Page, plotting
 from ..profile.run_record import STAGES
 from . import drawings
 from .compare import compare
 from .table import FIGURES, sweep_notes, warnings
 
-
-def import_pyplot() -> Any:
-    """Returns matplotlib's figure class; DlmError naming the extra if it is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DlmError(
-            f"the page needs matplotlib ({error}): pip install 'dlm-edge[report]' here, or copy "
-            "run.json to a machine that has it and run dlm-profile --render run.json"
-        ) from error
-    return Figure
+_ELSEWHERE = " here, or dlm-profile --render run.json on a machine that has it"
 
 
 def write_page(record: Mapping[str, Any], path: Path) -> None:
     """Writes a run's page; DlmError if there is no plotting library or no place."""
-    make = import_pyplot()
+    make = plotting(_ELSEWHERE)
     page = Page(_title(record))
     page.paragraph(_sentence(record))
     for line in _warnings(record):
@@ -104,7 +92,7 @@ def write_comparison(
     names: Sequence[str], records: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
     """Writes the page of two runs side by side; raises as `write_page`."""
-    make = import_pyplot()
+    make = plotting(_ELSEWHERE)
     page = Page(f"{names[0]} and {names[1]}")
     for name, record in zip(names, records, strict=True):
         page.paragraph(f"{name}: {_title(record)}. {_sentence(record)}")

@@ -179,7 +179,7 @@ def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, mo
         with pytest.raises(ConfigError, match=r"file is no folder.*--report-dir"):
             export_checkpoint(small, tmp_path / "x.dlm", replace(settings, report_dir=folder))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match="package matplotlib"):
+    with pytest.raises(ConfigError, match="needs matplotlib"):
         export_checkpoint(small, tmp_path / "x.dlm", settings)
 
 
