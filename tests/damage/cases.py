@@ -383,7 +383,7 @@ def _odd_setting(rng: Random, item: Any) -> Any:
 
 
 def _try_settings(rng: Random, folder: Path, pipelines: Mapping[str, Pipeline]) -> str:
-    from dlm_edge.runtime.families import RULES, rules_of
+    from dlm_edge.runtime.families.table import RULES, rules_of
 
     pipeline = pipelines[rng.choice(sorted(pipelines))]
     rules = rules_of(pipeline.manifest.family)
