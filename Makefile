@@ -52,7 +52,7 @@ gpu: $(VENV)/.dev  ## prove on this machine's GPU what needs one: tests, compute
 floors: $(VENV)/.dev  ## install the lowest versions that pyproject.toml allows, and use them
 	$(BIN)/pytest -m floors
 
-arm: $(VENV)/.dev  ## run the shipped model on an aarch64 Python under qemu-user
+arm: $(VENV)/.dev  ## run bundles of every family on an aarch64 Python under qemu-user
 	$(BIN)/pytest -m arm
 
 damage: $(VENV)/.dev  ## damage files, prompts and settings at random, kill what writes; counts in .damage

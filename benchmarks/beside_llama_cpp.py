@@ -51,12 +51,10 @@ COLUMNS = (
 )
 
 
-def measure(command: Sequence[str], env: Mapping[str, str]) -> dict[str, float]:
+def measure(command: Sequence[str]) -> dict[str, float]:
     """Runs one worker; DlmError if it fails."""
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env, text=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()
     first_s = time.perf_counter() - begin
@@ -114,25 +112,29 @@ def main(
     runs: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.json"
-        for _ in range(rounds):
+        for done in range(rounds):
             for count in threads:
                 content = {"threads": count, "short": ids[:SHORT], "long": ids, "tokens": tokens}
                 plan.write_text(json.dumps(content))
                 for model in models:
-                    found = measure(_command(model, llama_python, plan), dict(os.environ))
+                    found = measure(_command(model, llama_python, plan))
                     runs.setdefault((model.name, count), []).append(found)
+            figures = {"prompt": prompt, "tokens": tokens, "rounds": done + 1}
+            write_json(out, circumstances | figures | {"rows": _rows(models, runs)})
+    print_table(COLUMNS, _rows(models, runs))
+
+
+def _rows(
+    models: Sequence[Path], runs: Mapping[tuple[str, int], list[dict[str, float]]]
+) -> list[dict[str, Any]]:
+    """Medians and runs, by model and threads."""
     sizes = {model.name: model.stat().st_size / 2**20 for model in models}
-    rows: list[dict[str, Any]] = [
+    return [
         {"name": name, "threads": count, "file_mib": sizes[name]}
         | {key: median(run[key] for run in found) for key in found[0]}
+        | {"runs": found}
         for (name, count), found in runs.items()
     ]
-    print_table(COLUMNS, rows)
-    kept = [
-        {"name": name, "threads": count, "runs": found} for (name, count), found in runs.items()
-    ]
-    figures = {"prompt": prompt, "tokens": tokens, "rows": rows, "runs": kept}
-    write_json(out, circumstances | figures)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Bench:
         chosen = read_rule({"rule": "threshold", "temperature": 1.0, **settings})
         assert chosen.selection is not None
         spec = UnmaskSpec(**self._spec(block, chosen), selection=chosen.selection)
-        canvas = self.unmask.canvas([spec])
+        canvas = self.unmask.canvas(spec)
         ids, masked = np.full(block, 1, np.int32), np.ones(block, bool)
         self.unmask.begin_block(canvas, ids, masked, position=0, first=0)
         return canvas
@@ -100,7 +100,7 @@ class Bench:
             canvas = self._masked(rows, **settings)
             return lambda: self.unmask.sample(source, canvas)
         spec = TransitionSpec(**self._spec(rows, read_rule(settings)), transition=np.array(steps))
-        moving = self.transition.canvas([spec])
+        moving = self.transition.canvas(spec)
         ids, free = np.full(rows, 1, np.int32), np.ones(rows, bool)
         self.transition.begin_block(moving, ids, free, position=0, first=0)
         return lambda: self.transition.sample(source, moving)

@@ -60,6 +60,7 @@ def measure_text(pipeline: Pipeline, length: int, steps: int, index: int) -> dic
         rule.feed(engine)
         engine.run()
         rule.update(engine)
+        rule.read()
         runs += 1
     between = time.process_time()
     for _ in range(runs):

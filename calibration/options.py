@@ -38,6 +38,9 @@ class QuantisationOptions:
     canvases: Path | None
     """File of canvases to read, or to write if it is not there; None: none are kept."""
     seed: int
+    brief: bool = False
+    """Whether to measure only what decides about the graphs: one set of canvases, and no precision
+    but the one asked for. Good enough to compare block sizes and precisions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

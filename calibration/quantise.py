@@ -94,7 +94,8 @@ class Quantiser:
                 "fp32": examiner.examine("fp32", "fp32", self._models, whole, examiner.totals)
             }
             fp16 = self._calibrator.fp16(recipe)
-            variants["fp16"] = self._examine(examiner, "fp16", "fp16", fp16)
+            if not options.brief or options.precision == "fp16":
+                variants["fp16"] = self._examine(examiner, "fp16", "fp16", fp16)
             common = {
                 "sets": sets,
                 "texts": texts,
@@ -163,7 +164,7 @@ class Quantiser:
             comparison=comparison if options.edits is None else {},
             against_decoding=gains, failures=failures,
             calibrated_on=chosen, costs=costs, tables=tables,
-            largest=self._largest(best, sets["decode"]), **common,
+            largest={} if options.brief else self._largest(best, sets["decode"]), **common,
         )  # fmt: skip
 
     def _within_budget(

@@ -66,9 +66,11 @@ class Recording:
 
     def sets(self, whole: EngineSet) -> dict[str, CanvasSet]:
         """Returns every set that is needed, by name; raises CalibrationError."""
-        compared = self._options.precision in ("int8", "int4") and self._options.edits is None
+        options = self._options
+        rounded = options.precision in ("int8", "int4")
+        compared = rounded and options.edits is None and not options.brief
         names = [name for name in MAKERS if compared or name in ("decode", HELD_OUT_NAME)]
-        path = self._options.canvases
+        path = options.canvases
         known: dict[str, CanvasSet] = {}
         if path is not None and path.exists():
             self._say(f"reading canvases from {path}")

@@ -27,10 +27,11 @@ from ..calibration.graphs import Models, rank_of
 from ..calibration.options import QuantisationOptions
 from ..calibration.quantise import Quantiser
 from ..calibration.recipe import read_recipe, recipe_bytes
+from ..calibration.report.page import make_page
 from ..calibration.report.quality_report import (
+    PAGE_NAME,
     RECIPE_NAME,
     quality_report,
-    report_members,
     write_reports,
 )
 from ..calibration.scales.calibrate import Calibrator
@@ -51,7 +52,8 @@ from ..runtime.measure.judge import Judge
 from ..runtime.measure.page import plotting
 from ..runtime.side_by_side import for_batch, time_batch
 from ..train.families.base import ExportGraph
-from .checks.budget import check_budget
+from ..train.torch_engine import idle_cores, torch_threads
+from .checks.budget import check_budget, show_forecast
 from .checks.decoding import default_decoding
 from .checks.golden import golden_vectors
 from .checks.parity import compare, compare_batches, find_head, hidden_rows
@@ -109,18 +111,23 @@ def export_checkpoint(
         bundle = with_batch(draft.bundle, settings.batch)
         report = {**draft.figures, **(notes or {})}
         report["forecast"] = check_budget(bundle, settings, progress)
-        parity, batches, golden = _check(source.graphs, bundle, settings, ids, progress)
+        with torch_threads(idle_cores()):
+            parity, batches, golden = _check(source.graphs, bundle, settings, ids, progress)
         report["parity"] = parity
         if batches:
             report["batches"] = batches
         if settings.choose_decoding:
             bundle, report["decoding"] = default_decoding(bundle, source.tokenizer, ids, progress)
+        calibrated = dict(draft.calibrated)
         if draft.quality is not None:
             report["quality"] = draft.quality
+            page = make_page(draft.quality)
+            show_forecast(page, report["forecast"])
+            calibrated[PAGE_NAME] = page.render().encode()
         for note in source.notes:
             progress(note)
         manifest = bundle.manifest
-        members = {**draft.members, **draft.calibrated, **chat_member(source.chat)}
+        members = {**draft.members, **calibrated, **chat_member(source.chat)}
         members[TOKENIZER_NAME] = source.tokenizer_json.encode()
         members[GOLDEN_NAME] = golden
         members[REPORT_NAME] = (json.dumps(report, indent=1) + "\n").encode()
@@ -131,7 +138,7 @@ def export_checkpoint(
     found = {"bundle": str(output), "sha256": digest, "bytes": output.stat().st_size, **report}
     if draft.quality is not None:
         beside = settings.report_dir or output.with_suffix(".report")
-        write_reports(beside, draft.quality, draft.calibrated)
+        write_reports(beside, draft.quality, calibrated)
         found["report_dir"] = str(beside)
     return found
 
@@ -173,8 +180,17 @@ class Draft:
     """Members that calibration adds."""
 
 
-def make_draft(source: Traceable, settings: ExportSettings, folder: Path, progress: Say) -> Draft:
+def make_draft(
+    source: Traceable,
+    settings: ExportSettings,
+    folder: Path,
+    progress: Say,
+    *,
+    candidate: bool = False,
+) -> Draft:
     """Traces a checkpoint, gives it its precision, and writes the graphs into an empty folder.
+
+    A candidate is measured as far as its graphs depend on it; it has no `quality`.
 
     Raises:
         DlmError: A graph cannot be exported, there is nothing to calibrate with, or a budget
@@ -183,7 +199,8 @@ def make_draft(source: Traceable, settings: ExportSettings, folder: Path, progre
     texts = _texts(source, settings)
     edits = read_recipe(settings.recipe) if settings.recipe else None
     with Judge.open(settings.judge if texts else None) as judge:
-        traced, manifest = _trace(source, settings, progress)
+        with torch_threads(idle_cores()):
+            traced, manifest = _trace(source, settings, progress)
         form = form_for(settings.target)
         calibrator = Calibrator(traced, manifest.graphs, form, settings.target, settings.precision)
         quality: Mapping[str, Any] | None = None
@@ -200,11 +217,13 @@ def make_draft(source: Traceable, settings: ExportSettings, folder: Path, progre
                 judge=judge,
                 canvases=settings.canvases,
                 seed=settings.seed,
+                brief=candidate,
             )
             quantiser = Quantiser(calibrator, manifest, source.tokenizer, texts, options, progress)
             quantised = quantiser.run()
-            quality = quality_report(quantised, options, texts, manifest.family)
-            models, calibrated = quantised.models, report_members(quantised, quality)
+            models, calibrated = quantised.models, {RECIPE_NAME: recipe_bytes(quantised.recipe)}
+            if not candidate:
+                quality = quality_report(quantised, options, texts, manifest.family)
     manifest = describing(manifest, models, precision=settings.precision)
     figures = _checked_figures(models, settings, progress)
     (folder / "graphs").mkdir()

@@ -106,7 +106,8 @@ class Generation:
             if self._settle:
                 self._settle()
             ran = clock()
-            spans = self._rule.update(engine)
+            self._rule.update(engine)
+            spans = self._rule.read()
             if self._settle:
                 self._settle()
             end = clock()

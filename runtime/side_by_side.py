@@ -218,8 +218,11 @@ class SideBySide:
         fed = clock()
         engines[0].run()
         ran = clock()
-        for text, engine in zip(texts, engines, strict=True):
-            text.update(engine)
+        with self.model.ops.together():
+            for text, engine in zip(texts, engines, strict=True):
+                text.update(engine)
+        for text in texts:
+            text.read()
         end = clock()
         for text in texts:
             text.note(prepared - begin, ran - fed, (end - ran) + (fed - prepared), len(texts))
@@ -273,8 +276,12 @@ class SharedGeneration(Generation):
         self._rule.feed(engine)
 
     def update(self, engine: Engine) -> None:
-        """Takes what a run made of the text."""
-        self._ready.extend(self._rule.update(engine))
+        """Enqueues what follows a run."""
+        self._rule.update(engine)
+
+    def read(self) -> None:
+        """Takes what the run made of the text."""
+        self._ready.extend(self._rule.read())
 
     def note(self, prepare: float, engine: float, update: float, num_texts: int) -> None:
         """Counts a run and the text's share of its time."""

@@ -202,7 +202,8 @@ class _Writer:
         """Stores a layer's matrix as int8 and rewrites whatever reads it."""
         exact, axis = array_of(self._values[layer.weight]), layer.out_axis
         outliers = what.outliers if what.precision == "int8" else ()
-        array = exact if layer.lookups else _without(exact, outliers, 1 - axis)
+        # An embedding's rows are read elsewhere too, and equal matrices are stored once.
+        array = exact if axis == 0 else _without(exact, outliers, 1 - axis)
         steps = channel_steps(array, axis)
         stored = lazy_constant(
             self._graph,

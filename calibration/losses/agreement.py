@@ -181,7 +181,8 @@ def decode_trajectory(model: LoadedModel, request: Request) -> Trajectory:
         engine = model.engines.engine(rule.next_run())
         rule.feed(engine)
         engine.run()
-        spans = rule.update(engine)
+        rule.update(engine)
+        spans = rule.read()
         for span in spans:
             ids = np.asarray(span.token_ids, np.int64)[: len(state) - span.position]
             state[span.position : span.position + len(ids)] = ids

@@ -18,8 +18,7 @@ from ..losses.budget import WORDS, fits
 from ..losses.loss import Ratio
 from ..losses.quality import VariantFigures
 from ..options import SETS, QuantisationOptions, Quantised
-from ..recipe import recipe_bytes
-from .page import lost, make_page
+from .page import lost
 
 PAGE_NAME = "report.html"
 RECIPE_NAME = "recipe.json"
@@ -243,14 +242,6 @@ def _canvases(quantised: Quantised) -> dict[str, Any]:
         f"{_noise(quantised)}."
     )
     return {"words": words, "recipe": dict(chosen.recipe), "coverage": rows}
-
-
-def report_members(quantised: Quantised, report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns the page and the recipe as members of a bundle."""
-    return {
-        PAGE_NAME: make_page(report).render().encode(),
-        RECIPE_NAME: recipe_bytes(quantised.recipe),
-    }
 
 
 def write_reports(folder: Path, report: Mapping[str, Any], members: Mapping[str, bytes]) -> None:

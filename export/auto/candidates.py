@@ -17,6 +17,7 @@ from ...jetson.forecast.forecast import Forecast, forecast_bundle
 from ...jetson.forecast.memory import MemoryForecast
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import GraphSpec, cache_role
+from ...runtime.cli.progress import bar
 from ...runtime.engines import open_engines
 from ...runtime.families.base import LoadedModel, Request
 from ...runtime.families.table import load_model
@@ -120,12 +121,14 @@ def find_candidates(
     ids = _held_out(source, settings)
     found = []
     with tempfile.TemporaryDirectory(prefix="dlm-auto-") as name:
-        draft = make_draft(source, settings, Path(name), progress).bundle
+        draft = make_draft(source, settings, Path(name), progress, candidate=True).bundle
         forecast = forecast_bundle(draft, settings.target, settings.mode, tokens_per_nfe=1.0)
         engines = open_engines(draft, "onnxruntime")
         model = load_model(draft.manifest, engines)
         try:
-            for offer in _affordable(draft, source, settings, cut):
+            offers = _affordable(draft, source, settings, cut)
+            for number, offer in enumerate(offers, 1):
+                progress(f"auto: scoring {settings.precision}, {number} of {len(offers)}")
                 found.append(_candidate(draft, source, settings, forecast, model, ids, offer))
                 item = found[-1]
                 progress(
@@ -186,14 +189,16 @@ def _candidate(
 ) -> Candidate:
     manifest = draft.manifest
     seen = offer.contexts[-1] if offer.contexts else None
-    result = evaluate_ids(
-        model,
-        ids,
-        context=seen if seen is not None and seen < manifest.max_position else None,
-        block_size=None if model.family.exact else offer.block,
-        relative_half_width=0.001,
-        max_samples=BOUND_SAMPLES,
-    )
+    with bar() as show:
+        result = evaluate_ids(
+            model,
+            ids,
+            context=seen if seen is not None and seen < manifest.max_position else None,
+            block_size=None if model.family.exact else offer.block,
+            relative_half_width=0.001,
+            max_samples=BOUND_SAMPLES,
+            progress=show,
+        )
     tokens = _tokens_per_nfe(model, offer.block)
 
     def rate_of(kept: Sequence[int]) -> float:

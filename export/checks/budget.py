@@ -11,6 +11,7 @@ from ...jetson.targets import target as find_target
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import Manifest, dims_text
 from ...runtime.errors import ConfigError
+from ...runtime.measure.page import Page
 from ...runtime.side_by_side import for_batch
 from ..settings import ExportSettings
 
@@ -55,6 +56,34 @@ def batches_that_lose(manifest: Manifest, forecast: Forecast) -> Iterator[str]:
 _PARTS = {"kv": "KV cache", "context": "CUDA context"}
 
 
+def show_forecast(page: Page, forecast: Mapping[str, Any]) -> None:
+    """Adds to a page what `check_budget` returned."""
+    memory = forecast["memory"]
+    page.heading(f"Predicted for {_place(forecast)}")
+    sizes = [(name, size) for name, size in memory.items() if name != "available" and size]
+    page.table(("memory", "MiB"), [(_PARTS.get(n, n), f"{size:,.0f}") for n, size in sizes])
+    if memory["available"] is not None:
+        page.paragraph(f"{memory['available']:,.0f} MiB are available.", kind="note")
+    if graphs := forecast.get("graphs"):
+        each = f"tokens/s at {forecast['tokens_per_nfe']:g} per run"
+        page.table(
+            ("graph", "shape", "ms per run", each),
+            [
+                (
+                    item["graph"],
+                    dims_text(item["dims"]),
+                    f"{item['step_ms']:.2f}",
+                    f"{item['tokens_per_s']:,.0f}",
+                )
+                for item in graphs
+            ],
+        )
+
+
+def _place(forecast: Mapping[str, Any]) -> str:
+    return forecast["target"] + (f" in mode {forecast['mode']}" if forecast.get("mode") else "")
+
+
 def forecast_lines(forecast: Mapping[str, Any]) -> list[str]:
     """Says in lines what `check_budget` returned: memory by part, then each graph shape's time."""
     memory = forecast["memory"]
@@ -63,9 +92,8 @@ def forecast_lines(forecast: Mapping[str, Any]) -> list[str]:
         for name, value in memory.items()
         if name not in ("total", "available") and value
     )
-    place = forecast["target"] + (f" in mode {forecast['mode']}" if forecast.get("mode") else "")
     room = "" if memory["available"] is None else f" of {memory['available']:,.0f} available"
-    lines = [f"predicted for {place}: {memory['total']:,.0f} MiB{room} = {parts}"]
+    lines = [f"predicted for {_place(forecast)}: {memory['total']:,.0f} MiB{room} = {parts}"]
     for item in forecast.get("graphs", ()):
         lines.append(
             f"predicted for {item['graph']}, {dims_text(item['dims'])}: "

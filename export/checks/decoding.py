@@ -1,22 +1,23 @@
-"""The bundle's default temperature, chosen by what the model writes.
+"""The bundle's default temperature and rule, chosen by what the model writes.
 
 Small models that are decoded greedily fall into repeating themselves, which looks like a broken
-export. So a few texts are written at temperature 0; where their tokens repeat, and those drawn at
-`TEMPERATURE` do not, drawing becomes the bundle's default. Knows no family: it decodes as the
-device does.
+export. So a few texts are written at temperature 0; where their tokens repeat, texts are drawn at
+`TEMPERATURE`, by the bundle's rule and then by the family's others. The first way whose texts do
+not repeat becomes the default. Knows no family: it decodes as the device does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ...runtime.bundle.bundle import Bundle
+from ...runtime.decoding import DecodingRule
 from ...runtime.engines import open_engines
-from ...runtime.families.table import load_model
+from ...runtime.families.table import load_model, rules_of
 from ...runtime.measure.word_figures import repetition
 from ...runtime.pipeline import Pipeline
 from ...runtime.text.tokenizer import Tokenizer
@@ -26,51 +27,58 @@ GIVEN = (1, 8, 16)
 NUM_TOKENS = 48
 """New tokens of a text at most."""
 MOST_REPETITION = 0.2
-"""Share of repeated runs of 4 tokens above which texts count as repeating themselves."""
+"""Share of runs of 4 tokens that came before, above which a text counts as repeating itself."""
 TEMPERATURE = 0.8
 
 
 def default_decoding(
     draft: Bundle, tokenizer: Tokenizer, ids: np.ndarray, progress: Callable[[str], None]
 ) -> tuple[Bundle, dict[str, Any]]:
-    """Decodes a draft and gives its manifest the temperature that suits it.
+    """Decodes a draft and gives its manifest the temperature, and perhaps the rule, that suit it.
 
     Args:
         ids: (L,) real text whose beginnings are continued, start token first.
 
     Returns:
-        The draft, and what was measured, for the report: `repetition` by temperature.
+        The draft, and what was measured, for the report: `repetition` by rule and temperature.
     """
+    manifest = draft.manifest
     engines = open_engines(draft, "onnxruntime")
+    found: dict[str, float | None] = {}
     try:
-        pipeline = Pipeline(draft, load_model(draft.manifest, engines), tokenizer)
-        positions = draft.manifest.max_position
-        given = [ids[:count].tolist() for count in GIVEN if count < max(2, positions // 2)]
-
-        def written(temperature: float) -> float | None:
+        pipeline = Pipeline(draft, load_model(manifest, engines), tokenizer)
+        given = [ids[:n].tolist() for n in GIVEN if n < max(2, manifest.max_position // 2)]
+        for way in _ways(manifest.decoding["rule"], rules_of(manifest.family)):
             texts = [
                 pipeline.continue_ids(
-                    prompt,
-                    max_tokens=min(NUM_TOKENS, positions - len(prompt)),
-                    temperature=temperature,
+                    prompt, max_tokens=min(NUM_TOKENS, manifest.max_position - len(prompt)), **way
                 ).result()
                 for prompt in given
             ]
-            return repetition(text.token_ids for text in texts)
-
-        found = {"0": written(0.0)}
-        if found["0"] is None or found["0"] <= MOST_REPETITION:
+            share = repetition(text.token_ids for text in texts)
+            found[f"{way['rule']} at {way['temperature']:g}"] = share
+            if share is None or share <= MOST_REPETITION:
+                break
+        else:  # every way repeats itself: a choice among them would mean nothing
             return draft, {"repetition": found}
-        drawn = found[f"{TEMPERATURE:g}"] = written(TEMPERATURE)
     finally:
         engines.close()
-    if drawn is None or drawn > MOST_REPETITION:
+    if share is None or len(found) == 1:
         return draft, {"repetition": found}
     progress(
-        f"default temperature {TEMPERATURE:g}: at 0 the texts repeat themselves "
-        f"({found['0']:.0%} of their runs of 4 tokens came before, {drawn:.0%} when drawn); "
-        "--temperature chooses another"
+        f"default decoding: rule {way['rule']} at temperature {way['temperature']:g}, where "
+        f"{share:.0%} of the texts' runs of 4 tokens came before; "
+        f"{', '.join(f'{name} {value:.0%}' for name, value in [*found.items()][:-1])}; --rule and "
+        "--temperature choose another"
     )
-    decoding = {**draft.manifest.decoding, "temperature": TEMPERATURE}
-    manifest = replace(draft.manifest, decoding=decoding)
+    own = manifest.decoding if way["rule"] == manifest.decoding["rule"] else {}
+    manifest = replace(manifest, decoding={**own, **way})
     return replace(draft, manifest=manifest), {"repetition": found}
+
+
+def _ways(own: str, rules: Iterable[type[DecodingRule]]) -> Iterator[dict[str, Any]]:
+    """Yields what is tried, in order: the bundle's own rule, then the family's others."""
+    yield {"rule": own, "temperature": 0.0}
+    others = [rule.name for rule in rules if rule.swept and rule.name != own]
+    for rule in (own, *others):
+        yield {"rule": rule, "temperature": TEMPERATURE}

@@ -230,7 +230,7 @@ def time_sampling(rows: int, vocab_size: int) -> float:
         eos_token_id=-1,
         banned=(1,),
     )
-    canvas = unmask.canvas([spec])
+    canvas = unmask.canvas(spec)
     ids, masked = np.ones(rows, np.int32), np.ones(rows, bool)
     logits = np.random.default_rng(0).standard_normal((1, rows, vocab_size)).astype(np.float32)
 

@@ -139,7 +139,7 @@ class DlmCommand(click.Command):
         except BrokenPipeError:
             close_stdout()
             sys.exit(EXIT_BROKEN_PIPE)
-        except (DlmError, ModuleNotFoundError, OSError) as error:
+        except (DlmError, ModuleNotFoundError, OSError, MemoryError) as error:
             if _was_interrupted(error):
                 raise KeyboardInterrupt from error
             code, message = _explain(error)
@@ -252,7 +252,7 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _explain(error: DlmError | ModuleNotFoundError | OSError) -> tuple[int, str]:
+def _explain(error: Exception) -> tuple[int, str]:
     """Returns exit status and message of an expected failure; raises a bug again."""
     match error:
         case DlmError():
@@ -261,6 +261,8 @@ def _explain(error: DlmError | ModuleNotFoundError | OSError) -> tuple[int, str]
             extra = EXTRA_OF_PACKAGE.get((error.name or "").partition(".")[0])
             if extra is not None:
                 return 1, f"{error.name} is not installed; run: pip install 'dlm-edge[{extra}]'"
+        case MemoryError():
+            return 1, f"too little memory ({error}): close other programs, or take a smaller model"
         case OSError(strerror=str(reason), filename=None):
             return 1, f"cannot write the output: {reason}"
         case OSError(strerror=str(reason)):

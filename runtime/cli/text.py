@@ -268,7 +268,7 @@ def check(options: RunOptions) -> None:
     from ..measure.check import check_bundle
 
     with load(options) as pipeline:
-        report = check_bundle(pipeline.bundle, pipeline.engines, pipeline.model.ops)
+        report = check_bundle(pipeline.bundle, pipeline.model)
     if options.as_json:
         print_json(report)
     else:

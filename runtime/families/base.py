@@ -90,8 +90,15 @@ class UpdateRule(Protocol):
         """Writes the inputs of the run into the engine's buffers."""
         ...
 
-    def update(self, engine: Engine) -> Sequence[Span]:
-        """Applies the run's outputs to the canvas; returns what changed.
+    def update(self, engine: Engine) -> None:
+        """Has primitives apply the run's outputs to the canvas.
+
+        On a device this only enqueues, so that texts which share a run share launches, too.
+        """
+        ...
+
+    def read(self) -> Sequence[Span]:
+        """Waits for what the primitives found, once per update; returns what changed.
 
         Committed spans follow each other without gaps; a token that ends the text is in none.
         """

@@ -62,6 +62,8 @@ class CausalRule(TextRule):
         self._ops, self._request, self._engines = ops, request, model.engines
         self._heads = Heads(model.specs)
         self._heads_next = False
+        self._drawn = False
+        """Whether the last update drew a token."""
         self._filler = manifest.eos_token_id
         self._end_ids = {*manifest.end_ids, *request.end_ids}
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
@@ -82,7 +84,7 @@ class CausalRule(TextRule):
             eos_token_id=manifest.eos_token_id,
             banned=undrawable_ids(manifest, request),
         )
-        self._canvas = self._unmask.canvas([spec])
+        self._canvas = self._unmask.canvas(spec)
         self._unmask.mark_seen(self._canvas, self._text.ids)
         self._cached = request.num_cached
         self._count = 0
@@ -123,7 +125,7 @@ class CausalRule(TextRule):
         ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
         feed(self._ops, engine, ids, self._cached)
 
-    def update(self, engine: Engine) -> Sequence[Span]:
+    def update(self, engine: Engine) -> None:
         row = 0
         if not self._heads_next:
             append(self._ops, engine, self._cached, self._count)
@@ -131,36 +133,39 @@ class CausalRule(TextRule):
             row = self._count - 1
             if self._cached < len(self._text.window):
                 self._plan()
-                return ()
+                return
             if self._heads:
                 self._heads_next = True
                 head = self._engines.engine(self._heads.run_of(1))
                 self._heads.feed(self._ops, head, hidden_rows(engine), row, 1)
-                return ()
+                return
         self._heads_next = False
-        spans = self._next_token(self._ops.rows(logits(engine), row, 1))
-        if not self._done:
-            self._plan()
-        return spans
-
-    def _next_token(self, row: object) -> Sequence[Span]:
-        position = self._text.num_known
         self._unmask.begin_block(
             self._canvas,
             np.array([_NO_MASK], np.int32),
             np.ones(1, bool),
-            position=position,
+            position=self._text.num_known,
             first=0,
         )
-        self._unmask.sample(row, self._canvas)
-        (progress,) = self._unmask.commit(self._canvas, exact=True)  # the next run needs the token
+        self._unmask.sample(self._ops.rows(logits(engine), row, 1), self._canvas)
+        self._unmask.commit(self._canvas)
+        self._drawn = True
+
+    def read(self) -> Sequence[Span]:
+        if not self._drawn:
+            return ()
+        self._drawn = False
+        progress = self._unmask.progress(self._canvas, exact=True)  # the next run needs the token
         ids = self._unmask.ids(self._canvas)
         self._ended = progress.ended or int(ids[0]) in self._end_ids
         if self._ended:
             self._done = True
             return ()
+        position = self._text.num_known
         new = self._text.extend(position, ids)
         self._done = self._text.num_known >= self._text.limit
+        if not self._done:
+            self._plan()
         return (Span(position=position, token_ids=new, committed=True),)
 
 

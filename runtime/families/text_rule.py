@@ -65,7 +65,7 @@ class CanvasRule(TextRule, Generic[CanvasT]):
 
     def _new_text(self, progress: Progress) -> Iterator[Span]:
         """Takes what has become final into the text."""
-        position = self._canvas.slots[0].position
+        position = self._canvas.place.position
         end = min(progress.num_final, self._text.limit - position)
         before = self._text.num_known
         if position + end <= before:
@@ -76,7 +76,7 @@ class CanvasRule(TextRule, Generic[CanvasT]):
 
     def _provisional(self) -> Span:
         """The canvas now, as far as the text goes."""
-        position = self._canvas.slots[0].position
+        position = self._canvas.place.position
         ids = self._committing.ids(self._canvas)[: self._text.limit - position]
         return Span(
             position=position,

@@ -70,7 +70,7 @@ def board_report(
         report["bundle"] = bundle_facts(pipeline.bundle) | {"shapes": shapes}
         report["engine"] = engine_facts(pipeline)
         parts: dict[str, Callable[[], Any]] = {
-            "golden": lambda: check_bundle(pipeline.bundle, pipeline.engines, pipeline.model.ops),
+            "golden": lambda: check_bundle(pipeline.bundle, pipeline.model),
             "kernels": lambda: kernels(pipeline),
             "runs": lambda: run_times(pipeline),
             "speed": lambda: speed(pipeline),
@@ -172,7 +172,7 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
                 eos_token_id=manifest.eos_token_id,
             )
             unmask = ops.bind(UNMASK)
-            canvas = unmask.canvas([own])
+            canvas = unmask.canvas(own)
             every = np.ones(spec.rows, bool)
             ids = np.full(spec.rows, mask, np.int32)
             unmask.begin_block(canvas, ids, every, position=0, first=0)

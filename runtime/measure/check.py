@@ -15,12 +15,13 @@ import numpy as np
 
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphSpec, graph_key
-from ..engines.base import Engine, EngineSet
+from ..engines.base import Engine
 from ..errors import BundleError, EngineError
+from ..families.base import LoadedModel
 from ..families.window import append
 from ..files import parse_json
 from ..ops.core import Ops
-from ..ops.host import NumpyOps, ops_for
+from ..ops.host import NumpyOps
 
 GOLDEN_NAME = "golden.json"
 GOLDEN_VERSION = 2
@@ -100,15 +101,15 @@ def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
     return top + np.log(np.exp((logits - top[:, None]).astype(np.float64)).sum(axis=1))
 
 
-def check_bundle(bundle: Bundle, engines: EngineSet, ops: Ops | None = None) -> dict[str, Any]:
-    """Replays the bundle's golden vectors; returns figures, with `ok` as the verdict.
+def check_bundle(bundle: Bundle, model: LoadedModel) -> dict[str, Any]:
+    """Replays the bundle's golden vectors on its model; returns figures, with `ok` the verdict.
 
     Raises:
         BundleError: The bundle has no golden vectors, or they do not fit its graphs.
         EngineError: A run failed.
     """
+    engines, ops = model.engines, model.ops
     cases, shapes = _read(bundle), {spec.key: spec for spec in engines.specs}
-    ops = ops or ops_for(engines)
     error = largest = 0.0
     rows = agreeing = 0
     try:

@@ -7,7 +7,11 @@ keeps all of it and captures it once:
     ops.assign(engine input, canvas.ids)      feed
     engine.run()
     unmask.sample(logits, canvas)             candidates and scores of the masked rows
-    unmask.commit(canvas) -> Progress         selection, scatter, counts, end of text
+    unmask.commit(canvas)                     selection, scatter, counts, end of text
+    unmask.progress(canvas) -> Progress       what that changed
+
+All but the last only enqueue on a device. Texts of a batch have a canvas each and enqueue within
+`ops.together()`: one launch then does for all of them what they ask for alike.
 
 Whatever changes from step to step (step number, masked count, hitting time) is state of the canvas,
 never an argument. Update rules never index logits, KV or canvas arrays themselves.
@@ -19,6 +23,7 @@ comparison of the two that reports and tests run. Knows no primitive, family, en
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -30,7 +35,7 @@ Form = TypeVar("Form")
 
 
 class Progress(NamedTuple):
-    """What a commit changed in one slot, or the commit before it (`behind`).
+    """What a commit changed, or the commit before it (`behind`).
 
     A step over a finished block changes nothing. So if `behind` and nothing is masked any more,
     the run just made was one over the finished block, and its outputs are those of a commit run.
@@ -108,6 +113,10 @@ class Ops(Protocol):
         Raises:
             DeviceError: Its kernels cannot be compiled or loaded.
         """
+        ...
+
+    def together(self) -> AbstractContextManager[None]:
+        """Lets several texts share launches of what they enqueue within; none may read there."""
         ...
 
     def assign(self, target: Any, source: Any) -> None:

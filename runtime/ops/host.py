@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,9 @@ class NumpyOps(Ops):
         if primitive.name not in self._bound:
             self._bound[primitive.name] = primitive.numpy()
         return self._bound[primitive.name]
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def assign(self, target: Any, source: Any) -> None:
         target[...] = np.asarray(source).reshape(target.shape)

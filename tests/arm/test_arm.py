@@ -5,6 +5,7 @@ Speed says nothing here. `make arm` makes the folder and runs these tests.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from fake_board import make_board
 pytestmark = pytest.mark.arm
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = os.environ.get("ARM_ROOT", str(ROOT / ".arm"))
+FAMILIES = ("mdlm", "ar", "sedd", "tidar")
 RUN = f"{LOAD}\nfrom dlm_edge.runtime.cli.run import main; main()"
 DOCTOR = f"""{LOAD}
 import json, platform
@@ -36,8 +38,10 @@ def arm(tmp_path_factory):
         subprocess.run(["bash", script, FOLDER, sys.executable], check=True)
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
-    def run(program: str, *arguments: object, python: str = f"{FOLDER}/python") -> str:
-        command = [python, "-c", program, ROOT, *arguments]
+    def run(
+        program: str, *arguments: object, python: str = f"{FOLDER}/python", root: Path = ROOT
+    ) -> str:
+        command = [python, "-c", program, root, *arguments]
         result = subprocess.run(
             [*map(str, command)], capture_output=True, text=True, env=environment
         )
@@ -61,6 +65,39 @@ def test_the_likeliest_text_is_that_of_this_machine_in_little_memory(arm):
     here = json.loads(arm(RUN, *given, python=sys.executable))
     assert there["token_ids"] == here["token_ids"]
     assert there["peak_rss_mib"] < 400
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def bundle(request, tmp_path_factory):
+    pytest.importorskip("torch")
+    from family_bundles import make_family_bundle
+
+    return make_family_bundle(tmp_path_factory.mktemp("bundles"), request.param)
+
+
+def test_a_bundle_of_each_family_gives_its_golden_vectors_and_this_machines_text(arm, bundle):
+    given = (RUN, bundle, "ab", "--max-tokens", 6, "--temperature", 0, "--threads", 1, "--json")
+    there, here = json.loads(arm(*given)), json.loads(arm(*given, python=sys.executable))
+    assert there["token_ids"] == here["token_ids"]
+    arm(RUN, bundle, "--check", "--threads", 1)
+
+
+def test_the_wheel_runs_from_where_it_is_unpacked(arm, tmp_path):
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "tests"))
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", tmp_path, copy], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    said = arm(RUN, "--info", root=tmp_path / "installed" / "dlm_edge")
+    assert "stories-4m.dlm" in said
+
+
+@pytest.mark.parametrize("bundle", ["mdlm"], indirect=True)
+def test_a_boards_report_has_its_own_processor(arm, bundle, tmp_path):
+    arm(RUN, bundle, "--board-report", tmp_path / "board.json", "--threads", 1)
+    report = json.loads((tmp_path / "board.json").read_text("utf-8"))
+    assert report["ok"], report
+    assert "aarch64" in json.dumps(report)
 
 
 def test_the_doctor_reads_a_recorded_board(arm, tmp_path):

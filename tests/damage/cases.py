@@ -76,10 +76,11 @@ def _bundle_paths(folder: Path) -> list[str]:
 def check_text(pipeline: Pipeline, result: Any, stop: tuple[str, ...] = ()) -> None:
     """What holds of every finished text: no mask in it, no stop string, no id out of range."""
     manifest = pipeline.manifest
-    # A token that is no text of its own writes nothing; the mask must not even be among the ids.
     assert manifest.mask_token_id not in result.token_ids, "a mask among the tokens"
     assert all(0 <= token < manifest.vocab_size for token in result.token_ids)
-    assert "<|mask|>" not in result.text
+    # The text around a template's gaps is the user's.
+    written = [result.text] if result.gaps is None else result.gaps
+    assert not any("<|mask|>" in text for text in written)
     for text in stop:
         assert text not in result.text, "a stop string in the text"
 
@@ -96,7 +97,7 @@ def _try_bundle(rng: Random, folder: Path, bundles: Mapping[str, bytes]) -> str:
         found = pipeline.generate("ab", max_tokens=6, seed=rng.randrange(99)).result()
         # A manifest that says another mask, and vouches for itself, is not damage but a choice.
         assert len(found.token_ids) <= 6
-        check_bundle(pipeline.bundle, pipeline.engines)
+        check_bundle(pipeline.bundle, pipeline.model)
     return "fine"
 
 

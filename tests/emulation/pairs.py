@@ -1,10 +1,10 @@
 """What the package compares kernels by, as assertions, and pairs of the settings of a rule."""
 
 from dlm_edge.runtime.ops.core import MAX_TIE_SHARE
-from dlm_edge.runtime.ops.rows.compare import on_device
+from dlm_edge.runtime.ops.rows.compare import commit, on_device
 from dlm_edge.runtime.ops.unmask.compare import SAMPLINGS, Pair, random_logits, sample_faults
 
-__all__ = ["HEATS", "MAX_TIE_SHARE", "Pair", "compare_samples", "make_pair", "on_device",
+__all__ = ["HEATS", "MAX_TIE_SHARE", "Pair", "commit", "compare_samples", "make_pair", "on_device",
            "random_logits"]  # fmt: skip
 
 HEATS = tuple(

@@ -15,6 +15,7 @@ from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.layout import causal_layout
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.families.tidar.family import by_draft
 from dlm_edge.runtime.families.tidar.layout import draft_rows
 from dlm_edge.runtime.families.window import choose_block
@@ -114,7 +115,7 @@ def test_every_shape_is_held_to_pytorch_with_and_without_a_cache(in_parts, whole
 def test_the_golden_vectors_hold_for_both_graphs(in_parts):
     bundle = open_bundle(in_parts[0])
     engines = open_engines(bundle, "onnxruntime")
-    result = check_bundle(bundle, engines)
+    result = check_bundle(bundle, load_model(bundle.manifest, engines))
     engines.close()
     assert result["ok"]
     assert result["cases"] == len(bundle.manifest.graphs)

@@ -9,6 +9,7 @@ from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
 from gguf_files import random_model, tokenizer_json, write_gguf
 
@@ -46,7 +47,7 @@ def test_the_bundle_runs_and_holds_its_golden_vectors(exported):
     folder, _ = exported
     bundle = open_bundle(folder / "small.dlm")
     engines = open_engines(bundle, threads=1)
-    assert check_bundle(bundle, engines)["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, engines))["ok"]
 
 
 def test_without_text_values_are_rounded_and_it_is_said(exported, tmp_path):

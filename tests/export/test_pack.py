@@ -19,6 +19,7 @@ from dlm_edge.runtime.errors import (
     DlmError,
     EngineError,
 )
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
 from reports import report_of
 from small_graphs import set_weight, weights_of
@@ -68,7 +69,7 @@ def test_a_checkpoint_becomes_a_bundle_that_runs(exported):
     assert bundle.manifest.family == "mdlm"
     assert bundle.manifest.decoding == {"rule": "factor", "factor": 1.0}
     assert bundle.manifest.model["num_parameters"] == 2 * 258 * 32 + num_layer_weights(bundle)
-    figures = check_bundle(bundle, open_engines(bundle, threads=1))
+    figures = check_bundle(bundle, load_model(bundle.manifest, open_engines(bundle, threads=1)))
     assert figures["ok"]
     assert figures["max_relative_error"] < 1e-5
 
@@ -146,7 +147,7 @@ def test_fp16_halves_the_weights_and_says_what_it_means(exported, exported_fp16)
         assert {role for role, kind in kinds.items() if kind == "float16"} == {"kv", "kv_new"}
     assert half.member("card.md").read_text("utf-8").startswith("# Written by hand")
     assert shapes(half) == [(4, 8), (8, 8), (16, 8)]
-    assert check_bundle(half, open_engines(half, threads=1))["ok"]
+    assert check_bundle(half, load_model(half.manifest, open_engines(half, threads=1)))["ok"]
 
 
 def test_the_causal_family_decodes_token_by_token(causal_checkpoint, tmp_path):
@@ -156,7 +157,7 @@ def test_the_causal_family_decodes_token_by_token(causal_checkpoint, tmp_path):
     assert shapes(bundle) == [(1, 16), (8, 16), (1, 0), (32, 0)]
     assert bundle.manifest.logit_shift == 1
     assert bundle.manifest.mask_token_id is None
-    assert check_bundle(bundle, open_engines(bundle, threads=1))["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, open_engines(bundle, threads=1)))["ok"]
 
 
 def refused(error, checkpoint, path, **settings) -> str:

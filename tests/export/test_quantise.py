@@ -12,6 +12,7 @@ from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
 from reports import report_of
 from tiny_checkpoint import make_checkpoint
@@ -38,7 +39,7 @@ def test_a_bundle_for_a_board_holds_int8_weights_and_runs_here(exported):
     assert report["graphs"]["denoise"]["operators"]["QuantizeLinear"] == 2 * 4
     engines = open_engines(bundle, threads=1)
     assert "made for orin-nano" in engines.reason
-    assert check_bundle(bundle, engines)["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, engines))["ok"]
 
 
 def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
@@ -91,6 +92,9 @@ def test_page_and_recipe_are_in_the_bundle_and_beside_it(exported):
         assert bundle.member(name).read_bytes() == (folder / name).read_bytes()
     page = (folder / "report.html").read_text("utf-8")
     assert page.count("<svg") >= 4
+    assert "Predicted for orin-nano in mode " in page
+    for item in report["forecast"]["graphs"]:
+        assert f"<td>{item['step_ms']:.2f}</td>" in page
     rows = report["quality"]["variants"]["int8"]["agreement"]["about_to_be_committed"]["rows"]
     assert f" of {rows:,}</td>" in page
     assert "src=" not in page
@@ -123,6 +127,19 @@ def test_an_edited_recipe_is_obeyed(exported, traced_before, small, text, tmp_pa
     assert not any("Clean text" in line for line in report["quality"]["findings"])
 
 
+def test_a_candidate_is_the_same_graph_with_less_measured(traced_before, small, text, tmp_path):
+    settings = ExportSettings(precision="int8", target="cpu", calibration_data=text, **COMMON)
+    lines = []
+    made = pack.make_draft(
+        pack.load_source(small, settings), settings, tmp_path, lines.append, candidate=True
+    )
+    assert made.bundle.manifest.precision == "int8"
+    assert made.quality is None
+    assert "calibrating on canvases of decoding" in lines
+    for left_out in ("recording clean text", "measuring fp16", "measuring ranges by mask ratio"):
+        assert left_out not in lines
+
+
 def test_fp16_with_a_text_has_its_loss_measured(traced_before, small, text, tmp_path):
     path = tmp_path / "half.dlm"
     settings = ExportSettings(precision="fp16", target="orin-nano", calibration_data=text, **COMMON)
@@ -153,7 +170,7 @@ def test_other_families_go_the_same_way(text, tmp_path, family, options):
     assert variants["int8"]["agreement"]["all"]["rows"] > 0
     assert abs(variants["int8"]["ratio"]["value"] - 1) < 0.5
     bundle = open_bundle(path)
-    assert check_bundle(bundle, open_engines(bundle, threads=1))["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, open_engines(bundle, threads=1)))["ok"]
 
 
 def test_int8_for_the_cpu_loses_little_and_multiplies_integers(
@@ -168,7 +185,7 @@ def test_int8_for_the_cpu_loses_little_and_multiplies_integers(
     bundle = open_bundle(path)
     engines = open_engines(bundle, threads=1)
     assert "made for" not in engines.reason
-    assert check_bundle(bundle, engines)["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, engines))["ok"]
 
 
 def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, monkeypatch):

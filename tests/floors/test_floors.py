@@ -88,7 +88,8 @@ def test_an_error_is_one_line_and_its_status(device, arguments, status):
 
 def test_an_evaluation_and_a_profile_run(device, tmp_path):
     (tmp_path / "a.txt").write_text(STORIES[:2000], "utf-8")
-    found = device.succeed("runtime.cli.eval", "--data", tmp_path / "a.txt", "--json")
+    (model,) = (ROOT / "runtime" / "models").glob("*.dlm")
+    found = device.succeed("runtime.cli.eval", model, "--data", tmp_path / "a.txt", "--json")
     assert json.loads(found)["num_tokens"] > 100
     assert "--help" in device.succeed("jetson.cli.profile", "--help")
 

@@ -172,6 +172,53 @@ def test_drafting_texts_are_the_same_alone_and_side_by_side(heat, split, on_devi
     assert any(one.tokens_per_nfe > 1.2 for one in alone)
 
 
+FAMILIES = {
+    "mdlm": (
+        lambda: TableEngines(never_ending, SHAPES, V),
+        make_manifest,
+        {"rule": "low_confidence", "temperature": 1.0},
+        2,  # sample, commit
+    ),
+    "ar": (
+        lambda: TableEngines(never_ending, [(1, 64), (8, 64)], V),
+        lambda engines: make_manifest(engines, family="ar"),
+        {"rule": "next_token", "temperature": 1.0},
+        4,  # rows into the cache, begin, sample, commit
+    ),
+    "tidar": (
+        lambda: DraftEngines(Model(41, seed=3, agreement=2.0), [3], (16, 48)),
+        draft_manifest,
+        {"rule": "draft_verify", "temperature": 1.0},
+        4,  # verify, settle, rows into the cache, propose
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_launches_of_a_step_do_not_grow_with_the_batch(family):
+    make, manifest, settings, launches = FAMILIES[family]
+    for count in (1, 4):
+        device, engines = EmulatedDevice(), BatchEngines(make, count)
+        model = load_model(manifest(engines), DeviceEngines(engines, device), CudaOps(device))
+        group = SideBySide(model, count)
+        texts = [
+            group.start(
+                Request(
+                    prompt_ids=(0, 5, 6, 7), max_tokens=28, seed=5, sample_index=index,
+                    settings=decoding(**settings), banned_ids=(0,),
+                )
+            )
+            for index in range(count)
+        ]  # fmt: skip
+        costs = []
+        while any(text.waits for text in texts):
+            before = device.counts["launches"]
+            group.step()
+            costs.append(device.counts["launches"] - before)
+        assert len({text.result.token_ids for text in texts}) == count
+        assert np.median(costs) == launches
+
+
 def test_a_text_left_early_costs_the_others_nothing_and_asks_for_no_more_runs():
     settings = decoding(rule="low_confidence", temperature=1.0)
     asked = requests(settings)[2:]

@@ -102,14 +102,16 @@ class ToyRule(TextRule):
         self._ops.assign(engine.inputs["latents"], self._canvas.latents)
         self._ops.assign(engine.inputs["level"], self._canvas.level)
 
-    def update(self, engine: Engine) -> Sequence[Span]:
+    def update(self, engine: Engine) -> None:
         if self._memory is None:
             self._memory = engine.outputs["encoded"]
-            return []
+            return
         clean, logits = (
             self._rows.guide(engine.outputs[name], self._guidance) for name in ("clean", "logits")
         )
         self._latent.step(clean, logits, self._canvas)
+
+    def read(self) -> Sequence[Span]:
         if self._canvas.num_steps < len(self._canvas.table):
             return []
         ids = self._latent.ids(self._canvas)[: self._text.limit - self._num_given]

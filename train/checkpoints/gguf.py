@@ -117,8 +117,21 @@ def _open(path: Path) -> GGUFReader:
         ) from error
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; check the path")
+
+    class Reader(GGUFReader):
+        """Refuses what lies beyond the file's end.
+
+        The package reads nothing there, and goes on for as long as a damaged count says.
+        """
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            found = super()._get(offset, dtype, count, *order, **named)
+            if len(found) < count:
+                raise ValueError(f"it ends before byte {offset + count:,}")
+            return found
+
     try:
-        reader = GGUFReader(path)
+        reader = Reader(path)
     except (ValueError, KeyError, IndexError, OverflowError, TypeError, OSError) as error:
         reason = brief(error, 120)
         raise CheckpointError(

@@ -113,11 +113,13 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
             sees_time=self._sees_time,
             times=self._times,
         )
-        self._canvas = self._unmask.canvas([spec])
+        self._canvas = self._unmask.canvas(spec)
         # Outputs on which nothing was committed serve again, unless time went on for the graph.
         self._repeats = isinstance(settings, Ancestral) and not self._sees_time
         self._phase = "store"
         self._cached = 0
+        self._stepped: tuple[Engine, Any] | None = None
+        """The run of a step that is not read yet, and the block's logits."""
         self._open(template)
 
     def _open(self, template: Sequence[int] | None) -> None:
@@ -178,17 +180,17 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
             return float(self._times[0])
         return float(np.count_nonzero(ids == self._mask) / self._block)
 
-    def update(self, engine: Engine) -> Sequence[Span]:
+    def update(self, engine: Engine) -> None:
         if self._phase == "denoise":
-            return self._denoise(engine, logits(engine))
+            self._step(engine, logits(engine))
+            return
         append(self._ops, engine, self._cached, self._block)
         self._cached += self._block
         if self._phase == "advance":
             self._begin_block()
-            output = self._ops.rows(logits(engine), self._block, self._block)
-            return self._denoise(engine, output)
-        self._advance()
-        return ()
+            self._step(engine, self._ops.rows(logits(engine), self._block, self._block))
+        else:
+            self._advance()
 
     def _advance(self) -> None:
         """Goes on behind the cached rows: stores another known block, or denoises the next."""
@@ -231,15 +233,24 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
         if not left:
             self._text.extend(0, template)
 
-    def _denoise(self, engine: Engine, output: Any) -> Sequence[Span]:
-        """One step on a block's logits; more on the same while nothing changes, if they serve
+    def _step(self, engine: Engine, output: Any) -> None:
+        """Takes one step on a block's logits."""
+        self._unmask.sample(output, self._canvas)
+        self._unmask.commit(self._canvas)
+        self._stepped = (engine, output)
+
+    def read(self) -> Sequence[Span]:
+        """Reads the step, and takes more on the same logits while nothing changes, if they serve
         again."""
+        if self._stepped is None:
+            return ()
+        engine, output = self._stepped
         exact = self._repeats or self._waits()
-        while True:
-            self._unmask.sample(output, self._canvas)
-            progress = self._unmask.commit(self._canvas, exact=exact)[0]
-            if progress.num_committed or not progress.num_masked or not self._repeats:
-                break
+        progress = self._unmask.progress(self._canvas, exact=exact)
+        while self._repeats and progress.num_masked and not progress.num_committed:
+            self._step(engine, output)
+            progress = self._unmask.progress(self._canvas, exact=exact)
+        self._stepped = None
         spans = []
         finished = progress.num_masked == 0
         if finished or self._ops.synchronous:
@@ -258,10 +269,10 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
         for nothing.
         """
         rows = self._cached + self._block
-        last = self._canvas.slots[0].position + self._block >= self._text.limit
+        last = self._canvas.place.position + self._block >= self._text.limit
         slides = rows >= self._capacity
         doubles = bool(self._doubles) and self._doubles[-1].context >= rows
-        few = self._canvas.slots[0].num_masked_at_start <= MAX_WAITING
+        few = self._canvas.place.num_masked_at_start <= MAX_WAITING
         return (last or slides or doubles) and few
 
     def _finish_block(self, progress: Progress, engine: Engine) -> None:

@@ -91,7 +91,7 @@ class ScoreRule(CanvasRule[TransitionCanvas]):
                 num_states(manifest),
             ),
         )
-        self._canvas = self._committing.canvas([spec])
+        self._canvas = self._committing.canvas(spec)
         if template is not None:
             self._begin_infill(np.array(template, np.int32))
         elif self._text.num_known >= self._text.limit:
@@ -106,11 +106,14 @@ class ScoreRule(CanvasRule[TransitionCanvas]):
         self._ops.assign(engine.inputs[self._names["canvas"]], self._canvas.ids)
         self._ops.assign(engine.inputs[self._names["sigma"]], self._canvas.sigma)
 
-    def update(self, engine: Engine) -> Sequence[Span]:
+    def update(self, engine: Engine) -> None:
         self._committing.sample(engine.outputs[self._names["logits"]], self._canvas)
+        self._committing.commit(self._canvas)
+
+    def read(self) -> Sequence[Span]:
         # Of the last step nothing but its own report tells that all is done.
-        last = self._canvas.slots[0].step + 1 >= self._num_steps
-        progress = self._committing.commit(self._canvas, exact=last)[0]
+        last = self._canvas.place.step >= self._num_steps
+        progress = self._committing.progress(self._canvas, exact=last)
         finished = progress.num_masked == 0
         spans = []
         if finished or (self._absorbs and self._ops.synchronous):
@@ -160,7 +163,7 @@ class ScoreRule(CanvasRule[TransitionCanvas]):
 
     def _finish(self, progress: Progress) -> None:
         # An end token beyond the limit is no part of the text.
-        inside = self._canvas.slots[0].position + progress.num_final < self._text.limit
+        inside = self._canvas.place.position + progress.num_final < self._text.limit
         self._ended = progress.ended and inside
         if self._ended or self._text.num_known >= self._text.limit:
             self._done = True

@@ -51,8 +51,9 @@ class Rows(NamedTuple):
     stride: int = 1
 
 
-Sampling = Generator[Rows, Any, Verified]
-"""What is done with a run's logits: says which rows it wants, is sent them, and so on."""
+Sampling = Generator[Rows | None, Any, Verified]
+"""What is done with a run's logits: says which rows it wants, is sent them, and so on; None where
+it goes on by what a verification found."""
 
 
 class DraftRule(TextRule):
@@ -161,33 +162,48 @@ class DraftRule(TextRule):
             ids[self._count : self._count + self._length] = self._mask
         feed(ops, engine, ids, self._cached, layout=layout)
 
-    def update(self, engine: Engine) -> Sequence[Span]:
+    def update(self, engine: Engine) -> None:
         if self._wanted is not None:
             rows = self._ops.rows(logits(engine), 0, self._wanted.num_rows)
             self._wanted = None
-            return self._go_on(rows)
+            self._go_on(rows)
+            return
         if self._kind != "verify":
             append(self._ops, engine, self._cached, self._count)
             self._cached += self._count
         if self._kind == "prefill":
             self._plan()
-            return ()
+            return
         self._sampling = self._open() if self._kind == "open" else self._verify(engine)
         self._output = hidden_rows(engine) if self._heads else logits(engine)
-        return self._go_on(None)
+        self._go_on(None)
 
-    def _go_on(self, rows: Any) -> Sequence[Span]:
-        """Hands the rows that were wanted to who wants them; returns what became certain."""
+    def read(self) -> Sequence[Span]:
+        if self._sampling is None or self._wanted is not None:
+            return ()
+        found = self._go_on(None, reads=True)
+        if found is None:
+            return ()
+        self._sampling = self._output = None
+        return self._take(found)
+
+    def _go_on(self, rows: Any, *, reads: bool = False) -> Verified | None:
+        """Goes on with the rows that were wanted until a run is needed, or a verification is to be
+        read and `reads` is false; gives what was found at the end."""
         assert self._sampling is not None
         while True:
             try:
                 wanted = self._sampling.send(rows)
             except StopIteration as end:
-                self._sampling = self._output = None
-                return self._take(end.value)
+                return end.value
+            if wanted is None:
+                if not reads:
+                    return None
+                rows = None
+                continue
             if self._heads:
                 self._wanted = wanted
-                return ()
+                return None
             size = (wanted.num_rows - 1) * wanted.stride + 1
             rows = self._ops.rows(self._output, wanted.start, size)
 
@@ -206,14 +222,15 @@ class DraftRule(TextRule):
             held = engine.inputs[engine.spec.tensor(cache).name]
             self._drafting.append_kept(held, engine.outputs[new.name], self._drafts)
         if self._heads:
-            chosen = Rows(self._drafting.verified(self._drafts).num_kept * block, block)
+            found = yield from self._verified()
+            chosen = Rows(found.num_kept * block, block)
         else:
             chosen = Rows(block, block * block)  # which of them, ops know
         found = yield from self._propose(chosen)
         self._cached += found.num_kept
         return found
 
-    def _check(self, causal: Rows, firsts: Rows) -> Generator[Rows, Any, None]:
+    def _check(self, causal: Rows, firsts: Rows) -> Generator[Rows | None, Any, None]:
         """Verifies, by a run's causal rows and, if they count, the proposals' first masks."""
         ops, drafts = self._ops, self._drafts
         rows, first = (yield causal), None
@@ -227,11 +244,14 @@ class DraftRule(TextRule):
 
     def _propose(self, chosen: Rows) -> Sampling:
         """Drafts again, unless a head's run for it would be the text's last."""
-        drafts = self._drafts
-        unheaded = not self._heads
-        if self._length > 1 and (unheaded or not self._is_last(self._drafting.verified(drafts))):
-            self._drafting.propose((yield chosen), drafts)
-        return self._drafting.verified(drafts)
+        last = bool(self._heads) and self._is_last((yield from self._verified()))
+        if self._length > 1 and not last:
+            self._drafting.propose((yield chosen), self._drafts)
+        return (yield from self._verified())
+
+    def _verified(self) -> Sampling:
+        yield None
+        return self._drafting.verified(self._drafts)
 
     def _is_last(self, found: Verified) -> bool:
         return found.ended or self._text.num_known + found.num_kept >= self._text.limit

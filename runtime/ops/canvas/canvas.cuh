@@ -10,27 +10,28 @@ struct Canvas : Rows {
   unsigned char* masked;  // (block,)
   unsigned char* chosen;  // (block,)
   int* candidate;         // (block,)
-  const int* staged;      // mapped: position, first, row, ids (block), masked flags (block)
+  const int* staged;      // mapped: position, first, ids (block), masked flags (block)
   int* shown;             // mapped (block,): the ids, once a block is finished
   int mask_token_id;
   int eos_token_id;
   int first;              // of the generated positions
-  int row;                // of the logits' rows: that of the block's first position
+  int num_masked_at_start;
   int num_final;          // as last published
   int ended;              // likewise
 };
 
-// The first row of a slot's block among a run's logits, (batch, num_rows, vocab).
+// The logits of a row of a text's block.
 template <typename Logit>
-__device__ const Logit* logits_of(const Logit* logits, const Canvas* canvas, int num_rows) {
-  const long long slot = blockIdx.x / (unsigned)canvas->block;
-  return logits + (slot * num_rows + canvas->row + own_row(canvas)) * canvas->vocab;
+__device__ const Logit* own_logits(const Logit* first, const Text* text, const Canvas* canvas,
+                                   int row) {
+  const long long row_bytes = canvas->vocab * (long long)sizeof(Logit);
+  return behind(first, uniform_of(text->first + row * row_bytes));
 }
 
 // Takes what the host staged; returns how many positions are masked, to every thread.
 __device__ inline int begin(Canvas* canvas) {
   const int block = canvas->block;
-  const int* ids = canvas->staged + 3;
+  const int* ids = canvas->staged + 2;
   int own = 0;
   for (int index = threadIdx.x; index < block; index += blockDim.x) {
     const bool masked = ids[block + index] != 0;
@@ -43,10 +44,9 @@ __device__ inline int begin(Canvas* canvas) {
   if (threadIdx.x == 0) {
     canvas->position = canvas->staged[0];
     canvas->first = canvas->staged[1];
-    canvas->row = canvas->staged[2];
     canvas->step = 0;
     canvas->error = 0;
-    canvas->num_masked = num_masked;
+    canvas->num_masked = canvas->num_masked_at_start = num_masked;
     canvas->num_final = canvas->ended = 0;
     publish(canvas, 0, 0, false);
   }
@@ -102,7 +102,6 @@ __device__ inline void report(Canvas* canvas, int left, int num_committed, int n
   __syncthreads();
   if (threadIdx.x) return;
   ++canvas->step;
-  canvas->row = 0;  // where the first step's rows lay behind others, later ones are a run's own
   canvas->num_masked = left;
   canvas->num_final = num_final;
   canvas->ended = ended;

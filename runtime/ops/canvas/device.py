@@ -1,17 +1,14 @@
 """Canvases on a device: what `unmask` and `transition` share.
 
 A step is two launches, `sample` and `commit`, whose arguments never change, so that engine and
-sampling are captured together. A canvas's memory is allocated once per shape and handed to the next
-canvas when it is free: a second text allocates nothing, and its steps, having the same addresses,
-are those captured for the first one.
+sampling are captured together.
 """
 
 from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, Generic
 
 import numpy as np
@@ -19,44 +16,26 @@ import numpy as np
 from ...errors import ConfigError
 from ...gpu.device import DeviceArray
 from ..core import Progress
-from ..cuda.ops import CudaOps, Words, slot_of
-from ..cuda.state import MAX_BLOCK, MAX_VOCAB, RING, permitted_bits, row_threads, write_rows
+from ..cuda.memory import Blank, TextMemories, TextMemory, Values
+from ..cuda.ops import CudaOps
+from ..cuda.state import MAX_BLOCK, MAX_VOCAB, permitted_bits, row_threads, write_rows
 from ..rows.contract import CHUNK
-from .contract import Canvas, CanvasOps, CanvasT, Slot, SpecT_contra
-
-Values = dict[str, "list[np.ndarray | None]"]
-"""What a canvas's arrays begin with, by name and slot; None where a slot has none."""
+from .contract import Canvas, CanvasOps, CanvasSpec, CanvasT, Place, SpecT_contra
 
 
-@dataclass(slots=True, kw_only=True)
-class CanvasMemory:
-    """One canvas's device memory, and where the host stands with it."""
+class CudaPlace(Place):
+    """A block, and what the host has seen of it."""
 
-    arrays: Mapping[str, DeviceArray | None]
-    """By name, of members of the state: (batch, …)."""
-    state: DeviceArray
-    """(batch,) of the primitive's structure."""
-    staged: np.ndarray
-    """Mapped (batch, 3 + 2 block) int32: what the next block of a slot begins with."""
-    shown: np.ndarray
-    """Mapped (batch, block) int32: the ids of a finished block."""
-    mapped: Mapping[str, np.ndarray]
-    """(batch,) uint64: device addresses of `staged`, `shown` and the progress words, by slot."""
-    words: tuple[Words, ...]
-    """By slot."""
-    begun: list[int]
-    """By slot: the word of the last block's begin."""
-    steps_in_block: list[int]
-    finished: list[bool]
-    """By slot: whether the last word read says that nothing is masked, so that `shown` is valid."""
-    user: weakref.ref[Canvas] | None = field(default=None)
+    __slots__ = ("begun", "finished", "steps_in_block")
 
-    def reset(self) -> None:
-        """Forgets the last canvas; nothing of it may still run."""
-        for slot, words in enumerate(self.words):
-            words.reset()
-            self.begun[slot] = self.steps_in_block[slot] = 0
-            self.finished[slot] = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = 0
+        """The word of the block's begin."""
+        self.steps_in_block = 0
+        """Commits enqueued."""
+        self.finished = False
+        """Whether the last word read says that nothing is masked, so that `shown` is valid."""
 
 
 class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, CanvasT]):
@@ -72,84 +51,32 @@ class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canva
     def __init__(self, ops: CudaOps, kernels: Mapping[str, Any]) -> None:
         self._ops, self._device = ops, ops.device
         self._kernels = kernels
-        self._memories: dict[tuple[Any, ...], list[CanvasMemory]] = {}
+        self._memories = TextMemories(ops.device, self.layout)
 
     @abstractmethod
-    def first_values(self, specs: Sequence[SpecT_contra]) -> Values:
+    def first_values(self, spec: SpecT_contra) -> Values:
         """Gives what the arrays of the primitive's own begin with."""
 
     @abstractmethod
     def write_state(self, state: Any, spec: SpecT_contra) -> None:
-        """Writes what is a primitive's own of a slot's state, pointers aside."""
+        """Writes what is the primitive's own of the state, pointers aside."""
 
     @abstractmethod
-    def make(self, specs: tuple[SpecT_contra, ...], memory: CanvasMemory) -> CanvasT:
+    def make(self, spec: SpecT_contra, memory: TextMemory) -> CanvasT:
         """Makes the canvas that callers see."""
 
-    def canvas(self, specs: Sequence[SpecT_contra]) -> CanvasT:
-        own = tuple(specs)
-        _check_size(own[0].block, own[0].vocab_size)
-        values = {**_block_values(own), **self.first_values(own)}
-        memory = self._lend(values, own[0].block)
-        canvas = self.make(own, memory)
-        state = np.zeros(len(own), self.layout)
-        for slot, spec in enumerate(own):
-            write_rows(state[slot], spec)
-            state[slot]["mask_token_id"] = spec.mask_token_id
-            state[slot]["eos_token_id"] = spec.eos_token_id
-            self.write_state(state[slot], spec)
-        _point(state, memory, values)
-        self._device.upload(memory.state, state)
+    def canvas(self, spec: SpecT_contra) -> CanvasT:
+        _check_size(spec.block, spec.vocab_size)
+        state = np.zeros(1, self.layout)
+        write_rows(state[0], spec)
+        state["mask_token_id"], state["eos_token_id"] = spec.mask_token_id, spec.eos_token_id
+        self.write_state(state[0], spec)
+        values = {**_block_values(spec), **self.first_values(spec)}
+        mapped = {"staged": 2 + 2 * spec.block, "shown": spec.block}
+        memory = self._memories.lend(state, values, mapped)
+        canvas = self.make(spec, memory)
         memory.user = weakref.ref(canvas)
         return canvas
-
-    def _lend(self, values: Values, block: int) -> CanvasMemory:
-        """Gives memory that holds these values and that no living canvas uses."""
-        stacked = {name: _stacked(parts) for name, parts in values.items()}
-        key = tuple(
-            (name, None if v is None else (v.shape, v.dtype.str)) for name, v in stacked.items()
-        )
-        memories = self._memories.setdefault(key, [])
-        memory = next((m for m in memories if m.user is None or m.user() is None), None)
-        if memory is None:
-            memory = self._allocate(stacked, block)
-            memories.append(memory)
-        else:
-            self._device.synchronize()  # its last text may have been left in the middle of a step
-            memory.reset()
-        for name, array in memory.arrays.items():
-            source = stacked[name]
-            if array is not None and source is not None:
-                self._device.upload(array, source)
-        return memory
-
-    def _allocate(self, values: Mapping[str, np.ndarray | None], block: int) -> CanvasMemory:
-        device, ids = self._device, values["ids"]
-        assert ids is not None
-        batch = len(ids)
-        staged, staged_at = device.mapped((batch, 3 + 2 * block), np.int32)
-        published, published_at = device.mapped((batch, RING), np.uint64)
-        shown, shown_at = device.mapped((batch, block), np.int32)
-        places = (("staged", staged, staged_at), ("shown", shown, shown_at),
-                  ("published", published, published_at))  # fmt: skip
-        slots = np.arange(batch, dtype=np.uint64)
-        return CanvasMemory(
-            arrays={
-                name: None if v is None else device.empty(v.shape, v.dtype)
-                for name, v in values.items()
-            },
-            state=device.empty((batch,), self.layout),
-            staged=staged,
-            shown=shown,
-            mapped={
-                name: np.uint64(at) + slots * np.uint64(array[0].nbytes)
-                for name, array, at in places
-            },
-            words=tuple(Words(own) for own in published),
-            begun=[0] * batch,
-            steps_in_block=[0] * batch,
-            finished=[False] * batch,
-        )
 
     def begin_block(
         self,
@@ -159,85 +86,79 @@ class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canva
         *,
         position: int,
         first: int,
-        slot: int = 0,
-        row: int = 0,
     ) -> int:
-        memory: CanvasMemory = canvas.memory
-        words = memory.words[slot]
-        if memory.begun[slot] > words.known:  # the block before has not been seen to read its own
-            self._ops.wait(words, memory.begun[slot])
-        staged, block = memory.staged[slot], canvas.block
-        staged[:3] = position, first, row
-        staged[3 : 3 + block] = ids
-        staged[3 + block :] = masked
-        self.launch_begin(canvas, slot)
-        self._device.flush()
+        place, memory = _parts(canvas)
+        words, staged, block = memory.words, memory.mapped["staged"], canvas.block
+        if place.begun > words.known:  # the block before has not been seen to read its own
+            self._ops.wait(words, place.begun)
+        staged[:2] = position, first
+        staged[2 : 2 + block] = ids
+        staged[2 + block :] = masked
+        self.launch_begin(canvas)
         words.launched += 1
-        memory.begun[slot] = words.launched
-        memory.steps_in_block[slot] = 0
-        memory.finished[slot] = False
-        own = canvas.slots[slot]
-        own.position, own.first, own.row, own.step = position, first, row, 0
-        own.num_masked = own.num_masked_at_start = int(np.count_nonzero(masked))
-        return own.num_masked
+        place.begun, place.steps_in_block, place.finished = words.launched, 0, False
+        place.begin(position, first, int(np.count_nonzero(masked)))
+        return place.num_masked
 
     def sample(self, logits: DeviceArray, canvas: CanvasT) -> None:
-        batch, vocab = len(canvas.slots), canvas.vocab_size
-        rows = logits.size // (batch * vocab)
-        last = max(slot.row for slot in canvas.slots) + canvas.block
-        assert rows >= last, f"{rows} rows of logits for {last} positions"
+        rows = logits.size // canvas.vocab_size
+        assert rows >= canvas.block, f"{rows} rows of logits for {canvas.block} positions"
         kind = logits.dtype.name
-        self._launch(
-            f"{self.sample_kernel}_{kind}",
-            batch * canvas.block,
-            row_threads(canvas.specs[0], self.row_warps[kind == "float16"]),
-            logits.pointer,
-            rows,
-            canvas.memory.state.pointer,
-        )
+        threads = row_threads(canvas.spec, self.row_warps[kind == "float16"])
+        kernel = f"{self.sample_kernel}_{kind}"
+        self._launch(kernel, canvas, canvas.block, threads, logits.pointer)
 
-    def commit(self, canvas: CanvasT, *, exact: bool = False) -> tuple[Progress, ...]:
-        memory: CanvasMemory = canvas.memory
+    def commit(self, canvas: CanvasT) -> None:
+        place, memory = _parts(canvas)
         self.launch_commit(canvas)
+        memory.words.launched += 1
+        place.steps_in_block += 1
+        place.step += 1 if place.num_masked else 0
+
+    def progress(self, canvas: CanvasT, *, exact: bool = False) -> Progress:
+        place, memory = _parts(canvas)
         self._device.flush(repeats=True)
         behind = self._ops.run_ahead and not exact
-        return tuple(self._progress(memory, slot, own, behind)
-                     for slot, own in enumerate(canvas.slots))  # fmt: skip
-
-    def _progress(self, memory: CanvasMemory, slot: int, own: Slot, behind: bool) -> Progress:
-        words = memory.words[slot]
-        words.launched += 1
-        memory.steps_in_block[slot] += 1
-        own.step += 1 if own.num_masked else 0
-        own.row = 0
-        if behind and memory.steps_in_block[slot] == 1:
-            return Progress(own.num_masked, 0, 0, False, behind)  # nothing is known yet
-        found = self._ops.wait(words, words.launched - int(behind)).progress
-        own.num_masked = found.num_masked
-        memory.finished[slot] = own.num_masked == 0
+        if behind and place.steps_in_block == 1:
+            return Progress(place.num_masked, 0, 0, False, behind)  # nothing is known yet
+        found = self._ops.wait(memory.words, memory.words.launched - int(behind)).progress
+        place.num_masked = found.num_masked
+        place.finished = found.num_masked == 0
         return found._replace(behind=behind)
 
-    def launch_begin(self, canvas: CanvasT, slot: int = 0) -> None:
+    def launch_begin(self, canvas: CanvasT) -> None:
         """Enqueues a block's begin and counts nothing: for those who time it."""
-        state = canvas.memory.state.pointer + slot * self.layout.itemsize
-        self._launch("begin_block", 1, _block_threads(canvas.block), state)
+        self._launch("begin_block", canvas, 1, _block_threads(canvas.block), repeats=False)
 
     def launch_commit(self, canvas: CanvasT) -> None:
         """Enqueues a commit and counts nothing: for those who time it."""
-        batch, pointer = len(canvas.slots), canvas.memory.state.pointer
-        self._launch("commit", batch, _block_threads(canvas.block), pointer)
+        self._launch("commit", canvas, 1, _block_threads(canvas.block))
 
-    def _launch(self, kernel: str, grid: int, block: int, *arguments: int) -> None:
-        self._device.launch(self._kernels[kernel], grid, block, arguments)
+    def _launch(
+        self,
+        kernel: str,
+        canvas: CanvasT,
+        blocks: int,
+        threads: int,
+        *pointers: int,
+        repeats: bool = True,
+    ) -> None:
+        pointers = (*pointers, canvas.memory.state.pointer)
+        self._ops.launch(self._kernels[kernel], blocks, threads, *pointers, repeats=repeats)
 
-    def ids(self, canvas: CanvasT, slot: int = 0) -> np.ndarray:
-        memory: CanvasMemory = canvas.memory
-        if memory.finished[slot]:  # costs no synchronisation
-            return memory.shown[slot].copy()
-        return self._device.download(slot_of(canvas.ids, slot))
+    def ids(self, canvas: CanvasT) -> np.ndarray:
+        place, memory = _parts(canvas)
+        if place.finished:  # costs no synchronisation
+            return memory.mapped["shown"].copy()
+        return self._device.download(canvas.ids)[0]
 
-    def masked(self, canvas: CanvasT, slot: int = 0) -> np.ndarray:
-        return self._device.download(slot_of(canvas.masked, slot)).astype(bool)
+    def masked(self, canvas: CanvasT) -> np.ndarray:
+        return self._device.download(canvas.masked)[0].astype(bool)
+
+
+def _parts(canvas: Canvas) -> tuple[CudaPlace, TextMemory]:
+    assert isinstance(canvas.place, CudaPlace)
+    return canvas.place, canvas.memory
 
 
 def _check_size(block: int, vocab_size: int) -> None:
@@ -250,47 +171,24 @@ def _check_size(block: int, vocab_size: int) -> None:
         )
 
 
-def _point(state: np.ndarray, memory: CanvasMemory, values: Values) -> None:
-    """Writes the addresses of a canvas's arrays into the state of its slots."""
-    for name, array in memory.arrays.items():
-        for slot, part in enumerate(values[name]):
-            if part is not None and array is not None:
-                state[slot][name] = slot_of(array, slot).pointer
-    for name, pointers in memory.mapped.items():
-        state[name] = pointers
-
-
 def _block_threads(block: int) -> int:
     return 32 * min(16, -(-block // 32))
 
 
-def _block_values(specs: Sequence[Any]) -> Values:
+def _block_values(spec: CanvasSpec) -> Values:
     """What the arrays that every canvas has begin with."""
-    block, chunks = specs[0].block, -(-specs[0].vocab_size // CHUNK)
+    block, chunks = spec.block, -(-spec.vocab_size // CHUNK)
     return {
-        "ids": [np.full(block, spec.mask_token_id, np.int32) for spec in specs],
-        "masked": [np.zeros(block, np.uint8) for _ in specs],
-        "chosen": [np.zeros(block, np.uint8) for _ in specs],
-        "candidate": [np.zeros(block, np.int32) for _ in specs],
-        "bias": [as_type(spec.bias, np.float32) for spec in specs],
-        "permitted": [permitted_bits(spec) for spec in specs],
-        "sums": [np.zeros((block, chunks), np.float32) for _ in specs],
+        "ids": np.full((1, block), spec.mask_token_id, np.int32),
+        "masked": np.zeros((1, block), np.uint8),
+        "chosen": np.zeros((1, block), np.uint8),
+        "candidate": np.zeros((1, block), np.int32),
+        "bias": as_type(spec.bias, np.float32),
+        "permitted": permitted_bits(spec),
+        "sums": Blank((block, chunks), np.float32),
     }
 
 
 def as_type(values: Any, dtype: Any) -> np.ndarray | None:
     """Gives host values as an array of a type; None as it is."""
     return None if values is None else np.ascontiguousarray(values, dtype)
-
-
-def _stacked(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """Puts slots' values side by side, the shorter ones padded; None where no slot has any."""
-    given = [part for part in parts if part is not None]
-    if not given:
-        return None
-    shape = tuple(max(sizes) for sizes in zip(*(part.shape for part in given), strict=True))
-    found = np.zeros((len(parts), *shape), given[0].dtype)
-    for slot, part in enumerate(parts):
-        if part is not None:
-            found[(slot, *(slice(size) for size in part.shape))] = part
-    return found

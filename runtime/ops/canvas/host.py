@@ -1,26 +1,23 @@
-"""Canvases in NumPy: what `unmask` and `transition` share.
-
-Slots are worked on one after the other: a slot's arrays are views of the batch's.
-"""
+"""Canvases in NumPy: what `unmask` and `transition` share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Generic
 
 import numpy as np
 
 from ...noise.philox import DrawKind, uniforms
 from ..core import Progress
-from .contract import CanvasOps, CanvasSpec, CanvasT, Slot, SpecT_contra
+from .contract import CanvasOps, CanvasSpec, CanvasT, Place, SpecT_contra
 
 STEPS_PER_DRAW = 8
 """Steps whose uniforms are made at once: Philox costs about 60 us per call, whatever its size."""
 
 
-class NumpySlot(Slot, ABC):
-    """One text's block, and the host's working memory for it."""
+class NumpyPlace(Place, ABC):
+    """A block, and the host's working memory for it."""
 
     __slots__ = ("candidate", "chosen", "draws", "hole", "ids", "masked", "progress", "spec")
 
@@ -40,7 +37,7 @@ class NumpySlot(Slot, ABC):
         """Of the last commit."""
 
     @abstractmethod
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Resets what is the primitive's own at a block's begin."""
 
     @abstractmethod
@@ -97,60 +94,49 @@ class NumpyCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canv
         *,
         position: int,
         first: int,
-        slot: int = 0,
-        row: int = 0,
     ) -> int:
-        own: Any = canvas.slots[slot]
+        own: Any = canvas.place
         own.ids[:] = ids
         own.masked[:] = masked
-        own.position, own.first, own.row, own.step = position, first, row, 0
-        own.num_masked = own.num_masked_at_start = int(np.count_nonzero(masked))
+        own.begin(position, first, int(np.count_nonzero(masked)))
         own.draws.clear()
         own.hole = -1
         own.progress = Progress(own.num_masked, 0, 0, False)
-        own.begin()
+        own.reset()
         return own.num_masked
 
     def sample(self, logits: Any, canvas: CanvasT) -> None:
-        block = canvas.block
-        logits = logits.reshape(len(canvas.slots), -1, canvas.vocab_size)
-        slots: Any = canvas.slots
-        for own, rows in zip(slots, logits, strict=True):
-            if own.num_masked:
-                own.sample(rows[own.row : own.row + block])
+        own: Any = canvas.place
+        if own.num_masked:
+            own.sample(logits.reshape(-1, canvas.vocab_size)[: canvas.block])
 
-    def commit(self, canvas: CanvasT, *, exact: bool = False) -> tuple[Progress, ...]:
+    def commit(self, canvas: CanvasT) -> None:
+        own: Any = canvas.place
+        own.progress = own.commit() if own.num_masked else own.progress._replace(num_committed=0)
+
+    def progress(self, canvas: CanvasT, *, exact: bool = False) -> Progress:
         del exact
-        found = []
-        slots: Any = canvas.slots
-        for own in slots:
-            if own.num_masked:
-                own.progress = own.commit()
-                own.row = 0
-                found.append(own.progress)
-            else:
-                found.append(own.progress._replace(num_committed=0))
-        return tuple(found)
+        own: Any = canvas.place
+        return own.progress
 
-    def ids(self, canvas: CanvasT, slot: int = 0) -> np.ndarray:
-        return canvas.ids[slot].copy()
+    def ids(self, canvas: CanvasT) -> np.ndarray:
+        return canvas.ids[0].copy()
 
-    def masked(self, canvas: CanvasT, slot: int = 0) -> np.ndarray:
-        return canvas.masked[slot].copy()
+    def masked(self, canvas: CanvasT) -> np.ndarray:
+        return canvas.masked[0].copy()
 
 
-def lay_slots(slots: Sequence[NumpySlot], arrays: dict[str, np.ndarray]) -> None:
-    """Makes every slot's arrays views of the batch's."""
-    for index, slot in enumerate(slots):
-        for name, array in arrays.items():
-            setattr(slot, name, array[index])
+def view_arrays(place: NumpyPlace, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives the working memory the canvas's arrays without their first axis."""
+    for name, array in arrays.items():
+        setattr(place, name, array[0])
 
 
-def block_arrays(specs: Sequence[CanvasSpec]) -> dict[str, np.ndarray]:
+def block_arrays(spec: CanvasSpec) -> dict[str, np.ndarray]:
     """Allocates what every canvas has."""
-    shape = (len(specs), specs[0].block)
+    shape = (1, spec.block)
     return {
-        "ids": np.array([[spec.mask_token_id] * shape[1] for spec in specs], np.int32),
+        "ids": np.full(shape, spec.mask_token_id, np.int32),
         "masked": np.zeros(shape, bool),
         "chosen": np.zeros(shape, bool),
         "candidate": np.zeros(shape, np.int32),

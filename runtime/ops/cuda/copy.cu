@@ -1,8 +1,12 @@
-// Appends rows to a cache. The rows of one slot of a batch do not follow each other there.
+// Appends rows to caches: of one text, or of slots of a batch, whose rows do not follow each other.
 #include "cuda/copy.cuh"
+#include "cuda/slot.cuh"
 
+// What a text is known by here is its cache.
 extern "C" __global__ void __launch_bounds__(512)
-append_rows(unsigned char* target, const unsigned char* source, unsigned long long num_rows,
-            unsigned long long row_bytes, unsigned long long pitch) {
-  copy_rows(target, source, (unsigned)num_rows, row_bytes, pitch, blockIdx.x, gridDim.x);
+append_rows(const unsigned char* rows, unsigned char* caches, const Text* texts, long long blocks,
+            unsigned long long num_rows, unsigned long long row_bytes, unsigned long long pitch) {
+  const Text* text = own_text(texts, blocks);
+  copy_rows(behind(caches, text->state), behind(rows, text->first), (unsigned)num_rows, row_bytes,
+            pitch, own_block(blocks), (unsigned)blocks);
 }

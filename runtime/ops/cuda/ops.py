@@ -1,6 +1,6 @@
 """The ops on a device: the logits never leave it, and no step allocates.
 
-A commit publishes its progress in a mapped word per slot, which the host reads without a
+A commit publishes its progress in a mapped word per text, which the host reads without a
 synchronisation. With `run_ahead`, it returns the progress of the step before unless it is asked to
 be exact, so that the device always has a step to do. The step that is then run over a finished
 block is not lost: its outputs are those of the commit run (see `Progress`).
@@ -11,11 +11,12 @@ to 1e-5, or two scores are equal to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +28,33 @@ from .state import RING, SEQUENCE_MASK, Published, unpack
 
 COPY_BLOCKS = 64
 """Thread blocks of a cache append: enough to fill the memory system of a small GPU."""
+MAX_TABLES = 64
+"""Tables of texts kept; of these, texts that stay together need one per kind of launch."""
+
+
+class _Launch(NamedTuple):
+    """A kernel, and what all texts of a launch have in common."""
+
+    kernel: Any
+    blocks: int
+    """Thread blocks per text."""
+    threads: int
+    numbers: tuple[int, ...]
+    repeats: bool
+    """Whether it comes again alike, step by step."""
+
+
+class _Part(NamedTuple):
+    """What a launch does for one text."""
+
+    launch: _Launch
+    pointers: tuple[int, ...]
+    """Where the text's data are, and at last its state, by which it is known."""
 
 
 @dataclass(slots=True)
 class Words:
-    """The progress words of one slot, and which of them the host has seen."""
+    """The progress words of one text, and which of them the host has seen."""
 
     published: np.ndarray
     """Mapped (RING,) uint64."""
@@ -63,6 +86,10 @@ class CudaOps(Ops):
         self.run_ahead = run_ahead
         self._sources = sources or OPS
         self._bound: dict[str, Any] = {}
+        self._waiting: dict[int, deque[_Part]] | None = None
+        """What texts enqueue together, by text; None: each part goes out at once."""
+        self._tables: OrderedDict[tuple[int, ...], DeviceArray] = OrderedDict()
+        """(texts, 3) int64, see cuda/slot.cuh, by what is in them."""
         self._kernels = self.kernels("cuda/copy.cu", ("append_rows",))
 
     @property
@@ -82,8 +109,75 @@ class CudaOps(Ops):
         """
         return self.device.kernels(self._sources / source, names)
 
+    def launch(
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        *pointers: int,
+        numbers: tuple[int, ...] = (),
+        repeats: bool = True,
+    ) -> None:
+        """Enqueues a kernel for one text; within `together`, for all that want the same.
+
+        The kernel is given where the first text's data are and its state is, a table of how far the
+        other texts' lie behind (cuda/slot.cuh), the thread blocks per text, and the numbers.
+
+        Args:
+            kernel: One of `kernels`.
+            blocks: Thread blocks per text.
+            threads: Of a thread block.
+            pointers: To the text's data: two at most, and to its state.
+            numbers: Further arguments, the same for all texts of a launch.
+            repeats: Whether this launch comes again alike, step by step.
+        """
+        part = _Part(_Launch(kernel, blocks, threads, numbers, repeats), pointers)
+        if self._waiting is None:
+            self._send([part])
+        else:
+            self._waiting.setdefault(pointers[-1], deque()).append(part)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        waiting: dict[int, deque[_Part]] = {}
+        self._waiting = waiting
+        try:
+            yield
+        finally:
+            self._waiting = None
+        while waiting:
+            # The text with most to do goes first, so that it joins the others.
+            lead = max(waiting.values(), key=len)[0].launch
+            self._send([parts.popleft() for parts in waiting.values() if parts[0].launch == lead])
+            waiting = {text: parts for text, parts in waiting.items() if parts}
+
+    def _send(self, parts: Sequence[_Part]) -> None:
+        launch = parts[0].launch
+        if not launch.repeats:  # but what comes before, a run, does
+            self.device.flush(repeats=True)
+        table = self._table(parts)
+        arguments = (*parts[0].pointers, table.pointer, launch.blocks, *launch.numbers)
+        self.device.launch(launch.kernel, launch.blocks * len(parts), launch.threads, arguments)
+        if not launch.repeats:
+            self.device.flush()
+
+    def _table(self, parts: Sequence[_Part]) -> DeviceArray:
+        rows: list[int] = []
+        for part in parts:
+            *data, state = (a - b for a, b in zip(part.pointers, parts[0].pointers, strict=True))
+            rows += [state, *data, *(0,) * (2 - len(data))]
+        key = tuple(rows)
+        if key not in self._tables:
+            table = self.device.empty((len(parts), 3), np.int64)
+            self.device.upload(table, np.array(rows, np.int64))
+            self._tables[key] = table
+            if len(self._tables) > MAX_TABLES:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
     def wait(self, words: Words, sequence: int) -> Published:
-        """Waits for a slot's progress word of a sequence number.
+        """Waits for a text's progress word of a sequence number.
 
         Raises:
             EngineError: A row of logits could not be sampled.
@@ -115,14 +209,15 @@ class CudaOps(Ops):
         return array.rows(index, 1) if axis == 0 else array.column(index)
 
     def append_kv(self, kv: DeviceArray, kv_new: DeviceArray, start: int, count: int) -> None:
-        # What comes before, a run, will come again; this goes to another place each time.
-        self.device.flush(repeats=True)
         pitch, row_bytes = pitches(kv)
-        self.device.launch(
+        self.launch(
             self._kernels["append_rows"],
             COPY_BLOCKS,
             256,
-            (kv.pointer + start * pitch, kv_new.pointer, count, row_bytes, pitch),
+            kv_new.pointer,
+            kv.pointer + start * pitch,
+            numbers=(count, row_bytes, pitch),
+            repeats=False,  # it goes to another place each time
         )
 
     def to_host(self, array: DeviceArray) -> np.ndarray:
@@ -133,10 +228,3 @@ def pitches(kv: DeviceArray) -> tuple[int, int]:
     """Gives the bytes from one row of a cache to the next, and those of a row."""
     row_bytes = kv.nbytes // kv.shape[0]
     return kv.pitch or row_bytes, row_bytes
-
-
-def slot_of(array: DeviceArray, slot: int) -> DeviceArray:
-    """Gives a view of one slot of an array whose first axis is the batch."""
-    shape = array.shape[1:]
-    offset = slot * prod(shape) * array.dtype.itemsize
-    return replace(array, pointer=array.pointer + offset, shape=shape)

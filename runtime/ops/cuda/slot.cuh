@@ -17,6 +17,31 @@ struct Slot {
   int error;                      // 1 + a row that cannot be sampled; 0: none
 };
 
+// One text of a launch: how far, in bytes, its state and its data lie behind those of the first text,
+// which are what the launch is given.
+struct Text {
+  long long state;
+  long long first;   // of the launch's data
+  long long second;  // of its other data, if there are two kinds
+};
+
+// A launch has as many thread blocks for each text: the text of this one, and its number there.
+__device__ inline const Text* own_text(const Text* texts, long long blocks) {
+  return texts + blockIdx.x / (unsigned)blocks;
+}
+__device__ inline int own_block(long long blocks) { return blockIdx.x % (unsigned)blocks; }
+
+// A value that all lanes of a warp have: a shuffle says so to the compiler, which then spends no
+// register of each lane on it. All lanes call it.
+__device__ inline long long uniform_of(long long value) {
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+
+template <typename Value>
+__device__ Value* behind(Value* first, long long bytes) {
+  return (Value*)((char*)first + bytes);
+}
+
 static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
 
 // Packs what a step changed into one word, which the host reads whole: see cuda/state.py.

@@ -9,9 +9,11 @@
 #include "cuda/copy.cuh"
 #include "drafts/drawn.cuh"
 
-extern "C" __global__ void __launch_bounds__(512) begin_drafts(Drafts* drafts, long long start,
-                                                               long long position) {
+extern "C" __global__ void __launch_bounds__(512)
+begin_drafts(Drafts* states, const Text* texts, long long blocks, long long start,
+             long long position) {
   if (threadIdx.x) return;
+  Drafts* drafts = behind(states, own_text(texts, blocks)->state);
   *drafts->start = (int)start;
   drafts->position = (int)position;
   drafts->error = 0;
@@ -66,9 +68,8 @@ __device__ int verify_heated(const Row<Logit>& row, const Drafts* drafts, int in
 }
 
 template <typename Stored, typename Logit>
-__device__ void verify(const Row<Logit>& row, Drafts* drafts) {
-  const int index = blockIdx.x;
-  const int draft = index + 1 < (int)gridDim.x ? drafts->ids[index + 1] : -1;
+__device__ void verify(const Row<Logit>& row, Drafts* drafts, int index, int num_rows) {
+  const int draft = index + 1 < num_rows ? drafts->ids[index + 1] : -1;
   int token = -1;
   bool keeps = false;
   if (drafts->greedy) {
@@ -87,17 +88,27 @@ __device__ void verify(const Row<Logit>& row, Drafts* drafts) {
 }
 
 template <typename Logit>
-__device__ void verify_plain(const Logit* rows, Drafts* drafts) {
-  verify<Logit>(Row<Logit>(rows + (long long)blockIdx.x * drafts->vocab, drafts, 0), drafts);
+__device__ void verify_plain(const Logit* rows, Drafts* states, const Text* texts,
+                             long long blocks) {
+  const Text* text = own_text(texts, blocks);
+  Drafts* drafts = behind(states, text->state);
+  const int index = own_block(blocks);
+  const Logit* own = behind(rows, text->first) + index * (long long)drafts->vocab;
+  verify<Logit>(Row<Logit>(own, drafts, 0), drafts, index, (int)blocks);
 }
 
 // Where the first masks count as well.
 template <typename Logit>
-__device__ void verify_mixed(const Logit* rows, const Logit* first, long long stride,
-                             Drafts* drafts) {
-  const long long own = blockIdx.x * (long long)drafts->vocab;
-  const Mixture<Logit> both = {rows + own, first + own * stride, drafts->share, drafts->rest};
-  verify<Logit>(Row<Mixed<Logit>>(both, drafts, 0), drafts);
+__device__ void verify_mixed(const Logit* rows, const Logit* first, Drafts* states,
+                             const Text* texts, long long blocks, long long stride) {
+  const Text* text = own_text(texts, blocks);
+  Drafts* drafts = behind(states, text->state);
+  const int index = own_block(blocks);
+  const long long own = index * (long long)drafts->vocab;
+  const Mixture<Logit> both = {behind(rows, text->first) + own,
+                               behind(first, text->second) + own * stride, drafts->share,
+                               drafts->rest};
+  verify<Logit>(Row<Mixed<Logit>>(both, drafts, 0), drafts, index, (int)blocks);
 }
 
 __device__ inline bool is_stop(const Drafts* drafts, int token) {
@@ -108,8 +119,10 @@ __device__ inline bool is_stop(const Drafts* drafts, int token) {
 }
 
 // Finds where the kept drafts end, and goes on to behind them.
-extern "C" __global__ void __launch_bounds__(512) settle(Drafts* drafts) {
+extern "C" __global__ void __launch_bounds__(512)
+settle(Drafts* states, const Text* texts, long long blocks) {
   if (threadIdx.x) return;
+  Drafts* drafts = behind(states, own_text(texts, blocks)->state);
   int count = 0, token;
   bool goes_on, ended;
   do {
@@ -132,13 +145,17 @@ extern "C" __global__ void __launch_bounds__(512) settle(Drafts* drafts) {
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-append_kept(unsigned char* cache, const unsigned char* rows, const Drafts* drafts,
-            unsigned long long pitch, unsigned long long row_bytes, long long capacity) {
+append_kept(unsigned char* cache, const unsigned char* rows, Drafts* states, const Text* texts,
+            long long blocks, unsigned long long pitch, unsigned long long row_bytes,
+            long long capacity) {
+  const Text* text = own_text(texts, blocks);
+  const Drafts* drafts = behind(states, text->state);
   const int start = drafts->appended;
   const int room = (int)capacity - start;
   const int count = drafts->num_kept < room ? drafts->num_kept : room;
   if (count <= 0) return;
-  copy_rows(cache + start * pitch, rows, count, row_bytes, pitch, blockIdx.x, gridDim.x);
+  copy_rows(behind(cache, text->first) + start * pitch, behind(rows, text->second), count,
+            row_bytes, pitch, own_block(blocks), (unsigned)blocks);
 }
 
 // Draws draft `index`, and keeps what `verify_drawn` is to know of its distribution. `sum`: of the
@@ -161,10 +178,14 @@ __device__ int propose_drawn(const Row<Logit>& row, const Drafts* drafts, int in
 
 // Drafts tokens 1, 2, … of the proposal that follows the kept drafts; `all`: of all proposals.
 template <typename Logit>
-__device__ void propose(const Logit* masks, bool all, Drafts* drafts) {
-  const int index = blockIdx.x + 1, block = drafts->block;
+__device__ void propose(const Logit* masks, Drafts* states, const Text* texts, long long blocks,
+                        bool all) {
+  const Text* text = own_text(texts, blocks);
+  Drafts* drafts = behind(states, text->state);
+  const int index = own_block(blocks) + 1, block = drafts->block;
   const int begin = all ? (drafts->num_kept - 1) * block : 0;
-  const Row<Logit> row(masks + (long long)(begin + index) * drafts->vocab, drafts, 0);
+  const Logit* own = behind(masks, text->first) + (begin + index) * (long long)drafts->vocab;
+  const Row<Logit> row(own, drafts, 0);
   const float scale = drafts->inverse_temperature * LOG2_E;
   const bool greedy = drafts->greedy;
   const Statistics found = greedy ? statistics(row, SCORE_NONE) : heated_statistics(row, scale);
@@ -189,32 +210,35 @@ __device__ void propose(const Logit* masks, bool all, Drafts* drafts) {
 // There are as few blocks as drafts, so that each has a multiprocessor's registers for itself; they
 // are of 384 threads at most (drafts/device.py).
 extern "C" __global__ void __launch_bounds__(384, 1)
-verify_float32(const float* rows, Drafts* drafts) {
-  verify_plain(rows, drafts);
+verify_float32(const float* rows, Drafts* states, const Text* texts, long long blocks) {
+  verify_plain(rows, states, texts, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-verify_float16(const unsigned short* rows, Drafts* drafts) {
-  verify_plain(rows, drafts);
+verify_float16(const unsigned short* rows, Drafts* states, const Text* texts, long long blocks) {
+  verify_plain(rows, states, texts, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-verify_mixed_float32(const float* rows, const float* first, long long stride, Drafts* drafts) {
-  verify_mixed(rows, first, stride, drafts);
+verify_mixed_float32(const float* rows, const float* first, Drafts* states, const Text* texts,
+                     long long blocks, long long stride) {
+  verify_mixed(rows, first, states, texts, blocks, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-verify_mixed_float16(const unsigned short* rows, const unsigned short* first, long long stride,
-                     Drafts* drafts) {
-  verify_mixed(rows, first, stride, drafts);
+verify_mixed_float16(const unsigned short* rows, const unsigned short* first, Drafts* states,
+                     const Text* texts, long long blocks, long long stride) {
+  verify_mixed(rows, first, states, texts, blocks, stride);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-propose_float32(const float* masks, unsigned long long all, Drafts* drafts) {
-  propose(masks, all != 0, drafts);
+propose_float32(const float* masks, Drafts* states, const Text* texts, long long blocks,
+                long long all) {
+  propose(masks, states, texts, blocks, all != 0);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-propose_float16(const unsigned short* masks, unsigned long long all, Drafts* drafts) {
-  propose(masks, all != 0, drafts);
+propose_float16(const unsigned short* masks, Drafts* states, const Text* texts, long long blocks,
+                long long all) {
+  propose(masks, states, texts, blocks, all != 0);
 }

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...gpu.device import DeviceArray
-from ..core import Check, KernelCheck
+from ..canvas.contract import CanvasOps, CanvasT
+from ..core import Check, KernelCheck, Progress
 from ..cuda.ops import CudaOps
 from ..host import NumpyOps
 from . import ROWS
@@ -23,6 +24,12 @@ def on_device(ops: CudaOps, values: np.ndarray) -> DeviceArray:
     array = ops.device.empty(values.shape, values.dtype)
     ops.device.upload(array, values)
     return array
+
+
+def commit(form: CanvasOps[Any, CanvasT], canvas: CanvasT, *, exact: bool = False) -> Progress:
+    """Commits a step and gives what it changed."""
+    form.commit(canvas)
+    return form.progress(canvas, exact=exact)
 
 
 def _guide(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:

@@ -21,9 +21,5 @@ struct Rows : Slot {
   float inverse_penalty;
 };
 
-// A launch has `block` thread blocks per slot: the slot of this one, and its row there.
-template <typename State>
-__device__ State* own_slot(State* slots) {
-  return slots + blockIdx.x / (unsigned)slots->block;
-}
-__device__ inline int own_row(const Rows* rows) { return blockIdx.x % (unsigned)rows->block; }
+// A launch has `block` thread blocks per text: the row of this one.
+__device__ inline int own_row(const Rows* rows) { return own_block(rows->block); }

@@ -18,12 +18,12 @@ from ...noise.transition import transition_table
 from ..core import Check, KernelCheck
 from ..cuda.ops import CudaOps
 from ..host import NumpyOps
-from ..rows.compare import BOUNDARY, VOCABULARIES, on_device
+from ..rows.compare import BOUNDARY, VOCABULARIES, commit, on_device
 from ..rows.contract import Sampling
 from . import TRANSITION
 from .contract import TransitionCanvas, TransitionSpec
 from .device import CudaTransition
-from .host import NumpyTransition, TransitionSlot, transit
+from .host import NumpyTransition, TransitionPlace, transit
 
 TRANSITION_SAMPLINGS = (
     Sampling(temperature=1.0),
@@ -77,7 +77,7 @@ class TransitionPair:
         forms = cuda.bind(TRANSITION), NumpyOps().bind(TRANSITION)
         assert isinstance(forms[0], CudaTransition)
         assert isinstance(forms[1], NumpyTransition)
-        device, host = (form.canvas([spec]) for form in forms)
+        device, host = (form.canvas(spec) for form in forms)
         ids = np.random.default_rng(block).integers(1, vocab - 1, size=block).astype(np.int32)
         free = ~np.isin(np.arange(block), fixed)
         if graph == "absorb":
@@ -111,7 +111,7 @@ class TransitionPair:
         # From here on both are the same again, whatever a boundary did.
         for name in ("chosen", "candidate"):
             cuda.device.upload(getattr(self.device, name), getattr(host, name))
-        if device_form.commit(self.device, exact=True) != host_form.commit(host):
+        if commit(device_form, self.device, exact=True) != commit(host_form, host):
             faults.append("the commits' reports differ")
         if not np.array_equal(device_form.ids(self.device), host.ids[0]):
             faults.append("the committed ids differ")
@@ -122,8 +122,8 @@ class TransitionPair:
         return len(rows), len(differing), faults
 
     def _at_a_boundary(self, log_score: np.ndarray, row: int, before: np.ndarray) -> bool:
-        own = self.host.slots[0]
-        assert isinstance(own, TransitionSlot)
+        own = self.host.place
+        assert isinstance(own, TransitionPlace)
         draw = uniforms(**_KEY, position=_POSITION + row, step=own.step, kind=DrawKind.TOKEN)
         found = set()
         for aside in (-BOUNDARY, 0.0, BOUNDARY):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TransitionSpec(CanvasSpec):
-    """What a slot is made with whose free positions move."""
+    """What a canvas is made with whose free positions move."""
 
     transition: np.ndarray
     """(steps, 5) float64, rows of `noise.transition.transition_table`: what each step does."""
@@ -21,10 +21,10 @@ class TransitionSpec(CanvasSpec):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TransitionCanvas(Canvas):
-    """Blocks whose `masked` positions are free to move."""
+    """A block whose `masked` positions are free to move."""
 
     sigma: Any
-    """(batch,) float32: the noise that the next run is fed."""
+    """(1,) float32: the noise that the next run is fed."""
 
 
 class TransitionOps(CanvasOps[TransitionSpec, TransitionCanvas], Protocol):

@@ -1,14 +1,13 @@
-"""Transitions as kernels: `transit` (a thread block per row) and `commit` (one per slot)."""
+"""Transitions as kernels: `transit` (a thread block per row) and `commit` (one per text)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..canvas.contract import Slot
-from ..canvas.device import CanvasMemory, CudaCanvases, Values
+from ..canvas.device import CudaCanvases, CudaPlace
+from ..cuda.memory import TextMemory, Values
 from ..cuda.ops import CudaOps
 from ..cuda.state import read_struct
 from .contract import TransitionCanvas, TransitionOps, TransitionSpec
@@ -28,17 +27,16 @@ class CudaTransition(CudaCanvases[TransitionSpec, TransitionCanvas], TransitionO
         names = ("transit_float32", "transit_float16", "begin_block", "commit")
         super().__init__(ops, ops.kernels("transition/transition.cu", names))
 
-    def first_values(self, specs: Sequence[TransitionSpec]) -> Values:
+    def first_values(self, spec: TransitionSpec) -> Values:
         return {
-            "transition": [np.ascontiguousarray(spec.transition, np.float64) for spec in specs],
-            "sigma": [np.zeros((), np.float32) for _ in specs],
+            "transition": np.ascontiguousarray(spec.transition, np.float64),
+            "sigma": np.zeros(1, np.float32),
         }
 
     def write_state(self, state: Any, spec: TransitionSpec) -> None:
         state["num_steps"] = len(spec.transition)
 
-    def make(self, specs: tuple[TransitionSpec, ...], memory: CanvasMemory) -> TransitionCanvas:
+    def make(self, spec: TransitionSpec, memory: TextMemory) -> TransitionCanvas:
         names = ("ids", "masked", "chosen", "candidate", "sigma")
         arrays: dict[str, Any] = {name: memory.arrays[name] for name in names}
-        slots = tuple(Slot() for _ in specs)
-        return TransitionCanvas(specs=specs, slots=slots, memory=memory, **arrays)
+        return TransitionCanvas(spec=spec, place=CudaPlace(), memory=memory, **arrays)

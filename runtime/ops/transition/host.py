@@ -9,14 +9,13 @@ noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import inf
 
 import numpy as np
 
 from ...errors import EngineError
 from ...noise.philox import DrawKind
-from ..canvas.host import STEPS_PER_DRAW, NumpyCanvases, NumpySlot, block_arrays, lay_slots
+from ..canvas.host import STEPS_PER_DRAW, NumpyCanvases, NumpyPlace, block_arrays, view_arrays
 from ..core import Progress
 from ..rows.contract import CHUNK, Sampling
 from ..rows.host import locate, truncate
@@ -234,21 +233,20 @@ def _check(everything: np.ndarray) -> None:
         )
 
 
-class TransitionSlot(NumpySlot):
-    """One text's block of free positions, and the host's working memory for it."""
+class TransitionPlace(NumpyPlace):
+    """A block of free positions, and the host's working memory for it."""
 
     __slots__ = ("scratch", "sigma")
 
     spec: TransitionSpec
 
-    def __init__(self, spec: TransitionSpec, scratch: TransitionScratch) -> None:
+    def __init__(self, spec: TransitionSpec) -> None:
         super().__init__(spec)
         self.sigma: np.ndarray
-        """(1,) view of the canvas's."""
-        self.scratch = scratch
-        """Of all slots with the same banned ids."""
+        """(1,): the canvas's."""
+        self.scratch = TransitionScratch(spec.block, spec.vocab_size, spec.banned)
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         self.sigma[0] = self.spec.transition[0, 0]
 
     def coming_uniforms(self, kind: DrawKind) -> np.ndarray:
@@ -306,13 +304,8 @@ class TransitionSlot(NumpySlot):
 class NumpyTransition(NumpyCanvases[TransitionSpec, TransitionCanvas], TransitionOps):
     """The primitive `transition` on NumPy arrays."""
 
-    def canvas(self, specs: Sequence[TransitionSpec]) -> TransitionCanvas:
-        block, vocab_size = specs[0].block, specs[0].vocab_size
-        scratches = {
-            banned: TransitionScratch(block, vocab_size, banned)
-            for banned in {spec.banned for spec in specs}
-        }
-        slots = tuple(TransitionSlot(spec, scratches[spec.banned]) for spec in specs)
-        arrays, sigma = block_arrays(specs), np.zeros(len(specs), np.float32)
-        lay_slots(slots, {**arrays, "sigma": sigma[:, None]})
-        return TransitionCanvas(specs=tuple(specs), slots=slots, sigma=sigma, **arrays)
+    def canvas(self, spec: TransitionSpec) -> TransitionCanvas:
+        place = TransitionPlace(spec)
+        arrays, sigma = block_arrays(spec), np.zeros(1, np.float32)
+        view_arrays(place, {**arrays, "sigma": sigma[None]})
+        return TransitionCanvas(spec=spec, place=place, sigma=sigma, **arrays)

@@ -95,16 +95,18 @@ __device__ inline Move decide(const Transition* canvas, int index, double total,
 }
 
 template <typename Logit>
-__device__ void transit(const Logit* logits, int num_rows, Transition* slots) {
+__device__ void transit(const Logit* logits, Transition* states, const Text* texts,
+                        long long blocks) {
   __shared__ Move move;
-  Transition* canvas = own_slot(slots);
+  const Text* text = own_text(texts, blocks);
+  Transition* canvas = behind(states, uniform_of(text->state));
   const int index = own_row(canvas), step = canvas->step;
   const bool free = canvas->masked[index] && step < canvas->num_steps;
   if (!free) {
     if (threadIdx.x == 0) canvas->chosen[index] = 0;
     return;
   }
-  const Row<Logit> row(logits_of(logits, canvas, num_rows), canvas, index);
+  const Row<Logit> row(own_logits(logits, text, canvas, index), canvas, index);
   float* sums = sums_of(canvas, index);
   Lowered lowered = {{canvas->ids[index]}, 0.0f};
   const double total = sum_weights(row, sums, lowered.ratio);
@@ -131,23 +133,27 @@ __device__ void transit(const Logit* logits, int num_rows, Transition* slots) {
 // Ten warps, so that two blocks fit a multiprocessor with the registers that the powers of sharpened
 // weights take (transition/device.py launches as many).
 extern "C" __global__ void __launch_bounds__(320, 2)
-transit_float32(const float* logits, long long num_rows, Transition* slots) {
-  transit(logits, (int)num_rows, slots);
+transit_float32(const float* logits, Transition* states, const Text* texts, long long blocks) {
+  transit(logits, states, texts, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(320, 2)
-transit_float16(const unsigned short* logits, long long num_rows, Transition* slots) {
-  transit(logits, (int)num_rows, slots);
+transit_float16(const unsigned short* logits, Transition* states, const Text* texts,
+                long long blocks) {
+  transit(logits, states, texts, blocks);
 }
 
-extern "C" __global__ void __launch_bounds__(512) begin_block(Transition* canvas) {
+extern "C" __global__ void __launch_bounds__(512)
+begin_block(Transition* states, const Text* texts, long long blocks) {
+  Transition* canvas = behind(states, own_text(texts, blocks)->state);
   begin(canvas);
   if (threadIdx.x == 0) *canvas->sigma = (float)canvas->transition[0];
 }
 
 // Moves what was chosen, and goes on to the next step's noise. One thread block per slot.
-extern "C" __global__ void __launch_bounds__(512) commit(Transition* slots) {
-  Transition* canvas = slots + blockIdx.x;
+extern "C" __global__ void __launch_bounds__(512)
+commit(Transition* states, const Text* texts, long long blocks) {
+  Transition* canvas = behind(states, own_text(texts, blocks)->state);
   if (is_idle(canvas)) return;
   if (canvas->error) {
     if (threadIdx.x == 0) publish(canvas, 0, 0, false);

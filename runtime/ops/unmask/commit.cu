@@ -4,7 +4,9 @@
 #include "cuda/ptx.cuh"
 #include "unmask/unmask.cuh"
 
-extern "C" __global__ void __launch_bounds__(512) begin_block(Unmask* canvas) {
+extern "C" __global__ void __launch_bounds__(512)
+begin_block(Unmask* states, const Text* texts, long long blocks) {
+  Unmask* canvas = behind(states, own_text(texts, blocks)->state);
   const int num_masked = begin(canvas);
   int own = 0;
   for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
@@ -14,7 +16,6 @@ extern "C" __global__ void __launch_bounds__(512) begin_block(Unmask* canvas) {
   const int num_kept = block_sum(own);
   if (threadIdx.x == 0) {
     canvas->time = 1.0;
-    canvas->num_masked_at_start = num_masked;
     canvas->num_kept = num_kept;
   }
   __syncthreads();
@@ -117,8 +118,9 @@ __device__ inline int scatter(Unmask* canvas) {
   return block_sum(own);
 }
 
-extern "C" __global__ void __launch_bounds__(512) commit(Unmask* slots) {
-  Unmask* canvas = slots + blockIdx.x;
+extern "C" __global__ void __launch_bounds__(512)
+commit(Unmask* states, const Text* texts, long long blocks) {
+  Unmask* canvas = behind(states, own_text(texts, blocks)->state);
   if (is_idle(canvas)) return;
   if (canvas->error) {
     if (threadIdx.x == 0) publish(canvas, 0, 0, false);

@@ -18,12 +18,12 @@ from ...noise.philox import DrawKind, uniforms
 from ..core import Check, KernelCheck
 from ..cuda.ops import CudaOps
 from ..host import NumpyOps
-from ..rows.compare import BOUNDARY, VOCABULARIES, on_device
+from ..rows.compare import BOUNDARY, VOCABULARIES, commit, on_device
 from ..rows.contract import Sampling
 from . import UNMASK
 from .contract import Kind, Score, Selection, UnmaskCanvas, UnmaskOps, UnmaskSpec
 from .device import CudaUnmask
-from .host import UnmaskSlot
+from .host import UnmaskPlace
 
 RELATIVE_ERROR = 2e-5
 """Of log-probabilities and scores; float32 sums in another order."""
@@ -70,29 +70,25 @@ class Pair:
         sampling: Sampling,
         selection: Selection,
         seed: int = 2**40 + 5,
-        batch: int = 1,
         **fields: Any,
     ) -> Pair:
-        """Makes both: V - 1 is the mask, V - 2 padding, 0 ends the text; slots differ in keys."""
+        """Makes both: V - 1 is the mask, V - 2 padding, 0 ends the text."""
         own: dict[str, Any] = {"unmask_chance": 1 / np.arange(6, 0, -1), **fields}
-        specs = [
-            UnmaskSpec(
-                block=block,
-                vocab_size=vocab,
-                sampling=sampling,
-                selection=selection,
-                seed=seed + slot // 2,
-                sample_index=3 + slot,
-                mask_token_id=vocab - 1,
-                eos_token_id=0,
-                banned=(vocab - 2, vocab - 1),
-                **own,
-            )
-            for slot in range(batch)
-        ]
+        spec = UnmaskSpec(
+            block=block,
+            vocab_size=vocab,
+            sampling=sampling,
+            selection=selection,
+            seed=seed,
+            sample_index=3,
+            mask_token_id=vocab - 1,
+            eos_token_id=0,
+            banned=(vocab - 2, vocab - 1),
+            **own,
+        )
         device, host = cuda.bind(UNMASK), NumpyOps().bind(UNMASK)
         assert isinstance(device, CudaUnmask)
-        return cls(cuda, (device, host), (device.canvas(specs), host.canvas(specs)))
+        return cls(cuda, (device, host), (device.canvas(spec), host.canvas(spec)))
 
     @property
     def device(self) -> Device:
@@ -101,8 +97,8 @@ class Pair:
 
     @property
     def host(self) -> Any:
-        """The NumPy canvas's first slot."""
-        return self.canvases[1].slots[0]
+        """The NumPy canvas's working memory."""
+        return self.canvases[1].place
 
     def begin(
         self,
@@ -110,14 +106,13 @@ class Pair:
         *,
         position: int = 17,
         first: int = 0,
-        slot: int = 0,
     ) -> None:
         """Starts a block with some positions fixed: (index, token)."""
-        spec = self.canvases[1].specs[slot]
+        spec = self.canvases[1].spec
         ids = np.full(spec.block, spec.mask_token_id, np.int32)
         for index, token in fixed:
             ids[index] = token
-        self.begin_ids(ids, ids == spec.mask_token_id, position=position, first=first, slot=slot)
+        self.begin_ids(ids, ids == spec.mask_token_id, position=position, first=first)
 
     def begin_ids(self, ids: np.ndarray, masked: np.ndarray, **where: int) -> None:
         """Starts a block from ids and masked flags on both."""
@@ -134,7 +129,7 @@ class Pair:
     def commit(self) -> tuple[Any, Any]:
         """Commits on both; gives their reports, the device's first."""
         device, host = self.forms
-        return device.commit(self.canvases[0], exact=True), host.commit(self.canvases[1])
+        return commit(device, self.canvases[0], exact=True), commit(host, self.canvases[1])
 
     def both(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Gives an array of the canvases, the device's first."""
@@ -158,11 +153,8 @@ def random_logits(
 
 
 def sample_faults(pair: Pair) -> tuple[int, int, list[str]]:
-    """Compares what `sample` wrote: rows drawn, those that differ at a boundary, and faults.
-
-    Of canvases with one slot: others are compared with those.
-    """
-    own: UnmaskSlot = pair.host
+    """Compares what `sample` wrote: rows drawn, those that differ at a boundary, and faults."""
+    own: UnmaskPlace = pair.host
     selection = own.spec.selection
     chosen, expected = (array[0] for array in pair.both("chosen"))
     first = selection.chooses_first
@@ -186,7 +178,7 @@ def sample_faults(pair: Pair) -> tuple[int, int, list[str]]:
     return len(rows), len(rows) - len(same), faults
 
 
-def _boundary(own: UnmaskSlot, place: int, row: int, token: int) -> float:
+def _boundary(own: UnmaskPlace, place: int, row: int, token: int) -> float:
     """How far a row's uniform lies from the share at which `token` begins or ends."""
     spec = own.spec
     if not 0 <= token < spec.vocab_size:
@@ -227,7 +219,7 @@ def _reports_a_bad_row(found: KernelCheck, ops: CudaOps, dtype: Any) -> None:
     pair.forms[0].sample(on_device(ops, logits), pair.canvases[0])
     found.cases += 1
     try:
-        pair.forms[0].commit(pair.canvases[0], exact=True)
+        commit(pair.forms[0], pair.canvases[0], exact=True)
     except EngineError:
         return
     found.faults.append("a row that holds NaN is not reported")
@@ -266,7 +258,7 @@ def _commit(found: KernelCheck, ops: CudaOps) -> None:
 
 def _stage(pair: Pair, rng: np.random.Generator) -> None:
     """Gives both canvases the same scores, candidates and chosen positions."""
-    own: UnmaskSlot = pair.host
+    own: UnmaskPlace = pair.host
     scores = np.round(rng.random(len(own.ids)), 1).astype(np.float32)
     own.score[:] = -scores if own.spec.selection.score == Score.ENTROPY else scores
     own.candidate[:] = rng.integers(0, 12, size=len(own.ids))

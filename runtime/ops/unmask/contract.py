@@ -72,7 +72,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UnmaskSpec(CanvasSpec):
-    """What a slot is made with whose masked positions are committed."""
+    """What a canvas is made with whose masked positions are committed."""
 
     selection: Selection
     unmask_chance: np.ndarray | None = None
@@ -86,18 +86,18 @@ class UnmaskSpec(CanvasSpec):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class UnmaskCanvas(Canvas):
-    """Blocks whose masked positions are committed."""
+    """A block whose masked positions are committed."""
 
     score: Any
-    """(batch, block) float32: what orders the candidates, higher first."""
+    """(1, block) float32: what orders the candidates, higher first."""
     log_prob: Any
-    """(batch, block) float32: log-probability of the candidate under the model's own distribution
+    """(1, block) float32: log-probability of the candidate under the model's own distribution
     (temperature 1, before top-k and top-p); kept for committed positions."""
     time_input: Any
-    """(batch, block) float32, or None: the share of masks that the next run is fed, for graphs that
+    """(1, block) float32, or None: the share of masks that the next run is fed, for graphs that
     see it: of `times`, or counted; 0 once nothing is left to fill."""
     seen: Any
-    """(batch, vocab) bool, or None: tokens of the text so far, kept only under a repetition
+    """(1, vocab) bool, or None: tokens of the text so far, kept only under a repetition
     penalty."""
 
 
@@ -122,6 +122,6 @@ class UnmaskOps(CanvasOps[UnmaskSpec, UnmaskCanvas], Protocol):
     becomes the next run's.
     """
 
-    def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray, *, slot: int = 0) -> None:
+    def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray) -> None:
         """Makes the repetition penalty count ids (host, int32) that are not of the canvas."""
         ...

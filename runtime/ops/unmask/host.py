@@ -5,12 +5,10 @@ Only masked rows are touched, and nothing of a canvas's size or larger is alloca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ...noise.philox import DrawKind
-from ..canvas.host import NumpyCanvases, NumpySlot, block_arrays, lay_slots
+from ..canvas.host import NumpyCanvases, NumpyPlace, block_arrays, view_arrays
 from ..core import Progress
 from ..rows.host import (
     RowScratch,
@@ -27,28 +25,27 @@ from . import selection
 from .contract import Kind, Score, UnmaskCanvas, UnmaskOps, UnmaskSpec
 
 
-class UnmaskSlot(NumpySlot):
-    """One text's masked block, and the host's working memory for it."""
+class UnmaskPlace(NumpyPlace):
+    """A masked block, and the host's working memory for it."""
 
     __slots__ = ("banned", "log_prob", "num_kept", "score", "scratch", "seen", "time", "time_input")
 
     spec: UnmaskSpec
 
-    def __init__(self, spec: UnmaskSpec, scratch: RowScratch) -> None:
+    def __init__(self, spec: UnmaskSpec) -> None:
         super().__init__(spec)
         self.score: np.ndarray
         self.log_prob: np.ndarray
         self.time_input: np.ndarray | None = None
         self.seen: np.ndarray | None = None
-        self.scratch = scratch
-        """Of all slots: each row is done with before the next slot's."""
+        self.scratch = RowScratch(spec.block, spec.vocab_size)
         self.banned = np.array(spec.banned, dtype=np.int64)
         self.num_kept = 0
         """Masks of the block that are never filled; counted for graphs that see time."""
         self.time = 1.0
         """Diffusion time of the block under `FIRST_HITTING`."""
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         self.log_prob.fill(0.0)
         self.time = 1.0
         if self.time_input is not None:
@@ -196,28 +193,24 @@ class UnmaskSlot(NumpySlot):
 class NumpyUnmask(NumpyCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
     """The primitive `unmask` on NumPy arrays."""
 
-    def canvas(self, specs: Sequence[UnmaskSpec]) -> UnmaskCanvas:
-        shape = (len(specs), specs[0].block)
-        vocab_size = specs[0].vocab_size
-        scratch = RowScratch(shape[1], vocab_size)
-        slots = tuple(UnmaskSlot(spec, scratch) for spec in specs)
+    def canvas(self, spec: UnmaskSpec) -> UnmaskCanvas:
+        shape = (1, spec.block)
+        place = UnmaskPlace(spec)
         arrays = {
-            **block_arrays(specs),
+            **block_arrays(spec),
             "score": np.zeros(shape, np.float32),
             "log_prob": np.zeros(shape, np.float32),
         }
-        lay_slots(slots, arrays)
+        view_arrays(place, arrays)
         time_input = seen = None
-        if any(spec.sees_time for spec in specs):
+        if spec.sees_time:
             time_input = np.zeros(shape, np.float32)
-            lay_slots(slots, {"time_input": time_input})
-        if any(spec.sampling.repetition_penalty != 1.0 for spec in specs):
-            seen = np.zeros((len(specs), vocab_size), bool)
-            lay_slots(slots, {"seen": seen})
-        return UnmaskCanvas(
-            specs=tuple(specs), slots=slots, time_input=time_input, seen=seen, **arrays
-        )
+            view_arrays(place, {"time_input": time_input})
+        if spec.sampling.repetition_penalty != 1.0:
+            seen = np.zeros((1, spec.vocab_size), bool)
+            view_arrays(place, {"seen": seen})
+        return UnmaskCanvas(spec=spec, place=place, time_input=time_input, seen=seen, **arrays)
 
-    def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray, *, slot: int = 0) -> None:
+    def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray) -> None:
         if canvas.seen is not None:
-            canvas.seen[slot, ids] = True
+            canvas.seen[0, ids] = True

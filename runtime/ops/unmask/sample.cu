@@ -76,21 +76,22 @@ __device__ inline void write(Unmask* canvas, int index, int candidate, float abo
 }
 
 template <typename Logit>
-__device__ void sample(const Logit* logits, int num_rows, Unmask* slots) {
+__device__ void sample(const Logit* logits, Unmask* states, const Text* texts, long long blocks) {
   __shared__ Statistics known;  // to thread 0, at the end: no register holds it until then
-  Unmask* canvas = own_slot(slots);
-  const int index = own_row(canvas);
+  const Text* text = own_text(texts, blocks);
+  Unmask* canvas = behind(states, uniform_of(text->state));
+  const int index = own_block(blocks);
   const bool masked = canvas->masked[index];
   const bool first = canvas->kind >= KIND_RANDOM;
   const bool chosen = masked && (!first || chooses(canvas, index));
   if (first && threadIdx.x == 0) canvas->chosen[index] = chosen;
   if (!chosen) return;
-  const Row<Logit> row(logits_of(logits, canvas, num_rows), canvas, index);
+  const Row<Logit> row(own_logits(logits, text, canvas, index), canvas, index);
   const bool is_tempered = !canvas->greedy && canvas->inverse_temperature != 1.0f;
   const float warmth = is_tempered && canvas->top_p < 1.0 ? canvas->inverse_temperature * LOG2_E : 0;
   const Statistics found = statistics(row, canvas->score_kind, warmth);
   if (!is_sampled(found)) {
-    if (threadIdx.x == 0) atomicMax(&canvas->error, own_row(canvas) + 1);
+    if (threadIdx.x == 0) atomicMax(&canvas->error, own_block(blocks) + 1);
     return;
   }
   if (threadIdx.x == 0) known = found;
@@ -100,12 +101,12 @@ __device__ void sample(const Logit* logits, int num_rows, Unmask* slots) {
   } else {
     const float whole = is_tempered ? found.warm : found.sum;
     const Heated heated(found.top, canvas->inverse_temperature, whole);
-    candidate = draw(row, canvas, heated, own_row(canvas), [&] {
-      return draw_once(canvas, canvas->position + own_row(canvas), DRAW_TOKEN);
+    candidate = draw(row, canvas, heated, own_block(blocks), [&] {
+      return draw_once(canvas, canvas->position + own_block(blocks), DRAW_TOKEN);
     });
   }
   if (threadIdx.x == 0) {
-    write(canvas, own_row(canvas), candidate, row.at(candidate) - known.top, known);
+    write(canvas, own_block(blocks), candidate, row.at(candidate) - known.top, known);
   }
 }
 
@@ -113,11 +114,11 @@ __device__ void sample(const Logit* logits, int num_rows, Unmask* slots) {
 // registers per thread. Rows of float32 need more and would spill (4 bytes on sm_87, 8 on sm_90, nvcc
 // 13.0), so they take ten warps, which leave 96; rows of float16 fit.
 extern "C" __global__ void __launch_bounds__(320, 2)
-sample_float32(const float* logits, long long num_rows, Unmask* slots) {
-  sample(logits, (int)num_rows, slots);
+sample_float32(const float* logits, Unmask* states, const Text* texts, long long blocks) {
+  sample(logits, states, texts, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 2)
-sample_float16(const unsigned short* logits, long long num_rows, Unmask* slots) {
-  sample(logits, (int)num_rows, slots);
+sample_float16(const unsigned short* logits, Unmask* states, const Text* texts, long long blocks) {
+  sample(logits, states, texts, blocks);
 }

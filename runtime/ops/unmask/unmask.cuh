@@ -28,7 +28,6 @@ struct Unmask : Canvas {
   int steps;                    // 0: as many as masked positions
   int num_chances;
   int num_times;
-  int num_masked_at_start;
   int num_kept;                 // masks of the block that are never filled
 };
 

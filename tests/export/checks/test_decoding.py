@@ -1,4 +1,4 @@
-"""The default temperature is that of texts that do not repeat themselves."""
+"""The default temperature and rule are those of texts that do not repeat themselves."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from dlm_edge.runtime.text.tokenizer import Tokenizer
 class Manifest:
     decoding: dict
     max_position: int = 64
+    family: str = "mdlm"
 
 
 @dataclass(frozen=True)
@@ -23,23 +24,27 @@ class Draft:
 
 
 REPEATING, VARIED = (5, 6) * 20, tuple(range(40))
+OWN = {"rule": "factor", "factor": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("greedy", "drawn", "chosen"),
+    ("texts", "chosen"),
     [
-        (REPEATING, VARIED, {"rule": "factor", "temperature": 0.8}),
-        (REPEATING, REPEATING, {"rule": "factor"}),
-        (VARIED, VARIED, {"rule": "factor"}),
-        ((), VARIED, {"rule": "factor"}),
+        ([REPEATING, VARIED], {"rule": "factor", "factor": 2.0, "temperature": 0.8}),
+        ([REPEATING, REPEATING, VARIED], {"rule": "low_confidence", "temperature": 0.8}),
+        ([REPEATING] * 3, OWN),
+        ([VARIED], OWN),
+        ([()], OWN),
     ],
 )
-def test_drawing_is_the_default_where_it_alone_does_not_repeat(monkeypatch, greedy, drawn, chosen):
+def test_the_first_way_whose_texts_do_not_repeat_is_the_default(monkeypatch, texts, chosen):
     asked = []
 
-    def continue_ids(prompt, *, max_tokens, temperature):
-        asked.append((len(prompt), max_tokens))
-        text = SimpleNamespace(token_ids=greedy if temperature == 0 else drawn)
+    def continue_ids(prompt, *, max_tokens, rule, temperature):
+        if len(prompt) == 1:
+            asked.append((rule, temperature))
+        assert max_tokens == 48
+        text = SimpleNamespace(token_ids=texts[len(asked) - 1])
         return SimpleNamespace(result=lambda: text)
 
     pipeline = SimpleNamespace(continue_ids=continue_ids)
@@ -48,12 +53,13 @@ def test_drawing_is_the_default_where_it_alone_does_not_repeat(monkeypatch, gree
     monkeypatch.setattr(decoding, "open_engines", lambda *_: engines)
     monkeypatch.setattr(decoding, "load_model", lambda *_: None)
     said = []
-    draft = Draft(manifest=Manifest(decoding={"rule": "factor"}))
+    draft = Draft(manifest=Manifest(decoding=OWN))
     found, figures = default_decoding(draft, None, np.arange(30), said.append)
     assert found.manifest.decoding == chosen
-    assert bool(said) == ("temperature" in chosen)
-    assert set(figures["repetition"]) == ({"0", "0.8"} if greedy is REPEATING else {"0"})
-    assert asked[:3] == [(1, 48), (8, 48), (16, 48)]
+    assert bool(said) == (chosen is not OWN)
+    ways = [("factor", 0.0), ("factor", 0.8), ("low_confidence", 0.8)]
+    assert asked == ways[: len(texts)]
+    assert [*figures["repetition"]] == [f"{rule} at {heat:g}" for rule, heat in asked]
 
 
 def test_a_bundle_is_decoded_as_the_device_does():
@@ -61,5 +67,5 @@ def test_a_bundle_is_decoded_as_the_device_does():
     tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
     ids = np.array([bundle.manifest.eos_token_id, *tokenizer.encode("Once upon a time there was")])
     found, figures = default_decoding(bundle, tokenizer, ids, lambda line: None)
-    assert 0.0 <= figures["repetition"]["0"] <= 0.2
+    assert 0.0 <= figures["repetition"][f"{bundle.manifest.decoding['rule']} at 0"] <= 0.2
     assert found is bundle

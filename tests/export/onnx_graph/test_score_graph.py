@@ -10,6 +10,7 @@ from dlm_edge.export.settings import ExportSettings
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
 from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.evaluate import open_checkpoint
@@ -46,7 +47,9 @@ def test_each_length_is_a_shape_over_one_copy_of_the_weights(checkpoint, tmp_pat
     golden = json.loads(bundle.member("golden.json").read_text("utf-8"))
     sigmas = [run["inputs"]["sigma"][0] for case in golden["cases"] for run in case["runs"]]
     assert min(sigmas) < 0.01 < 5 < max(sigmas)
-    assert check_bundle(bundle, open_engines(bundle, "onnxruntime", 1))["ok"]
+    assert check_bundle(
+        bundle, load_model(bundle.manifest, open_engines(bundle, "onnxruntime", 1))
+    )["ok"]
 
 
 @pytest.mark.parametrize("target", ["cpu", "orin-nano"])

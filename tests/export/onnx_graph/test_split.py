@@ -12,6 +12,7 @@ from dlm_edge.export.source import load_source
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import EngineError
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
 from dlm_edge.runtime.text.framing import Framing
 from dlm_edge.runtime.text.tokenizer import Tokenizer
@@ -93,9 +94,9 @@ def test_an_engine_that_ignores_the_split_fails_the_golden_vectors(made):
         splits = {run["inputs"]["split"][0] for run in case["runs"]}
         assert splits == {0, case["dims"]["rows"] // 2}
     engines = open_engines(bundle, "onnxruntime", 1)
-    assert check_bundle(bundle, engines)["ok"]
+    assert check_bundle(bundle, load_model(bundle.manifest, engines))["ok"]
     if not made[3]:  # whose untrained gates are 0, so that attention adds nothing
-        assert not check_bundle(bundle, Deaf(engines))["ok"]
+        assert not check_bundle(bundle, load_model(bundle.manifest, Deaf(engines)))["ok"]
 
 
 def test_the_finished_block_is_clean_and_told_so(made):

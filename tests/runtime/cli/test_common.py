@@ -46,6 +46,12 @@ def failing_with(error, *arguments):
             "dlm-toy: error: cannot write the output: No space left\n",
         ),
         (
+            MemoryError("Unable to allocate 1. GiB"),
+            1,
+            "dlm-toy: error: too little memory (Unable to allocate 1. GiB): close other programs, "
+            "or take a smaller model\n",
+        ),
+        (
             ModuleNotFoundError(name="torch.nn"),
             1,
             "dlm-toy: error: torch.nn is not installed; run: pip install 'dlm-edge[desktop]'\n",

@@ -59,6 +59,7 @@ def decode(engines, asked):
         rule.feed(engine)
         engine.run()
         rule.update(engine)
+        rule.read()
     return rule.tokens
 
 

@@ -22,7 +22,7 @@ from dlm_edge.runtime.gpu.cuda import CudaDevice
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from emulation.libcuda import OK, Bindings, Pycuda, Status, images
-from emulation.pairs import compare_samples, make_pair, on_device, random_logits
+from emulation.pairs import commit, compare_samples, make_pair, on_device, random_logits
 from rules import decoding
 
 
@@ -111,8 +111,8 @@ def test_kernels_run_and_steps_are_captured_and_replayed(bindings):
             pair.forms[0].sample(logits, pair.canvases[0])
             pair.forms[1].sample(source, pair.canvases[1])
             # Compared after the commit: comparing before it would part the step in two.
-            progress = pair.forms[1].commit(pair.canvases[1])
-            assert pair.forms[0].commit(pair.canvases[0]) == progress
+            progress = commit(pair.forms[1], pair.canvases[1])
+            assert commit(pair.forms[0], pair.canvases[0]) == progress
             compare_samples(pair)
     assert device.num_captured == 1
     assert device.num_replayed == 17
@@ -270,7 +270,8 @@ def with_nvrtc(monkeypatch, tmp_path, **keys):
 def test_a_source_reaches_nvrtc_with_its_headers_and_the_capability(monkeypatch, tmp_path):
     nvrtc = with_nvrtc(monkeypatch, tmp_path)
     assert compile_kernels(OPS / "cuda/copy.cu", (8, 7)) == b"\x7fELF123"
-    headers = {b"cuda/copy.cuh": (OPS / "cuda/copy.cuh").read_bytes()}
+    names = ("cuda/copy.cuh", "cuda/slot.cuh")
+    headers = {name.encode(): (OPS / name).read_bytes() for name in names}
     assert nvrtc.given == {
         "source": (OPS / "cuda/copy.cu").read_bytes(),
         "name": b"copy.cu",

@@ -164,7 +164,9 @@ def test_memory_freed_while_a_call_that_uses_it_waits_is_still_there_for_it(devi
     target = filled(device, [0] * 1000)
     freed = filled(device, [7] * 1000)
     kernel = device.kernels(OPS / "cuda/copy.cu", ("append_rows",))["append_rows"]
-    device.launch(kernel, 1, 64, (target.pointer, freed.pointer, freed.nbytes, 1, 1))
+    table = filled(device, [0] * 6)
+    sizes = (1, freed.nbytes, freed.nbytes)
+    device.launch(kernel, 1, 64, (freed.pointer, target.pointer, table.pointer, 1, *sizes))
     del freed
     filled_again = [device.inner.empty((1000,), np.int32) for _ in range(50)]
     assert device.download(target).tolist() == [7] * 1000
@@ -270,11 +272,17 @@ def test_small_values_are_held_and_larger_ones_that_may_change_never(device):
 
 def test_a_launch_with_other_arguments_or_on_another_grid_is_another_step(device):
     target, source = filled(device, [0] * 64), filled(device, [7] * 64)
+    table = filled(device, [0] * 6)
     kernel = device.kernels(OPS / "cuda/copy.cu", ("append_rows",))["append_rows"]
 
     def send(grid, block, size):
         for _ in range(2):
-            device.launch(kernel, grid, block, (target.pointer, source.pointer, size, 1, 1))
+            device.launch(
+                kernel,
+                grid,
+                block,
+                (source.pointer, target.pointer, table.pointer, grid, 1, size, size),
+            )
         device.flush(repeats=True)
 
     for _ in range(2):

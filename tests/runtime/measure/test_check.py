@@ -6,6 +6,7 @@ from dlm_edge.export.checks.golden import golden_vectors
 from dlm_edge.runtime.bundle.bundle import open_bundle, write_bundle
 from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import BundleError, EngineError
+from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import GOLDEN_NAME, check_bundle
 from dlm_edge.train.families.graphs import mask_noise
 from toy_bundle import VOCAB, toy_manifest, toy_members, toy_spec, write_toy
@@ -28,8 +29,13 @@ def with_golden(folder, text: bytes):
     return bundle, open_engines(bundle, threads=1)
 
 
+def opened(folder, text: bytes):
+    bundle, engines = with_golden(folder, text)
+    return bundle, load_model(bundle.manifest, engines)
+
+
 def test_the_recording_engine_passes(tmp_path, golden):
-    figures = check_bundle(*with_golden(tmp_path, golden))
+    figures = check_bundle(*opened(tmp_path, golden))
     assert figures["ok"]
     assert figures["max_abs_error"] < 1e-5
     assert figures["top1_agreement"] == 1.0
@@ -53,7 +59,7 @@ def test_an_engine_that_computes_something_else_fails(tmp_path, golden, field):
     value = json.loads(golden)
     run = value["cases"][1]["runs"][-1]
     run[field] = (np.asarray(run[field]) + 0.1).tolist()
-    figures = check_bundle(*with_golden(tmp_path, json.dumps(value).encode()))
+    figures = check_bundle(*opened(tmp_path, json.dumps(value).encode()))
     assert not figures["ok"]
     assert figures["max_abs_error"] == pytest.approx(0.1, abs=1e-3)
 
@@ -62,7 +68,7 @@ def test_a_cache_that_is_not_written_fails(tmp_path, golden):
     value = json.loads(golden)
     for run in value["cases"][1]["runs"]:
         run["commit"] = None
-    assert not check_bundle(*with_golden(tmp_path, json.dumps(value).encode()))["ok"]
+    assert not check_bundle(*opened(tmp_path, json.dumps(value).encode()))["ok"]
 
 
 def test_nan_is_never_ok(tmp_path, golden):
@@ -75,13 +81,13 @@ def test_nan_is_never_ok(tmp_path, golden):
         engine.outputs["logits"][...] = np.nan
 
     engine.run = broken
-    assert not check_bundle(bundle, engines)["ok"]
+    assert not check_bundle(bundle, load_model(bundle.manifest, engines))["ok"]
 
 
 def test_a_bundle_without_golden_vectors_is_refused(tmp_path):
     bundle = open_bundle(write_toy(tmp_path))
     with pytest.raises(BundleError, match="golden"):
-        check_bundle(bundle, open_engines(bundle))
+        check_bundle(bundle, load_model(bundle.manifest, open_engines(bundle)))
 
 
 def mangle(golden, change) -> bytes:
@@ -109,5 +115,5 @@ def mangle(golden, change) -> bytes:
 )
 def test_golden_vectors_that_fit_no_graph_are_one_line(tmp_path, golden, change):
     with pytest.raises((BundleError, EngineError)) as caught:
-        check_bundle(*with_golden(tmp_path, mangle(golden, change)))
+        check_bundle(*opened(tmp_path, mangle(golden, change)))
     assert "\n" not in str(caught.value)

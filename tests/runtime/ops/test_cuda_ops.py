@@ -10,7 +10,7 @@ from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from dlm_edge.runtime.ops.unmask.contract import Score
 from emulation.device import EmulatedDevice
-from emulation.pairs import HEATS, compare_samples, make_pair, on_device, random_logits
+from emulation.pairs import HEATS, commit, compare_samples, make_pair, on_device, random_logits
 from rules import decoding
 
 
@@ -39,8 +39,8 @@ def test_commits_of_the_same_scores_are_equal(cuda, rule, block):
             if pair.host.spec.selection.chooses_first:
                 pair.host.choose()
                 cuda.device.upload(device.chosen, host.chosen)
-            progress = pair.forms[1].commit(host)
-            assert pair.forms[0].commit(device) == progress
+            progress = commit(pair.forms[1], host)
+            assert commit(pair.forms[0], device) == progress
             assert np.array_equal(pair.forms[0].ids(device), host.ids[0])
             assert np.array_equal(pair.forms[0].masked(device), host.masked[0])
             state = cuda.device.download(device.memory.state)[0]
@@ -65,7 +65,7 @@ def test_the_bounds_of_rules_hold_exactly_at_their_edge(cuda):
         host.candidate[:] = 5
         for name in ("score", "candidate"):
             cuda.device.upload(getattr(device, name), getattr(host, name))
-        assert pair.forms[0].commit(device) == pair.forms[1].commit(host)
+        assert commit(pair.forms[0], device) == commit(pair.forms[1], host)
         assert np.array_equal(pair.forms[0].ids(device), host.ids[0])
 
 
@@ -90,10 +90,10 @@ def test_scores_of_any_kind_are_ranked_and_added_up_as_numpy_does(cuda, block):
         host.candidate[:] = 5
         for name in ("score", "candidate"):
             cuda.device.upload(getattr(device, name), getattr(host, name))
-        progress = pair.forms[0].commit(device)
-        assert progress == pair.forms[1].commit(host)
+        progress = commit(pair.forms[0], device)
+        assert progress == commit(pair.forms[1], host)
         assert np.array_equal(pair.forms[0].ids(device), host.ids[0])
-        counts.add(progress[0].num_committed)
+        counts.add(progress.num_committed)
     assert len(counts) > 1 + (block > 2)
 
 
@@ -110,7 +110,7 @@ def test_the_next_run_is_told_what_numpy_tells_it(cuda, times):
     assert np.array_equal(cuda.to_host(device.time_input), host.time_input)
     while pair.host.num_masked:
         pair.sample(random_logits(1, 7, 90))
-        assert pair.forms[0].commit(device) == pair.forms[1].commit(host)
+        assert commit(pair.forms[0], device) == commit(pair.forms[1], host)
         assert np.array_equal(cuda.to_host(device.time_input), host.time_input)
         told.append(host.time_input[0, 0])
     assert len(set(told)) > 3
@@ -127,7 +127,7 @@ def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, place):
     before = pair.forms[0].ids(pair.canvases[0])
     pair.forms[0].sample(on_device(cuda, logits), pair.canvases[0])
     with pytest.raises(EngineError, match="no finite highest value"):
-        pair.forms[0].commit(pair.canvases[0])
+        commit(pair.forms[0], pair.canvases[0])
     assert np.array_equal(pair.forms[0].ids(pair.canvases[0]), before)
     with pytest.raises(EngineError):
         pair.forms[1].sample(logits, pair.canvases[1])
@@ -140,11 +140,11 @@ def test_a_row_of_nothing_but_minus_infinity_fails_and_a_masked_one_is_all_it_ta
     pair.begin([(2, 9)])
     pair.sample(logits)  # row 2 is not read
     assert compare_samples(pair) == (4, 0)
-    assert pair.forms[0].commit(pair.canvases[0]) == pair.forms[1].commit(pair.canvases[1])
+    assert commit(pair.forms[0], pair.canvases[0]) == commit(pair.forms[1], pair.canvases[1])
     pair.begin()
     pair.forms[0].sample(on_device(cuda, logits), pair.canvases[0])
     with pytest.raises(EngineError):
-        pair.forms[0].commit(pair.canvases[0])
+        commit(pair.forms[0], pair.canvases[0])
 
 
 def test_a_step_over_a_finished_block_changes_nothing(cuda):
@@ -153,13 +153,13 @@ def test_a_step_over_a_finished_block_changes_nothing(cuda):
     pair.begin()
     canvas = pair.canvases[0]
     logits = on_device(cuda, random_logits(1, 6, 90, scale=0.1))
-    while canvas.slots[0].num_masked:
+    while canvas.place.num_masked:
         pair.forms[0].sample(logits, canvas)
-        last = pair.forms[0].commit(canvas)
+        last = commit(pair.forms[0], canvas)
     before = pair.forms[0].ids(canvas)
     pair.forms[0].sample(logits, canvas)
-    again = pair.forms[0].commit(canvas)
-    assert again[0] == last[0]._replace(num_committed=0)
+    again = commit(pair.forms[0], canvas)
+    assert again == last._replace(num_committed=0)
     assert np.array_equal(pair.forms[0].ids(canvas), before)
 
 
@@ -175,7 +175,7 @@ def test_no_result_depends_on_the_order_of_threads():
             pair.forms[0].sample(
                 on_device(ops, np.round(random_logits(2, 40, 700))), pair.canvases[0]
             )
-            progress = pair.forms[0].commit(pair.canvases[0])
+            progress = commit(pair.forms[0], pair.canvases[0])
             arrays = ("ids", "masked", "candidate", "log_prob", "score", "seen")
             found.append((progress, [pair.both(name)[0] for name in arrays]))
         assert found[0][0] == found[1][0]
@@ -228,7 +228,7 @@ def test_a_step_launches_twice_allocates_nothing_and_copies_no_logits():
     before = dict(device.counts)
     for _ in range(4):
         pair.forms[0].sample(logits, pair.canvases[0])
-        pair.forms[0].commit(pair.canvases[0])
+        commit(pair.forms[0], pair.canvases[0])
     changed = {name: n - before[name] for name, n in device.counts.items() if n != before[name]}
     assert changed == {"launches": 8}
 
@@ -243,10 +243,10 @@ def test_the_ids_of_a_finished_block_cost_no_copy_and_no_wait():
     on_gpu = on_device(cuda, logits)
     while pair.host.num_masked:
         pair.forms[1].sample(logits, host)
-        pair.forms[1].commit(host)
-    while canvas.slots[0].num_masked:
+        commit(pair.forms[1], host)
+    while canvas.place.num_masked:
         pair.forms[0].sample(on_gpu, canvas)
-        pair.forms[0].commit(canvas)
+        commit(pair.forms[0], canvas)
     before = dict(device.counts)
     assert np.array_equal(pair.forms[0].ids(canvas), host.ids[0])
     assert device.counts == before
@@ -261,9 +261,9 @@ def test_the_ids_of_a_finished_block_are_the_callers_own():
     for position in (0, 6):
         pair.begin(position=position)
         logits = on_device(cuda, random_logits(position, 6, 90))
-        while canvas.slots[0].num_masked:
+        while canvas.place.num_masked:
             pair.forms[0].sample(logits, canvas)
-            pair.forms[0].commit(canvas)
+            commit(pair.forms[0], canvas)
         found.append((pair.forms[0].ids(canvas), pair.forms[0].ids(canvas).copy()))
     assert not np.array_equal(found[0][0], found[1][0])
     assert np.array_equal(*found[0])
@@ -288,7 +288,7 @@ def test_a_text_left_in_the_middle_of_a_step_leaves_nothing_to_the_next_one():
     while pair.host.num_masked:
         pair.forms[0].sample(on_gpu, pair.canvases[0])
         pair.forms[1].sample(logits, pair.canvases[1])
-        assert pair.forms[0].commit(pair.canvases[0]) == pair.forms[1].commit(pair.canvases[1])
+        assert commit(pair.forms[0], pair.canvases[0]) == commit(pair.forms[1], pair.canvases[1])
     assert np.array_equal(pair.forms[0].ids(pair.canvases[0]), pair.canvases[1].ids[0])
 
 
@@ -305,9 +305,8 @@ def test_the_memory_of_a_canvas_serves_the_next_one_of_its_shape():
             while pair.host.num_masked:
                 pair.sample(random_logits(position, 6, 90))
                 assert compare_samples(pair)[1] == 0
-                assert pair.forms[0].commit(pair.canvases[0], exact=True) == pair.forms[1].commit(
-                    pair.canvases[1]
-                )
+                reports = pair.commit()
+                assert reports[0] == reports[1]
         pointers.add(pair.canvases[0].ids.pointer)
         del pair
     assert len(pointers) == 2
@@ -330,8 +329,8 @@ def test_running_ahead_reports_the_step_before(cuda, device):
         reports.append([])
         for _ in range(6):
             pair.forms[0].sample(logits, pair.canvases[0])
-            reports[-1].append(pair.forms[0].commit(pair.canvases[0]))
-    now_, late_ = ([report for (report,) in own] for own in reports)
+            reports[-1].append(commit(pair.forms[0], pair.canvases[0]))
+    now_, late_ = reports
     assert late_[0].num_masked == 5
     assert [r._replace(behind=False) for r in late_[1:]] == now_[:-1]
     assert all(report.behind for report in late_)
@@ -343,15 +342,15 @@ def test_running_ahead_still_reports_a_row_that_is_not_finite(device):
     pair.begin()
     logits = on_device(ahead, np.full((1, 5, 90), np.nan, np.float32))
     pair.forms[0].sample(logits, pair.canvases[0])
-    pair.forms[0].commit(pair.canvases[0])
+    commit(pair.forms[0], pair.canvases[0])
     pair.forms[0].sample(logits, pair.canvases[0])
     with pytest.raises(EngineError, match="no finite highest value"):
-        pair.forms[0].commit(pair.canvases[0])
+        commit(pair.forms[0], pair.canvases[0])
     pair.begin()  # a new block starts clean
     pair.forms[0].sample(on_device(ahead, random_logits(1, 5, 90)), pair.canvases[0])
-    pair.forms[0].commit(pair.canvases[0])
+    commit(pair.forms[0], pair.canvases[0])
     pair.forms[0].sample(on_device(ahead, random_logits(2, 5, 90)), pair.canvases[0])
-    assert pair.forms[0].commit(pair.canvases[0])[0].num_committed > 0
+    assert commit(pair.forms[0], pair.canvases[0]).num_committed > 0
 
 
 def test_a_block_too_long_to_be_counted_is_refused(cuda):

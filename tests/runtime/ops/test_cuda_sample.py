@@ -10,6 +10,7 @@ from emulation.pairs import (
     HEATS,
     MAX_TIE_SHARE,
     Pair,
+    commit,
     compare_samples,
     make_pair,
     on_device,
@@ -32,7 +33,7 @@ def test_draws_are_bit_equal(cuda, tmp_path):
             out = device.empty((4, 100), np.float64)
             device.launch(kernel, 1, 64, (out.pointer, canvas.memory.state.pointer, 100))
             for kind in (DrawKind.TOKEN, DrawKind.SELECT, DrawKind.TIME, DrawKind.CHOICE):
-                expected = uniforms(seed, 3, canvas.slots[0].position + np.arange(100), step, kind)
+                expected = uniforms(seed, 3, canvas.place.position + np.arange(100), step, kind)
                 assert np.array_equal(device.download(out)[kind], expected)
             pair.forms[0].sample(on_device(cuda, random_logits(step, 4, 70)), canvas)
             if step < 2:
@@ -113,7 +114,7 @@ def test_bias_penalty_bans_and_allowed_bits_are_those_of_numpy(cuda):
             pair.sample(random_logits(seed, block, vocab))
             assert compare_samples(pair) == (pair.host.num_masked, 0)
             for form, canvas in zip(pair.forms, pair.canvases, strict=True):
-                form.commit(canvas)
+                commit(form, canvas)
             seen, expected = pair.both("seen")
             assert np.array_equal(seen.astype(bool), expected)
 
@@ -148,8 +149,8 @@ def test_positions_chosen_first_are_those_of_numpy_at_every_step(cuda, rule):
         while pair.host.num_masked:
             pair.sample(random_logits(seed, 33, 66))
             assert compare_samples(pair)[1] == 0
-            expected = pair.forms[1].commit(pair.canvases[1])
-            assert pair.forms[0].commit(pair.canvases[0]) == expected
+            expected = commit(pair.forms[1], pair.canvases[1])
+            assert commit(pair.forms[0], pair.canvases[0]) == expected
             assert np.array_equal(pair.forms[0].ids(pair.canvases[0]), pair.canvases[1].ids[0])
 
 

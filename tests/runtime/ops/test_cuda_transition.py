@@ -19,7 +19,7 @@ from dlm_edge.runtime.ops.transition.compare import (
 )
 from emulation.device import EmulatedDevice
 from emulation.engines import DeviceEngines
-from emulation.pairs import MAX_TIE_SHARE, on_device
+from emulation.pairs import MAX_TIE_SHARE, commit, on_device
 from rules import decoding
 from score_engines import ScoreEngines, score_manifest
 
@@ -45,7 +45,7 @@ def test_steps_are_those_of_numpy(cuda, graph, sampling):
             rows, ties, faults = pair.step(scores)
             assert not faults
             drawn, tied = drawn + rows, tied + ties
-        assert pair.host.slots[0].num_masked == 0
+        assert pair.host.place.num_masked == 0
         assert not (pair.host.ids == vocab - 1).any()
     assert drawn > 40
     assert tied <= max(1, MAX_TIE_SHARE * drawn)
@@ -76,7 +76,7 @@ def test_a_row_that_is_not_finite_fails_at_the_commit(cuda, value, heat):
     before = pair.forms[0].ids(pair.device)
     pair.forms[0].sample(on_device(cuda, scores), pair.device)
     with pytest.raises(EngineError):
-        pair.forms[0].commit(pair.device, exact=True)
+        commit(pair.forms[0], pair.device, exact=True)
     assert np.array_equal(pair.forms[0].ids(pair.device), before)
     with pytest.raises(EngineError):
         pair.forms[1].sample(scores, pair.host)
@@ -113,7 +113,7 @@ def test_steps_are_captured_once_and_replayed_with_the_noise_of_each(graph):
         cuda.assign(sigma, one.device.sigma)
         cuda.assign(target, source)  # in place of an engine's run
         one.forms[0].sample(target, one.device)
-        one.forms[0].commit(one.device, exact=True)
+        commit(one.forms[0], one.device, exact=True)
         costs.append({name: inner.counts[name] - before[name] for name in before})
     assert device.num_captured == 1
     for cost in costs[2:]:
@@ -123,7 +123,7 @@ def test_steps_are_captured_once_and_replayed_with_the_noise_of_each(graph):
     for _ in range(6):
         told.append(cuda.to_host(other.device.sigma).item())
         other.step(scores)
-    assert np.allclose(told, other.host.specs[0].transition[:, 0])
+    assert np.allclose(told, other.host.spec.transition[:, 0])
     assert cuda.to_host(sigma).item() == pytest.approx(told[-1])
     assert np.array_equal(one.forms[0].ids(one.device), other.forms[0].ids(other.device))
 

@@ -3,6 +3,7 @@ import pytest
 from dlm_edge.runtime.families.table import rules_of
 from dlm_edge.runtime.noise.philox import DrawKind
 from dlm_edge.runtime.ops.host import NumpyOps
+from dlm_edge.runtime.ops.rows.compare import commit
 from dlm_edge.runtime.ops.unmask import UNMASK
 from dlm_edge.runtime.ops.unmask.contract import UnmaskSpec
 from hypothesis import given
@@ -21,7 +22,7 @@ def make_canvas(settings, *, block=BLOCK, seed=3, steps=6, **fields):
         seed=seed, sample_index=0, mask_token_id=MASK, eos_token_id=EOS, banned=(PAD, MASK),
         unmask_chance=1 / np.arange(steps, 0, -1), **fields,
     )  # fmt: skip
-    return OPS.canvas([spec])
+    return OPS.canvas(spec)
 
 
 def random_logits(seed, block=BLOCK):
@@ -55,7 +56,7 @@ def test_every_rule_progresses_ends_and_touches_only_masked_positions(rule, heat
     while left:
         before = canvas.ids.copy()
         ops.sample(no_eos(random_logits(seed + step)), canvas)
-        (progress,) = ops.commit(canvas)
+        progress = commit(ops, canvas)
         changed = np.flatnonzero(before[0] != canvas.ids[0])
         assert (before[0, changed] == MASK).all()
         assert len(changed) == progress.num_committed
@@ -73,12 +74,12 @@ def test_a_step_over_a_finished_block_changes_nothing():
     canvas = make_canvas(decoding(rule="threshold", threshold=0.01))
     begin(canvas)
     ops = OPS
-    while canvas.slots[0].num_masked:
+    while canvas.place.num_masked:
         ops.sample(no_eos(random_logits(1)), canvas)
-        ops.commit(canvas)
+        commit(ops, canvas)
     before = canvas.ids.copy()
     ops.sample(random_logits(2), canvas)
-    (progress,) = ops.commit(canvas)
+    progress = commit(ops, canvas)
     assert progress.num_committed == 0
     assert np.array_equal(before, canvas.ids)
 
@@ -138,7 +139,7 @@ def test_a_draw_depends_on_its_position_alone_not_on_its_block(seed):
 def test_draws_of_later_steps_do_not_repeat():
     canvas = make_canvas(decoding(rule="first_hitting"))
     begin(canvas)
-    slot = canvas.slots[0]
+    slot = canvas.place
     seen = [slot.uniforms(DrawKind.TOKEN).copy()]
     for step in range(1, 20):
         slot.step = step
@@ -152,12 +153,12 @@ def test_the_text_ends_at_the_first_end_token_with_nothing_masked_before_it():
     ops = OPS
     canvas.ids[0, 5], canvas.masked[0, 5] = EOS, False
     canvas.score[:] = -np.arange(BLOCK)
-    canvas.slots[0].num_masked = BLOCK - 1
+    canvas.place.num_masked = BLOCK - 1
     canvas.candidate[:] = 9
     for expected in (1, 2, 3, 4):
-        (progress,) = ops.commit(canvas)
+        progress = commit(ops, canvas)
         assert (progress.num_final, progress.ended) == (expected, False)
-    (progress,) = ops.commit(canvas)
+    progress = commit(ops, canvas)
     assert progress[:4] == (0, 1, 5, True)
     assert not canvas.masked.any()
 
@@ -168,7 +169,7 @@ def test_an_end_token_of_the_prompt_does_not_end_the_text():
     ids[0] = EOS
     OPS.begin_block(canvas, ids, ids == MASK, position=0, first=1)
     OPS.sample(no_eos(random_logits(1)), canvas)
-    assert not OPS.commit(canvas)[0].ended
+    assert not commit(OPS, canvas).ended
 
 
 def test_repetition_penalty_counts_committed_tokens():
@@ -178,9 +179,9 @@ def test_repetition_penalty_counts_committed_tokens():
     logits = np.zeros((1, BLOCK, V), np.float32)
     logits[..., 20:34] = 4 + np.arange(14) * 0.01
     ops.mark_seen(canvas, np.array([33], np.int32))
-    while canvas.slots[0].num_masked:
+    while canvas.place.num_masked:
         ops.sample(logits, canvas)
-        ops.commit(canvas)
+        commit(ops, canvas)
     assert len(set(canvas.ids[0].tolist())) == BLOCK
     assert 33 not in canvas.ids
 
@@ -214,5 +215,5 @@ def test_ancestral_ends_at_its_last_scheduled_step(steps):
     begin(canvas)
     for step in range(steps):
         OPS.sample(no_eos(random_logits(step)), canvas)
-        (progress,) = OPS.commit(canvas)
+        progress = commit(OPS, canvas)
     assert progress.num_masked == 0

@@ -8,6 +8,7 @@ from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
 from dlm_edge.runtime.noise.transition import analytic_step, euler_step
 from dlm_edge.runtime.ops.host import NumpyOps
+from dlm_edge.runtime.ops.rows.compare import commit
 from dlm_edge.runtime.ops.rows.contract import Sampling
 from dlm_edge.runtime.ops.transition import TRANSITION
 from dlm_edge.runtime.ops.transition.contract import TransitionSpec
@@ -194,7 +195,7 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
         seed=3, sample_index=1, mask_token_id=mask, eos_token_id=-1, banned=(49,),
         transition=table,
     )  # fmt: skip
-    canvas = ops.canvas([spec])
+    canvas = ops.canvas(spec)
     start = np.full(block, 7 if mask < 0 else mask, np.int32)
     start[:2] = (1, 2)
     free = np.arange(block) >= 2
@@ -209,7 +210,7 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
         draws = uniforms(3, 1, 40 + np.arange(block), step, DrawKind.TOKEN)
         assert compare(log_score[0], before, table[step], PLAIN, np.flatnonzero(masked), draws,
                        banned=(49,)) == 0  # fmt: skip
-        (progress,) = ops.commit(canvas)
+        progress = commit(ops, canvas)
         assert progress.num_committed == (before != canvas.ids[0]).sum()
         left = (canvas.ids[0] == mask).sum() if mask >= 0 else 10 * (step + 1 < steps)
         assert progress.num_masked == left
@@ -222,5 +223,5 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
     assert canvas.ids[0, :2].tolist() == [1, 2]
     end = canvas.ids.copy()
     ops.sample(log_score, canvas)
-    assert ops.commit(canvas) == ((0, 0, block, False, False),)
+    assert commit(ops, canvas) == (0, 0, block, False, False)
     assert np.array_equal(canvas.ids, end)

@@ -229,6 +229,17 @@ def test_a_truncated_or_foreign_file_is_one_line_that_says_so(tmp_path):
         read_gguf(tmp_path / "absent.gguf")
 
 
+def test_a_count_beyond_the_files_end_is_refused_at_once(tmp_path):
+    write_gguf(tmp_path / "x.gguf", random_model("llama"), "llama", "smollm")
+    data = bytearray((tmp_path / "x.gguf").read_bytes())
+    # The type and length of the vocabulary's array stand behind its key and the word ARRAY.
+    at = data.index(b"tokenizer.ggml.tokens") + len("tokenizer.ggml.tokens") + 8
+    data[at : at + 8] = (1 << 40).to_bytes(8, "little")
+    (tmp_path / "x.gguf").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"x\.gguf: not a GGUF file that can be read"):
+        read_gguf(tmp_path / "x.gguf")
+
+
 def test_a_big_endian_file_is_refused(tmp_path):
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)

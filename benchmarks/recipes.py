@@ -1,0 +1,210 @@
+"""What recipes for a CPU cost a real causal model, in perplexity of real text.
+
+    python -m dlm_edge.benchmarks.recipes SmolLM2-135M-Instruct.Q4_1.gguf --data text.txt
+
+Every linear layer, head and embedding take the same recipe; no budget gives any of them up. Text is
+read in windows of 128 tokens without context: the first ones are what channels are chosen on, the
+others are measured. Ratios are over float32 on the same windows, with a 95 % interval over windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ..runtime.cli.common import DlmCommand
+from .int8_step import open_session
+from .report import print_table, record, write_json
+
+WINDOW = 128
+NUM_CALIBRATION = 24
+"""Windows that channels are chosen on."""
+COUNTS = (8, 16, 32)
+COLUMNS = (
+    ("recipe", "recipe"),
+    ("MiB", "mib"),
+    ("perplexity / fp32's", "ratio"),
+    ("95 %", "interval"),
+    ("same top token", "same_top"),
+    ("outliers", "outliers"),
+)
+
+
+def read_windows(path: Path, encode: Callable[[str], list[int]], count: int) -> list[np.ndarray]:
+    """Returns (WINDOW,) int32 windows of a text, as many as it has and at most so many."""
+    text = path.read_text("utf-8")[: 16 * WINDOW * count].replace("<|endoftext|>", "\n")
+    ids = np.array(encode(text), np.int32)
+    return [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)][
+        :count
+    ]
+
+
+def inputs_of(spec: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the inputs of one run over a window without context."""
+    return {
+        tensor.name: ids[None].astype(tensor.dtype)
+        if tensor.role == "canvas"
+        else np.zeros(tensor.shape, tensor.dtype)
+        for tensor in spec.inputs
+    }
+
+
+def read_text(session: Any, spec: Any, windows: Iterable[np.ndarray]) -> tuple[Any, Any]:
+    """Returns the mean negative log-likelihood of each window in nats, and the top tokens."""
+    losses, top = [], []
+    for ids in windows:
+        logits = session.run(["logits"], inputs_of(spec, ids))[0][0, :-1]
+        most = logits.max(axis=1)
+        total = most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
+        losses.append(float((total - logits[np.arange(len(logits)), ids[1:]]).mean()))
+        top.append(logits.argmax(axis=1))
+    return np.array(losses), np.concatenate(top)
+
+
+def paired(losses: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
+    """Returns the ratio of perplexities and its interval over windows."""
+    change = losses - exact
+    error = 1.96 * float(change.std(ddof=1)) / np.sqrt(len(change))
+    mean = float(change.mean())
+    return {
+        "ratio": float(np.exp(mean)),
+        "interval": (float(np.exp(mean - error)), float(np.exp(mean + error))),
+    }
+
+
+def recipes_of(model: Any, spec: Any, windows: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Returns functions that make graphs, by the recipe's name, and the outliers of each layer."""
+    from ..calibration.canvases.canvases import CanvasSet, Inputs, RecordedRun
+    from ..calibration.forms.cpu import CpuForm
+    from ..calibration.scales.activations import collect, layer_inputs
+    from ..calibration.scales.calibrate import Calibrator, Fitted
+
+    runs = tuple(
+        RecordedRun(
+            spec=spec,
+            inputs=Inputs(inputs_of(spec, ids)),
+            mask_ratio=0.0,
+            progress=1.0,
+            committing=np.zeros(WINDOW, bool),
+            weight=1.0,
+            source="clean",
+        )
+        for ids in windows
+    )
+    canvases = CanvasSet(items=runs, model_sha256="", recipe={})
+    graph = spec.name
+
+    def calibrator(precision: str) -> Calibrator:
+        return Calibrator({graph: model}, [spec], CpuForm(), "cpu", precision)
+
+    work = calibrator("int8")
+    layers = work.layers[graph]
+    plain = work.default_recipe({})
+    seen = collect(model, runs, layer_inputs(layers), graph=graph)
+
+    def fixed(count: int) -> Any:
+        recipe = plain
+        for layer in layers:
+            if layer.inputs:
+                order = np.argsort(-seen[layer.inputs[0]].channel_max)[:count]
+                recipe = recipe.with_layer(graph, layer.name, outliers=tuple(sorted(order)))
+        return recipe
+
+    stored = plain
+    for layer in layers:
+        stored = stored.with_layer(graph, layer.name, precision="int8-weight")
+    recipes = {"int8 weights, float activations": stored, "int8": plain}
+    recipes |= {f"int8, {count} outliers": fixed(count) for count in COUNTS}
+    made = {
+        name: Fitted(recipe=recipe, models={graph: model}, grids={graph: {}})
+        for name, recipe in recipes.items()
+    }
+    made["int8, chosen outliers"] = work.fit(plain, canvases, outliers=True)
+    small = calibrator("int4")
+    made["int4"] = small.fit(small.default_recipe({}), canvases, outliers=True)
+    return {name: (fitted, work.quantised) for name, fitted in made.items()}
+
+
+def counted(recipe: Any) -> dict[str, int]:
+    """Counts the layers by how many channels they keep in floating point."""
+    counts: dict[str, int] = {}
+    for _, _, layer in recipe.layers():
+        if layer.precision == "int8":
+            key = str(len(layer.outliers))
+            counts[key] = counts.get(key, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: int(item[0])))
+
+
+def measure(
+    checkpoint: Path, data: Path, num_tokens: int, say: Callable[[str], None]
+) -> list[Mapping[str, Any]]:
+    """Measures every recipe; one row each."""
+    from ..calibration.graphs import num_bytes
+    from ..export.onnx_graph.trace import trace
+    from ..export.settings import ExportSettings
+    from ..export.source import load_source
+
+    say(f"reading {checkpoint.name}")
+    # A board's graph is whole: one session has trunk and head.
+    source = load_source(checkpoint, ExportSettings(target="orin-nano"))
+    (graph,) = source.graphs
+    shapes = graph.shapes((WINDOW,), (WINDOW,))
+    spec = next(s for s in graph.specs(shapes, precision="fp32") if s.rows == WINDOW)
+    count = NUM_CALIBRATION + num_tokens // WINDOW
+    windows = read_windows(data, source.tokenizer.encode, count)
+    if len(windows) < NUM_CALIBRATION + 2:
+        raise click.ClickException(f"--data {data} is too short: give more than 5,000 tokens")
+    chosen, measured = windows[:NUM_CALIBRATION], windows[NUM_CALIBRATION:]
+    say("tracing")
+    exact = trace(graph, {"batch": 1, "rows": WINDOW, "context": WINDOW})
+    rows: list[Mapping[str, Any]] = []
+
+    def add(name: str, model: Any, **more: Any) -> tuple[np.ndarray, np.ndarray]:
+        losses, top = read_text(open_session(model, 1), spec, measured)
+        rows.append({"recipe": name, "mib": num_bytes(model) / 2**20, **more})
+        return losses, top
+
+    say("measuring fp32")
+    base, best = add("fp32", exact)
+    rows[0] = {**rows[0], "perplexity": float(np.exp(base.mean())), "tokens": len(best)}
+    for name, (fitted, quantised) in recipes_of(exact, spec, chosen).items():
+        say(f"measuring {name}")
+        losses, top = add(name, quantised(fitted, fitted.recipe)[spec.name])
+        found = {**paired(losses, base), "same_top": float((top == best).mean())}
+        rows[-1] = {**rows[-1], **found, "outliers": counted(fitted.recipe)}
+    return rows
+
+
+@click.command("recipes", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Text to choose channels on and to measure.",
+)
+@click.option("--tokens", type=click.IntRange(min=256), default=20_000, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("benchmarks/results/recipes.json"),
+    show_default=True,
+)
+def main(checkpoint: Path, data: Path, tokens: int, out: Path) -> None:
+    """Measures what each recipe for a CPU costs a causal CHECKPOINT (folder or GGUF file).
+
+    Goal: int8 with chosen outliers at most 1.005 times float32's perplexity, int4 of a 4-bit file
+    1.03.
+    """
+    circumstances = record()
+    rows = measure(checkpoint, data, tokens, lambda line: click.echo(line, err=True))
+    print_table(COLUMNS, rows)
+    write_json(out, {**circumstances, "model": checkpoint.name, "text": data.name, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
