@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,17 +47,9 @@ Decode = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 class EndlessUnmask(NumpyUnmask):
     """Unmasking in which no text ends: eos is a banned id like any other, at its price."""
 
-    def canvas(self, specs: Sequence[UnmaskSpec]) -> UnmaskCanvas:
-        return super().canvas(
-            [
-                replace(
-                    spec,
-                    banned=tuple(sorted({*spec.banned, spec.eos_token_id})),
-                    eos_token_id=-1,
-                )
-                for spec in specs
-            ]
-        )
+    def canvas(self, spec: UnmaskSpec) -> UnmaskCanvas:
+        banned = tuple(sorted({*spec.banned, spec.eos_token_id}))
+        return super().canvas(replace(spec, banned=banned, eos_token_id=-1))
 
 
 class EndlessOps(NumpyOps):

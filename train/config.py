@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import CheckpointError, ConfigError
+from ..runtime.errors import CheckpointError, ConfigError, brief
 from ..runtime.files import parse_json
 from .files import write_text
 
@@ -260,7 +260,9 @@ def load_settings(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); start a new run") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({brief(error, 200)}); start a new run"
+        ) from error
     known = {item.name for item in fields(TrainConfig)}
     if not isinstance(values, dict) or set(values) - known:
         raise CheckpointError(f"{path}: written by another version; start a new run")

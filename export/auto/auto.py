@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ...jetson.targets import target as find_target
 from ...runtime.errors import CalibrationError, ConfigError, EngineError
 from ..settings import PRECISIONS, ExportSettings
 from .candidates import Candidate, find_candidates
@@ -40,7 +41,9 @@ def choose(
         ConfigError: No candidate fits the budgets.
         DlmError: The checkpoint cannot be used, or the only precision cannot be made.
     """
-    wanted = precisions or PRECISIONS
+    # int4 is for CPUs alone.
+    possible = [p for p in PRECISIONS if p != "int4" or not find_target(settings.target).is_gpu]
+    wanted = precisions or possible
     candidates: list[Candidate] = []
     left_out: list[str] = []
     for precision in wanted:

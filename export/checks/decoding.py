@@ -17,7 +17,7 @@ import numpy as np
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.decoding import DecodingRule
 from ...runtime.engines import open_engines
-from ...runtime.families.table import load_model, rules_of
+from ...runtime.families.table import decoding_settings, load_model, rules_of
 from ...runtime.measure.word_figures import repetition
 from ...runtime.pipeline import Pipeline
 from ...runtime.text.tokenizer import Tokenizer
@@ -43,12 +43,13 @@ def default_decoding(
         The draft, and what was measured, for the report: `repetition` by rule and temperature.
     """
     manifest = draft.manifest
+    own = decoding_settings(manifest, None).name
     engines = open_engines(draft, "onnxruntime")
     found: dict[str, float | None] = {}
     try:
         pipeline = Pipeline(draft, load_model(manifest, engines), tokenizer)
         given = [ids[:n].tolist() for n in GIVEN if n < max(2, manifest.max_position // 2)]
-        for way in _ways(manifest.decoding["rule"], rules_of(manifest.family)):
+        for way in _ways(own, rules_of(manifest.family)):
             texts = [
                 pipeline.continue_ids(
                     prompt, max_tokens=min(NUM_TOKENS, manifest.max_position - len(prompt)), **way
@@ -71,8 +72,8 @@ def default_decoding(
         f"{', '.join(f'{name} {value:.0%}' for name, value in [*found.items()][:-1])}; --rule and "
         "--temperature choose another"
     )
-    own = manifest.decoding if way["rule"] == manifest.decoding["rule"] else {}
-    manifest = replace(manifest, decoding={**own, **way})
+    kept = manifest.decoding if way["rule"] == own else {}
+    manifest = replace(manifest, decoding={**kept, **way})
     return replace(draft, manifest=manifest), {"repetition": found}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import DataError
+from ...runtime.errors import DataError, brief
 from ...runtime.files import parse_json
 from ..profile.profile import SCHEMA
 from .table import FIGURES
@@ -37,7 +37,9 @@ def read_run(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; check the path") from error
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); name the run.json of a profile") from error
+        raise DataError(
+            f"{path} is not JSON ({brief(error, 200)}); name the run.json of a profile"
+        ) from error
     if not isinstance(found, dict) or found.get("kind") != "dlm-profile":
         raise DataError(f"{path} is not a run of dlm-profile; name the run.json in its folder")
     if found.get("schema") != SCHEMA:

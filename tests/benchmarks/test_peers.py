@@ -144,6 +144,6 @@ def test_endless_ops_ban_the_end_of_text() -> None:
         eos_token_id=0,
         banned=(1,),
     )
-    (endless,) = EndlessOps().bind(UNMASK).canvas(spec).specs
+    endless = EndlessOps().bind(UNMASK).canvas(spec).spec
     assert endless.banned == (0, 1)
     assert endless.eos_token_id == -1

@@ -85,21 +85,33 @@ class Count:
         os.replace(beside, self.path)
 
 
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a process and of the children that it has waited for."""
+    words = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def _lines(process: subprocess.Popen[str], seconds: float) -> Any:
-    """Yields a worker's lines; None once it is silent for so long."""
+    """Yields a worker's lines; None once it has computed so long without one, or waited a while.
+
+    On a busy machine a worker may get next to no time: that is no hang.
+    """
     assert process.stdout is not None
     selector = selectors.DefaultSelector()
     selector.register(process.stdout, selectors.EVENT_READ)
-    wait = max(seconds, FIRST_SECONDS)
+    wait, waited, before = FIRST_SECONDS, 0.0, 0.0
     while True:
-        if not selector.select(wait):
-            yield None
-            return
-        line = process.stdout.readline()
-        if not line:
-            return
-        yield json.loads(line)
-        wait = seconds
+        if selector.select(5.0):
+            line = process.stdout.readline()
+            if not line:
+                return
+            yield json.loads(line)
+            wait, waited, before = seconds, 0.0, _cpu_seconds(process.pid)
+        else:
+            waited += 5.0
+            if _cpu_seconds(process.pid) - before > wait or waited > 20 * wait:
+                yield None
+                return
 
 
 def run(name: str, folder: Path, seed: int, count: int, until: float) -> Count:

@@ -416,6 +416,12 @@ def _try_settings(rng: Random, folder: Path, pipelines: Mapping[str, Pipeline]) 
     return generation.result().finish_reason
 
 
+def _kills(*names: str) -> Campaign:
+    return Campaign(
+        prepare=lambda folder: kills.prepare(folder, names), try_case=kills.try_kill, seconds=900.0
+    )
+
+
 CAMPAIGNS: Mapping[str, Campaign] = {
     "bundles": Campaign(prepare=_bundles, try_case=_try_bundle),
     "gguf": Campaign(prepare=_gguf_files, try_case=_try_gguf),
@@ -430,6 +436,8 @@ CAMPAIGNS: Mapping[str, Campaign] = {
     "templates": Campaign(prepare=_tokenizer, try_case=_try_template),
     "prompts": Campaign(prepare=open_pipelines, try_case=_try_prompt),
     "settings": Campaign(prepare=open_pipelines, try_case=_try_settings),
-    "kills": Campaign(prepare=kills.prepare, try_case=kills.try_kill, seconds=900.0),
+    "kills": _kills("unpacking", "plan", "canvases"),
+    "kills-training": _kills("training"),
+    "kills-export": _kills("export"),
 }
 """By the name that `make damage` knows."""

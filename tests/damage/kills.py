@@ -261,13 +261,13 @@ WRITERS: Mapping[str, Writer] = {
 }
 
 
-def prepare(folder: Path, names: tuple[str, ...] = tuple(WRITERS)) -> dict[str, Any]:
-    """Makes the sound inputs, and measures how long each kind of work takes in one piece."""
+def prepare(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Makes the inputs of some WRITERS, and measures how long each takes in one piece."""
     from dlm_edge.runtime.bundle.bundle import default_bundle_path
     from family_bundles import make_family_bundle
 
     inputs: dict[str, Any] = {"shipped": default_bundle_path(), "seconds": {}}
-    folder = folder / "kills"
+    folder = folder / "-".join(("kills", *names))
     shutil.rmtree(folder / "whole", ignore_errors=True)
     (folder / "whole").mkdir(parents=True)
     inputs["canvases"] = [_canvases(0), _canvases(1)]
@@ -303,9 +303,7 @@ def prepare(folder: Path, names: tuple[str, ...] = tuple(WRITERS)) -> dict[str, 
 
 def try_kill(rng: Random, folder: Path, inputs: dict[str, Any]) -> str:
     """Kills one kind of work once or twice, and then lets it end."""
-    # Export traces a graph, and takes as long as fifty of the others.
-    weights = [1 if name == "export" else 5 for name in inputs["names"]]
-    (name,) = rng.choices(inputs["names"], weights)
+    name = rng.choice(inputs["names"])
     writer, place, log = WRITERS[name], folder / "work", folder / "log"
     place.mkdir()
 

@@ -132,7 +132,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); copy it again") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({brief(error, 200)}); copy it again"
+        ) from error
 
 
 def read_json(folder: Path) -> dict[str, Any]:
@@ -141,7 +143,9 @@ def read_json(folder: Path) -> dict[str, Any]:
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from error
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({brief(error, 200)}); copy it again"
+        ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: not a config of this program (no family in it)")
     return config

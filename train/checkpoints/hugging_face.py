@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.errors import CheckpointError, ConfigError
+from ...runtime.errors import CheckpointError, ConfigError, brief
 from ..nn.config import BACKBONES, ROPE_THETA, ModelConfig, RopeScaling
 from .architectures import ARCHITECTURES, EMBED, HEAD, OF_LAYER, WHOLE, Architecture
 
@@ -43,7 +43,7 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
         return _shape(config, where)
     except (ConfigError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(
-            f"{where}: config.json describes no model ({error}); copy it again"
+            f"{where}: config.json describes no model ({brief(error, 200)}); copy it again"
         ) from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, brief
 from ...runtime.files import parse_json
 
 WEIGHTS = "model.safetensors"
@@ -40,7 +40,7 @@ def read_index(path: Path) -> dict[str, str]:
         wrong = [file for file in places.values() if Path(file).name != file]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: not an index of weights ({error}); copy it again"
+            f"{path}: not an index of weights ({brief(error, 200)}); copy it again"
         ) from error
     if wrong or not places:
         raise CheckpointError(f"{path}: not an index of weights beside it; copy it again")
@@ -61,4 +61,4 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); copy it again") from error
+        raise CheckpointError(f"{path}: damaged ({brief(error, 200)}); copy it again") from error

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...runtime.errors import DataError
+from ...runtime.errors import DataError, brief
 from ...runtime.files import parse_json
 from ...runtime.text.framing import Framing
 from ..files import new_folder, remove_unfinished
@@ -234,7 +234,9 @@ def _open(folder: Path, name: str) -> TokenStream:
         tokens = _map(folder / f"{name}.bin", index["dtype"], size)
         starts = _map(folder / f"{name}.offsets", "<i8", documents_)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: damaged token shard ({error}); delete this folder") from error
+        raise DataError(
+            f"{folder}: damaged token shard ({brief(error, 200)}); delete this folder"
+        ) from error
     return TokenStream(tokens=tokens, starts=starts, sha256=_sha256(index))
 
 

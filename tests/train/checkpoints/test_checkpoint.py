@@ -37,6 +37,10 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
+_HEADER = b'{"x": "' + b"a" * 5000 + b'"}'
+LONG_NAMES = len(_HEADER).to_bytes(8, "little") + _HEADER
+
+
 def opened(folder: Path):
     return read_files(folder, read_config(folder))
 
@@ -113,6 +117,7 @@ def test_another_shape_or_tensor_is_named(tmp_path: Path):
         ("config.json", '{"family": "mdlm", "format_version": 1}', "shape is missing"),
         ("model.safetensors", None, "is missing"),
         ("model.safetensors", "garbage", "damaged"),
+        ("model.safetensors", LONG_NAMES, r"damaged \(.{,200}\); copy it again$"),
         ("tokenizer.json", None, "is missing"),
         ("tokenizer.json", b"\xff", "cannot be read"),
         ("tokenizer_config.json", b"\xff", "cannot be read"),
