@@ -25,6 +25,8 @@ from typing import Any
 HELPERS = Path(__file__).resolve().parents[1]
 FIRST_SECONDS = 900.0
 """A worker prepares its inputs before its first case."""
+SAVED_SECONDS = 5.0
+"""Counts are written so often."""
 MAX_BYTES = 12 << 30
 """Address space of a worker: a damaged size must not take the machine's memory."""
 
@@ -125,7 +127,7 @@ def run(name: str, folder: Path, seed: int, count: int, until: float) -> Count:
         words += ["--seed", str(seed), "--first", str(first), "--count", str(count)]
         log = (folder / f"{name}-{seed}.log").open("w")
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
-        why = "fault"
+        why, saved = "fault", time.time()
         try:
             for one in _lines(process, CAMPAIGNS[name].seconds):
                 if one is None:
@@ -135,8 +137,9 @@ def run(name: str, folder: Path, seed: int, count: int, until: float) -> Count:
                 counted.add(one)
                 if "fault" in one:
                     print(f"{name} {seed} case {one['case']}: {one['fault'].strip()[-300:]}")
-                if counted.found["next"] % 50 == 0:
+                if time.time() > saved + SAVED_SECONDS:
                     counted.save()
+                    saved = time.time()
                 if time.time() > until:
                     process.terminate()
                     counted.save()

@@ -76,15 +76,20 @@ def read_gguf(path: Path, *, tensors: bool = True) -> GgufCheckpoint:
             architecture, quantisation or tokenizer that is not known.
     """
     reader = _open(path)
-    facts = _Facts(reader, path)
-    _check_whole(facts)
-    config = _config(facts)
-    return GgufCheckpoint(
-        config=config,
-        tokenizer_json=_tokenizer(facts).to_str(),
-        companions=_companions(facts),
-        tensors=_tensors(reader, facts, config) if tensors else {},
-    )
+    try:
+        facts = _Facts(reader, path)
+        _check_whole(facts)
+        config = _config(facts)
+        return GgufCheckpoint(
+            config=config,
+            tokenizer_json=_tokenizer(facts).to_str(),
+            companions=_companions(facts),
+            tensors=_tensors(reader, facts, config) if tensors else {},
+        )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: it holds values that no model has ({brief(error, 120)}); copy it again"
+        ) from error
 
 
 def _tensors(reader: GGUFReader, facts: _Facts, config: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -240,6 +240,24 @@ def test_a_count_beyond_the_files_end_is_refused_at_once(tmp_path):
         read_gguf(tmp_path / "x.gguf")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"llama_embedding_length": "wide"}, {"tokenizer_ggml_tokens": 3}, {"split__count": "two"}],
+    ids=str,
+)
+def test_metadata_of_another_type_is_one_line(tmp_path, changes):
+    write_gguf(tmp_path / "x.gguf", random_model("llama"), "llama", "smollm", **changes)
+    with pytest.raises(CheckpointError, match=r"x\.gguf: .*copy it again"):
+        read_gguf(tmp_path / "x.gguf")
+
+
+def test_a_tensor_without_dimensions_is_one_line(tmp_path):
+    extra = {"token_embd.scale": np.float32(1.0)}
+    write_gguf(tmp_path / "x.gguf", random_model("llama"), "llama", "smollm", extra=extra)
+    with pytest.raises(CheckpointError):
+        read_gguf(tmp_path / "x.gguf")
+
+
 def test_a_big_endian_file_is_refused(tmp_path):
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
