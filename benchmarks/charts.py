@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from ..runtime.cli.common import DlmCommand
+from ..runtime.errors import ConfigError
 from ..runtime.files import written_beside
-from ..runtime.measure.page import plotting
 from .decode_report import summarise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,12 +94,20 @@ def board(predicted: Mapping[str, Any], context: int = 512) -> list[tuple[str, f
 
 
 def draw(path: Path, title: str, bars: Sequence[tuple[str, float, str]]) -> None:
-    """Writes horizontal bars, their figures at the ends, as SVG; raises ConfigError."""
-    figure_class = plotting(", or '.[report]' here")
-    import matplotlib
+    """Writes horizontal bars, their figures at the ends, as SVG.
 
+    Raises:
+        ConfigError: The plotting library is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "pictures want matplotlib: pip install 'dlm-edge[report]', or '.[report]' here"
+        ) from error
     with matplotlib.rc_context(STYLE):
-        figure = figure_class(figsize=(7.6, 0.42 * len(bars) + 0.7))
+        figure = Figure(figsize=(7.6, 0.42 * len(bars) + 0.7))
         axes = figure.add_subplot()
         names, values, colours = zip(*reversed(bars), strict=True)
         axes.barh(range(len(bars)), values, color=colours, height=0.68)

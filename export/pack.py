@@ -27,7 +27,7 @@ from ..calibration.graphs import Models, rank_of
 from ..calibration.options import QuantisationOptions
 from ..calibration.quantise import Quantiser
 from ..calibration.recipe import read_recipe, recipe_bytes
-from ..calibration.report.page import make_page
+from ..calibration.report.page import make_page, plotting
 from ..calibration.report.quality_report import (
     PAGE_NAME,
     RECIPE_NAME,
@@ -49,7 +49,6 @@ from ..runtime.families.table import find_family, load_model
 from ..runtime.families.window import choose_block
 from ..runtime.measure.check import GOLDEN_NAME
 from ..runtime.measure.judge import Judge
-from ..runtime.measure.page import plotting
 from ..runtime.side_by_side import for_batch, time_batch
 from ..train.families.base import ExportGraph
 from ..train.torch_engine import idle_cores, torch_threads

@@ -9,7 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...runtime.bundle.manifest import dims_text
-from ...runtime.measure.page import Page, plotting
+from ...runtime.errors import ConfigError
+from ...runtime.measure.page import Page
+
+
+def plotting() -> Callable[..., Any]:
+    """Returns what makes a drawing; ConfigError if the plotting library is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "the report page needs matplotlib: pip install 'dlm-edge[report]'"
+        ) from error
+    return Figure
 
 
 def make_page(report: Mapping[str, Any]) -> Page:

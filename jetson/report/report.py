@@ -10,18 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.manifest import dims_text
-from ...runtime.measure.page import Page, plotting
+from ...runtime.errors import DlmError
+from ...runtime.measure.page import Page
 from ..profile.run_record import STAGES
 from . import drawings
 from .compare import compare
 from .table import FIGURES, sweep_notes, warnings
 
-_ELSEWHERE = " here, or dlm-profile --render run.json on a machine that has it"
+
+def plotting() -> Any:
+    """Returns matplotlib's figure class; DlmError naming the extra if it is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DlmError(
+            f"the page needs matplotlib ({error}): pip install 'dlm-edge[report]' here, or copy "
+            "run.json to a machine that has it and run dlm-profile --render run.json"
+        ) from error
+    return Figure
 
 
 def write_page(record: Mapping[str, Any], path: Path) -> None:
     """Writes a run's page; DlmError if there is no plotting library or no place."""
-    make = plotting(_ELSEWHERE)
+    make = plotting()
     page = Page(_title(record))
     page.paragraph(_sentence(record))
     for line in _warnings(record):
@@ -92,7 +103,7 @@ def write_comparison(
     names: Sequence[str], records: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
     """Writes the page of two runs side by side; raises as `write_page`."""
-    make = plotting(_ELSEWHERE)
+    make = plotting()
     page = Page(f"{names[0]} and {names[1]}")
     for name, record in zip(names, records, strict=True):
         page.paragraph(f"{name}: {_title(record)}. {_sentence(record)}")

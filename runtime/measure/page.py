@@ -1,6 +1,6 @@
 """One self-contained HTML page: text, tables and drawings, nothing loaded from elsewhere.
 
-A drawing is any figure that can save itself as SVG; matplotlib is imported when asked for only.
+Knows no plotting library: a drawing is any figure that can save itself as SVG (matplotlib's can).
 Reports of calibration and of profiling are made of it, so that they look alike.
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import ConfigError
 from ..files import write_whole, writing
 
 _STYLE = """
@@ -33,17 +32,6 @@ figcaption, .note { color: #57606a; font-size: .9rem } .warning { color: #9a3412
   figure .wide { background: #fff; border-radius: .4rem }
 }
 """
-
-
-def plotting(otherwise: str = "") -> Any:
-    """Returns matplotlib's figure class; ConfigError if it is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            f"drawing needs matplotlib ({error}): pip install 'dlm-edge[report]'{otherwise}"
-        ) from error
-    return Figure
 
 
 class Figure(Protocol):
