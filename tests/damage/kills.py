@@ -19,6 +19,7 @@ from typing import Any
 
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines.plan_cache import NewPlan, PlanCache, PlanKey
+from dlm_edge.runtime.errors import DlmError
 from dlm_edge.runtime.files import UNFINISHED
 
 PLAN = bytes(range(256)) * 40_000
@@ -237,7 +238,7 @@ def _check_run(folder: Path, inputs: Mapping[str, Any]) -> None:
     from dlm_edge.train.checkpoints.convert import open_any
 
     for place in (folder / "run", folder / "run" / "last"):
-        if (place / "model.safetensors").exists():
+        if (place / "config.json").exists():  # is written last
             open_any(place)
 
 
@@ -301,6 +302,14 @@ def prepare(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return inputs
 
 
+def _sound(check: Callable[[Path, Any], None], place: Path, inputs: Any) -> None:
+    """Makes a fault of an error: what a killed program left has to be readable."""
+    try:
+        check(place, inputs)
+    except DlmError as error:
+        raise AssertionError(f"what is left cannot be read: {error}") from error
+
+
 def try_kill(rng: Random, folder: Path, inputs: dict[str, Any]) -> str:
     """Kills one kind of work once or twice, and then lets it end."""
     name = rng.choice(inputs["names"])
@@ -313,7 +322,7 @@ def try_kill(rng: Random, folder: Path, inputs: dict[str, Any]) -> str:
     died = False
     for _ in range(rng.choice((1, 1, 2))):
         died |= _killed(work, log, rng.uniform(0, inputs["seconds"][name]))
-        writer.check(place, inputs)
+        _sound(writer.check, place, inputs)
     _finished(work, log)
-    writer.check_end(place, inputs)
+    _sound(writer.check_end, place, inputs)
     return f"{name} killed" if died else f"{name} done before"
