@@ -67,7 +67,7 @@ def make_specs(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "bundle": str(given[name] if name in opened else bundle_path),
             "bundle_sha256": opened.get(name, bundle).sha256,
             "checkpoint": str(checkpoint) if checkpoint and name in PYTORCH else None,
-            "tokenizer": str(bundle.tokenizer_path),
+            "tokenizer": str(bundle.member("tokenizer.json")),
             "num_tokens": num_tokens,
             "block": block,
             "seed": given["seed"],

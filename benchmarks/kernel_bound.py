@@ -30,7 +30,7 @@ import click
 
 from ..runtime.cli.common import DlmCommand, print_json
 from ..runtime.errors import ConfigError
-from ..runtime.gpu.kernel_cache import OPS
+from ..runtime.gpu.compile import OPS
 from ..runtime.ops.drafts.device import ROW_WARPS
 from ..runtime.ops.transition.device import CudaTransition
 from ..runtime.ops.unmask.device import CudaUnmask

@@ -19,7 +19,8 @@ import torch
 from ..runtime.bundle.bundle import Bundle, open_bundle
 from ..runtime.engines import open_engines
 from ..runtime.errors import BundleError, CheckpointError, ConfigError
-from ..train.checkpoints.checkpoint import load_weights, read_checkpoint
+from ..train.checkpoints.checkpoint import load_weights
+from ..train.checkpoints.convert import open_any
 from ..train.families import FAMILIES
 from ..train.nn.transformer import Transformer
 
@@ -65,7 +66,7 @@ def _peer(model: torch.nn.Module, ids: dict[str, int | None], block_sizes: objec
 
 def from_checkpoint(path: Path) -> PeerModel:
     """Loads a checkpoint folder; raises CheckpointError or ConfigError."""
-    checkpoint = read_checkpoint(path, "mdlm")
+    checkpoint = open_any(path)
     config = checkpoint.config
     model = FAMILIES["mdlm"].make_model(config["model"])
     load_weights(model, checkpoint)

@@ -16,12 +16,25 @@ from pathlib import Path
 
 import click
 
-from ..calibration.losses.text_quality import bits_draws, cut_words, measure, quantiles
+from ..calibration.losses.text_quality import bits_draws, measure, quantiles
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.measure.judge import Judge, TextScore, bits_per_char
-from ..runtime.text.documents import read_documents
+from ..runtime.text.documents import joined, read_pieces
 from .report import print_table, record, write_json
+
+
+def cut_words(text: str, num_words: int) -> str:
+    """Keeps the first `num_words` words and the white space between them."""
+    end, seen = 0, 0
+    stripped = text.strip()
+    while seen < num_words and end < len(stripped):
+        while end < len(stripped) and stripped[end].isspace():
+            end += 1
+        while end < len(stripped) and not stripped[end].isspace():
+            end += 1
+        seen += 1
+    return stripped[:end]
 
 
 def match_lengths(
@@ -78,7 +91,7 @@ def compare(
 def read_texts(path: Path) -> list[str]:
     """Reads texts: a JSON of `samples.py`, or text with documents between <|endoftext|>."""
     if path.suffix != ".json":
-        return list(read_documents(path))
+        return list(joined(read_pieces(path)))
     try:
         texts = [sample["text"] for sample in json.loads(path.read_bytes())["samples"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

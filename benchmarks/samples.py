@@ -16,12 +16,12 @@ from typing import Any
 
 import click
 
-from ..calibration.losses.text_quality import cut_words, measure
+from ..calibration.losses.text_quality import measure
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DataError
 from ..runtime.measure.judge import Judge
 from ..runtime.pipeline import Pipeline
-from .quality import QUALITY_COLUMNS, read_texts
+from .quality import QUALITY_COLUMNS, cut_words, read_texts
 from .report import print_table, record, write_json
 
 

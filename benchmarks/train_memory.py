@@ -42,8 +42,8 @@ def make_model(size: str, context: int) -> tuple[Any, Any, dict[str, Any]]:
     import torch
 
     from ..train.checkpoints.hugging_face import read_shape
-    from ..train.checkpoints.start import SHAPE_OPTIONS
     from ..train.families import FAMILIES
+    from ..train.nn.config import SHAPE_OPTIONS
     from ..train.nn.layers import inverse_frequencies
     from ..train.nn.lora import Lora
 

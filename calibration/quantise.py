@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.cli.bars import bar
+from ..runtime.cli.progress import bar
 from ..runtime.errors import CalibrationError
 from ..runtime.families.base import LoadedModel
 from ..runtime.families.table import load_model
@@ -78,11 +78,7 @@ class Quantiser:
         )
 
     def run(self) -> Quantised:
-        """Does it all.
-
-        Raises:
-            CalibrationError: The text, the recipe or the budget cannot be used or met.
-        """
+        """Does it all; raises CalibrationError."""
         options = self._options
         # A recipe that cannot be is refused before anything is recorded for it.
         self._calibrator.require_possible(self._edited(self._calibrator.default_recipe({})))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..runtime.bundle.bundle import Bundle
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.cli.bars import bar
+from ..runtime.cli.progress import bar
 from ..runtime.engines.base import EngineSet
 from ..runtime.text.tokenizer import Tokenizer
 from .canvases.canvases import CanvasSet
@@ -65,11 +65,7 @@ class Recording:
         self._banned = tokenizer.missing_ids(manifest.vocab_size)
 
     def sets(self, whole: EngineSet) -> dict[str, CanvasSet]:
-        """Returns every set that is needed, by name.
-
-        Raises:
-            CalibrationError: The texts or the file cannot be used; the graph gives NaN.
-        """
+        """Returns every set that is needed, by name; raises CalibrationError."""
         options = self._options
         rounded = options.precision in ("int8", "int4")
         compared = rounded and options.edits is None and not options.brief

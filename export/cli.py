@@ -132,7 +132,6 @@ def _forecast(
     click.option(
         "--batch",
         default=1,
-        show_default=True,
         type=click.IntRange(min=1),
         help="Texts that may share a run: every graph shape is offered for so many, too.",
     ),
@@ -143,14 +142,13 @@ def _forecast(
         help="Text (.txt, .jsonl or .parquet) to check parity and measure losses on. Default: a "
         "paragraph, and every other document of the calibration text.",
     ),
-    click.option("--seed", default=0, show_default=True, help="Of masks, draws and calibration."),
+    click.option("--seed", default=0, help="Of masks, draws and calibration."),
 )
 @grouped(
     Section("Target"),
     click.option(
         "--target",
         default="cpu",
-        show_default=True,
         help="Where the bundle will run: cpu, host (this machine), orin-nano, ...; list prints "
         "all, with their power modes.",
     ),
@@ -187,7 +185,6 @@ def _forecast(
     click.option(
         "--precision",
         default="fp32",
-        show_default=True,
         help="fp32, fp16, int8 or int4. fp16 stores weights in half the bytes; arithmetic stays "
         "float32 on cpu and host, and is float16 on a board. int8 multiplies integers in the "
         "linear layers; int4, on cpu and host, stores their weights in 4 bits, by groups of 32.",
@@ -209,7 +206,6 @@ def _forecast(
         "--max-loss",
         type=Percent(),
         default="0.5",
-        show_default=True,
         help="Per cent of perplexity that may be lost, at the worst of the block sizes that texts "
         "are decoded or filled by: layers go back to floating point until it holds, and "
         "nothing is written if it cannot. With --auto, against its best candidate.",
@@ -217,7 +213,6 @@ def _forecast(
     click.option(
         "--loss-tokens",
         default=8192,
-        show_default=True,
         help="Held-out tokens to measure losses on, at most; 64 or more.",
     ),
     click.option("--recipe", type=_FILE, help="An edited recipe.json of an earlier report."),

@@ -41,7 +41,7 @@ from ..runtime.bundle.archive import describe
 from ..runtime.bundle.bundle import REPORT_NAME, Bundle, write_bundle
 from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.bundle.manifest_check import TOKENIZER_NAME
-from ..runtime.cli.bars import bar
+from ..runtime.cli.progress import bar
 from ..runtime.engines import open_engines
 from ..runtime.errors import CalibrationError, DlmError
 from ..runtime.families.base import LoadedModel
@@ -52,11 +52,10 @@ from ..runtime.measure.judge import Judge
 from ..runtime.side_by_side import for_batch, time_batch
 from ..train.families.base import ExportGraph
 from ..train.torch_engine import idle_cores, torch_threads
-from .checks.batches import compare_batches
 from .checks.budget import check_budget, show_forecast
 from .checks.decoding import default_decoding
 from .checks.golden import golden_vectors
-from .checks.parity import compare, find_head, hidden_rows
+from .checks.parity import compare, compare_batches, find_head, hidden_rows
 from .members.card import CARD_NAME, read_own_text, write_card
 from .members.chat import chat_member
 from .onnx_graph.lint import operator_counts, require_clean

@@ -1,1 +1,1 @@
-"""The board: what is only true of a Jetson. Stands on `runtime` alone and knows no torch."""
+"""The board: what is only true of a Jetson. Needs `runtime` alone and knows no torch."""

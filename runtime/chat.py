@@ -17,7 +17,7 @@ from .pipeline import Pipeline, TextGeneration
 from .text.chat_template import ChatTemplate, read_chat_template
 
 _Pieces = list[tuple[str, bool]]
-"""Text, and whether special tokens may stand in it."""
+"""Text, and whether it may hold special tokens."""
 
 
 class Chat:
@@ -27,7 +27,6 @@ class Chat:
         """Begins a conversation.
 
         Args:
-            pipeline: Writes the answers; other requests may stand between them.
             system: System message before the first turn; None: the template's own, if it has one.
 
         Raises:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import DlmError
+
 UNFINISHED = ".partial"
 """Ends the name of everything that is not finished; such names begin with a dot."""
 
@@ -42,7 +44,6 @@ def written_beside(path: Path, *, durable: bool = True, private: bool = False) -
     """Gives a name beside `path`; the file written there becomes `path` if the block ends well.
 
     Args:
-        path: In a folder that exists.
         durable: Wait until the bytes are on the disk, so that the rename cannot outlive them.
         private: Nobody but the owner may read it (mode 0600).
 
@@ -71,6 +72,17 @@ def write_whole(
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+@contextmanager
+def writing(
+    what: object, remedy: str = "choose another place", error: type[DlmError] = DlmError
+) -> Iterator[None]:
+    """Turns a fault of the disk or its rights into an error that says what could not be written."""
+    try:
+        yield
+    except OSError as fault:
+        raise error(f"cannot write {what}: {fault.strerror}; {remedy}") from fault
+
+
 def sync_file(path: Path) -> None:
     """Makes a finished file durable."""
     with path.open("rb+") as file:
@@ -87,7 +99,7 @@ def sync_folder(path: Path) -> None:
 
 
 def free_bytes(folder: Path) -> float:
-    """Returns the room left under a folder; infinite where its file system has no limit to tell."""
+    """Returns the room left under a folder; infinite where its file system states none."""
     usage = shutil.disk_usage(folder)
     # All zero: ramfs, tmpfs without a size, some network file systems.
     return usage.free if usage.total else math.inf

@@ -7,11 +7,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from .cli.watch import MASKED, CanvasView
+from .families.base import Span
 from .text_generation import TextGeneration
 
+GIVEN, COMMITTED, PROVISIONAL, MASKED = "given", "committed", "provisional", "masked"
+REVISED = "revised"
+"""Provisional, and another token than one step before."""
+
 MASK_GLYPH = "░"
+
+
+class CanvasView:
+    """What is known of a canvas: per position its id and its state."""
+
+    def __init__(self, given_ids: Sequence[int], mask_token_id: int | None) -> None:
+        """Starts with the fixed tokens; mask ids among them are positions to fill."""
+        self._mask = mask_token_id
+        self._ids = list(given_ids)
+        self._states = [MASKED if i == mask_token_id else GIVEN for i in given_ids]
+        self.num_revised = 0
+        """Provisional tokens that gave way to another one so far."""
+
+    def apply(self, span: Span) -> None:
+        """Takes over one update; tokens that were given stay given."""
+        missing = span.position + len(span.token_ids) - len(self._ids)
+        self._ids.extend([self._mask or 0] * missing)
+        self._states.extend([MASKED] * missing)
+        for offset, token_id in enumerate(span.token_ids):
+            at = span.position + offset
+            if self._states[at] in (GIVEN, COMMITTED):
+                continue
+            before, shown = self._ids[at], self._states[at] in (PROVISIONAL, REVISED)
+            self._ids[at] = token_id
+            if span.committed:
+                self._states[at] = COMMITTED
+            elif span.fixed[offset] if span.fixed else token_id != self._mask:
+                revised = shown and before != token_id
+                self.num_revised += revised
+                self._states[at] = REVISED if revised else PROVISIONAL
+            else:
+                self._states[at] = MASKED
+
+    def cut(self, length: int) -> None:
+        """Drops the positions from `length` on: a text that ended is no longer than that."""
+        del self._ids[length:], self._states[length:]
+
+    def runs(self) -> list[tuple[str, list[int]]]:
+        """Returns (state, ids) of each longest run of positions in one state, left to right."""
+        pairs = zip(self._states, self._ids, strict=True)
+        return [(state, [i for _, i in run]) for state, run in groupby(pairs, lambda pair: pair[0])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +86,7 @@ def canvases(
     """Decodes on, and yields (graph runs so far, the canvas) after each step that changed it.
 
     The canvas is one object, which goes on changing. The last one is the text: where that ended
-    early, what stood behind its end is gone.
+    early, what was behind its end is gone.
     """
     canvas = CanvasView(generation.given_ids, mask_token_id)
     nfe = 0

@@ -39,7 +39,7 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphRun:
-    """One graph run with what stood around it, for those who measure. Seconds are wall time."""
+    """One graph run and the work around it, for measurements. Seconds are wall time."""
 
     phase: str
     """What the rule ran the graph for (see `Phased`); `step` where it does not say."""

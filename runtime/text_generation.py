@@ -1,7 +1,6 @@
 """One text on its way out: spans with their text as they come, and the result whenever one asks.
 
-Stands between the loop of `generate.py`, which knows tokens only, and those who read. Knows no
-family.
+Adds text to the loop of `generate.py`, which knows tokens only. Knows no family.
 """
 
 from __future__ import annotations
@@ -14,9 +13,56 @@ from typing import Any
 
 from .families.base import Request, Span
 from .generate import Generation
-from .text.stop import StopFilter
 from .text.template import Template, TemplateCanvas
 from .text.tokenizer import Tokenizer
+
+
+class StopFilter:
+    """The growing text of one generation, which its first stop string ends.
+
+    What could become a stop string is held back, so that none is shown, not even in part.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        """Starts an empty text; `stop` strings are not empty."""
+        self._stop = tuple(stop)
+        self._sent = 0
+        self.text = ""
+        """All text up to the stop string; what is held back is at its end."""
+        self.stopped = False
+        """True once a stop string has appeared."""
+
+    def push(self, text: str) -> str:
+        """Takes the next piece; returns what is now certain (perhaps nothing)."""
+        if self.stopped:
+            return ""
+        self.text += text
+        # A stop string never begins in what was sent: every possible beginning was held back.
+        found = [at for stop in self._stop if (at := self.text.find(stop, self._sent)) >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+            self.stopped = True
+            return self.flush()
+        return self._send(len(self.text) - self._num_held())
+
+    def flush(self) -> str:
+        """Returns what is still held back: the text has ended."""
+        return self._send(len(self.text))
+
+    def _send(self, end: int) -> str:
+        new = self.text[self._sent : end]
+        self._sent += len(new)
+        return new
+
+    def _num_held(self) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        sizes = (
+            size
+            for stop in self._stop
+            for size in range(1, len(stop))
+            if self.text.endswith(stop[:size], self._sent)
+        )
+        return max(sizes, default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +140,7 @@ class TextGeneration:
         """Wraps a started request.
 
         Args:
-            loop: the request, not yet iterated.
             prompt_ids: what the text continues; a decoder may look at it.
-            text_seconds: tokenizer's time so far.
         """
         self._loop, self._tokenizer, self._labels = loop, tokenizer, labels
         self._template, self._text_seconds = template, text_seconds
@@ -126,7 +170,7 @@ class TextGeneration:
 
     @property
     def num_cached(self) -> int:
-        """Tokens of the prompt that stood in the KV cache already, and were not computed again."""
+        """Tokens of the prompt that were in the KV cache already and were not computed again."""
         return self._loop.num_cached
 
     def result(self) -> TextResult:

@@ -1,1 +1,1 @@
-"""The desktop wing: from text to a checkpoint, in torch."""
+"""Training on the desktop: from text to a checkpoint, in torch."""

@@ -55,7 +55,7 @@ def main(
     if evaluate is None and (limit is not None or block is not None):
         raise ConfigError("--limit and --block belong to --evaluate; training takes --block-size")
     if evaluate is not None:
-        from ..runtime.measure.eval_figures import eval_line
+        from ..runtime.measure.evaluate import eval_line
 
         figures = _evaluate(
             evaluate, given["data"], given["text_field"], given["seed"], limit, block, threads
@@ -184,7 +184,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     if data is None:
         raise ConfigError("--evaluate needs --data: the text to measure on")
-    from ..runtime.cli.bars import bar
+    from ..runtime.cli.progress import bar
     from .checkpoints.hub import find_checkpoint
     from .data.sources import find_source
 

@@ -32,12 +32,12 @@ def _o(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Declares a setting of TrainConfig with its default, or what the command itself reads."""
     name = str(click.Option(names).name)
     own = {"default": DEFAULTS[name]} if name in DEFAULTS else {}
-    return names, {"show_default": True, **own, **settings}
+    return names, {**own, **settings}
 
 
 def _family(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Declares an option that goes to the family as it is; None counts as not given."""
-    return names, {"show_default": False, "default": None, "to_family": True, **settings}
+    return names, {"default": None, "to_family": True, **settings}
 
 
 GROUPS = (
@@ -171,11 +171,7 @@ GROUPS = (
         ),
         _o("--save-every", type=int, help="Steps between saves; 0: never."),
         _o("--save-minutes", type=float, help="Minutes between saves; 0: never."),
-        _o(
-            "--log",
-            type=click.Choice(LOGS),
-            help="Where curves go.",
-        ),
+        _o("--log", type=click.Choice(LOGS), help="Where curves go."),
     ),
     (
         "Optimiser",
@@ -189,11 +185,7 @@ GROUPS = (
         _o("--beta1", type=float, help="AdamW."),
         _o("--beta2", type=float, help="AdamW."),
         _o("--weight-decay", type=float, help="On matrices."),
-        _o(
-            "--warmup-steps",
-            type=int,
-            help="Steps of linear rise; a tenth of the run at most.",
-        ),
+        _o("--warmup-steps", type=int, help="Steps of linear rise; a tenth of the run at most."),
         _o("--min-lr-ratio", type=float, help="Final over peak learning rate."),
         _o("--clip-norm", type=float, help="Largest gradient norm; 0: no clipping."),
         _o("--ema", type=float, help="Decay of the weights' average; 0: none."),
@@ -211,11 +203,7 @@ GROUPS = (
             help="Kind of device.",
         ),
         _o("--devices", type=int, help="Number of devices or CPU processes."),
-        _o(
-            "--strategy",
-            type=click.Choice(STRATEGIES),
-            help="How several devices share the work.",
-        ),
+        _o("--strategy", type=click.Choice(STRATEGIES), help="How several devices share the work."),
         _o(
             "--threads",
             type=int,

@@ -23,49 +23,14 @@ SETTINGS = "train.json"
 DEFAULT_CONTEXT = 256
 
 FIXED, SAME_TOKENS, FROM_HERE = "fixed", "same tokens", "from here on"
-ON_RESUME: Mapping[str, str] = {
-    "family": FIXED,
-    "options": FIXED,
-    "context": FIXED,
-    "batch_size": FIXED,
-    "seed": FIXED,
-    "init": FIXED,
-    "optimizer": FIXED,
-    "lora": FIXED,
-    "lora_scale": FIXED,
-    "eval_rows": FIXED,
-    "data": SAME_TOKENS,
-    "valid": SAME_TOKENS,
-    "valid_percent": SAME_TOKENS,
-    "text_field": SAME_TOKENS,
-    "tokenizer": SAME_TOKENS,
-    "vocab_size": SAME_TOKENS,
-    "max_steps": FROM_HERE,
-    "max_minutes": FROM_HERE,
-    "lr": FROM_HERE,
-    "adamw_lr": FROM_HERE,
-    "beta1": FROM_HERE,
-    "beta2": FROM_HERE,
-    "weight_decay": FROM_HERE,
-    "warmup_steps": FROM_HERE,
-    "min_lr_ratio": FROM_HERE,
-    "clip_norm": FROM_HERE,
-    "ema": FROM_HERE,
-    "precision": FROM_HERE,
-    "accelerator": FROM_HERE,
-    "devices": FROM_HERE,
-    "strategy": FROM_HERE,
-    "accumulate": FROM_HERE,
-    "compile": FROM_HERE,
-    "recompute": FROM_HERE,
-    "eval_every": FROM_HERE,
-    "patience": FROM_HERE,
-    "save_every": FROM_HERE,
-    "save_minutes": FROM_HERE,
-    "log": FROM_HERE,
-    "out": FROM_HERE,
-    "cache_dir": FROM_HERE,
+_NAMES = {
+    FIXED: "family options context batch_size seed init optimizer lora lora_scale eval_rows",
+    SAME_TOKENS: "data valid valid_percent text_field tokenizer vocab_size",
+    FROM_HERE: "max_steps max_minutes lr adamw_lr beta1 beta2 weight_decay warmup_steps "
+    "min_lr_ratio clip_norm ema precision accelerator devices strategy accumulate compile "
+    "recompute eval_every patience save_every save_minutes log out cache_dir",
 }
+ON_RESUME = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 """What `--resume` does with a setting of another value.
 
 "fixed": part of what the run is; refused. "same tokens": may be given anew, if the same token ids

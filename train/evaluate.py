@@ -6,19 +6,16 @@ see identical masks and agree to rounding. Knows no family.
 
 from __future__ import annotations
 
-import time
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.families.base import LoadedModel
 from ..runtime.families.table import load_model
-from ..runtime.measure.eval_figures import eval_figures
-from ..runtime.measure.evaluate import Progress, evaluate_ids
+from ..runtime.measure.evaluate import Progress, evaluate_documents
 from ..runtime.text.documents import by_document
 from ..runtime.text.tokenizer import Tokenizer
 from .checkpoints.checkpoint import Checkpoint, load_weights
@@ -86,11 +83,9 @@ def evaluate_checkpoint(
     Args:
         text_field: Field or column that holds the text in records.
         seed: Determines the masks; equal seeds give those of `dlm-eval`.
-        limit: Only the first so many documents; None: all.
         block_size: Positions denoised together; None: the largest below the canvas.
         relative_half_width: Draw masks until perplexity is known this well (95 %) …
         max_samples: … or so many masks of each text are drawn.
-        threads: PyTorch's; None: as many as there are idle cores.
 
     Returns:
         `perplexity, perplexity_low, perplexity_high, nats_per_token, bits_per_char, num_tokens,
@@ -102,29 +97,15 @@ def evaluate_checkpoint(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1 document, not {limit}")
-    begin = time.perf_counter()
     checkpoint = open_any(path)
-    tokenizer = Tokenizer(checkpoint.tokenizer_json)
     model = open_checkpoint(checkpoint, threads)
-    manifest = model.manifest
-    block = model.family.windows(manifest, model.specs, block_size).block
-    stream: list[int] = []
-    for texts in islice(by_document(pieces(find_source(str(data), text_field))), limit):
-        stream += manifest.framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
-    result = evaluate_ids(
+    return evaluate_documents(
         model,
-        np.array(stream, np.int64),
-        block_size=block,
+        Tokenizer(checkpoint.tokenizer_json),
+        islice(by_document(pieces(find_source(str(data), text_field))), limit),
+        block_size=block_size,
         seed=seed,
         relative_half_width=relative_half_width,
         max_samples=max_samples,
         progress=progress,
     )
-    return {
-        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
-        "engine": model.engines.name,
-        "precision": manifest.precision,
-        "block": block,
-        "seed": seed,
-        "seconds": time.perf_counter() - begin,
-    }

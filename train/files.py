@@ -14,6 +14,7 @@ from ..runtime.files import (
     sync_file,
     sync_folder,
     write_whole,
+    writing,
     written_beside,
 )
 
@@ -24,6 +25,12 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     with written_beside(path) as beside:
         write(beside)
         beside.chmod(0o644)  # safetensors writes files that only their owner may read
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of what is to be written; DlmError if it cannot be."""
+    with writing(f"into {folder}", "choose another --out"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """Text of a causal model's own making: `python -m dlm_edge.train.own_text CHECKPOINT`.
 
 A draft is kept where it says what the same weights' greedy decoding says. On people's text the next
-eight tokens are open; on the model's own continuation they are a function of what stands before. So
+eight tokens are open; on the model's own continuation they are a function of the text before. So
 the drafting half learns most from the latter: mix this file with the real text and go on training.
 
     python -m dlm_edge.train.own_text checkpoint --data stories.txt --out own/own.txt
@@ -18,22 +18,19 @@ from pathlib import Path
 import click
 
 from ..runtime.cli.common import DlmCommand
-from ..runtime.errors import ConfigError, DataError
+from ..runtime.errors import DataError
 from ..runtime.files import write_whole
 from ..runtime.text.documents import SEPARATOR
 from ..runtime.text.framing import Framing
+from .files import make_folder
 
 
-@click.command("own-text", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("own-text", cls=DlmCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Real text whose beginnings are continued.")
-@click.option(
-    "--num", type=click.IntRange(1), default=4096, show_default=True, help="Texts to write."
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=128, show_default=True, help="Texts at a time."
-)
-@click.option("--seed", default=0, show_default=True, help="Which real texts, in which order.")
+@click.option("--num", type=click.IntRange(1), default=4096, help="Texts to write.")
+@click.option("--batch", type=click.IntRange(1), default=128, help="Texts at a time.")
+@click.option("--seed", default=0, help="Which real texts, in which order.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the idle cores]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Text file to write.")
 def main(
@@ -51,12 +48,7 @@ def main(
 
     torch.set_num_threads(threads or idle_cores())
     model, tokenizer, config = open_causal(checkpoint)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {out.parent}: {error.strerror}; choose another --out"
-        ) from error
+    make_folder(out.parent)
     real = list(documents(find_source(data)))
     order = np.random.default_rng(seed).permutation(len(real))
     framing = Framing.of(config)

@@ -89,9 +89,6 @@ def save_pretrained(
     """Writes config.json, model.safetensors and tokenizer.json, whole or not at all each.
 
     Args:
-        model: What the family's `make_model` gave.
-        config: What its `make_config` gave.
-        tokenizer_json: Text of a tokenizer.json.
         folder: Made if missing; `dlm-export`, `--init` and `Pipeline.from_pretrained` read it, and
             so does the hub.
 

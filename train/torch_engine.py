@@ -8,7 +8,7 @@ speed. Knows no family: it goes by each graph's tensors and their roles.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..runtime.process import usable_cores
 from .families.base import ExportGraph
 
 MAX_THREADS = 8
-"""PyTorch's threads at most where nobody says how many: a run is small."""
+"""PyTorch's threads at most, unless given: a run is small."""
 
 
 def idle_cores() -> int:
@@ -60,38 +60,21 @@ class TorchEngine:
         buffers: Buffers[np.ndarray],
         threads: int,
     ) -> None:
-        self._module = module
-        self._threads = threads
-        self._spec = spec
-        self._inputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.inputs}
-        self._outputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.outputs}
-
-    @property
-    def spec(self) -> GraphSpec:
-        """The graph's spec."""
-        return self._spec
-
-    @property
-    def inputs(self) -> Mapping[str, np.ndarray]:
-        """Input arrays by tensor name."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, np.ndarray]:
-        """Output arrays by tensor name."""
-        return self._outputs
+        self._module, self._threads, self.spec = module, threads, spec
+        self.inputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.inputs}
+        self.outputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.outputs}
 
     def run(self) -> None:
         """Executes the module on the buffers; raises EngineError when PyTorch fails."""
-        arguments = [torch.from_numpy(self._inputs[tensor.name]) for tensor in self._spec.inputs]
+        arguments = [torch.from_numpy(self.inputs[tensor.name]) for tensor in self.spec.inputs]
         try:
             with torch.inference_mode(), torch_threads(self._threads):
                 results = self._module(*arguments)
         except (RuntimeError, IndexError) as error:
             reason = brief(error, 200)
-            raise EngineError(f"PyTorch: graph {self._spec.name} failed: {reason}") from error
-        for tensor, result in zip(self._spec.outputs, results, strict=True):
-            np.copyto(self._outputs[tensor.name], result.numpy())
+            raise EngineError(f"PyTorch: graph {self.spec.name} failed: {reason}") from error
+        for tensor, result in zip(self.spec.outputs, results, strict=True):
+            np.copyto(self.outputs[tensor.name], result.numpy())
 
 
 class TorchEngineSet:
@@ -102,35 +85,24 @@ class TorchEngineSet:
     reason = "a checkpoint is run as it is, without export"
 
     def __init__(self, graphs: Sequence[ExportGraph], threads: int | None = None) -> None:
-        """Takes the family's graphs, in evaluation mode, at the shapes they offer.
-
-        Args:
-            threads: PyTorch's in each run; None: as many as there are idle cores.
-        """
+        """Takes the family's graphs, in evaluation mode, at the shapes they offer."""
         self.threads = idle_cores() if threads is None else threads
         self._modules = {graph.name: graph.module for graph in graphs}
-        self._specs = tuple(
+        self.specs = tuple(
             spec for graph in graphs for spec in graph.specs(graph.shapes((), ()), precision="fp32")
         )
         self._engines: dict[GraphKey, TorchEngine] = {}
-        self._buffers = host_buffers(self._specs)
-
-    @property
-    def specs(self) -> tuple[GraphSpec, ...]:
-        """Every graph shape on offer."""
-        return self._specs
+        self._buffers = host_buffers(self.specs)
 
     def engine(self, spec: GraphSpec) -> TorchEngine:
-        """Returns the engine of this shape, made on first use; EngineError if unknown."""
         key = spec.key
         if key not in self._engines:
-            found = find_spec(self._specs, spec)
+            found = find_spec(self.specs, spec)
             self._engines[key] = TorchEngine(
                 self._modules[spec.name], found, self._buffers, self.threads
             )
         return self._engines[key]
 
     def close(self) -> None:
-        """Releases buffers."""
         self._engines.clear()
         self._buffers.clear()

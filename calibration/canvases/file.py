@@ -1,7 +1,7 @@
 """Canvases on disk: recorded once, used for every precision and target made of one checkpoint.
 
-A file is a zip of `index.json` and one member per different array (a cache that many canvases share
-the first rows of stands once), raw and deflated. The index says what the canvases belong to; a file
+A file is a zip of `index.json` and one member per different array, raw and deflated; a cache whose
+first rows many canvases share is stored once. The index says what the canvases belong to; a file
 that belongs to anything else is refused, never mixed in. Reading trusts nothing: sizes come first,
 arrays are raw numbers of the shapes that the graphs have, nothing is unpickled.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from ...runtime.bundle.manifest import GraphKey, GraphSpec, graph_key
 from ...runtime.errors import CalibrationError, brief
-from ...runtime.files import parse_json
+from ...runtime.files import parse_json, writing
 from ...train.files import write_file
 from .canvases import SOURCES, CanvasSet, Inputs, RecordedRun
 
@@ -39,17 +39,9 @@ Owner = Mapping[str, Any]
 def write_canvases(
     path: Path, sets: Sets, owner: Owner, progress: Progress = lambda done, total: None
 ) -> None:
-    """Writes sets by name, whole or not at all.
-
-    Raises:
-        CalibrationError: The file cannot be written.
-    """
-    try:
+    """Writes sets by name, whole or not at all; raises CalibrationError."""
+    with writing(f"the canvases {path}", "choose another --canvases", CalibrationError):
         write_file(path, partial(_write, sets=sets, owner=owner, progress=progress))
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot write the canvases {path}: {error.strerror}; choose another --canvases"
-        ) from error
 
 
 def _write(path: Path, *, sets: Sets, owner: Owner, progress: Progress) -> None:

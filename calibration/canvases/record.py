@@ -12,7 +12,8 @@ the same texts without a mask, and random tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -61,7 +62,9 @@ def record_canvases(
         return session.result("decode")
 
 
-def clean_canvases(
+def _unmasked_canvases(
+    kind: str,
+    windows: Callable[[Session], list[np.ndarray]],
     bundle: Bundle,
     prompts: Sequence[np.ndarray],
     settings: CanvasSettings | None = None,
@@ -70,33 +73,21 @@ def clean_canvases(
     engines: EngineSet | None = None,
     progress: Progress | None = None,
 ) -> CanvasSet:
-    """Records the same texts unmasked: what calibration on clean text sees. See record_canvases."""
     settings = settings or CanvasSettings()
     with Session(bundle, prompts, settings, seed, engines, unmasked=True) as session:
         session.expect(0, progress)
-        session.recorder.source = "clean"
-        session.mask(session.windows(), unmask=True)
-        return session.result("clean")
+        session.recorder.source = kind
+        session.mask(windows(session), unmask=True)
+        return session.result(kind)
 
 
-def noise_canvases(
-    bundle: Bundle,
-    prompts: Sequence[np.ndarray],
-    settings: CanvasSettings | None = None,
-    *,
-    seed: int,
-    engines: EngineSet | None = None,
-    progress: Progress | None = None,
-) -> CanvasSet:
-    """Records uniformly random tokens, as long as the texts would be. See record_canvases."""
-    settings = settings or CanvasSettings()
-    with Session(bundle, prompts, settings, seed, engines, unmasked=True) as session:
-        session.expect(0, progress)
-        session.recorder.source = "noise"
-        rng = np.random.default_rng((seed, 2))
-        allowed = np.setdiff1d(
-            np.arange(session.manifest.vocab_size), banned_ids(session.manifest)
-        ).astype(np.int32)
-        noise = [rng.choice(allowed, len(window)) for window in session.windows()]
-        session.mask(noise, unmask=True)
-        return session.result("noise")
+def _random_windows(session: Session) -> list[np.ndarray]:
+    rng = np.random.default_rng((session.seed, 2))
+    allowed = np.setdiff1d(np.arange(session.manifest.vocab_size), banned_ids(session.manifest))
+    return [rng.choice(allowed.astype(np.int32), len(window)) for window in session.windows()]
+
+
+clean_canvases = partial(_unmasked_canvases, "clean", Session.windows)
+"""Records the same texts unmasked: what calibration on clean text sees."""
+noise_canvases = partial(_unmasked_canvases, "noise", _random_windows)
+"""Records uniformly random tokens, as long as the texts would be."""

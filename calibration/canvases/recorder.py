@@ -9,7 +9,8 @@ Then it finds the positions of a run that are about to be committed, from what t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,83 @@ import numpy as np
 from ...runtime.bundle.manifest import GraphSpec
 from ...runtime.engines.base import Engine, EngineSet
 from ...runtime.errors import CalibrationError
-from ...runtime.gpu.device import Device
-from .canvases import LATE_WEIGHT, Inputs, RecordedRun
-from .reservoir import Reservoir
+from .canvases import LATE_WEIGHT, Inputs, RecordedRun, Stratum
+
+
+class Reservoir:
+    """A bounded sample of canvases: so many per stratum and source, each with an equal chance.
+
+    Vitter's algorithm R per stratum; arrays that several canvases share count once against the
+    bound on bytes, at which fewer are kept of every stratum. Equal seeds and offers give equal
+    samples.
+    """
+
+    def __init__(self, *, per_stratum: int, max_bytes: int | None, seed: int) -> None:
+        self.per_stratum = per_stratum
+        """Kept of each stratum and source at most; fewer once `max_bytes` is reached."""
+        self._max_bytes = max_bytes
+        self._seed = seed
+        self._kept: dict[tuple[str, Stratum], list[RecordedRun]] = {}
+        self._draws: dict[tuple[str, Stratum], tuple[np.random.Generator, int]] = {}
+        self._owners: dict[int, tuple[int, int]] = {}
+        self.num_bytes = 0
+        """Of all arrays held."""
+
+    def offer(self, canvas: RecordedRun) -> None:
+        """Keeps a canvas with the chance that makes every one of its stratum equally likely.
+
+        Raises:
+            CalibrationError: Not even one canvas of each kind fits.
+        """
+        key = (canvas.source, canvas.stratum)
+        kept = self._kept.setdefault(key, [])
+        name = zlib.crc32(repr(key).encode())
+        rng, seen = self._draws.get(key) or (np.random.default_rng((self._seed, name)), 0)
+        self._draws[key] = (rng, seen + 1)
+        if len(kept) < self.per_stratum:
+            kept.append(canvas)
+        else:
+            # A sample that now keeps fewer per stratum stays even.
+            place = int(rng.integers(seen + 1))
+            if place >= self.per_stratum:
+                return
+            self._count(kept[place], -1)
+            kept[place] = canvas
+        self._count(canvas, 1)
+        while self._max_bytes is not None and self.num_bytes > self._max_bytes:
+            self._sink()
+
+    def __iter__(self) -> Iterator[RecordedRun]:
+        return (item for key in sorted(self._kept) for item in self._kept[key])
+
+    def _sink(self) -> None:
+        """Drops one canvas of every stratum."""
+        assert self._max_bytes is not None
+        if self.per_stratum == 1:
+            raise CalibrationError(
+                f"one canvas of each kind takes more than the {self._max_bytes >> 20} MiB allowed: "
+                "allow more, or export fewer block and context sizes"
+            )
+        self.per_stratum -= 1
+        for kept in self._kept.values():
+            while len(kept) > self.per_stratum:
+                # Places were drawn evenly, so the last one can be dropped as well as any.
+                self._count(kept.pop(), -1)
+
+    def _count(self, canvas: RecordedRun, change: int) -> None:
+        """Adds or takes away the arrays of one canvas; whole owners count, not views of them."""
+        for array in canvas.inputs.arrays.values():
+            owner = array if array.base is None else array.base
+            users, size = self._owners.get(id(owner), (0, array.nbytes))
+            if isinstance(owner, np.ndarray):
+                size = owner.nbytes
+            if users == 0:
+                self.num_bytes += size
+            if users + change == 0:
+                self.num_bytes -= size
+                del self._owners[id(owner)]
+            else:
+                self._owners[id(owner)] = (users + change, size)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -271,18 +346,7 @@ class _RecordingEngine:
 
     def __init__(self, engine: Engine, owner: RecordingEngines) -> None:
         self._engine, self._owner = engine, owner
-
-    @property
-    def spec(self) -> GraphSpec:
-        return self._engine.spec
-
-    @property
-    def inputs(self) -> Mapping[str, Any]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Any]:
-        return self._engine.outputs
+        self.spec, self.inputs, self.outputs = engine.spec, engine.inputs, engine.outputs
 
     def run(self) -> None:
         """Records the inputs, runs, and raises UnsoundOutputError if NaN or infinity came out."""
@@ -299,28 +363,9 @@ class RecordingEngines:
     """An engine set that gives every run to a recorder."""
 
     def __init__(self, engines: EngineSet, recorder: Recorder) -> None:
-        self._engines = engines
-        self.recorder = recorder
-
-    @property
-    def name(self) -> str:
-        return self._engines.name
-
-    @property
-    def reason(self) -> str:
-        return self._engines.reason
-
-    @property
-    def threads(self) -> int:
-        return self._engines.threads
-
-    @property
-    def device(self) -> Device | None:
-        return self._engines.device
-
-    @property
-    def specs(self) -> tuple[GraphSpec, ...]:
-        return self._engines.specs
+        self._engines, self.recorder = engines, recorder
+        self.name, self.reason, self.threads = engines.name, engines.reason, engines.threads
+        self.device, self.specs = engines.device, engines.specs
 
     def engine(self, spec: GraphSpec) -> Engine:
         return _RecordingEngine(self._engines.engine(spec), self)

@@ -188,7 +188,6 @@ class Session:
         """Runs the family's bound over windows, for every block size.
 
         Args:
-            windows: (L,) int32 each.
             unmask: Record the windows' ids in place of masks.
             offset: Added to the seed: other masks.
             quiet: Leave the count of what is done as it is.

@@ -92,11 +92,7 @@ class Reference:
     def agreement(
         self, model: LoadedModel, progress: Progress = lambda done, total: None
     ) -> Agreement:
-        """Compares another model's graphs.
-
-        Raises:
-            CalibrationError: It gives NaN or infinity.
-        """
+        """Compares another model's graphs; raises CalibrationError."""
         result = Agreement()
         for number, (canvas, rows, wanted) in enumerate(self._items):
             scores = _scores(model, canvas)

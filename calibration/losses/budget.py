@@ -15,8 +15,7 @@ budget is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ...runtime.errors import CalibrationError
 from ..layers import WeightLayer
@@ -36,10 +35,6 @@ class LayerCost:
     layer: str
     precision: str
     ratio: Ratio
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the figures for a report."""
-        return asdict(self)
 
 
 def all_float(recipe: Recipe) -> Recipe:
@@ -92,10 +87,6 @@ class TableTrial:
     ratio: Ratio
     harmless: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the figures for a report."""
-        return asdict(self)
-
 
 def harmless_tables(
     recipe: Recipe,
@@ -108,7 +99,6 @@ def harmless_tables(
 
     Args:
         recipe: With alphas and scales; what it has in floating point stays so.
-        measure: Perplexity of a recipe over the floating-point model's.
         max_loss: The whole budget, of which HARMLESS is allowed to each.
 
     Returns:
@@ -152,10 +142,6 @@ class Trial:
     given_up: int
     """Layers in floating point, or int8 instead of int4, for the budget."""
     ratio: Ratio
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the figures for a report."""
-        return {"given_up": self.given_up, "ratio": self.ratio.to_json()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,8 +211,6 @@ def fit_budget(
     Args:
         recipe: Everything quantised that may be.
         costs: Of its layers, most expensive first.
-        measure: Measures a whole recipe.
-        max_loss: Share of perplexity that may be lost, for example 0.005.
         instead: Precision of layers that are given up.
     """
     trials: dict[int, Trial] = {}

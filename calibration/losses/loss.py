@@ -7,9 +7,8 @@ two perplexities that were measured under different masks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ...runtime.families.base import LoadedModel
 from ...runtime.measure.evaluate import (
     Progress,
     bound_totals,
+    exp_nats,
     half_width,
     windows_of,
 )
@@ -43,10 +43,6 @@ class Ratio:
     def place(self) -> str:
         """Says at which block size, in words that follow a figure."""
         return "" if self.block is None else f" at blocks of {self.block}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the figures for a report."""
-        return asdict(self)
 
 
 def worst(ratios: Iterable[Ratio]) -> Ratio:
@@ -110,23 +106,20 @@ class LossText:
         nats = float(change.mean(axis=0).sum()) / self.num_tokens
         margin = half_width(change, self.num_tokens)
         return Ratio(
-            value=_exp(nats), low=_exp(nats - margin), high=_exp(nats + margin), block=self.block
+            value=exp_nats(nats),
+            low=exp_nats(nats - margin),
+            high=exp_nats(nats + margin),
+            block=self.block,
         )
 
     def perplexity(self, totals: np.ndarray) -> dict[str, Any]:
         """Returns the perplexity itself with its interval, for a report."""
+        return dict(zip(("perplexity", "low", "high"), self._perplexity(totals), strict=True))
+
+    def _perplexity(self, totals: np.ndarray) -> tuple[float, float, float]:
         nats = float(totals.mean(axis=0).sum()) / self.num_tokens
         margin = half_width(totals, self.num_tokens)
-        return {
-            "perplexity": _exp(nats),
-            "low": _exp(nats - margin),
-            "high": _exp(nats + margin),
-        }
-
-
-def _exp(nats: float) -> float:
-    """Returns e^nats, at most e^700: a score far off would not fit a float."""
-    return math.exp(min(nats, 700.0))
+        return exp_nats(nats), exp_nats(nats - margin), exp_nats(nats + margin)
 
 
 def cut_texts(

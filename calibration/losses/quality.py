@@ -54,10 +54,6 @@ class VariantFigures:
         """The ratio that a budget must hold for, of all block sizes measured."""
         return worst(item["ratio"] for item in self.by_block.values())
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the figures for a report."""
-        return asdict(self)
-
 
 class Examiner:
     """Measures variants against the floating-point model, which is measured first."""

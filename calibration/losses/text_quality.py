@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import DataError
 from ...runtime.measure.judge import TextScore, bits_per_char
-from ...runtime.measure.word_figures import ngrams, word_entropy
+from ...runtime.measure.word_figures import ngrams, repetition, word_entropy
 
 NUM_BOOTSTRAP = 1000
 NGRAM = 4
@@ -96,8 +96,6 @@ def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> 
         raise DataError("wanted texts to measure, found not one word; give a set with text in it")
     entropies = np.array([word_entropy(w) for w in words])
     distinct, distinct_interval = _distinct(words)
-    grams = [g for g in (ngrams(w, NGRAM) for w in words) if g]
-    repeated = [1 - len(set(g)) / len(g) for g in grams]
     return TextQuality(
         num_texts=len(texts),
         words_per_text=float(np.mean([len(w) for w in words])),
@@ -108,18 +106,5 @@ def measure(texts: Sequence[str], scores: Sequence[TextScore] | None = None) -> 
         pooled_entropy=word_entropy([word for text in words for word in text]),
         distinct_4=distinct,
         distinct_4_interval=distinct_interval,
-        repetition=float(np.mean(repeated)) if repeated else 0.0,
+        repetition=repetition(words, NGRAM) or 0.0,
     )
-
-
-def cut_words(text: str, num_words: int) -> str:
-    """Keeps the first `num_words` words and the white space between them."""
-    end, seen = 0, 0
-    stripped = text.strip()
-    while seen < num_words and end < len(stripped):
-        while end < len(stripped) and stripped[end].isspace():
-            end += 1
-        while end < len(stripped) and not stripped[end].isspace():
-            end += 1
-        seen += 1
-    return stripped[:end]

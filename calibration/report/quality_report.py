@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.bundle import REPORT_NAME
-from ...runtime.errors import DlmError
-from ...train.files import write_file
+from ...runtime.files import write_whole, writing
 from ..canvases.texts import Texts
 from ..losses.budget import WORDS, fits
 from ..losses.loss import Ratio
 from ..losses.quality import VariantFigures
 from ..options import SETS, QuantisationOptions, Quantised
-from .layers import lost
+from .page import lost
 
 PAGE_NAME = "report.html"
 RECIPE_NAME = "recipe.json"
@@ -52,21 +51,21 @@ def quality_report(
             "num_decodes": quantised.num_decodes,
             "seed": options.seed,
         },
-        "variants": {name: item.to_json() for name, item in quantised.variants.items()},
-        "comparison": {name: item.to_json() for name, item in quantised.comparison.items()},
+        "variants": {name: asdict(item) for name, item in quantised.variants.items()},
+        "comparison": {name: asdict(item) for name, item in quantised.comparison.items()},
         "calibrated_on": quantised.calibrated_on,
         "against_decoding": {
-            name: ratio.to_json() for name, ratio in quantised.against_decoding.items()
+            name: asdict(ratio) for name, ratio in quantised.against_decoding.items()
         },
-        "sensitivity": [cost.to_json() for cost in quantised.costs],
-        "tables": [trial.to_json() for trial in quantised.tables],
+        "sensitivity": [asdict(cost) for cost in quantised.costs],
+        "tables": [asdict(trial) for trial in quantised.tables],
         "budget": {
             "max_loss": options.max_loss,
             "met": quantised.outcome.met,
-            "worst": quantised.outcome.ratio.to_json(),
+            "worst": asdict(quantised.outcome.ratio),
             "given_up": quantised.outcome.given_up,
             "instead": quantised.outcome.instead,
-            "trials": [trial.to_json() for trial in quantised.outcome.trials],
+            "trials": [asdict(trial) for trial in quantised.outcome.trials],
         },
         "ranges": _ranges(quantised),
         "canvases": _canvases(quantised),
@@ -75,7 +74,7 @@ def quality_report(
 
 
 def _noise(quantised: Quantised) -> str:
-    """Says what canvases are told apart by: what is masked or, without masks, the noise's level."""
+    """Says what distinguishes canvases: what is masked or, without masks, the noise's level."""
     return "mask ratio" if quantised.masked else "noise level"
 
 
@@ -86,7 +85,7 @@ def _loss(ratio: Ratio) -> str:
 
 
 def _verdict(quantised: Quantised, options: QuantisationOptions) -> str:
-    """Says in a sentence what a reader in a hurry wants to know."""
+    """Says in a sentence what a reader wants to know first."""
     ratio = quantised.outcome.ratio
     kept = "keeps within" if fits(ratio, options.max_loss) else "is beyond"
     share = quantised.variants[options.precision].num_bytes / quantised.variants["fp32"].num_bytes
@@ -248,15 +247,7 @@ def _canvases(quantised: Quantised) -> dict[str, Any]:
 def write_reports(folder: Path, report: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
     """Writes report.json, report.html and recipe.json; DlmError if that fails."""
     files = {REPORT_NAME: (json.dumps(report, indent=1) + "\n").encode(), **members}
-    try:
+    with writing(f"the report into {folder}", "choose another --report-dir"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            write_file(folder / name, partial(_write, data))
-    except OSError as error:
-        raise DlmError(
-            f"cannot write the report into {folder}: {error.strerror}; choose another --report-dir"
-        ) from error
-
-
-def _write(data: bytes, path: Path) -> None:
-    path.write_bytes(data)
+            write_whole(folder / name, data)

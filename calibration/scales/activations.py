@@ -1,6 +1,6 @@
 """What the values of a graph look like on canvases: histograms, channel maxima, a sample of rows.
 
-Runs the floating-point graph with inner values exposed as outputs, one canvas at a time, so that
+Runs the floating-point graph with inner values as outputs, one canvas at a time, so that
 memory grows with the number of values and not with canvases. Every position counts by its
 canvas's weights; one that weighs nothing is left out. Of a value only its magnitude is kept: scales
 are symmetric around 0.
@@ -112,11 +112,9 @@ def collect(
     """Runs a graph over canvases and describes some of its values.
 
     Args:
-        model: Float32, complete; it is not changed.
         canvases: Those of other graphs than `graph` are left out.
         names: Float32 values of the graph → what to call them in messages: the layer they enter.
         graph: Name of the graph; None: the model's own.
-        seed: Of the sample of rows.
 
     Returns:
         Value name → what it looks like.

@@ -127,7 +127,6 @@ class Calibrator:
         Args:
             recipe: Its own alphas and scales are kept; a scale without an alpha is one of the
                 unfolded input.
-            canvases: To observe activations on.
             outliers: Keeps large channels in floating point beside int8 products, where the form
                 has such; nothing is folded then, since what folding spreads is taken out.
 

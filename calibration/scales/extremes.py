@@ -29,9 +29,6 @@ def largest_values(
 ) -> dict[str, dict[int, float]]:
     """Measures values of a float32 graph.
 
-    Args:
-        names: Computed values, in the graph's order.
-
     Returns:
         The largest magnitude of each value, by the mask ratio's decile.
 

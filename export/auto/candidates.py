@@ -6,17 +6,18 @@ Knows no family: it decodes and scores as the device does.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ...calibration.canvases.texts import find_text, read_texts
-from ...jetson.forecast.forecast import Forecast, MemoryForecast, forecast_bundle
+from ...jetson.forecast.forecast import Forecast, forecast_bundle
+from ...jetson.forecast.memory import MemoryForecast
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import cache_role
-from ...runtime.cli.bars import bar
+from ...runtime.bundle.manifest import GraphSpec, cache_role
+from ...runtime.cli.progress import bar
 from ...runtime.engines import open_engines
 from ...runtime.families.base import LoadedModel, Request
 from ...runtime.families.table import load_model
@@ -25,7 +26,6 @@ from ...runtime.measure.evaluate import evaluate_ids
 from ..pack import make_draft
 from ..settings import ExportSettings
 from ..source import Traceable, load_source
-from .buckets import best_buckets, text_rate
 from .offers import Offer, memory_of, offers_of, shipped
 
 SAMPLES, SAMPLE_TOKENS = 2, 128
@@ -34,6 +34,42 @@ SCORED_TOKENS = 2048
 """Held-out tokens that a candidate is scored on, where there is a text."""
 BOUND_SAMPLES = 8
 """Monte-Carlo draws per window; equal seeds give all candidates equal masks where blocks agree."""
+
+
+WORTH = 0.02
+"""A further context bucket must make decoding this much faster: each is one more profile to
+build."""
+
+
+def best_buckets(
+    offered: Sequence[int], rate_of: Callable[[Sequence[int]], float]
+) -> tuple[tuple[int, ...], float]:
+    """Returns the fewest context buckets that decode about as fast as all, and their tokens/s.
+
+    The largest stays; smaller ones are added while one makes a text faster by WORTH.
+
+    Args:
+        offered: Buckets to choose from; empty: there is no cache.
+        rate_of: Gives the tokens/s with some of them.
+    """
+    kept = [max(offered)] if offered else []
+    rate = rate_of(kept)
+    while True:
+        trials = [(rate_of([*kept, size]), size) for size in offered if size not in kept]
+        faster = max(trials, default=(0.0, 0))
+        if faster[0] < rate * (1 + WORTH):
+            return tuple(sorted(kept)), rate
+        rate, size = faster
+        kept.append(size)
+
+
+def text_rate(forecast: Forecast, runs: Iterable[tuple[GraphSpec, float]], positions: int) -> float:
+    """Predicts tokens/s over a text of so many positions that takes these runs."""
+    total = 0.0
+    for spec, count in runs:
+        part = forecast.graphs[spec.key]
+        total += count * (part.step_ms + part.outside_ms)
+    return 1e3 * positions / total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +115,8 @@ def find_candidates(
     """Makes one precision; measures and predicts every block size of it."""
     source = load_source(checkpoint_path, settings)
     cut = not settings.contexts
-    if cut and _has_cache(source):
+    cached = any(cache_role(tensor.role) for graph in source.graphs for tensor in graph.inputs)
+    if cut and cached:
         settings = replace(settings, contexts=_buckets(source))
     ids = _held_out(source, settings)
     found = []
@@ -111,11 +148,6 @@ def _held_out(source: Traceable, settings: ExportSettings) -> np.ndarray:
         return source.text(settings.data)
     texts = read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
     return texts.stream(SCORED_TOKENS)
-
-
-def _has_cache(source: Traceable) -> bool:
-    """Whether a graph reads a context, so that there are buckets to choose."""
-    return any(cache_role(tensor.role) for graph in source.graphs for tensor in graph.inputs)
 
 
 def _affordable(

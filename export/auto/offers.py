@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...jetson.forecast.forecast import MemoryForecast, forecast_memory
+from ...jetson.forecast.forecast import forecast_memory
+from ...jetson.forecast.memory import MemoryForecast
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import graph_key
 from ...runtime.families.table import find_family

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ...jetson.forecast.forecast import (
-    Forecast,
-    MemoryForecast,
-    forecast_bundle,
-    forecast_memory,
-    require_fit,
-)
+from ...jetson.forecast.forecast import Forecast, forecast_bundle, forecast_memory
+from ...jetson.forecast.memory import MemoryForecast, require_fit
 from ...jetson.targets import target as find_target
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import Manifest, dims_text

@@ -8,7 +8,7 @@ not repeat becomes the default. Knows no family: it decodes as the device does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.decoding import DecodingRule
 from ...runtime.engines import open_engines
 from ...runtime.families.table import decoding_settings, load_model, rules_of
-from ...runtime.measure.word_figures import ngrams
+from ...runtime.measure.word_figures import repetition
 from ...runtime.pipeline import Pipeline
 from ...runtime.text.tokenizer import Tokenizer
 
@@ -26,16 +26,9 @@ GIVEN = (1, 8, 16)
 """Tokens of real text, start token included, that each text goes on from."""
 NUM_TOKENS = 48
 """New tokens of a text at most."""
-ENOUGH_DISTINCT = 0.8
-"""Share of distinct runs of 4 tokens below which a text counts as repeating itself."""
+MOST_REPETITION = 0.2
+"""Share of runs of 4 tokens that came before, above which a text counts as repeating itself."""
 TEMPERATURE = 0.8
-
-
-def distinct_share(texts: Sequence[Sequence[int]]) -> float | None:
-    """Gives the share of distinct runs of 4 tokens in their texts; None for texts too short."""
-    runs = [ngrams([str(token) for token in ids], 4) for ids in texts]
-    total = sum(map(len, runs))
-    return sum(len(set(item)) for item in runs) / total if total else None
 
 
 def default_decoding(
@@ -47,7 +40,7 @@ def default_decoding(
         ids: (L,) real text whose beginnings are continued, start token first.
 
     Returns:
-        The draft, and what was measured, for the report: `distinct_4` by rule and temperature.
+        The draft, and what was measured, for the report: `repetition` by rule and temperature.
     """
     manifest = draft.manifest
     own = decoding_settings(manifest, None).name
@@ -63,25 +56,25 @@ def default_decoding(
                 ).result()
                 for prompt in given
             ]
-            share = distinct_share([text.token_ids for text in texts])
+            share = repetition(text.token_ids for text in texts)
             found[f"{way['rule']} at {way['temperature']:g}"] = share
-            if share is None or share >= ENOUGH_DISTINCT:
+            if share is None or share <= MOST_REPETITION:
                 break
         else:  # every way repeats itself: a choice among them would mean nothing
-            return draft, {"distinct_4": found}
+            return draft, {"repetition": found}
     finally:
         engines.close()
     if share is None or len(found) == 1:
-        return draft, {"distinct_4": found}
+        return draft, {"repetition": found}
     progress(
         f"default decoding: rule {way['rule']} at temperature {way['temperature']:g}, where "
-        f"{share:.0%} of the texts' runs of 4 tokens are distinct; "
+        f"{share:.0%} of the texts' runs of 4 tokens came before; "
         f"{', '.join(f'{name} {value:.0%}' for name, value in [*found.items()][:-1])}; --rule and "
         "--temperature choose another"
     )
     kept = manifest.decoding if way["rule"] == own else {}
     manifest = replace(manifest, decoding={**kept, **way})
-    return replace(draft, manifest=manifest), {"distinct_4": found}
+    return replace(draft, manifest=manifest), {"repetition": found}
 
 
 def _ways(own: str, rules: Iterable[type[DecodingRule]]) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,9 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
             if settings.get(key) is not None:
                 kept[key] = _without_folders(str(settings[key]))
         training["settings"] = {
-            key: value for key, value in kept.items() if not _names_a_place(value)
+            key: value
+            for key, value in kept.items()
+            if not (isinstance(value, str) and os.path.isabs(value))
         }
     return {
         "checkpoint_sha256": _sha256(checkpoint.path),
@@ -52,10 +54,6 @@ def _sha256(path: Path) -> str:
 def _without_folders(name: str) -> str:
     """The name of a file or folder here; a name of the hub as it is."""
     return Path(name).name if os.path.isabs(name) or Path(name).exists() else name
-
-
-def _names_a_place(value: Any) -> bool:
-    return isinstance(value, str) and os.path.isabs(value)
 
 
 def _finite(value: Any) -> Any:

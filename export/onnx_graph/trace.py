@@ -55,11 +55,7 @@ def traced_dims(shapes: Sequence[Shape]) -> dict[str, int]:
 
 
 def trace(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
-    """Exports a graph, traced at `dims`; those above 1 stay symbolic.
-
-    Raises:
-        EngineError: torch cannot export the module, or the result has other inputs or outputs.
-    """
+    """Exports a graph, traced at `dims`; those above 1 stay symbolic; raises EngineError."""
     free = {name: torch.export.Dim(name) for name, size in dims.items() if size > 1}
     axes = tuple(
         {axis: free[size] for axis, size in enumerate(tensor.shape) if size in free}

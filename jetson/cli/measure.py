@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,21 +78,8 @@ def _options_of(
     bundle: Path | None, settings: Mapping[str, Any], given: Mapping[str, Any]
 ) -> ProfileOptions:
     prompts = tuple(read_prompts(given["prompt_file"])) if given["prompt_file"] else None
-    return ProfileOptions(
-        bundle=bundle,
-        engine=given["engine"],
-        threads=given["threads"],
-        expect_sha256=given["expect_sha256"],
-        prompts=prompts,
-        runs=given["runs"],
-        warm_up=given["warm_up"],
-        max_tokens=given["max_tokens"],
-        settings=settings,
-        seed=given["seed"],
-        sensors=given["sensors"],
-        rate=given["rate"],
-        layers=given["layers"],
-    )
+    own = {item.name: given[item.name] for item in fields(ProfileOptions) if item.name in given}
+    return ProfileOptions(**own, bundle=bundle, settings=settings, prompts=prompts)
 
 
 def _draw(bar: ProgressLine, what: str, done: int, planned: int) -> None:

@@ -13,7 +13,18 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ...runtime.cli.common import DlmCommand, Section, common_options, grouped, refuse_together
+from ...runtime.cli.common import (
+    ENGINE,
+    EXPECT_SHA256,
+    PROMPT_FILE,
+    SEED,
+    THREADS,
+    DlmCommand,
+    Section,
+    common_options,
+    grouped,
+    refuse_together,
+)
 from ...runtime.cli.decoding import decoding_options, take_settings
 from ...runtime.errors import ConfigError
 
@@ -34,29 +45,19 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         grouped(
             Section("Texts"),
-            click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
-            click.option(
-                "--runs", type=whole, default=3, show_default=True, help="Texts per prompt."
-            ),
+            PROMPT_FILE,
+            click.option("--runs", type=whole, default=3, help="Texts per prompt."),
             click.option(
                 "--warm-up",
                 type=click.IntRange(min=0),
                 default=2,
-                show_default=True,
                 help="Texts before the first that counts.",
             ),
             click.option(
-                "-n",
-                "--max-tokens",
-                type=whole,
-                default=128,
-                show_default=True,
-                help="New tokens at most per text.",
+                "-n", "--max-tokens", type=whole, default=128, help="New tokens at most per text."
             ),
-            click.option(
-                "--seed", default=0, show_default=True, help="Equal seeds give equal texts."
-            ),
-            click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
+            SEED,
+            EXPECT_SHA256,
         ),
         decoding_options(),
         grouped(
@@ -74,13 +75,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 help="What --sweep tries: rule=threshold:0.9,factor:1 or block=16,32 or "
                 "threads=1,2; may be repeated.  [default: all of them]",
             ),
-            click.option(
-                "--texts",
-                type=whole,
-                default=8,
-                show_default=True,
-                help="Texts per swept setting.",
-            ),
+            click.option("--texts", type=whole, default=8, help="Texts per swept setting."),
             click.option(
                 "--judge",
                 type=path,
@@ -90,31 +85,17 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         grouped(
             Section("Engine and machine"),
-            click.option(
-                "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
-            ),
-            click.option(
-                "--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"
-            ),
+            ENGINE,
+            THREADS,
             click.option(
                 "--layers/--no-layers",
                 default=True,
-                show_default=True,
                 help="Time single layers, in a pass of its own.",
             ),
             click.option(
-                "--sensors",
-                default="auto",
-                show_default=True,
-                help="auto, sysfs, tegrastats, jtop or none.",
+                "--sensors", default="auto", help="auto, sysfs, tegrastats, jtop or none."
             ),
-            click.option(
-                "--rate",
-                type=float,
-                default=20.0,
-                show_default=True,
-                help="Sensor readings/s, 10-50.",
-            ),
+            click.option("--rate", type=float, default=20.0, help="Sensor readings/s, 10-50."),
             click.option(
                 "--power-mode",
                 metavar="NAME",

@@ -12,7 +12,7 @@ import click
 
 from ...runtime.cli.common import note, print_json
 from ...runtime.errors import ConfigError, DlmError
-from ...runtime.files import write_whole
+from ...runtime.files import write_whole, writing
 from ..report.compare import compare, read_run
 from ..report.table import compare_lines, lines, warnings
 
@@ -45,27 +45,22 @@ def prepare_folder(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
         ) from error
 
 
-def write_run(record: Mapping[str, Any], folder: Path) -> Path:
+def write_run(record: Mapping[str, Any], folder: Path) -> None:
     """Writes run.json whole or not at all; an earlier run's page goes."""
     path = folder / RUN_NAME
-    try:
+    with writing(path):
         write_whole(path, json.dumps(record, ensure_ascii=False, allow_nan=False))
         (folder / PAGE_NAME).unlink(missing_ok=True)
-    except OSError as error:
-        raise DlmError(f"cannot write {path}: {error.strerror}; choose another place") from error
-    return path
 
 
-def draw(record: Mapping[str, Any], folder: Path) -> Path | None:
-    """Writes the page, or says on stderr what it lacks; None: it was not drawn."""
+def draw(record: Mapping[str, Any], folder: Path) -> None:
+    """Writes the page, or says on stderr what it lacks."""
     from ..report.report import write_page
 
     try:
         write_page(record, folder / PAGE_NAME)
     except DlmError as error:
         note(NAME, f"no page: {error}")
-        return None
-    return folder / PAGE_NAME
 
 
 def render(run: Path, out: Path | None, *, overwrite: bool, as_json: bool) -> None:

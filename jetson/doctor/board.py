@@ -103,7 +103,7 @@ def _tensorrt(release: JetPack | None, run: Run) -> Check:
         return check("TensorRT", said, wanted, False, "fail", "flash a newer JetPack")
     return check(
         "TensorRT",
-        said if good else f"cannot be imported: {said}",
+        said,
         wanted,
         good,
         "fail",
@@ -151,7 +151,7 @@ def _pycuda(run: Run) -> Check:
     good, said = probe(run, "pycuda.driver", "'.'.join(map(str, m.get_version()))")
     return check(
         "pycuda",
-        f"there, for CUDA {said}" if good else f"cannot be imported: {said}",
+        f"there, for CUDA {said}" if good else said,
         "memory, the stream and modules; cuda-bindings can do its work",
         good,
         "warn",
@@ -169,7 +169,7 @@ def _cuda_bindings(root: Path, release: JetPack | None, run: Run) -> Check:
     wanted = f"{major}.x" if major else "of the toolkit's major version"
     return check(
         "cuda-bindings",
-        said if good else f"cannot be imported: {said}",
+        said,
         f"{wanted}: NVRTC and CUDA graphs",
         fits,
         "fail",

@@ -54,7 +54,8 @@ def probe(run: Run, module: str, expression: str) -> tuple[bool, str]:
     """Imports a module in a process of its own; returns success and its version, or the reason."""
     status, said = run((sys.executable, "-c", f"import {module} as m; print({expression})"))
     last = said.splitlines()[-1] if said else f"it ended with status {status}"
-    return status == 0, brief(last, 120)
+    last = brief(last, 120)
+    return status == 0, last if status == 0 else f"cannot be imported: {last}"
 
 
 def common_checks(root: Path, machine: MachineFacts, run: Run) -> Iterator[Check]:
@@ -81,7 +82,7 @@ def _onnxruntime(machine: MachineFacts, run: Run) -> Check:
     good, last = probe(run, "onnxruntime", "m.__version__")
     return check(
         "ONNX Runtime",
-        last if good else f"cannot be imported: {last}",
+        last,
         "the engine for the CPU" + (", beside TensorRT" if machine.is_jetson else ""),
         good,
         "warn" if machine.is_jetson else "fail",

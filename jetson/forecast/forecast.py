@@ -8,8 +8,10 @@ from its data sheet and published figures (a board, `roofline.py`) or from a mic
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import GraphKey, GraphSpec, Manifest
@@ -21,55 +23,80 @@ from ..targets import PowerMode, Target
 from ..targets import target as find_target
 from .host import HostRates, host_rates
 from .machines import MIB, Board, Cpu, Machine
-from .memory import MAX_BUFFER_MIB, memory_parts, require_fit, warnings_of
-from .types import Forecast, GraphForecast, MemoryForecast
+from .memory import MemoryForecast, memory_parts, warnings_of
 
-__all__ = [
-    "MAX_BUFFER_MIB",
-    "Forecast",
-    "GraphForecast",
-    "HostRates",
-    "MemoryForecast",
-    "forecast_bundle",
-    "forecast_graphs",
-    "forecast_memory",
-    "host_rates",
-    "read_graphs",
-    "require_fit",
-]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphForecast:
+    """One graph at one shape."""
+
+    graph: str
+    dims: Mapping[str, int]
+    purpose: str
+    block: int | None
+    precision: str
+    bytes: int
+    """Moved from and to memory in one run."""
+    weight_bytes: int
+    """Of weights read in one run, part of `bytes`."""
+    macs: int
+    """Multiply-accumulates of all products."""
+    operations: int
+    """Two per multiply-accumulate."""
+    num_kernels: int
+    """Launches; on a CPU the operators executed."""
+    bound: str
+    """memory, products or launches (`dispatch` on a CPU): what takes most of the time."""
+    activations_mib: float
+    """Peak of the values between kernels."""
+    step_ms: float
+    """One run; on a GPU replayed from a CUDA graph."""
+    step_ms_uncaptured: float
+    """One run with every kernel launched by the host."""
+    outside_ms: float
+    """Sampling and the host's share of a step."""
+    tokens_per_s: float
+    """Generated tokens, at the forecast's tokens per NFE, captured."""
+    tokens_per_s_uncaptured: float
+    watts: float | None
+    """None where no power model exists (CPUs)."""
+    joules_per_token: float | None
+    capped: bool = False
+    """Whether the mode's budget would slow the run down; times here do not count that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """A bundle on a target."""
+
+    target: str
+    mode: str | None
+    tokens_per_nfe: float
+    """Generated tokens per graph run that the rates are for."""
+    graphs: Mapping[GraphKey, GraphForecast]
+    memory: MemoryForecast
+    warnings: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    """What the figures rest on that was not measured."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for reports."""
+        return {
+            "target": self.target,
+            "mode": self.mode,
+            "tokens_per_nfe": self.tokens_per_nfe,
+            "graphs": [asdict(item) for item in self.graphs.values()],
+            "memory": self.memory.to_json(),
+            "warnings": list(self.warnings),
+            "assumptions": list(self.assumptions),
+        }
 
 
 def forecast_bundle(
-    bundle: Bundle,
-    target: Target | str,
-    mode: PowerMode | str | None = None,
-    *,
-    tokens_per_nfe: float,
-    threads: int | None = None,
-    rates: HostRates | None = None,
+    bundle: Bundle, target: Target | str, mode: PowerMode | str | None = None, **options: Any
 ) -> Forecast:
-    """Forecasts a bundle on a target.
-
-    Args:
-        bundle: Opened, or a draft whose members lie in its folder.
-        target: Of `targets.TARGETS`, or its name.
-        mode: Power mode or its name; None: the one the board boots in.
-        threads: CPU targets: threads that compute; None as the engine chooses.
-        rates: CPU targets: figures to use instead of this machine's.
-
-    Raises:
-        ConfigError: Unknown target or mode, or tokens_per_nfe out of range.
-        BundleError: A graph with an operator that forecasts do not know.
-    """
-    return forecast_graphs(
-        bundle.manifest,
-        read_graphs(bundle),
-        target,
-        mode,
-        tokens_per_nfe=tokens_per_nfe,
-        threads=threads,
-        rates=rates,
-    )
+    """Forecasts a bundle, or a draft whose members lie in its folder, as `forecast_graphs`."""
+    return forecast_graphs(bundle.manifest, read_graphs(bundle), target, mode, **options)
 
 
 @lru_cache(maxsize=8)
@@ -87,7 +114,18 @@ def forecast_graphs(
     threads: int | None = None,
     rates: HostRates | None = None,
 ) -> Forecast:
-    """As `forecast_bundle`, for graphs already read: {member name: graph}."""
+    """Forecasts graphs on a target.
+
+    Args:
+        graphs: By member name.
+        mode: Power mode or its name; None: the one the board boots in.
+        threads: CPU targets: threads that compute; None as the engine chooses.
+        rates: CPU targets: figures to use instead of this machine's.
+
+    Raises:
+        ConfigError: Unknown target or mode, or tokens_per_nfe out of range.
+        BundleError: A graph with an operator that forecasts do not know.
+    """
     place = find_target(target) if isinstance(target, str) else target
     chosen = mode if isinstance(mode, PowerMode) else place.mode(mode)
     most = max((spec.rows for spec in manifest.graphs), default=1)

@@ -82,6 +82,54 @@ class HostRates:
         """Whether other programs took part of what was measured."""
         return self.threads > 1 and self.waited_share > CROWDED
 
+    def product_seconds(self, node: NodeCost, footprint_mib: float) -> float:
+        """Seconds of a product, given the weights that the whole run goes through."""
+        kernel = node.kernel
+        if not node.constant_input:
+            return kernel.macs / _between(kernel.rows, self.rows, self.attention_macs_per_s)
+        table = self.integer_macs_per_s if kernel.dtype == "int8" else self.product_macs_per_s
+        by_footprint = [_between(kernel.rows, self.rows, row) for row in table]
+        return kernel.macs / _between(footprint_mib, self.footprints_mib, by_footprint)
+
+    def node_seconds(self, node: NodeCost, footprint_mib: float) -> float:
+        """Seconds of one operator."""
+        if node.op in PRODUCTS:
+            return self.dispatch_s + self.product_seconds(node, footprint_mib)
+        if node.op in VIEWS:
+            return self.dispatch_s
+        if node.op in COSTLY:
+            seconds = self.costly_s
+        elif node.op in MOVES:
+            seconds = self.move_s
+        else:
+            seconds = self.pointwise_s
+        return self.dispatch_s + _size_seconds(node.items, self.items, seconds)
+
+    def run_time(self, cost: GraphCost) -> RunTime:
+        """Predicts one run."""
+        footprint = cost.widened_bytes / 2**20
+        shares = {"products": 0.0, "memory": 0.0, "dispatch": 0.0}
+        for node in cost.nodes:
+            taken = self.node_seconds(node, footprint)
+            shares["dispatch"] += self.dispatch_s
+            shares["products" if node.op in PRODUCTS else "memory"] += taken - self.dispatch_s
+        total = sum(shares.values()) * 1e3
+        moved = sum(
+            node.kernel.weight_bytes + node.kernel.outer_bytes + sum(node.kernel.passed)
+            for node in cost.nodes
+        )
+        return RunTime(
+            captured_ms=total,
+            uncaptured_ms=total,
+            bytes=moved,
+            num_kernels=len(cost.nodes),
+            bound=max(shares, key=lambda name: shares[name]),
+        )
+
+    def sampling_seconds(self, rows: float, vocab_size: int) -> float:
+        """Seconds of sampling and committing this many masked rows."""
+        return self.step_s + rows * (self.sample_row_s + vocab_size * self.sample_item_s)
+
 
 def host_rates(
     threads: int | None = None,
@@ -92,7 +140,6 @@ def host_rates(
     """Returns this machine's figures: measured on first use, and again if that was crowded.
 
     Args:
-        threads: CPU threads that compute; None: as the engine takes by default.
         progress: Called before fifteen seconds of measuring.
         again: Measure even if the cache has figures.
 
@@ -195,60 +242,3 @@ def _size_seconds(items: float, sizes: Sequence[int], seconds: Sequence[float]) 
     """Time of an operator on this many elements: by the share per element, without dispatch."""
     per_item = [taken / size for taken, size in zip(seconds, sizes, strict=True)]
     return items * _between(max(items, 1), sizes, per_item)
-
-
-class HostSpeed:
-    """Predicts runs from measured rates."""
-
-    def __init__(self, rates: HostRates) -> None:
-        self.rates = rates
-
-    def product_seconds(self, node: NodeCost, footprint_mib: float) -> float:
-        """Seconds of a product, given the weights that the whole run goes through."""
-        kernel, rates = node.kernel, self.rates
-        if not node.constant_input:
-            return kernel.macs / _between(kernel.rows, rates.rows, rates.attention_macs_per_s)
-        table = rates.integer_macs_per_s if kernel.dtype == "int8" else rates.product_macs_per_s
-        by_footprint = [_between(kernel.rows, rates.rows, row) for row in table]
-        return kernel.macs / _between(footprint_mib, rates.footprints_mib, by_footprint)
-
-    def node_seconds(self, node: NodeCost, footprint_mib: float) -> float:
-        """Seconds of one operator."""
-        rates = self.rates
-        if node.op in PRODUCTS:
-            return rates.dispatch_s + self.product_seconds(node, footprint_mib)
-        if node.op in VIEWS:
-            return rates.dispatch_s
-        if node.op in COSTLY:
-            seconds = rates.costly_s
-        elif node.op in MOVES:
-            seconds = rates.move_s
-        else:
-            seconds = rates.pointwise_s
-        return rates.dispatch_s + _size_seconds(node.items, rates.items, seconds)
-
-    def run_time(self, cost: GraphCost) -> RunTime:
-        """Predicts one run."""
-        footprint = cost.widened_bytes / 2**20
-        shares = {"products": 0.0, "memory": 0.0, "dispatch": 0.0}
-        for node in cost.nodes:
-            taken = self.node_seconds(node, footprint)
-            shares["dispatch"] += self.rates.dispatch_s
-            shares["products" if node.op in PRODUCTS else "memory"] += taken - self.rates.dispatch_s
-        total = sum(shares.values()) * 1e3
-        moved = sum(
-            node.kernel.weight_bytes + node.kernel.outer_bytes + sum(node.kernel.passed)
-            for node in cost.nodes
-        )
-        return RunTime(
-            captured_ms=total,
-            uncaptured_ms=total,
-            bytes=moved,
-            num_kernels=len(cost.nodes),
-            bound=max(shares, key=lambda name: shares[name]),
-        )
-
-    def sampling_seconds(self, rows: float, vocab_size: int) -> float:
-        """Seconds of sampling and committing this many masked rows."""
-        rates = self.rates
-        return rates.step_s + rows * (rates.sample_row_s + vocab_size * rates.sample_item_s)

@@ -148,7 +148,12 @@ class Prober:
             Op(name="MatMul", inputs=(f"v{i}", f"w{i}"), outputs=(f"v{i + 1}",))
             for i in range(count)
         ]
-        ends = {"v0": (1, "rows", INNER)}, {f"v{count}": (1, "rows", sizes[count % 2][0])}
+        return self._rates(ops, weights, count)
+
+    def _rates(self, ops: Sequence[Op], weights: Mapping[str, Any], count: int) -> list[float]:
+        """Multiply-accumulates per second of a chain of `count` products, for each of ROWS."""
+        width = (INNER, COLUMNS)[count % 2]
+        ends = {"v0": (1, "rows", INNER)}, {f"v{count}": (1, "rows", width)}
         seconds = self.time(ops, *ends, weights, ROWS)
         return [
             count * rows * INNER * COLUMNS / taken
@@ -171,12 +176,7 @@ class Prober:
                 Op(name="Mul", inputs=(parts[1], "scale"), outputs=(f"m{i}",)),
                 Op(name="Mul", inputs=(f"f{i}", f"m{i}"), outputs=(f"v{i + 1}",)),
             ]
-        ends = {"v0": (1, "rows", INNER)}, {f"v{count}": (1, "rows", sizes[count % 2][0])}
-        seconds = self.time(ops, *ends, weights, ROWS)
-        return [
-            count * rows * INNER * COLUMNS / taken
-            for rows, taken in zip(ROWS, seconds, strict=True)
-        ]
+        return self._rates(ops, weights, count)
 
     def attention(self) -> list[float]:
         """Multiply-accumulates per second of queries, keys and values, for each of ROWS."""
@@ -259,11 +259,7 @@ print(peak_rss_mib())
 
 
 def resident_mib(threads: int) -> float:
-    """Memory of a fresh process that has opened the engine and no model.
-
-    Raises:
-        DeviceError: The process could not be started.
-    """
+    """Memory of a fresh process that has opened the engine and no model; raises DeviceError."""
     root = Path(__file__).resolve().parents[2]
     words = [sys.executable, "-c", _FRESH, str(root), str(threads)]
     done = subprocess.run(words, capture_output=True, text=True)

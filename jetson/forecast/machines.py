@@ -7,7 +7,7 @@ from typing import Protocol
 from ...runtime.measure.machine import read_meminfo
 from ..graph.cost import GraphCost
 from ..targets import PowerMode, Target
-from .host import HostRates, HostSpeed
+from .host import HostRates
 from .roofline import BANDWIDTH_SHARE, KERNEL_CLOCKS, Power, RunTime, gpu_time, power
 
 MIB = 2**20
@@ -116,16 +116,15 @@ class Cpu:
             self.assumptions += ("the CPU the bundle will run on may be another one",)
 
     @property
-    def speed(self) -> HostSpeed:
-        """What the rates say about time."""
+    def _measured(self) -> HostRates:
         assert self._rates is not None, "a forecast of time needs rates"
-        return HostSpeed(self._rates)
+        return self._rates
 
     def run_time(self, cost: GraphCost) -> RunTime:
-        return self.speed.run_time(cost)
+        return self._measured.run_time(cost)
 
     def outside_ms(self, rows: int, vocab_size: int) -> float:
-        return 1e3 * self.speed.sampling_seconds(rows * MASKED_SHARE, vocab_size)
+        return 1e3 * self._measured.sampling_seconds(rows * MASKED_SHARE, vocab_size)
 
     def weight_bytes(self, cost: GraphCost) -> float:
         """Casts are folded while loading, and matrices laid out anew once."""

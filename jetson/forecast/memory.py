@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from ...runtime.bundle.manifest import GraphKey, Manifest, TensorSpec, cache_role
+from ...runtime.bundle.manifest import GraphKey, Manifest, cache_role
 from ...runtime.engines.buffers import buffers_of
 from ...runtime.errors import ConfigError
 from ..graph.cost import GraphCost
 from ..graph.onnx_graph import ITEM_BYTES, Graph
 from ..targets import Target
 from .machines import MIB, Machine
-from .types import MemoryForecast
 
 MAX_BUFFER_MIB = 256
 """Single allocations above this may fail on L4T 36.4.7 and later (NvMap, CVE-2025-33177's fix): a
@@ -25,6 +26,48 @@ REMEDIES: Mapping[str, str] = {
     "runtime": "only a target with more memory helps",
 }
 """Part of the memory -> the setting that makes it smaller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryForecast:
+    """Memory by part, in MiB."""
+
+    weights: float
+    kv: float
+    """KV caches, and whatever else stays for a whole request."""
+    activations: float
+    """Scratch of the largest shape, and all inputs and outputs but the cache."""
+    context: float
+    """The CUDA context; 0 on a CPU."""
+    runtime: float
+    """Interpreter, libraries and engine."""
+    available: float | None
+    """What the target leaves after the system; None where that is not known."""
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts by name."""
+        return {
+            "weights": self.weights,
+            "kv": self.kv,
+            "activations": self.activations,
+            "context": self.context,
+            "runtime": self.runtime,
+        }
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total is within what is available."""
+        return self.available is None or self.total <= self.available
+
+    def to_json(self) -> dict[str, Any]:
+        """All parts, the total and what is available."""
+        return {**self.parts, "total": self.total, "available": self.available}
 
 
 def require_fit(memory: MemoryForecast, place: Target) -> None:
@@ -59,10 +102,6 @@ def memory_parts(
         runtime=machine.runtime_mib,
         available=machine.available_mib,
     )
-
-
-def _bytes(tensor: TensorSpec) -> int:
-    return int(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype])
 
 
 def warnings_of(
@@ -103,7 +142,9 @@ def _large_buffers(
     largest: dict[str, float] = {}
     for spec in manifest.graphs:
         for tensor in (*spec.inputs, *spec.outputs):
-            largest[tensor.role] = max(largest.get(tensor.role, 0), _bytes(tensor))
+            largest[tensor.role] = max(
+                largest.get(tensor.role, 0), math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+            )
     for role, size in largest.items():
         option = "--context" if cache_role(role) else "--block"
         yield f"{role}", size, f"a smaller {option}"

@@ -89,11 +89,7 @@ class NodeCost:
 
 
 def graph_cost(graph: Graph, dims: Mapping[str, int]) -> GraphCost:
-    """Counts one run of a graph whose named dimensions have these sizes.
-
-    Raises:
-        BundleError: The graph holds an operator that no forecast knows.
-    """
+    """Counts one run of a graph whose named dimensions have these sizes; raises BundleError."""
     values = infer(graph, dims)
     run = [node for node in graph.nodes if not all(values[out].constant for out in node.outputs)]
     origins = Origins(graph, values)
@@ -132,7 +128,6 @@ def peak_bytes(steps: Sequence[Operation], sizes: Mapping[str, int]) -> int:
     exists beside what it reads, unless it may write over an input that ends there.
 
     Args:
-        steps: In execution order.
         sizes: Bytes of each value that takes memory; other names (weights, inputs, views of
             something else) cost nothing here.
     """

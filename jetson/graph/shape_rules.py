@@ -15,18 +15,16 @@ import numpy as np
 
 from .onnx_graph import DTYPES, Node
 
+_DTYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("value_int", "value_ints"), np.int64),
+    **dict.fromkeys(("value_float", "value_floats"), np.float32),
+}
+
 
 def constant_value(node: Node, inputs: Sequence[Any]) -> np.ndarray | None:
     """What a Constant holds; None where it was too large to keep."""
-    for key, dtype in (
-        ("value_int", np.int64),
-        ("value_ints", np.int64),
-        ("value_float", np.float32),
-        ("value_floats", np.float32),
-    ):
-        if key in node.attributes:
-            return np.array(node.attributes[key], dtype)
-    return node.attributes["value"].value
+    ((key, value),) = node.attributes.items()
+    return value.value if key == "value" else np.array(value, _DTYPES[key])
 
 
 def _divide(node: Node, inputs: Sequence[Any]) -> np.ndarray:
@@ -57,8 +55,10 @@ def _filled_value(node: Node, inputs: Sequence[Any]) -> np.ndarray:
 
 # What a value's shape does not change is reshaped by the caller.
 VALUES: Mapping[str, Callable[[Node, Sequence[Any]], Any]] = {
+    **dict.fromkeys(
+        ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"), lambda node, given: given[0]
+    ),
     "Add": lambda node, given: given[0] + given[1],
-    "Cast": lambda node, given: given[0],
     "Concat": lambda node, given: np.concatenate(given, axis=node.attributes["axis"]),
     "Constant": constant_value,
     "ConstantOfShape": _filled_value,
@@ -66,17 +66,13 @@ VALUES: Mapping[str, Callable[[Node, Sequence[Any]], Any]] = {
     "Equal": lambda node, given: given[0] == given[1],
     "Expand": lambda node, given: given[0] * np.ones(given[1].reshape(-1).tolist(), given[0].dtype),
     "Gather": lambda node, given: np.take(given[0], given[1], node.attributes.get("axis", 0)),
-    "Identity": lambda node, given: given[0],
     "Max": lambda node, given: np.maximum.reduce(given),
     "Min": lambda node, given: np.minimum.reduce(given),
     "Mul": lambda node, given: given[0] * given[1],
     "Neg": lambda node, given: -given[0],
     "Range": lambda node, given: np.arange(*(value.reshape(-1)[0] for value in given)),
-    "Reshape": lambda node, given: given[0],
     "Slice": _slice_value,
-    "Squeeze": lambda node, given: given[0],
     "Sub": lambda node, given: given[0] - given[1],
-    "Unsqueeze": lambda node, given: given[0],
     "Where": lambda node, given: np.where(*given),
 }
 """Operators that shapes are computed with."""
@@ -145,11 +141,6 @@ def conv(node: Node, given: Sequence[Any]) -> list[Result]:
     return [((image[0], kernel[0], *space), given[0].dtype)]
 
 
-def mat_mul_integer(node: Node, given: Sequence[Any]) -> list[Result]:
-    """As mat_mul, of bytes into int32."""
-    return [(mat_mul(node, given)[0][0], "int32")]
-
-
 def mat_mul_groups(node: Node, given: Sequence[Any]) -> list[Result]:
     """By a matrix (N, groups, bytes) of few bits."""
     return [((*given[0].shape[:-1], node.attributes["N"]), given[0].dtype)]
@@ -167,19 +158,16 @@ def _broadcast(node: Node, given: Sequence[Any]) -> list[Result]:
     return [(shape, given[-1].dtype if node.op == "Where" else given[0].dtype)]
 
 
-def _compare(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(_broadcast(node, given)[0][0], "bool")]
-
-
-def _cast(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(given[0].shape, DTYPES[node.attributes["to"]])]
+def _whole(value: Any) -> list[int]:
+    """The numbers that an input is known to hold."""
+    return value.known.reshape(-1).tolist()
 
 
 def _axes(node: Node, given: Sequence[Any], position: int, rank: int) -> list[int] | None:
     """Axes from an attribute or an input, counted from the front; None if there are none."""
     axes = node.attributes.get("axes")
     if axes is None and len(given) > position and given[position] is not None:
-        axes = given[position].known.reshape(-1).tolist()
+        axes = _whole(given[position])
     return None if axes is None else [axis % rank for axis in axes]
 
 
@@ -206,13 +194,13 @@ def _arg_max(node: Node, given: Sequence[Any]) -> list[Result]:
 
 def _top_k(node: Node, given: Sequence[Any]) -> list[Result]:
     shape = list(given[0].shape)
-    shape[node.attributes.get("axis", -1)] = int(given[1].known.reshape(-1)[0])
+    shape[node.attributes.get("axis", -1)] = _whole(given[1])[0]
     return [(tuple(shape), given[0].dtype), (tuple(shape), "int64")]
 
 
 def _reshape(node: Node, given: Sequence[Any]) -> list[Result]:
     source = given[0].shape
-    wanted = given[1].known.reshape(-1).tolist()
+    wanted = _whole(given[1])
     if not node.attributes.get("allowzero", 0):
         wanted = [source[axis] if size == 0 else size for axis, size in enumerate(wanted)]
     total = int(np.prod(source, dtype=np.int64))
@@ -242,7 +230,7 @@ def _squeeze(node: Node, given: Sequence[Any]) -> list[Result]:
 
 def _unsqueeze(node: Node, given: Sequence[Any]) -> list[Result]:
     shape = list(given[0].shape)
-    raw = node.attributes.get("axes") or given[1].known.reshape(-1).tolist()
+    raw = node.attributes.get("axes") or _whole(given[1])
     rank = len(shape) + len(raw)
     for axis in sorted(item % rank for item in raw):
         shape.insert(axis, 1)
@@ -266,7 +254,7 @@ def _split(node: Node, given: Sequence[Any]) -> list[Result]:
     shape = list(given[0].shape)
     axis = node.attributes.get("axis", 0) % len(shape)
     if len(given) > 1 and given[1] is not None:
-        parts = given[1].known.reshape(-1).tolist()
+        parts = _whole(given[1])
     else:
         count = node.attributes.get("num_outputs", len(node.outputs))
         size = -(-shape[axis] // count)
@@ -276,11 +264,11 @@ def _split(node: Node, given: Sequence[Any]) -> list[Result]:
 
 def _slice(node: Node, given: Sequence[Any]) -> list[Result]:
     shape = list(given[0].shape)
-    starts, ends = (given[place].known.reshape(-1).tolist() for place in (1, 2))
+    starts, ends = (_whole(given[place]) for place in (1, 2))
     axes = _axes(node, given, 3, len(shape)) or list(range(len(starts)))
     steps = [1] * len(starts)
     if len(given) > 4 and given[4] is not None:
-        steps = given[4].known.reshape(-1).tolist()
+        steps = _whole(given[4])
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         shape[axis] = len(range(*slice(start, end, step).indices(shape[axis])))
     return [(tuple(shape), given[0].dtype)]
@@ -292,10 +280,6 @@ def _gather(node: Node, given: Sequence[Any]) -> list[Result]:
     return [((*shape[:axis], *given[1].shape, *shape[axis + 1 :]), given[0].dtype)]
 
 
-def _gather_elements(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(given[1].shape, given[0].dtype)]
-
-
 def _gather_nd(node: Node, given: Sequence[Any]) -> list[Result]:
     batch = node.attributes.get("batch_dims", 0)
     shape, index = given[0].shape, given[1].shape
@@ -303,19 +287,19 @@ def _gather_nd(node: Node, given: Sequence[Any]) -> list[Result]:
 
 
 def _expand(node: Node, given: Sequence[Any]) -> list[Result]:
-    wanted = tuple(given[1].known.reshape(-1).tolist())
+    wanted = tuple(_whole(given[1]))
     return [(np.broadcast_shapes(given[0].shape, wanted), given[0].dtype)]
 
 
 def _tile(node: Node, given: Sequence[Any]) -> list[Result]:
-    repeats = given[1].known.reshape(-1).tolist()
+    repeats = _whole(given[1])
     sizes = (size * count for size, count in zip(given[0].shape, repeats, strict=True))
     return [(tuple(sizes), given[0].dtype)]
 
 
 def _pad(node: Node, given: Sequence[Any]) -> list[Result]:
     shape = list(given[0].shape)
-    pads = given[1].known.reshape(-1).tolist()
+    pads = _whole(given[1])
     axes = _axes(node, given, 3, len(shape)) or list(range(len(shape)))
     for place, axis in enumerate(axes):
         shape[axis] += pads[place] + pads[len(axes) + place]
@@ -329,7 +313,7 @@ def _range(node: Node, given: Sequence[Any]) -> list[Result]:
 
 def _filled(node: Node, given: Sequence[Any]) -> list[Result]:
     value = node.attributes.get("value")
-    shape = tuple(given[0].known.reshape(-1).tolist())
+    shape = tuple(_whole(given[0]))
     return [(shape, "float32" if value is None else value.dtype)]
 
 
@@ -344,7 +328,7 @@ def _constant(node: Node, given: Sequence[Any]) -> list[Result]:
 def _one_hot(node: Node, given: Sequence[Any]) -> list[Result]:
     shape = list(given[0].shape)
     axis = node.attributes.get("axis", -1)
-    depth = int(given[1].known.reshape(-1)[0])
+    depth = int(_whole(given[1])[0])
     shape.insert(axis % (len(shape) + 1), depth)
     return [(tuple(shape), given[2].dtype)]
 
@@ -363,14 +347,6 @@ def _quantize(node: Node, given: Sequence[Any]) -> list[Result]:
     return [(given[0].shape, "uint8" if zero is None else zero.dtype)]
 
 
-def _dequantize(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(given[0].shape, given[1].dtype)]
-
-
-def _dynamic_quantize(node: Node, given: Sequence[Any]) -> list[Result]:
-    return [(given[0].shape, "uint8"), ((), "float32"), ((), "uint8")]
-
-
 def _each(names: str, rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
@@ -382,25 +358,32 @@ RULES: Mapping[str, Rule] = {
         _same,
     ),
     **_each("Add And Div Max Min Mul Or Pow Sub Sum Where", _broadcast),
-    **_each("Equal Greater GreaterOrEqual IsNaN Less LessOrEqual", _compare),
+    **_each(
+        "Equal Greater GreaterOrEqual IsNaN Less LessOrEqual",
+        lambda node, given: [(_broadcast(node, given)[0][0], "bool")],
+    ),
     **_each("ReduceMax ReduceMean ReduceMin ReduceSum", _reduce),
     "ArgMax": _arg_max,
-    "Cast": _cast,
+    "Cast": lambda node, given: [(given[0].shape, DTYPES[node.attributes["to"]])],
     "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _filled,
     "Conv": conv,
-    "DequantizeLinear": _dequantize,
-    "DynamicQuantizeLinear": _dynamic_quantize,
+    "DequantizeLinear": lambda node, given: [(given[0].shape, given[1].dtype)],
+    "DynamicQuantizeLinear": lambda node, given: [
+        (given[0].shape, "uint8"),
+        ((), "float32"),
+        ((), "uint8"),
+    ],
     "Einsum": einsum,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
-    "GatherElements": _gather_elements,
+    "GatherElements": lambda node, given: [(given[1].shape, given[0].dtype)],
     "GatherND": _gather_nd,
     "Gemm": gemm,
     "MatMul": mat_mul,
-    "MatMulInteger": mat_mul_integer,
+    "MatMulInteger": lambda node, given: [(mat_mul(node, given)[0][0], "int32")],
     "MatMulNBits": mat_mul_groups,
     "OneHot": _one_hot,
     "Pad": _pad,

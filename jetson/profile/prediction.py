@@ -57,7 +57,7 @@ def add_prediction(
         threads=None if place.modes else record["engine"]["threads"],
     )
     record["predicted"] = forecast.to_json()
-    record["comparison"] = list(compare_with_plan(record, record["predicted"]))
+    record["comparison"] = list(compare_with_forecast(record, record["predicted"]))
 
 
 def _no_mode(name: str, mode: str | None) -> None:
@@ -86,7 +86,7 @@ def _set_mode(record: Mapping[str, Any], place: Target) -> str:
     return found
 
 
-def compare_with_plan(
+def compare_with_forecast(
     record: Mapping[str, Any], forecast: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yields rows of quantity, unit, predicted, measured and ratio."""
@@ -119,10 +119,10 @@ def _times(record: Mapping[str, Any], forecast: Mapping[str, Any]) -> Iterator[d
     most = max(steps, key=lambda phase: phase["count"], default=None)
     found = planned.get(graph_key(most["graph"], most["dims"])) if most else None
     if found is not None:
-        outside = sum(
+        around = sum(
             summary["stages_ms"][name]["median"] for name in ("sampling", "host")
         ) / _median_nfe(record)
-        yield _row("sampling and host, per run", "ms", found["outside_ms"], outside)
+        yield _row("sampling and host, per run", "ms", found["outside_ms"], around)
         speed = summary["figures"]["tokens_per_s"]["median"]
         yield _row("tokens per second", "tokens/s", found["tokens_per_s"], speed)
         if record.get("energy") and found["joules_per_token"]:

@@ -95,7 +95,8 @@ class Profiler:
         self.runs: list[TextRun] = []
         self.settled_runs: list[TextRun] = []
         """Texts whose stages were waited for one by one; none where runs are synchronous."""
-        self._settings: Mapping[str, Any] = {}
+        self.settings: Mapping[str, Any] = {}
+        """Overrides of the bundle's decoding settings; known once the bundle is open."""
         self._prompts: tuple[str, ...] = options.prompts or ()
         self._settle: Callable[[], None] | None = None
         self._spans: list[dict[str, Any]] = []
@@ -199,7 +200,7 @@ class Profiler:
             expect_sha256=options.expect_sha256,
             progress=self._progress,
         )
-        self._settings = with_chosen_rule("dlm-profile", pipeline, options.settings)
+        self.settings = with_chosen_rule("dlm-profile", pipeline, options.settings)
         if options.prompts is None:
             self._prompts = self._fitting(pipeline, DEFAULT_PROMPTS)
         engines = pipeline.engines
@@ -211,7 +212,7 @@ class Profiler:
             "threads": engines.threads,
         }
         self.record["settings"] = {
-            "decoding": pipeline.settings(**self._settings).to_json(),
+            "decoding": pipeline.settings(**self.settings).to_json(),
             "seed": options.seed,
             "runs": options.runs,
             "warm_up": options.warm_up,
@@ -222,18 +223,13 @@ class Profiler:
 
     def _fitting(self, pipeline: Pipeline, prompts: Sequence[str]) -> tuple[str, ...]:
         """Returns the prompts that fit, the empty one always; ConfigError for unfit settings."""
-        pipeline.generate("", max_tokens=1, **self._settings)
+        pipeline.generate("", max_tokens=1, **self.settings)
         found = []
         for prompt in prompts:
             with contextlib.suppress(ConfigError):
-                pipeline.generate(prompt, max_tokens=1, **self._settings)
+                pipeline.generate(prompt, max_tokens=1, **self.settings)
                 found.append(prompt)
         return tuple(found)
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Overrides of the bundle's decoding settings; known once the bundle is open."""
-        return self._settings
 
     def generate(
         self,
@@ -252,7 +248,7 @@ class Profiler:
             seed=options.seed,
             sample_index=sample_index,
             max_tokens=options.max_tokens,
-            settings=self._settings if settings is None else settings,
+            settings=self.settings if settings is None else settings,
             settle=self._settle,
         )
         if pipeline is self.pipeline:

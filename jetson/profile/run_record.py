@@ -60,6 +60,11 @@ class TextRun:
     text: str
 
     @property
+    def text_nfe(self) -> int:
+        """Runs that made text: prefill left out, commits of finished blocks counted."""
+        return sum(step.phase != "prefill" for step in self.steps)
+
+    @property
     def tokens_per_s(self) -> float:
         """New tokens per second of the whole text."""
         return self.num_tokens / self.total_s if self.total_s else 0.0
@@ -208,9 +213,9 @@ def summarise(runs: Sequence[TextRun]) -> dict[str, Any]:
         "tokens_per_s": spread([run.tokens_per_s for run in runs], "tokens/s"),
         "first_token_ms": spread([run.first_s * 1e3 for run in runs if run.num_tokens], "ms"),
         "first_block_ms": spread([run.first_block_s * 1e3 for run in blockwise], "ms"),
-        "ms_per_nfe": spread([_ms_per_nfe(run) for run in runs if run.nfe], "ms"),
+        "ms_per_nfe": spread([run.total_s * 1e3 / run.nfe for run in runs if run.nfe], "ms"),
         "engine_ms_per_step": spread([step.engine * 1e3 for step in steps], "ms"),
-        "nfe_per_block": spread([_text_nfe(run) / run.num_blocks for run in blockwise], "runs"),
+        "nfe_per_block": spread([run.text_nfe / run.num_blocks for run in blockwise], "runs"),
         "tokens_per_nfe": spread([r.num_tokens / r.nfe for r in runs if r.nfe], "tokens"),
     }
     stages = {name: spread([run.stages[name] * 1e3 for run in runs], "ms") for name in STAGES}
@@ -220,15 +225,6 @@ def summarise(runs: Sequence[TextRun]) -> dict[str, Any]:
         "stage_share": _shares(runs),
         "phases": _phases(runs),
     }
-
-
-def _ms_per_nfe(run: TextRun) -> float:
-    return run.total_s * 1e3 / run.nfe
-
-
-def _text_nfe(run: TextRun) -> int:
-    """Runs that made text: prefill left out, commits of finished blocks counted."""
-    return sum(step.phase != "prefill" for step in run.steps)
 
 
 def _shares(runs: Sequence[TextRun]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from ...runtime.families.table import (
     rules_of,
 )
 from ...runtime.measure.judge import Judge
-from ...runtime.measure.word_figures import ngrams, word_entropy
+from ...runtime.measure.word_figures import repetition, word_entropy
 from ...runtime.pipeline import Pipeline
 from .profile import Profiler
 from .run_record import TextRun
@@ -135,8 +135,8 @@ class JudgedTexts:
     """95 % over texts; None: fewer than two."""
     entropy: float
     """Of words, in nats, mean over texts."""
-    distinct_4: float
-    """Share of a text's four-word sequences that are different, mean over texts."""
+    repetition: float | None
+    """Share of a text's runs of four words that occurred in it before, mean over texts."""
     num_texts: int
     num_scored: int
     """Texts long enough for the judge, or part of what was long enough together."""
@@ -155,17 +155,11 @@ def measure_quality(texts: Sequence[str], judge: Judge) -> JudgedTexts:
         bits_per_char=fmean(bits) if bits else whole,
         half_width=1.96 * stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else None,
         entropy=fmean([word_entropy(each) for each in words] or [0.0]),
-        distinct_4=fmean([distinct(each, 4) for each in words] or [0.0]),
+        repetition=repetition(words),
         num_texts=len(texts),
         num_scored=len(bits) if whole is None else len(texts),
         together=whole is not None,
     )
-
-
-def distinct(words: Sequence[str], size: int) -> float:
-    """Returns the share of word sequences of this size that are different; 0 without any."""
-    grams = ngrams(words, size)
-    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 class Sweep:
@@ -182,12 +176,7 @@ class Sweep:
         judge: Pipeline | None,
         progress: Callable[[str, int, int], None],
     ) -> None:
-        """Lists the cells; ConfigError for a block that the bundle has not.
-
-        Args:
-            prompts: continued in turn.
-            judge: reads the texts; None: the bundle itself.
-        """
+        """Lists the cells; ConfigError for a block that the bundle has not."""
         self._profiler, self._pipeline, self._progress = profiler, pipeline, progress
         self._prompts, self._num_texts = prompts, num_texts
         self._judge = Judge(judge or pipeline)
@@ -272,17 +261,14 @@ class Sweep:
             text = self._prompts[prompt]
             runs.append(self._profiler.generate(pipeline, text, prompt, number, settings))
         effective = pipeline.settings(**settings).to_json()
+        nfe = max(1, sum(run.nfe for run in runs))
         cell: dict[str, Any] = {
             "settings": effective,
             "threads": pipeline.engines.threads,
             "flags": flags(settings, pipeline.engines.threads),
             "tokens_per_s": round(median(run.tokens_per_s for run in runs), 3),
-            "tokens_per_nfe": round(
-                sum(run.num_tokens for run in runs) / max(1, sum(run.nfe for run in runs)), 4
-            ),
-            "ms_per_nfe": round(
-                1e3 * sum(run.total_s for run in runs) / max(1, sum(run.nfe for run in runs)), 4
-            ),
+            "tokens_per_nfe": round(sum(run.num_tokens for run in runs) / nfe, 4),
+            "ms_per_nfe": round(1e3 * sum(run.total_s for run in runs) / nfe, 4),
             "texts_sha256": _sha256(run.text for run in runs),
         }
         if judged:
@@ -306,17 +292,15 @@ def _plain(pipeline: Pipeline) -> str:
 
 def flags(settings: Mapping[str, Any], threads: int) -> str:
     """Returns the options of `dlm-run` that decode like this."""
-    words = []
-    for name, value in settings.items():
-        words += [decoding_flags()[name], str(value)]
-    return " ".join([*words, "--threads", str(threads)])
+    given = (f"{decoding_flags()[name]} {value} " for name, value in settings.items())
+    return f"{''.join(given)}--threads {threads}"
 
 
 def mark_frontier(cells: Sequence[dict[str, Any]]) -> None:
     """Sets `frontier` on every judged cell that no other beats in both speed and bits.
 
     Cells that wrote equal texts in as many graph runs are one point, at their median speed, since
-    only noise tells them apart; all but the first get `same_as`, its flags.
+    they differ by noise only; all but the first get `same_as`, its flags.
     """
     for cell in cells:
         cell["frontier"] = False

@@ -9,16 +9,8 @@ from typing import Any
 from ...runtime.errors import DataError, brief
 from ...runtime.files import parse_json
 from ..profile.profile import SCHEMA
+from .table import FIGURES
 
-_FIGURES = (
-    ("tokens/s", "tokens_per_s"),
-    ("ms per graph run", "ms_per_nfe"),
-    ("engine ms per step", "engine_ms_per_step"),
-    ("tokens per graph run", "tokens_per_nfe"),
-    ("graph runs per block", "nfe_per_block"),
-    ("ms to first token", "first_token_ms"),
-    ("ms to first block", "first_block_ms"),
-)
 _FACTS = (
     ("bundle", ("bundle", "name")),
     ("precision", ("bundle", "precision")),
@@ -39,11 +31,7 @@ _NUMBERS = (
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Reads a run's JSON.
-
-    Raises:
-        DataError: Missing, not JSON, or not what this version writes.
-    """
+    """Reads a run's JSON; raises DataError."""
     try:
         found = parse_json(path.read_bytes())
     except OSError as error:
@@ -68,7 +56,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[list[An
         a, b = _at(first, path), _at(second, path)
         if a is not None or b is not None:
             rows.append([label, _word(a), _word(b), None])
-    for label, name in _FIGURES:
+    for name, label in FIGURES:
         path = ("summary", "figures", name)
         a, b = _at(first, path), _at(second, path)
         if a and b and a["count"] and b["count"]:

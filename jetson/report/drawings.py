@@ -1,7 +1,7 @@
 """The plots of a run: each takes matplotlib's figure class and plain data, and says it in words.
 
 Knows no page and imports no plotting library. Colours are those of Okabe and Ito, which readers of
-every colour vision tell apart.
+every colour vision can distinguish.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from ..profile.run_record import STAGES
 
 FIGURES = (
     ("tokens_per_s", "tokens/s"),
-    ("ms_per_nfe", "ms per graph run, all told"),
+    ("ms_per_nfe", "ms per graph run, all included"),
     ("engine_ms_per_step", "ms per step, engine only"),
     ("tokens_per_nfe", "tokens per graph run"),
     ("nfe_per_block", "graph runs per block"),
@@ -53,7 +53,7 @@ def warnings(record: Mapping[str, Any]) -> Iterator[str]:
     if not record["complete"]:
         yield f"INTERRUPTED: {len(record.get('runs', ()))} texts were measured"
     for line in record.get("throttling", ()):
-        yield f"THROTTLED: {line}"
+        yield f"THROTTLED: {line}; the figures are those of cooling or supply, not of the model"
     for line in record.get("foreign", ()):
         yield f"ANOTHER TARGET: {line}"
     for line in record.get("crowding", ()):

@@ -61,7 +61,7 @@ def missing_kinds(sensors: list[Sensor]) -> list[str]:
     if "temperature" not in kinds:
         lines.append("temperature: no thermal zone can be read")
     if not kinds & {"throttle", "events"}:
-        lines.append("throttling: no alert and no counter in sysfs; clocks must tell")
+        lines.append("throttling: no alert and no counter in sysfs; only clocks show it")
     return lines
 
 

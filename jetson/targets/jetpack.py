@@ -11,7 +11,7 @@ _NOTES = "OE4T/meta-tegra docs/release-notes"
 
 _CORE = "OE4T/meta-tegra scarthgap: cuda-cudart_12.6.68, tensorrt-core_10.3.0.30"
 _THOR = "developer.nvidia.com/embedded/jetpack/downloads/archive-7.1"
-_ROWS: tuple[tuple[Any, ...], ...] = (
+_ROWS = (
     ("6.0", "36.3.0", "3.10", "12.2", "8.6.2", True,
      "too old: TensorRT 10.3 is the oldest that this package builds with",
      f"{_NOTES}/JetPack-6.0-L4T-R36.3.0-Notes.md; jetson-containers, TensorRT table"),
@@ -31,7 +31,13 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
      "public dump of an Orin Nano Super, 2026-09-19"),
 )  # fmt: skip
 _COLUMNS = tuple(field.name for field in fields(JetPack))
-JETPACKS = tuple(JetPack(**dict(zip(_COLUMNS, row, strict=True))) for row in _ROWS)
+
+
+def _jetpack(row: tuple[Any, ...]) -> JetPack:
+    return JetPack(**dict(zip(_COLUMNS, row, strict=True)))
+
+
+JETPACKS = tuple(map(_jetpack, _ROWS))
 """Oldest first."""
 
 

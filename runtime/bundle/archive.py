@@ -11,7 +11,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -60,11 +60,15 @@ def reading() -> Iterator[None]:
         raise damaged(f"the bundle cannot be read as a zip ({reason!r})") from error
 
 
-def hash_file(handle: BinaryIO) -> Member:
-    """Returns the size and SHA-256 of an open file, from its start."""
-    digest, size = hashlib.sha256(), 0
+def hash_file(handle: BinaryIO) -> str:
+    """Returns the SHA-256 of an open file, from its start."""
     handle.seek(0)
-    while chunk := handle.read(CHUNK):
+    return _described(iter(lambda: handle.read(CHUNK), b"")).sha256
+
+
+def _described(chunks: Iterable[bytes]) -> Member:
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
         digest.update(chunk)
         size += len(chunk)
     return Member(sha256=digest.hexdigest(), size=size)
@@ -89,7 +93,7 @@ def open_archive(handle: BinaryIO, max_members: int) -> zipfile.ZipFile:
     entries = archive.infolist()
     names = {info.filename for info in entries}
     if len(names) != len(entries):
-        raise damaged("a member name stands twice")
+        raise damaged("a member name occurs twice")
     if not 1 <= len(entries) <= max_members:
         raise damaged(f"wanted 1 to {max_members} members, found {len(entries)}")
     for info in entries:
@@ -118,7 +122,7 @@ def check_directory(
     found = set(sizes) - set(others)
     if found != set(members):
         odd = sorted(found ^ set(members))[0]
-        raise damaged(f"member {odd[:60]!r} stands in the manifest or in the file, not in both")
+        raise damaged(f"member {odd[:60]!r} is in the manifest or in the file, not in both")
     for name, member in members.items():
         if sizes[name] != member.size:
             raise damaged(f"{name} must have {member.size} bytes, the file states {sizes[name]}")
@@ -161,11 +165,7 @@ def _source(content: bytes | Path) -> Iterator[bytes]:
 
 def describe(content: bytes | Path) -> Member:
     """Returns the size and SHA-256 of bytes or of a file."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in _source(content):
-        digest.update(chunk)
-        size += len(chunk)
-    return Member(sha256=digest.hexdigest(), size=size)
+    return _described(_source(content))
 
 
 def _size(content: bytes | Path) -> int:
@@ -192,7 +192,7 @@ def write_archive(
 ) -> None:
     """Writes a zip beside `path` and renames it there; the same members give the same bytes.
 
-    `progress` is told how many of the members' bytes are written.
+    `progress` gets how many of the members' bytes are written.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind, `path` is untouched.

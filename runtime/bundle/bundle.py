@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import BundleError
-from ..files import parse_json
+from ..files import writing
 from .archive import (
     check_directory,
-    damaged,
     describe,
     hash_file,
     open_archive,
@@ -29,7 +28,7 @@ from .archive import (
     write_archive,
 )
 from .manifest import Manifest
-from .manifest_check import MANIFEST_NAME, TOKENIZER_NAME
+from .manifest_check import MANIFEST_NAME
 from .manifest_json import MAX_MEMBERS, manifest_from_json, manifest_to_json
 from .unpack import known_entry, make_entry
 
@@ -57,22 +56,6 @@ class Bundle:
         if name not in self.manifest.members:
             raise BundleError(f"{self.path.name} has no member {name}: export it again")
         return self.folder / name
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The unpacked `tokenizer.json`."""
-        return self.member(TOKENIZER_NAME)
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """Parity and quality figures from `report.json`; BundleError if it is not readable."""
-        try:
-            report = parse_json(self.member(REPORT_NAME).read_bytes())
-        except (ValueError, OSError) as error:
-            raise damaged(f"{REPORT_NAME} cannot be read") from error
-        if not isinstance(report, dict):
-            raise damaged(f"{REPORT_NAME} is no JSON object")
-        return report
 
     @property
     def weights_bytes(self) -> int:
@@ -106,21 +89,16 @@ def write_bundle(
     Args:
         manifest: Its `members` is filled in here.
         members: Member name → bytes, or a file to copy.
-        progress: Told of bytes written.
 
     Raises:
         BundleError: The manifest is unsound, or the file cannot be written.
     """
     described = {name: describe(content) for name, content in members.items()}
     text = manifest_to_json(replace(manifest, members=described))
-    try:
+    with writing(path, "free some space or choose another place", BundleError):
         write_archive(path, {MANIFEST_NAME: text, **dict(sorted(members.items()))}, progress)
         with path.open("rb") as handle:
-            return hash_file(handle).sha256
-    except OSError as error:
-        raise BundleError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another place"
-        ) from error
+            return hash_file(handle)
 
 
 def holds_bundle(path: str | Path) -> bool:
@@ -176,7 +154,7 @@ def open_bundle(path: str | Path, *, expect_sha256: str | None = None) -> Bundle
         check_directory(archive, manifest.members, (MANIFEST_NAME,))
         entry = None if expect_sha256 else known_entry(path, handle, text, manifest)
         if entry is None:
-            digest = hash_file(handle).sha256
+            digest = hash_file(handle)
             if expect_sha256 and digest != expect_sha256.strip().lower():
                 raise BundleError(
                     f"{path.name} has SHA-256 {digest}, wanted {expect_sha256[:64]}: this is not "

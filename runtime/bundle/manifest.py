@@ -1,6 +1,6 @@
 """The contract between the desktop and the device: what a bundle says about itself.
 
-Only plain data stands here, so that both sides (and a test without either) can read it. Knows no
+Plain data only, so that both sides (and a test without either) can read it. Knows no
 family: `family` is a name that each side looks up in its own table.
 """
 
@@ -94,7 +94,7 @@ class GraphSpec:
 
     @property
     def key(self) -> GraphKey:
-        """What tells shapes apart: the graph's name and its dimensions in order."""
+        """What identifies a shape: the graph's name and its dimensions in order."""
         return graph_key(self.name, self.dims)
 
     @property

@@ -48,7 +48,7 @@ def _walk(
             pair = {key: (a, b) for key, kind, a, b in fields(data, start, stop) if kind == BYTES}
             texts = [bytes(data[slice(*pair.get(key, (0, 0)))]).decode() for key in (1, 2)]
             if texts[0] in entries:
-                raise ValueError("an external_data key that stands twice")
+                raise ValueError("an external_data key that occurs twice")
             entries[texts[0]] = texts[1]
         elif child is not None:
             yield from _walk(data, child, start, stop, depth + 1)

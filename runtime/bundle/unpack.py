@@ -29,7 +29,7 @@ from .onnx_scan import check_external_data
 SMALL_BYTES = 2 << 20
 """Members up to this size are hashed at every load, larger ones when they are unpacked."""
 MAX_GRAPH_BYTES = 64 << 20
-"""Of an ONNX file itself: its weights lie outside and may be larger."""
+"""Of an ONNX file itself: its weights are in another file and may be larger."""
 
 
 def _folder(name: str) -> Path:

@@ -6,13 +6,11 @@ import sys
 
 import click
 
-from ..engines import BuildSettings
 from ..errors import EngineError
 from ..measure.board_report import board_report, write_report
-from ..pipeline import Pipeline
 from .common import note, print_json
 from .options import RunOptions
-from .progress import ProgressLine
+from .text import load
 
 _NAME = "dlm-run"
 
@@ -25,27 +23,13 @@ def report(options: RunOptions) -> None:
         DataError: It cannot be written.
     """
     assert options.report_path is not None
-    line, notes = ProgressLine(), []
-
-    def load() -> Pipeline:
-        try:
-            return Pipeline.load(
-                options.bundle,
-                engine=options.engine,
-                threads=options.threads,
-                expect_sha256=options.expect_sha256,
-                build=BuildSettings(weakly_typed=options.weak_types),
-                note=notes.append,
-                report=line.show_share,
-            )
-        finally:
-            line.wipe()
+    notes: list[str] = []
 
     def say(part: str) -> None:
         if options.verbose or sys.stderr.isatty():
             note(_NAME, part)
 
-    found = board_report(load, notes, say)
+    found = board_report(lambda: load(options, notes.append), notes, say)
     write_report(found, options.report_path)
     if options.as_json:
         print_json(found)

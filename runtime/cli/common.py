@@ -79,6 +79,7 @@ class DlmCommand(click.Command):
         settings["context_settings"] = {
             "help_option_names": ["-h", "--help"],
             "max_content_width": 100,
+            "show_default": True,
             **(settings.get("context_settings") or {}),
         }
         super().__init__(*args, **settings)
@@ -316,7 +317,13 @@ def common_options(function: _Function) -> _Function:
             is_flag=True,
             help="Print one JSON object to stdout instead of text.",
         ),
-        click.option("-v", "--verbose", count=True, help="Say more on stderr; may be repeated."),
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            help="Say more on stderr; may be repeated.",
+        ),
         click.option(
             "--debug",
             is_flag=True,
@@ -326,6 +333,15 @@ def common_options(function: _Function) -> _Function:
         ),
         click.version_option(__version__, help="Print the version and end."),
     )(function)
+
+
+PROMPT_FILE = click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin.")
+SEED = click.option("--seed", default=0, help="Equal seeds give equal texts.")
+EXPECT_SHA256 = click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle.")
+ENGINE = click.option("--engine", default="auto", help="auto, onnxruntime, tensorrt.")
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores, 8 at most]"
+)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

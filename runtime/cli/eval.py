@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +10,17 @@ import click
 
 from ..errors import DataError
 from ..process import peak_rss_mib
-from .common import DlmCommand, common_options, print_json
-from .progress import ProgressLine
+from .common import ENGINE, EXPECT_SHA256, THREADS, DlmCommand, common_options, print_json
+from .progress import bar
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
-    from ..text.framing import Framing
-    from ..text.tokenizer import Tokenizer
 
 _NAME = "dlm-eval"
 _OTHER_FORMATS = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 
 
-@click.command(_NAME, cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command(_NAME, cls=DlmCommand)
 @click.argument("model", metavar="MODEL.dlm")
 @click.option(
     "--data", required=True, metavar="FILE", help="UTF-8 text, <|endoftext|> between documents."
@@ -32,24 +28,22 @@ _OTHER_FORMATS = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N documents.")
 @click.option("--block", type=click.IntRange(min=1), help="Positions denoised together.")
 @click.option("--context", type=click.IntRange(min=2), help="Tokens per window.")
-@click.option("--seed", default=0, show_default=True, help="Equal seeds give equal masks.")
+@click.option("--seed", default=0, help="Equal seeds give equal masks.")
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.01,
-    show_default=True,
     help="Draw until perplexity is known this well (relative, 95 %) ...",
 )
 @click.option(
     "--max-samples",
     type=click.IntRange(min=4),
     default=64,
-    show_default=True,
     help="... or so many masks of each text are drawn.",
 )
-@click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime or tensorrt.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
-@click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle.")
+@ENGINE
+@THREADS
+@EXPECT_SHA256
 @common_options
 def main(
     model: str,
@@ -68,16 +62,11 @@ def main(
     that two bundles of one model compare in pairs. Models that write from left to right are
     exact.
     """
-    from ..measure.eval_figures import eval_line
+    from ..measure.evaluate import eval_line
     from .load import load_pipeline
 
     with load_pipeline(
-        _NAME,
-        model,
-        engine=engine,
-        threads=threads,
-        expect_sha256=expect_sha256,
-        verbose=verbose,
+        _NAME, model, engine=engine, threads=threads, expect_sha256=expect_sha256, verbose=verbose
     ) as loaded:
         report = evaluate_file(loaded, data, limit, **measure)
     if as_json:
@@ -103,57 +92,39 @@ def evaluate_file(
         DataError: a file that is no text, or too short.
         ConfigError: a block or context that the bundle has not.
     """
-    import numpy as np
+    from ..measure.evaluate import evaluate_documents
+    from ..text.documents import by_document, file_sha256, read_pieces
 
-    from ..measure.eval_figures import eval_figures
-    from ..measure.evaluate import evaluate_ids
-    from ..text.documents import file_sha256
-
-    manifest, tokenizer = pipeline.manifest, pipeline.tokenizer
-    model = pipeline.model
-    block_size = model.family.windows(manifest, model.specs, block).block
-    begin = time.perf_counter()
-    stream = list(_stream(data, limit, tokenizer, manifest.framing))
-    ids = np.array(stream, np.int64)
-    bar = ProgressLine()
-    try:
-        result = evaluate_ids(
-            model,
-            ids,
+    _require_plain_text(data)
+    # Encoded in pieces, as in training: a whole document takes many times its size.
+    documents = islice(by_document(read_pieces(data)), limit)
+    with bar() as show:
+        figures = evaluate_documents(
+            pipeline.model,
+            pipeline.tokenizer,
+            documents,
             context=context,
-            block_size=block_size,
+            block_size=block,
             seed=seed,
             relative_half_width=margin,
             max_samples=max_samples,
-            progress=bar.show,
+            progress=show,
         )
-    finally:
-        bar.wipe()
     return {
-        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
-        "engine": pipeline.engines.name,
-        "precision": manifest.precision,
-        "block": block_size,
-        "seed": seed,
+        **figures,
         "data_sha256": file_sha256(data),
         "bundle_sha256": pipeline.bundle.sha256,
-        "seconds": time.perf_counter() - begin,
         "peak_rss_mib": peak_rss_mib(),
     }
 
 
-def _stream(data: str, limit: int | None, tokenizer: Tokenizer, framing: Framing) -> Iterator[int]:
-    from ..text.documents import by_document, read_pieces
-
+def _require_plain_text(data: str) -> None:
     suffix = Path(data).suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise DataError(
             f"data file {data} is {suffix}, wanted plain text; write its documents to a .txt file "
             "with <|endoftext|> between them"
         )
-    # Encoded in pieces, as in training: a whole one takes many times its size.
-    for texts in islice(by_document(read_pieces(data)), limit):
-        yield from framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
 
 
 if __name__ == "__main__":

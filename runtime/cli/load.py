@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ def load_pipeline(
     expect_sha256: str | None,
     verbose: int,
     weak_types: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Pipeline:
-    """Loads a bundle for a command, and says what there is to say on stderr."""
+    """Loads a bundle for a command; `say` gets what there is to say, stderr if it is None."""
     line = ProgressLine()
 
-    def say(text: str) -> None:
+    def say_here(text: str) -> None:
         line.wipe()
         note(command, text)
 
@@ -38,7 +39,7 @@ def load_pipeline(
             threads=threads,
             expect_sha256=expect_sha256,
             build=BuildSettings(weakly_typed=weak_types),
-            note=say,
+            note=say or say_here,
             report=line.show_share,
         )
     finally:

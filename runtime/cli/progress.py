@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 _WIDTH = 30
@@ -28,8 +30,6 @@ class ProgressLine:
         """Draws how far a part is; ten times a second at most while it is the same part.
 
         Args:
-            done: of the part.
-            planned: all of it, in the same unit.
             what: the part's name; each has a clock of its own.
         """
         now = time.monotonic()
@@ -51,7 +51,7 @@ class ProgressLine:
         self._out.flush()
 
     def show_share(self, share: float, what: str) -> None:
-        """As `show`, for a part that tells its share from 0 to 1: the build of a plan."""
+        """As `show`, for a part that gives its share from 0 to 1: the build of a plan."""
         self.show(share, 1.0, what)
 
     def wipe(self) -> None:
@@ -60,3 +60,13 @@ class ProgressLine:
             self._out.write("\r\x1b[K")
             self._out.flush()
             self._what = None
+
+
+@contextmanager
+def bar() -> Iterator[Callable[..., None]]:
+    """Gives `ProgressLine.show` (done, total, what); the line is wiped at the end."""
+    line = ProgressLine()
+    try:
+        yield line.show
+    finally:
+        line.wipe()

@@ -12,7 +12,17 @@ from typing import Any
 
 import click
 
-from .common import DlmCommand, Section, common_options, grouped
+from .common import (
+    ENGINE,
+    EXPECT_SHA256,
+    PROMPT_FILE,
+    SEED,
+    THREADS,
+    DlmCommand,
+    Section,
+    common_options,
+    grouped,
+)
 from .decoding import decoding_options
 from .options import read_options
 
@@ -24,7 +34,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
             Section("Input"),
             click.option("-m", "--model", metavar="MODEL.dlm", help="The bundle."),
             click.option("-p", "--prompt", metavar="TEXT", help="The prompt."),
-            click.option("--prompt-file", metavar="FILE", help="One prompt per line; - is stdin."),
+            PROMPT_FILE,
             click.option(
                 "--slide",
                 is_flag=True,
@@ -52,7 +62,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 metavar="TEXT",
                 help="System message: instructions before the first turn of a chat.",
             ),
-            click.option("--expect-sha256", metavar="HEX", help="Refuse any other bundle."),
+            EXPECT_SHA256,
         ),
         grouped(
             Section("Output"),
@@ -63,24 +73,16 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 help="New tokens at most.  [default: 256 or what fits]",
             ),
             click.option("--stop", multiple=True, help="End before this text; may be repeated."),
-            click.option(
-                "--num-samples", type=whole, default=1, show_default=True, help="Texts per prompt."
-            ),
-            click.option(
-                "--seed", default=0, show_default=True, help="Equal seeds give equal texts."
-            ),
+            click.option("--num-samples", type=whole, default=1, help="Texts per prompt."),
+            SEED,
             click.option("--watch", is_flag=True, help="Show the canvas while it denoises."),
             click.option("--watch-delay", type=click.FloatRange(min=0), help="Seconds per step."),
         ),
         decoding_options(),
         grouped(
             Section("Engine"),
-            click.option(
-                "--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."
-            ),
-            click.option(
-                "--threads", type=whole, help="CPU threads.  [default: all cores, 8 at most]"
-            ),
+            ENGINE,
+            THREADS,
             click.option(
                 "--build", is_flag=True, help="Build the bundle's TensorRT plans, if none."
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -25,6 +25,8 @@ from .options import RunOptions, read_piped_prompt, read_prompts
 
 _NAME = "dlm-run"
 _MIB = 1 << 20
+_PLAIN = ("family", "precision", "target", "vocab_size", "max_position")
+_NESTED = ("model", "noise_schedule", "decoding", "provenance")
 
 
 def generate(options: RunOptions) -> None:
@@ -62,7 +64,7 @@ def tolerate_stdout() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def load(options: RunOptions) -> Pipeline:
+def load(options: RunOptions, say: Callable[[str], None] | None = None) -> Pipeline:
     """Opens what the options name; raises DlmError."""
     return load_pipeline(
         _NAME,
@@ -70,8 +72,9 @@ def load(options: RunOptions) -> Pipeline:
         engine=options.engine,
         threads=options.threads,
         expect_sha256=options.expect_sha256,
-        verbose=options.verbose,
+        verbose=0 if say else options.verbose,
         weak_types=options.weak_types,
+        say=say,
     )
 
 
@@ -222,16 +225,8 @@ def show_info(options: RunOptions) -> None:
     path = default_bundle_path() if options.bundle is None else options.bundle
     bundle = open_bundle(path, expect_sha256=options.expect_sha256)
     manifest = bundle.manifest
-    shapes = [
-        {
-            "name": g.name,
-            "dims": dict(g.dims),
-            "purpose": g.purpose,
-            "block": g.block,
-            "precision": g.precision,
-        }
-        for g in manifest.graphs
-    ]
+    names = ("name", "dims", "purpose", "block", "precision")
+    shapes = [{name: getattr(graph, name) for name in names} for graph in manifest.graphs]
     conditions = {
         role: " or ".join(sorted({f"{tensor.dtype} {tensor.shape}" for _, tensor in inputs}))
         for role, inputs in condition_inputs(manifest.graphs).items()
@@ -240,18 +235,11 @@ def show_info(options: RunOptions) -> None:
         "path": str(path),
         "sha256": bundle.sha256,
         "size_mib": round(path.stat().st_size / _MIB, 2),
-        "family": manifest.family,
-        "precision": manifest.precision,
-        "target": manifest.target,
-        "vocab_size": manifest.vocab_size,
-        "max_position": manifest.max_position,
+        **{name: getattr(manifest, name) for name in _PLAIN},
         "block_sizes": list(manifest.block_sizes),
         "conditions": conditions,
         "graphs": shapes,
-        "model": dict(manifest.model),
-        "noise_schedule": dict(manifest.noise_schedule),
-        "decoding": dict(manifest.decoding),
-        "provenance": dict(manifest.provenance),
+        **{name: dict(getattr(manifest, name)) for name in _NESTED},
     }
     if options.as_json:
         print_json(facts)
@@ -276,11 +264,7 @@ def _brief(facts: Mapping[str, Any]) -> str:
 
 
 def check(options: RunOptions) -> None:
-    """Replays the bundle's golden vectors on this engine.
-
-    Raises:
-        EngineError: they do not agree, so that the command ends with 1.
-    """
+    """Replays the bundle's golden vectors on this engine; raises EngineError."""
     from ..measure.check import check_bundle
 
     with load(options) as pipeline:

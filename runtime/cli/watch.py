@@ -1,7 +1,7 @@
 """Shows a canvas while it denoises: in place on a terminal, else one plain line per step.
 
-Three states are told apart by glyph, and by colour where colour is welcome:
-committed text stands as it is, provisional text stands between « and », and each masked position
+Three states differ by glyph, and by colour where colour is welcome: committed
+text is shown as it is, provisional text between « and », and each masked position
 is one ░. Provisional tokens that the last step corrected have a colour of their own. Knows no
 model and no tokenizer: it is handed a function from ids to text.
 """
@@ -14,14 +14,9 @@ import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
 from typing import TextIO
 
-from ..families.base import Span
-
-GIVEN, COMMITTED, PROVISIONAL, MASKED = "given", "committed", "provisional", "masked"
-REVISED = "revised"
-"""Provisional, and another token than one step before."""
+from ..frames import COMMITTED, GIVEN, MASKED, PROVISIONAL, REVISED, CanvasView
 
 _SGR = {
     GIVEN: "1", COMMITTED: "", PROVISIONAL: "33", REVISED: "35", MASKED: "90", "status": "2"
@@ -33,47 +28,6 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 Cell = tuple[str, str]
 """A piece of text and the state it is shown in."""
-
-
-class CanvasView:
-    """What is known of a canvas: per position its id and its state."""
-
-    def __init__(self, given_ids: Sequence[int], mask_token_id: int | None) -> None:
-        """Starts with the fixed tokens; mask ids among them are positions to fill."""
-        self._mask = mask_token_id
-        self._ids = list(given_ids)
-        self._states = [MASKED if i == mask_token_id else GIVEN for i in given_ids]
-        self.num_revised = 0
-        """Provisional tokens that gave way to another one so far."""
-
-    def apply(self, span: Span) -> None:
-        """Takes over one update; tokens that were given stay given."""
-        missing = span.position + len(span.token_ids) - len(self._ids)
-        self._ids.extend([self._mask or 0] * missing)
-        self._states.extend([MASKED] * missing)
-        for offset, token_id in enumerate(span.token_ids):
-            at = span.position + offset
-            if self._states[at] in (GIVEN, COMMITTED):
-                continue
-            before, shown = self._ids[at], self._states[at] in (PROVISIONAL, REVISED)
-            self._ids[at] = token_id
-            if span.committed:
-                self._states[at] = COMMITTED
-            elif span.fixed[offset] if span.fixed else token_id != self._mask:
-                revised = shown and before != token_id
-                self.num_revised += revised
-                self._states[at] = REVISED if revised else PROVISIONAL
-            else:
-                self._states[at] = MASKED
-
-    def cut(self, length: int) -> None:
-        """Drops the positions from `length` on: a text that ended is no longer than that."""
-        del self._ids[length:], self._states[length:]
-
-    def runs(self) -> list[tuple[str, list[int]]]:
-        """Returns (state, ids) of each longest run of positions in one state, left to right."""
-        pairs = zip(self._states, self._ids, strict=True)
-        return [(state, [i for _, i in run]) for state, run in groupby(pairs, lambda pair: pair[0])]
 
 
 class Watch:
@@ -144,7 +98,7 @@ class Watch:
         return cells
 
     def _room(self) -> tuple[int, int]:
-        """Columns and rows; 80 and 24 where the terminal tells none, as serial lines do."""
+        """Columns and rows; 80 and 24 where the terminal gives none, as serial lines do."""
         columns, rows = self._size()
         return columns or 80, rows or 24
 

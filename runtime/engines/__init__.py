@@ -28,8 +28,7 @@ def open_engines(
     """Makes a bundle's graphs executable.
 
     Args:
-        engine: One of ENGINE_NAMES; what `auto` chose and why stands in the set's `reason`.
-        threads: CPU threads that compute; None = every core this process may use, 8 at most.
+        engine: One of ENGINE_NAMES; the set's `reason` says what `auto` chose and why.
         note: Gets a line when `auto` does without a TensorRT that is there or when int8 graphs run
             on another backend than they were made for, and what TensorRT's backend has to say.
 

@@ -92,7 +92,6 @@ class Buffers(Generic[Array]):
         """Lays the arrays out.
 
         Args:
-            specs: Every shape of the set.
             make: Makes an array of so many zeros of a dtype.
             view: Gives the first items of an array in a shape.
         """

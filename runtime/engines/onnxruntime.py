@@ -68,40 +68,28 @@ class OnnxRuntimeEngine:
 
     def __init__(self, session: Any, spec: GraphSpec, buffers: Buffers[np.ndarray]) -> None:
         self._session = session
-        self._spec = spec
-        self._inputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.inputs}
-        self._outputs = {tensor.name: buffers.view(tensor, spec) for tensor in spec.outputs}
+        self.spec = spec
+        self.inputs: Mapping[str, np.ndarray] = {t.name: buffers.view(t, spec) for t in spec.inputs}
+        self.outputs: Mapping[str, np.ndarray] = {
+            t.name: buffers.view(t, spec) for t in spec.outputs
+        }
+        """Any run of the set overwrites them."""
         self._binding = session.io_binding()
-        for name, array in self._inputs.items():
+        for name, array in self.inputs.items():
             self._binding.bind_input(
                 name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
             )
-        for name, array in self._outputs.items():
+        for name, array in self.outputs.items():
             self._binding.bind_output(
                 name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
             )
-
-    @property
-    def spec(self) -> GraphSpec:
-        """The graph's spec."""
-        return self._spec
-
-    @property
-    def inputs(self) -> Mapping[str, np.ndarray]:
-        """Input arrays by tensor name."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, np.ndarray]:
-        """Output arrays by tensor name; any run of the set overwrites them."""
-        return self._outputs
 
     def run(self) -> None:
         """Executes the graph on the buffers; raises EngineError when ONNX Runtime fails."""
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # the bindings raise plain subclasses of Exception
-            raise EngineError(_failed(f"graph {self._spec.name} failed", error)) from error
+            raise EngineError(_failed(f"graph {self.spec.name} failed", error)) from error
 
 
 _NO_MEMORY = re.compile(

@@ -104,7 +104,7 @@ class PlanCache:
         self.folder = cache_root() / "plans"
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            # A plan runs code: nobody else has any business in its folder. Left alone where it is
+            # A plan runs code: nobody else may use its folder. Left alone where it is
             # so already: what is built can be run from a cache that cannot be written.
             if self.folder.stat().st_mode & 0o077:
                 self.folder.chmod(0o700)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from statistics import median
 from typing import Any
 
 from ..bundle.bundle import Bundle
@@ -19,11 +20,10 @@ from ..errors import DeviceError, EngineError, brief
 from ..gpu.device import Device
 from ..gpu.facts import GpuFacts
 from ..gpu.replay import ReplayingDevice
-from .base import LayerTimes, find_spec
+from .base import LayerTime, LayerTimes, find_spec
 from .device_buffers import DeviceBuffers
 from .plan_cache import PlanCache
 from .tensorrt_build import OUT_OF_MEMORY, BuildSettings
-from .tensorrt_layers import layer_profiler, layer_times
 from .tensorrt_log import process_logger
 from .tensorrt_plans import Plan, graph_files, plan_for
 
@@ -45,7 +45,7 @@ class TensorRtEngine:
         stream = device.stream
         self._log = log
         self._context: Any = context
-        self._spec, self._device, self._stream = spec, device, stream
+        self.spec, self._device, self._stream = spec, device, stream
         if not context.set_optimization_profile_async(profile_index, stream):
             raise self._refused(f"its profile {profile_index}")
         for tensor in spec.inputs:
@@ -63,17 +63,12 @@ class TensorRtEngine:
             if not context.set_tensor_address(name, array.pointer):
                 raise self._refused(f"the address of {name}")
 
-    @property
-    def spec(self) -> GraphSpec:
-        """The graph's spec."""
-        return self._spec
-
     def run(self) -> None:
         """Enqueues one run on the device's stream; EngineError, then or later, if refused."""
         self._device.submit(id(self._context), self._enqueue)
 
     def release(self) -> None:
-        """Lets the context and the buffers go, whoever still holds this; it runs no more."""
+        """Drops the context and the buffers: this engine cannot run any more."""
         self._context = None
         self.inputs = self.outputs = {}
 
@@ -83,7 +78,7 @@ class TensorRtEngine:
 
     def _refused(self, what: str) -> EngineError:
         return EngineError(
-            f"TensorRT refuses {what} for {self._spec.label}{_reason(self._log)}: "
+            f"TensorRT refuses {what} for {self.spec.label}{_reason(self._log)}: "
             "build the plan again with --rebuild, or use --engine onnxruntime"
         )
 
@@ -121,9 +116,9 @@ class TensorRtEngines:
             EngineError: A plan can neither be loaded nor built.
             DeviceError: There is no memory for the buffers.
         """
-        self._trt, self._bundle, self.device = trt, bundle, device
+        self._trt, self.specs, self.device = trt, bundle.manifest.graphs, device
         self.reason = reason
-        self._buffers = DeviceBuffers(device, bundle.manifest.graphs)
+        self._buffers = DeviceBuffers(device, self.specs)
         self._engines: dict[GraphKey, TensorRtEngine] = {}
         self._plans: dict[str, tuple[tuple[GraphSpec, ...], Any]] = {}
         self._plan_bytes = 0
@@ -183,13 +178,7 @@ class TensorRtEngines:
             "use --engine onnxruntime"
         )
 
-    @property
-    def specs(self) -> tuple[GraphSpec, ...]:
-        """Every graph shape on offer."""
-        return self._bundle.manifest.graphs
-
     def engine(self, spec: GraphSpec) -> TensorRtEngine:
-        """Returns the engine of this shape, bound on first use; EngineError if there is none."""
         key = spec.key
         if key not in self._engines:
             self._engines[key] = self._make(find_spec(self.specs, spec))
@@ -249,7 +238,7 @@ class TensorRtEngines:
         """Releases contexts, engines, buffers and the device, in this order."""
         if not self._plans:
             return
-        with suppress(DeviceError):  # already raised where somebody waited for the work
+        with suppress(DeviceError):  # already raised where the work was waited for
             self.device.synchronize()
         self.device.forget()  # captured steps run in memory that goes now
         self._release()
@@ -257,3 +246,43 @@ class TensorRtEngines:
         self._buffers.clear()
         self._scratch = None
         self.device.close()
+
+
+def layer_profiler(trt: Any) -> Any:
+    """Returns an IProfiler with `heard`: milliseconds of every call by layer, in order."""
+
+    class Layers(trt.IProfiler):
+        """Told of every layer after every run."""
+
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.heard: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            """One layer ran."""
+            self.heard.setdefault(layer_name, []).append(ms)
+
+    return Layers()
+
+
+def layer_times(heard: dict[str, list[float]], scratch_bytes: int) -> LayerTimes:
+    """Returns what a profiler recorded, the longest first; `scratch_bytes` is what runs share."""
+    layers = [
+        LayerTime(
+            name=name,
+            kind=_kind(name),
+            seconds=median(milliseconds) / 1000,
+            calls=len(milliseconds),
+            bytes=None,
+        )
+        for name, milliseconds in heard.items()
+    ]
+    layers.sort(key=lambda layer: -layer.seconds * layer.calls)
+    return LayerTimes(layers=tuple(layers), allocator={"scratch": scratch_bytes})
+
+
+def _kind(name: str) -> str:
+    """Returns a word for what a layer does: the first of TensorRT's names for fused regions."""
+    if "ForeignNode" in name or "myl" in name:
+        return "fused"
+    return "reformat" if name.startswith("Reformatting") else "layer"

@@ -1,8 +1,8 @@
 """Builds a plan (a serialised TensorRT engine) from a bundle's ONNX, where the plan will run.
 
 One plan per ONNX file, with one optimisation profile per (block, context) pair, each fixed to that
-shape, so that all shapes share one copy of the weights; lest kernels of a further shape want the
-weights in a layout of their own, its profile asks for no memory of its own. Networks are strongly
+shape, so that all shapes share one copy of the weights. Further profiles ask for no extra memory:
+their kernels take the weights as they are laid out. Networks are strongly
 typed: what computes in float16 or int8 is written in the ONNX, because TensorRT 11 knows nothing
 else.
 
@@ -26,7 +26,6 @@ from ..bundle.manifest import GraphSpec
 from ..errors import ConfigError, EngineError, brief
 from ..process import peak_rss_mib
 from .tensorrt_log import process_logger, progress_monitor
-from .tensorrt_timings import attach_timings, measured_timings
 
 MIN_VERSION = (10, 3)
 _MIB = 1 << 20
@@ -66,11 +65,7 @@ class BuiltPlan:
 
 
 def import_tensorrt() -> Any:
-    """Returns the tensorrt module.
-
-    Raises:
-        EngineError: It is not installed or older than 10.3; says where it comes from.
-    """
+    """Returns the tensorrt module; raises EngineError."""
     try:
         import tensorrt
     except ImportError as error:
@@ -103,10 +98,9 @@ def build_plan(
     """Builds one plan; profile i is the shape of specs[i].
 
     The build runs in a thread of its own while this one waits, so that Ctrl-C is heard: TensorRT
-    is then told to give up and KeyboardInterrupt goes on.
+    then stops and KeyboardInterrupt goes on.
 
     Args:
-        trt: The module `tensorrt` (or `tensorrt_rtx`).
         onnx_path: The unpacked graph; its weights lie beside it.
         timing_cache: From an earlier build with the same TensorRT on the same GPU.
         configure: Last word on the builder config, for what one TensorRT needs and others lack.
@@ -273,7 +267,7 @@ def _parser_message(parser: Any, file: str, errors: Sequence[str]) -> str:
 def _failure(
     errors: Sequence[str], file: str, specs: Sequence[GraphSpec], settings: BuildSettings
 ) -> str:
-    """Says why there is no plan; out of memory is told apart, since the user can do something."""
+    """Says why there is no plan, and of lack of memory what the user can do."""
     memory = next((line for line in errors if OUT_OF_MEMORY.search(line)), None)
     if memory is not None:
         largest = max(specs, key=lambda spec: spec.rows * (spec.rows + spec.context))
@@ -284,3 +278,24 @@ def _failure(
         )
     reason = brief(errors[0], 300) if errors else "it gave no reason"
     return f"TensorRT builds no plan from {file}: {reason}"
+
+
+def attach_timings(config: Any, known: bytes) -> None:
+    """Gives a builder config the times to begin with, else an empty set for what is measured.
+
+    TensorRT hands out only the times of a set that was attached before the build.
+
+    Times of another GPU or version, which TensorRT does not read or refuses, count as none.
+    """
+    for data in (known, b"") if known else (b"",):
+        times = config.create_timing_cache(data)
+        if times is not None and config.set_timing_cache(times, False):
+            return
+
+
+def measured_timings(config: Any) -> bytes:
+    """Returns the times after a build; empty if TensorRT gives none."""
+    times = config.get_timing_cache()
+    if times is None:
+        return b""
+    return bytes(memoryview(times.serialize()))

@@ -95,7 +95,7 @@ def progress_monitor(
 
     Args:
         report: Gets the fraction done, 0 to 1, and the name of the phase.
-        cancelled: Once set, TensorRT is told to give up at its next step.
+        cancelled: Once set, TensorRT stops at its next step.
     """
 
     class Monitor(trt.IProgressMonitor):

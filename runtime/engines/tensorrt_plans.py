@@ -1,6 +1,6 @@
 """The plans of a bundle: from the cache, or built with what TensorRT is here.
 
-Joins three strangers: the bundle's graphs, the builder and the cache.
+Joins the bundle's graphs, the builder and the cache.
 """
 
 from __future__ import annotations
@@ -100,9 +100,6 @@ def plan_for(
     report: Callable[[float, str], None] = lambda fraction, phase: None,
 ) -> Plan:
     """Returns the plan of one ONNX file of a bundle.
-
-    Args:
-        file: Member name of the ONNX file.
 
     Raises:
         EngineError: It cannot be built, or the cache cannot be written.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError
+from ..errors import DeviceError, brief
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for the default one."""
@@ -21,18 +21,13 @@ DEVICE_MAP = 2
 REMEDY = "run jetson/setup.sh, or choose the engine onnxruntime"
 
 
-def brief(error: BaseException) -> str:
-    """Gives an error's first line."""
-    return str(error).split("\n")[0]
-
-
 def bindings_driver() -> Any:
     """Gives cuda-bindings' driver module; DeviceError if it is not installed."""
     try:
         from cuda.bindings import driver  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
-            f"CUDA graphs need the package cuda-bindings: {brief(error)}; {REMEDY}"
+            f"CUDA graphs need the package cuda-bindings: {brief(error, 120)}; {REMEDY}"
         ) from error
     return driver
 
@@ -42,13 +37,13 @@ class BindingsError(Exception):
 
 
 class _Owned:
-    """Frees device or host memory when nobody refers to it any more."""
+    """Frees device or host memory with its last reference."""
 
     def __init__(self, free: Any, pointer: Any) -> None:
         self._free, self._pointer = free, pointer
 
     def __del__(self) -> None:
-        self._free(self._pointer)  # at exit the driver may be gone: its status tells nothing
+        self._free(self._pointer)  # at exit the driver may be gone: its status means nothing
 
 
 class BindingsDriver:
@@ -62,7 +57,7 @@ class BindingsDriver:
         try:
             self._do("cuInit", 0)
         except RuntimeError as error:  # the library itself cannot be opened
-            raise BindingsError(brief(error)) from error
+            raise BindingsError(brief(error, 120)) from error
         device = self._do("cuDeviceGet", ordinal)
         # Never released: memory is freed in it until the process ends.
         self._do("cuCtxSetCurrent", self._do("cuDevicePrimaryCtxRetain", device))

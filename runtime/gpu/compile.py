@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..errors import DeviceError
-from .bindings import REMEDY, brief
-from .kernel_cache import compile_cached
+from ..cache import cache_root, write_beside
+from ..errors import DeviceError, brief
+from .bindings import REMEDY
 
 
 def _nvrtc() -> tuple[Any, str]:
@@ -19,7 +22,7 @@ def _nvrtc() -> tuple[Any, str]:
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
             f"compiling kernels needs cuda-bindings and the CUDA toolkit's NVRTC: "
-            f"{brief(error)}; {REMEDY}"
+            f"{brief(error, 120)}; {REMEDY}"
         ) from error
     return nvrtc, f"{major}.{minor}"
 
@@ -37,9 +40,7 @@ def compile_kernels(
     """Compiles a `.cu` file to a cubin, or finds it compiled; needs no GPU.
 
     Args:
-        source: The file; see `headers_of` for where its headers are.
         capability: Major and minor compute capability.
-        begins: Called if it has to be compiled, before that.
 
     Raises:
         DeviceError: NVRTC is missing, or refuses the source.
@@ -72,3 +73,72 @@ def _log(nvrtc: Any, program: Any) -> str:
     text = bytes(checked(nvrtc.nvrtcGetProgramLogSize(program), "measuring NVRTC's log"))
     checked(nvrtc.nvrtcGetProgramLog(program, text), "reading NVRTC's log")
     return text.decode(errors="replace").strip(" \n\0").split("\n")[0]
+
+
+Compile = Callable[[bytes, Mapping[str, bytes]], bytes]
+"""(source, its headers by name) to an image."""
+
+_DIGEST_BYTES = 32
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
+OPS = Path(__file__).resolve().parents[1] / "ops"
+"""The primitives' folder, which their `#include` paths start from."""
+
+
+def headers_of(source: Path) -> dict[str, bytes]:
+    """Reads the headers that a `.cu` file includes, by the names that it includes them by.
+
+    A name is a path from the folder that holds the source's own, or from the source's own.
+
+    Raises:
+        DeviceError: A header is missing.
+    """
+    found: dict[str, bytes] = {}
+    waiting = [source.read_bytes()]
+    while waiting:
+        for name in _INCLUDE.findall(waiting.pop().decode()):
+            if name not in found:
+                places = (folder / name for folder in include_folders(source))
+                path = next((place for place in places if place.is_file()), None)
+                if path is None:
+                    folders = ", ".join(map(str, include_folders(source)))
+                    raise DeviceError(
+                        f"kernel source {source.name} includes {name}, which is in none of "
+                        f"{folders}; install dlm-edge again"
+                    )
+                found[name] = path.read_bytes()
+                waiting.append(found[name])
+    return dict(sorted(found.items()))
+
+
+def include_folders(source: Path) -> tuple[Path, ...]:
+    """Gives the folders that a source's headers are looked for in: its own, the ops' last."""
+    return source.parent, source.parent.parent, OPS
+
+
+def source_hash(source: Path) -> str:
+    """Gives the SHA-256 of a `.cu` file and of every header that it includes, names too."""
+    digest = sha256()
+    for name, text in {source.name: source.read_bytes(), **headers_of(source)}.items():
+        digest.update(f"{name}\0{len(text)}\0".encode() + text)
+    return digest.hexdigest()
+
+
+def compile_cached(
+    source: Path, cuda_version: str, capability: tuple[int, int], compile_: Compile
+) -> bytes:
+    """Gives a source's image, compiled now unless an earlier one is whole."""
+    folder = cache_root() / "kernels"
+    with suppress(OSError):  # found out below, where it is a matter of speed only
+        folder.mkdir(mode=0o700, exist_ok=True)
+    major, minor = capability
+    name = f"{source.stem}-{source_hash(source)}-cuda{cuda_version}-sm_{major}{minor}.cubin"
+    path = folder / name
+    if path.is_file():
+        kept = path.read_bytes()
+        digest, image = kept[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
+        if sha256(image).digest() == digest:
+            return image
+    image = compile_(source.read_bytes(), headers_of(source))
+    with suppress(OSError):  # a full or closed cache: the next start compiles again
+        write_beside(path, sha256(image).digest() + image)
+    return image

@@ -1,9 +1,9 @@
 """The GPU: memory, one stream, kernels and captured steps.
 
-Calls go through `cuda_drivers`, kernels through `cuda_compile`. CUDA graphs, which pycuda lacks,
+Calls go through `drivers.py`, kernels through `compile.py`. CUDA graphs, which pycuda lacks,
 are cuda-bindings' in either case, on the same raw handles.
 
-What stands here, in `cuda_drivers` and in `cuda_bindings` has not run on hardware yet: the tests
+This file, `drivers.py` and `bindings.py` have not run on hardware yet: the tests
 run the kernels on a CPU through another `Device`, and this one on a stand-in for the driver. So it
 holds no more than the calls themselves.
 """
@@ -59,7 +59,6 @@ class CudaDevice(Immediate):
 
         Args:
             driver: How to call it; None: pycuda, or cuda-bindings where that is missing.
-            note: Gets a line when kernels have to be compiled.
         """
         self._driver = driver or open_driver(ordinal)
         self.name = self._driver.name
@@ -154,7 +153,7 @@ class CudaDevice(Immediate):
             self._driver.wait()
 
     def memory(self) -> tuple[int, int]:
-        with self._told("the GPU does not tell its memory"):
+        with self._told("the GPU does not report its memory"):
             return self._driver.memory()
 
     def close(self) -> None:

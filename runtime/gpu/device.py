@@ -30,7 +30,7 @@ class DeviceArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     owner: Any
-    """Whatever frees the memory when nobody refers to it any more."""
+    """Frees the memory with its last reference."""
     pitch: int | None = None
     """Bytes from one row of the first axis to the next, in a view that leaves something out between
     them; None: rows follow each other."""
@@ -176,11 +176,7 @@ class Immediate:
 
 
 def wait_until(device: Device, ready: Callable[[], bool]) -> None:
-    """Spins until mapped memory says so.
-
-    Raises:
-        DeviceError: The device failed, or fell silent.
-    """
+    """Spins until mapped memory says so; raises DeviceError."""
     begin = time.monotonic()
     while not ready():
         if time.monotonic() - begin > WAIT_SECONDS:

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import DeviceError
-from .bindings import NON_BLOCKING, REMEDY, BindingsDriver, BindingsError, brief
+from ..errors import DeviceError, brief
+from .bindings import NON_BLOCKING, REMEDY, BindingsDriver, BindingsError
 
 
 class Driver(Protocol):
@@ -98,7 +98,7 @@ class PycudaDriver:
         # detaches it as if it were no primary one.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(context))
         context.push()
-        # A context that nobody has popped makes pycuda abort the process at its end.
+        # pycuda aborts the process at its end if a context was not popped.
         self._pop = weakref.finalize(self, _pop, context, self._cuda.Error)
         self._stream = self._cuda.Stream(NON_BLOCKING)
         self.stream: int = self._stream.handle
@@ -163,9 +163,9 @@ def open_driver(ordinal: int) -> Driver:
     try:
         return PycudaDriver(ordinal)
     except ImportError as error:
-        missing = brief(error)
+        missing = brief(error, 120)
     except Exception as error:  # pycuda's own classes are known only once it is imported
-        raise DeviceError(f"GPU number {ordinal} cannot be used: {brief(error)}") from error
+        raise DeviceError(f"GPU number {ordinal} cannot be used: {brief(error, 120)}") from error
     try:
         return BindingsDriver(ordinal)
     except DeviceError as error:

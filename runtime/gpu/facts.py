@@ -32,11 +32,7 @@ class GpuFacts:
 
 
 def read_gpu(library: str = DRIVER_LIBRARY, power_mode_file: Path = POWER_MODE_FILE) -> GpuFacts:
-    """Asks the driver for its first GPU.
-
-    Raises:
-        DeviceError: No driver, no GPU, or a driver that refuses.
-    """
+    """Asks the driver for its first GPU; raises DeviceError."""
     try:
         driver = ctypes.CDLL(library)
     except OSError as error:

@@ -1,6 +1,6 @@
 """A device that captures what repeats: a step enqueued before in the same way goes out as one.
 
-Calls that only enqueue are collected until somebody flushes. A flush that says `repeats` looks up
+Calls that only enqueue are collected until a flush. A flush that says `repeats` looks up
 what was collected: the first time it goes out call by call (TensorRT wants one such run before it
 is captured), the second time it is captured, from then on it is one replay. Two sequences are the
 same if all their kernels, addresses, sizes and engine keys are, so a replay does exactly what the
@@ -31,7 +31,7 @@ Call = tuple[tuple[Hashable, ...], Callable[[], None]]
 
 
 class _Loan:
-    """Hands memory that nobody refers to any more back, but not before what may use it is out."""
+    """Hands unreferenced memory back once all calls that may use it have gone out."""
 
     def __init__(self, owner: Any, device: ReplayingDevice) -> None:
         self._owner, self._device = owner, device
@@ -75,7 +75,8 @@ class ReplayingDevice:
 
     def __init__(self, inner: Device, note: Callable[[str], None] = lambda line: None) -> None:
         """Wraps a device; `note` gets a line if steps cannot be captured."""
-        self._inner, self._note = inner, note
+        self.inner, self._note = inner, note
+        self.name, self.stream = inner.name, inner.stream
         self._pending: list[Call] = []
         self._steps: OrderedDict[tuple[Hashable, ...], tuple[Step | None, list[Call]]]
         self._steps = OrderedDict()
@@ -87,21 +88,8 @@ class ReplayingDevice:
         self.num_captured = 0
         self.num_replayed = 0
 
-    @property
-    def name(self) -> str:
-        return self._inner.name
-
-    @property
-    def stream(self) -> int:
-        return self._inner.stream
-
-    @property
-    def inner(self) -> Device:
-        """The device that does the work."""
-        return self._inner
-
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        array = self._inner.empty(shape, dtype)
+        array = self.inner.empty(shape, dtype)
         self._held.forget(array)
         return replace(array, owner=_Loan(array.owner, self))
 
@@ -113,7 +101,7 @@ class ReplayingDevice:
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
         self._held.forget(target)
         self.flush()
-        self._inner.upload(target, source)
+        self.inner.upload(target, source)
 
     def hold(self, target: DeviceArray, source: np.ndarray) -> None:
         known = self._held.get(target)
@@ -129,32 +117,32 @@ class ReplayingDevice:
 
     def download(self, source: DeviceArray) -> np.ndarray:
         self.flush()
-        return self._inner.download(source)
+        return self.inner.download(source)
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
         self._held.forget(target)
         key = ("copy", target.pointer, source.pointer, target.nbytes)
-        self._pending.append((key, lambda: self._inner.copy(target, source)))
+        self._pending.append((key, lambda: self.inner.copy(target, source)))
 
     def zero(self, target: DeviceArray) -> None:
         self._held.forget(target)
         key = ("zero", target.pointer, target.nbytes)
-        self._pending.append((key, lambda: self._inner.zero(target)))
+        self._pending.append((key, lambda: self.inner.zero(target)))
 
     def mapped(self, shape: Sequence[int], dtype: Any) -> tuple[np.ndarray, int]:
-        return self._inner.mapped(shape, dtype)
+        return self.inner.mapped(shape, dtype)
 
     def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Any]:
-        return self._inner.kernels(source, names)
+        return self.inner.kernels(source, names)
 
     def launch(self, kernel: Any, grid: int, block: int, arguments: Sequence[int]) -> None:
         values = tuple(arguments)
         # What is kept of a step keeps its kernels, so that no other gets this id meanwhile.
         key = ("launch", id(kernel), grid, block, values)
-        self._pending.append((key, lambda: self._inner.launch(kernel, grid, block, values)))
+        self._pending.append((key, lambda: self.inner.launch(kernel, grid, block, values)))
 
     def submit(self, key: Hashable, call: Callable[[], None]) -> None:
-        self._pending.append((("engine", key), lambda: self._inner.submit(key, call)))
+        self._pending.append((("engine", key), lambda: self.inner.submit(key, call)))
 
     def flush(self, *, repeats: bool = False) -> None:
         pending, self._pending = self._pending, []
@@ -198,7 +186,7 @@ class ReplayingDevice:
                 call()
 
         try:
-            step = self._inner.capture(run)
+            step = self.inner.capture(run)
         except DlmError as error:
             self.captures = False
             self._note(f"steps are not captured, so each costs more launches: {error}")
@@ -208,14 +196,14 @@ class ReplayingDevice:
 
     def capture(self, run: Callable[[], None]) -> Step:
         self.flush()
-        return self._inner.capture(lambda: (run(), self.flush())[0])
+        return self.inner.capture(lambda: (run(), self.flush())[0])
 
     def synchronize(self) -> None:
         self.flush()
-        self._inner.synchronize()
+        self.inner.synchronize()
 
     def memory(self) -> tuple[int, int]:
-        return self._inner.memory()
+        return self.inner.memory()
 
     def forget(self) -> None:
         """Drops captured steps, and what was enqueued and not flushed."""
@@ -223,8 +211,8 @@ class ReplayingDevice:
         self._steps.clear()
         self._held.clear()
         self._retired.clear()
-        self._inner.forget()
+        self.inner.forget()
 
     def close(self) -> None:
         self.forget()
-        self._inner.close()
+        self.inner.close()

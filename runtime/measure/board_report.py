@@ -19,12 +19,12 @@ import numpy as np
 from ..bundle.bundle import bundle_facts
 from ..engines import FELL_BACK
 from ..errors import DataError, DlmError
-from ..files import write_whole
+from ..files import write_whole, writing
 from ..gpu.replay import ReplayingDevice
 from ..ops.cuda.ops import CudaOps
 from ..ops.primitives import check_kernels
 from ..ops.unmask import UNMASK
-from ..ops.unmask.contract import Kind, Score, Selection, UnmaskSpec
+from ..ops.unmask.contract import UnmaskSpec
 from ..pipeline import Pipeline
 from ..process import peak_rss_mib
 from .check import check_bundle
@@ -49,7 +49,6 @@ def board_report(
 
     Args:
         load: Opens the bundle on the engine asked for; may fail.
-        notes: What loading had to say; read when it is done.
 
     Returns:
         JSON; `ok` is true if every part that can be run here was run and agrees, on no engine but
@@ -64,7 +63,7 @@ def board_report(
     progress("opening the engine; a plan is built if there is none")
     try:
         pipeline = load()
-    except Exception as error:  # of a machine that nobody has seen yet, anything
+    except Exception as error:  # on an unknown machine, anything
         return {**report, "ok": False, "engine": fault(error), "notes": notes}
     with pipeline:
         shapes = [spec.label for spec in pipeline.manifest.graphs]
@@ -145,9 +144,10 @@ def _milliseconds(call: Callable[[], None], wait: Callable[[], None]) -> float:
 
 
 def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Returns, per shape, the time of a graph run and of sampling all its rows, in ms."""
+    """Returns, per shape, the time of a graph run in ms, and of a rule's selection in all rows."""
     manifest, ops, device = pipeline.manifest, pipeline.model.ops, pipeline.engines.device
     settings = pipeline.settings()
+    selection = settings.selection
 
     def wait() -> None:
         if device is not None:
@@ -159,13 +159,13 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": spec.name, "dims": dict(spec.dims)}
         row["run_ms"] = _milliseconds(engine.run, wait)
         outputs = [tensor for tensor in spec.outputs if tensor.role == "logits"]
-        if outputs:
+        if outputs and selection is not None:
             mask = -1 if manifest.mask_token_id is None else manifest.mask_token_id
             own = UnmaskSpec(
                 block=spec.rows,
                 vocab_size=manifest.vocab_size,
                 sampling=settings.sampling,
-                selection=Selection(kind=Kind.QUOTA, score=Score.CONFIDENCE),
+                selection=selection,
                 seed=0,
                 sample_index=0,
                 mask_token_id=mask,
@@ -226,9 +226,5 @@ def memory(pipeline: Pipeline) -> dict[str, Any]:
 
 def write_report(report: dict[str, Any], path: Path) -> None:
     """Writes the report so that the file is whole or not there; DataError if it cannot be."""
-    try:
+    with writing(f"the report {path}", "choose another FILE", DataError):
         write_whole(path, json.dumps(report, indent=1) + "\n")
-    except OSError as error:
-        raise DataError(
-            f"cannot write the report {path} ({error.strerror}): choose another FILE"
-        ) from error

@@ -49,7 +49,6 @@ def record_run(
         engine: Its KV cache holds what earlier runs of the case committed.
         values: By tensor name, for every input but caches.
         commit: Row of the caches that new keys and values go to afterwards; None: nowhere.
-        ops: Those of the engine's buffers; None: NumPy's.
     """
     ops = ops or NumpyOps()
     _execute(engine, values, commit, ops)

@@ -12,8 +12,11 @@ pair's mean per window is one observation, so that the windows' variances add up
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,7 @@ from ..errors import ConfigError, DataError
 from ..families.base import LoadedModel
 from ..families.window import banned_ids
 from ..noise.philox import check_key
+from ..text.tokenizer import Tokenizer
 
 FIRST_SAMPLES = 4
 """Two pairs: the fewest that have a variance."""
@@ -46,6 +50,71 @@ class EvalResult:
     """Monte-Carlo draws per window; 1 for exact likelihoods."""
     total_nats: float
     """Of all scored tokens; bits per character follow from it."""
+
+
+def eval_figures(
+    result: EvalResult, tokenizer: Tokenizer, stream: Sequence[int], eos_token_id: int
+) -> dict[str, Any]:
+    """Returns a measured stream's figures, bits per character among them.
+
+    Args:
+        stream: Documents with the tokens around each; its first token is given.
+    """
+    # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
+    num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))
+    figures = asdict(result)
+    # A tokenizer may leave no character of what it does not know.
+    figures["bits_per_char"] = figures.pop("total_nats") / math.log(2) / max(num_chars, 1)
+    num_documents = sum(token == eos_token_id for token in stream)
+    return {**figures, "num_documents": num_documents, "num_chars": num_chars}
+
+
+def evaluate_documents(
+    model: LoadedModel,
+    tokenizer: Tokenizer,
+    documents: Iterable[Iterable[str]],
+    *,
+    block_size: int | None,
+    seed: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measures documents, given in pieces of text; options and errors of `evaluate_ids`.
+
+    Returns:
+        What `eval_figures` gives, `engine`, `precision`, `block`, `seed` and `seconds`.
+    """
+    begin = time.perf_counter()
+    manifest = model.manifest
+    block = model.family.windows(manifest, model.specs, block_size).block
+    stream: list[int] = []
+    for texts in documents:
+        stream += manifest.framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
+    ids = np.array(stream, np.int64)
+    result = evaluate_ids(model, ids, block_size=block, seed=seed, **options)
+    return {
+        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
+        "engine": model.engines.name,
+        "precision": manifest.precision,
+        "block": block,
+        "seed": seed,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def eval_line(report: Mapping[str, Any]) -> str:
+    """Returns the figures in a line, with `engine`, `precision`, `block` and `seconds`."""
+    low, high = report["perplexity_low"], report["perplexity_high"]
+    interval, drawn = f"{low:.4g} to {high:.4g} with 95 %", ""
+    if low == high and report["num_samples"] == 1:
+        interval = "exact"
+    else:
+        drawn = f", {report['num_samples']} samples, block {report['block']}"
+    return (
+        f"perplexity {report['perplexity']:.4g} ({interval}), {report['nats_per_token']:.4f} "
+        f"nats/token, {report['bits_per_char']:.4f} bits/char; {report['num_tokens']} tokens of "
+        f"{report['num_documents']} documents{drawn}, {report['engine']} "
+        f"{report['precision']}, {report['seconds']:.1f} s"
+    )
 
 
 def cut_windows(ids: np.ndarray, context: int, block: int) -> list[np.ndarray]:
@@ -93,10 +162,8 @@ def evaluate_ids(
         context: Tokens per window; None: all positions that the graphs have room for.
         block_size: Positions denoised together; None: what decoding would take.
         limit: Only so many tokens from the start; None: all.
-        seed: Determines every draw.
         relative_half_width: Draw until perplexity is known this well (95 %) …
         max_samples: … or so many samples are drawn.
-        progress: Told after every window.
 
     Raises:
         DataError: A text too short, or with ids that no text holds.
@@ -227,7 +294,7 @@ def _num_scored(windows: Sequence[np.ndarray]) -> int:
     return sum(len(window) - 1 for window in windows)
 
 
-def _exp(nats: float) -> float:
+def exp_nats(nats: float) -> float:
     """Gives e^nats, at most e^700: the bound of a score far off would not fit a float."""
     return math.exp(min(nats, 700.0))
 
@@ -238,9 +305,9 @@ def _result(totals: np.ndarray, windows: Sequence[np.ndarray]) -> EvalResult:
     nats = total_nats / num_tokens
     margin = half_width(totals, num_tokens)
     return EvalResult(
-        perplexity=_exp(nats),
-        perplexity_low=_exp(nats - margin),
-        perplexity_high=_exp(nats + margin),
+        perplexity=exp_nats(nats),
+        perplexity_low=exp_nats(nats - margin),
+        perplexity_high=exp_nats(nats + margin),
         nats_per_token=nats,
         num_tokens=num_tokens,
         num_samples=len(totals),

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import DlmError
-from ..files import write_whole
+from ..files import write_whole, writing
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -96,9 +95,5 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Writes the page whole or not at all; DlmError if that fails."""
-        try:
+        with writing(path):
             write_whole(path, self.render())
-        except OSError as error:
-            raise DlmError(
-                f"cannot write {path}: {error.strerror}; choose another place"
-            ) from error

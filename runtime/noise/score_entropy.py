@@ -1,7 +1,7 @@
 """Score entropy: how far a score is from the noise's true ratios, per position, for both graphs.
 
 A score network gives s_y = log p_t(y | rest) / p_t(x | rest) for every token y, with s_x = 0 at the
-token x that stands there. A graph says what noise does to a token: `uniform` moves it to any of
+token x at a position. A graph says what noise does to a token: `uniform` moves it to any of
 the K states, `absorb` to MASK. Given the clean token x0 the true ratios R_y are known, and
 
     SE = sum over y != x of Q_y (exp(s_y) - R_y s_y + R_y (log R_y - 1))  >=  0

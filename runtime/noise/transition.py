@@ -1,6 +1,6 @@
 """One reverse step of a score-based discrete diffusion, as five numbers per step.
 
-A score network tells, for the token x at a position, the ratios s_y = p_t(y) / p_t(x) to every
+A score network gives, for the token x at a position, the ratios s_y = p_t(y) / p_t(x) to every
 other state y. One step from noise sigma to sigma' < sigma then moves x to y with a weight that is
 the same simple function of s_y for both graphs and both predictors. With S the sum of s_y over all
 states y but x:
@@ -39,14 +39,13 @@ from .schedule import NoiseSchedule
 
 GRAPHS = ("uniform", "absorb")
 COLUMNS = ("sigma", "gain", "offset", "stay", "slope")
-"""Of a table of steps, in this order: what the network is told, and the four numbers above."""
+"""Of a table of steps: the noise that the network gets, and the four numbers above."""
 
 
 def analytic_step(graph: str, num_states: int, sigma: float, sigma_next: float) -> np.ndarray:
     """Gives the row of a Tweedie step: (5,) float64.
 
     Args:
-        graph: `uniform` or `absorb`.
         num_states: K, without MASK.
         sigma: Total noise now.
         sigma_next: Total noise afterwards; 0 for the denoising step.
@@ -73,9 +72,6 @@ def transition_table(
     """Gives the rows of a whole decode, (num_steps, 5) float64; columns are COLUMNS.
 
     Args:
-        schedule: The model's noise.
-        graph: `uniform` or `absorb`.
-        predictor: `tweedie` or `euler`.
         num_steps: Graph runs, at least 1.
         num_states: K, without MASK.
 
@@ -98,30 +94,3 @@ def transition_table(
             change = float(schedule.rate(float(t))) / num_steps
             rows.append(euler_step(graph, num_states, sigma, change))
     return np.stack(rows)
-
-
-def probabilities(
-    log_score: np.ndarray, ids: np.ndarray, row: np.ndarray, states: np.ndarray
-) -> np.ndarray:
-    """Gives each position's whole distribution after a step: the definition, in float64.
-
-    Ops never make it; they draw from it.
-
-    Args:
-        log_score: (n, V) log s_y; the own column and those of no state are not read.
-        ids: (n,) the tokens x; under absorb the MASK id.
-        row: (5,) of `transition_table`.
-        states: (V,) bool: what may be moved to.
-
-    Returns:
-        (n, V) float64, rows sum to 1.
-    """
-    _, gain, offset, stay, slope = row
-    index = np.arange(len(ids))
-    score = np.where(states, np.exp(np.where(states, log_score, 0.0), dtype=np.float64), 0.0)
-    score[index, ids] = 0.0
-    total = score.sum(axis=1)
-    out = gain * np.maximum(score - (offset * (1.0 + total))[:, None], 0.0)
-    out[:, ~states] = 0.0
-    out[index, ids] = np.maximum(stay - slope * total, 0.0)
-    return out / out.sum(axis=1, keepdims=True)

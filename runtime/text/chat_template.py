@@ -1,4 +1,4 @@
-"""What stands around the messages of a conversation, as plain pieces: the member `chat.json`.
+"""The text around the messages of a conversation, as plain pieces: the member `chat.json`.
 
     begin
     system[0] text system[1]          if a system text is given, or there is a default one
@@ -24,7 +24,7 @@ MAX_PIECE = 1 << 16
 """Characters of one piece."""
 
 Around = tuple[str, str]
-"""What stands before a message's text, and behind it."""
+"""The text before a message, and behind it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ def _is_piece(value: object) -> bool:
 
 def _around(value: object, name: str) -> Around:
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_piece, value)):
-        raise _damaged(f"{name} must be two texts, what stands before and behind a message")
+        raise _damaged(f"{name} must be two texts, those before and behind a message")
     return value[0], value[1]
 
 

@@ -1,6 +1,6 @@
 """Reads plain-text corpora: the one place that says what a document is.
 
-A `.txt` file is UTF-8, its documents stand between `<|endoftext|>` separators; white space around a
+A `.txt` file is UTF-8, its documents are between `<|endoftext|>` separators; white space around a
 document is dropped, and so are empty documents. Training and evaluation read through this module,
 so that both see the same documents. A document may be larger than memory: it can be read as pieces.
 Knows no tokenizer.
@@ -34,15 +34,6 @@ class Piece(NamedTuple):
     text: str
     begins: bool
     """False: it continues the document of the piece before it."""
-
-
-def read_documents(path: str | Path) -> Iterator[str]:
-    """Yields the documents of one text file in their order.
-
-    Raises:
-        DataError: the file is missing, a folder, not UTF-8, or holds no document.
-    """
-    return joined(read_pieces(path))
 
 
 def read_pieces(path: str | Path) -> Iterator[Piece]:

@@ -64,11 +64,7 @@ class TemplateCanvas:
 
 
 def parse_template(text: str) -> Template:
-    """Splits a template at its gaps.
-
-    Raises:
-        ConfigError: there is no gap.
-    """
+    """Splits a template at its gaps; raises ConfigError."""
     pieces = [""]
     end = 0
     for match in _GAP.finditer(text):
@@ -115,11 +111,7 @@ def lay_out(
     start_ids: Sequence[int],
     mask_token_id: int,
 ) -> TemplateCanvas:
-    """Tokenises the pieces and puts masks between them.
-
-    Raises:
-        ConfigError: the tokenizer cannot give a fixed piece back byte for byte.
-    """
+    """Tokenises the pieces and puts masks between them; raises ConfigError."""
     ids, gaps = list(start_ids), []
     for index, piece in enumerate(template.pieces):
         fixed = piece.removesuffix(" ") if index < template.num_gaps else piece

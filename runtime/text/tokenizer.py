@@ -79,7 +79,7 @@ class Tokenizer:
         """Returns the ids of pieces of text that follow each other.
 
         Args:
-            pieces: Text, and whether special tokens that stand in it by name are meant as such.
+            pieces: Text, and whether names of special tokens in it mean these tokens.
                 What lies between two special tokens is encoded as one, whatever it is pieced from.
         """
         ids: list[int] = []
@@ -99,17 +99,12 @@ class Tokenizer:
         for token in listed:
             # Ids may have holes, so that the largest is not the number of tokens.
             if token < 0 or self._backend.id_to_token(token) is None:
-                raise ConfigError(f"token {token} lies outside the vocabulary of {self._size}")
+                raise ConfigError(f"token {token} is not in the vocabulary of {self._size}")
         return self._backend.decode(listed, skip_special_tokens=True)
 
     def stream(self) -> TextStream:
         """Returns a decoder to be fed ids piece by piece."""
         return TextStream(self)
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a `tokenizer.json`; raises BundleError."""
-    return Tokenizer.load(path)
 
 
 class TextStream:
@@ -129,7 +124,7 @@ class TextStream:
         """Adds ids; returns the text that is now certain."""
         text = ""
         for token in ids:
-            # Special ones may stand inside a split character, and must not count as held back.
+            # Special ones may be inside a split character, and must not count as held back.
             if int(token) not in self._tokenizer.special_ids:
                 self._ids.append(int(token))
                 text += self._advance(final=False)

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from dlm_edge.benchmarks.kernel_bound import bound, main, resources
 from dlm_edge.benchmarks.kernel_passes import PASSES, TARGETS, WEIGHTS, Pass, named_lines, pipe_of
 from dlm_edge.benchmarks.sass import functions, loops, shortest_turn
-from dlm_edge.runtime.gpu.kernel_cache import OPS
+from dlm_edge.runtime.gpu.compile import OPS
 
 RECORDED = """
 \t.section\t.text.one,"ax",@progbits

@@ -7,12 +7,13 @@ import pytest
 from click.testing import CliRunner
 from dlm_edge.benchmarks.quality import (
     compare,
+    cut_words,
     judge_ratio,
     main,
     match_lengths,
     read_texts,
 )
-from dlm_edge.calibration.losses.text_quality import cut_words, measure
+from dlm_edge.calibration.losses.text_quality import measure
 from dlm_edge.runtime.errors import DataError
 from dlm_edge.runtime.measure.judge import TextScore
 

@@ -93,7 +93,6 @@ def _try_bundle(rng: Random, folder: Path, bundles: Mapping[str, bytes]) -> str:
     data = damage_bundle(rng, bundles[rng.choice(sorted(bundles))])
     path.write_bytes(data)
     with Pipeline.load(path, engine="onnxruntime", threads=1) as pipeline:
-        _ = pipeline.bundle.report
         read_chat_template(pipeline.bundle)
         found = pipeline.generate("ab", max_tokens=6, seed=rng.randrange(99)).result()
         # A manifest that says another mask, and vouches for itself, is not damage but a choice.
@@ -105,9 +104,9 @@ def _try_bundle(rng: Random, folder: Path, bundles: Mapping[str, bytes]) -> str:
 def _open_any(path: Path) -> str:
     from dlm_edge.export.members.chat import read_chat
     from dlm_edge.train.checkpoints.convert import open_any
-    from dlm_edge.train.checkpoints.start import read_marks
+    from dlm_edge.train.checkpoints.start import read_framing
 
-    read_marks(path)
+    read_framing(path)
     found = open_any(path)
     chat, why = read_chat(found.companions, found.tokenizer_json)
     assert chat is not None or "\n" not in why

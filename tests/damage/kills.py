@@ -19,6 +19,7 @@ from typing import Any
 
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines.plan_cache import NewPlan, PlanCache, PlanKey
+from dlm_edge.runtime.errors import DlmError
 from dlm_edge.runtime.files import UNFINISHED
 
 PLAN = bytes(range(256)) * 40_000
@@ -104,7 +105,7 @@ def _nothing_half(folder: Path, *names: str) -> None:
 def _unpack(folder: Path, inputs: Mapping[str, Any]) -> None:
     with _cache(folder):
         bundle = open_bundle(inputs["shipped"])
-        assert bundle.tokenizer_path.is_file()
+        assert bundle.member("tokenizer.json").is_file()
 
 
 def _check_unpacked(folder: Path, inputs: Mapping[str, Any]) -> None:
@@ -234,11 +235,11 @@ def _train(folder: Path, inputs: Mapping[str, Any]) -> None:
 
 
 def _check_run(folder: Path, inputs: Mapping[str, Any]) -> None:
-    from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+    from dlm_edge.train.checkpoints.convert import open_any
 
     for place in (folder / "run", folder / "run" / "last"):
-        if (place / "model.safetensors").exists():
-            read_checkpoint(place)
+        if (place / "config.json").exists():  # is written last
+            open_any(place)
 
 
 def _weights(run: Path) -> bytes:
@@ -301,6 +302,14 @@ def prepare(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return inputs
 
 
+def _sound(check: Callable[[Path, Any], None], place: Path, inputs: Any) -> None:
+    """Makes a fault of an error: what a killed program left has to be readable."""
+    try:
+        check(place, inputs)
+    except DlmError as error:
+        raise AssertionError(f"what is left cannot be read: {error}") from error
+
+
 def try_kill(rng: Random, folder: Path, inputs: dict[str, Any]) -> str:
     """Kills one kind of work once or twice, and then lets it end."""
     name = rng.choice(inputs["names"])
@@ -313,7 +322,7 @@ def try_kill(rng: Random, folder: Path, inputs: dict[str, Any]) -> str:
     died = False
     for _ in range(rng.choice((1, 1, 2))):
         died |= _killed(work, log, rng.uniform(0, inputs["seconds"][name]))
-        writer.check(place, inputs)
+        _sound(writer.check, place, inputs)
     _finished(work, log)
-    writer.check_end(place, inputs)
+    _sound(writer.check_end, place, inputs)
     return f"{name} killed" if died else f"{name} done before"

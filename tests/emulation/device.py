@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.cache import cache_root, write_beside
 from dlm_edge.runtime.errors import DeviceError
+from dlm_edge.runtime.gpu.compile import include_folders, source_hash
 from dlm_edge.runtime.gpu.device import DeviceArray, Immediate
-from dlm_edge.runtime.gpu.kernel_cache import include_folders, source_hash
 
 HEADER = Path(__file__).with_name("cuda.hpp")
 COMPILER = "g++"

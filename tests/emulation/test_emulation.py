@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.gpu.kernel_cache import OPS
+from dlm_edge.runtime.gpu.compile import OPS
 from emulation.device import EmulatedDevice
 from emulation.probes import NAMES, probe_source
 

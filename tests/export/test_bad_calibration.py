@@ -10,6 +10,7 @@ from dlm_edge.calibration import quantise, recording
 from dlm_edge.export import pack
 from dlm_edge.export.cli import main
 from dlm_edge.runtime.bundle.bundle import open_bundle
+from reports import report_of
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import make_checkpoint
 
@@ -114,7 +115,7 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_writes_only_by_force(
     code, errors, left = export(small, out, "--calibration-data", text, "--force")
     assert (code, errors, left) == (0, [], ["x.dlm", "x.report"])
     assert any(
-        "--force" in line for line in open_bundle(out / "x.dlm").report["quality"]["warnings"]
+        "--force" in line for line in report_of(open_bundle(out / "x.dlm"))["quality"]["warnings"]
     )
 
 

@@ -21,6 +21,7 @@ from dlm_edge.runtime.errors import (
 )
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
+from reports import report_of
 from small_graphs import set_weight, weights_of
 from tiny_checkpoint import make_checkpoint
 from tokenizers import Tokenizer
@@ -98,7 +99,7 @@ def test_the_whole_canvas_lets_a_gap_see_its_right_side_and_a_causal_graph_does_
 
 def test_parity_with_torch_is_in_the_report_for_every_shape(exported):
     path, report = exported
-    assert open_bundle(path).report["parity"] == report["parity"]
+    assert report_of(open_bundle(path))["parity"] == report["parity"]
     rows = report["parity"]["denoise"]["shapes"]
     assert len(rows) == 5
     for row in rows:
@@ -138,7 +139,7 @@ def test_fp16_halves_the_weights_and_says_what_it_means(exported, exported_fp16)
     name = "graphs/denoise.weights"
     ratio = half.manifest.members[name].size / whole.manifest.members[name].size
     assert 0.5 <= ratio < 0.75  # the norms' weights stay float32
-    assert half.report["arithmetic"].startswith("float16 weights and arithmetic")
+    assert report_of(half)["arithmetic"].startswith("float16 weights and arithmetic")
     assert half.manifest.precision == "fp16"
     assert half.manifest.target == "orin-nano"
     for spec in half.manifest.graphs:  # a board reads all of the cache in every run

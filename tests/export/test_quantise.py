@@ -14,6 +14,7 @@ from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import CalibrationError, ConfigError
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
+from reports import report_of
 from tiny_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("few_measurements")
@@ -45,7 +46,7 @@ def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
     path, report = exported
     quality = report["quality"]
     bundle = open_bundle(path)
-    assert bundle.report["quality"] == json.loads(json.dumps(quality))
+    assert report_of(bundle)["quality"] == json.loads(json.dumps(quality))
     assert set(quality["variants"]) == {"fp32", "fp16", "int8"}
     assert set(quality["comparison"]) == {"decode", "clean", "noise"}
     for item in (*quality["variants"].values(), *quality["comparison"].values()):
@@ -195,7 +196,7 @@ def test_what_a_report_needs_is_missed_before_any_work(small, text, tmp_path, mo
         with pytest.raises(ConfigError, match=r"file is no folder.*--report-dir"):
             export_checkpoint(small, tmp_path / "x.dlm", replace(settings, report_dir=folder))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match="package matplotlib"):
+    with pytest.raises(ConfigError, match="needs matplotlib"):
         export_checkpoint(small, tmp_path / "x.dlm", settings)
 
 

@@ -212,7 +212,7 @@ def test_settings_that_make_no_sense_are_refused(pipeline, keys):
 
 
 def test_a_vocabulary_larger_than_the_tokenizer_generates_known_tokens_only(make_bundle, pipeline):
-    lacking = json.loads(pipeline.bundle.tokenizer_path.read_text("utf-8"))
+    lacking = json.loads(pipeline.bundle.member("tokenizer.json").read_text("utf-8"))
     letter = pipeline.tokenizer.encode("c")[0]
     lacking["model"]["vocab"] = {
         token: number for token, number in lacking["model"]["vocab"].items() if number != letter

@@ -180,16 +180,15 @@ def test_ctrl_c_during_a_build_ends_the_command_and_leaves_no_plan(toy, board, m
 
 
 def test_a_kernel_cache_that_cannot_be_written_costs_time_only(toy, tmp_path, monkeypatch):
-    from dlm_edge.runtime.gpu import kernel_cache
-    from dlm_edge.runtime.gpu.kernel_cache import OPS
+    from dlm_edge.runtime.gpu import compile as kernels
 
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kernel_cache, "write_beside", full)
+    monkeypatch.setattr(kernels, "write_beside", full)
     for _ in range(2):
-        image = kernel_cache.compile_cached(
-            OPS / "cuda/copy.cu", "12.6", (8, 7), lambda text, headers: b"image"
+        image = kernels.compile_cached(
+            kernels.OPS / "cuda/copy.cu", "12.6", (8, 7), lambda text, headers: b"image"
         )
         assert image == b"image"
 

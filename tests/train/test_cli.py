@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.cli import _print_summary, main
 from dlm_edge.train.cli_options import TrainOption
 from dlm_edge.train.config import TrainConfig
@@ -55,7 +55,7 @@ def wait_for_a_state(process: subprocess.Popen[str], out: Path) -> None:
 
 
 def last_weights(out: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(out / "last").weights
+    return open_any(out / "last").weights
 
 
 def test_training_prints_the_bound_the_path_and_the_next_command(
@@ -112,7 +112,7 @@ def test_a_folder_with_a_run_is_continued_or_refused(stories: Path, cache: Path,
     more = run(cache, "--resume", "--out", out, "--max-steps", "4")
     assert more.exit_code == 0, more.output
     assert more.stdout.startswith("finished after 4 steps")
-    assert read_checkpoint(out).config["model"]["dim"] == 16
+    assert open_any(out).config["model"]["dim"] == 16
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_options_of_the_objective_reach_the_family(stories: Path, cache: Path, t
     given = ["--data", str(stories), "--out", str(out), *QUICK, "--max-steps", "1"]
     result = run(cache, *given, "--masking", "count")
     assert result.exit_code == 0, result.output
-    assert read_checkpoint(out).config["objective"]["masking"] == "count"
+    assert open_any(out).config["objective"]["masking"] == "count"
 
 
 def test_a_run_killed_at_any_moment_resumes_to_bit_identical_weights(
@@ -252,7 +252,7 @@ def test_an_interrupt_saves_and_exits_with_130(stories: Path, command, tmp_path:
     assert err.count("stopping after this step, with all saved") == 1
     assert stdout.startswith("interrupted after ")
     assert f"next: dlm-train --resume --out {out}" in stdout
-    read_checkpoint(out)
+    open_any(out)
 
 
 @pytest.mark.slow

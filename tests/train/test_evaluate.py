@@ -9,7 +9,8 @@ import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.runtime.text import documents
 from dlm_edge.runtime.text.tokenizer import Tokenizer as Runtime
-from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from dlm_edge.train.checkpoints.checkpoint import load_weights, write_checkpoint
+from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.evaluate import evaluate_checkpoint, open_checkpoint
 from dlm_edge.train.families import FAMILIES
@@ -64,13 +65,13 @@ def causal_nats(model, ids, banned):
 def test_a_drafting_model_scores_what_its_causal_half_says(tmp_path, text):
     options = {"mask_token_id": 1, "backbone": "qwen2", "block_sizes": "2,3"}
     folder = checkpoint(tmp_path / "t", "tidar", **options)
-    loaded = read_checkpoint(folder)
+    loaded = open_any(folder)
     weights = {name: torch.randn_like(t) * 0.5 for name, t in loaded.weights.items()}
     write_checkpoint(folder, loaded.config, weights, loaded.tokenizer_json)
     found = evaluate_checkpoint(folder, text)
     assert found["num_samples"] == 1
     model = FAMILIES["tidar"].make_model(loaded.config["model"])
-    load_weights(model, read_checkpoint(folder))
+    load_weights(model, open_any(folder))
     tokenizer = Tokenizer.from_str(loaded.tokenizer_json)
     ids = []
     for document in text.read_text("utf-8").split("<|endoftext|>"):
@@ -121,7 +122,7 @@ def test_the_runtime_and_the_training_objective_measure_one_bound(tmp_path, bloc
     folder = checkpoint(
         tmp_path / "m", "mdlm", mask_token_id=1, block_sizes="4,full", time_conditioning=timed
     )
-    loaded = read_checkpoint(folder)
+    loaded = open_any(folder)
     weights = {name: torch.randn_like(t) * 0.5 for name, t in loaded.weights.items()}
     opened = open_checkpoint(replace(loaded, weights=weights))
     family = FAMILIES["mdlm"]
@@ -145,7 +146,7 @@ def test_the_runtime_and_the_training_objective_measure_one_bound(tmp_path, bloc
 def test_the_runtime_and_the_training_objective_measure_one_score_entropy(tmp_path, graph):
     options = {"block_sizes": "8,full", "graph": graph, "noise_schedule": "geometric"}
     folder = checkpoint(tmp_path / "s", "sedd", mask_token_id=1, **options)
-    loaded = read_checkpoint(folder)
+    loaded = open_any(folder)
     weights = {name: torch.randn_like(t) * 0.2 for name, t in loaded.weights.items()}
     opened = open_checkpoint(replace(loaded, weights=weights))
     assert [(spec.rows, spec.context) for spec in opened.specs] == [(8, 0), (16, 0)]

@@ -10,10 +10,9 @@ import torch
 from click.testing import CliRunner
 from dlm_edge.train.continuations import CausalBatch, finished, whole_sentences
 from dlm_edge.train.data.sources import documents, find_source
-from dlm_edge.train.nn.backbones import make_backbone
 from dlm_edge.train.nn.config import resolve_model
 from dlm_edge.train.nn.masks import causal_mask
-from dlm_edge.train.nn.transformer import Transformer
+from dlm_edge.train.nn.transformer import Transformer, make_backbone
 from dlm_edge.train.own_text import main
 from tiny_checkpoint import make_checkpoint
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from dlm_edge.runtime.errors import BundleError, CheckpointError, ConfigError
-from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint
+from dlm_edge.train.checkpoints.checkpoint import load_weights
+from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.pretrained import Pipeline, save_pretrained
 from score_bundle import write_score
@@ -46,11 +47,11 @@ def test_a_pipeline_saves_what_it_opened(tmp_path):
 
 def test_what_is_saved_is_what_is_read(tmp_path):
     make_checkpoint(tmp_path / "first")
-    kept = read_checkpoint(tmp_path / "first")
+    kept = open_any(tmp_path / "first")
     model = FAMILIES["mdlm"].make_model(kept.config["model"])
     load_weights(model, kept)
     save_pretrained(model, kept.config, kept.tokenizer_json, tmp_path / "second")
-    again = read_checkpoint(tmp_path / "second")
+    again = open_any(tmp_path / "second")
     assert again.config == kept.config
     assert again.tokenizer_json == kept.tokenizer_json
     for name, tensor in kept.weights.items():

@@ -1,7 +1,7 @@
 """Layer clocks on the real bindings, which can be told of a layer without a GPU."""
 
 import pytest
-from dlm_edge.runtime.engines.tensorrt_layers import layer_profiler, layer_times
+from dlm_edge.runtime.engines.tensorrt import layer_profiler, layer_times
 
 pytestmark = pytest.mark.trt
 

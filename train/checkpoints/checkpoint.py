@@ -27,7 +27,7 @@ from ...runtime.errors import CheckpointError, brief
 from ...runtime.files import parse_json
 from ..files import new_folder, remove_unfinished, write_file, write_text
 from ..nn.config import ModelConfig
-from .hub import COMPANIONS, checkpoint_folder, config_path
+from .hub import COMPANIONS, config_path
 from .hugging_face import is_hugging_face, read_tensors, write_shape, write_tensors
 from .tensor_files import WEIGHTS, read_weights
 
@@ -57,11 +57,7 @@ def write_checkpoint(
     tokenizer_json: str,
     companions: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the three files of a checkpoint, and its companions.
-
-    Raises:
-        CheckpointError: if a weight is not finite (nothing is written then), or the disk is full.
-    """
+    """Writes the three files of a checkpoint, and its companions; raises CheckpointError."""
     from safetensors.torch import save_file
 
     check_finite(weights, str(folder))
@@ -108,29 +104,8 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def read_checkpoint(folder: str | Path, family: str | None = None) -> Checkpoint:
-    """Reads a checkpoint folder.
-
-    Args:
-        folder: where config.json, model.safetensors and tokenizer.json are; or a name of the
-            Hugging Face hub (see `hub`).
-        family: the only family that is accepted; None accepts any.
-
-    Raises:
-        CheckpointError: if something is missing, damaged, of another family or not finite.
-    """
-    folder = checkpoint_folder(folder)
-    config = read_config(folder)
-    if family is not None and config["family"] != family:
-        raise CheckpointError(
-            f"{folder}: a checkpoint of family {config['family']!r}, wanted {family!r}; "
-            "give --family to match"
-        )
-    return read_files(folder, config)
-
-
 def read_files(folder: Path, config: dict[str, Any]) -> Checkpoint:
-    """Reads what stands beside a config.json that was read; raises CheckpointError."""
+    """Reads the files beside a config.json that was read; raises CheckpointError."""
     weights = read_weights(folder)
     if is_hugging_face(weights):
         weights = read_tensors(weights, ModelConfig.from_json(config["model"]), str(folder))
@@ -163,7 +138,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_json(folder: Path) -> dict[str, Any]:
-    """Reads config.json, whoever wrote it; raises CheckpointError."""
+    """Reads config.json of any origin; raises CheckpointError."""
     path = config_path(folder)
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
@@ -287,11 +262,7 @@ def saved_states(out: Path) -> list[Path]:
 
 
 def load_state(out: Path) -> dict[str, Any] | None:
-    """Reads the newest state; None if none was saved yet.
-
-    Raises:
-        CheckpointError: if it is damaged.
-    """
+    """Reads the newest state; None if none was saved yet; raises CheckpointError."""
     found = saved_states(out)
     if not found:
         return None

@@ -107,9 +107,9 @@ def _converted(
 ) -> Checkpoint:
     """The checkpoint `start` as one of a family; see `convert`."""
     family = FAMILIES[family_name]
-    tokens = needed_tokens(start.marks, mask=family.has_mask)
+    tokens = needed_tokens(start.framing, mask=family.has_mask)
     tokenizer = prepared_tokenizer(start.checkpoint.tokenizer_json, tokens)
-    special = {**special_ids(tokenizer, start.marks), "vocab_size": vocab_size_of(tokenizer)}
+    special = {**special_ids(tokenizer, start.framing), "vocab_size": vocab_size_of(tokenizer)}
     config = resolve_config(family, start.options(options), special, _positions(start, context))
     with torch.device("meta"):
         module = family.make_model(config["model"])

@@ -337,7 +337,7 @@ def _set_pipeline(tokenizer: Tokenizer, cut: str) -> None:
 
 
 def _starts_with_bos(facts: _Facts) -> bool:
-    """Whether a start token stands in front of every text; Llama 3's converters leave it unsaid."""
+    """Whether a start token is in front of every text; Llama 3's converters leave it unsaid."""
     default = facts.get("tokenizer.ggml.pre", "default") == "llama-bpe"
     return bool(facts.get("tokenizer.ggml.add_bos_token", default))
 

@@ -212,11 +212,7 @@ def _parts(shape: ModelConfig) -> dict[str, tuple[tuple[str, tuple[int, ...]], .
 def read_tensors(
     tensors: Mapping[str, torch.Tensor], shape: ModelConfig, where: str
 ) -> dict[str, torch.Tensor]:
-    """Makes our tensors, float32, of Hugging Face's.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing, unknown or of another shape.
-    """
+    """Makes our tensors, float32, of Hugging Face's; raises CheckpointError."""
     parts = _parts(shape)
     wanted = {name: size for each in parts.values() for name, size in each}
     missing = [name for name in wanted if name not in tensors]

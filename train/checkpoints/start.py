@@ -21,7 +21,7 @@ from torch import nn
 from ...runtime.errors import CheckpointError, ConfigError, brief
 from ...runtime.files import parse_json
 from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, load_tokenizer, vocab_size_of
-from ..nn.config import ModelConfig
+from ..nn.config import SHAPE_OPTIONS, SIZES, ModelConfig
 from .checkpoint import (
     Checkpoint,
     check_finite,
@@ -35,21 +35,6 @@ from .gguf import SUFFIX, read_gguf
 from .hub import GENERATION_CONFIG, TOKENIZER_CONFIG, checkpoint_folder
 from .hugging_face import read_shape, read_tensors
 
-SHAPE_OPTIONS = (
-    "dim",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "hidden_dim",
-    "tie_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "norm_eps",
-    "backbone",
-)
-"""What a family's options take over from the checkpoint."""
-_SIZES = frozenset(SHAPE_OPTIONS[:6])
 _PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
 
 
@@ -61,8 +46,8 @@ class Start:
     """Its weights under our names."""
     shape: ModelConfig | None
     """None: of a family whose models have a shape of their own, which has to be given again."""
-    marks: Mapping[str, Any]
-    """See `read_marks`."""
+    framing: Mapping[str, Any]
+    """See `read_framing`."""
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The family's options: what was given, and the rest of the shape from the checkpoint.
@@ -73,7 +58,7 @@ class Start:
             return dict(given)
         own = {name: getattr(self.shape, name) for name in SHAPE_OPTIONS}
         if "size" in given:
-            own = {name: value for name, value in own.items() if name not in _SIZES}
+            own = {name: value for name, value in own.items() if name not in SIZES}
         if self.shape.backbone != "native":
             own |= {"vocab_size": self.shape.vocab_size, "context": self.shape.context}
         return {**own, **given}
@@ -104,7 +89,7 @@ class Start:
         return fitting_weights(module, replace(self.checkpoint, weights=weights))
 
     def companions(self, tokenizer: Tokenizer) -> dict[str, str]:
-        """The files that stay with the tokenizer, which tell transformers of tokens added to it."""
+        """The tokenizer's companions, which name the tokens added to it for transformers."""
         kept = dict(self.checkpoint.companions)
         try:
             config = parse_json(kept.get(TOKENIZER_CONFIG, "{}"))
@@ -131,12 +116,7 @@ def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
 
 
 def read_start(where: str | Path) -> Start:
-    """Reads the checkpoint of a folder, a hub name or a GGUF file.
-
-    Raises:
-        CheckpointError: It is missing, damaged, not supported, or its tokenizer has more ids than
-            its embedding has rows.
-    """
+    """Reads the checkpoint of a folder, a hub name or a GGUF file; raises CheckpointError."""
     if str(where).endswith(SUFFIX):
         return _read_file(Path(where))
     folder = checkpoint_folder(where)
@@ -147,7 +127,7 @@ def read_start(where: str | Path) -> Start:
     config = read_config(folder)
     plain = set(config["model"]) <= {item.name for item in fields(ModelConfig)}
     shape = ModelConfig.from_json(config["model"]) if plain else None
-    return Start(checkpoint=read_files(folder, config), shape=shape, marks=_own_marks(config))
+    return Start(checkpoint=read_files(folder, config), shape=shape, framing=_own_framing(config))
 
 
 def _read_file(path: Path) -> Start:
@@ -173,11 +153,11 @@ def _foreign(checkpoint: Checkpoint, shape: ModelConfig, config: Mapping[str, An
             f"{checkpoint.path}: the tokenizer has {ids} ids, the embedding {shape.vocab_size} "
             "rows; the two belong to different checkpoints: copy both from one"
         )
-    marks = _marks(config, tokenizer, checkpoint.companions)
-    return Start(checkpoint=checkpoint, shape=shape, marks=marks)
+    framing = _framing(config, tokenizer, checkpoint.companions)
+    return Start(checkpoint=checkpoint, shape=shape, framing=framing)
 
 
-def read_marks(where: str | Path) -> dict[str, Any]:
+def read_framing(where: str | Path) -> dict[str, Any]:
     """Reads what a checkpoint has around a text, without its weights.
 
     Returns:
@@ -187,15 +167,15 @@ def read_marks(where: str | Path) -> dict[str, Any]:
     if str(where).endswith(SUFFIX):
         found = read_gguf(Path(where), tensors=False)
         tokenizer = Tokenizer.from_str(found.tokenizer_json)
-        return _marks(found.config, tokenizer, found.companions)
+        return _framing(found.config, tokenizer, found.companions)
     folder = checkpoint_folder(where)
     config = read_json(folder)
     if "family" in config or "model_type" not in config:
-        return _own_marks(read_config(folder))
-    return _marks(config, load_tokenizer(folder, ()), read_companions(folder))
+        return _own_framing(read_config(folder))
+    return _framing(config, load_tokenizer(folder, ()), read_companions(folder))
 
 
-def _own_marks(config: Mapping[str, Any]) -> dict[str, Any]:
+def _own_framing(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "eos_token_id": config["eos_token_id"],
         "start_ids": config.get("start_ids"),
@@ -203,7 +183,7 @@ def _own_marks(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _marks(
+def _framing(
     config: Mapping[str, Any], tokenizer: Tokenizer, companions: Mapping[str, str]
 ) -> dict[str, Any]:
     """What a public checkpoint has around a text; files that cannot be read say nothing."""
@@ -219,8 +199,8 @@ def _marks(
         start = []
     elif settings.get("add_bos_token") is True and named["bos"] is not None:
         start = [named["bos"]]
-    marks: dict[str, Any] = {"start_ids": start, "end_ids": ends[1:]}
-    return {**marks, "eos_token_id": ends[0]} if ends else marks
+    framing: dict[str, Any] = {"start_ids": start, "end_ids": ends[1:]}
+    return {**framing, "eos_token_id": ends[0]} if ends else framing
 
 
 def _is_token(tokenizer: Tokenizer, token: Any) -> bool:

@@ -17,12 +17,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads every tensor of a folder, as stored.
-
-    Raises:
-        CheckpointError: naming the file that is missing or damaged, or the tensor that the index
-            promises and its file has not.
-    """
+    """Reads every tensor of a folder, as stored; raises CheckpointError."""
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return _read_file(folder / WEIGHTS)
     places = read_index(folder / INDEX)

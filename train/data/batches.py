@@ -53,7 +53,6 @@ class Cutter:
         """Checks that the stream has what is asked for.
 
         Args:
-            context: Tokens of a sequence, L.
             fields: Tokens of each field; text has `source` only.
 
         Raises:
@@ -94,13 +93,7 @@ class Batches:
         seed: int,
         fields: Mapping[str, int] | None = None,
     ) -> None:
-        """Prepares the draw; raises DlmError as Cutter does.
-
-        Args:
-            context: Tokens of a sequence, L.
-            batch_size: Sequences of a global batch, G.
-            fields: Tokens of each further field of a sample.
-        """
+        """Prepares the draw; raises DlmError as Cutter does."""
         self._cutter = Cutter(stream, context=context, fields=fields or {})
         self._batch_size, self._seed = batch_size, seed
         self._window = self._cutter.length

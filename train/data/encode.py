@@ -130,7 +130,7 @@ def _process_context() -> Any:
 
 
 def num_workers_for(source: TextSource, asked: int | None) -> int:
-    """Returns how many processes a source is worth; `asked` where somebody said."""
+    """Returns how many processes a source is worth; `asked` unless it is None."""
     if asked is not None:
         return asked
     return 1 if 0 < source.num_bytes < INLINE_BYTES else usable_cores()

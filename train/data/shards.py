@@ -25,7 +25,7 @@ from ...runtime.text.framing import Framing
 from ..files import new_folder, remove_unfinished
 from .encode import Encoded, encoded, num_workers_for
 from .sources import TextSource, fingerprint
-from .tokenizer import EOS_TOKEN, tokenizer_sha256, vocab_size_of
+from .tokenizer import EOS_TOKEN, vocab_size_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -135,7 +135,7 @@ def _shard(
     facts = {
         "format_version": FORMAT_VERSION,
         "source_sha256": fingerprint(source),
-        "tokenizer_sha256": tokenizer_sha256(serialized),
+        "tokenizer_sha256": hashlib.sha256(serialized.encode()).hexdigest(),
         "valid_percent": percent,
         **_framing_facts(framing, tokenizer),
     }

@@ -118,7 +118,9 @@ def documents(source: TextSource) -> Iterator[str]:
 def pieces(source: TextSource) -> Iterator[Piece]:
     """Yields the documents as pieces: a text file that is one document needs no more memory."""
     if source.hub:
-        yield from _cut_up(_column(_load_hub(source), source.text_field, source.hub))
+        rows = enumerate(_load_hub(source), 1)
+        field, hub = source.text_field, source.hub
+        yield from _cut_up(_text_of(record, field, f"{hub}: row {row}") for row, record in rows)
         return
     for path in source.files:
         if path.stat().st_size == 0:
@@ -238,11 +240,6 @@ def _load_hub(source: TextSource) -> Any:
             f"{source.hub}: neither a local path nor a data set that could be loaded "
             f"({type(error).__name__}: {_first_line(error)}); check its name and the network"
         ) from error
-
-
-def _column(table: Any, text_field: str, name: str) -> Iterator[str]:
-    for row, record in enumerate(table, 1):
-        yield _text_of(record, text_field, f"{name}: row {row}")
 
 
 def _first_line(error: Exception) -> str:

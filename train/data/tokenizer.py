@@ -7,7 +7,6 @@ decoding at run time is `runtime/text/tokenizer.py`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -49,9 +48,7 @@ def make_tokenizer(
     """Returns the tokenizer that `--tokenizer` asks for.
 
     Args:
-        kind: "bpe", "char", or the path of a tokenizer.json.
         vocab_size: size wanted for "bpe", special tokens included.
-        texts: training documents or pieces of them, read only if nothing is in the cache.
         cache: file that holds or will hold the tokenizer trained on these texts.
         tokens: special tokens that an existing tokenizer gets if it lacks them.
 
@@ -129,7 +126,6 @@ def load_tokenizer(path: Path, tokens: Sequence[str] = _SPECIAL) -> Tokenizer:
 
     Args:
         path: A tokenizer.json, the folder that holds one, or a GGUF file.
-        tokens: Special tokens that it must have.
 
     Raises:
         ConfigError: There is no such file.
@@ -165,14 +161,13 @@ def prepared_tokenizer(stored: str, tokens: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def needed_tokens(marks: Mapping[str, Any], *, mask: bool) -> list[str]:
+def needed_tokens(framing: Mapping[str, Any], *, mask: bool) -> list[str]:
     """Names the special tokens that a tokenizer must have.
 
     Args:
-        marks: As `special_ids` takes them.
         mask: Whether the family's canvases hold masks.
     """
-    ends = [] if "eos_token_id" in marks else [EOS_TOKEN]
+    ends = [] if "eos_token_id" in framing else [EOS_TOKEN]
     return [*ends, *([MASK_TOKEN] if mask else [])]
 
 
@@ -208,24 +203,18 @@ def vocab_size_of(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def special_ids(tokenizer: Tokenizer, marks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def special_ids(tokenizer: Tokenizer, framing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the special ids of a model that has this tokenizer, as options of its family.
 
     Args:
-        tokenizer: With the tokens that `needed_tokens` names.
-        marks: What a checkpoint says of `eos_token_id`, `start_ids` and `end_ids`; None:
-            `<|endoftext|>` stands before each document and ends it.
+        framing: What a checkpoint says of `eos_token_id`, `start_ids` and `end_ids`; None:
+            `<|endoftext|>` is before each document and ends it.
     """
     mask = tokenizer.token_to_id(MASK_TOKEN)
-    found = {"eos_token_id": tokenizer.token_to_id(EOS_TOKEN), **(marks or {})}
+    found = {"eos_token_id": tokenizer.token_to_id(EOS_TOKEN), **(framing or {})}
     if found["eos_token_id"] is None:
         raise DataError(f"the tokenizer has no {EOS_TOKEN}; make it with --tokenizer")
     return {**found, **({} if mask is None else {"mask_token_id": mask})}
-
-
-def tokenizer_sha256(serialized: str) -> str:
-    """Returns the SHA-256 (hex) of a tokenizer's JSON text."""
-    return hashlib.sha256(serialized.encode()).hexdigest()
 
 
 def encode_plain(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -99,7 +99,7 @@ def _block_step(
 
 
 def mask_noise(mask_token_id: int) -> Corrupt:
-    """Gives the noise of masked diffusion: a share of the positions, told as the input `time`."""
+    """Gives the noise of masked diffusion: a share of the positions, given as the input `time`."""
 
     def corrupt(
         clean: np.ndarray, level: float, rng: np.random.Generator, block: int | None

@@ -9,25 +9,9 @@ import torch
 
 from ...runtime.errors import ConfigError
 from ..config import option_of
-from ..nn.config import resolve_model
+from ..nn.config import SHAPE_OPTIONS, resolve_model
 
-MODEL_OPTIONS = (
-    "size",
-    "dim",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "hidden_dim",
-    "rope_theta",
-    "rope_scaling",
-    "norm_eps",
-    "vocab_size",
-    "context",
-    "tie_embeddings",
-    "dropout",
-    "backbone",
-)
+MODEL_OPTIONS = ("size", *SHAPE_OPTIONS, "vocab_size", "context", "dropout")
 TEXT_OPTIONS = ("start_ids", "end_ids")
 """Tokens in front of a text, and those beside the end of text that end one."""
 SPECIAL_OPTIONS = ("eos_token_id", "mask_token_id", "pad_token_id")
@@ -46,12 +30,7 @@ def check_options(
             f"--family {family} takes no {option_of(unknown[0])}; beside the model's shape "
             f"it takes {takes}"
         )
-    for name in (
-        "vocab_size",
-        "context",
-        "eos_token_id",
-        *(["mask_token_id"] if needs_mask else []),
-    ):
+    for name in ("vocab_size", "context", "eos_token_id", "mask_token_id")[: 3 + needs_mask]:
         if name not in given:
             raise ConfigError(f"family {family} needs the option {name}")
     for name in SPECIAL_OPTIONS:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ...runtime.errors import CheckpointError, brief
+from ...runtime.errors import CheckpointError, DlmError, brief
 from ..config import TrainConfig
 from ..data.batches import Batch, Batches
 from ..families.base import Family
@@ -28,7 +28,6 @@ from ..nn.lora import Lora
 from .heldout import Estimate, mean_nats, measure
 from .optim import Ema, lr_factor, make_optimizer, set_lr
 from .progress import Curves, ProgressBar
-from .run_state import DivergedError, Hooks, RunState
 from .sharding import part_like, parts_of_optimizer, whole
 
 _Value = TypeVar("_Value")
@@ -44,6 +43,41 @@ EVAL_SHARE = 0.2
 
 FEW_STEPS = 50
 """Steps from which hardly any model learns."""
+
+
+class DivergedError(DlmError):
+    """The loss is not a number any more."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """How far a run is; part of the saved state."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    eval_rows: int = 0
+    """Held-out sequences of every evaluation, or best figures would not compare; 0: not chosen."""
+    elapsed_s: float = 0.0
+    """Seconds trained, over all resumptions."""
+    best_nats: float = math.inf
+    """Smallest held-out mean over block sizes."""
+    best_step: int = 0
+    stale: int = 0
+    """Evaluations since the best one."""
+    figures: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Held-out figures of the best evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What the loop calls to put things on disk; each runs on every rank."""
+
+    on_best: Callable[[RunState, dict[str, torch.Tensor]], None]
+    """Gets the weights to use."""
+    on_save: Callable[[RunState, dict[str, torch.Tensor], dict[str, Any]], None]
+    """Gets the weights to use and the state."""
+    interrupted: Callable[[], bool]
+    """Whether the user asked to stop."""
 
 
 class Loop:

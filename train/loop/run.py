@@ -28,7 +28,7 @@ from ..checkpoints.checkpoint import (
     write_checkpoint,
 )
 from ..checkpoints.convert import resolve_config
-from ..checkpoints.start import Start, read_marks, read_start
+from ..checkpoints.start import Start, read_framing, read_start
 from ..config import (
     PRECISIONS,
     SETTINGS,
@@ -48,19 +48,16 @@ from ..data.tokenizer import (
     vocab_size_of,
 )
 from ..families import FAMILIES
+from ..files import make_folder
 from ..nn.lora import Lora
 from .heldout import frequency_nats
-from .loop import Loop
+from .loop import Hooks, Loop, RunState
 from .progress import NoCurves, ProgressBar, make_curves
-from .run_state import Hooks, RunState
 from .sharding import fsdp_strategy
 
 
 def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains a model.
-
-    Args:
-        resume: continue the run in `config.out`.
 
     Returns:
         A summary: checkpoint, status, steps, tokens_seen, seconds, best_step, held_out, and
@@ -78,10 +75,10 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
         resolve_config(family, config.options, ids, config.context)
     # Before any other process is started: they find everything in the cache.
     state = load_state(out) if resume else None
-    marks = _marks(config, out, has_state=state is not None)
-    tokenizer, corpus = _prepare(config, marks, needed_tokens(marks, mask=family.has_mask))
+    framing = _framing(config, out, has_state=state is not None)
+    tokenizer, corpus = _prepare(config, framing, needed_tokens(framing, mask=family.has_mask))
     config, start = _begin(config, out, has_state=state is not None)
-    special = {**special_ids(tokenizer, marks), "vocab_size": vocab_size_of(tokenizer)}
+    special = {**special_ids(tokenizer, framing), "vocab_size": vocab_size_of(tokenizer)}
     model_config = resolve_config(family, config.options, special, config.context)
     fabric = _launch(config)
     torch.manual_seed(config.seed)
@@ -120,11 +117,11 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     return _run(fabric, loop, corpus, beside, out, progress)
 
 
-def _marks(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str, Any]:
+def _framing(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str, Any]:
     """What the model that a run starts from has around a text; empty: it starts from none."""
     if has_state:
-        return read_marks(out / "last")
-    return {} if config.init is None else read_marks(config.init)
+        return read_framing(out / "last")
+    return {} if config.init is None else read_framing(config.init)
 
 
 def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
@@ -160,15 +157,6 @@ def _fit(
     return lora
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot make the folder {out}: {error.strerror}; choose another --out"
-        ) from error
-
-
 def _run(
     fabric: Fabric,
     loop: Loop,
@@ -179,7 +167,7 @@ def _run(
 ) -> dict[str, Any]:
     config, first = loop.config, loop.run_state.step
     if fabric.is_global_zero:
-        _make_folder(out)
+        make_folder(out)
     millions = sum(p.numel() for p in loop.module.parameters()) / 1e6
     moving = sum(p.numel() for p in loop.module.parameters() if p.requires_grad) / 1e6
     trained = "" if config.lora is None else f", {moving:.2f} M of them trained"
@@ -230,7 +218,7 @@ def _refuse_other_data(out: Path, corpus: Corpus) -> None:
 
 
 def _prepare(
-    config: TrainConfig, marks: Mapping[str, Any], tokens: Sequence[str]
+    config: TrainConfig, framing: Mapping[str, Any], tokens: Sequence[str]
 ) -> tuple[Tokenizer, Corpus]:
     source = find_source(config.data, config.text_field)
     valid = None if config.valid is None else find_source(config.valid, config.text_field)
@@ -248,7 +236,7 @@ def _prepare(
         valid,
         tokenizer,
         cache,
-        Framing.of(special_ids(tokenizer, marks)),
+        Framing.of(special_ids(tokenizer, framing)),
         context=config.context,
         valid_percent=config.valid_percent,
     )

@@ -76,7 +76,7 @@ def _give(x: torch.Tensor, runs: tuple[tuple[int, int], ...], part: torch.Tensor
 class SegmentedAttention(torch.autograd.Function):
     """Attention over segments; query (N, Q x G, D) already scaled, key and value (N, T, D).
 
-    The G heads of queries that share a head of keys stand as neighbouring rows, so that one
+    The G heads of queries that share a head of keys are neighbouring rows, so that one
     product serves them all and a segment is one slice.
     """
 

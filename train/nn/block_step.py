@@ -139,7 +139,6 @@ class BlockStep(nn.Module):
             ids: (batch, block).
             angles: Cosine and sine, (batch, block, 1, head_dim).
             kv: (context, batch, layers, 2, kv_heads, head_dim).
-            bias: Additive mask as `attend` takes it.
             condition: (batch, block, dim), for models that see time.
 
         Returns:

@@ -12,6 +12,10 @@ HEAD_DIM = 64
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-5
 
+SIZES = ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+SHAPE_OPTIONS = (*SIZES, "tie_embeddings", "rope_theta", "rope_scaling", "norm_eps", "backbone")
+"""Fields of ModelConfig that a family's options give, or a checkpoint that a run starts from."""
+
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "tiny": {"dim": 256, "num_layers": 4},  # 7.4 M at vocabulary 8,192, untied
     "small": {"dim": 384, "num_layers": 6},  # 17.1 M
@@ -97,16 +101,7 @@ class ModelConfig:
     """Added to the mean square in norms."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "dim",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "hidden_dim",
-            "context",
-        ):
+        for name in ("vocab_size", *SIZES, "context"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"model {name} must be a positive integer, not {value!r}")

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | ids | (1, block) | int32 | canvas |
 | start | (1,) | int32 | number of valid cache rows |
-| offsets | (1, block) | int32 | row i stands at position start + offsets[i] |
+| offsets | (1, block) | int32 | row i is at position start + offsets[i] |
 | visible | (1, block, block) | float32 | 1 where the row sees the column, 0 where not |
 | kv | (context, 1, layers, 2, kv_heads, head_dim) | float32 | rows >= start are ignored |
 | logits | (1, block, vocab) | float32 | raw; graph `step` as a whole |

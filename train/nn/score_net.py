@@ -1,11 +1,11 @@
-"""The score network: a transformer over the whole canvas, told the noise level by adaLN-zero.
+"""The score network: a transformer over the whole canvas, with the noise level by adaLN-zero.
 
 The noise sigma of a sequence becomes sinusoids, an MLP makes them a condition vector, and every
 layer (and the final norm) is scaled, shifted and gated by it. Outputs are log-scores, log p_t(y) /
-p_t(x) per position and token y, 0 at the token x that stands there.
+p_t(x) per position and token y, 0 at the token x that is there.
 
 The sinusoids are those of log sigma: noise goes over five decades, and near clean text a score's
-magnitude is proportional to sigma, which sinusoids of sigma itself cannot tell apart there.
+magnitude is proportional to sigma, which sinusoids of sigma itself cannot resolve there.
 
 Knows no objective and no schedule. Source: SEDD (arXiv 2310.16834), section 5 and appendix D;
 adaLN-zero: DiT (arXiv 2212.09748).

@@ -7,12 +7,15 @@ the family. The same weights run as the exported graph in `block_step.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ...runtime.errors import ConfigError
 from .config import ModelConfig
 from .layers import (
     Angles,
@@ -23,7 +26,6 @@ from .layers import (
     inverse_frequencies,
     training_rotation,
 )
-from .nats import nats_of
 
 INIT_STD = 0.02
 
@@ -71,8 +73,6 @@ class Layer(nn.Module):
 
         Args:
             x: (B, T, dim).
-            angles: As `rotation` gives them.
-            mask: What `attend` takes.
             condition: For layers that have one: (B, condition), or (B, T, condition), one per
                 position.
             num_outputs: Only the first this many positions are computed; None: all.
@@ -144,8 +144,8 @@ class Trunk(nn.Module):
     ) -> torch.Tensor:
         """(B, T, dim) to (B, num_outputs, dim); arguments as Layer takes them.
 
-        The last layer computes the first `num_outputs` positions only: of the others nobody
-        needs more than the keys and values.
+        The last layer computes the first `num_outputs` positions only: of the others only
+        the keys and values are needed.
         """
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -165,6 +165,44 @@ class Trunk(nn.Module):
         assert condition is not None, "a conditioned norm needs a condition"
         scale, shift = _modulated(self.modulation, condition, 2)
         return normed * (1.0 + scale) + shift
+
+
+LARGEST = 2**26
+"""Logits held at once: 256 MiB in float32, a few times over in the loss and its gradient."""
+
+
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, forbidden: tuple[int, ...]
+) -> torch.Tensor:
+    """Negative log-probability of targets (N,) under logits (N, V), in float32 nats.
+
+    Forbidden tokens have probability 0: their logits count as minus infinity.
+    """
+    logits = logits.float()
+    if forbidden:
+        columns = torch.tensor(forbidden, device=logits.device)
+        logits = logits.index_fill(1, columns, float("-inf"))
+    return F.cross_entropy(logits, targets.long(), reduction="none")
+
+
+def nats_of(
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, forbidden: tuple[int, ...]
+) -> torch.Tensor:
+    """Negative log-likelihoods (N,) float32 of targets (N,) by a head over hidden rows (N, dim).
+
+    Few logits are computed in one go. More are computed by the slice, and again in the backward
+    pass: 4,096 tokens of a vocabulary of 151,936 would take several times 5 GB otherwise.
+    """
+    vocab = getattr(head, "out_features", 1)
+    if len(hidden) * vocab <= LARGEST:
+        return cross_entropy(head(hidden), targets, forbidden)
+    size = max(LARGEST // vocab, 1)
+
+    def part(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(head(rows), wanted, forbidden)
+
+    slices = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(part, *each, use_reentrant=False) for each in slices])
 
 
 def init_weights(model: nn.Module, num_layers: int) -> None:
@@ -245,3 +283,18 @@ class Transformer(nn.Module):
         if targets is not None:
             return nats_of(self.head, hidden, targets, forbidden)
         return self.head(hidden)
+
+
+def make_backbone(values: Mapping[str, Any], *, causal: bool | None = None) -> nn.Module:
+    """Builds the denoiser from the `model` part of config.json.
+
+    Raises:
+        ConfigError: A value is unknown or out of range, or the model is one for another family.
+    """
+    config = ModelConfig.from_json(values)
+    if causal is not None and config.causal != causal:
+        raise ConfigError(
+            f"the model has causal {str(config.causal).lower()}, which is not this family's; "
+            "name the family it was trained with"
+        )
+    return Transformer(config)

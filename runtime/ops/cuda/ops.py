@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import EngineError
+from ...gpu.compile import OPS
 from ...gpu.device import Device, DeviceArray, wait_until
-from ...gpu.kernel_cache import OPS
 from ..core import Form, Ops, Primitive
 from .state import RING, SEQUENCE_MASK, Published, unpack
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...gpu.kernel_cache import OPS
+from ...gpu.compile import OPS
 from ..core import Progress
 from ..rows.contract import CHUNK, RowSpec
 

@@ -12,7 +12,7 @@ SMALL = CanvasSettings(per_stratum=2, num_decodes=4, num_windows=3, num_samples=
 
 
 def window_of(bundle):
-    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
     return np.resize(np.array([EOS, *tokenizer.encode("The cat sat.")], np.int32), 32)
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 from dlm_edge.calibration.canvases.canvases import Inputs, RecordedRun
-from dlm_edge.calibration.canvases.reservoir import Reservoir
+from dlm_edge.calibration.canvases.recorder import Reservoir
 from manifests import bare_spec
 
 

@@ -1,8 +1,9 @@
 from dataclasses import replace
 
 import pytest
-from dlm_edge.export.auto.buckets import best_buckets, text_rate
-from dlm_edge.jetson.forecast.forecast import Forecast, GraphForecast, MemoryForecast
+from dlm_edge.export.auto.candidates import best_buckets, text_rate
+from dlm_edge.jetson.forecast.forecast import Forecast, GraphForecast
+from dlm_edge.jetson.forecast.memory import MemoryForecast
 from toy_bundle import toy_spec
 
 PART = GraphForecast(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from dlm_edge.export.checks import decoding
-from dlm_edge.export.checks.decoding import default_decoding, distinct_share
+from dlm_edge.export.checks.decoding import default_decoding
 from dlm_edge.runtime.bundle.bundle import default_bundle_path, open_bundle
 from dlm_edge.runtime.families.table import rules_of
 from dlm_edge.runtime.text.tokenizer import Tokenizer
@@ -26,13 +26,6 @@ class Draft:
 
 REPEATING, VARIED = (5, 6) * 20, tuple(range(40))
 OWN = {"rule": "factor", "factor": 2.0}
-
-
-def test_the_share_of_distinct_runs_is_counted_text_by_text():
-    assert distinct_share([VARIED]) == 1.0
-    assert distinct_share([(1, 2, 3, 4, 1, 2, 3, 4)]) == pytest.approx(4 / 5)
-    assert distinct_share([VARIED, VARIED]) == 1.0
-    assert distinct_share([(1, 2)]) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +60,7 @@ def test_the_first_way_whose_texts_do_not_repeat_is_the_default(monkeypatch, tex
     assert bool(said) == (chosen is not OWN)
     ways = [("factor", 0.0), ("factor", 0.8), ("low_confidence", 0.8)]
     assert asked == ways[: len(texts)]
-    assert [*figures["distinct_4"]] == [f"{rule} at {heat:g}" for rule, heat in asked]
+    assert [*figures["repetition"]] == [f"{rule} at {heat:g}" for rule, heat in asked]
 
 
 def test_a_bundle_that_names_no_rule_has_its_familys_first():
@@ -85,5 +78,5 @@ def test_a_bundle_is_decoded_as_the_device_does():
     tokenizer = Tokenizer.load(bundle.member("tokenizer.json"))
     ids = np.array([bundle.manifest.eos_token_id, *tokenizer.encode("Once upon a time there was")])
     found, figures = default_decoding(bundle, tokenizer, ids, lambda line: None)
-    assert 0.8 <= next(iter(figures["distinct_4"].values())) <= 1.0
+    assert 0.0 <= next(iter(figures["repetition"].values())) <= 0.2
     assert found is bundle

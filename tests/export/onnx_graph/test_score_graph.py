@@ -12,7 +12,7 @@ from dlm_edge.runtime.engines import open_engines
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.evaluate import open_checkpoint
 from manifests import find_shape
 from tiny_checkpoint import make_checkpoint
@@ -40,7 +40,7 @@ def test_each_length_is_a_shape_over_one_copy_of_the_weights(checkpoint, tmp_pat
     assert {spec.file for spec in specs} == {"graphs/score.onnx"}
     weights = bundle.manifest.members["graphs/score.weights"].size
     assert weights <= 1.05 * sum(  # with what fills pages up
-        t.numel() * 4 for t in read_checkpoint(checkpoint).weights.values()
+        t.numel() * 4 for t in open_any(checkpoint).weights.values()
     )
     for shape in report["parity"]["score"]["shapes"]:
         assert shape["against_torch"]["max_relative_error"] < 1e-5
@@ -64,7 +64,7 @@ def test_fp16_stored_and_typed_stays_within_its_tolerance(checkpoint, tmp_path, 
 
 def test_the_engine_of_a_checkpoint_and_of_its_bundle_score_alike(checkpoint, tmp_path):
     _, bundle = export(checkpoint, tmp_path)
-    engines = open_checkpoint(read_checkpoint(checkpoint)).engines
+    engines = open_checkpoint(open_any(checkpoint)).engines
     ids = np.random.default_rng(0).integers(2, 250, (1, 8)).astype(np.int32)
     rows = []
     for each in (engines, open_engines(bundle, "onnxruntime", 1)):

@@ -3,14 +3,8 @@ from dataclasses import replace
 
 import pytest
 from dlm_edge.jetson.forecast import machines
-from dlm_edge.jetson.forecast.forecast import (
-    MemoryForecast,
-    forecast_bundle,
-    forecast_memory,
-    require_fit,
-)
-from dlm_edge.jetson.forecast.host import HostSpeed
-from dlm_edge.jetson.forecast.memory import memory_parts
+from dlm_edge.jetson.forecast.forecast import forecast_bundle, forecast_memory
+from dlm_edge.jetson.forecast.memory import MemoryForecast, memory_parts, require_fit
 from dlm_edge.jetson.graph.cost import graph_cost
 from dlm_edge.jetson.graph.onnx_graph import read_graph
 from dlm_edge.jetson.targets import target
@@ -98,7 +92,7 @@ def test_rates_between_two_measured_ones_are_interpolated():
         rows=(1, 16),
         attention_macs_per_s=(1e9, 4e9),
     )
-    speed = HostSpeed(uneven)
+    speed = uneven
 
     class Kernel:
         macs, rows, dtype = 1000, 4, "float32"

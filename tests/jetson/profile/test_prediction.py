@@ -1,7 +1,7 @@
 """Which machine a measurement is compared with, and which of the forecast's times."""
 
 import pytest
-from dlm_edge.jetson.profile.prediction import add_prediction, compare_with_plan
+from dlm_edge.jetson.profile.prediction import add_prediction, compare_with_forecast
 from dlm_edge.runtime.errors import ConfigError
 
 PLAN = {
@@ -50,7 +50,7 @@ def test_settled_times_are_compared_with_the_step_that_is_not_captured():
     steps = {
         settled: {
             row["quantity"]: row["predicted"]
-            for row in compare_with_plan(record | {"stages_settled": settled}, PLAN)
+            for row in compare_with_forecast(record | {"stages_settled": settled}, PLAN)
             if row["quantity"].startswith("step")
         }
         for settled in (True, False)
@@ -81,7 +81,7 @@ def test_every_row_is_measured_over_predicted():
     }
     rows = {
         row["quantity"]: (row["predicted"], row["measured"], row["ratio"])
-        for row in compare_with_plan(record, {"memory": memory, "graphs": [graph]})
+        for row in compare_with_forecast(record, {"memory": memory, "graphs": [graph]})
     }
     assert rows["step, rows 32, context 128"] == (2.0, 3.3, 1.65)
     # Sampling and host, 2 ms per text of 4 runs.

@@ -9,7 +9,6 @@ from dlm_edge.jetson.profile.profile import ProfileOptions, Profiler
 from dlm_edge.jetson.profile.sweep import (
     Axes,
     Sweep,
-    distinct,
     flags,
     learnt_blocks,
     mark_frontier,
@@ -87,12 +86,6 @@ def test_a_cell_is_a_rule_with_its_own_option():
 def test_flags_are_those_of_dlm_run():
     settings = {"rule": "entropy_bound", "entropy_bound": 0.5, "block_size": 16}
     assert flags(settings, 2) == "--rule entropy_bound --entropy-bound 0.5 --block 16 --threads 2"
-
-
-def test_distinctness_of_words():
-    assert distinct(["a", "b", "c", "d", "e"], 4) == 1
-    assert distinct(["a", "b", "a", "b", "a", "b"], 2) == pytest.approx(2 / 5)
-    assert distinct(["a", "b"], 4) == 0
 
 
 def test_a_fault_is_not_taken_for_a_text_that_is_too_short(monkeypatch):

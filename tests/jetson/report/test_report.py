@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from dlm_edge.jetson.profile.prediction import compare_with_plan
+from dlm_edge.jetson.profile.prediction import compare_with_forecast
 from dlm_edge.jetson.report import drawings, report
 from dlm_edge.jetson.report.compare import compare, read_run
 from dlm_edge.jetson.report.report import write_comparison, write_page
@@ -27,10 +27,10 @@ SWEEP = {
         {"settings": {}, "threads": 1, "flags": "--rule threshold --threshold 0.5 --block 32 "
          "--threads 1", "tokens_per_s": 90.0, "tokens_per_nfe": 1.3, "ms_per_nfe": 10.0,
          "frontier": True, "quality": {"bits_per_char": 0.5, "half_width": 0.1, "entropy": 3.4,
-                                       "distinct_4": 0.9, "num_texts": 2, "num_scored": 2}},
+                                       "repetition": 0.1, "num_texts": 2, "num_scored": 2}},
         {"settings": {}, "threads": 1, "flags": "--threads 1", "tokens_per_s": 80.0,
          "tokens_per_nfe": 1.1, "ms_per_nfe": 12.0, "frontier": False,
-         "quality": {"bits_per_char": 0.7, "half_width": None, "entropy": 3.5, "distinct_4": 0.9,
+         "quality": {"bits_per_char": 0.7, "half_width": None, "entropy": 3.5, "repetition": 0.1,
                      "num_texts": 2, "num_scored": 1}},
         {"settings": {}, "threads": 2, "flags": "--threads 2", "tokens_per_s": 99.0,
          "tokens_per_nfe": 1.1, "ms_per_nfe": 9.0, "frontier": False},
@@ -41,7 +41,7 @@ SWEEP = {
 @pytest.fixture(scope="session")
 def full(record):
     found = copy.deepcopy(record) | {"sweep": SWEEP, "predicted": PLAN}
-    found["comparison"] = list(compare_with_plan(found, PLAN))
+    found["comparison"] = list(compare_with_forecast(found, PLAN))
     return found
 
 
@@ -145,7 +145,7 @@ def test_what_went_wrong_stands_on_top(record, tmp_path):
     troubled["sensors"]["lost"] = {"VDD_IN": "gone after 1.0 s"}
     write_page(troubled, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text("utf-8")
-    for words in ("interrupted", "gpu-throttle-alert was raised", "gone after 1.0 s"):
+    for words in ("INTERRUPTED", "gpu-throttle-alert was raised", "gone after 1.0 s"):
         assert text.index(words) < text.index("<svg")
     assert "INTERRUPTED" in "\n".join(lines(troubled))
     assert "THROTTLED" in "\n".join(lines(troubled))

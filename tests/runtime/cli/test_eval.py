@@ -1,10 +1,12 @@
 import hashlib
 import json
 import math
+from unittest.mock import MagicMock
 
 import pytest
 from click.testing import CliRunner
-from dlm_edge.runtime.cli.eval import _stream, main
+from dlm_edge.runtime.cli.eval import main
+from dlm_edge.runtime.measure import evaluate
 from dlm_edge.runtime.text import documents
 from dlm_edge.runtime.text.framing import Framing
 
@@ -92,12 +94,15 @@ def test_a_long_document_is_encoded_in_pieces_and_framed_as_one(tmp_path, monkey
             return list(text.encode())
 
     monkeypatch.setattr(documents, "MAX_PIECE", 20)
+    monkeypatch.setattr(evaluate, "evaluate_ids", lambda model, ids, **options: ids.tolist())
+    monkeypatch.setattr(evaluate, "eval_figures", lambda ids, *args: {"ids": ids})
     path, long = tmp_path / "a.txt", "the dog ran home " * 9
     path.write_text(f"{long}<|endoftext|>a cat", "utf-8")
-    framing = Framing(start_ids=(1,), eos_token_id=0)
-    one = [1, *long.strip().encode(), 0]
-    assert list(_stream(str(path), None, Bytes(), framing)) == [*one, 1, *b"a cat", 0]  # type: ignore[arg-type]
-    assert list(_stream(str(path), 1, Bytes(), framing)) == one  # type: ignore[arg-type]
+    model = MagicMock()
+    model.manifest.framing = Framing(start_ids=(1,), eos_token_id=0)
+    pieces = documents.by_document(documents.read_pieces(path))
+    found = evaluate.evaluate_documents(model, Bytes(), pieces, block_size=None, seed=0)  # type: ignore[arg-type]
+    assert found["ids"] == [1, *long.strip().encode(), 0, 1, *b"a cat", 0]
     assert max(map(len, given)) <= 20
 
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 from dlm_edge.runtime.cli import watch as watch_module
-from dlm_edge.runtime.cli.watch import CanvasView, Watch, display_width, wrap
+from dlm_edge.runtime.cli.watch import Watch, display_width, wrap
 from dlm_edge.runtime.families.base import Span
+from dlm_edge.runtime.frames import CanvasView
 
 MASK = 99
 WORDS = {1: "Once", 2: " upon", 3: " a", 4: " time", 5: "\n", 6: " \x1b[31mred", 7: "日本"}

@@ -1,7 +1,7 @@
 """Kernel times, on a stand-in for a builder config: TensorRT-RTX refuses none and measures none."""
 
 import pytest
-from dlm_edge.runtime.engines.tensorrt_timings import attach_timings, measured_timings
+from dlm_edge.runtime.engines.tensorrt_build import attach_timings, measured_timings
 
 
 class Times:

@@ -17,9 +17,8 @@ from dlm_edge.runtime.errors import DeviceError
 from dlm_edge.runtime.gpu import bindings as cuda_bindings
 from dlm_edge.runtime.gpu import cuda
 from dlm_edge.runtime.gpu import drivers as cuda_drivers
-from dlm_edge.runtime.gpu.compile import compile_kernels
+from dlm_edge.runtime.gpu.compile import OPS, compile_kernels
 from dlm_edge.runtime.gpu.cuda import CudaDevice
-from dlm_edge.runtime.gpu.kernel_cache import OPS
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from emulation.libcuda import OK, Bindings, Pycuda, Status, images

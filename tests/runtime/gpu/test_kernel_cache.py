@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.cache import cache_root
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.gpu.kernel_cache import compile_cached
+from dlm_edge.runtime.gpu.compile import compile_cached
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError, EngineError
-from dlm_edge.runtime.gpu.kernel_cache import OPS
+from dlm_edge.runtime.gpu.compile import OPS
 from dlm_edge.runtime.gpu.replay import MAX_COMPARED_BYTES, MAX_STEPS, ReplayingDevice
 from emulation.device import EmulatedDevice
 

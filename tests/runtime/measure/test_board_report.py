@@ -106,7 +106,7 @@ def test_on_a_board_every_kernel_is_compared(bundle, monkeypatch):
 
 
 def test_a_kernel_that_computes_something_else_is_named(bundle, monkeypatch, tmp_path):
-    from dlm_edge.runtime.gpu.kernel_cache import OPS
+    from dlm_edge.runtime.gpu.compile import OPS
     from dlm_edge.runtime.ops.cuda.ops import CudaOps
 
     source = copy_kernels(OPS, tmp_path) / "unmask" / "commit.cu"

@@ -1,8 +1,7 @@
 import math
 
 import pytest
-from dlm_edge.runtime.measure.eval_figures import eval_figures, eval_line
-from dlm_edge.runtime.measure.evaluate import EvalResult
+from dlm_edge.runtime.measure.evaluate import EvalResult, eval_figures, eval_line
 
 RESULT = EvalResult(
     perplexity=4.0,

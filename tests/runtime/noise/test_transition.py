@@ -8,10 +8,10 @@ from dlm_edge.runtime.noise.schedule import make_schedule
 from dlm_edge.runtime.noise.transition import (
     analytic_step,
     euler_step,
-    probabilities,
     transition_table,
 )
 from score_engines import ScoreEngines, kernel, score_manifest
+from transition_rows import probabilities
 
 K = 7
 NOISES = [(5.0, 4.0), (1.0, 0.3), (0.1, 0.09), (1e-3, 1e-4), (20.0, 0.5), (0.7, 0.0)]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.gpu.kernel_cache import OPS
+from dlm_edge.runtime.gpu.compile import OPS
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
 from dlm_edge.runtime.ops.cuda.ops import CudaOps
 from emulation.device import EmulatedDevice

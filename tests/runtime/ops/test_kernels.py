@@ -7,8 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DeviceError
-from dlm_edge.runtime.gpu.compile import compile_kernels
-from dlm_edge.runtime.gpu.kernel_cache import OPS
+from dlm_edge.runtime.gpu.compile import OPS, compile_kernels
 from dlm_edge.runtime.ops.drafts.contract import MAX_STOPS
 from dlm_edge.runtime.ops.drafts.device import DRAFT_STATE
 from dlm_edge.runtime.ops.transition.device import TRANSITION_STATE

@@ -1,4 +1,4 @@
-"""Draws of transitions against the whole distribution that `transition.probabilities` defines."""
+"""Draws of transitions against the whole distribution that `probabilities` defines."""
 
 from itertools import pairwise
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dlm_edge.runtime.errors import EngineError
 from dlm_edge.runtime.noise.philox import DrawKind, uniforms
-from dlm_edge.runtime.noise.transition import analytic_step, euler_step, probabilities
+from dlm_edge.runtime.noise.transition import analytic_step, euler_step
 from dlm_edge.runtime.ops.host import NumpyOps
 from dlm_edge.runtime.ops.rows.compare import commit
 from dlm_edge.runtime.ops.rows.contract import Sampling
@@ -15,6 +15,7 @@ from dlm_edge.runtime.ops.transition.contract import TransitionSpec
 from dlm_edge.runtime.ops.transition.host import TransitionScratch, transit
 from hypothesis import given
 from hypothesis import strategies as st
+from transition_rows import probabilities
 
 STEPS = {
     "analytic": lambda k: analytic_step("uniform", k, 1.0, 0.2),

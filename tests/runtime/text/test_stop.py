@@ -1,4 +1,4 @@
-from dlm_edge.runtime.text.stop import StopFilter
+from dlm_edge.runtime.text_generation import StopFilter
 from hypothesis import given
 from hypothesis import strategies as st
 

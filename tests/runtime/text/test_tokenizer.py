@@ -2,7 +2,7 @@ import json
 
 import pytest
 from dlm_edge.runtime.errors import BundleError, ConfigError
-from dlm_edge.runtime.text.tokenizer import Tokenizer, load_tokenizer
+from dlm_edge.runtime.text.tokenizer import Tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
@@ -109,13 +109,13 @@ def test_what_is_no_tokenizer_is_one_line_of_bundle_error(tmp_path, text):
     path = tmp_path / "tokenizer.json"
     path.write_text(text)
     with pytest.raises(BundleError) as caught:
-        load_tokenizer(path)
+        Tokenizer.load(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_tokenizer_is_a_bundle_error(tmp_path):
     with pytest.raises(BundleError):
-        load_tokenizer(tmp_path / "missing")
+        Tokenizer.load(tmp_path / "missing")
 
 
 def test_padding_and_truncation_of_the_file_are_switched_off():

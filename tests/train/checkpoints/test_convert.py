@@ -6,8 +6,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
-from dlm_edge.train.checkpoints.convert import convert
+from dlm_edge.train.checkpoints.convert import convert, open_any
 from dlm_edge.train.cli import main
 from dlm_edge.train.config import TrainConfig, load_settings
 from dlm_edge.train.loop.run import train
@@ -26,7 +25,7 @@ def test_the_command_converts_without_data_and_says_where(tmp_path, sound):
     result = run(*given, "--block-size", "4,8", "--out", str(tmp_path / "ours"))
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == f"checkpoint: {tmp_path / 'ours'}"
-    assert read_checkpoint(tmp_path / "ours").config["block_sizes"] == [4, 8]
+    assert open_any(tmp_path / "ours").config["block_sizes"] == [4, 8]
     result = run(*given, "--out", str(tmp_path / "json"), "--json")
     summary = json.loads(result.stdout)
     assert (summary["status"], summary["steps"]) == ("converted", 0)
@@ -39,7 +38,7 @@ def test_the_command_trains_with_the_tokenizer_of_what_it_starts_from(tmp_path, 
         *("--log", "none", "--cache-dir", str(tmp_path / "cache"), "--out", str(tmp_path / "run")),
     )
     assert result.exit_code == 0, result.output
-    checkpoint = read_checkpoint(tmp_path / "run")
+    checkpoint = open_any(tmp_path / "run")
     assert checkpoint.config["vocab_size"] == 260
     assert Tokenizer.from_str(checkpoint.tokenizer_json).token_to_id("<|mask|>") == 257
 
@@ -70,7 +69,7 @@ def test_what_cannot_be_converted_is_one_line(sound, tmp_path, monkeypatch, give
 def test_converting_claims_no_positions_that_the_model_does_not_know(tmp_path):
     make_public(tmp_path / "theirs")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, None)
-    assert read_checkpoint(tmp_path / "ours").config["model"]["context"] == 64
+    assert open_any(tmp_path / "ours").config["model"]["context"] == 64
     with pytest.raises(ConfigError, match="--context 65: the checkpoint knows 64 positions"):
         convert(str(tmp_path / "theirs"), str(tmp_path / "more"), "tidar", {}, 65)
     result = run(
@@ -78,7 +77,7 @@ def test_converting_claims_no_positions_that_the_model_does_not_know(tmp_path):
         *("--out", str(tmp_path / "plain")),
     )
     assert result.exit_code == 0, result.output
-    assert read_checkpoint(tmp_path / "plain").config["model"]["context"] == 64
+    assert open_any(tmp_path / "plain").config["model"]["context"] == 64
 
 
 def test_a_qwen_model_is_trained_and_resumed_without_its_source(tmp_path, sound, settings):
@@ -94,4 +93,4 @@ def test_a_qwen_model_is_trained_and_resumed_without_its_source(tmp_path, sound,
     summary = train(TrainConfig(**{**kept, "max_steps": 4}), resume=True, quiet=True)
     assert (summary["steps"], set(summary["held_out"])) == (4, {"ar", "draft 4"})
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "last")
-    assert read_checkpoint(tmp_path / "run").config["model"]["rope_theta"] == 50_000.0
+    assert open_any(tmp_path / "run").config["model"]["rope_theta"] == 50_000.0

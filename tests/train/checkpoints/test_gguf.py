@@ -271,15 +271,15 @@ def test_a_big_endian_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_a_converted_file_computes_what_transformers_does(tmp_path, kind):
-    from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint
-    from dlm_edge.train.checkpoints.convert import convert
+    from dlm_edge.train.checkpoints.checkpoint import load_weights
+    from dlm_edge.train.checkpoints.convert import convert, open_any
     from dlm_edge.train.families import FAMILIES
     from dlm_edge.train.nn.masks import causal_mask
 
     model, path = random_model(kind), tmp_path / "m.gguf"
     write_gguf(path, model, kind, "qwen2")
     convert(str(path), str(tmp_path / "out"), "ar", {}, 32)
-    checkpoint = read_checkpoint(tmp_path / "out")
+    checkpoint = open_any(tmp_path / "out")
     ours = FAMILIES["ar"].make_model(checkpoint.config["model"]).eval()
     load_weights(ours, checkpoint)
     ids = torch.arange(3, 33)[None]

@@ -5,7 +5,7 @@ import shutil
 import huggingface_hub.constants as hub_constants
 import pytest
 from dlm_edge.runtime.errors import CheckpointError
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.checkpoints.hub import checkpoint_folder
 from dlm_edge.train.pretrained import Pipeline
 from tiny_checkpoint import make_checkpoint
@@ -33,7 +33,7 @@ def cached(tmp_path, monkeypatch):
     "name", ["someone/stories", "hf:someone/stories", f"someone/stories@{COMMIT}"]
 )
 def test_a_name_of_the_hub_reads_as_its_folder_does(cached, name):
-    found, wanted = read_checkpoint(name), read_checkpoint(cached)
+    found, wanted = open_any(name), open_any(cached)
     assert found.config == wanted.config
     assert found.weights.keys() == wanted.weights.keys()
     assert found.tokenizer_json == wanted.tokenizer_json

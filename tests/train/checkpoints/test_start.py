@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dlm_edge.train.checkpoints.checkpoint import load_weights, read_checkpoint
-from dlm_edge.train.checkpoints.convert import convert
-from dlm_edge.train.checkpoints.start import read_marks, read_start
+from dlm_edge.train.checkpoints.checkpoint import load_weights
+from dlm_edge.train.checkpoints.convert import convert, open_any
+from dlm_edge.train.checkpoints.start import read_framing, read_start
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.block_step import BlockStep
 from dlm_edge.train.nn.masks import causal_mask
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def ours(folder: Path):
-    checkpoint = read_checkpoint(folder)
+    checkpoint = open_any(folder)
     model = FAMILIES[checkpoint.config["family"]].make_model(checkpoint.config["model"]).eval()
     load_weights(model, checkpoint)
     return model
@@ -184,7 +184,7 @@ def test_a_mask_is_added_in_a_spare_row_or_a_new_one_and_said(tmp_path, capsys):
     convert(str(tmp_path / "full"), str(tmp_path / "second"), "tidar", {}, 32)
     assert "new row 257" in capsys.readouterr().err
     for name, rows in (("first", 260), ("second", 258)):
-        checkpoint = read_checkpoint(tmp_path / name)
+        checkpoint = open_any(tmp_path / name)
         tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json)
         assert tokenizer.token_to_id("<|mask|>") == 257 == checkpoint.config["mask_token_id"]
         assert checkpoint.config["vocab_size"] == rows == len(checkpoint.weights["embed.weight"])
@@ -201,7 +201,7 @@ def test_an_end_of_text_token_is_added_like_a_mask_and_its_row_is_no_zero(tmp_pa
     (tmp_path / "theirs" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {}, 32)
     assert "added to the tokenizer: <|endoftext|>, <|mask|>" in capsys.readouterr().err
-    checkpoint = read_checkpoint(tmp_path / "ours")
+    checkpoint = open_any(tmp_path / "ours")
     assert [checkpoint.config[f"{name}_token_id"] for name in ("eos", "mask")] == [255, 256]
     for name in ("embed.weight", "head.weight"):
         table = checkpoint.weights[name]
@@ -236,7 +236,7 @@ def test_end_tokens_that_are_no_ids_are_none(tmp_path):
     make_public(tmp_path)
     ends = {"eos_token_id": [{}, "a", 0, True, 7, 0, None]}
     (tmp_path / "generation_config.json").write_text(json.dumps(ends), encoding="utf-8")
-    marks = read_marks(tmp_path)
+    marks = read_framing(tmp_path)
     assert (marks["eos_token_id"], marks["end_ids"]) == (0, [7])
 
 
@@ -251,7 +251,7 @@ def test_a_tokenizers_settings_that_cannot_be_read_stay_as_they_are(tmp_path, te
 def test_positions_that_a_model_knows_stay_and_shape_options_are_its(tmp_path):
     make_public(tmp_path / "theirs")
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "tidar", {"block_sizes": "4"}, 32)
-    config = read_checkpoint(tmp_path / "ours").config
+    config = open_any(tmp_path / "ours").config
     assert (config["model"]["context"], config["model"]["rope_theta"]) == (64, 50_000.0)
     assert config["block_sizes"] == [4]
 

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint, saved_states
+from dlm_edge.train.checkpoints.checkpoint import saved_states
+from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.config import SETTINGS
 from dlm_edge.train.loop import loop as loop_module
+from dlm_edge.train.loop.loop import DivergedError
 from dlm_edge.train.loop.run import train
-from dlm_edge.train.loop.run_state import DivergedError
 
 
 def weights(out: str) -> dict[str, torch.Tensor]:
-    return read_checkpoint(Path(out) / "last").weights
+    return open_any(Path(out) / "last").weights
 
 
 def assert_equal(first: str, second: str) -> None:
@@ -38,7 +39,7 @@ def test_a_run_learns_and_says_what_it_made(settings, optimizer: str):
     for item in summary["held_out"].values():
         assert item["nats_per_token"] < math.log(280) - 0.5
         assert item["perplexity_low"] < item["perplexity"] < item["perplexity_high"]
-    found = read_checkpoint(config.out, "mdlm")
+    found = open_any(config.out, "mdlm")
     assert found.config["training"]["tokens_seen"] == summary["best_step"] * 4 * 16
     assert found.config["training"]["settings"]["lr"] == 1e-2
 
@@ -98,7 +99,7 @@ def test_a_run_starts_from_another_checkpoint_of_its_shape(settings, tmp_path: P
     changes = {"init": first.out, "lr": 1e-12, "max_steps": 1, "ema": 0.0}
     second = settings(out=str(tmp_path / "second"), **changes)
     train(second, quiet=True)
-    begun = read_checkpoint(first.out).weights
+    begun = open_any(first.out).weights
     for name, tensor in weights(second.out).items():
         torch.testing.assert_close(tensor, begun[name], rtol=1e-5, atol=1e-6)
     wide = settings(out=str(tmp_path / "wide"), init=first.out,

@@ -3,8 +3,8 @@
 import pytest
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.train.families import FAMILIES
-from dlm_edge.train.nn.backbones import make_backbone
 from dlm_edge.train.nn.config import ModelConfig, resolve_model
+from dlm_edge.train.nn.transformer import make_backbone
 
 
 @pytest.mark.parametrize(

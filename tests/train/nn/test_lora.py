@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 from dlm_edge.runtime.errors import ConfigError
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
+from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.loop.run import _fit, train
-from dlm_edge.train.nn import nats
+from dlm_edge.train.nn import transformer
 from tiny_checkpoint import CONTEXT, make_checkpoint
 
 MASK = 1
@@ -40,7 +40,7 @@ def changes(begun):
 
 
 def both(first, second):
-    one, other = (read_checkpoint(folder).weights for folder in (first, second))
+    one, other = (open_any(folder).weights for folder in (first, second))
     assert set(one) == set(other)
     return [(name, one[name], other[name]) for name in one]
 
@@ -65,7 +65,7 @@ def test_the_merged_checkpoint_computes_what_the_adapters_do(settings, changes, 
     pytest.importorskip("peft")
     config = settings(**changes, lora=3, max_steps=5, eval_every=5, ema=0.0, eval_rows=4)
     summary = train(config, quiet=True)
-    checkpoint = read_checkpoint(tmp_path / "run")
+    checkpoint = open_any(tmp_path / "run")
     plain = settings(
         **{**changes, "init": str(tmp_path / "run"), "lr": 1e-12},
         max_steps=1,
@@ -74,7 +74,7 @@ def test_the_merged_checkpoint_computes_what_the_adapters_do(settings, changes, 
         out=str(tmp_path / "plain"),
     )
     again = train(plain, quiet=True)
-    assert set(checkpoint.weights) == set(read_checkpoint(tmp_path / "begun").weights)
+    assert set(checkpoint.weights) == set(open_any(tmp_path / "begun").weights)
     for name, item in summary["held_out"].items():
         expected = item["nats_per_token"]
         assert again["held_out"][name]["nats_per_token"] == pytest.approx(expected, rel=1e-5)
@@ -164,8 +164,8 @@ def test_losses_by_the_slice_are_the_losses_of_one_go_with_their_gradients(monke
     sizes, found = [], []
     head.register_forward_hook(lambda _, __, logits: sizes.append(len(logits)))
     for largest in (2**26, 500):
-        monkeypatch.setattr(nats, "LARGEST", largest)
-        losses = nats.nats_of(head, hidden, targets, (49,))
+        monkeypatch.setattr(transformer, "LARGEST", largest)
+        losses = transformer.nats_of(head, hidden, targets, (49,))
         grads = torch.autograd.grad(losses.square().sum(), [hidden, head.weight])
         found.append((losses.detach(), *grads))
     assert sizes[:5] == [33, 10, 10, 10, 3]

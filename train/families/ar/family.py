@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...nn.backbones import make_backbone
 from ...nn.masks import causal_mask
-from ...nn.nats import cross_entropy
+from ...nn.transformer import cross_entropy, make_backbone
 from ..base import Batch, ExportGraph, Family, LossOutput
 from ..graphs import causal_graph
 from ..options import check_options, common_config, forbidden_ids

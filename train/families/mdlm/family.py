@@ -19,9 +19,8 @@ from torch import nn
 
 from ....runtime.errors import ConfigError
 from ....runtime.noise.schedule import make_schedule, schedule_from_json, schedule_to_json
-from ...nn.backbones import make_backbone
 from ...nn.masks import block_diffusion_mask
-from ...nn.nats import cross_entropy
+from ...nn.transformer import cross_entropy, make_backbone
 from ..base import Batch, ExportGraph, Family, LossOutput
 from ..graphs import denoise_graph
 from ..noise import MASKINGS, Noise, draw_noise

@@ -1,7 +1,7 @@
 """Score-entropy discrete diffusion (SEDD): a score network under the uniform or absorbing graph.
 
 The network sees a noisy canvas and its noise sigma, and gives every token's ratio of likelihood to
-the one that stands there. Its loss is the score entropy, whose integral over sigma bounds the
+the one that is there. Its loss is the score entropy, whose integral over sigma bounds the
 negative log-likelihood (`runtime/noise/score_entropy.py`). There is no cache: a block size is the
 length of a canvas, and training on several lengths makes a model that writes texts of each.
 Position 0 is given: never noised, never scored.

@@ -1,6 +1,6 @@
 """Noise and score entropy of `sedd` in training: what is drawn, and what it costs per position.
 
-Which token noise puts where is drawn here; what a score costs stands in
+Which token noise puts where is drawn here; what a score costs is in
 `runtime/noise/score_entropy.py`, which the device's bound uses, too.
 
 Source: SEDD (arXiv 2310.16834), algorithm 1; low-discrepancy times: MDLM (arXiv 2406.07524).
@@ -66,8 +66,6 @@ def draw(
     """Draws noise for all shards and keeps this one's rows.
 
     Args:
-        ids: Clean canvases (B, L).
-        masking: How masks are drawn, for the absorbing graph.
         shard: (index, count); noise is drawn for `count * B` canvases.
     """
     index, count = shard
@@ -132,8 +130,6 @@ def replaced(
 
     Args:
         log_score: (…, V), 0 at the own token.
-        xt: Noisy tokens (…).
-        x0: Clean tokens (…).
         sigma: Broadcasts to (…).
         states: Ids (K,) of the graph's states.
     """

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from ....runtime.errors import ConfigError
-from ...nn.backbones import make_backbone
 from ...nn.masks import draft_mask
+from ...nn.transformer import make_backbone
 from ..base import Batch, ExportGraph, Family, LossOutput
 from ..options import check_options, common_config, draw_size, forbidden_ids, split_weights
 from .graphs import draft_graphs
@@ -106,7 +106,7 @@ class Tidar(Family):
         """Is exact: the seed changes nothing.
 
         `ar` is the likelihood; `draft 8` the cross-entropy of the masks of blocks of 8, which is no
-        likelihood: it tells how often drafts will be right.
+        likelihood: it says how often drafts will be right.
         """
         del seed
         figures: dict[str, torch.Tensor] = {}

@@ -112,8 +112,6 @@ def uncached_logits(
     """Logits of rows behind a clean context, computed by one forward without a cache.
 
     Args:
-        context: (1, C) ids.
-        block: (1, B) ids.
         inputs: `offsets` (B,) and `visible` (B, B) of the rows.
 
     Returns:

@@ -10,10 +10,11 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import decoding_settings, load_model
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.noise.schedule import schedule_from_json
-from dlm_edge.runtime.noise.transition import probabilities, transition_table
+from dlm_edge.runtime.noise.transition import transition_table
 from dlm_edge.runtime.ops.host import NumpyOps
 from rules import decoding
 from score_engines import ScoreEngines, joint_score, score_manifest
+from transition_rows import probabilities
 
 K, V = 3, 4
 MASK = V - 1

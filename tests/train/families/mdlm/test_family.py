@@ -12,7 +12,7 @@ from dlm_edge.train.data.batches import Batch
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.families.options import forbidden_ids, parse_block_sizes
 from dlm_edge.train.nn.masks import block_diffusion_mask
-from dlm_edge.train.nn.nats import cross_entropy
+from dlm_edge.train.nn.transformer import cross_entropy
 from torch import nn
 
 EOS, MASK, PAD, VOCAB = 0, 1, 2, 9

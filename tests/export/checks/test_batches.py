@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dlm_edge.export.checks.batches import compare_batches
+from dlm_edge.export.checks.parity import compare_batches
 from dlm_edge.export.pack import export_checkpoint
 from dlm_edge.export.settings import ExportSettings
 from dlm_edge.runtime.bundle.bundle import open_bundle

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 from dlm_edge.runtime.text.framing import Framing
-from dlm_edge.train.checkpoints.checkpoint import read_checkpoint
-from dlm_edge.train.checkpoints.convert import convert
-from dlm_edge.train.checkpoints.start import read_marks
+from dlm_edge.train.checkpoints.convert import convert, open_any
+from dlm_edge.train.checkpoints.start import read_framing
 from dlm_edge.train.config import TrainConfig
 from dlm_edge.train.loop.run import train
 from dlm_edge.train.pretrained import Pipeline
@@ -76,12 +75,12 @@ def test_the_facts_go_into_the_checkpoint_and_into_what_is_made_of_it(tmp_path, 
     convert(str(tmp_path / "theirs"), str(tmp_path / "ours"), "ar", {}, None)
     convert(str(tmp_path / "ours"), str(tmp_path / "drafts"), "tidar", {"block_sizes": "4"}, None)
     for name in ("ours", "drafts"):
-        config = read_checkpoint(tmp_path / name).config
+        config = open_any(tmp_path / name).config
         assert config["start_ids"] == start
         assert [config["eos_token_id"], *config["end_ids"]] == ends
     # A mask is added where the family needs one, and only there.
-    assert read_checkpoint(tmp_path / "ours").config["mask_token_id"] is None
-    assert read_checkpoint(tmp_path / "drafts").config["mask_token_id"] is not None
+    assert open_any(tmp_path / "ours").config["mask_token_id"] is None
+    assert open_any(tmp_path / "drafts").config["mask_token_id"] is not None
 
 
 def test_end_tokens_are_those_of_all_three_files(tmp_path):
@@ -90,14 +89,14 @@ def test_end_tokens_are_those_of_all_three_files(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 7}))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 7, 100000]}')
-    assert read_marks(tmp_path) == {"start_ids": [], "eos_token_id": 7, "end_ids": [9, STOP]}
+    assert read_framing(tmp_path) == {"start_ids": [], "eos_token_id": 7, "end_ids": [9, STOP]}
 
 
 def test_a_gguf_file_has_the_facts_of_the_folder_it_was_made_from(tmp_path):
     for pre in CONVENTIONS:
         kind = CONVENTIONS[pre][0]
         write_gguf(tmp_path / f"{pre}.gguf", random_model(kind), kind, pre)
-        found = read_marks(tmp_path / f"{pre}.gguf")
+        found = read_framing(tmp_path / f"{pre}.gguf")
         assert found == {"start_ids": CONVENTIONS[pre][3], "eos_token_id": STOP, "end_ids": []}
 
 
@@ -110,7 +109,7 @@ def test_training_reads_documents_as_the_checkpoint_does(tmp_path, pre, settings
     )  # fmt: skip
     assert isinstance(config, TrainConfig)
     train(config, quiet=True)
-    found = read_checkpoint(tmp_path / "run").config
+    found = open_any(tmp_path / "run").config
     assert found["start_ids"] == CONVENTIONS[pre][3]
     framing = Framing.of(found)
     start = CONVENTIONS[pre][3]
