@@ -88,7 +88,7 @@ class GraphSpec:
     block: int | None
     """Text block that this shape serves; None where a block means nothing."""
     precision: str
-    """fp32, fp16 or int8: of the weights' arithmetic, not of the inputs and outputs."""
+    """fp32, fp16, int8 or int4: of the weights' arithmetic, not of the inputs and outputs."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -171,7 +171,7 @@ def refused(error, checkpoint, path, **settings) -> str:
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"precision": "fp64"}, "fp32, fp16 or int8"),
+        ({"precision": "fp64"}, "fp32, fp16, int8 or int4"),
         ({"force": True}, "--force has no meaning with --precision fp32"),
         ({"max_loss": 0.0}, "--max-loss must be more than 0"),
         ({"target": "toaster"}, "orin-nano"),
