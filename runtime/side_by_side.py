@@ -3,7 +3,8 @@
 Every text has an update rule of its own, which sees its slot as an engine set: the graphs with this
 batch, and views of the slot's part of their buffers. So no family knows of batches, and a text is
 the same alone and beside any others. Texts whose next runs have the same graph and rows go
-together, at the longest context among them; the others wait for a later run.
+together, at the longest context among them; the others wait for a later run. A graph that takes no
+canvas goes on with what the one before it left in its outputs, so it goes first.
 """
 
 from __future__ import annotations
@@ -201,12 +202,13 @@ class SideBySide:
         """Makes one run for the texts that can share it, and lets them update."""
         clock = time.perf_counter
         begin = clock()
-        together: dict[tuple[str, int], list[SharedGeneration]] = {}
+        together: dict[tuple[bool, str, int], list[SharedGeneration]] = {}
         for text in self._texts:
             if text.waits:
                 run = text.next_run
-                together.setdefault((run.name, run.rows), []).append(text)
-        texts = max(together.values(), key=len)
+                goes_on = all(tensor.role != "canvas" for tensor in run.inputs)
+                together.setdefault((goes_on, run.name, run.rows), []).append(text)
+        texts = max(together.items(), key=lambda group: (group[0][0], len(group[1])))[1]
         spec = max((text.next_run for text in texts), key=lambda run: run.context)
         engines = [text.slot_engine(spec) for text in texts]
         prepared = clock()

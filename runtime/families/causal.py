@@ -14,6 +14,7 @@ goes on in a window: the older half is dropped, the rest prefilled again, and `a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,9 +60,10 @@ class CausalRule(TextRule):
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         manifest, ops = model.manifest, model.ops
-        self._ops, self._request, self._engines = ops, request, model.engines
+        self._ops, self._request = ops, request
         self._heads = Heads(model.specs)
-        self._heads_next = False
+        self._hidden: Any = None
+        """What the head goes on with, if it runs next: rows of a trunk's output."""
         self._drawn = False
         """Whether the last update drew a token."""
         self._filler = manifest.eos_token_id
@@ -95,7 +97,7 @@ class CausalRule(TextRule):
     @property
     def phase(self) -> str:
         """See Phased; the run over the prompt's last tokens also makes the first new one."""
-        if self._heads_next:
+        if self._hidden is not None:
             return HEAD_PHASE
         return "prefill" if self._cached < self.num_given else "denoise"
 
@@ -114,20 +116,21 @@ class CausalRule(TextRule):
         self._count = min(pending, self._rows)
 
     def next_run(self) -> GraphSpec:
-        if self._heads_next:
+        if self._hidden is not None:
             return self._heads.run_of(1)
         return bucket(self._shapes[self._rows], self._cached + self._count)
 
     def feed(self, engine: Engine) -> None:
-        if self._heads_next:
-            return  # `update` has fed it, since a run for other texts would overwrite the row
+        if self._hidden is not None:
+            self._heads.feed(self._ops, engine, self._hidden, self._count - 1, 1)
+            return
         ids = np.full(self._rows, self._filler, np.int32)
         ids[: self._count] = self._text.window[self._cached : self._cached + self._count]
         feed(self._ops, engine, ids, self._cached)
 
     def update(self, engine: Engine) -> None:
         row = 0
-        if not self._heads_next:
+        if self._hidden is None:
             append(self._ops, engine, self._cached, self._count)
             self._cached += self._count
             row = self._count - 1
@@ -135,11 +138,9 @@ class CausalRule(TextRule):
                 self._plan()
                 return
             if self._heads:
-                self._heads_next = True
-                head = self._engines.engine(self._heads.run_of(1))
-                self._heads.feed(self._ops, head, hidden_rows(engine), row, 1)
+                self._hidden = hidden_rows(engine)
                 return
-        self._heads_next = False
+        self._hidden = None
         self._unmask.begin_block(
             self._canvas,
             np.array([_NO_MASK], np.int32),

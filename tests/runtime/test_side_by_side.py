@@ -172,6 +172,29 @@ def test_drafting_texts_are_the_same_alone_and_side_by_side(heat, split, on_devi
     assert any(one.tokens_per_nfe > 1.2 for one in alone)
 
 
+@pytest.mark.parametrize("on_device", [False, True], ids=["numpy", "device"])
+def test_a_text_between_its_two_graphs_goes_before_others(on_device):
+    """Three texts still read their prompts when the first has hidden rows for its head."""
+
+    def make():
+        return DraftEngines(Model(41, seed=3), [3], (64,), split=True)
+
+    def manifest(engines):
+        return draft_manifest(engines, vocab_size=41)
+
+    asked = [
+        draft_request(
+            prompt_ids=(0, *range(3, 5 + more)),
+            sample_index=more,
+            max_tokens=24,
+            seed=1,
+            temperature=1.0,
+        )
+        for more in (11, 31, 32, 33)
+    ]
+    check(make, manifest, asked, on_device=on_device)
+
+
 FAMILIES = {
     "mdlm": (
         lambda: TableEngines(never_ending, SHAPES, V),
