@@ -120,7 +120,8 @@ def uncached_logits(
     Args:
         context: (1, C) ids, a whole number of blocks.
         block: (1, B) ids.
-        inputs: `time`, the block's share of masks, for models that see it.
+        inputs: `time`, the share of masks, for models that see it: one number, or one a position,
+            the block's the last.
 
     Returns:
         (1, B, V).
@@ -132,5 +133,6 @@ def uncached_logits(
     else:
         number = positions // size
         visible = number[:, None] >= number[None, :]
-    time = torch.cat([torch.zeros(1, past), torch.full((1, size), inputs.get("time", 1.0))], dim=1)
+    level = torch.as_tensor(inputs.get("time", 1.0), dtype=torch.float32).reshape(-1)[-size:]
+    time = torch.cat([torch.zeros(1, past), level.expand(1, size)], dim=1)
     return model(torch.cat([context, block], dim=1), positions, visible, time=time)[:, past:]

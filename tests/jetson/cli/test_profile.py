@@ -155,7 +155,7 @@ def test_what_speaks_against_a_run_stands_above_a_comparison(report, tmp_path):
     assert "slow: THROTTLED: tj was raised" in said
     assert "slow: INTERRUPTED" in said
     _, second = json.loads(run("--compare", path, slow, "--json").stdout)["warnings"]
-    assert "THROTTLED: tj was raised" in second
+    assert any(warning.startswith("THROTTLED: tj was raised") for warning in second)
 
 
 def test_a_full_disk_loses_the_report_but_not_the_table(tmp_path, monkeypatch):

@@ -133,7 +133,8 @@ def test_an_operator_gives_the_shapes_of_the_reference(op, inputs, attributes, o
 
 
 def test_every_operator_that_export_admits_has_a_rule():
-    assert set(RULES) == CPU_OPS
+    older = {"DynamicQuantizeLinear"}  # of int8 bundles like the one that ships
+    assert set(RULES) == CPU_OPS | older
 
 
 def feeds_of(bundle, rows, context):

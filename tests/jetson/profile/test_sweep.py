@@ -194,7 +194,7 @@ def test_a_sweep_measures_its_cells_and_marks_the_best(profiler):
 
 def test_cells_keep_the_settings_that_no_axis_varies(profiler, monkeypatch):
     own = {"temperature": 0.7, "rule": "threshold", "threshold": 0.6, "block_size": 16}
-    monkeypatch.setattr(profiler, "_settings", own)
+    monkeypatch.setattr(profiler, "settings", own)
     run = sweep(profiler, axes=["rule=threshold:0.9,factor:1", "threads=1"])
     assert [settings for settings, _ in run._planned] == [
         own,
@@ -279,7 +279,7 @@ def test_drafts_stand_beside_the_causal_decoding_that_they_are_measured_against(
 def test_causal_decoding_is_asked_for_by_name_whatever_block_size_is_set(
     drafting, monkeypatch, own
 ):
-    monkeypatch.setattr(drafting, "_settings", own)
+    monkeypatch.setattr(drafting, "settings", own)
     run = sweep(drafting, axes=["rule=next_token", "threads=1"])
     assert {"rule": "next_token"} in [settings for settings, _ in run._planned]
     run.run()
