@@ -43,6 +43,16 @@ def test_groups_that_use_few_of_their_levels_and_steps_of_17_bits_are_met():
     assert np.array_equal(grid.values(), values)
 
 
+def test_blocks_of_q4_k_are_met():
+    blocks = RNG.integers(0, 256, (64 * 3, 144), dtype=np.uint8)
+    factors = RNG.uniform(0.001, 0.01, (len(blocks), 2)).astype(np.float16)
+    blocks[:, :4] = factors.view(np.uint8)  # of steps and of offsets; six bits each follow
+    values = gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q4_K).reshape(64, -1)
+    grid = find_grid(values)
+    assert grid is not None
+    assert np.array_equal(grid.values(), values)
+
+
 def test_one_value_beside_the_grid_is_none():
     values = read_back(RNG.standard_normal((300, 2 * GROUP)).astype(np.float32), "Q4_1")
     values[117, 40] += 1e-4
@@ -66,10 +76,12 @@ def test_plain_rounding_is_within_half_a_step():
     assert (np.abs(grid.values() - matrix) <= limit).all()
 
 
-def test_rounding_that_knows_the_inputs_loses_less_of_the_product():
-    mixing = RNG.standard_normal((3 * GROUP, 3 * GROUP)) * np.exp(RNG.standard_normal(3 * GROUP))
-    rows = RNG.standard_normal((2000, 3 * GROUP)) @ mixing
-    matrix = RNG.standard_normal((40, 3 * GROUP)).astype(np.float32)
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_that_knows_the_inputs_loses_less_of_the_product(seed):
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((3 * GROUP, 3 * GROUP)) * np.exp(rng.standard_normal(3 * GROUP))
+    rows = rng.standard_normal((2000, 3 * GROUP)) @ mixing
+    matrix = rng.standard_normal((40, 3 * GROUP)).astype(np.float32)
     train, held_out = rows[:1500], rows[1500:]
 
     def loss(grid):
@@ -77,7 +89,7 @@ def test_rounding_that_knows_the_inputs_loses_less_of_the_product():
         return np.square(off).sum() / np.square(held_out @ matrix.T).sum()
 
     plain, aware = round_to_grid(matrix), round_to_grid(matrix, train.T @ train)
-    assert loss(aware) < 0.5 * loss(plain)
+    assert loss(aware) < 0.75 * loss(plain)
     # What it writes is on a grid, steps in float16.
     assert np.array_equal(aware.steps, aware.steps.astype(np.float16))
     assert np.array_equal(aware.lows, aware.lows.astype(np.float16))
