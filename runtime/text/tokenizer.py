@@ -99,7 +99,7 @@ class Tokenizer:
         for token in listed:
             # Ids may have holes, so that the largest is not the number of tokens.
             if token < 0 or self._backend.id_to_token(token) is None:
-                raise ConfigError(f"token {token} is not in the vocabulary of {self._size}")
+                raise ConfigError(f"token {token} is not in the vocabulary")
         return self._backend.decode(listed, skip_special_tokens=True)
 
     def stream(self) -> TextStream:

@@ -95,7 +95,7 @@ def test_ids_of_no_token_are_named_and_never_decoded():
     tokenizer = Tokenizer(json.dumps(holed))
     assert tokenizer.missing_ids(size + 3) == (size, size + 2)
     assert tokenizer.decode([size + 1]) == "cat!"
-    with pytest.raises(ConfigError, match="outside the vocabulary"):
+    with pytest.raises(ConfigError, match="is not in the vocabulary"):
         tokenizer.decode([size])
 
 
