@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from dlm_edge.runtime.errors import CheckpointError, ConfigError
-from dlm_edge.train.checkpoints.convert import convert, open_any
+from dlm_edge.train.checkpoints.checkpoint import read_config
+from dlm_edge.train.checkpoints.convert import convert
 from dlm_edge.train.checkpoints.start import read_start
 from public_folders import make_public
 from safetensors.torch import load_file, save_file
@@ -142,4 +143,4 @@ def test_a_public_folder_is_no_checkpoint_of_ours_and_says_what_to_do(sound):
     with pytest.raises(
         CheckpointError, match="export it as it is, or give it to dlm-train as --init"
     ):
-        open_any(sound)
+        read_config(sound)
