@@ -68,11 +68,11 @@ def measure(command: Sequence[str]) -> dict[str, float]:
     return {"first_s": first_s, "peak_mib": usage.ru_maxrss * unit / 2**20} | json.loads(rest)
 
 
-def _command(model: Path, llama_python: str, plan: Path) -> list[str]:
+def _command(model: Path, llama_python: str, job: Path) -> list[str]:
     if model.suffix == ".gguf":
-        return [llama_python, str(WORKER), "llama", str(model), str(plan)]
+        return [llama_python, str(WORKER), "llama", str(model), str(job)]
     module = f"{__package__}.{WORKER.stem}"
-    return [sys.executable, "-m", module, "bundle", str(model), str(plan)]
+    return [sys.executable, "-m", module, "bundle", str(model), str(job)]
 
 
 def _ids(bundle: Path, length: int) -> list[int]:
@@ -106,13 +106,13 @@ def main(
     ids = _ids(bundles[0], prompt)
     runs: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        plan = Path(folder) / "plan.json"
+        job = Path(folder) / "job.json"
         for done in range(rounds):
             for count in threads:
                 content = {"threads": count, "short": ids[:SHORT], "long": ids, "tokens": tokens}
-                plan.write_text(json.dumps(content))
+                job.write_text(json.dumps(content))
                 for model in models:
-                    found = measure(_command(model, llama_python, plan))
+                    found = measure(_command(model, llama_python, job))
                     runs.setdefault((model.name, count), []).append(found)
             figures = {"prompt": prompt, "tokens": tokens, "rounds": done + 1}
             write_json(out, circumstances | figures | {"rows": _rows(models, runs)})

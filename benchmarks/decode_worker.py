@@ -1,9 +1,9 @@
 """One process of `beside_llama_cpp`: a short prompt continued, a long one read.
 
-    python decode_worker.py llama model.gguf plan.json
-    python -m dlm_edge.benchmarks.decode_worker bundle model.dlm plan.json
+    python decode_worker.py llama model.gguf job.json
+    python -m dlm_edge.benchmarks.decode_worker bundle model.dlm job.json
 
-The plan has `threads`, `short` and `long` (token ids of two prompts) and `tokens`, how many are
+The job has `threads`, `short` and `long` (token ids of two prompts) and `tokens`, how many are
 generated. Prints a line at the first token and a JSON object at the end. As a script it needs the
 package llama-cpp-python and nothing of dlm-edge, so it runs in an environment of its own.
 """
@@ -96,12 +96,12 @@ def timed(act: Callable[[], object]) -> dict[str, float]:
     return {"s": time.perf_counter() - begin, "cpu_s": time.process_time() - used}
 
 
-def main(kind: str, path: str, plan_path: str) -> None:
+def main(kind: str, path: str, job_path: str) -> None:
     """Reads, continues and reads again, as the module's docstring says."""
-    plan: dict[str, Any] = json.loads(Path(plan_path).read_text())
-    context = len(plan["long"]) + plan["tokens"] + 64
-    read, go_on = (llama if kind == "llama" else bundle)(path, plan["threads"], context)
-    text = go_on(plan["short"], plan["tokens"])
+    job: dict[str, Any] = json.loads(Path(job_path).read_text())
+    context = len(job["long"]) + job["tokens"] + 64
+    read, go_on = (llama if kind == "llama" else bundle)(path, job["threads"], context)
+    text = go_on(job["short"], job["tokens"])
     next(text)
     print("first", flush=True)
     number = 0
@@ -111,15 +111,15 @@ def main(kind: str, path: str, plan_path: str) -> None:
         number = sum(1 for _ in text)
 
     generation = timed(generate)
-    read(plan["long"])  # shapes and buffers of long prompts are made
-    prompt = timed(lambda: read(plan["long"]))
+    read(job["long"])  # shapes and buffers of long prompts are made
+    prompt = timed(lambda: read(job["long"]))
     print(
         json.dumps({
             "generated": number,
             "generate_tps": number / generation["s"],
             "generate_cpu_tps": number / generation["cpu_s"],
-            "prompt_tps": len(plan["long"]) / prompt["s"],
-            "prompt_cpu_tps": len(plan["long"]) / prompt["cpu_s"],
+            "prompt_tps": len(job["long"]) / prompt["s"],
+            "prompt_cpu_tps": len(job["long"]) / prompt["cpu_s"],
         }),
         flush=True,
     )  # fmt: skip

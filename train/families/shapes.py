@@ -103,7 +103,7 @@ def causal_shapes(
     blocks: Sequence[int | str], contexts: Sequence[int], *, max_position: int, on_cpu: bool
 ) -> tuple[Shape, ...]:
     """Lists the shapes of a causal step over a cache, smallest first: one row, and blocks of rows
-    for prompts, at contexts of two of them at least.
+    for prompts. A context below two blocks has none, unless it is the largest.
 
     Args:
         blocks: Rows of prefill asked for; empty: a block, on a CPU a large one, too.
