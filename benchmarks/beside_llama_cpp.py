@@ -29,7 +29,7 @@ from ..runtime.bundle.bundle import open_bundle
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DlmError
 from ..runtime.text.tokenizer import Tokenizer
-from .report import print_table, record, write_json
+from .report import out_option, print_table, record, write_json
 
 WORKER = Path(__file__).with_name("decode_worker.py")
 SHORT = 16
@@ -81,19 +81,14 @@ def _ids(bundle: Path, length: int) -> list[int]:
     return np.resize(tokenizer.encode(TEXT), length).tolist()
 
 
-@click.command("beside_llama_cpp", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("beside_llama_cpp", cls=DlmCommand)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--llama-python", default=sys.executable, help="Interpreter with llama-cpp-python.")
-@click.option("--threads", default=(1, 2), multiple=True, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--prompt", default=512, show_default=True, help="Tokens of the long prompt.")
-@click.option("--tokens", default=128, show_default=True, help="Generated tokens.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/beside_llama_cpp.json"),
-    show_default=True,
-)
+@click.option("--threads", default=(1, 2), multiple=True)
+@click.option("--rounds", default=3)
+@click.option("--prompt", default=512, help="Tokens of the long prompt.")
+@click.option("--tokens", default=128, help="Generated tokens.")
+@out_option("beside_llama_cpp")
 def main(
     models: tuple[Path, ...],
     llama_python: str,

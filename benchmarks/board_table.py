@@ -15,6 +15,7 @@ import click
 
 from ..jetson.forecast.forecast import Forecast, forecast_graphs
 from ..jetson.targets import target as find_target
+from ..runtime.cli.common import DlmCommand
 from .block_graph import FILE, TransformerShape, block_graph, block_manifest
 from .report import print_table, record, write_json
 
@@ -144,11 +145,9 @@ COLUMNS = (
 )
 
 
-@click.command("board-table")
-@click.option("--target", default="orin-nano", show_default=True)
-@click.option(
-    "--power-mode", "modes", multiple=True, default=("25w", "maxn-super"), show_default=True
-)
+@click.command("board-table", cls=DlmCommand)
+@click.option("--target", default="orin-nano")
+@click.option("--power-mode", "modes", multiple=True, default=("25w", "maxn-super"))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of all figures.")
 def main(target: str, modes: tuple[str, ...], out: Path | None) -> None:
     """Prints predicted figures of our sizes and of Qwen2.5 shapes, and published ones beside."""

@@ -25,7 +25,7 @@ import click
 from ..runtime.bundle.bundle import default_bundle_path, open_bundle
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import DlmError
-from .report import print_table, record, write_json
+from .report import out_option, print_table, record, write_json
 
 IMPORTS = "import numpy, onnxruntime, tokenizers"
 TIME_GOAL = 2.5
@@ -88,18 +88,13 @@ COLUMNS = (
 )
 
 
-@click.command("cold_start", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("cold_start", cls=DlmCommand)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option("--rounds", default=10, show_default=True)
+@click.option("--rounds", default=10)
 @click.option("--quick", is_flag=True, help="Two rounds.")
-@click.option("--tokens", default=64, show_default=True, help="New tokens of each run.")
+@click.option("--tokens", default=64, help="New tokens of each run.")
 @click.option("--threads", type=int, help="CPU threads.  [default: the runtime's]")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/cold_start.json"),
-    show_default=True,
-)
+@out_option("cold_start")
 def main(
     bundle: Path | None, rounds: int, quick: bool, tokens: int, threads: int | None, out: Path
 ) -> None:

@@ -24,7 +24,7 @@ from ..runtime.families.table import decoding_blocks, decoding_settings, read_ru
 from ..runtime.families.window import choose_block
 from .contestants import CONTESTANTS, OF_OTHER_BUNDLES, PYTORCH, Contestant
 from .decode_report import agreement, report
-from .report import record, write_json
+from .report import out_option, record, write_json
 
 OUTSIDE_TEMPERATURES = (0.0, 1.0)
 
@@ -173,7 +173,7 @@ def resume(out: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     return record() | {"key": key} | empty
 
 
-@click.command("decode", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("decode", cls=DlmCommand)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--causal", type=click.Path(path_type=Path), help="Bundle of the causal baseline.")
 @click.option("--int8", type=click.Path(path_type=Path), help="BUNDLE's model in int8.")
@@ -195,10 +195,10 @@ def resume(out: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     type=click.Choice(tuple(CONTESTANTS)),
     help="Only these; may be repeated.",
 )
-@click.option("--tokens", default=256, show_default=True, help="New tokens, or what fits.")
-@click.option("--plain-steps", default=128, show_default=True, help="Steps of eager and compiled.")
-@click.option("--rounds", default=7, show_default=True, help="Rounds per thread count.")
-@click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
+@click.option("--tokens", default=256, help="New tokens, or what fits.")
+@click.option("--plain-steps", default=128, help="Steps of eager and compiled.")
+@click.option("--rounds", default=7, help="Rounds per thread count.")
+@click.option("--threads", type=int, multiple=True, default=(1, 2))
 @click.option("--quick", is_flag=True, help="One round: does everything run?")
 @click.option("--rule", help="Of ours and cached.  [default: the bundle's, as all that follow]")
 @click.option("--threshold", type=float)
@@ -208,19 +208,13 @@ def resume(out: Path, key: Mapping[str, Any]) -> dict[str, Any]:
 @click.option("--temperature", type=float, help="Of all contestants.")
 @click.option("--top-p", type=float, help="Of all contestants.")
 @click.option("--block", type=int, help="Block of ours and cached.  [default: the bundle's]")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0)
 @click.option(
     "--judge", type=click.Path(path_type=Path), help="A bundle that reads the texts: adds quality."
 )
-@click.option("--texts", default=50, show_default=True, help="Texts per contestant to judge.")
-@click.option("--words", default=100, show_default=True, help="Words that they are cut to.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/decode.json"),
-    show_default=True,
-    help="JSON of all rounds; a run that was interrupted goes on from it.",
-)
+@click.option("--texts", default=50, help="Texts per contestant to judge.")
+@click.option("--words", default=100, help="Words that they are cut to.")
+@out_option("decode", help="JSON of all rounds; a run that was interrupted goes on from it.")
 def main(**given: Any) -> None:
     """Times BUNDLE (default: the model that ships) against PyTorch and the causal baseline.
 

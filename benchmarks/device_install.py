@@ -52,10 +52,10 @@ def installed(folder: Path) -> dict[str, Any]:
     }
 
 
-@click.command("device_install", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("device_install", cls=DlmCommand)
 @click.option("--wheel", required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--python", default="python3", show_default=True, help="Interpreter of the install.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--python", default="python3", help="Interpreter of the install.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON with every run.")
 def main(wheel: Path, python: str, rounds: int, threads: int | None, out: Path | None) -> None:

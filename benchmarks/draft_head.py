@@ -22,7 +22,7 @@ import numpy as np
 from ..runtime.cli.common import DlmCommand
 from .clocks import clock_for
 from .int8_step import interleave, open_session, summarise
-from .report import print_table, record, write_json
+from .report import out_option, print_table, record, write_json
 
 SHAPES: Mapping[str, dict[str, Any]] = {
     "stories-4m": {"dim": 256, "num_layers": 4, "num_heads": 4, "vocab_size": 4096},
@@ -131,17 +131,12 @@ def measure(model: str, blocks: tuple[int, ...], rounds: int, threads: int) -> l
     return rows
 
 
-@click.command("draft_head", cls=DlmCommand, context_settings={"max_content_width": 100})
-@click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True)
+@click.command("draft_head", cls=DlmCommand)
+@click.option("--rounds", type=click.IntRange(min=1), default=20)
 @click.option("--model", "models", multiple=True, type=click.Choice(list(SHAPES)))
-@click.option("--block", "blocks", default="4,8,12", show_default=True, help="Draft lengths.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/draft_head.json"),
-    show_default=True,
-)
+@click.option("--block", "blocks", default="4,8,12", help="Draft lengths.")
+@click.option("--threads", type=click.IntRange(min=1), default=1)
+@out_option("draft_head")
 def main(rounds: int, models: tuple[str, ...], blocks: str, threads: int, out: Path) -> None:
     """Times a draft-and-verify step with its head inside and apart."""
     about = record()

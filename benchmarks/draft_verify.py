@@ -148,25 +148,23 @@ def compare(
     return rows
 
 
-@click.command("draft_verify", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("draft_verify", cls=DlmCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompts", required=True, type=click.Path(path_type=Path), help="Held-out texts.")
 @click.option(
     "--prompt-words",
     type=click.IntRange(1),
     default=8,
-    show_default=True,
     help="First words of each.",
 )
-@click.option("--num", type=click.IntRange(1), default=50, show_default=True, help="Texts.")
+@click.option("--num", type=click.IntRange(1), default=50, help="Texts.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(1),
     default=200,
-    show_default=True,
     help="Of a text, at most.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(
     bundle: Path,

@@ -73,11 +73,11 @@ def summarise(name: str, steps: int, rounds: Sequence[Any], first: Sequence[Any]
     }
 
 
-@click.command("equal_steps", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("equal_steps", cls=DlmCommand)
 @click.argument("contestants", nargs=-1, required=True)
-@click.option("--steps", type=int, multiple=True, default=(16, 64), show_default=True)
-@click.option("--tokens", default=127, show_default=True, help="New tokens of every text.")
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--steps", type=int, multiple=True, default=(16, 64))
+@click.option("--tokens", default=127, help="New tokens of every text.")
+@click.option("--rounds", default=5)
 @click.option("--out", type=click.Path(path_type=Path), help="Write figures as JSON.")
 def main(
     contestants: tuple[str, ...], steps: tuple[int, ...], tokens: int, rounds: int, out: Path | None

@@ -104,24 +104,22 @@ def _resume(out: Path, key: Mapping[str, Any]) -> dict[str, dict[str, dict[str, 
     raise ConfigError(f"{out} is of a run with other settings; move it away")
 
 
-@click.command("frontier", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("frontier", cls=DlmCommand)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON; also resumes.")
 @click.option("--cell", "cells", multiple=True, help="rule or rule:value.  [default: a grid]")
-@click.option("--reference", default=REFERENCE, show_default=True, help="What cells cost against.")
-@click.option(
-    "--temperature", "temperatures", type=float, multiple=True, default=(1.0,), show_default=True
-)
-@click.option("--num", default=200, show_default=True, help="Texts per cell.")
+@click.option("--reference", default=REFERENCE, help="What cells cost against.")
+@click.option("--temperature", "temperatures", type=float, multiple=True, default=(1.0,))
+@click.option("--num", default=200, help="Texts per cell.")
 @click.option("--quick", is_flag=True, help="16 texts per cell and three cells: to try it out.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0)
 @click.option("--max-tokens", type=int, help="New tokens at most.  [default: the runtime's]")
 @click.option("--prompts", type=click.Path(path_type=Path), help="Continue texts of this file.")
-@click.option("--prompt-words", default=8, show_default=True, help="Their first words.")
+@click.option("--prompt-words", default=8, help="Their first words.")
 @click.option("--block", type=int, help="Positions denoised together.  [default: the bundle's]")
 @click.option("--threads", type=int, help="CPU threads.  [default: all cores, 8 at most]")
 @click.option("--human", type=click.Path(path_type=Path), help="Show these texts beside.")
-@click.option("--words", default=100, show_default=True, help="Words per text to cut to.")
+@click.option("--words", default=100, help="Words per text to cut to.")
 @click.option(
     "--judge", "judge_path", type=click.Path(path_type=Path), help="A bundle that reads the texts."
 )

@@ -99,7 +99,7 @@ def steps(results: Path, rounds: int) -> dict[str, list[str]]:
 @click.option(
     "--results", type=click.Path(path_type=Path), default=RESULTS, show_default="the repository's"
 )
-@click.option("--rounds", default=5, show_default=True, help="Of the timings.")
+@click.option("--rounds", default=5, help="Of the timings.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
 def main(results: Path, rounds: int, as_json: bool) -> None:
     """Runs all tests and measurements that need a GPU, and keeps what they found."""

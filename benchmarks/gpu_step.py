@@ -207,8 +207,8 @@ def summary(times: Times) -> dict[str, float]:
 
 
 @click.command("gpu-step", cls=DlmCommand)
-@click.option("--size", type=click.Choice(list(SIZES)), default="large", show_default=True)
-@click.option("--rounds", default=5, show_default=True, help="Figures are medians over these.")
+@click.option("--size", type=click.Choice(list(SIZES)), default="large")
+@click.option("--rounds", default=5, help="Figures are medians over these.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON of all figures.")
 def main(size: str, rounds: int, output: Path | None) -> None:
     """Times one step on the first GPU."""

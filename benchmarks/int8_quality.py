@@ -98,7 +98,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-@click.command("int8_quality", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("int8_quality", cls=DlmCommand)
 @click.argument("report", type=click.Path(path_type=Path))
 @click.option("--made-by", required=True, help="The command that made the report, for the record.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON to write.")

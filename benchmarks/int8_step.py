@@ -23,7 +23,7 @@ import numpy as np
 
 from ..runtime.cli.common import DlmCommand
 from .clocks import Clock, clock_for, timed
-from .report import print_table, record, write_json
+from .report import out_option, print_table, record, write_json
 
 SHAPES: Mapping[str, dict[str, int]] = {
     "stories-4m": {"dim": 256, "num_layers": 4, "num_heads": 4, "vocab_size": 4096},
@@ -152,18 +152,11 @@ def measure(model: str, blocks: tuple[int, ...], rounds: int, threads: int) -> l
     return rows
 
 
-@click.command("int8_step", cls=DlmCommand, context_settings={"max_content_width": 100})
-@click.option("--rounds", type=click.IntRange(min=1), default=40, show_default=True)
+@click.command("int8_step", cls=DlmCommand)
+@click.option("--rounds", type=click.IntRange(min=1), default=40)
 @click.option("--quick", is_flag=True, help="Five rounds.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads."
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/int8_step.json"),
-    show_default=True,
-)
+@click.option("--threads", type=click.IntRange(min=1), default=1, help="CPU threads.")
+@out_option("int8_step")
 def main(rounds: int, quick: bool, threads: int, out: Path) -> None:
     """Times a run of the graph in int8 and in float32, at blocks of 8, 16 and 32.
 

@@ -272,7 +272,7 @@ def _kernel(
 @click.command("kernel-bound", cls=DlmCommand)
 @click.option("--nvcc", help="Path of nvcc; else the one on the PATH.")
 @click.option("--nvdisasm", help="Path of nvdisasm; else the one on the PATH.")
-@click.option("--vocab", default=32000, show_default=True, help="Logits of a row.")
+@click.option("--vocab", default=32000, help="Logits of a row.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The same, to a file.")
 def main(

@@ -22,6 +22,7 @@ import click
 from ..jetson.forecast.forecast import forecast_bundle
 from ..jetson.forecast.host import HostRates, host_rates
 from ..runtime.bundle.manifest import graph_key
+from ..runtime.cli.common import DlmCommand
 from .report import print_table, record, write_json
 from .untrained import untrained_bundle
 
@@ -88,12 +89,12 @@ def verdict(results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@click.command("predict")
+@click.command("predict", cls=DlmCommand)
 @click.option("--size", "sizes", multiple=True, type=click.Choice(SIZES), help="Default: all four.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(8))
-@click.option("--positions", default=512, show_default=True, type=click.IntRange(64))
-@click.option("--seconds", default=8.0, show_default=True, help="Per size.")
+@click.option("--threads", default=1, type=click.IntRange(1))
+@click.option("--vocab", default=8192, type=click.IntRange(8))
+@click.option("--positions", default=512, type=click.IntRange(64))
+@click.option("--seconds", default=8.0, help="Per size.")
 @click.option("--again", is_flag=True, help="Measure the machine's rates anew first.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of all figures.")
 def main(

@@ -119,8 +119,8 @@ QUALITY_COLUMNS = (
 @click.option(
     "--judge", "judge_path", type=click.Path(path_type=Path), help="A bundle that reads the texts."
 )
-@click.option("--words", default=100, show_default=True, help="Words per text to cut to.")
-@click.option("--limit", default=200, show_default=True, help="Texts per set at most.")
+@click.option("--words", default=100, help="Words per text to cut to.")
+@click.option("--limit", default=200, help="Texts per set at most.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
 def main(
     sets: tuple[str, ...],

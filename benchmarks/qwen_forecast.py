@@ -168,11 +168,11 @@ def rows_of(precision: str, forecast: Any, tokens: tuple[float, ...]) -> list[di
 
 
 @click.command(cls=DlmCommand)
-@click.option("--size", type=click.Choice(list(SHAPES)), default="1.5b", show_default=True)
-@click.option("--target", default="orin-nano", show_default=True)
+@click.option("--size", type=click.Choice(list(SHAPES)), default="1.5b")
+@click.option("--target", default="orin-nano")
 @click.option("--power-mode", "mode", help="Default: the one the board boots in.")
-@click.option("--block", "blocks", default="4,8,12", show_default=True, help="Draft lengths.")
-@click.option("--context", "contexts", default="512,2048", show_default=True)
+@click.option("--block", "blocks", default="4,8,12", help="Draft lengths.")
+@click.option("--context", "contexts", default="512,2048")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of all figures.")
 def main(
     size: str, target: str, mode: str | None, blocks: str, contexts: str, out: Path | None

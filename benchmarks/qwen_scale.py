@@ -154,14 +154,13 @@ def measured(what: str, command: Sequence[str]) -> dict[str, Any]:
 @click.command(cls=DlmCommand)
 @click.option("--tokenizer", type=click.Path(path_type=Path), required=True, help="Its folder.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Where files go.")
-@click.option("--size", type=click.Choice(list(SHAPES)), default="0.5b", show_default=True)
+@click.option("--size", type=click.Choice(list(SHAPES)), default="0.5b")
 @click.option("--layers", type=click.IntRange(min=1), help="Fewer layers, to try it out.")
-@click.option("--block", default=4, show_default=True, help="Tokens drafted at a time.")
-@click.option("--context", default=128, show_default=True, help="Positions of the cache.")
+@click.option("--block", default=4, help="Tokens drafted at a time.")
+@click.option("--context", default=128, help="Positions of the cache.")
 @click.option(
     "--steps",
     default="fp16:cpu,int8:cpu,fp16:orin-nano,int8:orin-nano",
-    show_default=True,
     help="What to export, precision:target.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write JSON here.")

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..runtime.cli.common import DlmCommand
 from .int8_step import open_session
-from .report import print_table, record, write_json
+from .report import out_option, print_table, record, write_json
 
 WINDOW = 128
 NUM_CALIBRATION = 24
@@ -179,7 +179,7 @@ def measure(
     return rows
 
 
-@click.command("recipes", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("recipes", cls=DlmCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "--data",
@@ -187,13 +187,8 @@ def measure(
     required=True,
     help="Text to choose channels on and to measure.",
 )
-@click.option("--tokens", type=click.IntRange(min=256), default=20_000, show_default=True)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/recipes.json"),
-    show_default=True,
-)
+@click.option("--tokens", type=click.IntRange(min=256), default=20_000)
+@out_option("recipes")
 def main(checkpoint: Path, data: Path, tokens: int, out: Path) -> None:
     """Measures what each recipe for a CPU costs a causal CHECKPOINT (folder or GGUF file).
 

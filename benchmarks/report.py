@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,12 @@ def record() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()} | package_versions(PACKAGES),
     }
+
+
+def out_option(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declares the option `--out`, by default a file of the results that are kept."""
+    default = Path(f"benchmarks/results/{name}.json")
+    return click.option("--out", type=click.Path(path_type=Path), default=default, **settings)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

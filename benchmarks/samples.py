@@ -134,13 +134,13 @@ def _settings(**given: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-@click.command("samples", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("samples", cls=DlmCommand)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--human", type=click.Path(path_type=Path), help="Measure this text file instead.")
-@click.option("--num", default=200, show_default=True, help="Texts.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--num", default=200, help="Texts.")
+@click.option("--seed", default=0)
 @click.option("--prompts", type=click.Path(path_type=Path), help="Continue texts of this file.")
-@click.option("--prompt-words", default=8, show_default=True, help="Their first words.")
+@click.option("--prompt-words", default=8, help="Their first words.")
 @click.option("--max-tokens", type=int, help="New tokens at most.  [default: the runtime's]")
 @click.option("--rule", help="Decoding rule.  [default: the bundle's, as all that follow]")
 @click.option("--threshold", type=float)
@@ -151,7 +151,7 @@ def _settings(**given: Any) -> dict[str, Any]:
 @click.option("--top-p", type=float)
 @click.option("--block", "block_size", type=int, help="Positions denoised together.")
 @click.option("--threads", type=int, help="CPU threads.  [default: all cores, 8 at most]")
-@click.option("--words", default=100, show_default=True, help="Also measure cut to these words.")
+@click.option("--words", default=100, help="Also measure cut to these words.")
 @click.option(
     "--judge", "judge_path", type=click.Path(path_type=Path), help="A bundle that reads the texts."
 )

@@ -73,10 +73,10 @@ def cost(root: Path, rate: float, seconds: float) -> tuple[float, int]:
     return found["cost_percent_of_core"], len(found["columns"])
 
 
-@click.command("sensor_cost", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("sensor_cost", cls=DlmCommand)
 @click.option("--here", is_flag=True, help="Read this machine's own sensors.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(min=0.5), default=4.0, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5)
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=4.0)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON with every figure.")
 def main(here: bool, rounds: int, seconds: float, out: Path | None) -> None:
     """Measures what the sampling thread takes at 10, 20 and 50 readings a second."""

@@ -24,7 +24,7 @@ import click
 from ..jetson.sensors.memory import process_memory
 from ..runtime.cli.common import DlmCommand
 from .qwen_scale import COMMON, SHAPES
-from .report import print_table, record, write_json
+from .report import out_option, print_table, record, write_json
 
 RANK, MASK, EOS, BLOCK = 32, 151_665, 151_643, 8
 COLUMNS = (
@@ -117,15 +117,10 @@ def _resident_gib() -> float:
     return found.anonymous / 1024
 
 
-@click.command("train_memory", cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command("train_memory", cls=DlmCommand)
 @click.option("--size", type=click.Choice(sorted(SHAPES)), multiple=True, help="Default: both.")
-@click.option("--context", type=click.IntRange(min=BLOCK), default=512, show_default=True)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/train_memory.json"),
-    show_default=True,
-)
+@click.option("--context", type=click.IntRange(min=BLOCK), default=512)
+@out_option("train_memory")
 def main(size: tuple[str, ...], context: int, out: Path) -> None:
     """Measures what a training step holds, with and without layers computed twice."""
     circumstances, rows = record(), []

@@ -25,7 +25,7 @@ from ..runtime.families.sedd.rules import ScoreDecoding
 from ..runtime.families.table import decoding_settings
 from ..runtime.pipeline import Pipeline
 from .clocks import LEAST_S
-from .report import print_table, record, write_json
+from .report import out_option, print_table, record, write_json
 
 GOALS = ((256, 0.10), (8192, 0.25))
 """(vocabulary at most, share of the step at most)."""
@@ -105,16 +105,11 @@ def measure(paths: tuple[Path, ...], steps: int, rounds: int) -> list[dict[str, 
     return rows
 
 
-@click.command(cls=DlmCommand, context_settings={"max_content_width": 100})
+@click.command(cls=DlmCommand)
 @click.argument("bundles", nargs=-1, required=True, metavar="MODEL.dlm...")
-@click.option("--steps", type=click.IntRange(min=2), default=16, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/transition_ops.json"),
-    show_default=True,
-)
+@click.option("--steps", type=click.IntRange(min=2), default=16)
+@click.option("--rounds", type=click.IntRange(min=1), default=5)
+@out_option("transition_ops")
 def main(bundles: tuple[str, ...], steps: int, rounds: int, out: Path) -> None:
     """Measures the share of a sedd step that is spent outside the engine, in CPU time.
 

@@ -43,7 +43,8 @@ class LayerRecipe:
     observer: str | None = None
     """What chose the scale: minmax, percentile, mse, entropy, or "recipe" for an edited one."""
     reason: str = ""
-    """Why the layer is not int8: "budget", "harm" (alone it costs too much), "conditioning"."""
+    """Why it is not in the precision asked for: "budget", "harm" (alone it costs too much),
+    "conditioning", "uncalibrated"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

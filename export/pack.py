@@ -43,7 +43,7 @@ from ..runtime.bundle.manifest import GraphSpec, Manifest
 from ..runtime.bundle.manifest_check import TOKENIZER_NAME
 from ..runtime.cli.progress import bar
 from ..runtime.engines import open_engines
-from ..runtime.errors import CalibrationError, DlmError
+from ..runtime.errors import DlmError
 from ..runtime.families.base import LoadedModel
 from ..runtime.families.table import find_family, load_model
 from ..runtime.families.window import choose_block
@@ -264,20 +264,14 @@ def form_for(target: str) -> Form:
 
 
 def _texts(source: Traceable, settings: ExportSettings) -> Texts | None:
-    """Finds the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
+    """Reads the text to calibrate and measure on; None where nothing is lost, or fp16 has none."""
     if settings.precision == "fp32" or settings.uncalibrated:
         return None
     found = find_text(settings.calibration_data, source.config)
-    if found is not None:
-        plotting()  # asked now, since the report is drawn after everything is measured
-        return read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
-    if settings.precision in INTEGERS or settings.recipe:
-        raise CalibrationError(
-            f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
-            "kind that the model will write (the text that training was validated on is not here), "
-            "or --uncalibrated"
-        )
-    return None
+    if found is None:
+        return None
+    plotting()  # asked now, since the report is drawn after everything is measured
+    return read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
 
 
 def _trace(source: Traceable, settings: ExportSettings, progress: Say) -> tuple[Models, Manifest]:

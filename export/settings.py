@@ -121,6 +121,11 @@ class ExportSettings:
             read_rule(self.decoding)
 
     @property
+    def needs_text(self) -> bool:
+        """Whether nothing can be made without a text to calibrate on."""
+        return not self.uncalibrated and (self.precision in INTEGERS or self.recipe is not None)
+
+    @property
     def form(self) -> str:
         """Key of ARITHMETIC and of parity's tolerances."""
         typed = self.precision != "fp32" and find_target(self.target).is_gpu

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration.canvases.texts import find_text
 from ..jetson.targets import target as find_target
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.cli.decoding import chosen_rule_note
-from ..runtime.errors import ConfigError
+from ..runtime.errors import CalibrationError, ConfigError
 from ..runtime.families.table import read_rule, with_rule
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
+from ..train.checkpoints.checkpoint import read_json
 from ..train.checkpoints.convert import open_any
+from ..train.checkpoints.hub import find_checkpoint
 from ..train.evaluate import open_model
 from ..train.families.base import ExportGraph
 from .checks.canvases import text_ids
@@ -54,6 +57,8 @@ class Traceable:
 
 def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
     """Reads a checkpoint; raises DlmError if it cannot be used."""
+    if settings.needs_text:
+        _require_text(checkpoint_path, settings)
     checkpoint = open_any(checkpoint_path)
     config = checkpoint.config
     family, model = open_model(checkpoint)
@@ -84,6 +89,18 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
         tokenizer_json=checkpoint.tokenizer_json,
         config=config,
     )
+
+
+def _require_text(checkpoint_path: Path, settings: ExportSettings) -> None:
+    """Raises CalibrationError, before weights are read, if there is no text to calibrate on."""
+    found = find_checkpoint(checkpoint_path)
+    config = {} if found.is_file() else read_json(found)
+    if find_text(settings.calibration_data, config) is None:
+        raise CalibrationError(
+            f"--precision {settings.precision} needs --calibration-data FILE, documents of the "
+            "kind that the model will write (the text that training was validated on is not here), "
+            "or --uncalibrated"
+        )
 
 
 def _graphs_for(target: str, graphs: Sequence[ExportGraph]) -> tuple[ExportGraph, ...]:

@@ -339,7 +339,7 @@ def show_ranges(page: Page, report: Mapping[str, Any], figure: Callable[..., Any
         )
         page.table(
             ("layer", "precision", "largest", "step x 127", "observer", "alpha",
-             "outliers", "why not int8"),
+             "outliers", f"why not {report['precision']}"),
             [
                 (
                     name,

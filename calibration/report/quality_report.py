@@ -18,6 +18,7 @@ from ..losses.budget import WORDS, fits
 from ..losses.loss import Ratio
 from ..losses.quality import VariantFigures
 from ..options import SETS, QuantisationOptions, Quantised
+from ..recipe import Recipe
 from .page import lost
 
 PAGE_NAME = "report.html"
@@ -130,14 +131,20 @@ def _findings(quantised: Quantised, options: QuantisationOptions) -> list[str]:
             "largest input channels in floating point."
         )
     if quantised.comparison:
-        found += _compared(quantised)
-    outcome = quantised.outcome
-    if outcome.given_up and options.edits is None and quantised.calibrated_on:
-        found.append(
-            f"{outcome.given_up} layers are {WORDS[outcome.instead]} to keep within "
-            f"{100 * options.max_loss:g} %."
-        )
+        found += _compared(quantised, options.precision)
+    if options.edits is None:
+        found += _given_up(quantised.recipe, options.max_loss)
     return found
+
+
+def _given_up(recipe: Recipe, max_loss: float) -> list[str]:
+    """Says what the budget made of layers: of an int4 recipe some may be int8 and some float."""
+    found = [layer.precision for _, _, layer in recipe.layers() if layer.reason == "budget"]
+    return [
+        f"{found.count(precision)} layers are {words} to keep within {100 * max_loss:g} %."
+        for precision, words in WORDS.items()
+        if precision in found
+    ]
 
 
 def _pace(variant: VariantFigures) -> list[str]:
@@ -161,12 +168,12 @@ def _stored(quantised: Quantised) -> list[str]:
     ]
 
 
-def _compared(quantised: Quantised) -> list[str]:
+def _compared(quantised: Quantised, precision: str) -> list[str]:
     """Says what calibrating on something else would have given."""
     parts = [
         f"from {SETS[name]} {_loss(item.ratio)}" for name, item in quantised.comparison.items()
     ]
-    lines = [f"The same int8, before any budget, calibrated {'; '.join(parts)}."]
+    lines = [f"The same {precision}, before any budget, calibrated {'; '.join(parts)}."]
     parts = [f"{SETS[name]}: {_loss(item)}" for name, item in quantised.against_decoding.items()]
     if parts:
         lines.append(

@@ -91,7 +91,7 @@ class Calibrator:
                 recipe = recipe.with_layer(
                     graph, name, precision="int8-weight", reason="uncalibrated"
                 )
-        grids = {graph: self._grids(recipe, graph) for graph in self.models}
+        grids = {graph: self._grids(recipe, graph, model) for graph, model in self.models.items()}
         return Fitted(recipe=recipe, models=self.models, grids=grids)
 
     def require_possible(self, recipe: Recipe) -> None:
@@ -125,8 +125,8 @@ class Calibrator:
         """Fills in alphas and scales that the recipe leaves open.
 
         Args:
-            recipe: Its own alphas and scales are kept; a scale without an alpha is one of the
-                unfolded input.
+            recipe: Its own alphas, scales and outliers are kept; a scale or outliers without an
+                alpha are those of the unfolded input.
             outliers: Keeps large channels in floating point beside int8 products, where the form
                 has such; nothing is folded then, since what folding spreads is taken out.
 
@@ -159,7 +159,7 @@ class Calibrator:
             if not self.form.dynamic:
                 seen = collect(models[graph], canvases.items, names, graph=graph, progress=step)
                 recipe = self._with_scales(recipe, graph, models[graph], seen)
-            grids[graph] = self._grids(recipe, graph, canvases)
+            grids[graph] = self._grids(recipe, graph, models[graph], canvases)
         return Fitted(recipe=recipe, models=models, grids=grids)
 
     def largest(
@@ -189,14 +189,15 @@ class Calibrator:
     def _with_alphas(self, recipe: Recipe, graph: str, seen: Mapping[str, Activation]) -> Recipe:
         """Fills in how strongly each layer's input is folded; what the recipe says stays.
 
-        A scale without an alpha was fitted to what enters unfolded, so that neither its layer nor
-        those that share its input are searched.
+        A scale or outliers without an alpha were chosen for what enters unfolded, so that neither
+        this layer nor those that share its input are searched.
         """
         layers = recipe.graphs[graph].layers
         said = {
             value
             for layer in self.layers[graph]
-            if layers[layer.name].alpha is not None or layers[layer.name].scale is not None
+            for what in (layers[layer.name],)
+            if what.alpha is not None or what.scale is not None or what.outliers
             for value in layer.inputs
         }
         found = search_alphas(
@@ -211,38 +212,41 @@ class Calibrator:
         return recipe
 
     def _with_outliers(self, recipe: Recipe, graph: str, seen: Mapping[str, Activation]) -> Recipe:
-        """Fills in which channels of int8 products stay in floating point.
+        """Fills in which channels of int8 products stay in floating point; what the recipe says
+        stays.
 
         Those of int4 are for the case that the budget makes them int8.
         """
         found = choose_outliers(self.models[graph], self.layers[graph], seen)
         for name, layer in recipe.graphs[graph].layers.items():
-            if layer.precision in ("int8", "int4"):
+            if layer.precision in ("int8", "int4") and not layer.outliers:
                 recipe = recipe.with_layer(graph, name, outliers=found[name])
         return recipe
 
     def _grids(
-        self, recipe: Recipe, graph: str, canvases: CanvasSet | None = None
+        self, recipe: Recipe, graph: str, model: ir.Model, canvases: CanvasSet | None = None
     ) -> dict[str, Grid]:
-        """Finds or makes the grids of int4 layers; without canvases values are just rounded."""
+        """Finds or makes the grids of int4 layers; without canvases values are just rounded.
+
+        Args:
+            model: Float32, smoothed: its matrices are what is stored.
+        """
         chosen = [
             layer
             for layer in self.layers[graph]
             if recipe.graphs[graph].layers[layer.name].precision == "int4"
         ]
-        items = self.models[graph].graph.initializers
+        items = model.graph.initializers
         matrices = {item.name: item.by_channel(array_of(items[item.weight])).T for item in chosen}
         known = {name: find_grid(matrix) for name, matrix in matrices.items()}
         rest = [layer for layer in chosen if known[layer.name] is None]
         moments: Mapping[str, np.ndarray] = {}
         if canvases is not None:
-            moments = second_moments(
-                self.models[graph], canvases.items, layer_inputs(rest), graph=graph
-            )
+            moments = second_moments(model, canvases.items, layer_inputs(rest), graph=graph)
         return {
-            name: known[name] or round_to_grid(matrix, moments.get(layer.inputs[0]))
+            layer.name: known[layer.name]
+            or round_to_grid(matrices[layer.name], moments.get(layer.inputs[0]))
             for layer in chosen
-            for name, matrix in ((layer.name, matrices[layer.name]),)
         }
 
     def _with_scales(

@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -25,6 +24,8 @@ from typing import Any
 HELPERS = Path(__file__).resolve().parents[1]
 FIRST_SECONDS = 900.0
 """A worker prepares its inputs before its first case."""
+LOOK_SECONDS = 5.0
+"""A silent worker's CPU time is looked at so often."""
 SAVED_SECONDS = 5.0
 """Counts are written so often."""
 MAX_BYTES = 12 << 30
@@ -39,7 +40,9 @@ def work(name: str, folder: Path, seed: int, first: int, count: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes elsewhere
-    scratch = Path(tempfile.mkdtemp(prefix="damage-"))
+    scratch = folder / f"scratch-{name}-{seed}"  # a worker that was ended left its own
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     os.environ["XDG_CACHE_HOME"] = str(scratch / "sound")
     from damage.cases import CAMPAIGNS, outcome
 
@@ -93,7 +96,7 @@ def _cpu_seconds(pid: int) -> float:
     return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def _lines(process: subprocess.Popen[str], seconds: float) -> Any:
+def _lines(process: subprocess.Popen[bytes], seconds: float) -> Any:
     """Yields a worker's lines; None once it has computed so long without one, or waited a while.
 
     On a busy machine a worker may get next to no time: that is no hang.
@@ -103,14 +106,14 @@ def _lines(process: subprocess.Popen[str], seconds: float) -> Any:
     selector.register(process.stdout, selectors.EVENT_READ)
     wait, waited, before = FIRST_SECONDS, 0.0, 0.0
     while True:
-        if selector.select(5.0):
+        if selector.select(LOOK_SECONDS):
             line = process.stdout.readline()
             if not line:
                 return
             yield json.loads(line)
             wait, waited, before = seconds, 0.0, _cpu_seconds(process.pid)
         else:
-            waited += 5.0
+            waited += LOOK_SECONDS
             if _cpu_seconds(process.pid) - before > wait or waited > 20 * wait:
                 yield None
                 return
@@ -126,7 +129,8 @@ def run(name: str, folder: Path, seed: int, count: int, until: float) -> Count:
         words = [sys.executable, "-m", "damage", name, "--folder", str(folder), "--work"]
         words += ["--seed", str(seed), "--first", str(first), "--count", str(count)]
         log = (folder / f"{name}-{seed}.log").open("w")
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
+        # Without a buffer: a line that waits in one would be taken for a case that hangs.
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, bufsize=0)
         why, saved = "fault", time.time()
         try:
             for one in _lines(process, CAMPAIGNS[name].seconds):

@@ -1,6 +1,8 @@
 """The campaigns' short form: some cases of each, the same ones in every run."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -11,6 +13,7 @@ from dlm_edge.runtime.pipeline import Pipeline
 from score_bundle import write_score
 from toy_bundle import write_toy
 
+from damage import __main__ as runner
 from damage import cases, kills
 from damage.__main__ import Count
 from damage.cases import CAMPAIGNS, Campaign, outcome
@@ -92,6 +95,17 @@ def test_a_campaign_goes_on_where_it_was(tmp_path):
     assert found["next"] == 2
     assert found["outcomes"] == {"fine": 1, "fault": 1}
     assert json.loads((tmp_path / "x.json").read_text())["faults"][0]["fault"] == "why"
+
+
+def test_lines_that_come_together_are_all_counted_before_a_hang(monkeypatch):
+    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.1)
+    program = "import os; os.write(1, b'1\\n2\\n')\nwhile True: pass"
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, bufsize=0) as process:
+        try:
+            assert list(runner._lines(process, 0.2)) == [1, 2, None]
+        finally:
+            process.kill()
 
 
 def test_json_nested_too_deep_is_no_json():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from dlm_edge.calibration import quantise, recording
-from dlm_edge.export import pack
+from dlm_edge.export import pack, source
 from dlm_edge.export.cli import main
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from reports import report_of
@@ -59,8 +59,17 @@ def out(tmp_path):
     return folder
 
 
-def test_no_calibration_prompts(traced_before, small, out, tmp_path):
+def test_no_calibration_text_is_said_before_weights_are_read(small, out, monkeypatch):
+    monkeypatch.setattr(source, "open_any", None)
     refused(export(small, out), "--calibration-data FILE")
+    file = out.parent / "public.gguf"
+    file.write_bytes(b"")
+    for precision in ("int8", "int4"):
+        outcome = export(file, out, precision=precision, target="cpu")
+        refused(outcome, f"--precision {precision} needs --calibration-data FILE")
+
+
+def test_no_calibration_prompts(traced_before, small, out, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     refused(export(small, out, "--calibration-data", tmp_path / "empty.txt"), "empty.txt")
 

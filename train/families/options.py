@@ -30,7 +30,8 @@ def check_options(
             f"--family {family} takes no {option_of(unknown[0])}; beside the model's shape "
             f"it takes {takes}"
         )
-    for name in ("vocab_size", "context", "eos_token_id", "mask_token_id")[: 3 + needs_mask]:
+    needed = ("vocab_size", "context", "eos_token_id", *(["mask_token_id"] if needs_mask else []))
+    for name in needed:
         if name not in given:
             raise ConfigError(f"family {family} needs the option {name}")
     for name in SPECIAL_OPTIONS:

@@ -2,18 +2,19 @@
 
 | tensor | shape | dtype | role |
 |---|---|---|---|
-| ids | (1, block) | int32 | canvas |
-| start | (1,) | int32 | number of valid cache rows |
-| offsets | (1, block) | int32 | row i is at position start + offsets[i] |
-| visible | (1, block, block) | float32 | 1 where the row sees the column, 0 where not |
-| kv | (context, 1, layers, 2, kv_heads, head_dim) | float32 | rows >= start are ignored |
-| logits | (1, block, vocab) | float32 | raw; graph `step` as a whole |
-| hidden | (1, block, dim) | float32 | in place of logits, where the head is a graph of its own |
-| kv_new | (block, 1, layers, 2, kv_heads, head_dim) | float32 | keys rotated, then values |
+| ids | (batch, block) | int32 | canvas |
+| start | (batch,) | int32 | number of valid cache rows |
+| offsets | (batch, block) | int32 | row i is at position start + offsets[i] |
+| visible | (batch, block, block) | float32 | 1 where the row sees the column, 0 where not |
+| kv | (context, batch, layers, 2, kv_heads, head_dim) | float32 | rows >= start are ignored |
+| logits | (batch, block, vocab) | float32 | raw; graph `step` as a whole |
+| hidden | (batch, block, dim) | float32 | in place of logits, where the head is another graph |
+| kv_new | (block, batch, layers, 2, kv_heads, head_dim) | float32 | keys rotated, then values |
 
 `block` counts rows: 1 for plain causal decoding, B (1 + B) for B drafts and their proposals. All
 rows see the whole cache, and of each other what `visible` says; each must see itself. The head
-apart, as graph `head`, reads `rows` (1, block, dim) float32, role hidden_rows, and gives logits.
+apart, as graph `head`, reads `rows` (batch, block, dim) float32, role hidden_rows, and gives
+logits.
 
 The layers are `BlockStep`'s. Source: TiDAR, arXiv 2511.08923.
 """

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 from dlm_edge.calibration.losses.loss import Ratio
-from dlm_edge.calibration.report.quality_report import _compared, _pace, _warnings
+from dlm_edge.calibration.recipe import GraphRecipe, LayerRecipe, Recipe
+from dlm_edge.calibration.report.quality_report import _compared, _given_up, _pace, _warnings
 
 
 def lines(low, sets=("decode", "clean"), chosen="decode"):
@@ -16,7 +17,8 @@ def lines(low, sets=("decode", "clean"), chosen="decode"):
             against_decoding={name: gain for name in sets if name != "decode"},
             calibrated_on=chosen,
             failures=failed,
-        )
+        ),
+        "int4",
     )
 
 
@@ -25,6 +27,23 @@ def lines(low, sets=("decode", "clean"), chosen="decode"):
 )
 def test_worse_is_called_measurable_where_an_interval_says_so(low, words):
     assert words in lines(low)[-1]
+
+
+def test_the_sets_are_compared_at_the_precision_that_was_asked_for():
+    assert lines(1.0)[0].startswith("The same int4, before any budget")
+
+
+def test_layers_that_the_budget_made_int8_are_counted_apart_from_those_in_floating_point():
+    precisions = ("int4", "int8", "int8", "float")
+    layers = {
+        str(place): LayerRecipe(precision=precision, reason="budget" if place else "")
+        for place, precision in enumerate(precisions)
+    }
+    recipe = Recipe(target="cpu", graphs={"g": GraphRecipe(layers=layers)})
+    assert _given_up(recipe, 0.005) == [
+        "1 layers are in floating point to keep within 0.5 %.",
+        "2 layers are in int8 instead of int4 to keep within 0.5 %.",
+    ]
 
 
 def test_clean_text_without_scales_is_not_called_worse():

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
+import small_graphs
 from dlm_edge.calibration.canvases.canvases import CanvasSet, Inputs, RecordedRun
 from dlm_edge.calibration.forms.board import BoardForm
 from dlm_edge.calibration.forms.cpu import CpuForm
@@ -15,7 +16,7 @@ from dlm_edge.runtime.bundle.manifest import TensorSpec
 from dlm_edge.runtime.errors import CalibrationError
 from manifests import bare_spec
 from onnx.reference import ReferenceEvaluator
-from small_graphs import ROLES, data_of, ids, set_weight, small_graph
+from small_graphs import ROLES, data_of, ids, set_weight, small_graph, weights_of
 
 
 def canvas(seed):
@@ -37,7 +38,7 @@ OTHERS = CanvasSet(items=tuple(canvas(seed) for seed in range(6, 11)), model_sha
 class PlainForm(BoardForm):
     """Q/DQ without float16, so that a reference evaluator can be compared with float32."""
 
-    def int8(self, model, layers, recipe, cache):
+    def quantised(self, model, layers, recipe, cache, grids):
         return quantize(model, layers, recipe)
 
 
@@ -75,7 +76,7 @@ def test_every_int8_layer_gets_a_scale_that_covers_what_was_seen():
 def uneven_graph():
     """A graph that gains from folding: one channel is far above the others."""
     model = small_graph()
-    gains = np.ones(8, np.float32)
+    gains = np.ones(small_graphs.WIDTH, np.float32)
     gains[3] = 40.0
     set_weight(model, "model.norm.weight", gains)
     return model
@@ -119,6 +120,28 @@ def test_a_recipe_that_comes_back_is_kept_whatever_canvases_say(folded):
         assert (layer.alpha, layer.scale) == (before.alpha, before.scale)
     same = data_of(back.models["small"]) == data_of(work.models["small"])
     assert same != folded
+
+
+def test_int4_of_a_folded_layer_is_made_of_the_folded_matrix(monkeypatch):
+    monkeypatch.setattr(small_graphs, "WIDTH", 32)
+    monkeypatch.setattr(small_graphs, "HIDDEN", 32)
+    work = calibrator(uneven_graph(), CpuForm())
+    recipe = work.default_recipe({}).with_layer("small", "mlp.up", precision="int4", alpha=0.5)
+    fitted = work.fit(recipe, CANVASES)
+    name = "model.mlp.up.weight"
+    folded, plain = weights_of(fitted.models["small"])[name], weights_of(work.models["small"])[name]
+    stored = fitted.grids["small"]["mlp.up"].values().T
+    assert np.square(stored - folded).mean() < 0.1 * np.square(stored - plain).mean()
+
+
+@pytest.mark.parametrize("outliers", [True, False])
+def test_outliers_of_a_recipe_stay_and_nothing_is_folded_there(outliers):
+    work = calibrator(uneven_graph(), CpuForm())
+    plain = work.default_recipe({})
+    assert work.fit(plain, CANVASES).recipe.graphs["small"].layers["mlp.up"].alpha is not None
+    recipe = plain.with_layer("small", "mlp.up", outliers=(1, 3))
+    found = work.fit(recipe, CANVASES, outliers=outliers).recipe.graphs["small"].layers["mlp.up"]
+    assert (found.outliers, found.alpha) == ((1, 3), None)
 
 
 def test_an_alpha_that_nothing_can_take_is_refused():

@@ -236,8 +236,8 @@ def test_end_tokens_that_are_no_ids_are_none(tmp_path):
     make_public(tmp_path)
     ends = {"eos_token_id": [{}, "a", 0, True, 7, 0, None]}
     (tmp_path / "generation_config.json").write_text(json.dumps(ends), encoding="utf-8")
-    marks = read_framing(tmp_path)
-    assert (marks["eos_token_id"], marks["end_ids"]) == (0, [7])
+    framing = read_framing(tmp_path)
+    assert (framing["eos_token_id"], framing["end_ids"]) == (0, [7])
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"added_tokens_decoder": 3}'])

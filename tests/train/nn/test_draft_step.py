@@ -52,7 +52,7 @@ def test_rows_in_any_layout_are_the_uncached_forwards(backbone, kv_heads):
     kv = filled(model, text[0])
     for layout in (draft_layout(3), open_layout(3, 4)):
         ids = torch.randint(2, VOCAB, (1, draft_rows(3)), dtype=torch.int32)
-        offsets, visible = torch.from_numpy(layout.offsets), torch.from_numpy(layout.visible)
+        offsets, visible = torch.tensor(layout.offsets), torch.tensor(layout.visible)
         start = torch.tensor([7], dtype=torch.int32)
         found, _ = DraftStep(model, with_head=True)(ids, start, offsets[None], visible[None], kv)
         told = {"offsets": layout.offsets, "visible": layout.visible}
@@ -79,8 +79,8 @@ def test_the_head_apart_gives_the_logits_of_the_whole():
     layout = draft_layout(3)
     ids = torch.randint(2, VOCAB, (1, 12), dtype=torch.int32)
     given = (
-        ids, torch.zeros(1, dtype=torch.int32), torch.from_numpy(layout.offsets)[None],
-        torch.from_numpy(layout.visible)[None], empty_cache(model),
+        ids, torch.zeros(1, dtype=torch.int32), torch.tensor(layout.offsets)[None],
+        torch.tensor(layout.visible)[None], empty_cache(model),
     )  # fmt: skip
     whole, _ = DraftStep(model, with_head=True)(*given)
     hidden, _ = DraftStep(model, with_head=False)(*given)

@@ -118,11 +118,11 @@ def uncached_logits(
         (1, B, V).
     """
     past, size = context.shape[1], block.shape[1]
-    positions = torch.cat([torch.arange(past), past + torch.as_tensor(inputs["offsets"])])
+    positions = torch.cat([torch.arange(past), past + torch.tensor(inputs["offsets"])])
     seen = torch.zeros(past + size, past + size, dtype=torch.bool)
     seen[:past, :past] = torch.ones(past, past, dtype=torch.bool).tril()
     seen[past:, :past] = True
-    seen[past:, past:] = torch.as_tensor(inputs["visible"]) > 0
+    seen[past:, past:] = torch.tensor(inputs["visible"]) > 0
     return model(torch.cat([context, block], dim=1), positions, seen)[:, past:]
 
 
