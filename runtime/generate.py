@@ -79,7 +79,8 @@ class Generation:
                 called after every part of a step, which slows it down.
         """
         self._observer, self._settle = observer, settle
-        self._conditions = request.conditions
+        # Copied: the caller may write into its arrays before the next request.
+        self._conditions = {role: np.array(value) for role, value in request.conditions.items()}
         self.num_cached = request.num_cached
         """Tokens of the prompt that need not be computed again."""
         begin = time.perf_counter()

@@ -202,7 +202,7 @@ class LoadedModel:
             )
         for role, value in given.items():
             inputs = {(tensor.dtype, tensor.shape): (spec, tensor) for spec, tensor in wanted[role]}
-            array = np.ascontiguousarray(value)
+            array = np.asarray(value)  # a scalar stays one
             if (array.dtype.name, array.shape) not in inputs:
                 takes = " or ".join(f"{dtype} {shape}" for dtype, shape in inputs)
                 raise ConfigError(

@@ -44,7 +44,8 @@ from .window import (
 GRAPH = "denoise"
 _NO_MASK = -1
 RUN_COST = 32
-"""What a run costs beside its rows, in rows: prompts take the blocks that cost least together."""
+"""What a run is assumed to cost beside its rows, in rows. A prompt takes the block whose runs cost
+least together."""
 
 
 class CausalRule(TextRule):

@@ -3,7 +3,7 @@
 #include "cuda/ptx.cuh"
 
 // out[kind, index]: the uniforms of positions 0, 1, ... in the canvas's step.
-extern "C" __global__ void uniforms(double* out, const Slot* canvas, unsigned long long count) {
+extern "C" __global__ void uniforms(double* out, const State* canvas, unsigned long long count) {
   for (unsigned long long index = threadIdx.x; index < 4 * count; index += blockDim.x) {
     const unsigned position = canvas->position + (unsigned)(index % count);
     out[index] = uniform(canvas, position, canvas->step, (DrawKind)(index / count));

@@ -1,5 +1,5 @@
-// A block of ids that a slot commits, which `unmask` and `transition` share: its begin, where its
-// text ends, and what the host is shown of it. One thread block per slot.
+// A block of ids that a text commits, which `unmask` and `transition` share: its begin, where its
+// text ends, and what the host is shown of it. One thread block per text.
 #pragma once
 
 #include "cuda/block.cuh"

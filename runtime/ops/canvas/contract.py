@@ -39,7 +39,7 @@ class Place:
         self.num_masked_at_start = 0
 
     def begin(self, position: int, first: int, num_masked: int) -> None:
-        """Stands at a block's begin."""
+        """Goes to a block's begin."""
         self.position, self.first, self.step = position, first, 0
         self.num_masked = self.num_masked_at_start = num_masked
 

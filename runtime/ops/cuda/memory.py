@@ -53,7 +53,7 @@ class TextMemories:
         self._memories: dict[tuple[Any, ...], list[TextMemory]] = {}
 
     def lend(self, state: np.ndarray, values: Values, mapped: Mapping[str, int]) -> TextMemory:
-        """Gives memory that no living text uses; whoever makes the text writes it into `user`.
+        """Gives memory that no living text uses; the caller sets `user` to the text it makes.
 
         Args:
             state: (1,) of the structure. Its pointers are written here.

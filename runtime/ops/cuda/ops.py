@@ -89,7 +89,7 @@ class CudaOps(Ops):
         self._waiting: dict[int, deque[_Part]] | None = None
         """What texts enqueue together, by text; None: each part goes out at once."""
         self._tables: OrderedDict[tuple[int, ...], DeviceArray] = OrderedDict()
-        """(texts, 3) int64, see cuda/slot.cuh, by what is in them."""
+        """(texts, 3) int64, see cuda/state.cuh, by what is in them."""
         self._kernels = self.kernels("cuda/copy.cu", ("append_rows",))
 
     @property
@@ -121,7 +121,7 @@ class CudaOps(Ops):
         """Enqueues a kernel for one text; within `together`, for all that want the same.
 
         The kernel is given where the first text's data are and its state is, a table of how far the
-        other texts' lie behind (cuda/slot.cuh), the thread blocks per text, and the numbers.
+        other texts' lie behind (cuda/state.cuh), the thread blocks per text, and the numbers.
 
         Args:
             kernel: One of `kernels`.

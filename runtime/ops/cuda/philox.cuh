@@ -2,7 +2,7 @@
 // there. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 #pragma once
 
-#include "cuda/slot.cuh"
+#include "cuda/state.cuh"
 
 enum DrawKind {
   DRAW_TOKEN = 0,
@@ -16,10 +16,10 @@ enum DrawKind {
 constexpr double UNIT = 1.1102230246251565e-16;  // 2^-53
 
 // The uniform of (position, step, kind), in units of 2^-53.
-__device__ inline unsigned long long draw_bits(const Slot* slot, unsigned position,
+__device__ inline unsigned long long draw_bits(const State* state, unsigned position,
                                                unsigned step, DrawKind kind) {
-  unsigned key0 = slot->seed_low, key1 = slot->sample_index;
-  unsigned word0 = position, word1 = step, word2 = (unsigned)kind, word3 = slot->seed_high;
+  unsigned key0 = state->seed_low, key1 = state->sample_index;
+  unsigned word0 = position, word1 = step, word2 = (unsigned)kind, word3 = state->seed_high;
   for (int round = 0; round < 10; ++round) {
     const unsigned long long product0 = 0xD2511F53ull * word0;
     const unsigned long long product1 = 0xCD9E8D57ull * word2;
@@ -34,12 +34,12 @@ __device__ inline unsigned long long draw_bits(const Slot* slot, unsigned positi
 }
 
 // The same as a number in [0, 1).
-__device__ inline double uniform(const Slot* slot, unsigned position, unsigned step,
+__device__ inline double uniform(const State* state, unsigned position, unsigned step,
                                  DrawKind kind) {
-  return (double)draw_bits(slot, position, step, kind) * UNIT;
+  return (double)draw_bits(state, position, step, kind) * UNIT;
 }
 
 // A uniform for thread 0, which alone needs it: no board is quick at double precision.
-__device__ inline double draw_once(const Slot* slot, int position, DrawKind kind) {
-  return threadIdx.x ? 0.0 : uniform(slot, position, slot->step, kind);
+__device__ inline double draw_once(const State* state, int position, DrawKind kind) {
+  return threadIdx.x ? 0.0 : uniform(state, position, state->step, kind);
 }

@@ -67,7 +67,7 @@ class RowSpec:
     """How one text's rows of logits are drawn from; specs of primitives derive from it.
 
     A draw depends on seed, sample index, position, step and its kind alone: neither on the other
-    slots of a batch, nor on the block's size.
+    texts of a batch, nor on the block's size.
     """
 
     block: int

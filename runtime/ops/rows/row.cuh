@@ -2,7 +2,7 @@
 //
 // Eight lanes share a chunk of 64. Where the order counts, lane j reads elements j, j + 8, ...: eight
 // loads that do not wait for each other; where not, eight neighbours at once if the row's address
-// allows. What does not change along a row is read from the slot once.
+// allows. What does not change along a row is read from the state once.
 #pragma once
 
 #include "cuda/block.cuh"
@@ -93,7 +93,7 @@ struct Row {
   bool processed;  // whether there is a bias or a penalty
   bool wide;       // whether lanes can read eight elements in a row at once
 
-  // Row `index` of a slot.
+  // Row `index` of a text.
   __device__ Row(typename Source<Logit>::Type logits, const Rows* rows, int index)
       : logits(logits),
         permitted(rows->permitted + (long long)index * rows->permitted_stride),

@@ -1,9 +1,9 @@
-// How the rows of logits of one slot are drawn from: the device's form of rows/contract.py.
+// How the rows of logits of one text are drawn from: the device's form of rows/contract.py.
 #pragma once
 
-#include "cuda/slot.cuh"
+#include "cuda/state.cuh"
 
-struct Rows : Slot {
+struct Rows : State {
   const unsigned* permitted;  // (1 or block, 2 chunks): bit j of word w admits token 32 w + j
   const float* bias;          // (vocab,) or null
   unsigned char* seen;        // (vocab,) or null

@@ -209,7 +209,7 @@ __device__ inline float* sums_of(const Rows* rows, int index) {
   return rows->sums + (long long)index * rows->chunks;
 }
 
-// Draws an id by its weight, restricted to top-k and top-p if the slot has them. share() is asked
+// Draws an id by its weight, restricted to top-k and top-p if the text has them. share() is asked
 // for last, for the same reason.
 template <typename Logit, typename Heat, typename Share>
 __device__ int draw(const Row<Logit>& row, const Rows* rows, const Heat& heated, int index,

@@ -150,7 +150,7 @@ begin_block(Transition* states, const Text* texts, long long blocks) {
   if (threadIdx.x == 0) *canvas->sigma = (float)canvas->transition[0];
 }
 
-// Moves what was chosen, and goes on to the next step's noise. One thread block per slot.
+// Moves what was chosen, and goes on to the next step's noise. One thread block per text.
 extern "C" __global__ void __launch_bounds__(512)
 commit(Transition* states, const Text* texts, long long blocks) {
   Transition* canvas = behind(states, own_text(texts, blocks)->state);

@@ -1,4 +1,4 @@
-// A slot whose free positions move; the device's form of transition/contract.py.
+// A text whose free positions move; the device's form of transition/contract.py.
 #pragma once
 
 #include "canvas/canvas.cuh"

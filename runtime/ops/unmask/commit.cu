@@ -1,5 +1,5 @@
 // A block's begin, and the commit of a step: selection, scatter, end of text. One thread block per
-// slot.
+// text.
 #include "cuda/philox.cuh"
 #include "cuda/ptx.cuh"
 #include "unmask/unmask.cuh"

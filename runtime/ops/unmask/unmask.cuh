@@ -1,4 +1,4 @@
-// A slot whose masked positions are committed; the device's form of unmask/contract.py.
+// A text whose masked positions are committed; the device's form of unmask/contract.py.
 #pragma once
 
 #include "canvas/canvas.cuh"

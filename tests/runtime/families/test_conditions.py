@@ -20,10 +20,11 @@ SOURCE = TensorSpec(
 class Conditioned(TableEngines):
     """Shapes that share one condition, as engines do."""
 
-    def __init__(self, shapes, *, causal=False):
+    def __init__(self, shapes, *, causal=False, shape=SOURCE.shape):
         super().__init__(hashed(V, causal=causal), shapes, V)
-        self.specs = tuple(replace(spec, inputs=(*spec.inputs, SOURCE)) for spec in self.specs)
-        self.source = np.zeros(SOURCE.shape, np.float32)
+        source = replace(SOURCE, shape=shape)
+        self.specs = tuple(replace(spec, inputs=(*spec.inputs, source)) for spec in self.specs)
+        self.source = np.zeros(shape, np.float32)
         self.seen = []
 
     def engine(self, spec):
@@ -71,6 +72,12 @@ def test_a_condition_is_there_in_every_run_of_every_shape():
     assert all(np.array_equal(found, given) for found in engines.seen)
 
 
+def test_a_condition_may_be_a_scalar():
+    engines = Conditioned([(4, 8)], shape=())
+    decode(engines, request(source=np.array(1.5, np.float32)))
+    assert {found.item() for found in engines.seen} == {1.5}
+
+
 def test_a_cache_and_what_another_graph_makes_are_no_conditions():
     engines = Conditioned([(4, 8)])
     assert set(condition_inputs(engines.specs)) == {"source"}
@@ -112,3 +119,5 @@ def test_a_cache_is_reused_under_the_same_conditions_only():
     assert generation.num_held(held, {"source": np.ones(SOURCE.shape, np.float32)}) == len(held)
     assert generation.num_held(held, {"source": np.zeros(SOURCE.shape, np.float32)}) == 0
     assert generation.num_held(held, {}) == 0
+    given["source"][:] = 2  # in place
+    assert generation.num_held(held, given) == 0

@@ -270,7 +270,7 @@ def with_nvrtc(monkeypatch, tmp_path, **keys):
 def test_a_source_reaches_nvrtc_with_its_headers_and_the_capability(monkeypatch, tmp_path):
     nvrtc = with_nvrtc(monkeypatch, tmp_path)
     assert compile_kernels(OPS / "cuda/copy.cu", (8, 7)) == b"\x7fELF123"
-    names = ("cuda/copy.cuh", "cuda/slot.cuh")
+    names = ("cuda/copy.cuh", "cuda/state.cuh")
     headers = {name.encode(): (OPS / name).read_bytes() for name in names}
     assert nvrtc.given == {
         "source": (OPS / "cuda/copy.cu").read_bytes(),

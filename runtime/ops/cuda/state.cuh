@@ -1,11 +1,11 @@
-// One slot of a batch: what its draws are keyed by, and the words by which it reports its steps.
+// The state of a text: what its draws are keyed by, and the words by which it reports its steps.
 // The structures of primitives derive from it; whatever changes from step to step is in them, in
 // device memory, so that no launch argument does and a step can be captured once.
 // runtime/ops/cuda/state.py reads the layouts from the headers: one member a line, and no gap at
 // the end of a structure that others derive from.
 #pragma once
 
-struct Slot {
+struct State {
   unsigned long long* published;  // mapped: the last 4 progress words
   unsigned sequence;              // progress words published
   unsigned seed_low;
@@ -13,7 +13,7 @@ struct Slot {
   unsigned sample_index;
   int position;                   // absolute, of the first row
   int step;
-  int num_masked;                 // rows still to commit; 0: the slot is idle
+  int num_masked;                 // rows still to commit; 0: no step changes anything
   int error;                      // 1 + a row that cannot be sampled; 0: none
 };
 
@@ -45,14 +45,14 @@ __device__ Value* behind(Value* first, long long bytes) {
 static_assert(sizeof(void*) == 8, "device pointers are 64 bits wide");
 
 // Packs what a step changed into one word, which the host reads whole: see cuda/state.py.
-__device__ inline void publish(Slot* slot, int num_committed, int num_final, bool ended) {
-  const unsigned sequence = ++slot->sequence;
-  const unsigned long long word = (unsigned long long)slot->num_masked |
+__device__ inline void publish(State* state, int num_committed, int num_final, bool ended) {
+  const unsigned sequence = ++state->sequence;
+  const unsigned long long word = (unsigned long long)state->num_masked |
                                   (unsigned long long)num_committed << 15 |
                                   (unsigned long long)num_final << 30 |
                                   (unsigned long long)ended << 45 |
-                                  (unsigned long long)(slot->error != 0) << 46 |
+                                  (unsigned long long)(state->error != 0) << 46 |
                                   (unsigned long long)(sequence & 0x1ffff) << 47;
-  *(volatile unsigned long long*)&slot->published[sequence % 4] = word;
+  *(volatile unsigned long long*)&state->published[sequence % 4] = word;
   __threadfence_system();
 }
