@@ -46,8 +46,8 @@ GROUPS = (
         _o(
             "--family",
             default="mdlm",
-            help="mdlm (masked and block diffusion), ar (causal), sedd (score entropy) or tidar "
-            "(drafts by diffusion, verifies causally).",
+            help="mdlm (masked and block diffusion), ar (causal), sedd (score entropy), tidar "
+            "(drafts by diffusion, verifies causally) or dimba (diffusion on embeddings, Mamba-2).",
         ),
         _family(
             "--backbone",
@@ -122,6 +122,33 @@ GROUPS = (
         _family("--sigma-min", type=float, help="sedd, geometric: least noise; default 1e-4."),
         _family("--sigma-max", type=float, help="sedd, geometric: most noise; default 20."),
         _family("--condition-dim", type=int, help="sedd: width of the noise's condition vector."),
+        _family("--state-size", type=int, help="dimba: numbers in a channel's state; default 64."),
+        _family("--expand", type=int, help="dimba: channels of a mixer over the width; default 2."),
+        _family(
+            "--conditioning",
+            help="dimba: how layers see the time: adaln (default), film or add.",
+        ),
+        _family("--latent-dim", type=int, help="dimba: width of embeddings; default: width / 8."),
+        _family("--prediction", help="dimba: what the network gives: x0 (default) or v."),
+        _family("--noise-steps", type=int, help="dimba: noise levels of training; default 1000."),
+        _family("--zero-snr", is_flag=True, help="dimba: the last noise level keeps no signal."),
+        _family("--min-snr", type=float, help="dimba: most that a latent's error weighs; 5."),
+        _family(
+            "--rounding-weight", type=float, help="dimba: weight of rounding to tokens; default 1."
+        ),
+        _family(
+            "--self-conditioning",
+            type=float,
+            help="dimba: share of texts that see a first estimate; default 0.5; 0: none ever.",
+        ),
+        _family(
+            "--condition-dropout",
+            type=float,
+            help="dimba: share of texts whose prompt is hidden, which guidance needs; default 0.1.",
+        ),
+        _family(
+            "--prompt-encoder", is_flag=True, help="dimba: feed the prompt's mean to all layers."
+        ),
     ),
     (
         "Data",

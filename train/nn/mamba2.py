@@ -283,8 +283,7 @@ class Mixer(nn.Module):
             return self.conv1d(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
         # As shifted rows: a convolution of one row per channel suits no matrix unit.
         before, length = KERNEL - 1, x.shape[1]
-        zeros = torch.zeros_like(x[:, :before])
-        padded = torch.cat([x, zeros] if reverse else [zeros, x], dim=1)
+        padded = F.pad(x, (0, 0, 0, before) if reverse else (0, 0, before, 0))
         weight = self.conv1d.weight[:, 0]
         assert self.conv1d.bias is not None
         total = self.conv1d.bias
