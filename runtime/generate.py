@@ -79,7 +79,8 @@ class Generation:
                 called after every part of a step, which slows it down.
         """
         self._observer, self._settle = observer, settle
-        self._conditions = request.conditions
+        # Copies: a caller may change an array between two requests.
+        self._conditions = {role: np.array(v) for role, v in request.conditions.items()}
         self.num_cached = request.num_cached
         """Tokens of the prompt that need not be computed again."""
         begin = time.perf_counter()

@@ -112,3 +112,5 @@ def test_a_cache_is_reused_under_the_same_conditions_only():
     assert generation.num_held(held, {"source": np.ones(SOURCE.shape, np.float32)}) == len(held)
     assert generation.num_held(held, {"source": np.zeros(SOURCE.shape, np.float32)}) == 0
     assert generation.num_held(held, {}) == 0
+    given["source"][:] = 0  # by the caller, for the next request
+    assert generation.num_held(held, given) == 0
