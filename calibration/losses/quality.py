@@ -8,18 +8,18 @@ data: `report_page.py` draws them, `report.json` keeps them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...runtime.families.base import LoadedModel, Request
 from ...runtime.measure.judge import Judge
+from ...runtime.measure.text_quality import text_figures
 from ...runtime.text.tokenizer import Tokenizer
 from ..graphs import Models, num_bytes
 from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
 from .loss import LossText, Ratio, worst
-from .text_quality import measure
 
 Progress = Callable[[int, int], None]
 Totals = Mapping[int | None, np.ndarray]
@@ -178,4 +178,6 @@ class Examiner:
         texts = [text for text in texts if text.split()]
         if not texts:
             return {"num_texts": 0}
-        return asdict(measure(texts, self._judge.score(texts) if self._judge else None))
+        figures = text_figures(texts, self._judge.score(texts) if self._judge else None)
+        found = {name: one.estimate().to_json() for name, one in figures.items()}
+        return {"num_texts": len(texts), **found}
