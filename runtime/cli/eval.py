@@ -149,11 +149,12 @@ def main(
     if compare:
         _compare(models, out, as_json)
         return
-    if len(models) > 1:
+    model, *others = models
+    if others:
         raise ConfigError("one model at a time; --compare takes the folders that --out wrote")
     if data is None:
         raise ConfigError("--data FILE is missing: the text to measure on")
-    report = evaluate_bundle(models[0], data, tasks, settings, **given)
+    report = evaluate_bundle(model, data, tasks, settings, draws=out is not None, **given)
     if out is not None:
         from ..measure.eval_report import write_report
 
@@ -192,13 +193,14 @@ def evaluate_bundle(
     tasks: Sequence[str],
     settings: Mapping[str, Any],
     *,
+    draws: bool = False,
     engine: str = "auto",
     threads: int | None = None,
     expect_sha256: str | None = None,
     verbose: int = 0,
     **given: Any,
 ) -> dict[str, Any]:
-    """Runs tasks on a bundle; gives what --out keeps.
+    """Runs tasks on a bundle; gives what --out keeps, as a page too if `draws`.
 
     Raises:
         DataError: A file that is no text, or too short.
@@ -213,7 +215,7 @@ def evaluate_bundle(
     if rest:
         from ..measure.overlap import require_libraries
 
-        require_libraries()
+        require_libraries(drawing=draws and "speed" in tasks)
     judge_path = given["judge"]
     with (
         load_pipeline(

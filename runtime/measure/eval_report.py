@@ -26,6 +26,10 @@ BETTER: Mapping[str, int] = {
 """Figures in the order they are shown; 1: more is better, -1: less."""
 
 
+_QUALITIES = ("judge_bits_per_char", "entropy")
+"""Of a curve of speed: the first that was measured."""
+
+
 def without_rows(report: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a report without rows and texts: figures and where they come from."""
 
@@ -119,7 +123,30 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 rows.append(_row(task, figure, [one for one in found if one is not None]))
     if not rows:
         raise ConfigError(f"{' and '.join(names)} have no task in common; measure the same ones")
-    return {"models": [_title(reports[name], name) for name in names], "rows": rows}
+    return {
+        "models": [_title(reports[name], name) for name in names],
+        "rows": rows,
+        "curves": [_curve(report) for report in reports.values()],
+    }
+
+
+def _curve(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lists the points of a report's texts from nothing: tokens/s, quality and number of steps."""
+    points = []
+    for title, content in _tables(report):
+        if title == "generate" or title.startswith("speed"):
+            figures = content["figures"]
+            name = next(key for key in _QUALITIES if key in figures)
+            words = title.split()
+            points.append(
+                {
+                    "steps": words[1] if len(words) > 1 else "",
+                    "tokens_per_s": figures["tokens_per_s"]["value"],
+                    "figure": name,
+                    **{key: figures[name][key] for key in ("value", "low", "high")},
+                }
+            )
+    return points
 
 
 def _title(report: Mapping[str, Any], folder: str) -> str:
@@ -218,6 +245,8 @@ def write_page(found: Mapping[str, Any], folder: Path) -> None:
     for number, model in enumerate(found["models"]):
         page.paragraph(f"{number}: {model}")
     page.table(_comparison_head(found), list(_comparison_rows(found)))
+    if any(len(curve) > 1 for curve in found["curves"]):
+        _draw_curves(page, dict(zip(found["models"], found["curves"], strict=True)))
     page.paragraph(_ABOUT, kind="note")
     with writing(f"the comparison in {folder}", "choose another DIR", DataError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,6 +259,34 @@ _ABOUT = (
     "worse: the interval of the difference, in pairs where both models read the same texts, does "
     "not hold 0."
 )
+
+
+def _draw_curves(page: Page, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draws quality against speed: a line per model, a point per number of steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 4.2))
+    axis = figure.subplots()
+    names = {point["figure"] for points in curves.values() for point in points}
+    for model, points in curves.items():
+        ordered = sorted(points, key=lambda point: point["tokens_per_s"])
+        speeds = [point["tokens_per_s"] for point in ordered]
+        values = [point["value"] for point in ordered]
+        errors = [
+            [point["value"] - point["low"] for point in ordered],
+            [point["high"] - point["value"] for point in ordered],
+        ]
+        axis.errorbar(speeds, values, yerr=errors, marker="o", capsize=3, label=model)
+        for point in ordered:
+            axis.annotate(point["steps"], (point["tokens_per_s"], point["value"]), (4, 4),
+                          textcoords="offset points", fontsize=9)  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_xlabel("tokens/s")
+    axis.set_ylabel(" or ".join(sorted(names)).replace("_", " "))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    page.heading("Quality against speed")
+    page.figure(figure, "Texts from nothing; numbers are steps, bars 95 % intervals over texts.")
 
 
 def _page_of(report: Mapping[str, Any]) -> Page:
@@ -245,5 +302,8 @@ def _page_of(report: Mapping[str, Any]) -> Page:
         for one in content["texts"][:3]:
             before, behind = one.get("left", one.get("prompt", "")), one.get("right", "")
             page.paragraph(" ".join(part for part in (before, f"[{one['text']}]", behind) if part))
+    curve = _curve(report)
+    if len(curve) > 1:
+        _draw_curves(page, {report["model"]: curve})
     page.paragraph(_ABOUT, kind="note")
     return page

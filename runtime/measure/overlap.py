@@ -34,7 +34,8 @@ def overlap_figures(texts: Sequence[str], references: Sequence[str]) -> dict[str
         ModuleNotFoundError: A library of the extra `eval` lacks.
     """
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU, CHRF  # pyright: ignore[reportMissingImports]
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     if len(texts) != len(references):
         raise DataError(
@@ -60,9 +61,11 @@ def overlap_figures(texts: Sequence[str], references: Sequence[str]) -> dict[str
     return found
 
 
-def require_libraries() -> None:
-    """Raises ModuleNotFoundError where a library of the extra `eval` lacks: before hours of work
-    whose texts could not be measured."""
+def require_libraries(*, drawing: bool) -> None:
+    """Raises ModuleNotFoundError where a library of the extra `eval` lacks, or what draws: before
+    hours of work whose texts could not be measured."""
+    if drawing:
+        import matplotlib.figure  # noqa: F401
     import nltk  # noqa: F401
     import rouge_score.rouge_scorer  # noqa: F401
     import sacrebleu.metrics  # noqa: F401
@@ -100,7 +103,7 @@ def _meteor(pairs: Iterable[tuple[str, str]]) -> list[float | None]:
 def self_bleu(texts: Sequence[str]) -> Measured:
     """Gives the mean BLEU of the first texts, each against the others: high where texts are alike
     (Zhu et al. 2018, arXiv 1802.01886). Its interval takes the texts compared with as given."""
-    from sacrebleu.metrics import BLEU  # pyright: ignore[reportMissingImports]
+    from sacrebleu.metrics.bleu import BLEU
 
     bleu = BLEU(effective_order=True)
     chosen = [text for text in texts if text.strip()][:NUM_SELF_BLEU]

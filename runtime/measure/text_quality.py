@@ -56,7 +56,7 @@ def repetition(texts: Iterable[Sequence[Hashable]], size: int = NGRAM) -> float 
 
 def longest_repeat(words: Sequence[str]) -> int:
     """Gives the number of words of the longest run that occurs twice in a text."""
-    tails = sorted(words[start:] for start in range(len(words)))
+    tails = sorted(list(words[start:]) for start in range(len(words)))
     longest = 0
     for one, other in pairwise(tails):
         same = 0

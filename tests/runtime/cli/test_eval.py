@@ -177,10 +177,13 @@ def test_gaps_are_filled_and_held_against_what_was_there(tiny_bundle, long_data,
         assert f"{text['left']} {text['gap']} {text['right']}" in LONG
 
 
-def test_a_curve_has_the_figures_of_each_number_of_steps(wordy, long_data):
+def test_a_curve_has_the_figures_of_each_number_of_steps(wordy, long_data, tmp_path):
     pytest.importorskip("sacrebleu")
+    pytest.importorskip("matplotlib")
     given = ("--tasks", "speed", "--speed-steps", "2,4", "--rule", "low_confidence", *WRITING)
-    got = measured(wordy, "--data", long_data, *given)["tasks"]["speed"]
+    out = tmp_path / "out"
+    got = measured(wordy, "--data", long_data, "--out", out, *given)["tasks"]["speed"]
+    assert "<svg" in (out / "report.html").read_text("utf-8")
     assert list(got) == ["2", "4"]
     runs = [one["figures"]["nfe"]["value"] for one in got.values()]
     assert runs[0] < runs[1]
