@@ -17,10 +17,13 @@ from ...runtime.families.base import LoadedModel, Request
 from ...runtime.measure.judge import Judge
 from ...runtime.measure.text_quality import text_figures
 from ...runtime.text.tokenizer import Tokenizer
+from ..canvases.modes import reads_as_it_writes
 from ..graphs import Models, num_bytes
 from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
 from .loss import LossText, Ratio, worst
 
+SINGLE_TOKENS = 48
+"""New tokens of a decode that takes a run for each."""
 Progress = Callable[[int, int], None]
 Totals = Mapping[int | None, np.ndarray]
 """By block size: (samples, windows) nats of the bound."""
@@ -158,6 +161,8 @@ class Examiner:
     def _decode(self, model: LoadedModel) -> list[Trajectory]:
         settings = model.settings({})
         most = model.positions(settings)
+        if reads_as_it_writes(model):
+            most = min(most, SINGLE_TOKENS + max(map(len, self._prompts), default=0))
         return [
             decode_trajectory(
                 model,
