@@ -80,7 +80,7 @@ def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
                     cut_words(text, given["words"]) for text in content["texts"][row["contestant"]]
                 ]
                 for name, one in text_figures(texts, judge and judge.score(texts)).items():
-                    found = one.estimate()
+                    found = one.interval()
                     row[name], row[f"{name}_interval"] = found.value, found[1:]
     content["rows"] = rows
     print_table(COLUMNS, rows)

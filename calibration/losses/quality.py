@@ -184,5 +184,5 @@ class Examiner:
         if not texts:
             return {"num_texts": 0}
         figures = text_figures(texts, self._judge.score(texts) if self._judge else None)
-        found = {name: one.estimate().to_json() for name, one in figures.items()}
+        found = {name: one.interval().to_json() for name, one in figures.items()}
         return {"num_texts": len(texts), **found}

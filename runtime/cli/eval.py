@@ -213,9 +213,12 @@ def evaluate_bundle(
     _require_plain_text(data)
     rest = [task for task in tasks if task != "likelihood"]
     if rest:
+        from ..measure.eval_report import plotting
         from ..measure.overlap import require_libraries
 
-        require_libraries(drawing=draws and "speed" in tasks)
+        require_libraries()
+        if draws and "speed" in tasks:
+            plotting()
     judge_path = given["judge"]
     with (
         load_pipeline(

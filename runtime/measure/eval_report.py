@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, brief
 from ..files import parse_json, write_whole, writing
-from .estimates import Measured, difference
 from .evaluate import eval_line
+from .figures import Measured, difference
 from .page import Page
 
 FORMAT = "dlm-eval 1"
@@ -162,7 +162,7 @@ def _row(task: str, figure: str, found: Sequence[Measured]) -> dict[str, Any]:
     return {
         "task": task,
         "figure": figure,
-        "values": [one.estimate().to_json() for one in found],
+        "values": [one.interval().to_json() for one in found],
         "differences": [one.to_json() for one in others],
         "verdicts": verdicts,
     }
@@ -261,11 +261,16 @@ _ABOUT = (
 )
 
 
-def _draw_curves(page: Page, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draws quality against speed: a line per model, a point per number of steps."""
+def plotting() -> Callable[..., Any]:
+    """Returns what makes a drawing; ModuleNotFoundError if the plotting library lacks."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 4.2))
+    return Figure
+
+
+def _draw_curves(page: Page, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draws quality against speed: a line per model, a point per number of steps."""
+    figure = plotting()(figsize=(8.4, 4.2))
     axis = figure.subplots()
     names = {point["figure"] for points in curves.values() for point in points}
     for model, points in curves.items():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .estimates import Measured
+from .figures import Measured
 
 NUM_SELF_BLEU = 50
 """Texts that self-BLEU compares with each other: its cost grows with their square."""
@@ -61,11 +61,9 @@ def overlap_figures(texts: Sequence[str], references: Sequence[str]) -> dict[str
     return found
 
 
-def require_libraries(*, drawing: bool) -> None:
-    """Raises ModuleNotFoundError where a library of the extra `eval` lacks, or what draws: before
-    hours of work whose texts could not be measured."""
-    if drawing:
-        import matplotlib.figure  # noqa: F401
+def require_libraries() -> None:
+    """Raises ModuleNotFoundError where a library of the extra `eval` lacks: before hours of work
+    whose texts could not be measured."""
     import nltk  # noqa: F401
     import rouge_score.rouge_scorer  # noqa: F401
     import sacrebleu.metrics  # noqa: F401

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from ..noise.philox import check_key
 from ..pipeline import Pipeline, TextResult
-from .estimates import Measured
+from .figures import Measured
 from .judge import Judge
 from .overlap import has_synonyms, overlap_figures, self_bleu
 from .text_quality import cut_words, text_figures

@@ -21,7 +21,7 @@ from statistics import fmean
 import numpy as np
 
 from ..errors import DataError
-from .estimates import Measured
+from .figures import Measured
 from .judge import TextScore
 
 NGRAM = 4

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from dlm_edge.runtime.errors import DataError
-from dlm_edge.runtime.measure.estimates import FORMS
+from dlm_edge.runtime.measure.figures import FORMS
 from dlm_edge.runtime.measure.overlap import overlap_figures, self_bleu
 
 sacrebleu = pytest.importorskip("sacrebleu")

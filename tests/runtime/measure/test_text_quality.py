@@ -76,7 +76,7 @@ def test_distinct_4_counts_over_all_texts_and_repetition_within_each():
 def test_the_interval_of_distinct_4_is_the_jackknife_of_leaving_each_text_out():
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abc"), size=int(rng.integers(5, 30)))) for _ in range(40)]
-    found = text_figures(texts)["distinct_4"].estimate()
+    found = text_figures(texts)["distinct_4"].interval()
     without = np.array([figures(texts[:i] + texts[i + 1 :])["distinct_4"] for i in range(40)])
     error = math.sqrt(39 / 40 * np.square(without - without.mean()).sum())
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from dlm_edge.runtime.measure.estimates import FORMS, Measured, difference, ratio
+from dlm_edge.runtime.measure.figures import FORMS, Measured, difference, ratio
 
 
 def test_a_mean_leaves_out_texts_without_a_value():
@@ -17,7 +17,7 @@ def test_a_perplexity_is_of_all_texts_together():
 
 def test_the_interval_is_the_one_of_the_normal_distribution():
     values = np.random.default_rng(0).normal(5, 2, 400).tolist()
-    found = Measured.mean(values).estimate()
+    found = Measured.mean(values).interval()
     error = np.std(values) / 20
     assert found.low == pytest.approx(found.value - 1.96 * error, abs=0.3 * error)
     assert found.high == pytest.approx(found.value + 1.96 * error, abs=0.3 * error)
@@ -41,7 +41,7 @@ def test_a_ratio_is_in_pairs():
 
 
 def test_no_text_with_a_value_gives_no_figure():
-    assert Measured.mean([None, None]).estimate().to_json() == dict.fromkeys(
+    assert Measured.mean([None, None]).interval().to_json() == dict.fromkeys(
         ("value", "low", "high")
     )
 

@@ -45,7 +45,7 @@ FORMS: Mapping[str, Callable[[Sums], Sums]] = {
 }  # fmt: skip
 
 
-class Estimate(NamedTuple):
+class Interval(NamedTuple):
     """A figure and its 95 % interval."""
 
     value: float
@@ -93,13 +93,13 @@ class Measured:
             return found
         return found + self.value - float(FORMS[self.form](self.rows.sum(axis=0)))
 
-    def estimate(self) -> Estimate:
+    def interval(self) -> Interval:
         """Returns the figure with its interval over texts."""
-        return Estimate(self.figure, *_quantiles(self.draws()))
+        return Interval(self.figure, *_quantiles(self.draws()))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the estimate, form and rows, of which `of_json` makes it again."""
-        found = {**self.estimate().to_json(), "form": self.form, "rows": self.rows.tolist()}
+        """Returns value, interval, form and rows, of which `of_json` makes it again."""
+        found = {**self.interval().to_json(), "form": self.form, "rows": self.rows.tolist()}
         return found if self.value is None else {**found, "jackknife": True}
 
     @classmethod
@@ -109,18 +109,18 @@ class Measured:
         return cls(rows, found["form"], found["value"] if found.get("jackknife") else None)
 
 
-def difference(first: Measured, second: Measured) -> Estimate:
+def difference(first: Measured, second: Measured) -> Interval:
     """Returns `second` minus `first`; in pairs where both have as many texts."""
     pairs = len(first.rows) == len(second.rows)
     draws = second.draws(0 if pairs else 1) - first.draws()
-    return Estimate(second.figure - first.figure, *_quantiles(draws))
+    return Interval(second.figure - first.figure, *_quantiles(draws))
 
 
-def ratio(first: Measured, second: Measured) -> Estimate:
+def ratio(first: Measured, second: Measured) -> Interval:
     """Returns `second` over `first`; in pairs where both have as many texts."""
     pairs = len(first.rows) == len(second.rows)
     draws = second.draws(0 if pairs else 1) / first.draws()
-    return Estimate(second.figure / first.figure, *_quantiles(draws))
+    return Interval(second.figure / first.figure, *_quantiles(draws))
 
 
 def _quantiles(draws: NDArray[np.float64]) -> tuple[float, float]:
