@@ -96,5 +96,5 @@ $(CHAT_BUNDLE): | $(VENV)/.export
 
 $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2
-	@$(PIP) --editable '.[desktop,cpu,report,dev]'
+	@$(PIP) --editable '.[desktop,cpu,report,eval,dev]'
 	@touch $@ $(VENV)/.export $(VENV)/.demo

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ..runtime.measure.judge import Judge
+from ..runtime.measure.text_quality import cut_words, text_figures
 from .contestants import CONTESTANTS
-from .quality import compare
 from .report import print_table
 
 GOALS = {"eager": 12.0, "compiled": None, "cached": 2.0, "causal": 1.0}
@@ -29,10 +29,9 @@ COLUMNS = (
     ("goal", "goal"),
     ("outside engine", "outside"),
     ("judge bits/char", "judge_bits_per_char"),
-    ("95 %", "judge_interval"),
-    ("entropy", "unigram_entropy"),
+    ("95 %", "judge_bits_per_char_interval"),
+    ("entropy", "entropy"),
     ("distinct-4", "distinct_4"),
-    ("texts", "num_texts"),
 )
 
 
@@ -76,9 +75,13 @@ def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     rows = [row for threads in given["threads"] for row in summarise(content["rounds"], threads)]
     if given["judge"] and all(content["texts"].values()):
         with Judge.open(given["judge"]) as judge:
-            figures = compare(content["texts"], given["words"], judge)
-        for row in rows:
-            row.update(figures[row["contestant"]])
+            for row in rows:
+                texts = [
+                    cut_words(text, given["words"]) for text in content["texts"][row["contestant"]]
+                ]
+                for name, one in text_figures(texts, judge and judge.score(texts)).items():
+                    found = one.interval()
+                    row[name], row[f"{name}_interval"] = found.value, found[1:]
     content["rows"] = rows
     print_table(COLUMNS, rows)
     outside = {key: median(shares) for key, shares in content["outside_engine"].items()}

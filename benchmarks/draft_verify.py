@@ -17,19 +17,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..runtime.cli.common import DlmCommand
-from ..runtime.errors import ConfigError, DlmError
+from ..runtime.errors import ConfigError, DataError, DlmError
 from ..runtime.families.table import decoding_blocks
-from ..runtime.measure.word_figures import ngrams
+from ..runtime.measure.text_quality import cut_words, ngrams
 from ..runtime.pipeline import Pipeline
+from ..runtime.text.documents import joined, read_pieces
 from .clocks import timed
 from .report import print_table, record, write_json
-from .samples import read_prompts
 
 CAUSAL = "next_token"
 REPEAT = 8
@@ -180,7 +181,11 @@ def main(
     with Pipeline.load(bundle, threads=1) as pipeline:
         if pipeline.manifest.family != "tidar":
             raise ConfigError(f"{bundle}: family {pipeline.manifest.family}, which drafts nothing")
-        chosen = read_prompts(prompts, prompt_words)[:num]
+        documents = joined(read_pieces(prompts))
+        long = (text for text in documents if len(text.split()) > prompt_words)
+        chosen = [cut_words(text, prompt_words) for text in islice(long, num)]
+        if not chosen:
+            raise DataError(f"{prompts} has no text of over {prompt_words} words; give another")
         lengths = lengths_of(pipeline, chosen, max_tokens)
         rows = compare(pipeline, chosen, lengths, rounds)
         sha256 = pipeline.bundle.sha256

@@ -75,8 +75,8 @@ def rows_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "soon": item["agreement"]["about_to_be_committed"]["top1"],
             "rows": item["agreement"]["about_to_be_committed"]["rows"],
             "same": item["trajectory"]["same_tokens"],
-            "judge": item["samples"].get("judge_bits_per_char"),
-            "entropy": item["samples"].get("unigram_entropy"),
+            "judge": item["samples"].get("judge_bits_per_char", {}).get("value"),
+            "entropy": item["samples"].get("entropy", {}).get("value"),
         }
         for item in (*report["variants"].values(), *report["comparison"].values())
     ]

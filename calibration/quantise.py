@@ -73,6 +73,8 @@ class Quantiser:
         self._tokenizer, self._texts = tokenizer, texts
         self._options, self._say = options, say
         self._outliers = options.precision == "int4"  # nothing may be folded into a grid
+        self._known: dict[tuple[str, bytes], Totals] = {}
+        """What was measured, by set and recipe."""
         self._recording = Recording(
             self._models, calibrator.layers, self._manifest, tokenizer, texts, options, say
         )
@@ -86,7 +88,7 @@ class Quantiser:
             stream = self._texts.stream(options.num_tokens)
             require_tokens(len(stream), options.num_tokens, decoded_blocks(whole))
             texts = cut_texts(whole, stream, num_samples=NUM_SAMPLES, seed=options.seed)
-            sets = self._recording.sets(whole.engines)
+            sets = self._recording.sets(whole)
             masked = sets["decode"].holds(self._manifest.mask_token_id)
             recipe = self._draft_recipe(sets["decode"])
             examiner = self._examiner(whole, texts, sets.pop(HELD_OUT_NAME))
@@ -134,14 +136,13 @@ class Quantiser:
         chosen = choose(comparison, gains)
         best = fitted[chosen]
         costs: tuple[LayerCost, ...] = ()
-        known = {recipe_bytes(best.recipe): totals[chosen]}
+        blocks = [text.block for text in common["texts"]]
+
+        def measured(candidate: Recipe) -> Totals:
+            return self._totals(examiner, chosen, best, candidate, blocks)
 
         def measure(candidate: Recipe) -> Ratio:
-            found = known.get(recipe_bytes(candidate), {})
-            rest = [text.block for text in common["texts"] if text.block not in found]
-            found = {**found, **self._totals(examiner, best, candidate, rest)}
-            known[recipe_bytes(candidate)] = found
-            return examiner.worst(found)
+            return examiner.worst(measured(candidate))
 
         if options.edits is not None:
             outcome = single_trial(best.recipe, measure(best.recipe), options.max_loss)
@@ -151,7 +152,7 @@ class Quantiser:
         name = options.precision
         outcome.require_integers(name, options.max_loss, force=options.force)
         models = self._calibrator.quantised(best, outcome.recipe)
-        title, found = f"{name}, as shipped", known[recipe_bytes(outcome.recipe)]
+        title, found = f"{name}, as shipped", measured(outcome.recipe)
         if outcome.recipe == best.recipe:
             variants[name] = replace(
                 comparison[chosen], name=name, title=title, by_block=examiner.by_block(found)
@@ -203,25 +204,32 @@ class Quantiser:
             return recipe, first, ()
 
         def measure(candidate: Recipe) -> Ratio:
-            return examiner.worst(self._totals(examiner, first, candidate, [examiner.main]))
+            blocks = [examiner.main]
+            return examiner.worst(self._totals(examiner, "decode", first, candidate, blocks))
 
         def tables() -> tuple[Recipe, tuple[TableTrial, ...]]:
             return harmless_tables(
                 first.recipe, self._calibrator.layers, measure, self._options.max_loss, self._say
             )
 
+        def decided(recipe: Recipe) -> Recipe:
+            for trial in trials:
+                layer = kept.graphs[trial.graph].layers[trial.layer]
+                recipe = recipe.with_layer(
+                    trial.graph, trial.layer, precision=layer.precision, reason=layer.reason
+                )
+            return recipe
+
         kept, trials = tables()
         dynamic = self._calibrator.form.dynamic and not self._outliers
         if dynamic and not fits(measure(kept), self._options.max_loss):
             self._outliers = True
             first = self._fit(recipe, "decode", canvases)
-            kept, trials = tables()
-        for trial in trials:
-            layer = kept.graphs[trial.graph].layers[trial.layer]
-            recipe = recipe.with_layer(
-                trial.graph, trial.layer, precision=layer.precision, reason=layer.reason
-            )
-        return recipe, replace(first, recipe=kept), trials
+            if all(trial.harmless for trial in trials):  # outliers apart do them no harm
+                kept = decided(first.recipe)
+            else:
+                kept, trials = tables()
+        return decided(recipe), replace(first, recipe=kept), trials
 
     def _fit(self, recipe: Recipe, name: str, canvases: CanvasSet) -> Fitted:
         apart = ", with outliers apart" if self._outliers else ""
@@ -241,12 +249,12 @@ class Quantiser:
             except CalibrationError as error:
                 failures[name] = str(error)
                 continue
-            models = self._calibrator.quantised(found, found.recipe)
             fitted[name] = found
-            self._say(f"measuring {precision} from {SETS[name]}")
+            blocks = [examiner.main]
+            totals[name] = self._totals(examiner, name, found, found.recipe, blocks)
+            models = self._calibrator.quantised(found, found.recipe)
+            self._say(f"comparing {precision} from {SETS[name]} with fp32")
             with self._opened(models, self._options.precision) as model:
-                with bar() as show:
-                    totals[name] = examiner.measure(model, blocks=[examiner.main], progress=show)
                 comparison[name] = examiner.examine(
                     name, f"{precision}, calibrated on {SETS[name]}", models, model, totals[name]
                 )
@@ -274,16 +282,24 @@ class Quantiser:
             return layer_costs(recipe, measure, show)
 
     def _totals(
-        self, examiner: Examiner, best: Fitted, recipe: Recipe, blocks: Sequence[int | None]
+        self,
+        examiner: Examiner,
+        name: str,
+        fitted: Fitted,
+        recipe: Recipe,
+        blocks: Sequence[int | None],
     ) -> Totals:
-        """Measures a recipe as a whole at some block sizes."""
-        if not blocks:
-            return {}
-        at = ", ".join(str(block) for block in blocks if block is not None)
-        self._say(f"measuring a recipe{' at blocks of ' + at if at else ''}")
-        models = self._calibrator.quantised(best, recipe)
-        with self._opened(models, self._options.precision) as model, bar() as show:
-            return examiner.measure(model, blocks=blocks, progress=show)
+        """Measures a recipe fitted on a set, at those of the block sizes that are not known yet."""
+        key = (name, recipe_bytes(recipe))
+        known = self._known.get(key, {})
+        if missing := [block for block in blocks if block not in known]:
+            at = ", ".join(str(block) for block in missing if block is not None)
+            self._say(f"measuring a recipe{' at blocks of ' + at if at else ''}")
+            models = self._calibrator.quantised(fitted, recipe)
+            with self._opened(models, self._options.precision) as model, bar() as show:
+                known = {**known, **examiner.measure(model, blocks=missing, progress=show)}
+            self._known[key] = known
+        return known
 
     def _examine(self, examiner: Examiner, name: str, title: str, models: Models) -> VariantFigures:
         self._say(f"measuring {title}")

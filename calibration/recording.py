@@ -18,9 +18,11 @@ from ..runtime.bundle.bundle import Bundle
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.cli.progress import bar
 from ..runtime.engines.base import EngineSet
+from ..runtime.families.base import LoadedModel
 from ..runtime.text.tokenizer import Tokenizer
 from .canvases.canvases import CanvasSet
 from .canvases.file import read_canvases, write_canvases
+from .canvases.modes import reads_as_it_writes
 from .canvases.record import (
     CanvasSettings,
     clean_canvases,
@@ -64,11 +66,16 @@ class Recording:
         self._texts, self._options, self._say = texts, options, say
         self._banned = tokenizer.missing_ids(manifest.vocab_size)
 
-    def sets(self, whole: EngineSet) -> dict[str, CanvasSet]:
-        """Returns every set that is needed, by name; raises CalibrationError."""
+    def sets(self, model: LoadedModel) -> dict[str, CanvasSet]:
+        """Returns every set that is needed, by name; raises CalibrationError.
+
+        Args:
+            model: Float32. One whose canvases are read from text has no other sets to compare.
+        """
         options = self._options
         rounded = options.precision in ("int8", "int4")
         compared = rounded and options.edits is None and not options.brief
+        compared = compared and not reads_as_it_writes(model)
         names = [name for name in MAKERS if compared or name in ("decode", HELD_OUT_NAME)]
         path = options.canvases
         known: dict[str, CanvasSet] = {}
@@ -76,7 +83,7 @@ class Recording:
             self._say(f"reading canvases from {path}")
             known = read_canvases(path, self.owner(), self._manifest.graphs)
         missing = [name for name in names if name not in known]
-        known |= {name: self._record(name, whole) for name in missing}
+        known |= {name: self._record(name, model.engines) for name in missing}
         if path is not None and missing:
             self._say(f"writing canvases to {path}")
             with bar() as show:

@@ -205,10 +205,10 @@ def _forecast(
     click.option(
         "--max-loss",
         type=Percent(),
-        default="0.5",
-        help="Per cent of perplexity that may be lost, at the worst of the block sizes that texts "
-        "are decoded or filled by: layers go back to floating point until it holds, and "
-        "nothing is written if it cannot. With --auto, against its best candidate.",
+        help="Per cent of perplexity that may be lost (0.5, with --precision int4 3), at the worst "
+        "of the block sizes that texts are decoded or filled by: layers go back to floating point "
+        "until it holds, and nothing is written if it cannot. With --auto, against its best "
+        "candidate.",
     ),
     click.option(
         "--loss-tokens",

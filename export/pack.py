@@ -209,7 +209,7 @@ def make_draft(
             options = QuantisationOptions(
                 precision=settings.precision,
                 target=settings.target,
-                max_loss=settings.max_loss / 100,
+                max_loss=settings.budget / 100,
                 num_tokens=settings.loss_tokens,
                 edits=edits,
                 force=settings.force,
@@ -271,7 +271,7 @@ def _texts(source: Traceable, settings: ExportSettings) -> Texts | None:
     if found is None:
         return None
     plotting()  # asked now, since the report is drawn after everything is measured
-    return read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
+    return read_texts(found, settings.data, source.tokenizer, source.manifest.framing, source.chat)
 
 
 def _trace(source: Traceable, settings: ExportSettings, progress: Say) -> tuple[Models, Manifest]:

@@ -16,6 +16,8 @@ from ..runtime.families.table import read_rule
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 INTEGERS = ("int8", "int4")
 """Those that lose so much that it is measured, or said not to be."""
+MAX_LOSS, MAX_INT4_LOSS = 0.5, 3.0
+"""Per cent of perplexity that may be lost unless asked otherwise."""
 ARITHMETIC: Mapping[str, str] = {
     "fp32": "float32 weights and arithmetic",
     "fp16": "weights stored as float16 and widened while loading; arithmetic in float32",
@@ -65,8 +67,9 @@ class ExportSettings:
     still there."""
     uncalibrated: bool = False
     """int8 or int4 without text: weights are rounded, and nothing is measured."""
-    max_loss: float = 0.5
-    """Per cent of perplexity that fp16, int8 or int4 may cost."""
+    max_loss: float | None = None
+    """Per cent of perplexity that fp16, int8 or int4 may cost; None: MAX_LOSS, of int4
+    MAX_INT4_LOSS."""
     loss_tokens: int = 8192
     """Held-out tokens to measure losses on, at most."""
     recipe: Path | None = None
@@ -90,9 +93,9 @@ class ExportSettings:
                 f"--precision {self.precision} is unknown: choose "
                 f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
             )
-        if not 0 < self.max_loss <= 100:
+        if not 0 < self.budget <= 100:
             raise ConfigError(
-                f"--max-loss must be more than 0 and at most 100 per cent, not {self.max_loss:g}"
+                f"--max-loss must be more than 0 and at most 100 per cent, not {self.budget:g}"
             )
         if self.loss_tokens < MIN_HELD_OUT_TOKENS:
             raise ConfigError(
@@ -119,6 +122,13 @@ class ExportSettings:
             )
         if "rule" in self.decoding:
             read_rule(self.decoding)
+
+    @property
+    def budget(self) -> float:
+        """Per cent of perplexity that may be lost."""
+        if self.max_loss is not None:
+            return self.max_loss
+        return MAX_INT4_LOSS if self.precision == "int4" else MAX_LOSS
 
     @property
     def needs_text(self) -> bool:

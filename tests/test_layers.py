@@ -36,7 +36,10 @@ BACKEND_OWNERS = {
     "pycuda": ("runtime.gpu.drivers",),
     "cuda": ("runtime.gpu.bindings", "runtime.gpu.compile"),
     "jtop": ("jetson.sensors.jtop_client",),
-    "matplotlib": ("jetson.report",),
+    "matplotlib": ("jetson.report", "runtime.measure.eval_report"),
+    "sacrebleu": ("runtime.measure.overlap",),
+    "rouge_score": ("runtime.measure.overlap",),
+    "nltk": ("runtime.measure.overlap",),
 }
 
 

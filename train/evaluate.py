@@ -99,7 +99,7 @@ def evaluate_checkpoint(
         raise ConfigError(f"--limit must be at least 1 document, not {limit}")
     checkpoint = open_any(path)
     model = open_checkpoint(checkpoint, threads)
-    return evaluate_documents(
+    figures = evaluate_documents(
         model,
         Tokenizer(checkpoint.tokenizer_json),
         islice(by_document(pieces(find_source(str(data), text_field))), limit),
@@ -109,3 +109,5 @@ def evaluate_checkpoint(
         max_samples=max_samples,
         progress=progress,
     )
+    del figures["windows"]
+    return figures

@@ -54,6 +54,15 @@ class DecodingMode:
         return Request(prompt_ids=(), max_tokens=0, template_ids=tuple(text.tolist()), **common)
 
 
+def reads_as_it_writes(model: LoadedModel) -> bool:
+    """Returns whether reading a text gives graphs the inputs that writing it does.
+
+    So it is where a text goes token by token and each token sees those before it: rows of a long
+    run are then the rows of many short ones.
+    """
+    return model.family.exact and all(mode.block is None for mode in modes_of(model))
+
+
 def modes_of(model: LoadedModel) -> list[DecodingMode]:
     """Lists the ways of decoding that the family accepts, by starting a request of each."""
     manifest = model.manifest

@@ -18,13 +18,15 @@ from ...runtime.errors import CalibrationError, ConfigError
 from ...runtime.families.base import Request
 from ...runtime.families.table import find_family, load_model
 from .canvases import NUM_DECILES, CanvasSet, Stratum
-from .modes import DecodingMode, modes_of
+from .modes import DecodingMode, modes_of, reads_as_it_writes
 from .recorder import Recorder, RecordingEngines
 
 Progress = Callable[[int, int], None]
 """Called with (requests and windows done, all of them)."""
 MOST_ROUNDS = 4
 """Times that windows are masked until every mask ratio has come up in every shape."""
+READ_POSITIONS = 512
+"""Of a window of text that is read instead of decoded."""
 PROMPT_SHARES = (0.0, 0.125, 0.25, 0.5, 0.75)
 """Lengths of prompts, as shares of the positions there are: so that every context is met."""
 
@@ -73,10 +75,13 @@ class Session:
         assert inner is not None
         try:
             self.prompts = _check_prompts(prompts, self.manifest)
+            self.read = reads_as_it_writes(load_model(self.manifest, inner))
+            """Whether texts are read instead of decoded."""
             # Unmasked canvases have one decile only: it gets what all of them would.
+            single = unmasked or self.read
             self.recorder = Recorder(
                 self.manifest.mask_token_id,
-                per_stratum=settings.per_stratum * (2 * NUM_DECILES if unmasked else 1),
+                per_stratum=settings.per_stratum * (2 * NUM_DECILES if single else 1),
                 seed=seed,
                 max_bytes=settings.max_mib << 20,
                 noise_level=find_family(self.manifest.family).noise_level,
@@ -151,9 +156,16 @@ class Session:
                 )
 
     def windows(self) -> list[np.ndarray]:
-        """Cuts the texts, one behind the other, into windows of the most positions there are."""
+        """Cuts the texts, one behind the other, into windows of the most positions there are.
+
+        Texts that are read instead of decoded have windows of READ_POSITIONS at most, in whole runs
+        of the most rows: what enters a layer depends little on how far a text has come.
+        """
         stream = np.concatenate(self.prompts).astype(np.int32)
         longest = max(self.positions(block) for block in self.blocks)
+        if self.read:
+            rows = max(spec.rows for spec in self.model.specs)
+            longest = max(min(longest, READ_POSITIONS) // rows, 1) * rows
         size = min(longest, len(stream))
         starts = np.linspace(0, len(stream) - size, self.settings.num_windows).astype(int)
         return [np.ascontiguousarray(stream[start : start + size]) for start in starts]
@@ -168,7 +180,9 @@ class Session:
             self.mask(self.windows(), offset=round_number * self.settings.num_windows, quiet=True)
 
     def uncovered(self) -> list[Stratum]:
-        """Lists the strata without a canvas."""
+        """Lists the strata without a canvas; none where the rows of one shape are all shapes'."""
+        if self.read:
+            return []
         chosen = [block for block in self.blocks if block is not None]
         found = CanvasSet(items=self.recorder.canvases(), model_sha256="", recipe={})
         return found.missing(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import CalibrationError
+from ...runtime.text.chat_template import ChatTemplate
 from ...runtime.text.framing import Framing
 from ...runtime.text.tokenizer import Tokenizer
 from ...train.data.sources import documents, find_source
@@ -19,6 +20,8 @@ MAX_DOCUMENTS = 512
 """Read of a file at most: calibration takes a sample, not a corpus."""
 MIN_HELD_OUT_TOKENS = 64
 """Fewer would measure nothing."""
+MESSAGE_CHARS = 400
+"""Of a message, where a document becomes a conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +54,16 @@ def find_text(given: Path | None, config: Mapping[str, Any]) -> tuple[Path, str]
 
 
 def read_texts(
-    found: tuple[Path, str], data: Path | None, tokenizer: Tokenizer, framing: Framing
+    found: tuple[Path, str],
+    data: Path | None,
+    tokenizer: Tokenizer,
+    framing: Framing,
+    chat: ChatTemplate | None = None,
 ) -> Texts:
     """Reads documents; every other one is held out, unless `data` names another text for that.
+
+    A model that chats is calibrated on every other document as a conversation: the tokens around
+    messages lead to activations that plain text does not have. Losses are measured on plain text.
 
     Raises:
         DataError: A file cannot be read.
@@ -65,20 +75,32 @@ def read_texts(
             f"--data {data.name} is what would be calibrated on, where no loss can be measured: "
             "leave --data out, so that every other document is held out, or name another text"
         )
-    found_ids = _ids(path, tokenizer, framing)
+    own = _documents(path)
     if data is not None:
-        calibration, held_out = found_ids, _ids(data, tokenizer, framing)
+        calibration, others = own, _documents(data)
         source += f"; measured on --data {data.name}"
     else:
-        calibration, held_out = found_ids[0::2], found_ids[1::2]
+        calibration, others = own[0::2], own[1::2]
         source += "; measured on every other document of it"
+    plain = (tokenizer.encode(text) for text in others)
+    held_out = tuple(np.array(framing.document(ids), np.int32) for ids in plain if ids)
     if not calibration or sum(map(len, held_out)) < MIN_HELD_OUT_TOKENS:
         raise CalibrationError(
-            f"{path.name} has too few documents ({len(found_ids)}) to calibrate on some and "
+            f"{path.name} has too few documents ({len(own)}) to calibrate on some and "
             "measure on others: give a longer --calibration-data (in a .txt file, documents are "
             "between <|endoftext|>), or another text with --data"
         )
-    return Texts(calibration=tuple(calibration), held_out=tuple(held_out), source=source)
+    ids = (
+        tokenizer.encode_pieces(_conversation(text, chat))
+        if chat is not None and number % 2
+        else framing.document(tokenizer.encode(text))
+        for number, text in enumerate(calibration)
+    )
+    return Texts(
+        calibration=tuple(np.array(item, np.int32) for item in ids),
+        held_out=held_out,
+        source=source,
+    )
 
 
 def require_tokens(found: int, allowed: int, blocks: Iterable[int | None]) -> None:
@@ -98,7 +120,19 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def _ids(path: Path, tokenizer: Tokenizer, framing: Framing) -> list[np.ndarray]:
-    texts = islice(documents(find_source(str(path))), MAX_DOCUMENTS)
-    found = (tokenizer.encode(item) for item in texts)
-    return [np.array(framing.document(ids), np.int32) for ids in found if ids]
+def _documents(path: Path) -> list[str]:
+    return [text for text in islice(documents(find_source(str(path))), MAX_DOCUMENTS) if text]
+
+
+def _conversation(text: str, chat: ChatTemplate) -> Iterator[tuple[str, bool]]:
+    """Yields the pieces of a conversation that a document is cut into: user and model in turn."""
+    yield chat.begin, True
+    if chat.system is not None and chat.default_system is not None:
+        yield chat.system[0], True
+        yield chat.default_system, False
+        yield chat.system[1], True
+    for number, start in enumerate(range(0, len(text), MESSAGE_CHARS)):
+        before, behind = chat.assistant if number % 2 else chat.user
+        yield before, True
+        yield text[start : start + MESSAGE_CHARS], False
+        yield behind, True

@@ -8,19 +8,22 @@ data: `report_page.py` draws them, `report.json` keeps them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...runtime.families.base import LoadedModel, Request
 from ...runtime.measure.judge import Judge
+from ...runtime.measure.text_quality import text_figures
 from ...runtime.text.tokenizer import Tokenizer
+from ..canvases.modes import reads_as_it_writes
 from ..graphs import Models, num_bytes
 from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
 from .loss import LossText, Ratio, worst
-from .text_quality import measure
 
+SINGLE_TOKENS = 48
+"""New tokens of a decode that takes a run for each."""
 Progress = Callable[[int, int], None]
 Totals = Mapping[int | None, np.ndarray]
 """By block size: (samples, windows) nats of the bound."""
@@ -158,6 +161,8 @@ class Examiner:
     def _decode(self, model: LoadedModel) -> list[Trajectory]:
         settings = model.settings({})
         most = model.positions(settings)
+        if reads_as_it_writes(model):
+            most = min(most, SINGLE_TOKENS + max(map(len, self._prompts), default=0))
         return [
             decode_trajectory(
                 model,
@@ -178,4 +183,6 @@ class Examiner:
         texts = [text for text in texts if text.split()]
         if not texts:
             return {"num_texts": 0}
-        return asdict(measure(texts, self._judge.score(texts) if self._judge else None))
+        figures = text_figures(texts, self._judge.score(texts) if self._judge else None)
+        found = {name: one.interval().to_json() for name, one in figures.items()}
+        return {"num_texts": len(texts), **found}

@@ -79,8 +79,8 @@ def _summary(page: Page, report: Mapping[str, Any], figures: Sequence[Mapping[st
                 _share(item["agreement"]["all"], "top5"),
                 f"{100 * item['trajectory']['same_tokens']:.1f}",
                 f"{item['trajectory']['tokens_per_nfe']:.2f}",
-                _with_interval(item["samples"], "judge_bits_per_char", "judge_interval"),
-                _with_interval(item["samples"], "unigram_entropy", "entropy_interval"),
+                _with_interval(item["samples"].get("judge_bits_per_char")),
+                _with_interval(item["samples"].get("entropy")),
             )
             for item in figures
         ],
@@ -182,11 +182,10 @@ def _share_of(counts: Mapping[str, Any], name: str) -> str:
     return f"{_share(counts, name)} of {rows:,}" if rows else "none"
 
 
-def _with_interval(values: Mapping[str, Any], name: str, interval: str) -> str:
-    if values.get(name) is None:
+def _with_interval(found: Mapping[str, float | None] | None) -> str:
+    if found is None or found["value"] is None:
         return "-"
-    low, high = values[interval]
-    return f"{values[name]:.3f} ({low:.2f} to {high:.2f})"
+    return f"{found['value']:.3f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def _agreement(

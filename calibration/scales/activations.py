@@ -27,7 +27,7 @@ from .extremes import unsound
 
 NUM_BINS = 4096
 """Of a histogram; between 2048 and all of them are in use, since the width grows by doubling."""
-MAX_ROWS = 1024
+MAX_ROWS = 256
 """Sampled rows per value; fewer if there are more canvases than rows."""
 Progress = Callable[[int, int], None]
 

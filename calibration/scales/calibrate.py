@@ -63,6 +63,8 @@ class Calibrator:
             name: find_layers(model, roles[name]) for name, model in models.items()
         }
         self._caches = {name: _cache_of(known[name]) for name in models}
+        self._seen: tuple[CanvasSet | None, dict[str, Mapping[str, Activation]]] = (None, {})
+        """What the graphs' values are on the canvases fitted last."""
 
     def default_recipe(self, float32: Mapping[str, tuple[str, ...]]) -> Recipe:
         """Returns what every layer becomes before any measurement.
@@ -141,7 +143,9 @@ class Calibrator:
             done += 1
             progress(done, total)
 
-        models, grids = {}, {}
+        if self._seen[0] is not canvases:
+            self._seen = (canvases, {})
+        models, grids, kept = {}, {}, self._seen[1]
         for graph, model in self.models.items():
             layers = self.layers[graph]
             names = layer_inputs(layer for layer in layers if layer.quantizable)
@@ -149,7 +153,9 @@ class Calibrator:
             if not names:
                 models[graph] = model
                 continue
-            seen = collect(model, canvases.items, names, graph=graph, progress=step)
+            if graph not in kept:
+                kept[graph] = collect(model, canvases.items, names, graph=graph, progress=step)
+            seen = kept[graph]
             if outliers:
                 recipe = self._with_outliers(recipe, graph, seen)
             else:
@@ -180,7 +186,11 @@ class Calibrator:
             if not names:
                 found[graph] = {}
                 continue
-            seen = collect(model, canvases.items, names, graph=graph, progress=progress)
+            alphas = [item.alpha for item in fitted.recipe.graphs[graph].layers.values()]
+            if self._seen[0] is canvases and not any(alphas):  # nothing is folded
+                seen = self._seen[1][graph]
+            else:
+                seen = collect(model, canvases.items, names, graph=graph, progress=progress)
             found[graph] = {
                 layer.name: dict(seen[layer.inputs[0]].max_by_decile) for layer in layers
             }

@@ -17,8 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graphs import array_of
-from ..layers import WeightLayer, channel_steps, round_matrix
+from ..layers import WeightLayer
 from .activations import Activation
+from .products import Products
 
 COUNTS = (0, 8, 16, 32)
 """Channels of a layer that may be kept apart."""
@@ -51,7 +52,8 @@ def choose_outliers(
         order = np.argsort(-seen.channel_max, kind="stable")
         choices = [tuple(sorted(order[:count].tolist())) for count in COUNTS]
         choices = [item for item in choices if 2 * len(item) <= len(order)]
-        errors = [quantised_error(seen, weights, item) for item in choices]
+        products = Products(seen, weights)
+        errors = [products.error(dynamic=True, outliers=item) for item in choices]
         chosen = next(
             item
             for item, error in zip(choices, errors, strict=True)
@@ -59,31 +61,3 @@ def choose_outliers(
         )
         found |= {layer.name: chosen for layer in readers}
     return found
-
-
-def quantised_error(
-    seen: Activation, weights: Sequence[np.ndarray], outliers: Sequence[int]
-) -> float:
-    """Returns the relative error of products with both sides quantised, but for outliers.
-
-    Args:
-        seen: The value that enters.
-        weights: Every matrix (channels, outputs) that it is multiplied with.
-        outliers: Channels that stay as they are.
-    """
-    rows = seen.rows.astype(np.float32)
-    kept = np.ones(rows.shape[1], bool)
-    kept[list(outliers)] = False
-    most = rows[:, kept]
-    steps = np.abs(most).max(axis=1, keepdims=True, initial=0.0) / 127.0
-    steps[steps == 0.0] = 1.0  # of nothing but zeros any step is right, except 0
-    rounded = np.rint(most / steps) * steps
-    wrong = right = 0.0
-    for matrix in weights:
-        inner = matrix[kept]
-        scales = channel_steps(inner, 1)
-        stored = round_matrix(inner, scales, 1).astype(np.float32) * scales
-        off = rounded @ stored - most @ inner
-        wrong += float(seen.row_weights @ np.square(off).sum(axis=1))
-        right += float(seen.row_weights @ np.square(rows @ matrix).sum(axis=1))
-    return wrong / right if right else 0.0

@@ -33,8 +33,9 @@ import onnx_ir as ir
 
 from ...runtime.errors import CalibrationError
 from ..graphs import array_of, constant, rank_of, values_of
-from ..layers import WEIGHT_LIMIT, WeightLayer
+from ..layers import WeightLayer
 from .activations import Activation
+from .products import Products
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 GAIN = 0.02
@@ -190,16 +191,14 @@ def search_alphas(
     for fold in find_folds(model, layers):
         seen = activations[fold.value]
         weights = _matrices(model, fold)
-
-        def error(
-            scales: np.ndarray,
-            weights: Sequence[np.ndarray] = weights,
-            seen: Activation = seen,
-        ) -> float:
-            return _quantised_error(seen, weights, scales, dynamic)
-
-        plain = error(np.ones(len(seen.channel_max)))
-        tried = {alpha: error(smoothing(seen.channel_max, weights, alpha)) for alpha in ALPHAS}
+        products = Products(seen, weights)
+        plain = products.error(dynamic=dynamic)
+        tried = {
+            alpha: products.error(
+                dynamic=dynamic, factors=smoothing(seen.channel_max, weights, alpha)
+            )
+            for alpha in ALPHAS
+        }
         best = min(tried, key=lambda alpha: tried[alpha])
         if tried[best] < (1.0 - GAIN) * plain:
             alphas |= {layer.name: best for layer in fold.layers}
@@ -279,34 +278,6 @@ def smoothing(channel_max: np.ndarray, weights: Sequence[np.ndarray], alpha: flo
     if alive.any():
         scales[alive] /= np.exp(np.log(scales[alive]).mean())
     return np.clip(scales, 1e-3, 1e3)
-
-
-def _quantised_error(
-    seen: Activation,
-    weights: Sequence[np.ndarray],
-    scales: np.ndarray,
-    dynamic: bool,
-) -> float:
-    """Returns the relative error of all products of the sample with both sides quantised."""
-    rows = seen.rows.astype(np.float64)
-    smoothed = rows / scales
-    if dynamic:
-        step = np.abs(smoothed).max(axis=1, keepdims=True) / 127.0
-        step[step == 0.0] = 1.0  # of nothing but zeros any step is right, except 0
-        rounded = np.rint(smoothed / step) * step
-    else:
-        step = float((seen.channel_max / scales).max()) / 127.0 or 1.0
-        rounded = np.clip(np.rint(smoothed / step), -128, 127) * step
-    wrong = right = 0.0
-    for matrix in weights:
-        turned = matrix * scales[:, None]
-        steps = np.maximum(np.abs(turned).max(axis=0), 1e-30) / WEIGHT_LIMIT
-        stored = np.rint(turned / steps) * steps
-        exact = rows @ matrix
-        off = rounded @ stored - exact
-        wrong += float(seen.row_weights @ np.square(off).sum(axis=1))
-        right += float(seen.row_weights @ np.square(exact).sum(axis=1))
-    return wrong / right if right else 0.0
 
 
 def _agreed(fold: Fold, alphas: Mapping[str, float | None]) -> float | None:

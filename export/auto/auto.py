@@ -92,7 +92,7 @@ def _judge(candidates: list[Candidate], settings: ExportSettings) -> list[Candid
     judged = []
     for item in candidates:
         loss = 100 * (item.perplexity / best - 1)
-        fits = item.fits and loss <= settings.max_loss
+        fits = item.fits and loss <= settings.budget
         judged.append(replace(item, loss_percent=loss, fits=fits))
     return judged
 
@@ -103,5 +103,5 @@ def _nothing_fits(judged: list[Candidate], settings: ExportSettings) -> ConfigEr
     return ConfigError(
         f"--auto found nothing that fits {settings.target} within its budgets: the smallest "
         f"candidate needs {smallest:,.0f} MiB, the best loses {least:.2f} % of the allowed "
-        f"{settings.max_loss:g} %; raise --max-memory or --max-loss, or give more --block sizes"
+        f"{settings.budget:g} %; raise --max-memory or --max-loss, or give more --block sizes"
     )

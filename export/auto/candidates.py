@@ -146,7 +146,7 @@ def _held_out(source: Traceable, settings: ExportSettings) -> np.ndarray:
     found = find_text(settings.calibration_data, source.config)
     if found is None:
         return source.text(settings.data)
-    texts = read_texts(found, settings.data, source.tokenizer, source.manifest.framing)
+    texts = read_texts(found, settings.data, source.tokenizer, source.manifest.framing, source.chat)
     return texts.stream(SCORED_TOKENS)
 
 

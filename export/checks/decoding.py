@@ -18,7 +18,7 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.decoding import DecodingRule
 from ...runtime.engines import open_engines
 from ...runtime.families.table import decoding_settings, load_model, rules_of
-from ...runtime.measure.word_figures import repetition
+from ...runtime.measure.text_quality import repetition
 from ...runtime.pipeline import Pipeline
 from ...runtime.text.tokenizer import Tokenizer
 

@@ -25,7 +25,7 @@ from ..graph.origins import VIEWS
 from ..sensors.throttling import CROWDED, waited_seconds
 from .roofline import RunTime
 
-VERSION = 3
+VERSION = 4
 """Of the probes: figures of another version are measured again."""
 COSTLY = frozenset(
     "Cos Erf Exp Gelu Log LogSoftmax Pow Sigmoid Sin Softmax Softplus Tanh".split()  # noqa: SIM905
@@ -52,7 +52,7 @@ class HostRates:
     product_macs_per_s: tuple[tuple[float, ...], ...]
     """Rows times weights: per footprint, per number of rows."""
     integer_macs_per_s: tuple[tuple[float, ...], ...]
-    """As products, with INT8 weights and activations quantised in the run."""
+    """As products, of INT8 weights and quantised activations; quantising is counted apart."""
     attention_macs_per_s: tuple[float, ...]
     """Products of two activations, per number of rows."""
     items: tuple[int, ...]

@@ -16,7 +16,7 @@ from ...runtime.bundle.protobuf import write_field
 
 IR_VERSION, OPSET = 10, 20
 _FLOAT = 1
-_KINDS = {"float32": 1, "int8": 3, "int64": 7}
+_KINDS = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7}
 """TensorProto's types."""
 _INTS = 7
 """AttributeProto's type for a list of integers; 2 is one integer."""

@@ -27,7 +27,7 @@ from ...runtime.families.table import (
     rules_of,
 )
 from ...runtime.measure.judge import Judge
-from ...runtime.measure.word_figures import repetition, word_entropy
+from ...runtime.measure.text_quality import repetition, word_entropy
 from ...runtime.pipeline import Pipeline
 from .profile import Profiler
 from .run_record import TextRun
@@ -148,7 +148,7 @@ class JudgedTexts:
 def measure_quality(texts: Sequence[str], judge: Judge) -> JudgedTexts:
     """Reads every text."""
     words = [text.lower().split() for text in texts]
-    bits = [score.bits / score.num_chars for score in judge.score(texts)]
+    bits = [score.bits / score.num_chars for score in judge.score(texts) if score]
     together = None if bits or len(texts) < 2 else judge.read(*texts)
     whole = together and together.bits / together.num_chars
     return JudgedTexts(

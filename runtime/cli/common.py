@@ -45,6 +45,9 @@ EXTRA_OF_PACKAGE = {
     "pycuda": "jetson",
     "cuda": "jetson",
     "matplotlib": "report",
+    "sacrebleu": "eval",
+    "rouge_score": "eval",
+    "nltk": "eval",
 }
 """The extra of this package that installs a missing third-party package."""
 

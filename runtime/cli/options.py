@@ -94,7 +94,7 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None
     if len(bundles) > 1:
         raise ConfigError(
             f"found {len(bundles)} bundles ({', '.join(bundles)}); name one (an argument that ends "
-            "in .dlm is always a bundle; give such a prompt with --prompt-file)"
+            "in .dlm is always a bundle; give such a prompt with -p)"
         )
     for prompt in prompts:
         _refuse_path(prompt)
@@ -119,7 +119,7 @@ def _refuse_path(prompt: str) -> None:
     found = "is a folder" if path.is_dir() else "is a file" if there else "looks like a path"
     raise ConfigError(
         f"{prompt!r} {found}, not a prompt: dlm-run opens bundles (*.dlm), which dlm-export makes "
-        "from a checkpoint; give a text like this one with --prompt-file"
+        "from a checkpoint; give a text like this one with -p"
     )
 
 
@@ -145,14 +145,14 @@ def read_conditions(given: Sequence[str]) -> dict[str, np.ndarray]:
         if name in found:
             raise ConfigError(f"--condition {name} is given twice; give one array for each name")
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            with open(path, "rb") as file:
+                # Not numpy.load, which takes other formats for pickles and says how to load those.
+                found[name] = np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise DataError(
-                f"cannot read condition {name} from {path}: {error}; write it with numpy.save"
+                f"cannot read condition {name} from {path}: {reason}; write it with numpy.save"
             ) from error
-        if not isinstance(array, np.ndarray):
-            raise DataError(f"condition {name}: {path} holds several arrays; give a .npy file")
-        found[name] = array
     return found
 
 

@@ -42,7 +42,8 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Size in bytes; only of what lies in one piece, since copies go by it."""
+        assert self.pitch is None
         return self.size * self.dtype.itemsize
 
     def rows(self, start: int, count: int, *, axis: int = 0) -> DeviceArray:

@@ -50,6 +50,8 @@ class EvalResult:
     """Monte-Carlo draws per window; 1 for exact likelihoods."""
     total_nats: float
     """Of all scored tokens; bits per character follow from it."""
+    windows: tuple[tuple[float, int], ...]
+    """Of each window, nats (mean over draws) and scored tokens: what models compare in pairs by."""
 
 
 def eval_figures(
@@ -61,10 +63,13 @@ def eval_figures(
         stream: Documents with the tokens around each; its first token is given.
     """
     # Windows follow each other without gaps, so the scored tokens are one stretch of the stream.
-    num_chars = len(tokenizer.decode(stream[1 : 1 + result.num_tokens]))
+    text = tokenizer.decode(stream[1 : 1 + result.num_tokens])
+    num_chars, num_bytes = len(text), len(text.encode("utf-8", "surrogatepass"))
     figures = asdict(result)
+    bits = figures.pop("total_nats") / math.log(2)
     # A tokenizer may leave no character of what it does not know.
-    figures["bits_per_char"] = figures.pop("total_nats") / math.log(2) / max(num_chars, 1)
+    figures["bits_per_char"] = bits / max(num_chars, 1)
+    figures["bits_per_byte"] = bits / max(num_bytes, 1)
     num_documents = sum(token == eos_token_id for token in stream)
     return {**figures, "num_documents": num_documents, "num_chars": num_chars}
 
@@ -312,4 +317,8 @@ def _result(totals: np.ndarray, windows: Sequence[np.ndarray]) -> EvalResult:
         num_tokens=num_tokens,
         num_samples=len(totals),
         total_nats=total_nats,
+        windows=tuple(
+            (float(one), len(window) - 1)
+            for one, window in zip(totals.mean(axis=0), windows, strict=True)
+        ),
     )

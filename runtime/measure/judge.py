@@ -27,9 +27,16 @@ _MAX_SAMPLES = 8
 class TextScore:
     """What a text costs a judge."""
 
-    bits: float
+    nats: float
+    num_tokens: int
+    """Of the judge's tokenizer."""
     num_chars: int
     """Characters that were read: a last part block is not, where the judge reads whole blocks."""
+
+    @property
+    def bits(self) -> float:
+        """The nats as bits."""
+        return self.nats / math.log(2)
 
 
 class Judge:
@@ -38,6 +45,7 @@ class Judge:
     def __init__(self, pipeline: Pipeline) -> None:
         """Takes a bundle that stays open as long as the judge is used."""
         self._pipeline = pipeline
+        self.name = pipeline.bundle.path.name
         model = pipeline.model
         shapes = {} if model.family.exact else model.family.blocks(model.manifest, model.specs)
         cached = [block for block, buckets in shapes.items() if buckets[-1].context >= block]
@@ -72,12 +80,11 @@ class Judge:
         num_chars = len(pipeline.tokenizer.decode(ids[1 : 1 + result.num_tokens]))
         if not num_chars:
             return None
-        return TextScore(bits=result.total_nats / math.log(2), num_chars=num_chars)
+        return TextScore(nats=result.total_nats, num_tokens=result.num_tokens, num_chars=num_chars)
 
-    def score(self, texts: Sequence[str]) -> list[TextScore]:
-        """Reads each text alone; texts shorter than a block are left out."""
-        found = (self.read(text) for text in texts)
-        return [score for score in found if score is not None]
+    def score(self, texts: Sequence[str]) -> list[TextScore | None]:
+        """Reads each text alone; None for one that is empty or shorter than a block."""
+        return [self.read(text) if text.strip() else None for text in texts]
 
 
 def bits_per_char(scores: Sequence[TextScore]) -> float:

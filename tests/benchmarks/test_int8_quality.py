@@ -15,7 +15,7 @@ FIGURES = {
     },
     "agreement": {"about_to_be_committed": {"rows": 700, "top1": 0.99}},
     "trajectory": {"same_tokens": 0.5},
-    "samples": {"judge_bits_per_char": 2.1, "unigram_entropy": 3.6},
+    "samples": {"judge_bits_per_char": {"value": 2.1}, "entropy": {"value": 3.6}},
 }
 REPORT = {
     "findings": ["int8 changes perplexity by +0.1 %."],

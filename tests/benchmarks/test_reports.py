@@ -9,7 +9,6 @@ from dlm_edge.benchmarks.cold_start import measure_process
 from dlm_edge.benchmarks.contestants import override
 from dlm_edge.benchmarks.decode import resume
 from dlm_edge.benchmarks.decode_report import agreement, summarise
-from dlm_edge.benchmarks.frontier import costs, judge_cells
 from dlm_edge.benchmarks.report import record, table, write_json
 from dlm_edge.runtime.errors import ConfigError, DlmError
 
@@ -38,35 +37,6 @@ def test_temperature_0_drops_what_has_no_effect_there() -> None:
     settings = {"rule": "threshold", "temperature": 1.0, "top_p": 0.9}
     assert override(settings, {"temperature": 0.0}) == {"rule": "threshold", "temperature": 0.0}
     assert override(settings, {}) == settings
-
-
-def test_a_cost_is_a_difference_beyond_both_intervals() -> None:
-    reference = {
-        "unigram_entropy": 4.0,
-        "entropy_interval": (3.97, 4.03),
-        "distinct_4": 0.9,
-        "distinct_4_interval": (0.87, 0.93),
-    }
-    close = reference | {"unigram_entropy": 3.96}
-    far = reference | {"unigram_entropy": 3.95, "judge_ratio": {"low": 1.01}}
-    assert costs(close, reference) == []
-    assert costs(far, reference) == ["judge", "entropy"]
-    assert costs(reference | {"distinct_4": 0.5}, reference) == ["distinct-4"]
-
-
-def test_repetitive_cells_cost_entropy_and_rows_come_fastest_first() -> None:
-    words = [f"w{i}" for i in range(40)]
-    varied = [{"text": " ".join(words[i : i + 20])} for i in range(20)]
-    dull = [{"text": " ".join(words[i : i + 4] * 5)} for i in range(20)]
-    cells = {
-        "slow": {"samples": varied, "speed": {"tokens_per_s": 1.0}},
-        "fast": {"samples": dull, "speed": {"tokens_per_s": 9.0}},
-        "same": {"samples": varied, "speed": {"tokens_per_s": 5.0}},
-    }
-    rows = judge_cells(cells, "slow", None, 20)
-    assert [row["cell"] for row in rows] == ["fast", "same", "slow"]
-    assert [row["costs"] for row in rows][1:] == ["nothing", "reference"]
-    assert "entropy" in rows[0]["costs"]
 
 
 def test_tables_format_figures_intervals_and_gaps() -> None:

@@ -78,7 +78,7 @@ def test_options_reach_the_exporter(asked, tmp_path):
     expected = {"rule": "margin", "steps": 4, "temperature": 0.8, "block_size": 8}
     assert settings.decoding == expected
     assert not settings.choose_decoding
-    assert settings.max_loss == 0.5
+    assert settings.budget == 0.5
     assert "tracing" in result.stderr
     assert "MatMul 3" in result.stderr
     assert "same top-1 100.00%" in result.stdout

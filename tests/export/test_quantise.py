@@ -54,7 +54,7 @@ def test_every_figure_is_in_the_report_and_the_report_in_the_bundle(exported):
         assert item["perplexity"]["low"] <= item["perplexity"]["perplexity"]
         assert item["agreement"]["all"]["rows"] > 0
         assert item["trajectory"]["by_step"]
-        assert item["samples"]["unigram_entropy"] > 0
+        assert item["samples"]["entropy"]["value"] > 0
     whole, half, small = (quality["variants"][name] for name in ("fp32", "fp16", "int8"))
     assert whole["ratio"]["value"] == 1.0
     assert whole["agreement"]["all"]["top1"] == 1.0

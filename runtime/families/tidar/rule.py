@@ -51,7 +51,7 @@ class Rows(NamedTuple):
     stride: int = 1
 
 
-Sampling = Generator[Rows | None, Any, Verified]
+Verifying = Generator[Rows | None, Any, Verified]
 """What is done with a run's logits: says which rows it wants, is sent them, and so on; None where
 it goes on by what a verification found."""
 
@@ -107,7 +107,7 @@ class DraftRule(TextRule):
         self._cached = request.num_cached
         self._kind = ""
         self._count = 0
-        self._sampling: Sampling | None = None
+        self._verifying: Verifying | None = None
         self._output: Any = None
         self._wanted: Rows | None = None
         self._shown_end = 0
@@ -174,26 +174,26 @@ class DraftRule(TextRule):
         if self._kind == "prefill":
             self._plan()
             return
-        self._sampling = self._open() if self._kind == "open" else self._verify(engine)
+        self._verifying = self._open() if self._kind == "open" else self._verify(engine)
         self._output = hidden_rows(engine) if self._heads else logits(engine)
         self._go_on(None)
 
     def read(self) -> Sequence[Span]:
-        if self._sampling is None or self._wanted is not None:
+        if self._verifying is None or self._wanted is not None:
             return ()
         found = self._go_on(None, reads=True)
         if found is None:
             return ()
-        self._sampling = self._output = None
+        self._verifying = self._output = None
         return self._take(found)
 
     def _go_on(self, rows: Any, *, reads: bool = False) -> Verified | None:
         """Goes on with the rows that were wanted until a run is needed, or a verification is to be
         read and `reads` is false; gives what was found at the end."""
-        assert self._sampling is not None
+        assert self._verifying is not None
         while True:
             try:
-                wanted = self._sampling.send(rows)
+                wanted = self._verifying.send(rows)
             except StopIteration as end:
                 return end.value
             if wanted is None:
@@ -207,14 +207,14 @@ class DraftRule(TextRule):
             size = (wanted.num_rows - 1) * wanted.stride + 1
             rows = self._ops.rows(self._output, wanted.start, size)
 
-    def _open(self) -> Sampling:
+    def _open(self) -> Verifying:
         """Finds the token behind the last known one, and drafts behind it."""
         last, position = self._count - 1, self._text.offset + self._cached - 1
         self._drafting.begin_drafts(self._drafts, start=self._cached - 1, position=position)
         yield from self._check(Rows(last, 1), Rows(self._count, 1))
         return (yield from self._propose(Rows(self._count, self._length)))
 
-    def _verify(self, engine: Engine) -> Sampling:
+    def _verify(self, engine: Engine) -> Verifying:
         """Keeps drafts, stores their keys and values, and drafts again."""
         block = self._length
         yield from self._check(Rows(0, block), Rows(block, block, block))
@@ -242,14 +242,14 @@ class DraftRule(TextRule):
             first = yield firsts
         self._drafting.verify(rows, drafts, first=first, stride=1 if self._heads else firsts.stride)
 
-    def _propose(self, chosen: Rows) -> Sampling:
+    def _propose(self, chosen: Rows) -> Verifying:
         """Drafts again, unless a head's run for it would be the text's last."""
         last = bool(self._heads) and self._is_last((yield from self._verified()))
         if self._length > 1 and not last:
             self._drafting.propose((yield chosen), self._drafts)
         return (yield from self._verified())
 
-    def _verified(self) -> Sampling:
+    def _verified(self) -> Verifying:
         yield None
         return self._drafting.verified(self._drafts)
 

@@ -226,5 +226,5 @@ class CudaOps(Ops):
 
 def pitches(kv: DeviceArray) -> tuple[int, int]:
     """Gives the bytes from one row of a cache to the next, and those of a row."""
-    row_bytes = kv.nbytes // kv.shape[0]
+    row_bytes = kv.size * kv.dtype.itemsize // kv.shape[0]
     return kv.pitch or row_bytes, row_bytes

@@ -18,6 +18,7 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
 from dlm_edge.runtime.text.tokenizer import Tokenizer
+from family_bundles import make_family_bundle
 from toy_bundle import BLOCK, CACHE, KEYS, toy_tokenizer, write_toy
 
 MASK = 1
@@ -265,6 +266,34 @@ def test_settings_out_of_range_are_refused(wrong):
         CanvasSettings(**wrong)
 
 
+def test_reading_a_text_gives_the_rows_of_writing_it(tmp_path):
+    """A text decoded greedily, token by token, and the same text read: equal rows in."""
+    bundle = open_bundle(make_family_bundle(tmp_path, "ar"))
+    engines = open_engines(bundle)
+    model = load_model(bundle.manifest, engines)
+    request = Request(prompt_ids=(0, 5, 9), max_tokens=6, seed=0, sample_index=0)
+    ids = np.array(generate(model, request).token_ids, np.int32)
+
+    def recorded(run):
+        recorder = Recorder(None, per_stratum=100, seed=0)
+        run(load_model(bundle.manifest, RecordingEngines(engines, recorder)))
+        return [item for item in recorder.canvases() if item.spec.name == "denoise"]
+
+    written = [item for item in recorded(lambda m: generate(m, request)) if item.spec.rows == 1]
+    (read,) = recorded(lambda m: list(m.family.bound(m, [ids], seed=0, samples=range(1))))
+    engine = engines.engine(read.spec)
+    for name, array in read.inputs.items():
+        engine.inputs[name][...] = array
+    engine.run()
+    assert written
+    for item in written:
+        start = int(item.inputs["start"][0])
+        assert item.inputs["ids"][0, 0] == read.inputs["ids"][0, start]
+        found = engine.outputs["kv_new"][:start]
+        np.testing.assert_allclose(found, item.inputs["kv"][:start], atol=1e-5)
+    engines.close()
+
+
 @pytest.mark.parametrize("name", ["mdlm", "ar"])
 @pytest.mark.slow
 def test_recording_needs_no_more_than_a_family_and_its_specs(tmp_path, name):
@@ -279,11 +308,14 @@ def test_recording_needs_no_more_than_a_family_and_its_specs(tmp_path, name):
     texts = [np.r_[0, rng.integers(2, 258, CONTEXT - 1)].astype(np.int32) for _ in range(3)]
     made = record_canvases(bundle, texts, SMALL, seed=0)
     shapes = {item.spec.key for item in made.items}
-    uncovered = {item[0] for item in made.recipe["uncovered"]}
-    assert shapes | uncovered == {spec.key for spec in bundle.manifest.graphs}
+    assert made.recipe["uncovered"] == []
     if name == "mdlm":
-        assert not uncovered
-    assert {item.source for item in made.items} == {"decode", "random"}
+        assert shapes == {spec.key for spec in bundle.manifest.graphs}
+        assert {item.source for item in made.items} == {"decode", "random"}
+    else:  # a known text is read in runs of the most rows
+        most = max(spec.rows for spec in bundle.manifest.graphs)
+        assert shapes == {spec.key for spec in bundle.manifest.graphs if spec.rows == most}
+        assert {item.source for item in made.items} == {"decode"}
     for item in made.items:
         assert item.inputs.keys() == {tensor.name for tensor in item.spec.inputs}
         if name == "ar":

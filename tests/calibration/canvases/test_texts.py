@@ -5,6 +5,7 @@ import json
 import pytest
 from dlm_edge.calibration.canvases.texts import find_text, read_texts
 from dlm_edge.runtime.errors import CalibrationError
+from dlm_edge.runtime.text.chat_template import ChatTemplate
 from dlm_edge.runtime.text.framing import Framing
 from dlm_edge.runtime.text.tokenizer import Tokenizer
 from toy_bundle import toy_tokenizer
@@ -24,6 +25,25 @@ def test_a_text_is_not_measured_on_what_it_is_calibrated_on(tmp_path):
     framing = Framing.of({"eos_token_id": 0})
     with pytest.raises(CalibrationError, match=r"same\.txt.*leave --data out"):
         read_texts((path, "one"), tmp_path / "same.txt", Tokenizer(toy_tokenizer()), framing)
+
+
+def test_every_other_document_is_a_conversation_where_the_model_chats(tmp_path):
+    path = tmp_path / "four.txt"
+    path.write_text("<|endoftext|>".join(["abc def " * 20] * 4))
+    tokenizer, framing = Tokenizer(toy_tokenizer()), Framing.of({"eos_token_id": 0})
+    chat = ChatTemplate(
+        begin="",
+        system=("", ""),
+        user=("a ", " b "),
+        assistant=("c ", " d "),
+        default_system="ef",
+        stop=("<|endoftext|>",),
+    )
+    texts = read_texts((path, "four"), None, tokenizer, framing, chat)
+    plain, said = texts.calibration
+    assert tokenizer.decode(plain).strip() == ("abc def " * 20).strip()
+    assert tokenizer.decode(said).replace(" ", "").startswith("efaabcdef")
+    assert [list(item) for item in texts.held_out] == [list(plain)] * 2
 
 
 def test_records_are_calibrated_on_as_they_are_trained_on(tmp_path):

@@ -6,10 +6,9 @@ import onnxruntime
 import pytest
 from dlm_edge.calibration.canvases.canvases import Inputs, RecordedRun
 from dlm_edge.calibration.layers import find_layers
-from dlm_edge.calibration.scales.activations import Activation, Histogram, collect, layer_inputs
+from dlm_edge.calibration.scales.activations import collect, layer_inputs
 from dlm_edge.calibration.scales.smooth import (
     ALPHAS,
-    _quantised_error,
     find_folds,
     search_alphas,
     smooth,
@@ -232,17 +231,3 @@ def test_layers_that_share_an_input_must_agree():
     layers = find_layers(model, ROLES)
     with pytest.raises(CalibrationError, match="must have the same alpha"):
         smooth(model, layers, {}, {"mlp.up": 0.5, "mlp.gate": 0.7})
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_activations_of_nothing_but_zeros_have_no_error_and_no_warning(dynamic):
-    seen = Activation(
-        histogram=Histogram(),
-        channel_max=np.zeros(3, np.float32),
-        rows=np.zeros((2, 3), np.float32),
-        row_weights=np.ones(2),
-        max_by_decile={},
-        is_constant=True,
-    )
-    with np.errstate(all="raise"):
-        assert _quantised_error(seen, [np.ones((3, 4))], np.ones(3), dynamic) == 0.0

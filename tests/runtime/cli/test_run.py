@@ -1,5 +1,7 @@
 import json
+import pickle
 
+import numpy as np
 import pytest
 from click import Context
 from click.testing import CliRunner
@@ -260,6 +262,26 @@ def test_a_prompt_file_that_cannot_be_used_is_refused(tiny_bundle, tmp_path):
     assert "holds no line" in refused(1, tiny_bundle, "--prompt-file", bad)
     bad.write_bytes(b"\xff\n")
     assert "not UTF-8 in line 1" in refused(1, tiny_bundle, "--prompt-file", bad)
+
+
+def test_a_condition_that_cannot_be_read_is_refused(tiny_bundle, tmp_path):
+    for text in ("source", "=a.npy", "source="):
+        assert "NAME=FILE.npy" in refused(2, tiny_bundle, "--condition", text)
+    path = tmp_path / "a.npy"
+    given = ("--condition", f"source={path}")
+    assert f"source from {path}: No such file" in refused(1, tiny_bundle, *given)
+    for content in (b"", b"text", b"PK\x03\x04", pickle.dumps([1])):
+        path.write_bytes(content)
+        line = refused(1, tiny_bundle, *given)
+        assert f"source from {path}: " in line
+        assert line.endswith("write it with numpy.save\n")
+        assert "pickle" not in line
+    np.save(path, np.zeros(3, np.float32))
+    assert "source is given twice" in refused(2, tiny_bundle, *given, *given)
+    assert "conditions are none" in refused(2, tiny_bundle, *given)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert "write it with numpy.save" in refused(1, tiny_bundle, *given)
 
 
 def test_debug_adds_the_traceback():

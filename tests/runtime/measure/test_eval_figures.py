@@ -11,6 +11,7 @@ RESULT = EvalResult(
     num_tokens=3,
     num_samples=8,
     total_nats=3 * math.log(4),
+    windows=((3 * math.log(4), 3),),
 )
 
 
@@ -23,7 +24,7 @@ def test_bits_are_counted_by_the_characters_that_were_scored():
     found = eval_figures(RESULT, Letters(), [0, 1, 2, 0, 3, 4], 0)
     assert found["num_chars"] == 2  # the separator has none; what is behind was not scored
     assert found["num_documents"] == 2
-    assert found["bits_per_char"] == pytest.approx(3 * 2 / 2)
+    assert found["bits_per_char"] == found["bits_per_byte"] == pytest.approx(3 * 2 / 2)
 
 
 def test_a_text_without_a_character_has_figures_too():
