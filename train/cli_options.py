@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
 
 from ..runtime.cli.common import Section, grouped
+from ..runtime.errors import brief
 from .config import LOGS, PRECISIONS, STRATEGIES, TrainConfig, option_of
 from .nn.config import BACKBONES
 
@@ -38,6 +40,50 @@ def _o(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 def _family(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Declares an option that goes to the family as it is; None counts as not given."""
     return names, {"default": None, "to_family": True, **settings}
+
+
+def read_settings(ctx: click.Context, parameter: click.Parameter, path: str | None) -> None:
+    """Makes the options of a YAML file the command's defaults; what is typed goes before them.
+
+    Raises:
+        UsageError: It is no mapping of options to single values, or names an unknown one.
+    """
+    if path is None:
+        return
+    import yaml  # slow to import
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise click.UsageError(f"--config {path} cannot be read ({brief(error, 200)})") from error
+    if not isinstance(found, dict):
+        raise click.UsageError(
+            f"--config {path}: wanted lines such as family: mdlm, found {found!r:.60}"
+        )
+    named = {
+        option.lstrip("-"): item
+        for item in ctx.command.params
+        if item is not parameter
+        for option in (*item.opts, *item.secondary_opts)
+        if option.startswith("--")
+    }
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        name = str(key).replace("_", "-")
+        if name not in named:
+            near = get_close_matches(name, named, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists them"
+            raise click.UsageError(f"--config {path}: {key} is no option of dlm-train; {hint}")
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        if isinstance(value, dict):
+            raise click.UsageError(f"--config {path}: {key} must be a single value, not a mapping")
+        item = named[name]
+        if f"--{name}" in item.secondary_opts:
+            value = not value
+        values[str(item.name)] = value
+    ctx.default_map = values
 
 
 GROUPS = (
@@ -276,4 +322,12 @@ def training_options(function: _Function) -> _Function:
     for title, *declared in reversed(GROUPS):
         options = (click.option(*names, cls=TrainOption, **rest) for names, rest in declared)
         function = grouped(Section(title), *options)(function)
-    return function
+    file = click.option(
+        "--config",
+        type=click.Path(dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=read_settings,
+        help="YAML file of options, a line each (family: mdlm); typed ones go before it.",
+    )
+    return grouped(Section("Settings from a file"), file)(function)

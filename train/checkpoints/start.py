@@ -34,6 +34,7 @@ from .checkpoint import (
 from .gguf import SUFFIX, read_gguf
 from .hub import GENERATION_CONFIG, TOKENIZER_CONFIG, checkpoint_folder
 from .hugging_face import read_shape, read_tensors
+from .mamba_ssm import TrunkStart, is_mamba_ssm, read_mamba_ssm
 
 _PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
 
@@ -115,12 +116,14 @@ def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
     }
 
 
-def read_start(where: str | Path) -> Start:
+def read_start(where: str | Path) -> Start | TrunkStart:
     """Reads the checkpoint of a folder, a hub name or a GGUF file; raises CheckpointError."""
     if str(where).endswith(SUFFIX):
         return _read_file(Path(where))
     folder = checkpoint_folder(where)
     config = read_json(folder)
+    if is_mamba_ssm(config):
+        return read_mamba_ssm(folder, config)
     if "family" not in config and "model_type" in config:
         shape = read_shape(config, str(folder))
         return _foreign(read_files(folder, {"model": shape.to_json()}), shape, config)
@@ -128,6 +131,16 @@ def read_start(where: str | Path) -> Start:
     plain = set(config["model"]) <= {item.name for item in fields(ModelConfig)}
     shape = ModelConfig.from_json(config["model"]) if plain else None
     return Start(checkpoint=read_files(folder, config), shape=shape, framing=_own_framing(config))
+
+
+def read_model(where: str | Path) -> Start:
+    """Reads a checkpoint that is a whole model; raises CheckpointError."""
+    found = read_start(where)
+    if isinstance(found, TrunkStart):
+        raise CheckpointError(
+            f"{where} holds layers alone, no embedding of ours: train a model from them with --init"
+        )
+    return found
 
 
 def _read_file(path: Path) -> Start:
@@ -170,6 +183,8 @@ def read_framing(where: str | Path) -> dict[str, Any]:
         return _framing(found.config, tokenizer, found.companions)
     folder = checkpoint_folder(where)
     config = read_json(folder)
+    if is_mamba_ssm(config):
+        return {}
     if "family" in config or "model_type" not in config:
         return _own_framing(read_config(folder))
     return _framing(config, load_tokenizer(folder, ()), read_companions(folder))

@@ -28,7 +28,7 @@ from ..checkpoints.checkpoint import (
     write_checkpoint,
 )
 from ..checkpoints.convert import resolve_config
-from ..checkpoints.start import Start, read_framing, read_start
+from ..checkpoints.start import Start, TrunkStart, read_framing, read_start
 from ..config import (
     PRECISIONS,
     SETTINGS,
@@ -124,7 +124,9 @@ def _framing(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str,
     return {} if config.init is None else read_framing(config.init)
 
 
-def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
+def _begin(
+    config: TrainConfig, out: Path, *, has_state: bool
+) -> tuple[TrainConfig, Start | TrunkStart | None]:
     """Reads what a run starts from; the settings that come back have its shape."""
     if config.init is None:
         return config, None
