@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import CheckpointError, brief
-from .architectures import ARCHITECTURES, GGUF_OF_LAYER, GGUF_WHOLE, HEAD
+from .architectures import CAUSAL, GGUF_OF_LAYER, GGUF_WHOLE, HEAD
 
 if TYPE_CHECKING:
     import torch
@@ -190,17 +190,17 @@ def _check_whole(facts: _Facts) -> None:
             f"{facts.path}: one of {facts.get('split.count')} parts; join them first with "
             "llama-gguf-split --merge"
         )
-    if facts.architecture not in ARCHITECTURES:
+    if facts.architecture not in CAUSAL:
         raise CheckpointError(
             f"{facts.path}: architecture {facts.architecture!r} is not supported; choose a GGUF "
-            f"file of {', '.join(ARCHITECTURES)}"
+            f"file of {', '.join(CAUSAL)}"
         )
 
 
 def _config(facts: _Facts) -> dict[str, Any]:
     dim, heads = facts.of_model("embedding_length"), facts.of_model("attention.head_count")
     config = {
-        "architectures": [ARCHITECTURES[facts.architecture].name],
+        "architectures": [CAUSAL[facts.architecture].name],
         "model_type": facts.architecture,
         "vocab_size": facts.rows,
         "hidden_size": dim,

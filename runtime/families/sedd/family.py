@@ -15,7 +15,7 @@ from ...decoding import DecodingRule
 from ...errors import ConfigError
 from ...noise.transition import GRAPHS
 from ..base import Buckets, DeviceFamily, LoadedModel, Request, UpdateRule, WindowSize
-from ..window import by_rows, check_ends, check_request, choose_block, default_block
+from ..window import by_rows, check_request, choose_block, default_block
 from .bound import score_bound
 from .rule import GRAPH, ScoreRule, window_size
 from .rules import ScoreDecoding
@@ -30,7 +30,6 @@ class ScoreFamily(DeviceFamily):
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         manifest = model.manifest
         check_manifest(manifest)
-        check_ends(manifest, request.end_ids)
         check_request(manifest, request)
         settings = model.settings(request.settings)
         assert isinstance(settings, ScoreDecoding)

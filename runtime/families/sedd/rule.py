@@ -35,7 +35,7 @@ from ...ops.core import Progress
 from ...ops.transition import TRANSITION
 from ...ops.transition.contract import TransitionCanvas, TransitionSpec
 from ..base import Buckets, LoadedModel, Request, Span
-from ..text_rule import CanvasRule, undrawable_ids
+from ..text_rule import CanvasRule, end_ids, undrawable_ids
 from ..window import Text, banned_ids, by_rows, canvas_block, choose_block
 from .rules import ScoreDecoding
 
@@ -81,7 +81,7 @@ class ScoreRule(CanvasRule[TransitionCanvas]):
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask if self._absorbs else -1,
-            eos_token_id=manifest.eos_token_id if template is None else -1,
+            end_ids=end_ids(manifest, request),
             banned=banned,
             transition=transition_table(
                 schedule_from_json(manifest.noise_schedule),
