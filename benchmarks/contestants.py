@@ -48,8 +48,8 @@ class EndlessUnmask(NumpyUnmask):
     """Unmasking in which no text ends: eos is a banned id like any other, at its price."""
 
     def canvas(self, spec: UnmaskSpec) -> UnmaskCanvas:
-        banned = tuple(sorted({*spec.banned, spec.eos_token_id}))
-        return super().canvas(replace(spec, banned=banned, eos_token_id=-1))
+        banned = tuple(sorted({*spec.banned, *spec.end_ids}))
+        return super().canvas(replace(spec, banned=banned, end_ids=()))
 
 
 class EndlessOps(NumpyOps):

@@ -69,7 +69,7 @@ def bundle(path: str, threads: int, context: int) -> tuple[Read, Continue]:
     del context
     pipeline = Pipeline.load(path, threads=threads)
     manifest = pipeline.manifest
-    ends = (manifest.eos_token_id, *manifest.end_ids)
+    ends = manifest.ends
 
     def go_on(ids: Sequence[int], tokens: int) -> Iterator[object]:
         request = Request(

@@ -79,7 +79,7 @@ class Bench:
         """What both kinds of canvases are made with."""
         return {
             "block": block, "vocab_size": self.size["vocab"], "sampling": chosen.sampling,
-            "seed": 0, "sample_index": 0, "mask_token_id": 1, "eos_token_id": 0, "banned": (1,),
+            "seed": 0, "sample_index": 0, "mask_token_id": 1, "end_ids": (0,), "banned": (1,),
         }  # fmt: skip
 
     def _masked(self, block: int, **settings: Any) -> UnmaskCanvas:

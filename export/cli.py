@@ -239,6 +239,14 @@ def _forecast(
         help="Folder for report.json, report.html and recipe.json. Default: MODEL.report beside "
         "-o.",
     ),
+    click.option(
+        "--report-import",
+        "import_report",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="File for what was understood of a checkpoint (family, shape, special ids, block "
+        "sizes, source) and how well it then reads the text of --data, as JSON: to send along with "
+        "a report of a model that others cannot run.",
+    ),
 )
 @decoding_options(
     "Decoding (the bundle's defaults; what is not given is the default here)",
@@ -256,8 +264,11 @@ def main(
 ) -> None:
     """Turns a CHECKPOINT into a bundle: traced, checked against PyTorch, packed.
 
-    CHECKPOINT is a folder that dlm-train wrote, or a causal model (Llama, Qwen2, Qwen3) as others
-    publish it: a folder, a GGUF file, or owner/name on the Hugging Face hub.
+    CHECKPOINT is a folder that dlm-train wrote, or a model as others publish it: a folder,
+    owner/name on the Hugging Face hub, or of a causal one (Llama, Qwen2, Qwen3) a GGUF file. The
+    diffusion models are those that dLLM made of Qwen (A2D), SDAR, Fast-dLLM v2, CoDA and
+    Open-dCoder; the blocks that they were trained on are taken from their files or their name,
+    --block says them where neither does.
 
     With --precision int8 or int4 (and fp16, where there is text) the way goes through calibration:
     the model decodes prompts, scales are fitted to what it meets (to clean text, if those do as

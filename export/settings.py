@@ -81,6 +81,8 @@ class ExportSettings:
     report_dir: Path | None = None
     """Folder for report.json, report.html and recipe.json; None: beside the bundle, named after
     it."""
+    import_report: Path | None = None
+    """File for what was understood of the checkpoint, as JSON; None: it is not written."""
     canvases: Path | None = None
     """File that recorded canvases are read from, or written to if it is not there."""
     seed: int = 0

@@ -19,11 +19,12 @@ from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
 from ..train.checkpoints.checkpoint import read_json
 from ..train.checkpoints.convert import open_any
-from ..train.checkpoints.hub import find_checkpoint
+from ..train.checkpoints.hub import find_checkpoint, forbids_commerce
 from ..train.evaluate import open_model
 from ..train.families.base import ExportGraph
 from .checks.canvases import text_ids
 from .members.chat import read_chat
+from .members.import_report import import_report, write_report
 from .members.provenance import provenance
 from .settings import ExportSettings
 
@@ -59,12 +60,17 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
     """Reads a checkpoint; raises DlmError if it cannot be used."""
     if settings.needs_text:
         _require_text(checkpoint_path, settings)
-    checkpoint = open_any(checkpoint_path)
+    checkpoint = open_any(checkpoint_path, settings.blocks)
     config = checkpoint.config
     family, model = open_model(checkpoint)
     own = read_rule({}, family.name)
-    decoding = with_rule(settings.decoding, own, family.name)
-    rule_note = chosen_rule_note(settings.decoding, own, read_rule(decoding, family.name))
+    authors = dict(config.get("source", {}).get("decoding", {}))
+    if settings.decoding:  # an option may belong to another rule than theirs
+        authors.pop("rule", None)
+    decoding = with_rule({**authors, **settings.decoding}, own, family.name)
+    rule_note = ""
+    if settings.decoding:
+        rule_note = chosen_rule_note(settings.decoding, own, read_rule(decoding, family.name))
     manifest = family.manifest(
         config,
         model,
@@ -79,16 +85,30 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {manifest.vocab_size}: "
             "the checkpoint's files do not belong together"
         )
+    if settings.import_report is not None:
+        text = text_ids(tokenizer, manifest.framing, manifest.max_position, settings.data)
+        report = import_report(family, model, config, manifest.provenance, tokenizer, text)
+        write_report(settings.import_report, report)
     graphs = _graphs_for(settings.target, family.graphs(model, config))
-    chat, chat_note = read_chat(checkpoint.companions, checkpoint.tokenizer_json)
+    thinking = None if manifest.mask_token_id is None else False
+    chat, chat_note = read_chat(checkpoint.companions, checkpoint.tokenizer_json, thinking)
     return Traceable(
         graphs=graphs,
         chat=chat,
-        notes=tuple(filter(None, (rule_note, chat_note))),
+        notes=tuple(filter(None, (rule_note, chat_note, _licence_note(config)))),
         manifest=manifest,
         tokenizer_json=checkpoint.tokenizer_json,
         config=config,
     )
+
+
+def _licence_note(config: Mapping[str, Any]) -> str:
+    """What a user should know of the licence of public weights; empty where nothing says it."""
+    licence = config.get("source", {}).get("licence", "")
+    if not licence:
+        return ""
+    forbids = "; it forbids commercial use" if forbids_commerce(licence) else ""
+    return f"licence of the weights, as their card names it: {licence}{forbids} (kept in card.md)"
 
 
 def _require_text(checkpoint_path: Path, settings: ExportSettings) -> None:

@@ -43,6 +43,8 @@ class Chat:
         self._end_ids = _end_ids(pipeline, template)
         self._ids: tuple[int, ...] = ()
         self._pieces: _Pieces = []
+        self._turn: tuple[tuple[int, ...], _Pieces] = (), []
+        """The conversation before the last turn in ids, and that turn up to where it asks."""
         self._answer: TextGeneration | None = None
         self.restart()
 
@@ -80,18 +82,22 @@ class Chat:
         if self._answer is not None:
             answer = self._pipeline.tokenizer.decode(self._answer.so_far().token_ids)
             kept = self._template.kept(answer)
-            if kept != answer:
+            if self._template.ask is not None:
+                ids, pieces = self._turn[0], list(self._turn[1])
+                pieces += [(self._template.assistant[0], True), (kept, False)]
+            elif kept != answer:
                 ids, pieces = self._ids, [(kept, False)]
             pieces.append((self._template.assistant[1], True))
         before, behind = self._template.user
         pieces += [(before, True), (text, False), (behind, True)]
-        pieces.append((self._template.assistant[0], True))
+        turn = ids, list(pieces)
+        pieces.append((self._template.asking, True))
         begin = time.perf_counter()
         ids = (*ids, *self._pipeline.tokenizer.encode_pieces(pieces))
         coming = self._pipeline.continue_ids(
             ids, begin=begin, end_ids=self._end_ids, reuse=True, **options
         )
-        self._ids, self._pieces, self._answer = ids, [], coming
+        self._ids, self._pieces, self._turn, self._answer = ids, [], turn, coming
         return coming
 
 

@@ -120,7 +120,7 @@ class BlockRule(DecodingRule):
     )
 
 
-SHARED = (*options_of(Sampling), "block_size")
+SHARED = (*options_of(Sampling), "block_size", "sub_block", "merge")
 """Options that have one meaning in all rules that take them."""
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .bundle.manifest import GraphSpec
+from .decoding import DecodingRule
 from .families.base import HEAD_PHASE, LoadedModel, Phased, Request, Resumable, Span
 
 
@@ -83,6 +84,7 @@ class Generation:
         self._conditions = {role: np.array(value) for role, value in request.conditions.items()}
         self.num_cached = request.num_cached
         """Tokens of the prompt that need not be computed again."""
+        self._block_size = getattr(request.settings, "block_size", None)
         begin = time.perf_counter()
         self._rule = model.start(request)
         self._phased = self._rule if isinstance(self._rule, Phased) else None
@@ -156,8 +158,12 @@ class Generation:
         rule = self._rule
         return tuple(rule.cached_ids.tolist()) if isinstance(rule, Resumable) else ()
 
-    def num_held(self, ids: Sequence[int], conditions: Mapping[str, np.ndarray]) -> int:
+    def num_held(
+        self, ids: Sequence[int], settings: DecodingRule, conditions: Mapping[str, np.ndarray]
+    ) -> int:
         """Gives how many of a text's first ids a request need not compute again."""
+        if getattr(settings, "block_size", None) != self._block_size:
+            return 0  # what the cache holds depends on it
         own = self._conditions
         if own.keys() != conditions.keys():
             return 0

@@ -45,6 +45,8 @@ class Option:
     def range(self) -> str:
         """The range in words."""
         if self.kind is int:
+            if self.at_most is not None:
+                return f"a whole number from {self.at_least:g} to {self.at_most:g}"
             return f"a whole number of at least {self.at_least:g}"
         others = "".join(f"{value:g}, or " for value in self.also)
         low = f"above {self.above:g}" if self.above is not None else f"at least {self.at_least:g}"

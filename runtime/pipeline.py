@@ -292,13 +292,14 @@ class Pipeline:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
         conditions = conditions or {}
         last = self._last if reuse else None
+        rule = self.settings(**settings)
         request = continuation(
             self.model,
             prompt_ids,
-            self.settings(**settings),
+            rule,
             max_tokens=max_tokens,
             slide=slide,
-            num_held=last.num_held(prompt_ids, conditions) if last else 0,
+            num_held=last.num_held(prompt_ids, rule, conditions) if last else 0,
             seed=seed,
             sample_index=sample_index,
             banned_ids=self._missing_ids,

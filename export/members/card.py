@@ -35,8 +35,12 @@ def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
     training = provenance.get("training") or {}
     run_state = training.get("run_state") or {}
     settings = training.get("settings") or {}
+    source = provenance.get("source") or {}
     known = {
         "made from": settings.get("init"),
+        "weights of": source.get("name"),
+        "revision": source.get("revision"),
+        "licence of the weights": source.get("licence"),
         "SHA-256 of the checkpoint": provenance.get("checkpoint_sha256"),
         "trained on": settings.get("data"),
         "tokens seen": training.get("tokens_seen"),

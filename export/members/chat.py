@@ -34,7 +34,7 @@ Messages = Sequence[Mapping[str, str]]
 class _Renderer:
     """Renders a template as transformers does."""
 
-    def __init__(self, config: Mapping[str, Any], template: str) -> None:
+    def __init__(self, config: Mapping[str, Any], template: str, thinking: bool | None) -> None:
         # Comes with torch, but only export needs it.
         from jinja2 import TemplateError, nodes
         from jinja2.ext import Extension
@@ -61,9 +61,11 @@ class _Renderer:
         )
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         environment.globals["raise_exception"] = refuse
-        self._tokens = {
+        self._values: dict[str, Any] = {
             name: token for name, value in config.items() if (token := _token(value)) is not None
         }
+        if thinking is not None:
+            self._values["enable_thinking"] = thinking
         try:
             self._template = environment.from_string(template)
         except Exception as error:
@@ -79,7 +81,7 @@ class _Renderer:
             return self._template.render(
                 messages=[dict(item) for item in messages],
                 add_generation_prompt=prompt,
-                **self._tokens,
+                **self._values,
             )
         except Exception as error:  # a program of someone else's raises what it likes
             raise ConfigError(f"it cannot render a conversation ({_line(error)})") from error
@@ -96,13 +98,15 @@ def _line(error: Exception) -> str:
 
 
 def read_chat(
-    companions: Mapping[str, str], tokenizer_json: str
+    companions: Mapping[str, str], tokenizer_json: str, thinking: bool | None = None
 ) -> tuple[ChatTemplate | None, str]:
     """Finds a checkpoint's chat template.
 
     Args:
         companions: Contents of the files that came with the tokenizer, by name.
         tokenizer_json: Names the special tokens.
+        thinking: What a template that can ask for an answer with or without thoughts is given;
+            None: nothing.
 
     Returns:
         The pieces, or None and why there are none, in one line (empty if nobody expects any: the
@@ -124,7 +128,7 @@ def read_chat(
     if not config.get("chat_template"):
         return None, ""
     try:
-        return pieces_of(config, _special_names(tokenizer_json)), ""
+        return pieces_of(config, _special_names(tokenizer_json), thinking), ""
     except ConfigError as error:
         return None, f"the bundle goes without chat: of the checkpoint's chat template, {error}"
 
@@ -136,7 +140,9 @@ def _special_names(tokenizer_json: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=len, reverse=True))
 
 
-def pieces_of(config: Mapping[str, Any], special_names: Sequence[str]) -> ChatTemplate:
+def pieces_of(
+    config: Mapping[str, Any], special_names: Sequence[str], thinking: bool | None = None
+) -> ChatTemplate:
     """Splits a template into pieces; raises ConfigError, in words that follow "of the template"."""
     template = config["chat_template"]
     if isinstance(template, list):  # several by name, of which one is for conversations
@@ -145,7 +151,7 @@ def pieces_of(config: Mapping[str, Any], special_names: Sequence[str]) -> ChatTe
         template = named.get("default")
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
         raise ConfigError("there is none for plain conversations")
-    renderer = _Renderer(config, template)
+    renderer = _Renderer(config, template, thinking)
     found = _take_apart(renderer, config, special_names)
     try:
         _verify(renderer, found)
@@ -174,6 +180,10 @@ def _take_apart(
     if not before.endswith(user_before):
         raise ConfigError("the first turn begins differently")
     opening = before[: len(before) - len(user_before)]
+    _, asking = _around(renderer.render([asked], prompt=True), (ASKED,))
+    if not asking.startswith(user_after):
+        raise ConfigError("a user's turn ends differently at the end")
+    ask = asking[len(user_after) :]
     begin, system, default = _system(renderer, opening, user_before)
     stop = _stops(config, assistant_after, special_names)
     return ChatTemplate(
@@ -183,6 +193,7 @@ def _take_apart(
         assistant=(assistant_before, assistant_after),
         default_system=default,
         stop=stop,
+        ask=None if ask == assistant_before else ask,
     )
 
 
@@ -264,7 +275,7 @@ def join(found: ChatTemplate, messages: Messages) -> str:
             parts += [found.user[0], message["content"], found.user[1]]
         else:
             parts += [found.assistant[0], found.kept(message["content"]), found.assistant[1]]
-    return "".join([*parts, found.assistant[0]])
+    return "".join([*parts, found.asking])
 
 
 def chat_member(found: ChatTemplate | None) -> dict[str, bytes]:

@@ -30,7 +30,9 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
             for key, value in kept.items()
             if not (isinstance(value, str) and os.path.isabs(value))
         }
+    source = checkpoint.config.get("source")
     return {
+        **({"source": dict(source)} if source else {}),
         "checkpoint_sha256": _sha256(checkpoint.path),
         "training": _finite(training),
         "versions": {

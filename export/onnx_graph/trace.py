@@ -27,6 +27,7 @@ from ...calibration.graphs import array_of, is_matrix, make_node, remove_unused
 from ...runtime.errors import EngineError, brief
 from ...train.families.base import ExportGraph
 from ...train.families.shapes import Shape
+from .repeat import find_stack, repeat, shortened
 
 OPSET = 20
 """Highest that TensorRT 10.3's parser reads."""
@@ -56,6 +57,24 @@ def traced_dims(shapes: Sequence[Shape]) -> dict[str, int]:
 
 def trace(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
     """Exports a graph, traced at `dims`; those above 1 stay symbolic; raises EngineError."""
+    model = _trace_repeated(graph, dims) or _export(graph, dims)
+    _share_transposed(model)
+    _name_weights(model, graph.module)
+    return model
+
+
+def _trace_repeated(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model | None:
+    """Exports a graph of equal layers by tracing a few; None where that cannot be done."""
+    stack = find_stack(graph.module)
+    if stack is None:
+        return None
+    with shortened(stack) as traced:
+        model = _export(graph, dims)
+    return model if repeat(model, stack, traced) else None
+
+
+def _export(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
+    """Exports a module as it is."""
     free = {name: torch.export.Dim(name) for name, size in dims.items() if size > 1}
     axes = tuple(
         {axis: free[size] for axis, size in enumerate(tensor.shape) if size in free}
@@ -88,8 +107,6 @@ def trace(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
         logger.setLevel(level)
     _tidy(model, graph, dims)
     _divide(model)
-    _share_transposed(model)
-    _name_weights(model, graph.module)
     return model
 
 

@@ -230,7 +230,7 @@ def time_sampling(rows: int, vocab_size: int) -> float:
         seed=0,
         sample_index=0,
         mask_token_id=1,
-        eos_token_id=-1,
+        end_ids=(),
         banned=(1,),
     )
     canvas = unmask.canvas(spec)

@@ -180,6 +180,11 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end a text."""
+        return tuple(dict.fromkeys((self.eos_token_id, *self.end_ids)))
+
+    @property
     def framing(self) -> Framing:
         """The tokens around a text."""
         start = (self.eos_token_id,) if self.start_ids is None else self.start_ids

@@ -27,7 +27,7 @@ from .base import HEAD_PHASE, Buckets, LoadedModel, Request, Span, WindowSize
 from .heads import Heads, hidden_rows
 from .likelihood import negative_log_likelihood
 from .next_token import NextToken
-from .text_rule import TextRule, undrawable_ids
+from .text_rule import TextRule, end_ids, undrawable_ids
 from .window import (
     Text,
     append,
@@ -68,7 +68,6 @@ class CausalRule(TextRule):
         self._drawn = False
         """Whether the last update drew a token."""
         self._filler = manifest.eos_token_id
-        self._end_ids = {*manifest.end_ids, *request.end_ids}
         self._text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
         self._num_given = len(request.prompt_ids)
         self._shapes = cached_shapes(model.specs, graph)
@@ -84,7 +83,7 @@ class CausalRule(TextRule):
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=_NO_MASK,
-            eos_token_id=manifest.eos_token_id,
+            end_ids=end_ids(manifest, request),
             banned=undrawable_ids(manifest, request),
         )
         self._canvas = self._unmask.canvas(spec)
@@ -159,7 +158,7 @@ class CausalRule(TextRule):
         self._drawn = False
         progress = self._unmask.progress(self._canvas, exact=True)  # the next run needs the token
         ids = self._unmask.ids(self._canvas)
-        self._ended = progress.ended or int(ids[0]) in self._end_ids
+        self._ended = progress.ended
         if self._ended:
             self._done = True
             return ()

@@ -86,9 +86,16 @@ class CanvasRule(TextRule, Generic[CanvasT]):
         )
 
 
+def end_ids(manifest: Manifest, request: Request) -> tuple[int, ...]:
+    """Gives the ids that end a request's text: none does in a gap."""
+    if request.template_ids is not None:
+        return ()
+    return tuple(dict.fromkeys((*manifest.ends, *request.end_ids)))
+
+
 def undrawable_ids(manifest: Manifest, request: Request) -> tuple[int, ...]:
-    """Gives the ids that a request never draws: mask, padding, what it bans; end in no gap."""
+    """Gives the ids that a request never draws: mask, padding, what it bans; ends in no gap."""
     banned = {*banned_ids(manifest), *request.banned_ids}
     if request.template_ids is not None:
-        banned.add(manifest.eos_token_id)
+        banned.update(manifest.ends)
     return tuple(sorted(banned))

@@ -138,15 +138,6 @@ def check_request(manifest: Manifest, request: Request) -> None:
         raise ConfigError(f"max_tokens must be at least 0, not {request.max_tokens}")
 
 
-def check_ends(manifest: Manifest, end_ids: Sequence[int]) -> None:
-    """Raises ConfigError for further tokens that end a text: masked canvases know one."""
-    if set(end_ids) - {manifest.eos_token_id}:
-        raise ConfigError(
-            f"a model of family {manifest.family} ends its texts at one token only, its chat "
-            "template at others; chat with a model that writes from left to right"
-        )
-
-
 def banned_ids(manifest: Manifest) -> tuple[int, ...]:
     """Gives the ids that no text contains: mask and padding."""
     special = {manifest.mask_token_id, manifest.pad_token_id} - {None, manifest.eos_token_id}

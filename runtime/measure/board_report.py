@@ -169,7 +169,7 @@ def run_times(pipeline: Pipeline) -> list[dict[str, Any]]:
                 seed=0,
                 sample_index=0,
                 mask_token_id=mask,
-                eos_token_id=manifest.eos_token_id,
+                end_ids=manifest.ends,
             )
             unmask = ops.bind(UNMASK)
             canvas = unmask.canvas(own)

@@ -4,6 +4,7 @@
     system[0] text system[1]          if a system text is given, or there is a default one
     user[0] text user[1]              each turn
     assistant[0] answer assistant[1]
+    assistant[0], or ask              at the end, for an answer to come
 
 The desktop took the pieces off the tokenizer's own template and verified them; nothing is computed
 here. Special tokens in the pieces are known by their names; a user's text never becomes one.
@@ -37,7 +38,7 @@ class ChatTemplate:
     """None: this model takes no system text."""
     user: Around
     assistant: Around
-    """The first piece also asks for an answer."""
+    """The first piece also asks for an answer, unless there is `ask`."""
     default_system: str | None
     """The system text unless one is given; None: there is none then."""
     stop: tuple[str, ...]
@@ -45,6 +46,15 @@ class ChatTemplate:
     thoughts_end: str | None = None
     """What ends the thoughts in an answer, such as `</think>`: once the next turn begins, the
     answer is only what follows it. None: earlier answers stay as they were written."""
+
+    ask: str | None = None
+    """What asks for an answer where that is more than what is before an earlier one: with an empty
+    thought, for example. None: it is the same."""
+
+    @property
+    def asking(self) -> str:
+        """What is at the end of a conversation that waits for an answer."""
+        return self.assistant[0] if self.ask is None else self.ask
 
     def to_json(self) -> dict[str, Any]:
         """Returns what the member holds."""
@@ -54,7 +64,7 @@ class ChatTemplate:
     def from_json(cls, value: object) -> ChatTemplate:
         """Reads the member's content; raises BundleError naming what is wrong."""
         names = [item.name for item in fields(cls)]
-        optional = {"thoughts_end"}
+        optional = {"thoughts_end", "ask"}
         if not isinstance(value, Mapping) or not set(names) - optional <= set(value) <= set(names):
             raise _damaged(f"must be an object with the keys {', '.join(names)}")
         default, stop = value["default_system"], value["stop"]
@@ -68,6 +78,9 @@ class ChatTemplate:
         thoughts_end = value.get("thoughts_end")
         if thoughts_end is not None and not (_is_piece(thoughts_end) and thoughts_end):
             raise _damaged("thoughts_end must be null or a text")
+        ask = value.get("ask")
+        if ask is not None and not _is_piece(ask):
+            raise _damaged("ask must be null or a text")
         return cls(
             begin=value["begin"],
             system=system,
@@ -76,6 +89,7 @@ class ChatTemplate:
             default_system=default,
             stop=tuple(stop),
             thoughts_end=thoughts_end,
+            ask=ask,
         )
 
     def kept(self, answer: str) -> str:

@@ -141,7 +141,7 @@ def test_endless_ops_ban_the_end_of_text() -> None:
         seed=0,
         sample_index=0,
         mask_token_id=1,
-        eos_token_id=0,
+        end_ids=(0,),
         banned=(1,),
     )
     endless = EndlessOps().bind(UNMASK).canvas(spec).spec

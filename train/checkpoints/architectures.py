@@ -1,8 +1,9 @@
 """The public architectures that are read and written: their names, and those of their tensors.
 
-Data only. All are one transformer, whose switches are in `nn.config.BACKBONES`. Our tensors differ
-from Hugging Face's in two places: queries, keys and values are one matrix (its rows in this
-order), and so are the MLP's gate and up.
+Data only; `hugging_face.py` and `denoising.py` read a checkpoint's files by it. All are one
+transformer, whose switches are in `nn.config.BACKBONES`. Our tensors differ from Hugging Face's in
+two places: queries, keys and values are one matrix (its rows in this order), and so are the MLP's
+gate and up.
 
 | ours | Hugging Face's |
 |---|---|
@@ -13,13 +14,36 @@ order), and so are the MLP's gate and up.
 | attention.query_norm, .key_norm (Qwen3) | self_attn.q_norm, .k_norm |
 | mlp.gate_up, mlp.down | mlp.gate_proj, mlp.up_proj, mlp.down_proj |
 
-Source: LlamaForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM of transformers.
+Source: LlamaForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM of transformers; the
+diffusion models that others made of Qwen2 and Qwen3 (dLLM's A2D, SDAR): same layers, same names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+WHOLE_CANVAS = 0
+"""Block size of a model that denoises the whole canvas."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denoising:
+    """How the models of a public architecture denoise, where their files say nothing else."""
+
+    mask_token_id: int
+    blocks: tuple[tuple[str, int], ...] = ()
+    """Block size by a regular expression that the model's name holds; the first that matches, and a
+    group in it is the size."""
+    block: int | None = None
+    """Block size where neither config.json nor the name says one; None: it has to be given."""
+    canvas: int = 1024
+    """Positions of the canvas of a model that denoises it whole."""
+    logit_shift: int = 0
+    """1: row i speaks for position i + 1."""
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    """How the authors decode, where it is not by the family's first rule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,24 +53,89 @@ class Architecture:
     name: str
     """In `architectures` of config.json."""
     backbone: str
-    """Name in `BACKBONES`, which is also its model_type and GGUF's general.architecture."""
+    """Name in `BACKBONES`; a causal model's is also its model_type and GGUF's
+    general.architecture."""
+    model_type: str
+    """In config.json, for files without `architectures`."""
     context: int
     """max_position_embeddings."""
     head_dim: int | None = None
     """None: hidden_size / num_attention_heads."""
-    family: str = "ar"
-    """The family of such a model as it is published."""
+    denoising: Denoising | None = None
+    """None: it is causal, of the family `ar` as it is published; else `mdlm`."""
+
+    @property
+    def family(self) -> str:
+        """The family of such a model as it is published."""
+        return "ar" if self.denoising is None else "mdlm"
 
 
-ARCHITECTURES: Mapping[str, Architecture] = {
+def _qwen2(name: str, model_type: str, denoising: Denoising | None = None) -> Architecture:
+    return Architecture(
+        name=name, model_type=model_type, backbone="qwen2", context=32768, denoising=denoising
+    )
+
+
+def _qwen3(name: str, model_type: str, denoising: Denoising | None = None) -> Architecture:
+    return Architecture(
+        name=name,
+        model_type=model_type,
+        backbone="qwen3",
+        context=32768,
+        head_dim=128,
+        denoising=denoising,
+    )
+
+
+_A2D_BLOCKS = (("(?i)bd3lm|tide", 32), ("(?i)opdlm", 4), ("(?i)mdlm", WHOLE_CANVAS))
+CAUSAL: Mapping[str, Architecture] = {
     item.backbone: item
     for item in (
-        Architecture(name="LlamaForCausalLM", backbone="llama", context=2048),
-        Architecture(name="Qwen2ForCausalLM", backbone="qwen2", context=32768),
-        Architecture(name="Qwen3ForCausalLM", backbone="qwen3", context=32768, head_dim=128),
+        Architecture(name="LlamaForCausalLM", model_type="llama", backbone="llama", context=2048),
+        _qwen2("Qwen2ForCausalLM", "qwen2"),
+        _qwen3("Qwen3ForCausalLM", "qwen3"),
     )
 }
-"""By backbone."""
+"""Causal ones, by backbone."""
+DIFFUSION: tuple[Architecture, ...] = (
+    _qwen3("A2DQwen3LMHeadModel", "a2d-qwen3", Denoising(mask_token_id=151669, blocks=_A2D_BLOCKS)),
+    _qwen2("A2DQwen2LMHeadModel", "a2d-qwen2", Denoising(mask_token_id=151665, blocks=_A2D_BLOCKS)),
+    _qwen3(
+        "SDARForCausalLM",
+        "sdar",
+        Denoising(mask_token_id=151669, blocks=((r"-b(\d+)\b", 0),), block=4),
+    ),
+    _qwen2(
+        "Fast_dLLM_QwenForCausalLM",
+        "Fast_dLLM_Qwen",
+        Denoising(mask_token_id=151665, block=32, logit_shift=1, decoding={"sub_block": 8}),
+    ),
+    _qwen3(
+        "CoDALanguageModel",
+        "CoDA",
+        Denoising(
+            mask_token_id=151669,
+            block=WHOLE_CANVAS,
+            logit_shift=1,
+            decoding={"rule": "entropy"},
+        ),
+    ),
+    # Open-dCoder, whose files name a mask and are otherwise those of a causal model.
+    _qwen2(
+        "Qwen2ForCausalLM",
+        "qwen2",
+        Denoising(mask_token_id=151665, block=WHOLE_CANVAS, logit_shift=1),
+    ),
+)
+ARCHITECTURES = (*CAUSAL.values(), *DIFFUSION)
+BLOCK_KEYS = ("block_size", "bd_size")
+"""Keys of config.json that hold the block size a model was trained with."""
+MASK_KEYS = ("mask_token_id", "text_mask_token_id")
+"""Those that hold the mask's id."""
+MASK_NAMES = ("<|mask|>", "<|MASK|>", "|<MASK>|", "<text_mask>")
+"""What public tokenizers call the mask."""
+END_NAMES = ("<|im_end|>", "<|endoftext|>")
+"""Tokens that end the text of a diffusion model of Qwen's, whatever its files name."""
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WHOLE: Mapping[str, str] = {"embed.weight": EMBED, "trunk.norm.weight": "model.norm.weight"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..config import DEFAULT_CONTEXT
 from ..data.tokenizer import needed_tokens, prepared_tokenizer, special_ids, vocab_size_of
 from ..families import FAMILIES
 from ..families.base import Family
-from .architectures import ARCHITECTURES
+from .architectures import WHOLE_CANVAS
 from .checkpoint import Checkpoint, write_checkpoint
 from .start import Start, read_model
 
@@ -41,9 +42,14 @@ def resolve_config(
     return config
 
 
-def _positions(start: Start, asked: int | None) -> int:
-    """The positions asked for, or those that the checkpoint knows; ConfigError for more."""
-    known = None if start.shape is None else start.shape.context
+def _positions(start: Start, asked: int | None, known: int | None) -> int:
+    """The positions asked for, or those that the checkpoint knows; ConfigError for more.
+
+    Args:
+        known: Those of a public checkpoint.
+    """
+    if known is None and start.shape is not None:
+        known = start.shape.context
     if known is None:
         return DEFAULT_CONTEXT if asked is None else asked
     if asked is not None and asked > known:
@@ -88,17 +94,23 @@ def convert(
     }
 
 
-def open_any(where: str | Path) -> Checkpoint:
+def open_any(where: str | Path, blocks: Sequence[int | str] = ()) -> Checkpoint:
     """Reads a checkpoint: one of ours, or a public one, which takes its architecture's family.
 
     Args:
         where: Folder, hub name or GGUF file.
+        blocks: Block sizes of a public diffusion model that names none.
     """
     start = read_model(where)
     if "family" in start.checkpoint.config:
         return start.checkpoint
-    assert start.shape is not None
-    family = ARCHITECTURES[start.shape.backbone].family
+    family = start.family
+    assert family is not None
+    if start.facts is not None and start.facts.block is None and blocks:
+        sizes = [size for size in blocks if isinstance(size, int)]
+        block = max(sizes) if len(sizes) == len(blocks) else WHOLE_CANVAS
+        facts = replace(start.facts, block=block, block_source="--block")
+        start = replace(start, facts=facts)
     return _converted(start, str(where), family, {}, None)
 
 
@@ -110,10 +122,14 @@ def _converted(
     tokens = needed_tokens(start.framing, mask=family.has_mask)
     tokenizer = prepared_tokenizer(start.checkpoint.tokenizer_json, tokens)
     special = {**special_ids(tokenizer, start.framing), "vocab_size": vocab_size_of(tokenizer)}
-    config = resolve_config(family, start.options(options), special, _positions(start, context))
+    given = start.options(options, family_name)
+    positions = _positions(start, context, given.get("context"))
+    config = resolve_config(family, given, special, positions)
     with torch.device("meta"):
         module = family.make_model(config["model"])
     config["training"] = {"settings": {"init": init}, "converted": True}
+    if start.source:
+        config["source"] = dict(start.source)
     return Checkpoint(
         path=start.checkpoint.path,
         config=config,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import CheckpointError, brief
-from .architectures import ARCHITECTURES, GGUF_OF_LAYER, GGUF_WHOLE, HEAD
+from .architectures import CAUSAL, GGUF_OF_LAYER, GGUF_WHOLE, HEAD
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +130,8 @@ def _open(path: Path) -> GGUFReader:
         """
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            if isinstance(self.data, np.memmap):
+                self.data = np.asarray(self.data)  # slices of a memmap take three times as long
             found = super()._get(offset, dtype, count, *order, **named)
             if len(found) < count:
                 raise ValueError(f"it ends before byte {offset + count:,}")
@@ -190,17 +192,17 @@ def _check_whole(facts: _Facts) -> None:
             f"{facts.path}: one of {facts.get('split.count')} parts; join them first with "
             "llama-gguf-split --merge"
         )
-    if facts.architecture not in ARCHITECTURES:
+    if facts.architecture not in CAUSAL:
         raise CheckpointError(
             f"{facts.path}: architecture {facts.architecture!r} is not supported; choose a GGUF "
-            f"file of {', '.join(ARCHITECTURES)}"
+            f"file of {', '.join(CAUSAL)}"
         )
 
 
 def _config(facts: _Facts) -> dict[str, Any]:
     dim, heads = facts.of_model("embedding_length"), facts.of_model("attention.head_count")
     config = {
-        "architectures": [ARCHITECTURES[facts.architecture].name],
+        "architectures": [CAUSAL[facts.architecture].name],
         "model_type": facts.architecture,
         "vocab_size": facts.rows,
         "hidden_size": dim,

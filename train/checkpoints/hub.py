@@ -20,8 +20,20 @@ PREFIX = "hf:"
 FILES = ("config.json", "tokenizer.json")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
-COMPANIONS = (TOKENIZER_CONFIG, "chat_template.jinja", "chat_template.json", GENERATION_CONFIG)
+SPECIAL_TOKENS = "special_tokens_map.json"
+COMPANIONS = (
+    TOKENIZER_CONFIG,
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS,
+)
 """Files that a checkpoint may have beside them, and that stay with it."""
+README = "README.md"
+"""The card of a public checkpoint, whose first lines name its licence."""
+LICENCE_KEYS = ("license", "license_name", "license_link")
+NO_COMMERCE = ("-nc", "research", "non-commercial", "noncommercial")
+"""Parts of the names of licences that forbid commercial use."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -59,6 +71,44 @@ def find_checkpoint(where: str | Path) -> Path:
     return folder
 
 
+def read_source(where: str | Path, folder: Path) -> dict[str, str]:
+    """Gives where a public checkpoint comes from, as far as it is known.
+
+    Returns:
+        `name`, without folders of this machine; `revision`, of one of the hub's; `licence`, as its
+        card names it.
+    """
+    named = str(where).removeprefix(PREFIX)
+    found = {"name": folder.resolve().name if Path(named).exists() else named.partition("@")[0]}
+    if folder.parent.name == "snapshots":
+        found["revision"] = folder.name
+    licence = _licence(folder / README)
+    return {**found, **({"licence": licence} if licence else {})}
+
+
+def _licence(card: Path) -> str:
+    """The licence that a card's first lines name; empty if there is none."""
+    try:
+        lines = card.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    if not lines or lines[0].strip() != "---":
+        return ""
+    named: dict[str, str] = {}
+    for line in lines[1:]:
+        if line.strip() == "---":
+            break
+        key, colon, value = line.partition(":")
+        if colon and key in LICENCE_KEYS:
+            named[key] = value.strip().strip("'\"")
+    return ", ".join(named[key] for key in LICENCE_KEYS if named.get(key))
+
+
+def forbids_commerce(licence: str) -> bool:
+    """Whether a licence is known to forbid commercial use, by its name."""
+    return any(part in licence.lower() for part in NO_COMMERCE)
+
+
 def config_path(folder: Path) -> Path:
     """Gives a checkpoint's config.json; raises CheckpointError if it has none."""
     if folder.suffix == ".dlm" and folder.is_file():
@@ -89,7 +139,7 @@ def _download(name: str, revision: str) -> Path:
     try:
         for file in FILES:
             path = fetch(file)
-        for file in COMPANIONS:
+        for file in (*COMPANIONS, README):
             with contextlib.suppress(EntryNotFoundError):
                 fetch(file)
         try:

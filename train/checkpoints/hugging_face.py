@@ -13,7 +13,16 @@ import torch
 
 from ...runtime.errors import CheckpointError, ConfigError, brief
 from ..nn.config import BACKBONES, ROPE_THETA, ModelConfig, RopeScaling
-from .architectures import ARCHITECTURES, EMBED, HEAD, OF_LAYER, WHOLE, Architecture
+from .architectures import (
+    ARCHITECTURES,
+    CAUSAL,
+    DIFFUSION,
+    EMBED,
+    HEAD,
+    OF_LAYER,
+    WHOLE,
+    Architecture,
+)
 
 _SCALING = {
     "factor": "factor",
@@ -48,7 +57,7 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
 
 
 def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
-    known = _supported(config, where)
+    known = find_architecture(config, where)
     rope = _rope(config, where)
     sizes = {
         "vocab_size": "vocab_size",
@@ -69,7 +78,7 @@ def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
         head_dim=config.get("head_dim") or known.head_dim or found["dim"] // max(heads, 1),
         context=config.get("max_position_embeddings", known.context),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        causal=True,
+        causal=known.denoising is None,
         backbone=known.backbone,
         qkv_bias=switches.get("qkv_bias", False),
         qk_norm=switches.get("qk_norm", False),
@@ -78,18 +87,25 @@ def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
     )
 
 
-def _supported(config: Mapping[str, Any], where: str) -> Architecture:
+def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
     """The architecture of a config.json; raises CheckpointError on what would compute otherwise."""
     named = config.get("architectures") or []
     named = [named] if isinstance(named, str) else named
-    known = [item for item in ARCHITECTURES.values() if item.name in named]
-    if not named and config.get("model_type") in ARCHITECTURES:
-        known = [ARCHITECTURES[config["model_type"]]]
+    known = [item for item in ARCHITECTURES if item.name in named]
+    if not named:
+        known = [item for item in ARCHITECTURES if item.model_type == config.get("model_type")]
+    if len(known) > 1:  # a mask tells a diffusion model from the causal one of the same name
+        has_mask = isinstance(config.get("mask_token_id"), int)
+        known = [item for item in known if (item.denoising is not None) == has_mask]
     if not known:
-        names = [item.name for item in ARCHITECTURES.values()]
+        causal, diffusion = (
+            ", ".join(item.name for item in items) for items in (CAUSAL.values(), DIFFUSION)
+        )
+        remote = "; the code in its repository is not run" if config.get("auto_map") else ""
         raise CheckpointError(
             f"{where}: architecture {named[0] if named else config.get('model_type')!r} is not "
-            f"supported; choose a checkpoint of {', '.join(names[:-1])} or {names[-1]}"
+            f"supported{remote}; choose a diffusion model ({diffusion}) or a causal one, which "
+            f"families ar and tidar take ({causal})"
         )
     windowed = "sliding_attention" in (config.get("layer_types") or ())
     if config.get("use_sliding_window") or windowed:
@@ -155,7 +171,7 @@ def write_shape(shape: ModelConfig) -> dict[str, Any]:
         fields = {theirs: values[ours] for ours, theirs in _SCALING.items()}
         scaling = {"rope_scaling": {"rope_type": "llama3", **fields}}
     return {
-        "architectures": [ARCHITECTURES[shape.backbone].name],
+        "architectures": [CAUSAL[shape.backbone].name],
         "model_type": shape.backbone,
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.dim,
@@ -226,9 +242,8 @@ def read_tensors(
         if name not in wanted and name not in derived and not name.endswith("rotary_emb.inv_freq")
     ]
     if unknown:
-        model = ARCHITECTURES[shape.backbone].name
         raise CheckpointError(
-            f"{where}: {_listed('tensor', sorted(unknown))} not of {model} with "
+            f"{where}: {_listed('tensor', sorted(unknown))} not of a {shape.backbone} model with "
             "the sizes in config.json; is it a checkpoint of another model?"
         )
     for name, size in wanted.items():

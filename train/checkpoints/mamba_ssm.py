@@ -43,8 +43,9 @@ class TrunkStart:
     weights: Mapping[str, torch.Tensor]
     """Under the trunk's own names."""
 
-    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The family's options: what was given, and the shape of the layers."""
+    def options(self, given: Mapping[str, Any], family: str) -> dict[str, Any]:
+        """The options of a family: what was given, and the shape of the layers."""
+        del family
         names = ("dim", "num_layers", "num_heads", "state_size", "expand")
         return {**{name: getattr(self.config, name) for name in names}, **given}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ...runtime.errors import CheckpointError, ConfigError, brief
 from ...runtime.files import parse_json
 from ..data.tokenizer import EOS_TOKEN, MASK_TOKEN, load_tokenizer, vocab_size_of
 from ..nn.config import SHAPE_OPTIONS, SIZES, ModelConfig
+from .architectures import HEAD, MASK_KEYS, Architecture
 from .checkpoint import (
     Checkpoint,
     check_finite,
@@ -31,10 +32,18 @@ from .checkpoint import (
     read_files,
     read_json,
 )
+from .denoising import Facts, read_denoising
 from .gguf import SUFFIX, read_gguf
-from .hub import GENERATION_CONFIG, TOKENIZER_CONFIG, checkpoint_folder
-from .hugging_face import read_shape, read_tensors
+from .hub import (
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS,
+    TOKENIZER_CONFIG,
+    checkpoint_folder,
+    read_source,
+)
+from .hugging_face import find_architecture, read_shape, read_tensors
 from .mamba_ssm import TrunkStart, is_mamba_ssm, read_mamba_ssm
+from .tensor_files import WEIGHTS, tensor_names
 
 _PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
 
@@ -49,11 +58,20 @@ class Start:
     """None: of a family whose models have a shape of their own, which has to be given again."""
     framing: Mapping[str, Any]
     """See `read_framing`."""
+    family: str | None = None
+    """Of a public model: the family that it is of as it is published."""
+    facts: Facts | None = None
+    """Of a public diffusion model: how it denoises."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Of a public model: see `read_source`."""
 
-    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The family's options: what was given, and the rest of the shape from the checkpoint.
+    def options(self, given: Mapping[str, Any], family: str) -> dict[str, Any]:
+        """The options of a family: what was given, and the rest from the checkpoint.
 
         `vocab_size` is the number of rows there are, `context` the positions of a public model.
+
+        Raises:
+            CheckpointError: A public diffusion model does not say which blocks it knows.
         """
         if self.shape is None:
             return dict(given)
@@ -62,6 +80,11 @@ class Start:
             own = {name: value for name, value in own.items() if name not in SIZES}
         if self.shape.backbone != "native":
             own |= {"vocab_size": self.shape.vocab_size, "context": self.shape.context}
+        if self.facts is not None and family == self.family and not given.get("block_sizes"):
+            own |= self.facts.options(self.shape.context, str(self.checkpoint.path))
+        config = self.checkpoint.config
+        if config.get("logit_shift") and family == config.get("family"):
+            own["logit_shift"] = config["logit_shift"]
         return {**own, **given}
 
     def load(self, module: nn.Module, tokenizer: Tokenizer) -> None:
@@ -85,7 +108,10 @@ class Start:
         weights |= {name: torch.zeros(wanted[name].shape) for name in fresh}
         if fresh:
             _say(f"the checkpoint has no biases of queries, keys and values: {len(fresh)} are 0")
-        if added := _added(before, tokenizer):
+        added = _added(before, tokenizer)
+        if self.facts is not None:  # its mask has a row, whether the tokenizer names it or not
+            added.pop(MASK_TOKEN, None)
+        if added:
             weights = _with_rows(weights, added)
         return fitting_weights(module, replace(self.checkpoint, weights=weights))
 
@@ -125,12 +151,26 @@ def read_start(where: str | Path) -> Start | TrunkStart:
     if is_mamba_ssm(config):
         return read_mamba_ssm(folder, config)
     if "family" not in config and "model_type" in config:
+        config = _completed(config, folder)
         shape = read_shape(config, str(folder))
-        return _foreign(read_files(folder, {"model": shape.to_json()}), shape, config)
+        checkpoint = read_files(folder, {"model": shape.to_json()})
+        known = find_architecture(config, str(folder))
+        return _foreign(checkpoint, shape, config, known, read_source(where, folder))
     config = read_config(folder)
     plain = set(config["model"]) <= {item.name for item in fields(ModelConfig)}
     shape = ModelConfig.from_json(config["model"]) if plain else None
-    return Start(checkpoint=read_files(folder, config), shape=shape, framing=_own_framing(config))
+    checkpoint = read_files(folder, config)
+    framing = _own_framing(config, _tokenizer(checkpoint))
+    return Start(checkpoint=checkpoint, shape=shape, framing=framing)
+
+
+def _completed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A public config.json with what other files of the folder say in its place."""
+    generation = _settings(read_companions(folder), GENERATION_CONFIG)
+    found = {key: generation[key] for key in MASK_KEYS if isinstance(generation.get(key), int)}
+    if "tie_word_embeddings" not in config and (folder / WEIGHTS).is_file():
+        found["tie_word_embeddings"] = HEAD not in tensor_names(folder / WEIGHTS)
+    return {**found, **config}
 
 
 def read_model(where: str | Path) -> Start:
@@ -154,10 +194,17 @@ def _read_file(path: Path) -> Start:
         companions=found.companions,
     )
     check_finite(checkpoint.weights, str(path))
-    return _foreign(checkpoint, shape, found.config)
+    known = find_architecture(found.config, str(path))
+    return _foreign(checkpoint, shape, found.config, known, {"name": path.name})
 
 
-def _foreign(checkpoint: Checkpoint, shape: ModelConfig, config: Mapping[str, Any]) -> Start:
+def _foreign(
+    checkpoint: Checkpoint,
+    shape: ModelConfig,
+    config: Mapping[str, Any],
+    known: Architecture,
+    source: Mapping[str, Any],
+) -> Start:
     """A public checkpoint; raises CheckpointError for more ids than the embedding has rows."""
     tokenizer = _tokenizer(checkpoint)
     ids = vocab_size_of(tokenizer)
@@ -166,8 +213,31 @@ def _foreign(checkpoint: Checkpoint, shape: ModelConfig, config: Mapping[str, An
             f"{checkpoint.path}: the tokenizer has {ids} ids, the embedding {shape.vocab_size} "
             "rows; the two belong to different checkpoints: copy both from one"
         )
-    framing = _framing(config, tokenizer, checkpoint.companions)
-    return Start(checkpoint=checkpoint, shape=shape, framing=framing)
+    framing, facts = _framing(config, tokenizer, checkpoint.companions, known, source["name"])
+    if facts is not None:
+        said = {"mask_from": facts.mask_source, "block_from": facts.block_source}
+        decoding = dict(facts.denoising.decoding)
+        source = {**source, "architecture": known.name, **said, "decoding": decoding}
+        tokenizer_json = _with_special(checkpoint.tokenizer_json, facts.mask_token_id)
+        checkpoint = replace(checkpoint, tokenizer_json=tokenizer_json)
+    return Start(
+        checkpoint=checkpoint,
+        shape=shape,
+        framing=framing,
+        family=known.family,
+        facts=facts,
+        source=source,
+    )
+
+
+def _with_special(tokenizer_json: str, token_id: int) -> str:
+    """A tokenizer whose token of this id, if it has one, is never read out of a text."""
+    content = parse_json(tokenizer_json)
+    for token in content.get("added_tokens") or ():
+        if token["id"] == token_id and not token["special"]:
+            token.update(special=True, normalized=False)
+            return json.dumps(content, ensure_ascii=False)
+    return tokenizer_json
 
 
 def read_framing(where: str | Path) -> dict[str, Any]:
@@ -175,39 +245,61 @@ def read_framing(where: str | Path) -> dict[str, Any]:
 
     Returns:
         `start_ids`, in front of a text (None: the end of text); `eos_token_id`, which ends a
-        document, unless nothing says so; `end_ids`, which end a text as well.
+        document, unless nothing says so; `end_ids`, which end a text as well; `mask_token_id`, if
+        the tokenizer has the mask under a name that is not ours.
     """
     if str(where).endswith(SUFFIX):
         found = read_gguf(Path(where), tensors=False)
         tokenizer = Tokenizer.from_str(found.tokenizer_json)
-        return _framing(found.config, tokenizer, found.companions)
+        known = find_architecture(found.config, str(where))
+        return _framing(found.config, tokenizer, found.companions, known, str(where))[0]
     folder = checkpoint_folder(where)
     config = read_json(folder)
     if is_mamba_ssm(config):
         return {}
+    config = _completed(config, folder)
     if "family" in config or "model_type" not in config:
-        return _own_framing(read_config(folder))
-    return _framing(config, load_tokenizer(folder, ()), read_companions(folder))
+        return _own_framing(read_config(folder), load_tokenizer(folder, ()))
+    known, name = find_architecture(config, str(folder)), read_source(where, folder)["name"]
+    companions = read_companions(folder)
+    return _framing(config, load_tokenizer(folder, ()), companions, known, name)[0]
 
 
-def _own_framing(config: Mapping[str, Any]) -> dict[str, Any]:
+def _own_framing(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "eos_token_id": config["eos_token_id"],
         "start_ids": config.get("start_ids"),
         "end_ids": config.get("end_ids") or [],
+        **_foreign_mask(tokenizer, config.get("mask_token_id")),
     }
 
 
+def _foreign_mask(tokenizer: Tokenizer, mask: int | None) -> dict[str, int]:
+    """The mask's id where the tokenizer has it under a name that is not ours."""
+    name = None if mask is None else tokenizer.id_to_token(mask)
+    return {} if mask is None or name in (None, MASK_TOKEN) else {"mask_token_id": mask}
+
+
 def _framing(
-    config: Mapping[str, Any], tokenizer: Tokenizer, companions: Mapping[str, str]
-) -> dict[str, Any]:
-    """What a public checkpoint has around a text; files that cannot be read say nothing."""
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    companions: Mapping[str, str],
+    known: Architecture,
+    name: str,
+) -> tuple[dict[str, Any], Facts | None]:
+    """What a public checkpoint has around a text, and how it denoises if it does; files that cannot
+    be read say nothing."""
     settings = _settings(companions, TOKENIZER_CONFIG)
     named = {key: _id_of(tokenizer, settings.get(f"{key}_token")) for key in ("bos", "eos")}
     generation = _settings(companions, GENERATION_CONFIG).get("eos_token_id")
     listed: list[Any] = []
     for found in (config.get("eos_token_id"), generation, named["eos"]):
         listed += found if isinstance(found, list) else [found]
+    facts = None
+    if known.denoising is not None:
+        both = {**_settings(companions, SPECIAL_TOKENS), **settings}
+        facts = read_denoising(config, known, tokenizer, both, name)
+        listed += facts.end_ids
     ends = list(dict.fromkeys(token for token in listed if _is_token(tokenizer, token)))
     start = list(_put_in_front(tokenizer))
     if settings.get("add_bos_token") is False:
@@ -215,7 +307,11 @@ def _framing(
     elif settings.get("add_bos_token") is True and named["bos"] is not None:
         start = [named["bos"]]
     framing: dict[str, Any] = {"start_ids": start, "end_ids": ends[1:]}
-    return {**framing, "eos_token_id": ends[0]} if ends else framing
+    if ends:
+        framing["eos_token_id"] = ends[0]
+    if facts is not None:
+        framing |= _foreign_mask(tokenizer, facts.mask_token_id)
+    return framing, facts
 
 
 def _is_token(tokenizer: Tokenizer, token: Any) -> bool:

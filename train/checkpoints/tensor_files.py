@@ -33,6 +33,17 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def tensor_names(path: Path) -> list[str]:
+    """Names the tensors of one file without reading them; raises CheckpointError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({brief(error, 200)}); copy it again") from error
+
+
 def read_index(path: Path) -> dict[str, str]:
     """Gives the file of each tensor; raises CheckpointError."""
     try:

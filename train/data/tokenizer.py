@@ -168,7 +168,7 @@ def needed_tokens(framing: Mapping[str, Any], *, mask: bool) -> list[str]:
         mask: Whether the family's canvases hold masks.
     """
     ends = [] if "eos_token_id" in framing else [EOS_TOKEN]
-    return [*ends, *([MASK_TOKEN] if mask else [])]
+    return [*ends, *([MASK_TOKEN] if mask and "mask_token_id" not in framing else [])]
 
 
 def _without_surprises(stored: str) -> str:
@@ -207,14 +207,15 @@ def special_ids(tokenizer: Tokenizer, framing: Mapping[str, Any] | None = None) 
     """Returns the special ids of a model that has this tokenizer, as options of its family.
 
     Args:
-        framing: What a checkpoint says of `eos_token_id`, `start_ids` and `end_ids`; None:
-            `<|endoftext|>` is before each document and ends it.
+        framing: What a checkpoint says of `eos_token_id`, `start_ids`, `end_ids` and
+            `mask_token_id`; None: `<|endoftext|>` is before each document and ends it.
     """
     mask = tokenizer.token_to_id(MASK_TOKEN)
-    found = {"eos_token_id": tokenizer.token_to_id(EOS_TOKEN), **(framing or {})}
+    own = {} if mask is None else {"mask_token_id": mask}
+    found = {"eos_token_id": tokenizer.token_to_id(EOS_TOKEN), **own, **(framing or {})}
     if found["eos_token_id"] is None:
         raise DataError(f"the tokenizer has no {EOS_TOKEN}; make it with --tokenizer")
-    return {**found, **({} if mask is None else {"mask_token_id": mask})}
+    return found
 
 
 def encode_plain(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

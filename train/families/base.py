@@ -232,7 +232,7 @@ class Family(Protocol):
             pad_token_id=config["pad_token_id"],
             start_ids=None if start is None else tuple(start),
             end_ids=tuple(config.get("end_ids") or ()),
-            logit_shift=self.logit_shift,
+            logit_shift=config.get("logit_shift", self.logit_shift),
             max_position=config["model"]["context"],
             block_sizes=tuple(config["block_sizes"]),
             noise_schedule=dict(config["noise_schedule"]),

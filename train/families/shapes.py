@@ -24,6 +24,9 @@ PREFILL_BLOCK = 32
 LONG_PREFILL_BLOCK = 128
 """Prefill of long prompts on CPUs. CPU ms per row of a 135 M model at context 1,024 on AVX2: 5.1 in
 blocks of 32, 4.3 in 128 and in 256, 4.8 in 512."""
+LARGEST_CONTEXT = 2048
+"""Positions of the largest context, and of the whole canvas of a model that denoises blocks, unless
+others are asked for: public models name up to 262,144 positions, whose cache fits no board."""
 CPU_CONTEXTS = (128, 2048)
 """A CPU reads and copies the whole context in every run, so buckets go from the first to the
 second in powers of two."""
@@ -69,12 +72,14 @@ def cached_shapes(
     """Lists the shapes of a bidirectional block step over a cache, smallest first.
 
     There are twice each block size, too, at which one run stores a finished block and begins the
-    next, and the whole canvas, which sees no context.
+    next, and the whole canvas, which sees no context. Of a model that was trained on the whole
+    canvas alone, the sizes asked for are lengths of the canvas.
 
     Args:
         blocks: Block sizes asked for, or "full"; empty: those trained on.
-        contexts: Context buckets asked for, in positions; empty: half of all, and all. The smaller
-            bucket costs nothing on disk and saves 13 % of a run at dim 384 x 6 layers.
+        contexts: Context buckets asked for, in positions; empty: half of all, and all, up to
+            LARGEST_CONTEXT. The smaller bucket costs nothing on disk and saves 13 % of a run at
+            dim 384 x 6 layers.
 
     Raises:
         ConfigError: A size is not positive, or larger than the model was trained for.
@@ -83,9 +88,15 @@ def cached_shapes(
     if not blocks:
         # Blocks that a masked model has not learnt would decode, but badly.
         sizes = {size for size in trained if 1 < size < max_position}
-    buckets = set(contexts) or {max(max_position // 2, 1), max_position}
+    largest = min(max_position, LARGEST_CONTEXT)
+    buckets = set(contexts) or {max(largest // 2, 1), largest}
     check_sizes("--block", sizes, max_position)
     check_sizes("--context", buckets, max_position)
+    if tuple(trained) == (max_position,):
+        lengths = sizes | ({max_position} if not sizes or WHOLE_CANVAS in blocks else set())
+        return tuple(
+            named_shape(length, WHOLE_CANVAS_CONTEXT, "fill", length) for length in sorted(lengths)
+        )
     doubles = {2 * size for size in sizes if 2 * size <= max_position} - sizes
 
     def shape(rows: int, context: int) -> Shape:
@@ -96,7 +107,8 @@ def cached_shapes(
     cells = [(rows, context) for context in sorted(buckets) for rows in sorted(sizes | doubles)]
     whole = (max_position, WHOLE_CANVAS_CONTEXT)
     found = [shape(*cell) for cell in cells if cell != whole]
-    return (*found, named_shape(*whole, "fill", max_position))
+    fills = max_position <= largest or WHOLE_CANVAS in blocks or max_position in trained
+    return (*found, *([named_shape(*whole, "fill", max_position)] if fills else []))
 
 
 def causal_shapes(

@@ -24,6 +24,7 @@ from ..checkpoints.checkpoint import (
     load_state,
     read_companions,
     read_config,
+    read_json,
     save_state,
     write_checkpoint,
 )
@@ -84,6 +85,9 @@ def train(config: TrainConfig, *, resume: bool = False, quiet: bool = False) -> 
     torch.manual_seed(config.seed)
     module = family.make_model(model_config["model"])
     beside = {"tokenizer.json": tokenizer.to_str(), **read_companions(out)}
+    source = _source(out, start)
+    if source:
+        model_config["source"] = source
     if start is not None:
         start.load(module, tokenizer)
         beside |= start.companions(tokenizer)
@@ -124,6 +128,14 @@ def _framing(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str,
     return {} if config.init is None else read_framing(config.init)
 
 
+def _source(out: Path, start: Start | TrunkStart | None) -> dict[str, Any]:
+    """Where the public model comes from whose weights a run started from; empty if from none."""
+    if isinstance(start, Start):
+        return dict(start.source or start.checkpoint.config.get("source") or {})
+    last = out / "last"
+    return dict(read_json(last).get("source") or {}) if (last / "config.json").is_file() else {}
+
+
 def _begin(
     config: TrainConfig, out: Path, *, has_state: bool
 ) -> tuple[TrainConfig, Start | TrunkStart | None]:
@@ -135,7 +147,7 @@ def _begin(
         shape = load_settings(out / SETTINGS)["options"]
         return replace(config, options={**shape, **config.options}), None
     start = read_start(config.init)
-    return replace(config, options=start.options(config.options)), start
+    return replace(config, options=start.options(config.options, config.family)), start
 
 
 def _fit(

@@ -17,7 +17,7 @@ from ...noise.philox import gaussians
 from ..base import LoadedModel, Request, UpdateRule
 from ..likelihood import levels, negative_log_likelihood
 from ..whole_canvas import WholeCanvasFamily, canvases
-from ..window import banned_ids, by_rows, check_ends, check_request
+from ..window import banned_ids, by_rows, check_request
 from .rule import EMBED, GRAPH, LatentRule
 from .rules import LatentDecoding
 
@@ -31,7 +31,6 @@ class LatentFamily(WholeCanvasFamily):
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         if model.manifest.mask_token_id is None:
             raise ConfigError("the bundle names no mask token, which dimba needs; export it again")
-        check_ends(model.manifest, request.end_ids)
         check_request(model.manifest, request)
         settings = model.settings(request.settings)
         assert isinstance(settings, LatentDecoding)

@@ -27,7 +27,7 @@ from ...ops.latent.contract import LatentSpec
 from ...ops.unmask import UNMASK
 from ...ops.unmask.contract import Kind, Score, Selection, UnmaskCanvas, UnmaskSpec
 from ..base import LoadedModel, Request, Span
-from ..text_rule import undrawable_ids
+from ..text_rule import end_ids, undrawable_ids
 from ..whole_canvas import WholeCanvasRule
 from ..window import by_rows
 from .rules import Ddim, LatentDecoding
@@ -70,7 +70,7 @@ class LatentRule(WholeCanvasRule[UnmaskCanvas]):
                 seed=request.seed,
                 sample_index=request.sample_index,
                 mask_token_id=self._mask,
-                eos_token_id=manifest.eos_token_id if request.template_ids is None else -1,
+                end_ids=end_ids(manifest, request),
                 banned=undrawable_ids(manifest, request),
                 selection=ALL_AT_ONCE,
             )

@@ -51,22 +51,26 @@ def masked_bound(
             uniforms(seed, sample, np.arange(len(window)), number, DrawKind.CORRUPT)
             for sample in samples
         ]
+        last_row = np.zeros((1, manifest.vocab_size), np.float32)
         for index in range(counts[number]):
             start = index * block
             ids = np.full(block, manifest.mask_token_id, np.int32)
             piece = window[start : start + block]
             ids[: len(piece)] = piece
             engine = engines.engine(bucket(buckets, start))
+            before = None if not manifest.logit_shift else last_row
             for row, sample in enumerate(samples):
                 share = float(level[sample][first_block[number] + index])
                 draw = draws[row][start : start + len(piece)]
                 masked, weight = masked_set(draw, start, share)
                 if len(masked):
                     chance = float(draw[masked].max())
-                    cost = _cross_entropy(manifest, ops, engine, ids, start, masked, chance)
+                    cost = _cross_entropy(manifest, ops, engine, ids, start, masked, chance, before)
                     nats[row, start + masked] = weight * cost
             if index + 1 < counts[number]:
-                _commit(ops, engines.engine(bucket(buckets, start + block)), ids, start)
+                last_row = _commit(
+                    manifest, ops, engines.engine(bucket(buckets, start + block)), ids, start
+                )
         yield nats
 
 
@@ -78,17 +82,26 @@ def _cross_entropy(
     start: int,
     masked: np.ndarray,
     chance: float,
+    before: np.ndarray | None,
 ) -> np.ndarray:
-    """Runs a block with some positions masked; gives -log p of their true ids, (k,) float64."""
+    """Runs a block with some positions masked; gives -log p of their true ids, (k,) float64.
+
+    With `before` (1, V), which speaks for the block's first position, row i speaks for i + 1.
+    """
     corrupted = ids.copy()
     corrupted[masked] = manifest.mask_token_id
     feed(ops, engine, corrupted, start, time=chance)
     engine.run()
-    rows = ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)[masked]
+    rows = ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)
+    rows = rows[masked] if before is None else np.concatenate([before, rows])[masked]
     return negative_log_likelihood(rows, ids[masked], banned_ids(manifest))
 
 
-def _commit(ops: Ops, engine: Engine, ids: np.ndarray, start: int) -> None:
+def _commit(
+    manifest: Manifest, ops: Ops, engine: Engine, ids: np.ndarray, start: int
+) -> np.ndarray:
+    """Stores a block; gives its last row of logits, (1, V)."""
     feed(ops, engine, ids, start)
     engine.run()
     append(ops, engine, start, len(ids))
+    return ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)[len(ids) - 1 :].copy()

@@ -16,7 +16,6 @@ from ..base import Buckets, DeviceFamily, LoadedModel, Request, UpdateRule, Wind
 from ..window import (
     bucket_of_text,
     capacity,
-    check_ends,
     check_request,
     choose_block,
     default_block,
@@ -35,10 +34,10 @@ class MaskedFamily(DeviceFamily):
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         manifest = model.manifest
         check_manifest(manifest)
-        check_ends(manifest, request.end_ids)
         check_request(manifest, request)
         settings = model.settings(request.settings)
         assert isinstance(settings, MaskedDecoding)
+        check_shift(manifest, request, settings)
         return MaskedRule(model, request, settings)
 
     def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
@@ -62,14 +61,15 @@ class MaskedFamily(DeviceFamily):
         positions: int,
         tokens_per_run: float,
     ) -> Iterator[tuple[GraphSpec, float]]:
-        del manifest
         assert block is not None
-        buckets, doubles = text_blocks(specs)[block], double_buckets(specs, block)
+        buckets = text_blocks(specs)[block]
+        # Rows that speak for the next position make a run of its own of storing a block.
+        doubles = () if manifest.logit_shift else double_buckets(specs, block)
         for start in range(0, positions, block):
             spec, slid = bucket_of_text(buckets, start)
             first, _ = bucket_of_text(doubles or buckets, start)
             yield first, 1.0
-            yield spec, max(1.0, block / tokens_per_run) - 1
+            yield spec, max(1.0, block / tokens_per_run) - (0 if manifest.logit_shift else 1)
             if slid:  # half of the window is read again, for the other half of the blocks
                 yield spec, 1.0
 
@@ -100,12 +100,22 @@ class MaskedFamily(DeviceFamily):
         return masked_bound(model, windows, seed=seed, samples=samples, buckets=buckets)
 
 
+def check_shift(manifest: Manifest, request: Request, settings: MaskedDecoding) -> None:
+    """Raises ConfigError for what depends on which position a row speaks for."""
+    if settings.merge and not manifest.logit_shift:
+        raise ConfigError(
+            "merge is about models whose rows speak for the next position, and this one's speak "
+            "for their own: leave it out, its runs are merged wherever that changes nothing"
+        )
+    template = request.template_ids
+    if manifest.logit_shift and template and template[0] == manifest.mask_token_id:
+        raise ConfigError(
+            "the text to fill begins with a gap, and no row of this model speaks for the first "
+            "position: put a word in front"
+        )
+
+
 def check_manifest(manifest: Manifest) -> None:
     """Raises ConfigError for models that this family cannot decode."""
     if manifest.mask_token_id is None:
         raise ConfigError("the bundle names no mask token, which mdlm needs; export it again")
-    if manifest.logit_shift != 0:
-        raise ConfigError(
-            f"mdlm decodes logits of the same position, the bundle has logit_shift "
-            f"{manifest.logit_shift}; export a model without a shift"
-        )

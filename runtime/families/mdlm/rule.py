@@ -6,6 +6,11 @@
 | denoise | fixed ids, MASK elsewhere | rows cached | a decoding rule commits positions |
 | advance | a full block, then the next to denoise | rows cached | as store, then as denoise |
 
+Where rows speak for the next position (`logit_shift` 1), the last row of the run that stored the
+block before speaks for a block's first position: it is kept. The run that stores a block then makes
+the first token of the next, before all others; with the option `merge` an `advance` run begins the
+next block instead, as where rows speak for themselves.
+
 All are the graph `denoise`. A finished block that no other follows is not stored. `advance` saves
 a run per block with the same result; it needs the graph at twice the block size, with its input
 `split`: else `store` and `denoise` follow each other. Where the ops report one step late, the run
@@ -27,18 +32,18 @@ Source: MDLM (arXiv 2406.07524), BD3-LM (arXiv 2503.09573) section 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ...bundle.manifest import GraphSpec
+from ...bundle.manifest import GraphSpec, Manifest
 from ...engines.base import Engine
 from ...ops.core import Progress
 from ...ops.unmask import UNMASK
 from ...ops.unmask.contract import UnmaskCanvas, UnmaskSpec
 from ..base import Buckets, LoadedModel, Request, Span
-from ..text_rule import CanvasRule, undrawable_ids
+from ..text_rule import CanvasRule, end_ids, undrawable_ids
 from ..window import (
     Text,
     append,
@@ -80,15 +85,18 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
         shapes = text_blocks(engines.specs)
         template = request.template_ids
         if template is None:
-            self._block = choose_block(shapes, settings.block_size, manifest.block_sizes)
             text = Text(request.prompt_ids, len(request.prompt_ids) + request.max_tokens)
+            self._block = text_block(manifest, shapes, settings.block_size, text.limit)
         else:
             self._block = canvas_block(shapes, len(template), manifest.block_sizes)
             text = Text((), len(template))
         self._text = text
         self._num_given = len(request.prompt_ids) if template is None else 0
         self._buckets = shapes[self._block]
-        self._doubles = double_buckets(engines.specs, self._block)
+        self._shifted = manifest.logit_shift == 1
+        merges = not self._shifted or settings.merge == 1
+        self._doubles = double_buckets(engines.specs, self._block) if merges else ()
+        self._first_alone = not merges and not isinstance(settings, Ancestral)
         self._capacity = capacity(self._buckets, self._block, manifest.max_position)
         self._sees_time = has_input(engines.specs, GRAPH, "time")
         self._times = unmask_chance = None
@@ -107,17 +115,20 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask,
-            eos_token_id=self._eos if template is None else -1,
+            end_ids=end_ids(manifest, request),
             banned=undrawable_ids(manifest, request),
             unmask_chance=unmask_chance,
             sees_time=self._sees_time,
             times=self._times,
+            sub_block=settings.sub_block if template is None else None,
+            shifted=self._buckets[0].tensor("logits").dtype if self._shifted else None,
+            first_alone=self._first_alone,
         )
         self._canvas = self._unmask.canvas(spec)
         # Outputs on which nothing was committed serve again, unless time went on for the graph.
         self._repeats = isinstance(settings, Ancestral) and not self._sees_time
         self._phase = "store"
-        self._cached = 0
+        self._cached = request.num_cached // self._block * self._block
         self._stepped: tuple[Engine, Any] | None = None
         """The run of a step that is not read yet, and the block's logits."""
         self._open(template)
@@ -147,6 +158,10 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
     @property
     def done(self) -> bool:
         return self._phase == "done"
+
+    @property
+    def cached_ids(self) -> np.ndarray:
+        return self._text.cached(self._cached)
 
     def next_run(self) -> GraphSpec:
         match self._phase:
@@ -186,11 +201,18 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
             return
         append(self._ops, engine, self._cached, self._block)
         self._cached += self._block
+        self._keep_row(engine)
         if self._phase == "advance":
             self._begin_block()
             self._step(engine, self._ops.rows(logits(engine), self._block, self._block))
         else:
             self._advance()
+
+    def _keep_row(self, engine: Engine) -> None:
+        """Keeps the row of a block just stored that speaks for the next one's first position."""
+        if self._shifted:
+            row = self._ops.rows(logits(engine), self._block - 1, 1)
+            self._ops.assign(self._canvas.before, row)
 
     def _advance(self) -> None:
         """Goes on behind the cached rows: stores another known block, or denoises the next."""
@@ -220,6 +242,9 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
         masked = (index >= len(tail)) & (position + index < self._text.limit)
         self._unmask.begin_block(self._canvas, ids, masked, position=position, first=len(tail))
         self._phase = "denoise"
+        if self._first_alone and masked[0]:
+            self._unmask.sample(self._canvas.before, self._canvas)
+            self._unmask.commit(self._canvas)
 
     def _begin_infill(self, template: np.ndarray) -> None:
         ids = np.full(self._block, self._mask, np.int32)
@@ -286,7 +311,18 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
                 holder = self._engines.engine(bucket(self._buckets, self._cached + self._block))
                 append(self._ops, engine, self._cached, self._block, into=holder)
                 self._cached += self._block
+                self._keep_row(engine)
             self._advance()
+
+
+def text_block(
+    manifest: Manifest, shapes: Mapping[int, Buckets], asked: int | None, length: int
+) -> int:
+    """Gives the block that a text of so many positions is continued by: of a model that denoises
+    whole canvases only, the shortest canvas that holds it, else the longest."""
+    if asked is None and tuple(manifest.block_sizes) == (manifest.max_position,):
+        return min((size for size in shapes if size >= length), default=max(shapes))
+    return choose_block(shapes, asked, manifest.block_sizes)
 
 
 def text_blocks(specs: Sequence[GraphSpec]) -> dict[int, Buckets]:

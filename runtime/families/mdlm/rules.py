@@ -35,10 +35,23 @@ from ...ops.unmask.contract import Kind, Score, Selection
 from ...options import option
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MaskedDecoding(BlockRule):
     """A rule that commits masked positions."""
 
-    __slots__ = ()
+    sub_block: int | None = option(
+        None,
+        at_least=1,
+        help="Fill a block by parts of so many positions, from left to right; not set: anywhere.",
+    )
+    merge: int = option(
+        0,
+        at_least=0,
+        at_most=1,
+        help="Of a model whose rows speak for the next position (public models say so): 1 lets the "
+        "run that stores a block begin the next. It saves a run per block and writes another text "
+        "than 0, by which such models were published.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from ...errors import ConfigError
 from ...noise.transition import GRAPHS
 from ..base import LoadedModel, Request, UpdateRule
 from ..whole_canvas import WholeCanvasFamily
-from ..window import check_ends, check_request
+from ..window import check_request
 from .bound import score_bound
 from .rule import GRAPH, ScoreRule
 from .rules import ScoreDecoding
@@ -30,7 +30,6 @@ class ScoreFamily(WholeCanvasFamily):
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         manifest = model.manifest
         check_manifest(manifest)
-        check_ends(manifest, request.end_ids)
         check_request(manifest, request)
         settings = model.settings(request.settings)
         assert isinstance(settings, ScoreDecoding)

@@ -28,7 +28,7 @@ from ...noise.transition import transition_table
 from ...ops.transition import TRANSITION
 from ...ops.transition.contract import TransitionCanvas, TransitionSpec
 from ..base import LoadedModel, Request, Span
-from ..text_rule import undrawable_ids
+from ..text_rule import end_ids, undrawable_ids
 from ..whole_canvas import WholeCanvasRule
 from ..window import banned_ids
 from .rules import ScoreDecoding
@@ -47,7 +47,6 @@ class ScoreRule(WholeCanvasRule[TransitionCanvas]):
     ) -> None:
         """Makes the first canvas; raises ConfigError if the request cannot be served."""
         manifest, ops = model.manifest, model.ops
-        template = request.template_ids
         self._spec = self._choose(model, request, GRAPH, settings.block_size)
         self._absorbs = absorbs(manifest)
         roles = ("canvas", "sigma", "logits")
@@ -65,7 +64,7 @@ class ScoreRule(WholeCanvasRule[TransitionCanvas]):
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask if self._absorbs else -1,
-            eos_token_id=manifest.eos_token_id if template is None else -1,
+            end_ids=end_ids(manifest, request),
             banned=banned,
             transition=transition_table(
                 schedule_from_json(manifest.noise_schedule),

@@ -33,7 +33,7 @@ from ...ops.drafts.contract import DraftSpec, Verified
 from ..base import HEAD_PHASE, Buckets, LoadedModel, Request, Span
 from ..heads import Heads, hidden_rows
 from ..layout import causal_layout
-from ..text_rule import TextRule, undrawable_ids
+from ..text_rule import TextRule, end_ids, undrawable_ids
 from ..window import Text, append, bucket, feed, logits
 from .layout import draft_layout, draft_rows, open_layout
 from .rules import DraftVerify
@@ -97,7 +97,7 @@ class DraftRule(TextRule):
             seed=request.seed,
             sample_index=request.sample_index,
             mask_token_id=self._mask,
-            stops=(manifest.eos_token_id, *manifest.end_ids, *request.end_ids),
+            stops=end_ids(manifest, request),
             banned=undrawable_ids(manifest, request),
             beta=settings.beta,
             held=self._heads.logit_type if self._mixed else None,

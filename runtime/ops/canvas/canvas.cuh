@@ -5,6 +5,8 @@
 #include "cuda/block.cuh"
 #include "rows/rows.cuh"
 
+constexpr int MAX_ENDS = 6;
+
 struct Canvas : Rows {
   int* ids;               // (block,)
   unsigned char* masked;  // (block,)
@@ -13,7 +15,8 @@ struct Canvas : Rows {
   const int* staged;      // mapped: position, first, ids (block), masked flags (block)
   int* shown;             // mapped (block,): the ids, once a block is finished
   int mask_token_id;
-  int eos_token_id;
+  int num_ends;
+  int ends[MAX_ENDS];     // ids that end a text
   int first;              // of the generated positions
   int num_masked_at_start;
   int num_final;          // as last published
@@ -78,7 +81,10 @@ __device__ inline int find(const Canvas* canvas, int begin, int end, int id) {
 // How many leading positions are final, and whether the text ends behind them.
 __device__ inline int find_end(const Canvas* canvas, bool* ended) {
   const int num_final = find(canvas, 0, canvas->block, canvas->mask_token_id);
-  const int stop = find(canvas, canvas->first, num_final, canvas->eos_token_id);
+  int stop = num_final;
+  for (int i = 0; i < canvas->num_ends; ++i) {
+    stop = find(canvas, canvas->first, stop, canvas->ends[i]);
+  }
   *ended = stop < num_final;
   return stop;
 }

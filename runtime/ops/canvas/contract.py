@@ -18,8 +18,8 @@ class CanvasSpec(RowSpec):
 
     mask_token_id: int
     """Marks masked positions in `ids`; -1 for families without a mask."""
-    eos_token_id: int
-    """Ends the text; -1: nothing does."""
+    end_ids: tuple[int, ...]
+    """Each of these ends the text; empty: nothing does."""
 
 
 class Place:

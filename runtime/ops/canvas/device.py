@@ -22,6 +22,9 @@ from ..cuda.state import MAX_BLOCK, MAX_VOCAB, permitted_bits, row_threads, writ
 from ..rows.contract import CHUNK
 from .contract import Canvas, CanvasOps, CanvasSpec, CanvasT, Place, SpecT_contra
 
+MAX_ENDS = 6
+"""Tokens that can end a text: as many as `canvas.cuh` has room for."""
+
 
 class CudaPlace(Place):
     """A block, and what the host has seen of it."""
@@ -66,10 +69,11 @@ class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canva
         """Makes the canvas that callers see."""
 
     def canvas(self, spec: SpecT_contra) -> CanvasT:
-        _check_size(spec.block, spec.vocab_size)
+        _check_size(spec)
         state = np.zeros(1, self.layout)
         write_rows(state[0], spec)
-        state["mask_token_id"], state["eos_token_id"] = spec.mask_token_id, spec.eos_token_id
+        state["mask_token_id"] = spec.mask_token_id
+        state["num_ends"], state["ends"][0, : len(spec.end_ids)] = len(spec.end_ids), spec.end_ids
         self.write_state(state[0], spec)
         values = {**_block_values(spec), **self.first_values(spec)}
         mapped = {"staged": 2 + 2 * spec.block, "shown": spec.block}
@@ -101,12 +105,17 @@ class CudaCanvases(CanvasOps[SpecT_contra, CanvasT], Generic[SpecT_contra, Canva
         return place.num_masked
 
     def sample(self, logits: DeviceArray, canvas: CanvasT) -> None:
-        rows = logits.size // canvas.vocab_size
-        assert rows >= canvas.block, f"{rows} rows of logits for {canvas.block} positions"
+        rows, needed = logits.size // canvas.vocab_size, self.rows_needed(canvas, logits)
+        assert rows >= needed, f"{rows} rows of logits for {needed} positions"
         kind = logits.dtype.name
         threads = row_threads(canvas.spec, self.row_warps[kind == "float16"])
         kernel = f"{self.sample_kernel}_{kind}"
         self._launch(kernel, canvas, canvas.block, threads, logits.pointer)
+
+    def rows_needed(self, canvas: CanvasT, logits: DeviceArray) -> int:
+        """Gives how many rows of logits a step reads at most."""
+        del logits
+        return canvas.block
 
     def commit(self, canvas: CanvasT) -> None:
         place, memory = _parts(canvas)
@@ -161,12 +170,17 @@ def _parts(canvas: Canvas) -> tuple[CudaPlace, TextMemory]:
     return canvas.place, canvas.memory
 
 
-def _check_size(block: int, vocab_size: int) -> None:
-    if block > MAX_BLOCK:
-        raise ConfigError(f"a block has {MAX_BLOCK} positions at most on a GPU, not {block}")
-    if vocab_size > MAX_VOCAB:
+def _check_size(spec: CanvasSpec) -> None:
+    if spec.block > MAX_BLOCK:
+        raise ConfigError(f"a block has {MAX_BLOCK} positions at most on a GPU, not {spec.block}")
+    if spec.vocab_size > MAX_VOCAB:
         raise ConfigError(
-            f"a vocabulary has {MAX_VOCAB} ids at most on a GPU, not {vocab_size}; "
+            f"a vocabulary has {MAX_VOCAB} ids at most on a GPU, not {spec.vocab_size}; "
+            "use --engine onnxruntime"
+        )
+    if len(spec.end_ids) > MAX_ENDS:
+        raise ConfigError(
+            f"{MAX_ENDS} tokens at most can end a text on a GPU, not {len(spec.end_ids)}; "
             "use --engine onnxruntime"
         )
 

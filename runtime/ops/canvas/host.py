@@ -19,11 +19,22 @@ STEPS_PER_DRAW = 8
 class NumpyPlace(Place, ABC):
     """A block, and the host's working memory for it."""
 
-    __slots__ = ("candidate", "chosen", "draws", "hole", "ids", "masked", "progress", "spec")
+    __slots__ = (
+        "candidate",
+        "chosen",
+        "draws",
+        "ends",
+        "hole",
+        "ids",
+        "masked",
+        "progress",
+        "spec",
+    )
 
     def __init__(self, spec: CanvasSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.ends = np.array(spec.end_ids, np.int32)
         self.ids: np.ndarray
         self.masked: np.ndarray
         self.chosen: np.ndarray
@@ -75,7 +86,7 @@ class NumpyPlace(Place, ABC):
         if not holes[num_final]:
             num_final = len(ids)
         if num_final > self.first:
-            stops = ids[self.first : num_final] == self.spec.eos_token_id
+            stops = (ids[self.first : num_final, None] == self.ends).any(axis=1)
             stop = int(stops.argmax())
             if stops[stop]:
                 return self.first + stop, True

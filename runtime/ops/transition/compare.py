@@ -68,7 +68,7 @@ class TransitionPair:
             vocab_size=vocab,
             sampling=sampling,
             mask_token_id=vocab - 1 if graph == "absorb" else -1,
-            eos_token_id=0,
+            end_ids=(0,),
             banned=(vocab - 1,),
             transition=table,
             **_KEY,

@@ -19,6 +19,7 @@ begin_block(Unmask* states, const Text* texts, long long blocks) {
     canvas->num_kept = num_kept;
   }
   __syncthreads();
+  open_window(canvas, num_masked);
   tell(canvas, 0, num_masked);
 }
 
@@ -28,7 +29,7 @@ __device__ inline int rank_of(const Unmask* canvas, int index, float own) {
   const int block = canvas->block, lane = threadIdx.x % 32;
   int rank = 0;
   for (int first = 0; first < block; first += 32) {
-    const bool masked = first + lane < block && canvas->masked[first + lane];
+    const bool masked = first + lane < block && is_open(canvas, first + lane);
     const float score = masked ? canvas->score[first + lane] : __uint_as_float(0x7fffffffu);
 #pragma unroll 8
     for (int other = 0; other < 32; ++other) {
@@ -79,13 +80,13 @@ __device__ inline bool ends_before(const Unmask* canvas, int rank, float score) 
 // Ranks the masked positions and gives every thread how many of the highest the rule commits.
 __device__ inline int count_accepted(Unmask* canvas) {
   __shared__ int accepted;
-  const int block = canvas->block, lane = threadIdx.x % 32, count = canvas->num_masked;
+  const int block = canvas->block, lane = threadIdx.x % 32, count = canvas->num_open;
   const bool adds = canvas->kind == KIND_ENTROPY_BOUND;
   if (threadIdx.x == 0) accepted = count;
   __syncthreads();
   for (int first = (int)threadIdx.x - lane; first < block; first += blockDim.x) {
     const int index = first + lane;
-    const bool masked = index < block && canvas->masked[index];
+    const bool masked = index < block && is_open(canvas, index);
     const float score = masked ? canvas->score[index] : 0.0f;
     const int rank = rank_of(canvas, index, score);
     if (!masked) continue;
@@ -107,7 +108,7 @@ __device__ inline int scatter(Unmask* canvas) {
   const int limit = ranked ? count_accepted(canvas) : 0;
   int own = 0;
   for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
-    if (!canvas->masked[index]) continue;
+    if (!is_open(canvas, index)) continue;
     if (ranked ? canvas->rank[index] >= limit : !canvas->chosen[index]) continue;
     const int token = canvas->candidate[index];
     canvas->ids[index] = token;
@@ -131,13 +132,14 @@ commit(Unmask* states, const Text* texts, long long blocks) {
     // No token depends on it, so that a float's power is enough.
     const unsigned long long draw =
         draw_bits(canvas, canvas->position, canvas->step, DRAW_TIME);
-    canvas->time *= power_of_two(log2f((float)draw * (float)UNIT) / (float)before);
+    canvas->time *= power_of_two(log2f((float)draw * (float)UNIT) / (float)canvas->num_open);
   }
   const int num_committed = scatter(canvas);
   bool ended;
   const int num_final = find_end(canvas, &ended);
   if (ended) clear_masked(canvas);
   const int left = ended ? 0 : before - num_committed;
+  open_window(canvas, left);
   tell(canvas, canvas->step + 1, left);
   report(canvas, left, num_committed, num_final, ended);
 }

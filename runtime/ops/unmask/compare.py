@@ -72,7 +72,7 @@ class Pair:
         seed: int = 2**40 + 5,
         **fields: Any,
     ) -> Pair:
-        """Makes both: V - 1 is the mask, V - 2 padding, 0 ends the text."""
+        """Makes both: V - 1 is the mask, V - 2 padding; 0 and 3 end the text."""
         own: dict[str, Any] = {"unmask_chance": 1 / np.arange(6, 0, -1), **fields}
         spec = UnmaskSpec(
             block=block,
@@ -82,7 +82,7 @@ class Pair:
             seed=seed,
             sample_index=3,
             mask_token_id=vocab - 1,
-            eos_token_id=0,
+            end_ids=(0, 3),
             banned=(vocab - 2, vocab - 1),
             **own,
         )

@@ -82,6 +82,15 @@ class UnmaskSpec(CanvasSpec):
     times: np.ndarray | None = None
     """(steps + 1,) float32: the share of masks before each step, where the selection is driven by
     time; None: it is counted."""
+    sub_block: int | None = None
+    """Positions of a block's parts, of which a step commits in the first that has masks; None: in
+    the whole block."""
+    shifted: str | None = None
+    """dtype of logits whose row i speaks for position i + 1, `before` for the block's first; None:
+    each row speaks for its own position."""
+    first_alone: bool = False
+    """Whether the block's first position is committed before all others: no logits but `before` are
+    needed for it."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -99,23 +108,27 @@ class UnmaskCanvas(Canvas):
     seen: Any
     """(1, vocab) bool, or None: tokens of the text so far, kept only under a repetition
     penalty."""
+    before: Any
+    """(1, 1, vocab), or None: the row that speaks for the block's first position, where logits are
+    shifted; the caller writes it."""
 
 
 class UnmaskOps(CanvasOps[UnmaskSpec, UnmaskCanvas], Protocol):
     """The primitive `unmask`.
 
-    `sample` gives every masked row (or every chosen one) a candidate, its log_prob and its score.
-    A row's logits l become l + bias, then the repetition penalty on seen tokens, then -inf on
-    banned and disallowed ids. At temperature 0 the candidate is the highest, the lowest id
-    among equals. Otherwise weights w = exp((l - max l) / T), float32, restricted to the top k
-    and then, within them, to the smallest set of highest weights whose share reaches top_p
-    (equal weights: lower ids first); the candidate is drawn from them by `TOKEN`'s uniform u at
-    (position, step): with chunk sums of 64 weights, each summed in float32 in eight interleaved
-    partial sums s_j = w_j + w_(j+8) + ..., joined ((s0+s1)+(s2+s3))+((s4+s5)+(s6+s7)), and
-    accumulated in float64 in order, it lies in the first chunk whose cumulative sum exceeds
-    u times the total, and is the first id there at which the running float64 sum does. (A
-    device accumulates integers, in units of 2^-46 of the highest chunk sum: the same to 1e-10
-    of the total.) A row that holds NaN, or no finite logit that is allowed, is an EngineError.
+    `sample` gives every masked row that the step may commit (or every chosen one) a candidate,
+    its log_prob and its score. A row's logits l become l + bias, then the repetition penalty on
+    seen tokens, then -inf on banned and disallowed ids. At temperature 0 the candidate is the
+    highest, the lowest id among equals. Otherwise weights w = exp((l - max l) / T), float32,
+    restricted to the top k and then, within them, to the smallest set of highest weights whose
+    share reaches top_p (equal weights: lower ids first); the candidate is drawn from them by
+    `TOKEN`'s uniform u at (position, step): with chunk sums of 64 weights, each summed in
+    float32 in eight interleaved partial sums s_j = w_j + w_(j+8) + ..., joined
+    ((s0+s1)+(s2+s3))+((s4+s5)+(s6+s7)), and accumulated in float64 in order, it lies in the
+    first chunk whose cumulative sum exceeds u times the total, and is the first id there at
+    which the running float64 sum does. (A device accumulates integers, in units of 2^-46 of the
+    highest chunk sum: the same to 1e-10 of the total.) A row that holds NaN, or no finite logit
+    that is allowed, is an EngineError.
 
     `commit` scatters the selected candidates into `ids`, clears them in `masked`, counts the step,
     and ends the text at the first end-of-text token that has no mask before it. `time_input`

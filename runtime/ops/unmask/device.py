@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...gpu.device import DeviceArray
 from ..canvas.device import CudaCanvases, CudaPlace, as_type
 from ..cuda.memory import Blank, TextMemory, Values
 from ..cuda.ops import CudaOps
@@ -39,6 +40,7 @@ class CudaUnmask(CudaCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
             "time_input": np.zeros(shape, np.float32) if spec.sees_time else None,
             "times": as_type(spec.times, np.float32),
             "seen": np.zeros((1, spec.vocab_size), np.uint8) if penalised else None,
+            "before": Blank((1, 1, spec.vocab_size), spec.shifted) if spec.shifted else None,
         }
 
     def write_state(self, state: Any, spec: UnmaskSpec) -> None:
@@ -46,12 +48,17 @@ class CudaUnmask(CudaCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
         state["kind"], state["score_kind"] = selection.kind, selection.score
         state["steps"], state["limit"] = selection.steps or 0, selection.limit
         state["num_chances"] = 0 if spec.unmask_chance is None else len(spec.unmask_chance)
+        state["sub_block"], state["first_alone"] = spec.sub_block or 0, spec.first_alone
         state["num_times"] = 0 if spec.times is None else len(spec.times)
 
     def make(self, spec: UnmaskSpec, memory: TextMemory) -> UnmaskCanvas:
-        names = ("ids", "masked", "chosen", "candidate", "score", "log_prob", "time_input", "seen")
+        names = ("ids", "masked", "chosen", "candidate", "score", "log_prob", "time_input", "seen",
+                 "before")  # fmt: skip
         arrays: dict[str, Any] = {name: memory.arrays[name] for name in names}
         return UnmaskCanvas(spec=spec, place=CudaPlace(), memory=memory, **arrays)
+
+    def rows_needed(self, canvas: UnmaskCanvas, logits: DeviceArray) -> int:
+        return 1 if logits is canvas.before else canvas.block
 
     def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray) -> None:
         if canvas.seen is not None:

@@ -28,7 +28,17 @@ from .contract import Kind, Score, UnmaskCanvas, UnmaskOps, UnmaskSpec
 class UnmaskPlace(NumpyPlace):
     """A masked block, and the host's working memory for it."""
 
-    __slots__ = ("banned", "log_prob", "num_kept", "score", "scratch", "seen", "time", "time_input")
+    __slots__ = (
+        "banned",
+        "before",
+        "log_prob",
+        "num_kept",
+        "score",
+        "scratch",
+        "seen",
+        "time",
+        "time_input",
+    )
 
     spec: UnmaskSpec
 
@@ -38,6 +48,7 @@ class UnmaskPlace(NumpyPlace):
         self.log_prob: np.ndarray
         self.time_input: np.ndarray | None = None
         self.seen: np.ndarray | None = None
+        self.before: np.ndarray | None = None
         self.scratch = RowScratch(spec.block, spec.vocab_size)
         self.banned = np.array(spec.banned, dtype=np.int64)
         self.num_kept = 0
@@ -59,14 +70,14 @@ class UnmaskPlace(NumpyPlace):
             self.choose()
             rows = np.flatnonzero(self.chosen)
         else:
-            rows = np.flatnonzero(self.masked)
+            rows = self.open()
         if not len(rows):
             return
         seen = None if self.seen is None else np.flatnonzero(self.seen)
         for place, row in enumerate(rows.tolist()):
             process(
                 scratch,
-                logits[row],
+                self._row(logits, row),
                 banned=self.banned,
                 bias=spec.bias,
                 allowed=None if spec.allowed is None else spec.allowed[row],
@@ -75,6 +86,21 @@ class UnmaskPlace(NumpyPlace):
             )
             self._weigh(place, row)
         self._draw(rows)
+
+    def open(self) -> np.ndarray:
+        """Gives the masked positions that the next step may commit, ascending."""
+        spec, masked = self.spec, np.flatnonzero(self.masked)
+        if spec.first_alone and self.masked[0]:
+            return masked[:1]
+        if spec.sub_block is None or not len(masked):
+            return masked
+        return masked[masked < (masked[0] // spec.sub_block + 1) * spec.sub_block]
+
+    def _row(self, logits: np.ndarray, row: int) -> np.ndarray:
+        """The logits that speak for a position."""
+        if self.before is None:
+            return logits[row]
+        return logits[row - 1] if row else self.before[0]
 
     def _weigh(self, place: int, row: int) -> None:
         """Makes a row's weights, its total, and its score where that needs no candidate."""
@@ -117,7 +143,7 @@ class UnmaskPlace(NumpyPlace):
 
     def choose(self) -> None:
         """Fills `chosen` for the kinds that look at no logits."""
-        masked = np.flatnonzero(self.masked)
+        masked = self.open()
         self.chosen.fill(False)
         if not len(masked):
             return
@@ -160,7 +186,7 @@ class UnmaskPlace(NumpyPlace):
         rule = self.spec.selection
         if rule.chooses_first:
             return np.flatnonzero(self.chosen)
-        masked = np.flatnonzero(self.masked)
+        masked = self.open()
         scores = self.score[masked]
         match rule.kind:
             case Kind.THRESHOLD:
@@ -202,14 +228,18 @@ class NumpyUnmask(NumpyCanvases[UnmaskSpec, UnmaskCanvas], UnmaskOps):
             "log_prob": np.zeros(shape, np.float32),
         }
         view_arrays(place, arrays)
-        time_input = seen = None
+        time_input = seen = before = None
         if spec.sees_time:
             time_input = np.zeros(shape, np.float32)
             view_arrays(place, {"time_input": time_input})
         if spec.sampling.repetition_penalty != 1.0:
             seen = np.zeros((1, spec.vocab_size), bool)
             view_arrays(place, {"seen": seen})
-        return UnmaskCanvas(spec=spec, place=place, time_input=time_input, seen=seen, **arrays)
+        if spec.shifted is not None:
+            before = np.zeros((1, 1, spec.vocab_size), spec.shifted)
+            view_arrays(place, {"before": before})
+        arrays |= {"time_input": time_input, "seen": seen, "before": before}
+        return UnmaskCanvas(spec=spec, place=place, **arrays)
 
     def mark_seen(self, canvas: UnmaskCanvas, ids: np.ndarray) -> None:
         if canvas.seen is not None:

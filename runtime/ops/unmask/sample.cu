@@ -13,7 +13,7 @@ template <typename Flag>
 __device__ int count_positions(const Unmask* canvas, const Flag& flag) {
   int count = 0;
   for (int index = threadIdx.x; index < canvas->block; index += blockDim.x) {
-    if (canvas->masked[index] && flag(index)) ++count;
+    if (is_open(canvas, index) && flag(index)) ++count;
   }
   return block_sum(count);
 }
@@ -40,7 +40,7 @@ __device__ inline bool chooses(const Unmask* canvas, int row) {
     case KIND_FIRST_HITTING: {
       const int before = count_positions(canvas, [&](int index) { return index < row; });
       const unsigned long long draw = draw_bits(canvas, position, step, DRAW_CHOICE);
-      return before == part_of(draw, canvas->num_masked);
+      return before == part_of(draw, canvas->num_open);
     }
     default: {
       if (canvas->step >= canvas->num_chances - 1) return true;
@@ -81,12 +81,12 @@ __device__ void sample(const Logit* logits, Unmask* states, const Text* texts, l
   const Text* text = own_text(texts, blocks);
   Unmask* canvas = behind(states, uniform_of(text->state));
   const int index = own_block(blocks);
-  const bool masked = canvas->masked[index];
+  const bool masked = is_open(canvas, index);
   const bool first = canvas->kind >= KIND_RANDOM;
   const bool chosen = masked && (!first || chooses(canvas, index));
   if (first && threadIdx.x == 0) canvas->chosen[index] = chosen;
   if (!chosen) return;
-  const Row<Logit> row(own_logits(logits, text, canvas, index), canvas, index);
+  const Row<Logit> row(speaking_logits(logits, text, canvas, index), canvas, index);
   const bool is_tempered = !canvas->greedy && canvas->inverse_temperature != 1.0f;
   const float warmth = is_tempered && canvas->top_p < 1.0 ? canvas->inverse_temperature * LOG2_E : 0;
   const Statistics found = statistics(row, canvas->score_kind, warmth);

@@ -21,6 +21,7 @@ struct Unmask : Canvas {
   float* time_input;            // (block,) or null: the share of masks that the next run sees
   const float* times;           // (num_times,) or null: that share by step, where it is not counted
   int* rank;                    // (block,): working memory
+  const void* before;           // (vocab,) or null: the row for position 0; row i is then for i + 1
   double time;
   double limit;                 // what the kind compares with
   int kind;
@@ -29,7 +30,44 @@ struct Unmask : Canvas {
   int num_chances;
   int num_times;
   int num_kept;                 // masks of the block that are never filled
+  int sub_block;                // positions of the parts that are filled in turn; 0: the whole block
+  int first_alone;              // whether position 0 is committed before all others
+  int window;                   // the next step commits before it
+  int num_open;                 // masked positions there
 };
+
+// Whether the next step may commit a position.
+__device__ inline bool is_open(const Unmask* canvas, int index) {
+  return canvas->masked[index] && index < canvas->window;
+}
+
+// Finds what the next step may commit, `left` positions being masked; all threads call it.
+__device__ inline void open_window(Unmask* canvas, int left) {
+  int window = canvas->block, num_open = left;
+  if (left && (canvas->sub_block || canvas->first_alone)) {
+    const int next = find(canvas, 0, canvas->block, canvas->mask_token_id);
+    if (canvas->first_alone && next == 0) {
+      window = 1;
+    } else if (canvas->sub_block) {
+      window = min(window, (next / canvas->sub_block + 1) * canvas->sub_block);
+    }
+    int own = 0;
+    for (int index = threadIdx.x; index < window; index += blockDim.x) {
+      own += canvas->masked[index] != 0;
+    }
+    num_open = block_sum(own);
+  }
+  if (threadIdx.x == 0) canvas->window = window, canvas->num_open = num_open;
+}
+
+// The logits that speak for a position.
+template <typename Logit>
+__device__ const Logit* speaking_logits(const Logit* first, const Text* text, const Unmask* canvas,
+                                        int index) {
+  if (!canvas->before) return own_logits(first, text, canvas, index);
+  if (index) return own_logits(first, text, canvas, index - 1);
+  return (const Logit*)canvas->before;
+}
 
 // Writes how much is masked for the next run, `left` being what is still to fill; nothing once that
 // is 0, as the run is then one over the finished block.

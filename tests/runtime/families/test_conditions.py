@@ -116,8 +116,9 @@ def test_a_cache_is_reused_under_the_same_conditions_only():
     assert list(generation)
     held = generation.cached_ids
     assert held
-    assert generation.num_held(held, {"source": np.ones(SOURCE.shape, np.float32)}) == len(held)
-    assert generation.num_held(held, {"source": np.zeros(SOURCE.shape, np.float32)}) == 0
-    assert generation.num_held(held, {}) == 0
+    rule, same = model.settings(None), {"source": np.ones(SOURCE.shape, np.float32)}
+    assert generation.num_held(held, rule, same) == len(held)
+    assert generation.num_held(held, rule, {"source": np.zeros(SOURCE.shape, np.float32)}) == 0
+    assert generation.num_held(held, rule, {}) == 0
     given["source"][:] = 2  # in place
     assert generation.num_held(held, given) == 0

@@ -29,7 +29,7 @@ def masked_spec(index, selection):
     """Texts differ in seed, sample, heat and what is never sampled."""
     return UnmaskSpec(
         block=BLOCK, vocab_size=V, sampling=(DRAWN, Sampling())[index % 2], selection=selection,
-        seed=2**40 + index // 2, sample_index=index, mask_token_id=MASK, eos_token_id=0,
+        seed=2**40 + index // 2, sample_index=index, mask_token_id=MASK, end_ids=(0,),
         banned=(MASK - index, MASK), unmask_chance=1 / np.arange(6, 0, -1), sees_time=True,
     )  # fmt: skip
 
@@ -38,7 +38,7 @@ def moving_spec(index, graph):
     table = transition_table(make_schedule("loglinear"), graph, "tweedie", STEPS, V - 1)
     return TransitionSpec(
         block=BLOCK, vocab_size=V, sampling=Sampling(temperature=1.0), seed=7 + index // 2,
-        sample_index=index, mask_token_id=MASK if graph == "absorb" else -1, eos_token_id=0,
+        sample_index=index, mask_token_id=MASK if graph == "absorb" else -1, end_ids=(0,),
         banned=(MASK,), transition=table,
     )  # fmt: skip
 
@@ -259,7 +259,7 @@ def test_texts_with_settings_of_different_sizes_share_launches(cuda):
     plain = masked_spec(0, SELECTIONS[3])
     timed = UnmaskSpec(
         block=BLOCK, vocab_size=V, sampling=Sampling(temperature=1.0), selection=SELECTIONS[-1],
-        seed=4, sample_index=0, mask_token_id=MASK, eos_token_id=0, banned=(MASK,), sees_time=True,
+        seed=4, sample_index=0, mask_token_id=MASK, end_ids=(0,), banned=(MASK,), sees_time=True,
         unmask_chance=np.array([0.3, 0.6, 1.0]), times=np.array([1, 0.7, 0.3, 0], np.float32),
         bias=np.linspace(-1, 1, V, dtype=np.float32),
     )  # fmt: skip

@@ -23,12 +23,13 @@ def never_ending(prefix, block):
     return logits
 
 
-def results(device, asked, *, family="mdlm", denoiser=never_ending, run_ahead=True, timed=False):
+def results(device, asked, *, family="mdlm", denoiser=never_ending, run_ahead=True, timed=False,
+            **fields):  # fmt: skip
     """The result on NumPy, and on the device."""
     found = []
     for on_device in (False, True):
         engines = TableEngines(denoiser, SHAPES, V, timed=timed)
-        manifest = make_manifest(engines, family=family)
+        manifest = make_manifest(engines, family=family, **fields)
         ops = CudaOps(device, run_ahead=run_ahead) if on_device else NumpyOps()
         used = DeviceEngines(engines, device) if on_device else engines
         found.append(generate(load_model(manifest, used, ops), asked))
@@ -129,3 +130,12 @@ def test_a_bundle_on_onnx_runtime_gives_the_same_text_with_its_buffers_on_the_de
     engines.close()
     assert found.token_ids == host.token_ids
     assert len(found.new_token_ids) > 0
+
+
+@pytest.mark.parametrize("rule", BLOCK_RULES)
+@pytest.mark.parametrize("how", [{"sub_block": 3}, {"merge": 1}, {"temperature": 1.0}], ids=str)
+def test_shifted_rows_and_parts_of_a_block_give_the_tokens_of_the_loop_in_numpy(device, rule, how):
+    asked = request(settings=decoding(rule=rule, **how))
+    for run_ahead in (False, True):
+        host, found = results(device, asked, run_ahead=run_ahead, logit_shift=1)
+        assert found.token_ids == host.token_ids

@@ -19,7 +19,7 @@ BLOCK_RULES = [rule.name for rule in rules_of("mdlm")]
 def make_canvas(settings, *, block=BLOCK, seed=3, steps=6, **fields):
     spec = UnmaskSpec(
         block=block, vocab_size=V, sampling=settings.sampling, selection=settings.selection,
-        seed=seed, sample_index=0, mask_token_id=MASK, eos_token_id=EOS, banned=(PAD, MASK),
+        seed=seed, sample_index=0, mask_token_id=MASK, end_ids=(EOS,), banned=(PAD, MASK),
         unmask_chance=1 / np.arange(steps, 0, -1), **fields,
     )  # fmt: skip
     return OPS.canvas(spec)

@@ -192,7 +192,7 @@ def test_a_canvas_goes_through_its_steps_and_then_stands_still(mask, dtype):
     ops = NumpyOps().bind(TRANSITION)
     spec = TransitionSpec(
         block=block, vocab_size=vocab, sampling=Sampling(temperature=1.0),
-        seed=3, sample_index=1, mask_token_id=mask, eos_token_id=-1, banned=(49,),
+        seed=3, sample_index=1, mask_token_id=mask, end_ids=(), banned=(49,),
         transition=table,
     )  # fmt: skip
     canvas = ops.canvas(spec)

@@ -63,8 +63,8 @@ def test_both_directions_begin_with_a_packages_layers(tmp_path):
                 assert torch.equal(found, wanted)
     assert torch.equal(trunk.norm_f.weight, stored["backbone.norm_f.weight"])
     assert torch.equal(trunk.layers[0].modulation.weight, modulation)
-    assert start.options({"dim": 8})["dim"] == 8
-    assert start.options({})["num_heads"] == 4
+    assert start.options({"dim": 8}, "dimba")["dim"] == 8
+    assert start.options({}, "dimba")["num_heads"] == 4
 
 
 def test_what_is_written_is_read_with_both_directions(tmp_path):

@@ -37,6 +37,27 @@ def test_on_a_cpu_a_causal_model_has_a_large_block_for_prompts_and_contexts_that
     assert causal(contexts=(64,), max_position=8192, on_cpu=True) == [(1, 64), (32, 64), (128, 64)]
 
 
+def test_a_model_that_knows_the_whole_canvas_alone_has_canvases_of_the_lengths_asked_for():
+    def whole(*blocks):
+        shapes = cached_shapes(blocks, (), trained=(64,), max_position=64)
+        assert {(shape.purpose, shape.dims["context"]) for shape in shapes} == {("fill", 8)}
+        return [shape.block for shape in shapes]
+
+    assert (whole(), whole("full"), whole(16, "full"), whole(8, 16)) == (
+        [64],
+        [64],
+        [16, 64],
+        [8, 16],
+    )
+
+
+def test_a_public_model_of_many_positions_has_contexts_that_fit_and_no_canvas_unless_asked_for():
+    found = cached_shapes((), (), trained=(32,), max_position=32768)
+    assert {shape.dims["context"] for shape in found} == {1024, 2048}
+    assert {shape.purpose for shape in found} == {"denoise", "advance"}
+    assert cached_shapes(("full",), (), trained=(32,), max_position=4096)[-1].dims["rows"] == 4096
+
+
 def test_full_alone_gives_the_whole_canvas_alone():
     assert cached(("full",)) == [(16, 8)]
 

@@ -40,6 +40,7 @@ OWN_OPTIONS = (
     "t_max",
     "masking",
     "time_conditioning",
+    "logit_shift",
 )
 
 
@@ -83,6 +84,7 @@ class Mdlm(Family):
             **config,
             "noise_schedule": schedule_to_json(schedule),
             "block_sizes": list(sizes),
+            "logit_shift": given.get("logit_shift", 0),
             "objective": asdict(Objective(**chosen, block_weights=weights)),
         }
 
@@ -159,6 +161,7 @@ class Mdlm(Family):
             Nats (N,) float32, and the positions' indices (N,) in the flattened (B, L) grid.
         """
         length = ids.shape[1]
+        shift = config.get("logit_shift", 0)
         noisy = ids.masked_fill(noise.masked, config["mask_token_id"])
         positions = torch.arange(length, device=ids.device)
         time = noise.move_chance.repeat_interleave(noise.block_size, dim=1)
@@ -169,7 +172,28 @@ class Mdlm(Family):
             time = torch.cat([time, torch.zeros_like(time)], dim=1)
             visible = block_diffusion_mask(length, noise.block_size, ids.device)
         rows = noise.masked.flatten().nonzero().squeeze(1)
-        logits = model(noisy, positions, visible, rows=rows, num_outputs=length, time=time)
+        if shift:
+            speaking = _rows_before(rows, length, noise.block_size, noisy.shape[1])
+            logits = model(noisy, positions, visible, rows=speaking, time=time)
+        else:
+            logits = model(noisy, positions, visible, rows=rows, num_outputs=length, time=time)
         nats = cross_entropy(logits, ids.flatten()[rows], forbidden_ids(config))
         weight = noise.weight.repeat_interleave(noise.block_size, dim=1).flatten()[rows]
         return nats * weight, rows
+
+
+def _rows_before(rows: torch.Tensor, length: int, block: int, width: int) -> torch.Tensor:
+    """The rows that speak for positions, where each speaks for the next one.
+
+    The row before a block is that of the clean text, as in decoding; the others are noisy.
+
+    Args:
+        rows: Indices (N,) of positions in the flattened (B, length) grid; none is a text's first.
+        width: Positions of the input: of the noisy text, and behind it perhaps of the clean one.
+
+    Returns:
+        Indices (N,) into the flattened (B, width) grid.
+    """
+    text, position = rows // length, rows % length
+    clean = (position % block == 0) & (width > length)
+    return text * width + position - 1 + torch.where(clean, length, 0)

@@ -231,3 +231,35 @@ def test_sequences_that_are_no_whole_number_of_blocks_are_refused():
     config = config_of(8, "4")
     with pytest.raises(ConfigError, match="no multiple of block 4"):
         FAMILY.loss(model_of(config), Batch(ids=text(1, 6)), torch.Generator(), config)
+
+
+class ByPosition(nn.Module):
+    """A denoiser whose row at position i speaks for position i + shift, whatever the text is."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shift, self.rows = shift, []
+        self.table = torch.randn(40, VOCAB, generator=torch.Generator().manual_seed(4))
+
+    def forward(self, ids, positions, mask=None, *, rows, time, num_outputs=None):
+        self.rows.append((rows, ids))
+        width = num_outputs or ids.shape[1]
+        return self.table[positions[rows % width] + self.shift]
+
+
+@pytest.mark.parametrize("blocks", ["full", "8"])
+def test_rows_that_speak_for_the_next_position_give_the_same_bound(blocks):
+    ids, found = text(3, 32, seed=2), []
+    for shift in (0, 1):
+        config, model = config_of(32, blocks, logit_shift=shift), ByPosition(shift)
+        found.append(FAMILY.eval_loss(model, Batch(ids=ids), config, seed=5))
+    for name, sums in found[0].items():
+        torch.testing.assert_close(found[1][name], sums)
+    if blocks == "8":  # the row before a block is that of the clean text
+        rows, given = model.rows[0]
+        position, width = rows % given.shape[1], given.shape[1]
+        before = (position % 8 == 7) & (position < 32)
+        assert width == 64
+        assert not before.any()
+        assert ((position >= 32) == (position % 8 == 7)).all()
+        assert (given.flatten()[rows[position >= 32]] != MASK).all()
