@@ -215,13 +215,14 @@ def _print_summary(summary: dict[str, Any]) -> None:
         )
     for name, item in summary["held_out"].items():
         block = "block " if name.isdecimal() or name == "full" else ""
-        interval = "one sequence, so no interval"
-        if item["half_width"] is not None:
-            interval = f"{item['perplexity_low']:.2f} to {item['perplexity_high']:.2f} with 95 %"
-        click.echo(
-            f"held out, {block}{name}: {item['nats_per_token']:.4f} nats/token, "
-            f"perplexity {item['perplexity']:.2f} ({interval})"
-        )
+        line = f"held out, {block}{name}: {item['nats_per_token']:.4f} nats/token"
+        if summary.get("has_likelihood", True):
+            interval = "one sequence, so no interval"
+            if item["half_width"] is not None:
+                ends = item["perplexity_low"], item["perplexity_high"]
+                interval = f"{ends[0]:.2f} to {ends[1]:.2f} with 95 %"
+            line += f", perplexity {item['perplexity']:.2f} ({interval})"
+        click.echo(line)
     path = summary["checkpoint"]
     click.echo(f"checkpoint: {path}")
     best = min((item["nats_per_token"] for item in summary["held_out"].values()), default=0.0)

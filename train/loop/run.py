@@ -215,6 +215,7 @@ def _run(
         "seconds": round(run_state.elapsed_s, 1),
         "best_step": run_state.best_step,
         "held_out": run_state.figures,
+        "has_likelihood": loop.family.has_likelihood,
         "frequency_nats": frequency_nats(corpus.train.tokens, loop.held_out.ids.numpy()),
     }
 

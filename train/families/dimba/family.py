@@ -109,6 +109,7 @@ class Dimba(Family):
 
     name = "dimba"
     logit_shift = 0
+    has_likelihood = False
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         given = check_options(self.name, options, OWN_OPTIONS, needs_mask=True)

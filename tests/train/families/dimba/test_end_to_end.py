@@ -16,7 +16,7 @@ from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import Generation, generate
 from dlm_edge.runtime.gpu.replay import ReplayingDevice
-from dlm_edge.runtime.measure.evaluate import evaluate_documents
+from dlm_edge.runtime.measure.evaluate import eval_line, evaluate_documents
 from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.train.config import TrainConfig
 from dlm_edge.train.loop.run import train
@@ -197,6 +197,15 @@ def test_the_figure_on_the_device_is_a_cross_entropy_of_rounding(pipeline):
         model, pipeline.tokenizer, [["abc" * 40]], block_size=16, seed=1, max_samples=8
     )
     assert 0 < found["nats_per_token"] < np.log(3)
+    assert found["nats_low"] <= found["nats_per_token"] <= found["nats_high"]
+    assert found["figure"] == "cross-entropy of rounding"
+    assert not {"perplexity", "bits_per_char"} & set(found)
+    nats = [level["rounding nats"] for level in found["by_noise"].values()]
+    errors = [level["latent error"] for level in found["by_noise"].values()]
+    assert nats[0] < nats[-1]
+    assert errors[0] < errors[-1]
+    assert "no likelihood exists" in eval_line(found)
+    assert "perplexity " not in eval_line(found)
 
 
 @pytest.mark.parametrize(
