@@ -64,7 +64,7 @@ wheel: $(VENV)/.demo  ## build dist/*.whl, which installs on a board with any pi
 	@ls dist/*.whl
 
 clean:  ## remove .venv and what builds leave behind
-	rm -rf $(VENV) .arm .damage build dist *.egg-info
+	rm -rf $(VENV) .arm .damage .screenshots build dist *.egg-info
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \

@@ -10,11 +10,13 @@ reads the whole conversation again.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from .errors import BundleError, ConfigError
 from .pipeline import Pipeline, TextGeneration
-from .text.chat_template import ChatTemplate, read_chat_template
+from .text.chat_template import Around, ChatTemplate, read_chat_template
+from .text_generation import TextRequest
 
 _Pieces = list[tuple[str, bool]]
 """Text, and whether it may hold special tokens."""
@@ -33,12 +35,7 @@ class Chat:
             ConfigError: The bundle has no chat template, or its template takes no system text.
             BundleError: The template is unsound.
         """
-        template = read_chat_template(pipeline.bundle)
-        if template is None:
-            raise ConfigError(
-                "the bundle has no chat template, because its tokenizer came with none that can "
-                "be cut into plain pieces; continue texts instead of chatting with it"
-            )
+        template = _template(pipeline)
         self._pipeline, self._template, self._system = pipeline, template, system
         self._end_ids = _end_ids(pipeline, template)
         self._ids: tuple[int, ...] = ()
@@ -50,16 +47,8 @@ class Chat:
 
     def restart(self) -> None:
         """Forgets what was said."""
-        template = self._template
         self._ids, self._answer = (), None
-        self._pieces = [(template.begin, True)]
-        text = template.default_system if self._system is None else self._system
-        if text is None:
-            return
-        if template.system is None:
-            raise ConfigError("this model's chat template takes no system text; leave it out")
-        before, behind = template.system
-        self._pieces += [(before, True), (text, False), (behind, True)]
+        self._pieces = _opening(self._template, self._system)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -88,8 +77,7 @@ class Chat:
             elif kept != answer:
                 ids, pieces = self._ids, [(kept, False)]
             pieces.append((self._template.assistant[1], True))
-        before, behind = self._template.user
-        pieces += [(before, True), (text, False), (behind, True)]
+        pieces += _message(self._template.user, text)
         turn = ids, list(pieces)
         pieces.append((self._template.asking, True))
         begin = time.perf_counter()
@@ -99,6 +87,69 @@ class Chat:
         )
         self._ids, self._pieces, self._turn, self._answer = ids, [], turn, coming
         return coming
+
+
+def ask_answer(
+    pipeline: Pipeline, messages: Sequence[tuple[str, str]], **options: Any
+) -> TextRequest:
+    """Checks a request for the next answer of a conversation, to be given to `Pipeline.start`.
+
+    For callers that keep the conversation as text. What the KV cache holds of it, because the
+    request before was of the same conversation, is not computed again.
+
+    Args:
+        pipeline: Of the bundle that answers.
+        messages: (role, text) of what was said: `system` at most once and first, then `user` and
+            `assistant`; the last is the user's. Special tokens in a text are plain text.
+        **options: As `Pipeline.ask`'s.
+
+    Raises:
+        ConfigError: As `Pipeline.ask`; a message out of place; or no chat template.
+    """
+    template = _template(pipeline)
+    system = messages[0][1] if messages and messages[0][0] == "system" else None
+    turns = messages if system is None else messages[1:]
+    if not turns or turns[-1][0] != "user":
+        raise ConfigError("the last message must have the role user: it is what is answered")
+    begin = time.perf_counter()
+    pieces = _opening(template, system)
+    for role, text in turns:
+        if role == "user":
+            pieces += _message(template.user, text)
+        elif role == "assistant":
+            pieces += _message(template.assistant, template.kept(text))
+        else:
+            raise ConfigError(
+                f"a message has the role {role!r}; roles are system (first), user and assistant"
+            )
+    pieces.append((template.asking, True))
+    ids = pipeline.tokenizer.encode_pieces(pieces)
+    end_ids = _end_ids(pipeline, template)
+    return pipeline.ask_ids(ids, begin=begin, end_ids=end_ids, reuse=True, **options)
+
+
+def _template(pipeline: Pipeline) -> ChatTemplate:
+    template = read_chat_template(pipeline.bundle)
+    if template is None:
+        raise ConfigError(
+            "the bundle has no chat template, because its tokenizer came with none that can "
+            "be cut into plain pieces; continue texts instead of chatting with it"
+        )
+    return template
+
+
+def _opening(template: ChatTemplate, system: str | None) -> _Pieces:
+    """Gives what a conversation begins with; `system` None: the template's own system text."""
+    text = template.default_system if system is None else system
+    if text is None:
+        return [(template.begin, True)]
+    if template.system is None:
+        raise ConfigError("this model's chat template takes no system text; leave it out")
+    return [(template.begin, True), *_message(template.system, text)]
+
+
+def _message(around: Around, text: str) -> _Pieces:
+    return [(around[0], True), (text, False), (around[1], True)]
 
 
 def _end_ids(pipeline: Pipeline, template: ChatTemplate) -> tuple[int, ...]:

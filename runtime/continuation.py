@@ -20,7 +20,6 @@ def continuation(
     *,
     max_tokens: int | None,
     slide: bool,
-    num_held: int,
     **fields: Any,
 ) -> Request:
     """Returns the request that continues token ids.
@@ -29,7 +28,6 @@ def continuation(
         prompt_ids: What to continue, start token included.
         max_tokens: New tokens at most; None: what fits without a sliding window, 256 at most; 256
             if none fits.
-        num_held: Ids from the start on that the KV cache holds already.
 
     Raises:
         ConfigError: Fewer than one new token, or a prompt that leaves no position to write at.
@@ -50,6 +48,5 @@ def continuation(
         prompt_ids=ids,
         max_tokens=max_tokens or room,
         settings=settings,
-        num_cached=min(num_held, len(ids) - 1),
         **fields,
     )

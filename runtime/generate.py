@@ -60,7 +60,7 @@ class GraphRun:
 
 
 class Generation:
-    """One request being decoded: iterate over its spans, then read its `result`.
+    """One request being decoded: iterate over its spans, or take `step` after step.
 
     May be left early (Ctrl-C): `result` then holds what was committed until there.
     """
@@ -95,46 +95,66 @@ class Generation:
 
     def __iter__(self) -> Iterator[Span]:
         """Decodes; yields every span. Time spent by the consumer is not counted."""
+        try:
+            while not self.done:
+                yield from self.step()
+        finally:
+            self.leave()
+
+    @property
+    def nfe(self) -> int:
+        """Graph runs so far."""
+        return self._nfe
+
+    @property
+    def done(self) -> bool:
+        """True when nothing more will come."""
+        return self._rule.done
+
+    def step(self) -> Sequence[Span]:
+        """Makes one graph run; returns what changed by it."""
         clock = time.perf_counter
-        while not self._rule.done:
-            begin = clock()
-            phase = self._phased.phase if self._phased else "step"
-            engine = self._engines.engine(self._rule.next_run())
-            prepared = clock()
-            self._rule.feed(engine)
-            if self._settle:
-                self._settle()
-            fed = clock()
-            engine.run()
-            if self._settle:
-                self._settle()
-            ran = clock()
-            self._rule.update(engine)
-            spans = self._rule.read()
-            if self._settle:
-                self._settle()
-            end = clock()
-            self._nfe += phase != HEAD_PHASE
-            self._seconds["prepare"] += prepared - begin
-            self._seconds["engine"] += ran - fed
-            self._seconds["update"] += (end - ran) + (fed - prepared)
-            self._total += clock() - begin
-            if self._observer is not None:
-                spans = tuple(spans)
-                self._observer(
-                    GraphRun(
-                        phase=phase,
-                        spec=engine.spec,
-                        block=self._rule.block_size,
-                        begin=begin,
-                        prepare=prepared - begin,
-                        feed=fed - prepared,
-                        engine=ran - fed,
-                        update=end - ran,
-                        num_committed=sum(len(s.token_ids) for s in spans if s.committed),
-                    )
+        begin = clock()
+        phase = self._phased.phase if self._phased else "step"
+        engine = self._engines.engine(self._rule.next_run())
+        prepared = clock()
+        self._rule.feed(engine)
+        if self._settle:
+            self._settle()
+        fed = clock()
+        engine.run()
+        if self._settle:
+            self._settle()
+        ran = clock()
+        self._rule.update(engine)
+        spans = self._rule.read()
+        if self._settle:
+            self._settle()
+        end = clock()
+        self._nfe += phase != HEAD_PHASE
+        self._seconds["prepare"] += prepared - begin
+        self._seconds["engine"] += ran - fed
+        self._seconds["update"] += (end - ran) + (fed - prepared)
+        self._total += clock() - begin
+        if self._observer is not None:
+            spans = tuple(spans)
+            self._observer(
+                GraphRun(
+                    phase=phase,
+                    spec=engine.spec,
+                    block=self._rule.block_size,
+                    begin=begin,
+                    prepare=prepared - begin,
+                    feed=fed - prepared,
+                    engine=ran - fed,
+                    update=end - ran,
+                    num_committed=sum(len(s.token_ids) for s in spans if s.committed),
                 )
-            yield from spans
+            )
+        return spans
+
+    def leave(self) -> None:
+        """Says that no more steps are wanted."""
 
     @property
     def result(self) -> GenerationResult:

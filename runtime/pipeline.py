@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -33,9 +34,9 @@ from .families.table import find_family, load_model
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
 from .side_by_side import BatchTimes, SideBySide, batches, time_batch
-from .text.template import DEFAULT_GAP_TOKENS, open_template
+from .text.template import DEFAULT_GAP_TOKENS, Template, open_template
 from .text.tokenizer import Tokenizer
-from .text_generation import TextGeneration, TextResult, TextSpan, request_labels
+from .text_generation import TextGeneration, TextRequest, TextResult, TextSpan, request_labels
 
 _Opened = TypeVar("_Opened", bound="Pipeline")
 
@@ -176,6 +177,45 @@ class Pipeline:
         prompt: str = "",
         *,
         num_samples: int | None = None,
+        sample_index: int = 0,
+        provisional: bool = False,
+        **options: Any,
+    ) -> TextGeneration | list[TextResult]:
+        """Continues a prompt; nothing is computed before the returned object is read.
+
+        Args:
+            prompt: what to continue; empty: the model writes what it likes.
+            num_samples: give so many finished texts instead, of sample indices from `sample_index`.
+            sample_index: different ones give different texts under one seed, at a temperature
+                above 0 or with a rule that draws.
+            provisional: also yield the canvas after every step, in spans that are not committed.
+            **options: max_tokens, seed, stop, slide, conditions and the decoding settings (rule,
+                threshold, temperature, …), as `ask` takes them.
+
+        Raises:
+            ConfigError: as `ask`.
+        """
+        if num_samples is not None:
+            if num_samples < 1:
+                raise ConfigError(f"num_samples must be 1 or more, found {num_samples}")
+            if provisional:
+                raise ConfigError("several samples come whole: leave provisional out")
+            indices = range(sample_index, sample_index + num_samples)
+            found: list[TextResult] = []
+            size = self.most_together if num_samples > 1 else 1
+            for begin in indices[::size]:
+                some = range(begin, min(begin + size, indices.stop))
+                with self.together(len(some)):
+                    texts = [self.generate(prompt, sample_index=i, **options) for i in some]
+                found += [text.result() for text in texts]
+            return found
+        options |= {"sample_index": sample_index, "provisional": provisional}
+        return self.start(self.ask(prompt, **options))
+
+    def ask(
+        self,
+        prompt: str = "",
+        *,
         num_steps: int | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
@@ -185,21 +225,19 @@ class Pipeline:
         slide: bool = False,
         conditions: Mapping[str, np.ndarray] | None = None,
         **settings: Any,
-    ) -> TextGeneration | list[TextResult]:
-        """Continues a prompt; nothing is computed before the returned object is read.
+    ) -> TextRequest:
+        """Checks what `generate` is asked for, to be given to `start`; touches no engine.
 
         Args:
-            prompt: what to continue; empty: the model writes what it likes.
-            num_samples: give so many finished texts instead, of sample indices from `sample_index`.
+            prompt: as `generate`'s.
             num_steps: another name of the setting `steps`.
             max_tokens: new tokens at most; None: 256, or fewer if the positions that the model
                 knows end before. More than fits goes on in a sliding window, and the result says
                 `approximate`.
             seed: equal seeds give equal texts.
-            sample_index: different ones give different texts under one seed, at a temperature
-                above 0 or with a rule that draws.
+            sample_index: as `generate`'s.
             stop: the first of these strings to appear ends the text and is left out.
-            provisional: also yield the canvas after every step, in spans that are not committed.
+            provisional: as `generate`'s.
             slide: accept a prompt longer than the model can see; only its tail is then seen.
             conditions: what the text depends on beside the prompt, by the name that the bundle
                 gives it (`conditions` of `dlm-run --info`), each in the shape and dtype of the
@@ -210,28 +248,12 @@ class Pipeline:
             ConfigError: a setting that is out of range or contradicts another one, a prompt that
                 leaves no position to write at, or conditions that are not the bundle's.
         """
-        settings = with_steps(settings, num_steps)
-        if num_samples is not None:
-            if num_samples < 1:
-                raise ConfigError(f"num_samples must be 1 or more, found {num_samples}")
-            if provisional:
-                raise ConfigError("several samples come whole: leave provisional out")
-            settings |= {"max_tokens": max_tokens, "seed": seed, "stop": stop, "slide": slide}
-            settings |= {"conditions": conditions}
-            indices = range(sample_index, sample_index + num_samples)
-            found: list[TextResult] = []
-            size = self.most_together if num_samples > 1 else 1
-            for begin in indices[::size]:
-                some = range(begin, min(begin + size, indices.stop))
-                with self.together(len(some)):
-                    texts = [self.generate(prompt, sample_index=i, **settings) for i in some]
-                found += [text.result() for text in texts]
-            return found
         begin = time.perf_counter()
         prompt_ids = self.manifest.framing.prompt(self.tokenizer.encode(prompt))
-        return self.continue_ids(
+        return self.ask_ids(
             prompt_ids, begin=begin, max_tokens=max_tokens, seed=seed, sample_index=sample_index,
-            stop=stop, provisional=provisional, slide=slide, conditions=conditions, **settings,
+            stop=stop, provisional=provisional, slide=slide, conditions=conditions,
+            **with_steps(settings, num_steps),
         )  # fmt: skip
 
     @property
@@ -248,6 +270,13 @@ class Pipeline:
             self.batch_times = time_batch(self.model, max(sizes))
         return max(sizes) if self.batch_times.gain(max(sizes)) > 1 else 1
 
+    def group(self, count: int) -> SideBySide | None:
+        """Makes what lets so many texts share runs; None where they cannot or it does not pay."""
+        size = self.most_together if count > 1 else 1
+        if self.batch_times is None or not 1 < count <= size or self.batch_times.gain(count) <= 1:
+            return None
+        return SideBySide(self.model, size)
+
     @contextmanager
     def together(self, count: int) -> Iterator[None]:
         """Lets so many texts that are started within share runs, where the bundle's graphs can and
@@ -255,15 +284,17 @@ class Pipeline:
 
         Read them one after the other; each is the same as alone.
         """
-        size = self.most_together if count > 1 else 1
-        if self.batch_times is not None and 1 < count <= size and self.batch_times.gain(count) > 1:
-            self._group = SideBySide(self.model, size)
+        self._group = self.group(count)
         try:
             yield
         finally:
             self._group = None
 
-    def continue_ids(
+    def continue_ids(self, prompt_ids: Sequence[int], **options: Any) -> TextGeneration:
+        """Continues token ids as `generate` continues text; options and errors of `ask_ids`."""
+        return self.start(self.ask_ids(prompt_ids, **options))
+
+    def ask_ids(
         self,
         prompt_ids: Sequence[int],
         *,
@@ -278,8 +309,8 @@ class Pipeline:
         slide: bool = False,
         conditions: Mapping[str, np.ndarray] | None = None,
         **settings: Any,
-    ) -> TextGeneration:
-        """Continues token ids as `generate` continues text; it has the other arguments.
+    ) -> TextRequest:
+        """Checks a request to continue token ids; `ask` has the other arguments.
 
         Args:
             prompt_ids: What to continue, start token included.
@@ -290,24 +321,39 @@ class Pipeline:
         begin = time.perf_counter() if begin is None else begin
         if "" in stop:
             raise ConfigError("a stop string must not be empty: it would end every text at once")
-        conditions = conditions or {}
-        last = self._last if reuse else None
-        rule = self.settings(**settings)
         request = continuation(
             self.model,
             prompt_ids,
-            rule,
+            self.settings(**settings),
             max_tokens=max_tokens,
             slide=slide,
-            num_held=last.num_held(prompt_ids, rule, conditions) if last else 0,
             seed=seed,
             sample_index=sample_index,
             banned_ids=self._missing_ids,
             end_ids=end_ids,
             provisional=provisional,
-            conditions=conditions,
+            conditions=conditions or {},
         )
-        return self._start(request, begin, prompt_ids=request.prompt_ids, stop=stop)
+        seconds = time.perf_counter() - begin
+        return TextRequest(request=request, stop=tuple(stop), reuse=reuse, text_seconds=seconds)
+
+    def start(self, asked: TextRequest, group: SideBySide | None = None) -> TextGeneration:
+        """Starts a request, alone or in a slot of a group.
+
+        Raises:
+            ConfigError: The model cannot serve it, as it finds now.
+        """
+        request, group = asked.request, group or self._group
+        if group is not None:
+            loop: Generation = group.start(request)
+        else:
+            if asked.reuse and self._last is not None:
+                settings = request.settings or self.settings()
+                held = self._last.num_held(request.prompt_ids, settings, request.conditions)
+                request = replace(request, num_cached=min(held, len(request.prompt_ids) - 1))
+            loop = self._last = Generation(self.model, request, self.observer, self.settle)
+        labels = request_labels(request, self.engines.name, self.manifest.precision)
+        return TextGeneration(loop, asked, self.tokenizer, labels)
 
     def frames(
         self, prompt: str = "", *, template: str | None = None, **options: Any
@@ -328,9 +374,16 @@ class Pipeline:
             generation = self.infill(template, **options)
         return frames(generation, self.manifest.mask_token_id, self.tokenizer.decode)
 
-    def infill(
+    def infill(self, template: str | Template, **options: Any) -> TextGeneration:
+        """Fills the gaps of a template, each with sight of the text on both sides.
+
+        Options and errors of `ask_infill`.
+        """
+        return self.start(self.ask_infill(template, **options))
+
+    def ask_infill(
         self,
-        template: str,
+        template: str | Template,
         *,
         gap_tokens: int | Sequence[int] = DEFAULT_GAP_TOKENS,
         num_steps: int | None = None,
@@ -339,8 +392,8 @@ class Pipeline:
         provisional: bool = False,
         conditions: Mapping[str, np.ndarray] | None = None,
         **settings: Any,
-    ) -> TextGeneration:
-        """Fills the gaps of a template, each with sight of the text on both sides.
+    ) -> TextRequest:
+        """Checks what `infill` is asked for, to be given to `start`; touches no engine.
 
         Args:
             template: fixed text, kept byte for byte, with `___` for each gap (`\\___` is text); a
@@ -370,7 +423,8 @@ class Pipeline:
             provisional=provisional,
             conditions=conditions or {},
         )
-        return self._start(request, begin, template=(form, canvas))
+        seconds = time.perf_counter() - begin
+        return TextRequest(request=request, template=(form, canvas), text_seconds=seconds)
 
     def close(self) -> None:
         """Releases sessions and buffers."""
@@ -381,13 +435,3 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _start(self, request: Request, begin: float, **form: Any) -> TextGeneration:
-        """Starts a request whose text has been tokenised since `begin`."""
-        text_seconds = time.perf_counter() - begin
-        if self._group is not None:
-            loop: Generation = self._group.start(request)
-        else:
-            loop = self._last = Generation(self.model, request, self.observer, self.settle)
-        labels = request_labels(request, self.engines.name, self.manifest.precision)
-        return TextGeneration(loop, self.tokenizer, labels, text_seconds=text_seconds, **form)

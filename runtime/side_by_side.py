@@ -10,8 +10,7 @@ canvas goes on with what the one before it left in its outputs, so it goes first
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,25 +184,37 @@ class SlotEngines(EngineSet):
 
 
 class SideBySide:
-    """Texts that share runs; each is iterated for its own spans, in any order."""
+    """Texts that share runs; each is iterated for its own spans, in any order.
+
+    The slot of a text that has ended, or that its reader left, is free for another.
+    """
 
     def __init__(self, model: LoadedModel, batch: int) -> None:
-        """Takes as many texts as the batch of the graphs has slots."""
-        self.model, self.batch = model, batch
-        self._texts: list[SharedGeneration] = []
+        """Takes as many texts at a time as the batch of the graphs has slots."""
+        self.model = model
+        self._slots = [SlotEngines(model.engines, batch, i, model.ops) for i in range(batch)]
+        self._texts: dict[SlotEngines, SharedGeneration] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Slots without a text that wants runs."""
+        return len(self._slots) - sum(text.waits for text in self._texts.values())
 
     def start(self, request: Request) -> SharedGeneration:
-        """Starts a request in the next free slot; raises ConfigError if it cannot be served."""
-        assert len(self._texts) < self.batch, "no slot is free"
-        self._texts.append(SharedGeneration(self, len(self._texts), request))
-        return self._texts[-1]
+        """Starts a request in a free slot; raises ConfigError if it cannot be served."""
+        assert self.num_free, "no slot is free"
+        unused = (slot for slot in self._slots if slot not in self._texts)
+        slot = next(unused, None) or next(s for s, text in self._texts.items() if not text.waits)
+        text = SharedGeneration(self, slot, request)
+        self._texts[slot] = text
+        return text
 
     def step(self) -> None:
         """Makes one run for the texts that can share it, and lets them update."""
         clock = time.perf_counter
         begin = clock()
         together: dict[tuple[bool, str, int], list[SharedGeneration]] = {}
-        for text in self._texts:
+        for text in self._texts.values():
             if text.waits:
                 run = text.next_run
                 goes_on = all(tensor.role != "canvas" for tensor in run.inputs)
@@ -212,7 +223,7 @@ class SideBySide:
         spec = max((text.next_run for text in texts), key=lambda run: run.context)
         engines = [text.slot_engine(spec) for text in texts]
         prepared = clock()
-        for text in self._texts:
+        for text in self._texts.values():
             if text not in texts:
                 text.idle(spec)
         for text, engine in zip(texts, engines, strict=True):
@@ -233,24 +244,27 @@ class SideBySide:
 class SharedGeneration(Generation):
     """A text of a `SideBySide`: reading on makes runs that serve the others, too."""
 
-    def __init__(self, group: SideBySide, slot: int, request: Request) -> None:
-        model = group.model
-        engines = SlotEngines(model.engines, group.batch, slot, model.ops)
-        own = replace(model, engines=engines)
+    def __init__(self, group: SideBySide, engines: SlotEngines, request: Request) -> None:
+        own = replace(group.model, engines=engines)
         super().__init__(own, request)
         self._group, self._own = group, own
-        self._ready: deque[Span] = deque()
+        self._ready: list[Span] = []
         self._left = False
 
-    def __iter__(self) -> Iterator[Span]:
-        try:
-            while self._ready or not self._rule.done:
-                if not self._ready:
-                    self._group.step()
-                while self._ready:
-                    yield self._ready.popleft()
-        finally:  # a reader that leaves early wants no more runs
-            self._left = True
+    @property
+    def done(self) -> bool:
+        return self._rule.done and not self._ready
+
+    def step(self) -> Sequence[Span]:
+        """Returns what runs for others have changed already; else makes one that serves them."""
+        if not self._ready:
+            self._group.step()
+        spans = tuple(self._ready)
+        self._ready.clear()
+        return spans
+
+    def leave(self) -> None:
+        self._left = True
 
     @property
     def waits(self) -> bool:

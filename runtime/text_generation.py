@@ -106,6 +106,21 @@ class TextResult:
     """Every decoding setting in effect."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """A text to generate, checked: what the model is asked for, and what becomes of its text."""
+
+    request: Request
+    stop: tuple[str, ...] = ()
+    """The first of these strings to appear ends the text."""
+    template: tuple[Template, TemplateCanvas] | None = None
+    """Given for a template, whose gaps are filled."""
+    reuse: bool = False
+    """Whether what the KV cache holds of the prompt is not computed again."""
+    text_seconds: float = 0.0
+    """Wall time of turning text into ids."""
+
+
 def request_labels(request: Request, engine: str, precision: str) -> dict[str, Any]:
     """Returns the fields of a result that say where it comes from."""
     settings = request.settings
@@ -123,36 +138,32 @@ def request_labels(request: Request, engine: str, precision: str) -> dict[str, A
 class TextGeneration:
     """A text being generated: iterate for its spans, or take its `result()` at once.
 
-    May be left at any time (`break`, Ctrl-C): `so_far()` then gives what was committed.
+    May be left at any time (`break`, Ctrl-C): `so_far()` then gives what was committed. A scheduler
+    takes `step` after step instead of iterating.
     """
 
     def __init__(
         self,
         loop: Generation,
+        asked: TextRequest,
         tokenizer: Tokenizer,
         labels: Mapping[str, Any],
-        *,
-        prompt_ids: Sequence[int] = (),
-        stop: Sequence[str] = (),
-        template: tuple[Template, TemplateCanvas] | None = None,
-        text_seconds: float = 0.0,
     ) -> None:
-        """Wraps a started request.
-
-        Args:
-            prompt_ids: what the text continues; a decoder may look at it.
-        """
+        """Wraps a started request."""
         self._loop, self._tokenizer, self._labels = loop, tokenizer, labels
-        self._template, self._text_seconds = template, text_seconds
-        self.tokenise_seconds = text_seconds
+        self._template, self._text_seconds = asked.template, asked.text_seconds
+        self.tokenise_seconds = asked.text_seconds
         """The part of `seconds["text"]` that was spent before the first run."""
-        self.given_ids = tuple(template[1].ids if template else prompt_ids)
+        prompt_ids = asked.request.prompt_ids
+        self.given_ids = asked.template[1].ids if asked.template else prompt_ids
         """The canvas as it starts: the prompt, or a template with mask ids in its gaps."""
-        self._filter = StopFilter(stop)
+        self._filter = StopFilter(asked.stop)
         self._stream = tokenizer.stream()
         self._stream.push(prompt_ids)
         self._spans = self._run()
-        self._done = False
+        self._end = 0
+        self.done = False
+        """True when the last span has been given."""
 
     def __iter__(self) -> Iterator[TextSpan]:
         """Decodes on; every span comes once, however many loops read them."""
@@ -166,7 +177,7 @@ class TextGeneration:
     @property
     def nfe(self) -> int:
         """Graph runs so far."""
-        return self._loop.result.nfe
+        return self._loop.nfe
 
     @property
     def num_cached(self) -> int:
@@ -205,20 +216,38 @@ class TextGeneration:
             **self._labels,
         )
 
-    def _run(self) -> Iterator[TextSpan]:
-        last = None
-        for span in self._loop:
-            last = self._with_text(span)
-            yield last
+    def step(self) -> list[TextSpan]:
+        """Makes one graph run, or takes what one for another text has changed; returns the spans.
+
+        None may have changed. Not to be called when `done`.
+        """
+        spans: list[TextSpan] = []
+        for span in () if self._loop.done else self._loop.step():
+            spans.append(self._with_text(span))
+            self._end = span.position + len(span.token_ids)
             if self._filter.stopped:
                 break
-        self._done = True
-        begin = time.perf_counter()
-        rest = self._filter.push(self._stream.flush()) + self._filter.flush()
-        self._text_seconds += time.perf_counter() - begin
-        if rest and self._template is None:
-            end = last.position + len(last.token_ids) if last else 0
-            yield TextSpan(position=end, token_ids=(), committed=True, text=rest)
+        if self._filter.stopped or self._loop.done:
+            self.done = True
+            self.leave()
+            begin = time.perf_counter()
+            rest = self._filter.push(self._stream.flush()) + self._filter.flush()
+            self._text_seconds += time.perf_counter() - begin
+            if rest and self._template is None:
+                end = TextSpan(position=self._end, token_ids=(), committed=True, text=rest)
+                spans.append(end)
+        return spans
+
+    def leave(self) -> None:
+        """Says that no more steps are wanted, so that texts sharing its runs go on without it."""
+        self._loop.leave()
+
+    def _run(self) -> Iterator[TextSpan]:
+        try:
+            while not self.done:
+                yield from self.step()
+        finally:
+            self.leave()
 
     def _with_text(self, span: Span) -> TextSpan:
         text = ""
@@ -258,6 +287,6 @@ class TextGeneration:
     def _finish_reason(self, reason: str) -> str:
         if self._filter.stopped:
             return "stop"
-        if not self._done:
+        if not self.done:
             return "interrupted"
         return reason if self._template is None or reason == "interrupted" else "filled"

@@ -26,16 +26,17 @@ MAY_IMPORT = {
 }
 DEVICE = ("runtime", "jetson")
 DEVICE_BASE = {"numpy", "tokenizers", "click"}
-# Backends and readers of one thing each: imported inside the function that needs them.
-DEVICE_LAZY = {"onnxruntime", "tensorrt", "pycuda", "cuda", "jtop", "matplotlib"}
 NEVER_ON_DEVICE = {"torch", "onnx", "onnxscript", "safetensors", "lightning", "datasets"}
-# The only files that may name a backend, and only inside functions.
+# Backends and readers of one thing each: imported inside the function that needs them, and named
+# by these files alone.
 BACKEND_OWNERS = {
     "onnxruntime": ("runtime.engines.",),
     "tensorrt": ("runtime.engines.",),
     "pycuda": ("runtime.gpu.drivers",),
     "cuda": ("runtime.gpu.bindings", "runtime.gpu.compile"),
     "jtop": ("jetson.sensors.jtop_client",),
+    "uvicorn": ("runtime.serve.",),
+    "prometheus_client": ("runtime.serve.",),
     "matplotlib": ("jetson.report", "runtime.measure.eval_report"),
     "sacrebleu": ("runtime.measure.overlap",),
     "rouge_score": ("runtime.measure.overlap",),
@@ -176,7 +177,7 @@ def test_device_side_loads_with_its_base_packages_only():
     )
 
 
-@pytest.mark.parametrize("backend", sorted(DEVICE_LAZY))
+@pytest.mark.parametrize("backend", sorted(BACKEND_OWNERS))
 def test_backends_are_named_by_their_owners_alone(backend):
     assert not offences(
         lambda i: (

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "train", "calibration", "export", "jetson")
-DATA_SUFFIXES = {".cu", ".cuh", ".sh", ".dlm"}
+DATA_SUFFIXES = {".cu", ".cuh", ".sh", ".dlm", ".html"}
 
 pytest.importorskip("setuptools", minversion="77")
 

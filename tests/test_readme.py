@@ -89,7 +89,7 @@ def check(line: str) -> None:
             check_make(arguments)
         case "pip":
             check_pip(arguments)
-        case "git" | "cd" | "cp" | "scp" | "source" | "sudo" | "pre-commit":
+        case "git" | "cd" | "cp" | "curl" | "scp" | "source" | "sudo" | "pre-commit":
             pass
         case "bash":
             check_setup(arguments)

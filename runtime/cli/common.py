@@ -45,6 +45,8 @@ EXTRA_OF_PACKAGE = {
     "pycuda": "jetson",
     "cuda": "jetson",
     "matplotlib": "report",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
     "sacrebleu": "eval",
     "rouge_score": "eval",
     "nltk": "eval",

@@ -129,17 +129,20 @@ def lay_out(
 
 
 def open_template(
-    text: str, gap_tokens: int | Sequence[int], manifest: Manifest, tokenizer: Tokenizer
+    text: str | Template, gap_tokens: int | Sequence[int], manifest: Manifest, tokenizer: Tokenizer
 ) -> tuple[Template, TemplateCanvas]:
-    """Reads a template and lays it out for a bundle; errors of the steps, and ConfigError for a
-    model that cannot infill."""
+    """Lays a template out for a bundle, and reads it first if it is a text.
+
+    Raises:
+        ConfigError: As the steps, and for a model that cannot infill.
+    """
     mask_token_id = manifest.mask_token_id
     if mask_token_id is None:
         raise ConfigError(
             f"this bundle's family {manifest.family} cannot infill: it has no mask token; "
             "use a bundle of a family that has one"
         )
-    template = parse_template(text)
+    template = parse_template(text) if isinstance(text, str) else text
     lengths = gap_lengths(template, gap_tokens)
     special = {"start_ids": manifest.framing.start_ids, "mask_token_id": mask_token_id}
     return template, lay_out(template, lengths, tokenizer.encode, tokenizer.decode, **special)

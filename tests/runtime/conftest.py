@@ -106,13 +106,14 @@ MANIFEST = Manifest(
 def make_bundle(tmp_path_factory):
     """Returns a function that packs a bundle with other manifest fields, and gives its path."""
 
-    def make(*, end_at=None, tokenizer=None, **fields):
-        path = tmp_path_factory.mktemp("bundle") / "tiny.dlm"
+    def make(*, end_at=None, tokenizer=None, name="tiny", more=None, **fields):
+        path = tmp_path_factory.mktemp("bundle") / f"{name}.dlm"
         members = {
             "graphs/denoise.onnx": graph_bytes(end_at),
             "tokenizer.json": (tokenizer or tokenizer_json()).encode(),
             "report.json": json.dumps({}).encode(),
             "card.md": b"# tiny\n",
+            **(more or {}),
         }
         write_bundle(path, replace(MANIFEST, **fields), members)
         return path

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from batch_engines import BatchEngines
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.generate import generate
@@ -18,57 +19,6 @@ from table_engines import TableEngines, hashed, make_manifest
 V = 70
 MASK = V - 1
 SHAPES = [(8, 16), (8, 64), (16, 64), (64, 8)]
-
-
-class BatchEngine:
-    """One run for several texts: each slot by an engine of its own."""
-
-    def __init__(self, spec, slots, kv):
-        self.spec, self._slots = spec, slots
-        self.inputs = {
-            t.name: kv[: spec.context] if t.role == "kv" else np.zeros(t.shape, t.dtype)
-            for t in spec.inputs
-        }
-        self.outputs = {t.name: np.zeros(t.shape, t.dtype) for t in spec.outputs}
-
-    def run(self):
-        for index, slot in enumerate(self._slots):
-            for tensor in self.spec.inputs:
-                own = np.take(self.inputs[tensor.name], [index], axis=tensor.batch_axis)
-                np.copyto(slot.inputs[tensor.name], own)
-            slot.run()
-            for tensor in self.spec.outputs:
-                buffer = np.moveaxis(self.outputs[tensor.name], tensor.batch_axis, 0)
-                own = np.moveaxis(slot.outputs[tensor.name], tensor.batch_axis, 0)
-                buffer[index] = own[0]
-
-
-class BatchEngines:
-    """Engines of so many texts at once."""
-
-    name, device, reason, threads = "batches", None, "a test", 1
-
-    def __init__(self, make, batch):
-        self._slots = [make() for _ in range(batch)]
-        self.model = getattr(self._slots[0], "model", None)
-        self._own = {for_batch(spec, batch).key: spec for spec in self._slots[0].specs}
-        self.specs = tuple(for_batch(spec, batch) for spec in self._slots[0].specs)
-        rows = [t for t in max(self.specs, key=lambda s: s.context).inputs if t.role == "kv"]
-        self._kv = np.full(rows[0].shape, 1e6, np.float32) if rows else None
-        self._engines = {}
-
-    def engine(self, spec):
-        if spec.key not in self._engines:
-            slots = [engines.engine(self._own[spec.key]) for engines in self._slots]
-            self._engines[spec.key] = BatchEngine(spec, slots, self._kv)
-        return self._engines[spec.key]
-
-    @property
-    def num_runs(self):
-        return sum(run[0] != "head" for run in self._slots[0].runs)
-
-    def close(self):
-        pass
 
 
 def draft_requests(**heat):

@@ -1,0 +1,1 @@
+"""`dlm-serve`: the page and the HTTP server, over `asynchronous.py`."""
