@@ -229,6 +229,7 @@ def _ranges(quantised: Quantised) -> dict[str, Any]:
             for name, deciles in layers.items()
         }
         for graph, layers in quantised.largest.items()
+        if layers  # a look-up has none
     }
 
 
