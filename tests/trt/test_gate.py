@@ -45,7 +45,11 @@ VARIANTS = {
     "tidar in parts": ("tidar", {**DRAFTS, **QWEN2, "tie_embeddings": True}),
     "tidar's head": ("tidar", {**DRAFTS, **QWEN2, "tie_embeddings": True}),
     "sedd absorb": ("sedd", {**MASKED, "graph": "absorb", "tie_embeddings": True}),
+    "dimba": ("dimba", MASKED),
+    "dimba guided": ("dimba", {**MASKED, "prediction": "v", "prompt_encoder": True}),
 }
+STEPS = {"dimba": "denoise", "dimba guided": "guided"}
+"""Variants of families with several graphs: the one to build."""
 
 
 def quantised(model, precision=None, mixed=False, outliers=()):
@@ -140,7 +144,8 @@ def traced(variant):
     torch.manual_seed(0)
     family = FAMILIES[name]
     config = family.make_config({**MODEL, "eos_token_id": 0, "pad_token_id": None, **options})
-    (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
+    graphs = family.graphs(family.make_model(config["model"]).eval(), config)
+    graph = next(g for g in graphs if g.name == STEPS.get(variant, graphs[0].name))
     if variant in PARTS:
         graph = graph.parts[PARTS[variant]]
     return graph, trace(graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT})

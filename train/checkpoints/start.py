@@ -42,6 +42,7 @@ from .hub import (
     read_source,
 )
 from .hugging_face import find_architecture, read_shape, read_tensors
+from .mamba_ssm import TrunkStart, is_mamba_ssm, read_mamba_ssm
 from .tensor_files import WEIGHTS, tensor_names
 
 _PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
@@ -141,12 +142,14 @@ def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
     }
 
 
-def read_start(where: str | Path) -> Start:
+def read_start(where: str | Path) -> Start | TrunkStart:
     """Reads the checkpoint of a folder, a hub name or a GGUF file; raises CheckpointError."""
     if str(where).endswith(SUFFIX):
         return _read_file(Path(where))
     folder = checkpoint_folder(where)
     config = read_json(folder)
+    if is_mamba_ssm(config):
+        return read_mamba_ssm(folder, config)
     if "family" not in config and "model_type" in config:
         config = _completed(config, folder)
         shape = read_shape(config, str(folder))
@@ -168,6 +171,16 @@ def _completed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "tie_word_embeddings" not in config and (folder / WEIGHTS).is_file():
         found["tie_word_embeddings"] = HEAD not in tensor_names(folder / WEIGHTS)
     return {**found, **config}
+
+
+def read_model(where: str | Path) -> Start:
+    """Reads a checkpoint that is a whole model; raises CheckpointError."""
+    found = read_start(where)
+    if isinstance(found, TrunkStart):
+        raise CheckpointError(
+            f"{where} holds layers alone, no embedding of ours: train a model from them with --init"
+        )
+    return found
 
 
 def _read_file(path: Path) -> Start:
@@ -241,7 +254,10 @@ def read_framing(where: str | Path) -> dict[str, Any]:
         known = find_architecture(found.config, str(where))
         return _framing(found.config, tokenizer, found.companions, known, str(where))[0]
     folder = checkpoint_folder(where)
-    config = _completed(read_json(folder), folder)
+    config = read_json(folder)
+    if is_mamba_ssm(config):
+        return {}
+    config = _completed(config, folder)
     if "family" in config or "model_type" not in config:
         return _own_framing(read_config(folder), load_tokenizer(folder, ()))
     known, name = find_architecture(config, str(folder)), read_source(where, folder)["name"]

@@ -29,7 +29,7 @@ from ..checkpoints.checkpoint import (
     write_checkpoint,
 )
 from ..checkpoints.convert import resolve_config
-from ..checkpoints.start import Start, read_framing, read_start
+from ..checkpoints.start import Start, TrunkStart, read_framing, read_start
 from ..config import (
     PRECISIONS,
     SETTINGS,
@@ -128,15 +128,17 @@ def _framing(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str,
     return {} if config.init is None else read_framing(config.init)
 
 
-def _source(out: Path, start: Start | None) -> dict[str, Any]:
+def _source(out: Path, start: Start | TrunkStart | None) -> dict[str, Any]:
     """Where the public model comes from whose weights a run started from; empty if from none."""
-    if start is not None:
+    if isinstance(start, Start):
         return dict(start.source or start.checkpoint.config.get("source") or {})
     last = out / "last"
     return dict(read_json(last).get("source") or {}) if (last / "config.json").is_file() else {}
 
 
-def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
+def _begin(
+    config: TrainConfig, out: Path, *, has_state: bool
+) -> tuple[TrainConfig, Start | TrunkStart | None]:
     """Reads what a run starts from; the settings that come back have its shape."""
     if config.init is None:
         return config, None
@@ -213,6 +215,7 @@ def _run(
         "seconds": round(run_state.elapsed_s, 1),
         "best_step": run_state.best_step,
         "held_out": run_state.figures,
+        "has_likelihood": loop.family.has_likelihood,
         "frequency_nats": frequency_nats(corpus.train.tokens, loop.held_out.ids.numpy()),
     }
 
