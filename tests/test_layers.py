@@ -227,8 +227,8 @@ def test_no_module_outside_a_family_folder_holds_its_name(name):
     allowed = {
         "train.checkpoints.architectures": 5,
         "train.cli_options": 1,
-        "runtime.families.table": 4,
-        "train.families": 4,
+        "runtime.families.table": 5,
+        "train.families": 5,
     }  # defaults; tables
     assert len(found) <= allowed.get(name, 0), found
 

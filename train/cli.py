@@ -45,6 +45,7 @@ def main(
 
     \b
     dlm-train --data stories.txt --size tiny --block-size 16,32,full --out run
+    dlm-train --config run.yaml --max-minutes 60
     dlm-train --resume --out run
     dlm-train --evaluate run --data other.txt
     """
@@ -92,11 +93,7 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
     if out is None:
         raise ConfigError("--out is missing; give the folder the checkpoint goes to")
     saved = Path(out) / SETTINGS
-    explicit = {
-        name
-        for name in given
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    }
+    explicit = {name for name in given if _is_given(ctx, name)}
     family_options = _family_options(ctx, given)
     known = {item.name for item in fields(TrainConfig)}
     values = {name: value for name, value in given.items() if name in known}
@@ -120,6 +117,12 @@ def _config(ctx: click.Context, given: dict[str, Any], resume: bool) -> TrainCon
     config = TrainConfig(**{**values, "options": family_options})
     _check_names(config)
     return config
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    """Tells whether an option was typed, or is in the file of --config."""
+    source = click.core.ParameterSource
+    return ctx.get_parameter_source(name) in (source.COMMANDLINE, source.DEFAULT_MAP)
 
 
 def _check_names(config: TrainConfig) -> None:
@@ -168,8 +171,7 @@ def _convert(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     from .checkpoints.convert import convert
 
     options = _family_options(ctx, given)
-    asked = ctx.get_parameter_source("context") is click.core.ParameterSource.COMMANDLINE
-    context = given["context"] if asked else None
+    context = given["context"] if _is_given(ctx, "context") else None
     return convert(given["init"], given["out"], given["family"], options, context)
 
 
@@ -213,13 +215,14 @@ def _print_summary(summary: dict[str, Any]) -> None:
         )
     for name, item in summary["held_out"].items():
         block = "block " if name.isdecimal() or name == "full" else ""
-        interval = "one sequence, so no interval"
-        if item["half_width"] is not None:
-            interval = f"{item['perplexity_low']:.2f} to {item['perplexity_high']:.2f} with 95 %"
-        click.echo(
-            f"held out, {block}{name}: {item['nats_per_token']:.4f} nats/token, "
-            f"perplexity {item['perplexity']:.2f} ({interval})"
-        )
+        line = f"held out, {block}{name}: {item['nats_per_token']:.4f} nats/token"
+        if summary.get("has_likelihood", True):
+            interval = "one sequence, so no interval"
+            if item["half_width"] is not None:
+                ends = item["perplexity_low"], item["perplexity_high"]
+                interval = f"{ends[0]:.2f} to {ends[1]:.2f} with 95 %"
+            line += f", perplexity {item['perplexity']:.2f} ({interval})"
+        click.echo(line)
     path = summary["checkpoint"]
     click.echo(f"checkpoint: {path}")
     best = min((item["nats_per_token"] for item in summary["held_out"].values()), default=0.0)

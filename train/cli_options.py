@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
 
 from ..runtime.cli.common import Section, grouped
+from ..runtime.errors import brief
 from .config import LOGS, PRECISIONS, STRATEGIES, TrainConfig, option_of
 from .nn.config import BACKBONES
 
@@ -40,14 +42,58 @@ def _family(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, An
     return names, {"default": None, "to_family": True, **settings}
 
 
+def read_settings(ctx: click.Context, parameter: click.Parameter, path: str | None) -> None:
+    """Makes the options of a YAML file the command's defaults; what is typed goes before them.
+
+    Raises:
+        UsageError: It is no mapping of options to single values, or names an unknown one.
+    """
+    if path is None:
+        return
+    import yaml  # slow to import
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise click.UsageError(f"--config {path} cannot be read ({brief(error, 200)})") from error
+    if not isinstance(found, dict):
+        raise click.UsageError(
+            f"--config {path}: wanted lines such as family: mdlm, found {found!r:.60}"
+        )
+    named = {
+        option.lstrip("-"): item
+        for item in ctx.command.params
+        if item is not parameter
+        for option in (*item.opts, *item.secondary_opts)
+        if option.startswith("--")
+    }
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        name = str(key).replace("_", "-")
+        if name not in named:
+            near = get_close_matches(name, named, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists them"
+            raise click.UsageError(f"--config {path}: {key} is no option of dlm-train; {hint}")
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        if isinstance(value, dict):
+            raise click.UsageError(f"--config {path}: {key} must be a single value, not a mapping")
+        item = named[name]
+        if f"--{name}" in item.secondary_opts:
+            value = not value
+        values[str(item.name)] = value
+    ctx.default_map = values
+
+
 GROUPS = (
     (
         "What to train",
         _o(
             "--family",
             default="mdlm",
-            help="mdlm (masked and block diffusion), ar (causal), sedd (score entropy) or tidar "
-            "(drafts by diffusion, verifies causally).",
+            help="mdlm (masked and block diffusion), ar (causal), sedd (score entropy), tidar "
+            "(drafts by diffusion, verifies causally) or dimba (diffusion on embeddings, Mamba-2).",
         ),
         _family(
             "--backbone",
@@ -122,6 +168,33 @@ GROUPS = (
         _family("--sigma-min", type=float, help="sedd, geometric: least noise; default 1e-4."),
         _family("--sigma-max", type=float, help="sedd, geometric: most noise; default 20."),
         _family("--condition-dim", type=int, help="sedd: width of the noise's condition vector."),
+        _family("--state-size", type=int, help="dimba: numbers in a channel's state; default 64."),
+        _family("--expand", type=int, help="dimba: channels of a mixer over the width; default 2."),
+        _family(
+            "--conditioning",
+            help="dimba: how layers see the time: adaln (default), film or add.",
+        ),
+        _family("--latent-dim", type=int, help="dimba: width of embeddings; default: width / 8."),
+        _family("--prediction", help="dimba: what the network gives: x0 (default) or v."),
+        _family("--noise-steps", type=int, help="dimba: noise levels of training; default 1000."),
+        _family("--zero-snr", is_flag=True, help="dimba: the last noise level keeps no signal."),
+        _family("--min-snr", type=float, help="dimba: most that a latent's error weighs; 5."),
+        _family(
+            "--rounding-weight", type=float, help="dimba: weight of rounding to tokens; default 1."
+        ),
+        _family(
+            "--self-conditioning",
+            type=float,
+            help="dimba: share of texts that see a first estimate; default 0.5; 0: none ever.",
+        ),
+        _family(
+            "--condition-dropout",
+            type=float,
+            help="dimba: share of texts whose prompt is hidden, which guidance needs; default 0.1.",
+        ),
+        _family(
+            "--prompt-encoder", is_flag=True, help="dimba: feed the prompt's mean to all layers."
+        ),
     ),
     (
         "Data",
@@ -171,7 +244,8 @@ GROUPS = (
         ),
         _o("--save-every", type=int, help="Steps between saves; 0: never."),
         _o("--save-minutes", type=float, help="Minutes between saves; 0: never."),
-        _o("--log", type=click.Choice(LOGS), help="Where curves go."),
+        _o("--log", type=click.Choice(LOGS), help="Where curves and sampled texts go."),
+        _o("--samples", type=int, help="Texts drawn at each evaluation, for the log; 0: none."),
     ),
     (
         "Optimiser",
@@ -249,4 +323,12 @@ def training_options(function: _Function) -> _Function:
     for title, *declared in reversed(GROUPS):
         options = (click.option(*names, cls=TrainOption, **rest) for names, rest in declared)
         function = grouped(Section(title), *options)(function)
-    return function
+    file = click.option(
+        "--config",
+        type=click.Path(dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=read_settings,
+        help="YAML file of options, a line each (family: mdlm); typed ones go before it.",
+    )
+    return grouped(Section("Settings from a file"), file)(function)

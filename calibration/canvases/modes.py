@@ -6,7 +6,8 @@ nothing here names a family.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ class DecodingMode:
 
     block: int | None
     gap: bool
+    further: Mapping[str, Any] = field(default_factory=dict)
+    """Settings beside the defaults."""
 
     def request(
         self,
@@ -35,7 +38,7 @@ class DecodingMode:
     ) -> Request:
         """Makes a request of `length` positions that gives `share` of them, one token at least."""
         overrides: dict[str, Any] = {} if self.gap else {"block_size": self.block}
-        settings = decoding_settings(manifest, overrides)
+        settings = decoding_settings(manifest, {**overrides, **self.further})
         given = prompt[: max(1, min(int(share * length), len(prompt), length - 1))]
         common: dict[str, Any] = {
             "seed": draw[0], "sample_index": draw[1], "settings": settings, "banned_ids": banned,
@@ -84,4 +87,5 @@ def modes_of(model: LoadedModel) -> list[DecodingMode]:
     gap = DecodingMode(block=sizes[-1], gap=True)
     if manifest.mask_token_id is not None and accepts(gap):
         modes.append(gap)
-    return modes
+    further = model.family.further_settings(model.specs)
+    return modes + [replace(mode, further=settings) for settings in further for mode in modes]

@@ -240,6 +240,8 @@ class DeviceFamily(Protocol):
     name: str
     exact: bool
     """True when the bound is the exact likelihood, so that one sample is enough."""
+    figure: str = "perplexity"
+    """What `bound` measures, in words; other than this where the family has no likelihood."""
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         """Makes the first canvas of a request; raises ConfigError if it cannot be served."""
@@ -299,6 +301,11 @@ class DeviceFamily(Protocol):
         del inputs
         return None
 
+    def further_settings(self, specs: Sequence[GraphSpec]) -> Sequence[Mapping[str, Any]]:
+        """Gives settings that run graphs which the default ones leave out, for calibration."""
+        del specs
+        return ()
+
     def text_rows(self, spec: GraphSpec) -> int:
         """Gives how many rows of a run are sampled."""
         ...
@@ -308,6 +315,13 @@ class DeviceFamily(Protocol):
     ) -> WindowSize:
         """Says how a text is cut for `bound`; ConfigError for a block size that is not on offer."""
         ...
+
+    def by_noise(
+        self, model: LoadedModel, windows: Sequence[np.ndarray], *, seed: int
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Gives further figures per noise level, for families without a likelihood; else none."""
+        del model, windows, seed
+        return {}
 
     def bound(
         self,

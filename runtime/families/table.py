@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..decoding import DecodingRule, rule_from, rule_over
 from ..errors import ConfigError
+from .dimba.rules import Ddim, DpmSolver
 from .mdlm import rules as mdlm
 from .next_token import NextToken
 from .sedd.rules import Euler, Tweedie
@@ -56,11 +57,18 @@ def _tidar() -> DeviceFamily:
     return DraftFamily()
 
 
+def _dimba() -> DeviceFamily:
+    from .dimba.family import LatentFamily
+
+    return LatentFamily()
+
+
 FAMILIES: Mapping[str, Entry] = {
     "mdlm": Entry(mdlm.RULES, _mdlm),
     "ar": Entry((NextToken,), _ar),
     "sedd": Entry((Tweedie, Euler), _sedd),
     "tidar": Entry((DraftVerify, NextToken), _tidar),
+    "dimba": Entry((Ddim, DpmSolver), _dimba),
 }
 
 RULES: Mapping[str, type[DecodingRule]] = {

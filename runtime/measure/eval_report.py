@@ -71,7 +71,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def _groups(report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Measured]]]:
     """Yields the figures of a report by task; `speed` has one task per number of steps."""
-    if "windows" in report:
+    if "windows" in report and "perplexity" in report:
         windows = report["windows"]
         nats = sum(one for one, _ in windows)
         found = {
@@ -189,7 +189,7 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Yields the report as text: a line of likelihood, a table per task."""
-    if "perplexity" in report:
+    if "nats_per_token" in report:
         yield eval_line(report)
     for title, content in _tables(report):
         yield f"{title}: {len(content['texts'])} texts{_notes(content)}"
@@ -296,7 +296,7 @@ def _draw_curves(page: Page, curves: Mapping[str, Sequence[Mapping[str, Any]]]) 
 
 def _page_of(report: Mapping[str, Any]) -> Page:
     page = Page(f"What the text of {report['model']} is worth")
-    if "perplexity" in report:
+    if "nats_per_token" in report:
         page.heading("Likelihood")
         page.paragraph(eval_line(report))
     for title, content in _tables(report):

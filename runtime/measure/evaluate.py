@@ -29,6 +29,8 @@ from ..text.tokenizer import Tokenizer
 
 FIRST_SAMPLES = 4
 """Two pairs: the fewest that have a variance."""
+LIKELIHOOD = "perplexity"
+"""The figure of families whose bound is one of the likelihood."""
 MARGIN = 1.1
 """Draw a tenth more than the variance so far asks for, since it is itself an estimate."""
 
@@ -96,8 +98,15 @@ def evaluate_documents(
         stream += manifest.framing.document(chain.from_iterable(map(tokenizer.encode, texts)))
     ids = np.array(stream, np.int64)
     result = evaluate_ids(model, ids, block_size=block, seed=seed, **options)
+    figures = eval_figures(result, tokenizer, stream, manifest.eos_token_id)
+    family = model.family
+    if family.figure != LIKELIHOOD:
+        sizes = {name: options[name] for name in ("context", "limit") if name in options}
+        windows = windows_of(model, ids, block_size=block, **sizes)
+        figures = _without_likelihood(figures, family.figure)
+        figures["by_noise"] = dict(family.by_noise(model, windows, seed=seed))
     return {
-        **eval_figures(result, tokenizer, stream, manifest.eos_token_id),
+        **figures,
         "engine": model.engines.name,
         "precision": manifest.precision,
         "block": block,
@@ -106,8 +115,36 @@ def evaluate_documents(
     }
 
 
+def _without_likelihood(figures: Mapping[str, Any], figure: str) -> dict[str, Any]:
+    """Gives what remains of a measurement that is no bound: nats of another figure."""
+    low, high = (math.log(figures[f"perplexity_{end}"]) for end in ("low", "high"))
+    kept = {
+        name: value
+        for name, value in figures.items()
+        if not name.startswith(("perplexity", "bits_per"))
+    }
+    return {"figure": figure, "nats_low": low, "nats_high": high, **kept}
+
+
+def _figure_line(report: Mapping[str, Any]) -> str:
+    """As `eval_line`, of a model without a likelihood."""
+    levels = "; ".join(
+        f"noise {level}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        for level, found in report["by_noise"].items()
+    )
+    return (
+        f"{report['figure']} {report['nats_per_token']:.4f} nats/token ({report['nats_low']:.4f} "
+        f"to {report['nats_high']:.4f} with 95 %), the mean over noise levels; no likelihood "
+        f"exists, so there is no perplexity; {levels}; {report['num_tokens']} tokens of "
+        f"{report['num_documents']} documents, {report['num_samples']} samples, block "
+        f"{report['block']}, {report['engine']} {report['precision']}, {report['seconds']:.1f} s"
+    )
+
+
 def eval_line(report: Mapping[str, Any]) -> str:
     """Returns the figures in a line, with `engine`, `precision`, `block` and `seconds`."""
+    if "figure" in report:
+        return _figure_line(report)
     low, high = report["perplexity_low"], report["perplexity_high"]
     interval, drawn = f"{low:.4g} to {high:.4g} with 95 %", ""
     if low == high and report["num_samples"] == 1:

@@ -16,6 +16,8 @@ from .core import Check, KernelCheck, Primitive
 from .cuda.ops import CudaOps
 from .drafts import DRAFTS
 from .drafts import compare as drafts
+from .latent import LATENT
+from .latent import compare as latent
 from .rows import ROWS
 from .rows import compare as rows
 from .rows.compare import on_device
@@ -29,6 +31,7 @@ PRIMITIVES: tuple[tuple[Primitive[Any], Mapping[str, Check]], ...] = (
     (UNMASK, unmask.CHECKS),
     (TRANSITION, transition.CHECKS),
     (DRAFTS, drafts.CHECKS),
+    (LATENT, latent.CHECKS),
 )
 """Every primitive, and the comparisons of its kernels. A family binds what it uses by itself."""
 MAX_FAULTS = 5

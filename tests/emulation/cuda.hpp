@@ -225,6 +225,18 @@ Value atomicMax(Value* place, Value value) {
   return before;
 }
 
+template <typename Value>
+Value atomicCAS(Value* place, Value expected, Value value) {
+  const Value before = *place;
+  if (before == expected) *place = value;
+  return before;
+}
+
+inline void sincospif(float value, float* sine, float* cosine) {
+  *sine = (float)std::sin(value * M_PI);
+  *cosine = (float)std::cos(value * M_PI);
+}
+
 inline unsigned __float_as_uint(float value) {
   unsigned bits;
   std::memcpy(&bits, &value, sizeof bits);

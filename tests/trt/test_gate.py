@@ -45,10 +45,14 @@ VARIANTS = {
     "tidar in parts": ("tidar", {**DRAFTS, **QWEN2, "tie_embeddings": True}),
     "tidar's head": ("tidar", {**DRAFTS, **QWEN2, "tie_embeddings": True}),
     "sedd absorb": ("sedd", {**MASKED, "graph": "absorb", "tie_embeddings": True}),
+    "dimba": ("dimba", MASKED),
+    "dimba guided": ("dimba", {**MASKED, "prediction": "v", "prompt_encoder": True}),
 }
+STEPS = {"dimba": "denoise", "dimba guided": "guided"}
+"""Variants of families with several graphs: the one to build."""
 
 
-def quantised(model, precision=None, mixed=False):
+def quantised(model, precision=None, mixed=False, outliers=()):
     """Q/DQ as the recipe says, then float16; `precision` is given to every layer that can have it.
 
     `mixed` leaves every other layer in floating point, as a budget may.
@@ -60,11 +64,28 @@ def quantised(model, precision=None, mixed=False):
             recipe = recipe.with_layer(layer.name, precision="float")
         if precision in layer.precisions:
             recipe = recipe.with_layer(layer.name, precision=precision)
-        recipe = recipe.with_layer(layer.name, scale=0.03)
+        recipe = recipe.with_layer(layer.name, scale=0.03, outliers=outliers)
     made = quantize(model, layers, recipe)
     type_fp16(made)
     require_clean(made, "denoise")
     return made
+
+
+def with_int4(model):
+    """What `pack` writes of an int4 graph for a board."""
+    layers = find_layers(model, {"ids": "canvas", "time": "time"})
+    form = BoardForm()
+    recipe, items = form.default_recipe(layers, "int4"), model.graph.initializers
+    grids = {}
+    for layer in layers:
+        if recipe.layers[layer.name].precision == "int4":
+            matrix = layer.by_channel(items[layer.weight].const_value.numpy()).T
+            grids[layer.name] = form.make_grid(matrix, None)
+        recipe = recipe.with_layer(layer.name, scale=0.03)
+    assert grids or len(layers) == 1  # a head alone has none
+    made = quantize(model, layers, recipe, grids)
+    type_fp16(made)
+    return narrowed(made)
 
 
 def with_large_values(model):
@@ -78,9 +99,9 @@ def with_half_cache(model):
     return narrowed(with_half(model))
 
 
-def as_shipped(model, mixed=False):
+def as_shipped(model, mixed=False, outliers=()):
     """What `pack` writes of every int8 graph for a board."""
-    return narrowed(quantised(model, mixed=mixed))
+    return narrowed(quantised(model, mixed=mixed, outliers=outliers))
 
 
 def narrowed(model):
@@ -110,6 +131,8 @@ CONVERSIONS = {
     "int8": quantised,
     "int8, float16 cache": as_shipped,
     "int8 and float, float16 cache": partial(as_shipped, mixed=True),
+    "int8, outliers": partial(as_shipped, outliers=(1, 5, 9)),
+    "int4": with_int4,
     "int8 head": partial(quantised, precision="int8"),
     "int8 weights": partial(quantised, precision="int8-weight"),
 }
@@ -121,7 +144,8 @@ def traced(variant):
     torch.manual_seed(0)
     family = FAMILIES[name]
     config = family.make_config({**MODEL, "eos_token_id": 0, "pad_token_id": None, **options})
-    (graph,) = family.graphs(family.make_model(config["model"]).eval(), config)
+    graphs = family.graphs(family.make_model(config["model"]).eval(), config)
+    graph = next(g for g in graphs if g.name == STEPS.get(variant, graphs[0].name))
     if variant in PARTS:
         graph = graph.parts[PARTS[variant]]
     return graph, trace(graph, {"batch": 1, "rows": BLOCK, "context": CONTEXT})

@@ -17,7 +17,7 @@ from ..families import FAMILIES
 from ..families.base import Family
 from .architectures import WHOLE_CANVAS
 from .checkpoint import Checkpoint, write_checkpoint
-from .start import Start, read_start
+from .start import Start, read_model
 
 
 def resolve_config(
@@ -78,7 +78,7 @@ def convert(
     """
     if family_name not in FAMILIES:
         raise ConfigError(f"family {family_name!r}: choose one of {', '.join(FAMILIES)}")
-    start = read_start(init)
+    start = read_model(init)
     if Path(out).resolve() == start.checkpoint.path.resolve():
         raise ConfigError(f"--out {out} is the folder of --init; give another one")
     made = _converted(start, init, family_name, options, context)
@@ -104,7 +104,7 @@ def open_any(
         blocks: Block sizes of a public diffusion model that names none.
         tokenizer: Where the tokenizer of a checkpoint is that has none; see `tokenizer_file`.
     """
-    start = read_start(where, tokenizer)
+    start = read_model(where, tokenizer)
     if "family" in start.checkpoint.config:
         return start.checkpoint
     family = start.family

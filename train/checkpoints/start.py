@@ -44,6 +44,7 @@ from .hub import (
     tokenizer_file,
 )
 from .hugging_face import find_architecture, read_shape, read_tensors
+from .mamba_ssm import TrunkStart, is_mamba_ssm, read_mamba_ssm
 from .tensor_files import WEIGHTS, tensor_names
 
 _PLAIN = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
@@ -143,7 +144,7 @@ def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
     }
 
 
-def read_start(where: str | Path, tokenizer: str | Path | None = None) -> Start:
+def read_start(where: str | Path, tokenizer: str | Path | None = None) -> Start | TrunkStart:
     """Reads the checkpoint of a folder, a hub name or a GGUF file; raises CheckpointError.
 
     Args:
@@ -153,6 +154,8 @@ def read_start(where: str | Path, tokenizer: str | Path | None = None) -> Start:
         return _read_file(Path(where))
     folder = checkpoint_folder(where)
     config = read_json(folder)
+    if is_mamba_ssm(config):
+        return read_mamba_ssm(folder, config)
     if _is_public(config):
         config = _completed(config, folder)
         shape = read_shape(config, str(folder))
@@ -181,6 +184,16 @@ def _completed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "tie_word_embeddings" not in config and (folder / WEIGHTS).is_file():
         found["tie_word_embeddings"] = HEAD not in tensor_names(folder / WEIGHTS)
     return {**found, **(flat_config(config) or config)}
+
+
+def read_model(where: str | Path, tokenizer: str | Path | None = None) -> Start:
+    """Reads a checkpoint that is a whole model, as `read_start`; raises CheckpointError."""
+    found = read_start(where, tokenizer)
+    if isinstance(found, TrunkStart):
+        raise CheckpointError(
+            f"{where} holds layers alone, no embedding of ours: train a model from them with --init"
+        )
+    return found
 
 
 def _read_file(path: Path) -> Start:
@@ -258,6 +271,8 @@ def read_framing(where: str | Path, tokenizer: str | Path | None = None) -> dict
         return _framing(found.config, tokenizer, found.companions, known, str(where))[0]
     folder = checkpoint_folder(where)
     config = read_json(folder)
+    if is_mamba_ssm(config):
+        return {}
     if not _is_public(config):
         return _own_framing(read_config(folder), load_tokenizer(folder, ()))
     config, place = _completed(config, folder), tokenizer_file(folder, tokenizer)

@@ -126,6 +126,8 @@ class Family(Protocol):
     """1 where position i predicts token i + 1, 0 where it predicts its own."""
     has_mask: bool = True
     """Whether canvases hold the mask token; a tokenizer may have one all the same."""
+    has_likelihood: bool = True
+    """Whether `eval_loss` bounds the likelihood; if not, its nats are of what their names say."""
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Resolves options into the family's part of config.json.

@@ -21,6 +21,7 @@ from ...runtime.cache import cache_root
 from ...runtime.errors import CheckpointError, ConfigError
 from ...runtime.text.framing import Framing
 from ..checkpoints.checkpoint import (
+    Checkpoint,
     load_state,
     read_companions,
     read_config,
@@ -29,7 +30,7 @@ from ..checkpoints.checkpoint import (
     write_checkpoint,
 )
 from ..checkpoints.convert import resolve_config
-from ..checkpoints.start import Start, read_framing, read_start, tokenizer_of
+from ..checkpoints.start import Start, TrunkStart, read_framing, read_start, tokenizer_of
 from ..config import (
     PRECISIONS,
     SETTINGS,
@@ -51,6 +52,7 @@ from ..data.tokenizer import (
 from ..families import FAMILIES
 from ..files import make_folder
 from ..nn.lora import Lora
+from ..pretrained import draw_texts
 from .heldout import frequency_nats
 from .loop import Hooks, Loop, RunState
 from .progress import NoCurves, ProgressBar, make_curves
@@ -135,15 +137,17 @@ def _lent_tokenizer(config: TrainConfig) -> str | None:
     return None if made_here or tokenizer_of(config.init) else config.tokenizer
 
 
-def _source(out: Path, start: Start | None) -> dict[str, Any]:
+def _source(out: Path, start: Start | TrunkStart | None) -> dict[str, Any]:
     """Where the public model comes from whose weights a run started from; empty if from none."""
-    if start is not None:
+    if isinstance(start, Start):
         return dict(start.source or start.checkpoint.config.get("source") or {})
     last = out / "last"
     return dict(read_json(last).get("source") or {}) if (last / "config.json").is_file() else {}
 
 
-def _begin(config: TrainConfig, out: Path, *, has_state: bool) -> tuple[TrainConfig, Start | None]:
+def _begin(
+    config: TrainConfig, out: Path, *, has_state: bool
+) -> tuple[TrainConfig, Start | TrunkStart | None]:
     """Reads what a run starts from; the settings that come back have its shape."""
     if config.init is None:
         return config, None
@@ -220,6 +224,7 @@ def _run(
         "seconds": round(run_state.elapsed_s, 1),
         "best_step": run_state.best_step,
         "held_out": run_state.figures,
+        "has_likelihood": loop.family.has_likelihood,
         "frequency_nats": frequency_nats(corpus.train.tokens, loop.held_out.ids.numpy()),
     }
 
@@ -334,7 +339,21 @@ def _hooks(
             save_state(out, run_state.step, state)
         fabric.barrier()
 
-    return Hooks(on_best=on_best, on_save=on_save, interrupted=lambda: asked[0])
+    def sample(weights: dict[str, torch.Tensor]) -> list[str]:
+        if not fabric.is_global_zero:
+            return []
+        checkpoint = Checkpoint(
+            path=out, config=dict(loop.model_config), weights=weights, tokenizer_json=tokenizer_json
+        )
+        return draw_texts(checkpoint, loop.config.samples)
+
+    samples = loop.config.samples and loop.config.log != "none"
+    return Hooks(
+        on_best=on_best,
+        on_save=on_save,
+        sample=sample if samples else None,
+        interrupted=lambda: asked[0],
+    )
 
 
 @contextlib.contextmanager

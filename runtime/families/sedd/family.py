@@ -10,22 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ...bundle.manifest import GraphSpec, Manifest
-from ...decoding import DecodingRule
+from ...bundle.manifest import Manifest
 from ...errors import ConfigError
 from ...noise.transition import GRAPHS
-from ..base import Buckets, DeviceFamily, LoadedModel, Request, UpdateRule, WindowSize
-from ..window import by_rows, check_request, choose_block, default_block
+from ..base import LoadedModel, Request, UpdateRule
+from ..whole_canvas import WholeCanvasFamily
+from ..window import check_request
 from .bound import score_bound
-from .rule import GRAPH, ScoreRule, window_size
+from .rule import GRAPH, ScoreRule
 from .rules import ScoreDecoding
 
 
-class ScoreFamily(DeviceFamily):
+class ScoreFamily(WholeCanvasFamily):
     """What the table of families holds for `sedd`."""
 
     name = "sedd"
-    exact = False
+    graph = GRAPH
 
     def start(self, model: LoadedModel, request: Request) -> UpdateRule:
         manifest = model.manifest
@@ -35,50 +35,9 @@ class ScoreFamily(DeviceFamily):
         assert isinstance(settings, ScoreDecoding)
         return ScoreRule(model, request, settings)
 
-    def positions(
-        self, manifest: Manifest, specs: Sequence[GraphSpec], settings: DecodingRule
-    ) -> int:
-        """See DeviceFamily: the canvas asked for, else the longest one."""
-        assert isinstance(settings, ScoreDecoding)
-        shapes = by_rows(specs, GRAPH)
-        return window_size(shapes, max(shapes), settings.block_size)
-
-    def blocks(self, manifest: Manifest, specs: Sequence[GraphSpec]) -> Mapping[int, Buckets]:
-        """See DeviceFamily: the lengths of canvases."""
-        del manifest
-        return by_rows(specs, GRAPH)
-
-    def runs(
-        self,
-        manifest: Manifest,
-        specs: Sequence[GraphSpec],
-        *,
-        block: int | None,
-        positions: int,
-        tokens_per_run: float,
-    ) -> Iterator[tuple[GraphSpec, float]]:
-        del manifest
-        shapes = by_rows(specs, GRAPH)
-        size = window_size(shapes, positions, block)
-        # Behind the first canvas each one makes half of its positions.
-        canvases = 1 + max(0, -(-2 * (positions - size) // size))
-        yield shapes[size][0], canvases * max(1.0, size / tokens_per_run)
-
     def noise_level(self, inputs: Mapping[str, np.ndarray]) -> float | None:
         """Gives 1 - exp(-sigma)."""
         return float(-np.expm1(-np.max(inputs["sigma"])))
-
-    def text_rows(self, spec: GraphSpec) -> int:
-        """See DeviceFamily: all of them."""
-        return spec.rows
-
-    def windows(
-        self, manifest: Manifest, specs: Sequence[GraphSpec], block_size: int | None
-    ) -> WindowSize:
-        """See DeviceFamily: a window is one canvas."""
-        shapes, asked = by_rows(specs, GRAPH), block_size or default_block(manifest)
-        block = choose_block(shapes, asked, manifest.block_sizes)
-        return WindowSize(block, min(manifest.max_position, block))
 
     def bound(
         self,
@@ -91,18 +50,7 @@ class ScoreFamily(DeviceFamily):
     ) -> Iterator[np.ndarray]:
         """See DeviceFamily; a window is one canvas, so that block_size follows from its length."""
         check_manifest(model.manifest)
-        lengths = by_rows(model.specs, GRAPH)
-        for window in windows:
-            if len(window) not in lengths:
-                raise ConfigError(
-                    f"windows of {len(window)} tokens need a graph of that length, the bundle has "
-                    f"{', '.join(map(str, lengths))}; choose one of these as --context and --block"
-                )
-            if block_size not in (None, len(window)):
-                raise ConfigError(
-                    f"a window is one canvas: {len(window)} tokens are not read by blocks of "
-                    f"{block_size}; give --block {len(window)}, or leave --context out"
-                )
+        self._check_windows(model, windows, block_size)
         return score_bound(model, windows, seed=seed, samples=samples)
 
 

@@ -11,15 +11,16 @@ enum DrawKind {
   DRAW_CHOICE = 3,
   DRAW_ACCEPT = 7,
   DRAW_DRAFT = 8,
+  DRAW_LATENT = 9,
 };
 
 constexpr double UNIT = 1.1102230246251565e-16;  // 2^-53
 
-// The uniform of (position, step, kind), in units of 2^-53.
-__device__ inline unsigned long long draw_bits(const State* state, unsigned position,
-                                               unsigned step, DrawKind kind) {
+// The four output words of (position, step, kind); the kind's higher bits may say more.
+__device__ inline uint4 draw_words(const State* state, unsigned position, unsigned step,
+                                   unsigned kind) {
   unsigned key0 = state->seed_low, key1 = state->sample_index;
-  unsigned word0 = position, word1 = step, word2 = (unsigned)kind, word3 = state->seed_high;
+  unsigned word0 = position, word1 = step, word2 = kind, word3 = state->seed_high;
   for (int round = 0; round < 10; ++round) {
     const unsigned long long product0 = 0xD2511F53ull * word0;
     const unsigned long long product1 = 0xCD9E8D57ull * word2;
@@ -30,7 +31,14 @@ __device__ inline unsigned long long draw_bits(const State* state, unsigned posi
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  return (word0 | ((unsigned long long)word1 << 32)) >> 11;
+  return {word0, word1, word2, word3};
+}
+
+// The uniform of (position, step, kind), in units of 2^-53.
+__device__ inline unsigned long long draw_bits(const State* state, unsigned position,
+                                               unsigned step, DrawKind kind) {
+  const uint4 words = draw_words(state, position, step, (unsigned)kind);
+  return (words.x | ((unsigned long long)words.y << 32)) >> 11;
 }
 
 // The same as a number in [0, 1).

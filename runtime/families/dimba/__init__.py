@@ -1,0 +1,1 @@
+"""The family `dimba`: diffusion on latents, rounded to tokens at the end."""

@@ -1,0 +1,1 @@
+"""The family `dimba`: diffusion on token embeddings by bidirectional Mamba-2."""
