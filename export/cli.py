@@ -142,6 +142,11 @@ def _forecast(
         help="Text (.txt, .jsonl or .parquet) to check parity and measure losses on. Default: a "
         "paragraph, and every other document of the calibration text.",
     ),
+    click.option(
+        "--tokenizer",
+        help="Where the tokenizer of a checkpoint is that has none: a tokenizer.json, its folder, "
+        "or owner/name on the hub (openai-community/gpt2 for mdlm-owt and its kind).",
+    ),
     click.option("--seed", default=0, help="Of masks, draws and calibration."),
 )
 @grouped(
@@ -187,7 +192,8 @@ def _forecast(
         default="fp32",
         help="fp32, fp16, int8 or int4. fp16 stores weights in half the bytes; arithmetic stays "
         "float32 on cpu and host, and is float16 on a board. int8 multiplies integers in the "
-        "linear layers; int4, on cpu and host, stores their weights in 4 bits, by groups of 32.",
+        "linear layers; int4 stores their weights in 4 bits, by groups of 32 inputs on cpu and "
+        "host, of 128 or 64 on a board.",
     ),
     click.option(
         "--calibration-data",
@@ -266,17 +272,17 @@ def main(
 
     CHECKPOINT is a folder that dlm-train wrote, or a model as others publish it: a folder,
     owner/name on the Hugging Face hub, or of a causal one (Llama, Qwen2, Qwen3) a GGUF file. The
-    diffusion models are those that dLLM made of Qwen (A2D), SDAR, Fast-dLLM v2, CoDA and
-    Open-dCoder; the blocks that they were trained on are taken from their files or their name,
-    --block says them where neither does.
+    diffusion models are those that dLLM made of Qwen (A2D), SDAR, Fast-dLLM v2, CoDA,
+    Open-dCoder, MDLM and BD3-LM; the blocks that they were trained on are taken from their files
+    or their name, --block says them where neither does.
 
     With --precision int8 or int4 (and fp16, where there is text) the way goes through calibration:
     the model decodes prompts, scales are fitted to what it meets (to clean text, if those do as
     well), and the loss of the whole is held to --max-loss on text that calibration has not seen:
     the upper end of its 95 % interval over masks. On cpu and host each row takes its own scale of
     activations; fitted is what is folded into weights, which channels stay in floating point, and
-    how int4 is rounded. A file of Q4_0, Q4_1 or Q4_K is carried over as it is. A report with
-    drawings goes into the bundle and beside it.
+    how int4 is rounded. On cpu and host a file of Q4_0, Q4_1 or Q4_K is carried over as it is. A
+    report with drawings goes into the bundle and beside it.
 
     Decoding options become the bundle's defaults; without --rule, the first rule of the model's
     family that takes them is used. Without any of them, a model whose texts repeat themselves at

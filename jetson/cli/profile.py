@@ -132,6 +132,11 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 help="Two runs side by side; with --out also as a page.",
             ),
             click.option("--doctor", is_flag=True, help="Check whether this machine is ready."),
+            click.option(
+                "--serve",
+                is_flag=True,
+                help="Measure the bundle under dlm-serve, from 1, 2, 4 and 8 clients.",
+            ),
         ),
     ]
     for part in reversed(parts):
@@ -169,6 +174,10 @@ def main(bundle: Path | None, as_json: bool, verbose: int, **given: Any) -> None
         show_comparison(
             given["compare"], given["out"], overwrite=given["overwrite"], as_json=as_json
         )
+    elif given["serve"]:
+        from .serving import measure as measure_serving
+
+        measure_serving(bundle, take_settings(given), given, as_json=as_json)
     else:
         from .measure import measure
 
@@ -180,6 +189,7 @@ def _check(bundle: Path | None, given: dict[str, Any]) -> None:
         "--render": given["render"] is not None,
         "--compare": bool(given["compare"]),
         "--doctor": given["doctor"],
+        "--serve": given["serve"],
         "--sweep": given["sweep"],
         "--power-mode": given["power_mode"] is not None,
         "--out": given["out"] is not None,
@@ -194,6 +204,8 @@ def _check(bundle: Path | None, given: dict[str, Any]) -> None:
     pairs += [(task, other, "it measures no bundle") for task in _TASKS for other in others]
     pairs += [("--no-predict", o, "it is about the forecast") for o in ("--target", "--mode")]
     pairs.append(("--doctor", "--out", "it writes no report"))
+    alone = (*_TASKS, "--sweep", "--power-mode", "--target", "--mode", "--no-predict")
+    pairs += [("--serve", other, "it measures the server alone") for other in alone]
     refuse_together(present, *pairs)
     if not given["sweep"]:
         source = click.get_current_context().get_parameter_source("texts")
