@@ -2,8 +2,9 @@
 board, without making the weights. For planning models that are not trained, or too large to make.
 
 The same operators in the same order as the exporter's float16 graph of the native backbone, and
-beyond it grouped queries, biases on queries, keys and values, and INT8 linear layers. A test holds
-it to a graph that was really exported.
+beyond it grouped queries, biases on queries, keys and values, and the linear layers that boards get
+in int8 (W8A8, OUTLIERS channels of each layer in a float16 product of their own) and in int4
+(weights alone, by groups). A test holds it to a graph that was really exported.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from ..jetson.graph.onnx_graph import Graph, Initialiser, Node, Port
 from ..runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 
 FILE = "graphs/denoise.onnx"
+OUTLIERS = 16
+"""Channels of a layer that int8 keeps apart: of 8, 16 and 32 what pretrained layers mostly take."""
+GROUP = 128
+"""Inputs that share a step in int4."""
 _FLOAT, _LONG, _HALF = 1, 7, 10
 """ONNX's codes of float32, int64 and float16."""
 
@@ -80,19 +85,26 @@ class _Builder:
         """Adds a Cast."""
         return self.op("Cast", value, to=to)
 
-    def linear(self, value: str, name: str, rows: int, columns: int, int8: bool) -> str:
-        """Adds a product with a weight, in INT8 with scales if asked."""
-        if not int8:
+    def linear(self, value: str, name: str, rows: int, columns: int, precision: str) -> str:
+        """Adds a product with a weight in fp16, int8 or int4."""
+        if precision == "fp16":
             return self.op("MatMul", value, self.weight(name, rows, columns))
-        stored = self.weight(name, rows, columns, dtype="int8")
+        stored = self.weight(name, rows, columns, dtype=precision)
+        if precision == "int4":
+            steps = self.weight(f"{name}.scale", rows // GROUP, columns)
+            wide = self.op("DequantizeLinear", stored, steps, axis=0, block_size=GROUP)
+            return self.op("MatMul", value, wide)
         wide = self.op("DequantizeLinear", stored, self.weight(f"{name}.scale", columns), axis=1)
         one, zero = self.scalar("float16"), self.scalar("int8")
         narrow = self.op("QuantizeLinear", value, one, zero)
-        return self.op("MatMul", self.op("DequantizeLinear", narrow, one, zero), wide)
+        most = self.op("MatMul", self.op("DequantizeLinear", narrow, one, zero), wide)
+        few = self.op("Gather", value, self.ints(*range(OUTLIERS)), axis=-1)
+        few = self.op("MatMul", few, self.weight(f"{name}.outliers", OUTLIERS, columns))
+        return self.op("Add", most, few)
 
 
-def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
-    """Returns the float16 graph of a block step, with INT8 linear layers if asked.
+def block_graph(shape: TransformerShape, precision: str = "fp16") -> Graph:
+    """Returns the float16 graph of a block step, its linear layers in fp16, int8 or int4.
 
     Embedding, head, norms and attention's own products stay float16 (float32 where the exporter
     keeps it).
@@ -107,7 +119,7 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
     x = make.cast(make.op("Gather", table, "ids"), _FLOAT)
     stored = []
     for layer in range(shape.num_layers):
-        x, new = _layer(make, shape, layer, x, "kv", (cosine, sine), bias, int8)
+        x, new = _layer(make, shape, layer, x, "kv", (cosine, sine), bias, precision)
         stored.append(new)
     logits = _norm(make, shape, x, "final_norm")
     if shape.tied:
@@ -117,7 +129,7 @@ def block_graph(shape: TransformerShape, *, int8: bool = False) -> Graph:
     logits = make.cast(make.op("MatMul", logits, head), _FLOAT)
     joined = make.op("Concat", *(make.op("Unsqueeze", x, make.ints(2)) for x in stored), axis=2)
     kv_new = make.op("Transpose", joined, perm=(1, 0, 2, 3, 4, 5))
-    spec = _spec(shape, 1, 1, "int8" if int8 else "fp16")
+    spec = _spec(shape, 1, 1, precision)
     return Graph(
         nodes=tuple(make.nodes),
         initialisers=make.initialisers,
@@ -180,7 +192,7 @@ def _layer(
     cache: str,
     angles: tuple[str, str],
     bias: str,
-    int8: bool,
+    precision: str,
 ) -> tuple[str, str]:
     """One layer on the residual stream x in float32; returns the stream and the block's keys and
     values (1, block, 2, kv_heads, head_dim)."""
@@ -188,7 +200,7 @@ def _layer(
     heads, kv_heads, size = shape.num_heads, shape.num_kv_heads, shape.head_dim
     past = make.op("Gather", cache, _index(make, layer), axis=2)
     normed = _norm(make, shape, x, f"{name}.attention_norm")
-    mixed = make.linear(normed, f"{name}.qkv", shape.dim, shape.qkv_columns, int8)
+    mixed = make.linear(normed, f"{name}.qkv", shape.dim, shape.qkv_columns, precision)
     if shape.qkv_bias:
         mixed = make.op("Add", mixed, make.weight(f"{name}.qkv_bias", shape.qkv_columns))
     mixed = make.op("Reshape", mixed, make.ints(1, -1, heads + 2 * kv_heads, size), allowzero=1)
@@ -200,13 +212,13 @@ def _layer(
     new = make.op("Concat", *parts, axis=2)
     both = make.op("Concat", make.op("Transpose", past, perm=(1, 0, 2, 3, 4)), new, axis=1)
     seen = _attend(make, shape, query, both, bias)
-    out = make.linear(seen, f"{name}.out", heads * size, shape.dim, int8)
+    out = make.linear(seen, f"{name}.out", heads * size, shape.dim, precision)
     x = make.op("Add", x, make.cast(out, _FLOAT))
     normed = _norm(make, shape, x, f"{name}.mlp_norm")
-    wide = make.linear(normed, f"{name}.gate_up", shape.dim, 2 * shape.hidden_dim, int8)
+    wide = make.linear(normed, f"{name}.gate_up", shape.dim, 2 * shape.hidden_dim, precision)
     gate, up = make.op("Split", wide, outputs=2, axis=2, num_outputs=2)
     gated = make.op("Mul", make.op("Mul", gate, make.op("Sigmoid", gate)), up)
-    down = make.linear(gated, f"{name}.down", shape.hidden_dim, shape.dim, int8)
+    down = make.linear(gated, f"{name}.down", shape.hidden_dim, shape.dim, precision)
     return make.op("Add", x, make.cast(down, _FLOAT)), new
 
 
@@ -276,10 +288,9 @@ def _spec(shape: TransformerShape, rows: int, context: int, precision: str) -> G
 
 
 def block_manifest(
-    shape: TransformerShape, sizes: Sequence[tuple[int, int]], *, int8: bool, target: str
+    shape: TransformerShape, sizes: Sequence[tuple[int, int]], *, precision: str, target: str
 ) -> Manifest:
     """Describes a bundle of that graph at (rows, context) sizes, as far as a forecast reads it."""
-    precision = "int8" if int8 else "fp16"
     model: Mapping[str, Any] = {"dim": shape.dim, "num_layers": shape.num_layers}
     return Manifest(
         family="mdlm",

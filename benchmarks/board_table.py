@@ -84,25 +84,29 @@ PUBLISHED: tuple[dict[str, Any], ...] = (
 )
 """Token by token on an Orin Nano 8 GB."""
 BLOCK = 32
+PRECISIONS = ("fp16", "int8", "int4")
+"""Of the linear layers."""
 TOKENS_PER_NFE = (1.0, 2.5)
 """What a block model of small size gives (the shipped one: 1.1), and what Fast-dLLM v2 reports for
 its Qwen2.5 conversions against token by token (arXiv 2509.26328)."""
 
 
 def forecast(
-    shape: TransformerShape, target: str, mode: str, *, int8: bool, tokens_per_nfe: float
+    shape: TransformerShape, target: str, mode: str, *, precision: str, tokens_per_nfe: float
 ) -> Forecast:
     """Plans one shape at a block of 32 over half and all of its positions."""
     sizes = [(BLOCK, shape.positions // 2), (BLOCK, shape.positions)]
-    manifest = block_manifest(shape, sizes, int8=int8, target=target)
-    graph = block_graph(shape, int8=int8)
+    manifest = block_manifest(shape, sizes, precision=precision, target=target)
+    graph = block_graph(shape, precision)
     return forecast_graphs(manifest, {FILE: graph}, target, mode, tokens_per_nfe=tokens_per_nfe)
 
 
-def row(shape: TransformerShape, target: str, mode: str, *, int8: bool) -> dict[str, Any]:
+def row(shape: TransformerShape, target: str, mode: str, *, precision: str) -> dict[str, Any]:
     """One line of the table, at half of the model's positions as context."""
     context = shape.positions // 2
-    forecasts = [forecast(shape, target, mode, int8=int8, tokens_per_nfe=n) for n in TOKENS_PER_NFE]
+    forecasts = [
+        forecast(shape, target, mode, precision=precision, tokens_per_nfe=n) for n in TOKENS_PER_NFE
+    ]
     parts = [
         next(part for part in item.graphs.values() if part.dims["context"] == context)
         for item in forecasts
@@ -154,11 +158,9 @@ def main(target: str, modes: tuple[str, ...], out: Path | None) -> None:
     place = find_target(target)
     rows = []
     for shape in SHAPES:
-        for int8 in (False, True):
-            # Our own sizes are bound by launches; INT8 matters for the large ones.
-            if int8 and shape.positions < 2048:
-                continue
-            rows += [row(shape, place.name, mode, int8=int8) for mode in modes]
+        # Our own sizes are bound by launches; integers matter for the large ones.
+        for precision in PRECISIONS if shape.positions >= 2048 else PRECISIONS[:1]:
+            rows += [row(shape, place.name, mode, precision=precision) for mode in modes]
     click.echo(f"predicted, block {BLOCK}, {place.title}")
     print_table(COLUMNS, rows)
     for line in sorted({f"{item['model']}: {w}" for item in rows for w in item["warnings"]}):

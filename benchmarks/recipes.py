@@ -1,15 +1,17 @@
-"""What recipes for a CPU cost a real causal model, in perplexity of real text.
+"""What recipes cost a real causal model, in perplexity of real text.
 
     python -m dlm_edge.benchmarks.recipes SmolLM2-135M-Instruct.Q4_1.gguf --data text.txt
 
-Every linear layer, head and embedding take the same recipe; no budget gives any of them up. Text is
-read in windows of 128 tokens without context: the first ones are what channels are chosen on, the
-others are measured. Ratios are over float32 on the same windows, with a 95 % interval over windows.
+Every linear layer takes the same recipe, and no budget gives any of them up; on boards head and
+embedding are stored as int8. Text is read in windows of 128 tokens without context: the first ones
+are what channels and scales are chosen on, the others are measured. Ratios are over float32 on the
+same windows, with a 95 % interval over windows. Graphs for boards run on ONNX Runtime's CPU
+provider, which computes in floating point on the rounded values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def read_text(session: Any, spec: Any, windows: Iterable[np.ndarray]) -> tuple[A
     """Returns the mean negative log-likelihood of each window in nats, and the top tokens."""
     losses, top = [], []
     for ids in windows:
-        logits = session.run(["logits"], inputs_of(spec, ids))[0][0, :-1]
+        logits = session.run(["logits"], inputs_of(spec, ids))[0][0, :-1].astype(np.float32)
         most = logits.max(axis=1)
         total = most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
         losses.append(float((total - logits[np.arange(len(logits)), ids[1:]]).mean()))
@@ -76,9 +78,12 @@ def paired(losses: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     }
 
 
-def recipes_of(model: Any, spec: Any, windows: Iterable[np.ndarray]) -> dict[str, Any]:
-    """Returns functions that make graphs, by the recipe's name, and the outliers of each layer."""
+def recipes_of(
+    model: Any, spec: Any, windows: Iterable[np.ndarray]
+) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
+    """Yields the name of each recipe, what it was fitted to, and the function that makes graphs."""
     from ..calibration.canvases.canvases import CanvasSet, Inputs, RecordedRun
+    from ..calibration.forms.board import BoardForm
     from ..calibration.forms.cpu import CpuForm
     from ..calibration.scales.activations import collect, layer_inputs
     from ..calibration.scales.calibrate import Calibrator, Fitted
@@ -102,6 +107,7 @@ def recipes_of(model: Any, spec: Any, windows: Iterable[np.ndarray]) -> dict[str
         return Calibrator({graph: model}, [spec], CpuForm(), "cpu", precision)
 
     work = calibrator("int8")
+    board = Calibrator({graph: model}, [spec], BoardForm(), "orin-nano", "int8")
     layers = work.layers[graph]
     plain = work.default_recipe({})
     seen = collect(model, runs, layer_inputs(layers), graph=graph)
@@ -119,14 +125,15 @@ def recipes_of(model: Any, spec: Any, windows: Iterable[np.ndarray]) -> dict[str
         stored = stored.with_layer(graph, layer.name, precision="int8-weight")
     recipes = {"int8 weights, float activations": stored, "int8": plain}
     recipes |= {f"int8, {count} outliers": fixed(count) for count in COUNTS}
-    made = {
-        name: Fitted(recipe=recipe, models={graph: model}, grids={graph: {}})
-        for name, recipe in recipes.items()
-    }
-    made["int8, chosen outliers"] = work.fit(plain, canvases, outliers=True)
+    for name, recipe in recipes.items():
+        fitted = Fitted(recipe=recipe, models={graph: model}, grids={graph: {}})
+        yield name, fitted, work.quantised
+    yield "int8, chosen outliers", work.fit(plain, canvases, outliers=True), work.quantised
     small = calibrator("int4")
-    made["int4"] = small.fit(small.default_recipe({}), canvases, outliers=True)
-    return {name: (fitted, work.quantised) for name, fitted in made.items()}
+    yield "int4", small.fit(small.default_recipe({}), canvases, outliers=True), small.quantised
+    for name, outliers in (("board int8, folded", False), ("board int8, chosen outliers", True)):
+        fitted = board.fit(board.default_recipe({}), canvases, outliers=outliers)
+        yield name, fitted, board.quantised
 
 
 def counted(recipe: Any) -> dict[str, int]:
@@ -144,6 +151,7 @@ def measure(
 ) -> list[Mapping[str, Any]]:
     """Measures every recipe; one row each."""
     from ..calibration.graphs import num_bytes
+    from ..calibration.workbench import typed_spec
     from ..export.onnx_graph.trace import trace
     from ..export.settings import ExportSettings
     from ..export.source import load_source
@@ -164,14 +172,15 @@ def measure(
     rows: list[Mapping[str, Any]] = []
 
     def add(name: str, model: Any, **more: Any) -> tuple[np.ndarray, np.ndarray]:
-        losses, top = read_text(open_session(model, 1), spec, measured)
+        typed = typed_spec(spec, model, "")
+        losses, top = read_text(open_session(model, 1), typed, measured)
         rows.append({"recipe": name, "mib": num_bytes(model) / 2**20, **more})
         return losses, top
 
     say("measuring fp32")
     base, best = add("fp32", exact)
     rows[0] = {**rows[0], "perplexity": float(np.exp(base.mean())), "tokens": len(best)}
-    for name, (fitted, quantised) in recipes_of(exact, spec, chosen).items():
+    for name, fitted, quantised in recipes_of(exact, spec, chosen):
         say(f"measuring {name}")
         losses, top = add(name, quantised(fitted, fitted.recipe)[spec.name])
         found = {**paired(losses, base), "same_top": float((top == best).mean())}
@@ -190,7 +199,7 @@ def measure(
 @click.option("--tokens", type=click.IntRange(min=256), default=20_000)
 @out_option("recipes")
 def main(checkpoint: Path, data: Path, tokens: int, out: Path) -> None:
-    """Measures what each recipe for a CPU costs a causal CHECKPOINT (folder or GGUF file).
+    """Measures what each recipe costs a causal CHECKPOINT (folder or GGUF file).
 
     Goal: int8 with chosen outliers at most 1.005 times float32's perplexity, int4 of a 4-bit file
     1.03.

@@ -92,6 +92,15 @@ def replace_node(old: ir.Node, new: Sequence[ir.Node]) -> None:
     )
 
 
+def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Adds nodes directly behind the one that makes a value; first, where none does."""
+    maker = value.producer()
+    if maker is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(maker, nodes)
+
+
 def remove_unused(model: ir.Model) -> None:
     """Removes nodes and initialisers that no output depends on, in place."""
     RemoveUnusedNodesPass()(model)

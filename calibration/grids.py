@@ -1,4 +1,8 @@
-"""Matrices of 4 bits: every 32 inputs of an output have sixteen values at equal distances.
+"""Matrices of 4 bits: every group of inputs of an output has sixteen values at equal distances.
+
+On CPUs groups have 32 inputs and a lowest value of their own. TensorRT multiplies signed codes by a
+positive step, so that a group of a board has 128 inputs (64 where 128 do not divide them) from -8
+to 7 steps.
 
 A matrix that comes from 4 bits (a GGUF file of Q4_0, Q4_1 or Q4_K) is on such a grid already.
 `find_grid` gives it back from the values alone, and only if every one of them is met exactly, so
@@ -18,7 +22,14 @@ from types import MappingProxyType
 import numpy as np
 
 GROUP = 32
+BOARD_GROUPS = (128, 64)
+"""Sizes that TensorRT takes, the better ones first."""
 LEVELS = 16
+NARROWER = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""Shares of the range that spans a group symmetrically; the one with the least error is taken."""
+LEAST_HALF_STEP = 2.0**-14
+"""float16's smallest normal number: below it steps lose digits. As the step of a weight that is an
+error of 3e-5 at most."""
 DAMPING = 0.01
 """Share of the mean second moment that is added to each, so that the matrix has an inverse."""
 _SAMPLE = 64
@@ -32,7 +43,7 @@ class Grid:
     """A matrix (outputs, inputs) as steps * codes + lows."""
 
     codes: np.ndarray
-    """(outputs, groups, GROUP) uint8, below LEVELS."""
+    """(outputs, groups, group) uint8, below LEVELS."""
     steps: np.ndarray
     """(outputs, groups) float32; may be negative."""
     lows: np.ndarray
@@ -46,6 +57,10 @@ class Grid:
     def packed(self) -> np.ndarray:
         """Returns two codes a byte, the earlier one in the low bits: (outputs, groups, 16)."""
         return self.codes[..., 0::2] | self.codes[..., 1::2] << 4
+
+    def signed(self) -> np.ndarray:
+        """Returns the codes of a symmetric grid as multiples of the steps, (outputs, inputs)."""
+        return self.codes.reshape(len(self.codes), -1).astype(np.int8) - LEVELS // 2
 
 
 NO_GRIDS: Mapping[str, Grid] = MappingProxyType({})
@@ -117,30 +132,44 @@ def _shortened(values: np.ndarray, bits: int) -> np.ndarray:
     return np.ldexp(np.rint(mantissa * scale) / scale, exponent).astype(np.float32)
 
 
-def round_to_grid(matrix: np.ndarray, moments: np.ndarray | None = None) -> Grid:
+def board_group(num_inputs: int) -> int | None:
+    """Returns the size of groups on a board; None where the inputs make no whole ones."""
+    return next((size for size in BOARD_GROUPS if num_inputs % size == 0), None)
+
+
+def round_to_grid(
+    matrix: np.ndarray,
+    moments: np.ndarray | None = None,
+    *,
+    size: int = GROUP,
+    symmetric: bool = False,
+) -> Grid:
     """Rounds a matrix to 4 bits.
 
     Args:
-        matrix: (outputs, inputs) float32; inputs are a multiple of GROUP.
+        matrix: (outputs, inputs) float32; inputs are a multiple of the size.
         moments: Second moments of the inputs, (inputs, inputs) float64: errors are weighted by
             them and passed on to later inputs; None: each value is rounded for itself.
+        size: Inputs of a group.
+        symmetric: Whether groups go from -8 to 7 steps.
     """
     outputs, inputs = matrix.shape
-    shape = (outputs, inputs // GROUP)
+    shape = (outputs, inputs // size)
+    span = _centred if symmetric else _spanned
     if moments is None:
-        groups = matrix.reshape(*shape, GROUP)
-        lows, steps = _spanned(groups)
+        groups = matrix.reshape(*shape, size)
+        lows, steps = span(groups)
         codes = _coded(groups, lows[..., None], steps[..., None])
         return Grid(codes=codes.astype(np.uint8), steps=steps, lows=lows)
     work, factor = matrix.astype(np.float64), _inverse_factor(moments)
-    codes = np.zeros((*shape, GROUP), np.uint8)
+    codes = np.zeros((*shape, size), np.uint8)
     steps, lows = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for group in range(inputs // GROUP):
-        start, end = group * GROUP, (group + 1) * GROUP
+    for group in range(inputs // size):
+        start, end = group * size, (group + 1) * size
         own = work[:, start:end]  # a view: what is left of it changes
-        low, step = _spanned(own)
+        low, step = span(own)
         errors = np.zeros_like(own)
-        for place in range(GROUP):
+        for place in range(size):
             code = _coded(own[:, place], low, step)
             row = factor[start + place, start:end]
             errors[:, place] = (own[:, place] - (code * step + low)) / row[place]
@@ -149,6 +178,21 @@ def round_to_grid(matrix: np.ndarray, moments: np.ndarray | None = None) -> Grid
         work[:, end:] -= errors @ factor[start:end, end:]
         steps[:, group], lows[:, group] = step, low
     return Grid(codes=codes, steps=steps, lows=lows)
+
+
+def _centred(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns lows and steps that span groups (..., size) symmetrically with the least error."""
+    most = np.abs(groups).max(axis=-1)
+    best, steps = np.full(most.shape, np.inf), np.zeros(most.shape, np.float32)
+    for share in NARROWER:
+        step = np.maximum(_half(most * share / (LEVELS // 2 - 1)), LEAST_HALF_STEP)
+        wide = step[..., None]
+        off = _coded(groups, -LEVELS // 2 * wide, wide) * wide - LEVELS // 2 * wide - groups
+        error = np.square(off).sum(axis=-1)
+        steps = np.where(error < best, step, steps)
+        best = np.minimum(best, error)
+    steps = steps.astype(np.float32)
+    return -LEVELS // 2 * steps, steps
 
 
 def _spanned(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,29 +11,26 @@ depend on the canvas (a timestep's embedding, the modulation computed from it) i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from .graphs import is_matrix
-from .grids import GROUP
+from .grids import GROUP, LEAST_HALF_STEP
 
 CANVAS_ROLE = "canvas"
 PRODUCTS = frozenset(("MatMul", "Gemm"))
 _BREAKS = PRODUCTS | {"Softmax", "ReduceMean", "LayerNormalization"}
 """What follows one of these belongs to another layer."""
 PRECISIONS = ("int4", "int8", "int8-weight", "float")
-"""int4: weights on a grid, activations int8 by groups (on a CPU only); int8: weights and
+"""int4: weights on a grid (on a CPU with activations int8 by groups); int8: weights and
 activations; int8-weight: stored as int8, computed in floating point."""
 WEIGHT_LIMIT = 127
 """Largest integer of a weight, so that -w is one too."""
 LEAST_STEP = 1e-12
 """Of a channel of zeros."""
-LEAST_HALF_STEP = 2.0**-14
-"""float16's smallest normal number: below it steps lose digits. As the step of a weight that is an
-error of 3e-5 at most."""
 FLOAT16_LIMIT = 65504.0
 
 
@@ -190,6 +187,15 @@ def channel_steps(array: np.ndarray, axis: int, *, half: bool = False) -> np.nda
         most = FLOAT16_LIMIT / (WEIGHT_LIMIT + 1)
         steps = np.clip(steps, LEAST_HALF_STEP, most).astype(np.float16)
     return np.maximum(steps, LEAST_STEP).astype(np.float32)
+
+
+def without_channels(array: np.ndarray, places: Sequence[int], axis: int) -> np.ndarray:
+    """Returns a matrix with some of its rows or columns zero, copied if there are any."""
+    if not places:
+        return array
+    made = array.copy()
+    made[(slice(None),) * axis + (list(places),)] = 0
+    return made
 
 
 def round_matrix(array: np.ndarray, steps: np.ndarray, axis: int) -> np.ndarray:

@@ -193,8 +193,7 @@ class Quantiser:
     ) -> tuple[Recipe, Fitted, tuple[TableTrial, ...]]:
         """Calibrates on decoding, and leaves embeddings and heads out that int8 would harm.
 
-        Where scales are taken in each run and the result is beyond the budget, it is done again
-        with outliers apart.
+        Where the result is beyond the budget, it is done again with outliers apart.
 
         Returns:
             The draft recipe with their precisions, the same with scales, and what was measured.
@@ -221,8 +220,7 @@ class Quantiser:
             return recipe
 
         kept, trials = tables()
-        dynamic = self._calibrator.form.dynamic and not self._outliers
-        if dynamic and not fits(measure(kept), self._options.max_loss):
+        if not self._outliers and not fits(measure(kept), self._options.max_loss):
             self._outliers = True
             first = self._fit(recipe, "decode", canvases)
             if all(trial.harmless for trial in trials):  # outliers apart do them no harm

@@ -32,14 +32,14 @@ class LayerRecipe:
     """What happens to one layer."""
 
     precision: str
-    """int4 (weights, with int8 activations), int8 (both), int8-weight (stored only) or float."""
+    """int4 (weights; on CPUs with int8 activations), int8 (both), int8-weight (stored), float."""
     alpha: float | None = None
     """Strength of SmoothQuant's folding into what precedes the layer; None: nothing folded."""
     scale: float | None = None
     """Step of the activations that enter it, symmetric around 0, after folding; None: decided from
     the canvases, or the activations are not quantised."""
     outliers: tuple[int, ...] = ()
-    """Input channels that are multiplied in floating point beside an int8 product on a CPU."""
+    """Input channels that are multiplied in floating point beside an int8 product."""
     observer: str | None = None
     """What chose the scale: minmax, percentile, mse, entropy, or "recipe" for an edited one."""
     reason: str = ""

@@ -25,23 +25,26 @@ from .graphs import Models, save, without_weights
 def describing(manifest: Manifest, models: Models, *, precision: str) -> Manifest:
     """Returns a manifest whose specs have a precision, and the dtypes that the graphs have."""
 
-    def described(spec: GraphSpec) -> GraphSpec:
-        graph = models[spec.name].graph
-        dtypes = {value.name: value.dtype for value in (*graph.inputs, *graph.outputs)}
+    graphs = (typed_spec(spec, models[spec.name], precision) for spec in manifest.graphs)
+    return replace(manifest, precision=precision, graphs=tuple(graphs))
 
-        def typed(tensor: TensorSpec) -> TensorSpec:
-            dtype = dtypes[tensor.name]
-            assert dtype is not None
-            return replace(tensor, dtype=dtype.numpy().name)
 
-        return replace(
-            spec,
-            precision=precision,
-            inputs=tuple(map(typed, spec.inputs)),
-            outputs=tuple(map(typed, spec.outputs)),
-        )
+def typed_spec(spec: GraphSpec, model: ir.Model, precision: str) -> GraphSpec:
+    """Returns a spec with a precision, and the dtypes that its graph has."""
+    graph = model.graph
+    dtypes = {value.name: value.dtype for value in (*graph.inputs, *graph.outputs)}
 
-    return replace(manifest, precision=precision, graphs=tuple(map(described, manifest.graphs)))
+    def typed(tensor: TensorSpec) -> TensorSpec:
+        dtype = dtypes[tensor.name]
+        assert dtype is not None
+        return replace(tensor, dtype=dtype.numpy().name)
+
+    return replace(
+        spec,
+        precision=precision,
+        inputs=tuple(map(typed, spec.inputs)),
+        outputs=tuple(map(typed, spec.outputs)),
+    )
 
 
 @contextmanager

@@ -187,7 +187,8 @@ def _forecast(
         default="fp32",
         help="fp32, fp16, int8 or int4. fp16 stores weights in half the bytes; arithmetic stays "
         "float32 on cpu and host, and is float16 on a board. int8 multiplies integers in the "
-        "linear layers; int4, on cpu and host, stores their weights in 4 bits, by groups of 32.",
+        "linear layers; int4 stores their weights in 4 bits, by groups of 32 inputs on cpu and "
+        "host, of 128 or 64 on a board.",
     ),
     click.option(
         "--calibration-data",
@@ -275,8 +276,8 @@ def main(
     well), and the loss of the whole is held to --max-loss on text that calibration has not seen:
     the upper end of its 95 % interval over masks. On cpu and host each row takes its own scale of
     activations; fitted is what is folded into weights, which channels stay in floating point, and
-    how int4 is rounded. A file of Q4_0, Q4_1 or Q4_K is carried over as it is. A report with
-    drawings goes into the bundle and beside it.
+    how int4 is rounded. On cpu and host a file of Q4_0, Q4_1 or Q4_K is carried over as it is. A
+    report with drawings goes into the bundle and beside it.
 
     Decoding options become the bundle's defaults; without --rule, the first rule of the model's
     family that takes them is used. Without any of them, a model whose texts repeat themselves at

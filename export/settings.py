@@ -26,6 +26,8 @@ ARITHMETIC: Mapping[str, str] = {
     "rest in float32",
     "int4": "4-bit weights and integer products by groups of 32, embedding and head as in int8; "
     "the rest in float32",
+    "int4 typed": "4-bit weights by groups of 128 or 64 inputs, embedding and head stored as int8; "
+    "arithmetic as in fp16",
     "int8 typed": "int8 weights and activations in the linear layers; the rest in float16, norm "
     "statistics, softmax and angles in float32; ONNX Runtime's CPU provider computes in floating "
     "point on the rounded values",
@@ -112,10 +114,6 @@ class ExportSettings:
         ):
             if value and self.precision == "fp32":
                 raise ConfigError(f"{option} has no meaning with --precision fp32: leave it out")
-        if self.precision == "int4" and find_target(self.target).is_gpu:
-            raise ConfigError(
-                f"--precision int4 is for CPUs, not for --target {self.target}: choose int8"
-            )
         if self.uncalibrated and self.precision not in INTEGERS:
             raise ConfigError("--uncalibrated is about --precision int8 and int4: leave it out")
         if self.uncalibrated and (self.calibration_data or self.recipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from ..grids import NO_GRIDS, Grid
@@ -25,6 +26,18 @@ class Form(Protocol):
 
     def default_recipe(self, layers: Sequence[WeightLayer], precision: str) -> GraphRecipe:
         """Returns what every layer becomes before any measurement, for int8 or int4."""
+        ...
+
+    def find_grid(self, matrix: np.ndarray) -> Grid | None:
+        """Returns the grid that a matrix (outputs, inputs) is on, if int4 can hold it as it is."""
+        ...
+
+    def make_grid(self, matrix: np.ndarray, moments: np.ndarray | None) -> Grid:
+        """Rounds a matrix to int4; arguments of `round_to_grid`."""
+        ...
+
+    def takes_int4(self, layer: WeightLayer) -> bool:
+        """Returns whether a layer can be int4."""
         ...
 
     def half_values(self, model: ir.Model) -> tuple[str, ...]:

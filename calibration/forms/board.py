@@ -4,6 +4,8 @@
 |---|---|
 | fp16 | float16 weights, arithmetic and cache; norm statistics, softmax, angles float32 |
 | int8 | the same, with Q/DQ around the linear layers |
+| int8, outliers | the same without these channels, and a float16 product of them alone, added |
+| int4 | a blocked DequantizeLinear behind a matrix of signed 4 bits; the product is float16 |
 | int8-weight | a DequantizeLinear behind the int8 matrix; the product is float16 |
 """
 
@@ -12,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from ..grids import NO_GRIDS, Grid
+from ..grids import NO_GRIDS, Grid, board_group, round_to_grid
 from ..layers import WeightLayer
 from ..recipe import GraphRecipe, LayerRecipe
 from .base import Cache
@@ -32,7 +35,6 @@ class BoardForm:
         """Embeddings and heads are stored as int8 and computed in floating point: a head's error
         goes straight into the logits, and at these block sizes its weights' bytes are what costs.
         """
-        del precision  # int4 is for CPUs
         recipes = {}
         for layer in layers:
             if not layer.quantizable:
@@ -40,8 +42,21 @@ class BoardForm:
             elif layer.head or layer.kind != "linear":
                 recipes[layer.name] = LayerRecipe(precision="int8-weight")
             else:
-                recipes[layer.name] = LayerRecipe(precision="int8")
+                chosen = "int4" if precision == "int4" and self.takes_int4(layer) else "int8"
+                recipes[layer.name] = LayerRecipe(precision=chosen)
         return GraphRecipe(layers=recipes)
+
+    def find_grid(self, matrix: np.ndarray) -> Grid | None:
+        del matrix  # files have smaller groups
+        return None
+
+    def make_grid(self, matrix: np.ndarray, moments: np.ndarray | None) -> Grid:
+        size = board_group(matrix.shape[1])
+        assert size is not None
+        return round_to_grid(matrix, moments, size=size, symmetric=True)
+
+    def takes_int4(self, layer: WeightLayer) -> bool:
+        return layer.fits_grid and board_group(layer.num_inputs) is not None
 
     def half_values(self, model: ir.Model) -> tuple[str, ...]:
         return half_values(model)
@@ -57,8 +72,7 @@ class BoardForm:
         cache: Cache,
         grids: Mapping[str, Grid] = NO_GRIDS,
     ) -> ir.Model:
-        del grids
-        return _typed(quantize(model, layers, recipe), recipe.float32, cache)
+        return _typed(quantize(model, layers, recipe, grids), recipe.float32, cache)
 
 
 def _typed(model: ir.Model, float32: Sequence[str], cache: Cache) -> ir.Model:

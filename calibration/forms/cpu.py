@@ -51,14 +51,15 @@ from ..graphs import (
     array_of,
     cast,
     constant,
+    insert_behind,
     lazy_constant,
     make_node,
     remove_unused,
     replace_node,
     values_of,
 )
-from ..grids import GROUP, NO_GRIDS, Grid
-from ..layers import WeightLayer, channel_steps, round_matrix
+from ..grids import GROUP, NO_GRIDS, Grid, find_grid, round_to_grid
+from ..layers import WeightLayer, channel_steps, round_matrix, without_channels
 from ..recipe import GraphRecipe, LayerRecipe
 from .base import Cache
 from .float16 import store_fp16
@@ -82,10 +83,19 @@ class CpuForm:
         for layer in layers:
             reason = "" if layer.quantizable else "conditioning"
             chosen = next(item for item in layer.precisions if item != "int4")
-            if precision == "int4" and layer.fits_grid and not layer.head:
+            if precision == "int4" and self.takes_int4(layer) and not layer.head:
                 chosen = "int4"
             recipes[layer.name] = LayerRecipe(precision=chosen, reason=reason)
         return GraphRecipe(layers=recipes)
+
+    def find_grid(self, matrix: np.ndarray) -> Grid | None:
+        return find_grid(matrix)
+
+    def make_grid(self, matrix: np.ndarray, moments: np.ndarray | None) -> Grid:
+        return round_to_grid(matrix, moments)
+
+    def takes_int4(self, layer: WeightLayer) -> bool:
+        return layer.fits_grid
 
     def half_values(self, model: ir.Model) -> tuple[str, ...]:
         del model  # arithmetic stays in float32, where everything fits
@@ -143,15 +153,6 @@ def quantize_for_cpu(
     return made
 
 
-def _without(array: np.ndarray, places: Sequence[int], axis: int) -> np.ndarray:
-    """Returns a matrix with some of its rows or columns zero, copied if there are any."""
-    if not places:
-        return array
-    made = array.copy()
-    made[(slice(None),) * axis + (list(places),)] = 0
-    return made
-
-
 def fixed_scale(name: str, scale: float) -> CalibrationError:
     """Says that a layer's scale has no place where each run takes its own."""
     return CalibrationError(
@@ -203,7 +204,7 @@ class _Writer:
         exact, axis = array_of(self._values[layer.weight]), layer.out_axis
         outliers = what.outliers if what.precision == "int8" else ()
         # An embedding's rows are read elsewhere too, and equal matrices are stored once.
-        array = exact if axis == 0 else _without(exact, outliers, 1 - axis)
+        array = exact if axis == 0 else without_channels(exact, outliers, 1 - axis)
         steps = channel_steps(array, axis)
         stored = lazy_constant(
             self._graph,
@@ -298,7 +299,7 @@ class _Writer:
             total = make_node(
                 "ReduceSum", [split.outputs[0], last], f"{value.name}.sums", keepdims=0
             )
-            self._behind(value, [split, total])
+            insert_behind(self._graph, value, [split, total])
             self._sums[value] = total.outputs[0]
         return self._sums[value]
 
@@ -394,7 +395,7 @@ class _Writer:
         )
         inputs = [kept, step.outputs[0], zeros.outputs[0]]
         coded = make_node("QuantizeLinear", inputs, f"{name}.uint8", axis=-2)
-        self._behind(value, [*nodes, size, top, scaled, step, rows, zeros, coded])
+        insert_behind(self._graph, value, [*nodes, size, top, scaled, step, rows, zeros, coded])
         return _Coded(rows=coded.outputs[0], steps=step.outputs[0], outliers=few, lead=lead)
 
     def _node(self, output: str) -> ir.Node:
@@ -407,11 +408,3 @@ class _Writer:
         node = make_node(op, inputs, output, **attributes)
         self._graph.insert_before(self._graph[0], node)
         return node.outputs[0]
-
-    def _behind(self, value: ir.Value, nodes: list[ir.Node]) -> None:
-        """Adds nodes directly behind the one that makes a value."""
-        maker = value.producer()
-        if maker is None:
-            self._graph.insert_before(self._graph[0], nodes)
-        else:
-            self._graph.insert_after(maker, nodes)

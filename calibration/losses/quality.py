@@ -22,7 +22,7 @@ from ..graphs import Models, num_bytes
 from .agreement import Reference, Trajectory, decode_trajectory, trajectory_agreement
 from .loss import LossText, Ratio, worst
 
-SINGLE_TOKENS = 48
+SINGLE_TOKENS = 24
 """New tokens of a decode that takes a run for each."""
 Progress = Callable[[int, int], None]
 Totals = Mapping[int | None, np.ndarray]

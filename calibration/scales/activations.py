@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -105,6 +106,7 @@ def collect(
     names: Mapping[str, str],
     *,
     graph: str | None = None,
+    apart: Mapping[str, Sequence[int]] = MappingProxyType({}),
     seed: int = 0,
     threads: int = 1,
     progress: Progress | None = None,
@@ -115,6 +117,7 @@ def collect(
         canvases: Those of other graphs than `graph` are left out.
         names: Float32 values of the graph → what to call them in messages: the layer they enter.
         graph: Name of the graph; None: the model's own.
+        apart: Channels of values that are taken as 0.
 
     Returns:
         Value name → what it looks like.
@@ -137,6 +140,8 @@ def collect(
         for name, array in zip(wanted, session.run(wanted, dict(canvas.inputs)), strict=True):
             if not np.isfinite(array).all():
                 raise unsound(f"what enters layer {names[name]} is", canvas)
+            if name in apart:
+                array[..., list(apart[name])] = 0
             collectors[name].add(array, canvas)
         if progress is not None:
             progress(number + 1, len(own))

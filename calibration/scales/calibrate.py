@@ -20,7 +20,7 @@ from ..canvases.canvases import CanvasSet
 from ..forms.base import Cache, Form
 from ..forms.cpu import fixed_scale
 from ..graphs import Models, array_of
-from ..grids import Grid, find_grid, round_to_grid
+from ..grids import Grid
 from ..layers import WeightLayer, find_layers
 from ..recipe import Recipe
 from .activations import Activation, collect, layer_inputs, second_moments
@@ -102,18 +102,20 @@ class Calibrator:
             layers = recipe.graphs[graph].layers
             alphas = {name: layer.alpha for name, layer in layers.items()}
             asked_folds(model, self.layers[graph], alphas)
+            small = {item.name for item in self.layers[graph] if self.form.takes_int4(item)}
+            looked_up = {layer.name for layer in self.layers[graph] if layer.lookups}
             for name, layer in layers.items():
                 if self.form.dynamic and layer.scale is not None:
                     raise fixed_scale(name, layer.scale)
-                if layer.precision == "int4" and not self.form.dynamic:
+                if layer.precision == "int4" and name not in small:
                     raise CalibrationError(
-                        f"layer {name} of the recipe is int4, which graphs for {self._target} do "
-                        "not have: choose int8"
+                        f"layer {name} of the recipe is int4, but its inputs make no whole groups "
+                        f"as graphs for {self._target} have them: choose int8"
                     )
-                if layer.outliers and not self.form.dynamic:
+                if layer.outliers and not self.form.dynamic and name in looked_up:
                     raise CalibrationError(
-                        f"layer {name} of the recipe has outliers, which graphs for "
-                        f'{self._target} do not keep apart: remove "outliers"'
+                        f"layer {name} of the recipe has outliers, but its matrix is an embedding, "
+                        f'too, which graphs for {self._target} store whole: remove "outliers"'
                     )
 
     def fit(
@@ -163,7 +165,14 @@ class Calibrator:
             alphas = {name: item.alpha for name, item in recipe.graphs[graph].layers.items()}
             models[graph] = smooth(model, layers, seen, alphas)
             if not self.form.dynamic:
-                seen = collect(models[graph], canvases.items, names, graph=graph, progress=step)
+                seen = collect(
+                    models[graph],
+                    canvases.items,
+                    names,
+                    graph=graph,
+                    apart=self._apart(recipe, graph),
+                    progress=step,
+                )
                 recipe = self._with_scales(recipe, graph, models[graph], seen)
             grids[graph] = self._grids(recipe, graph, models[graph], canvases)
         return Fitted(recipe=recipe, models=models, grids=grids)
@@ -227,11 +236,22 @@ class Calibrator:
 
         Those of int4 are for the case that the budget makes them int8.
         """
-        found = choose_outliers(self.models[graph], self.layers[graph], seen)
+        found = choose_outliers(
+            self.models[graph], self.layers[graph], seen, dynamic=self.form.dynamic
+        )
         for name, layer in recipe.graphs[graph].layers.items():
             if layer.precision in ("int8", "int4") and not layer.outliers:
                 recipe = recipe.with_layer(graph, name, outliers=found[name])
         return recipe
+
+    def _apart(self, recipe: Recipe, graph: str) -> dict[str, tuple[int, ...]]:
+        """Returns the channels of each value that no layer rounds."""
+        found: dict[str, set[int]] = {}
+        for layer in self.layers[graph]:
+            channels = set(recipe.graphs[graph].layers[layer.name].outliers)
+            for value in layer.inputs:
+                found[value] = found.get(value, channels) & channels
+        return {value: tuple(sorted(channels)) for value, channels in found.items() if channels}
 
     def _grids(
         self, recipe: Recipe, graph: str, model: ir.Model, canvases: CanvasSet | None = None
@@ -248,14 +268,14 @@ class Calibrator:
         ]
         items = model.graph.initializers
         matrices = {item.name: item.by_channel(array_of(items[item.weight])).T for item in chosen}
-        known = {name: find_grid(matrix) for name, matrix in matrices.items()}
+        known = {name: self.form.find_grid(matrix) for name, matrix in matrices.items()}
         rest = [layer for layer in chosen if known[layer.name] is None]
         moments: Mapping[str, np.ndarray] = {}
         if canvases is not None:
             moments = second_moments(model, canvases.items, layer_inputs(rest), graph=graph)
         return {
             layer.name: known[layer.name]
-            or round_to_grid(matrices[layer.name], moments.get(layer.inputs[0]))
+            or self.form.make_grid(matrices[layer.name], moments.get(layer.inputs[0]))
             for layer in chosen
         }
 
@@ -267,7 +287,7 @@ class Calibrator:
         chosen: dict[str, Range] = {}
         for layer in self.layers[graph]:
             what = recipe.graphs[graph].layers[layer.name]
-            if what.precision != "int8":
+            if what.precision not in ("int8", "int4"):  # which the budget may make int8
                 continue
             if what.scale is not None:
                 recipe = recipe.with_layer(graph, layer.name, observer=what.observer or "recipe")

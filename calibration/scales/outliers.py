@@ -3,7 +3,7 @@
 In pretrained models a few channels are up to a thousand times as large as the others of their row
 (a scale per row follows the largest). Candidates are the channels with the largest magnitudes on
 the canvases; how many are taken is decided by the measured error of the products, over a sample of
-recorded rows, with both sides quantised as the form for CPUs does.
+recorded rows, with both sides quantised.
 
 The idea is that of Dettmers et al., "LLM.int8()", arXiv 2208.07339; there channels are found in
 each run, here they are constants of the graph.
@@ -28,7 +28,11 @@ SLACK = 1.5
 
 
 def choose_outliers(
-    model: ir.Model, layers: Sequence[WeightLayer], activations: Mapping[str, Activation]
+    model: ir.Model,
+    layers: Sequence[WeightLayer],
+    activations: Mapping[str, Activation],
+    *,
+    dynamic: bool,
 ) -> dict[str, tuple[int, ...]]:
     """Chooses the channels of every layer; layers that share an input share them.
 
@@ -36,6 +40,7 @@ def choose_outliers(
         model: Float32.
         layers: What `find_layers` found.
         activations: By value name, from `collect`.
+        dynamic: Whether each row of a run takes its own scale instead of a fixed one for all.
 
     Returns:
         Layer name → channels, in ascending order; none where none are needed.
@@ -53,7 +58,7 @@ def choose_outliers(
         choices = [tuple(sorted(order[:count].tolist())) for count in COUNTS]
         choices = [item for item in choices if 2 * len(item) <= len(order)]
         products = Products(seen, weights)
-        errors = [products.error(dynamic=True, outliers=item) for item in choices]
+        errors = [products.error(dynamic=dynamic, outliers=item) for item in choices]
         chosen = next(
             item
             for item, error in zip(choices, errors, strict=True)

@@ -41,7 +41,7 @@ def choose(
         ConfigError: No candidate fits the budgets.
         DlmError: The checkpoint cannot be used, or the only precision cannot be made.
     """
-    # int4 is for CPUs alone.
+    # No board has been seen to take int4: there it is made where it is asked for.
     possible = [p for p in PRECISIONS if p != "int4" or not find_target(settings.target).is_gpu]
     wanted = precisions or possible
     candidates: list[Candidate] = []

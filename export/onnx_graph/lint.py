@@ -16,9 +16,12 @@ import onnx
 import onnx_ir as ir
 
 from ...calibration.graphs import array_of, value_types, without_weights
+from ...calibration.grids import BOARD_GROUPS
 from ...runtime.errors import EngineError, brief
 
 MAX_OPSET = 20
+INT4_OPSET = 21
+"""Of graphs with weights of 4 bits. Whether 10.3's parser takes them has not been tried."""
 MAX_TENSOR_BYTES = 256 << 20
 """One allocation, so that a larger head is split: on current L4T (NvMap) it may fail (reported at
 1,025 MiB; 256 is our margin)."""
@@ -36,6 +39,7 @@ ALLOWED_TYPES = {
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
     ir.DataType.BFLOAT16,
+    ir.DataType.INT4,
     ir.DataType.INT8,
     ir.DataType.INT32,
     ir.DataType.INT64,
@@ -92,10 +96,14 @@ def _check_model(model: ir.Model, board: bool) -> Iterator[str]:
             continue
         if domain not in ("", "ai.onnx"):
             yield f"opset domain {domain} is not ONNX's own"
-        elif version > MAX_OPSET:
-            yield f"opset {version} is above {MAX_OPSET}"
+        elif version > (most := INT4_OPSET if _has_int4(model) else MAX_OPSET):
+            yield f"opset {version} is above {most}"
     if model.functions:
         yield "functions are not inlined"
+
+
+def _has_int4(model: ir.Model) -> bool:
+    return any(item.dtype == ir.DataType.INT4 for item in model.graph.initializers.values())
 
 
 def _check_tensors(model: ir.Model, types: Types, board: bool) -> Iterator[str]:
@@ -165,6 +173,12 @@ def _check_quantisation(model: ir.Model, types: Types) -> Iterator[str]:
         kind = ir.DataType.from_numpy(scales.dtype)
         if side is not None and types.get(str(side.name), kind) != kind:
             yield f"{where}: the scale's dtype is not that of {side.name}"
+        if "block_size" in node.attributes:
+            if source is None or types.get(str(source.name)) != ir.DataType.INT4:
+                yield f"{where}: only weights of 4 bits may have blocks"
+            elif node.attributes["block_size"].as_int() not in BOARD_GROUPS:
+                yield f"{where}: blocks must be of {' or '.join(map(str, BOARD_GROUPS))} values"
+            continue
         if scales.size > 1 and (scales.ndim != 1 or not _is_weight(source)):
             yield f"{where}: only weights may have a scale per channel"
         elif scales.size > 1 and _scaled_by_summed_axis(node):

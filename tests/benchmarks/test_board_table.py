@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 from dlm_edge.benchmarks import board_table
 from dlm_edge.benchmarks.block_graph import FILE, TransformerShape, block_graph, block_manifest
-from dlm_edge.benchmarks.board_table import SHAPES, main
+from dlm_edge.benchmarks.board_table import PRECISIONS, SHAPES, main
 from dlm_edge.jetson.forecast.forecast import forecast_bundle, forecast_graphs
 from dlm_edge.jetson.graph.cost import graph_cost
 from dlm_edge.jetson.graph.onnx_graph import read_graph
@@ -45,7 +45,7 @@ def test_a_graph_of_sizes_costs_what_the_exported_one_costs(exported):
 def test_a_plan_of_sizes_is_that_of_the_exported_graph(exported):
     real = forecast_bundle(exported, "orin-nano", tokens_per_nfe=1.0)
     sizes = [(spec.rows, spec.context) for spec in exported.manifest.graphs]
-    manifest = block_manifest(SAME, sizes, int8=False, target="orin-nano")
+    manifest = block_manifest(SAME, sizes, precision="fp16", target="orin-nano")
     ours = forecast_graphs(manifest, {FILE: block_graph(SAME)}, "orin-nano", tokens_per_nfe=1.0)
     assert set(ours.graphs) == set(real.graphs)
     for key, part in real.graphs.items():
@@ -67,15 +67,17 @@ def test_qwen_shapes_have_the_parameters_of_their_model_cards(name, parameters):
     assert weights == pytest.approx(parameters, rel=0.001)
 
 
-def test_int8_halves_the_linear_layers_and_leaves_the_head():
+def test_integers_halve_and_quarter_the_linear_layers_and_leave_the_head():
     (shape,) = (item for item in SHAPES if item.name == "Qwen2.5-0.5B")
     sizes = {"rows": 32, "context": 64}
-    half, whole = (graph_cost(block_graph(shape, int8=i), sizes) for i in (True, False))
+    costs = {name: graph_cost(block_graph(shape, name), sizes) for name in PRECISIONS}
     head = 2 * shape.vocab_size * shape.dim
-    assert half.macs == whole.macs
-    assert half.stored_bytes - head == pytest.approx((whole.stored_bytes - head) / 2, rel=0.01)
-    kinds = {kernel.dtype for kernel in half.kernels if kernel.macs}
-    assert kinds == {"int8", "float16"}
+    whole = costs["fp16"].stored_bytes - head
+    assert costs["int8"].stored_bytes - head == pytest.approx(whole / 2, rel=0.06)  # outliers
+    assert costs["int4"].stored_bytes - head == pytest.approx(whole / 4, rel=0.05)  # steps
+    assert costs["int4"].macs == costs["fp16"].macs < costs["int8"].macs
+    kinds = {name: {k.dtype for k in cost.kernels if k.macs} for name, cost in costs.items()}
+    assert kinds == {"fp16": {"float16"}, "int8": {"int8", "float16"}, "int4": {"float16"}}
 
 
 def test_the_table_is_marked_as_predicted_and_written_as_json(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import gguf
 import numpy as np
 import pytest
-from dlm_edge.calibration.grids import GROUP, find_grid, round_to_grid
+from dlm_edge.calibration.grids import GROUP, board_group, find_grid, round_to_grid
 
 RNG = np.random.default_rng(0)
 
@@ -93,6 +93,28 @@ def test_rounding_that_knows_the_inputs_loses_less_of_the_product(seed):
     # What it writes is on a grid, steps in float16.
     assert np.array_equal(aware.steps, aware.steps.astype(np.float16))
     assert np.array_equal(aware.lows, aware.lows.astype(np.float16))
+
+
+def test_a_boards_grid_has_its_middle_at_zero_and_positive_steps():
+    matrix = RNG.standard_normal((16, 256)).astype(np.float32)
+    matrix[3, :128] = 0
+    grid = round_to_grid(matrix, size=128, symmetric=True)
+    assert grid.codes.shape == (16, 2, 128)
+    assert (grid.steps > 0).all()
+    assert np.array_equal(grid.steps, grid.steps.astype(np.float16))
+    steps = np.repeat(grid.steps, 128, axis=1)
+    assert np.array_equal(grid.values(), grid.signed() * steps)
+    assert (grid.signed().min(), grid.signed().max()) == (-8, 7)
+    # A range that clips a little loses less than one that clips nothing.
+    widest = np.repeat(np.abs(matrix).reshape(16, 2, 128).max(axis=2) / 7, 128, axis=1)
+    widest[widest == 0] = 1
+    plain = np.rint(matrix / widest) * widest
+    assert np.square(grid.values() - matrix).sum() < np.square(plain - matrix).sum()
+
+
+@pytest.mark.parametrize(("inputs", "size"), [(896, 128), (576, 64), (96, None)])
+def test_groups_of_a_board_are_the_largest_that_divide_the_inputs(inputs, size):
+    assert board_group(inputs) == size
 
 
 def test_inputs_that_are_never_there_do_not_stop_it():

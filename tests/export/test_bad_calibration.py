@@ -146,7 +146,7 @@ def test_an_edited_recipe_with_unknown_tensors(
     [
         ("trunk.layers.0.mlp.gate_up", {"scale": 0.01}, "cpu", "fixed scale of 0.01"),
         ("trunk.layers.0.attention.out", {"alpha": 0.5}, "cpu", "nothing precedes it"),
-        ("trunk.layers.0.mlp.gate_up", {"precision": "int4"}, "orin-nano", "int4"),
+        ("trunk.layers.0.mlp.gate_up", {"precision": "int4"}, "orin-nano", "no whole groups"),
     ],
 )
 def test_an_edited_recipe_that_cannot_be_is_refused_before_anything_is_recorded(

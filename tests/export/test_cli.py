@@ -104,7 +104,6 @@ def test_the_default_temperature_is_chosen_where_no_decoding_option_is_given(ask
         (("--block", "a,4"), "'a'"),
         (("--batch", "0"), "--batch"),
         (("--precision", "int3"), "fp32, fp16, int8 or int4"),
-        (("--target", "orin-nano", "--precision", "int4"), "int4 is for CPUs"),
         (("--target", "moon"), "orin-nano"),
         (("--target", "orin-nano", "--power-mode", "60w"), "7w, 15w, 25w, maxn-super"),
         (("--max-memory", "0"), "--max-memory"),

@@ -1,17 +1,18 @@
-"""--precision int4: from a GGUF file or a folder to a bundle for a CPU."""
+"""--precision int4: from a GGUF file or a folder to a bundle."""
 
 import json
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from dlm_edge.export.pack import ExportSettings, export_checkpoint
 from dlm_edge.runtime.bundle.bundle import open_bundle
 from dlm_edge.runtime.engines import open_engines
-from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.table import load_model
 from dlm_edge.runtime.measure.check import check_bundle
 from gguf_files import random_model, tokenizer_json, write_gguf
+from tiny_checkpoint import make_checkpoint
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("few_measurements")
@@ -58,9 +59,18 @@ def test_without_text_values_are_rounded_and_it_is_said(exported, tmp_path):
     assert "uncalibrated: what int4 costs is not measured" in lines
 
 
-def test_it_is_for_cpus_alone():
-    with pytest.raises(ConfigError, match="int4 is for CPUs"):
-        ExportSettings(target="orin-nano", **COMMON)
+def test_a_board_gets_weights_of_4_bits_in_larger_groups(tmp_path):
+    make_checkpoint(tmp_path / "wide", "ar", dim=64, num_heads=2, num_layers=1, context=32)
+    settings = ExportSettings(target="orin-nano", uncalibrated=True, **COMMON)
+    path = tmp_path / "board.dlm"
+    report = export_checkpoint(tmp_path / "wide", path, settings)
+    layers = json.loads(open_bundle(path).member("recipe.json").read_bytes())["graphs"]["denoise"]
+    found = {name: item["precision"] for name, item in layers["layers"].items()}
+    assert found["trunk.layers.0.attention.qkv"] == "int4"
+    graph = ir.load(open_bundle(path).member("graphs/denoise.onnx"))
+    kinds = [item.dtype for item in graph.graph.initializers.values()]
+    assert kinds.count(ir.DataType.INT4) == list(found.values()).count("int4") > 0
+    assert report["forecast"]
 
 
 def test_the_bundle_is_small_and_its_loss_is_a_number(exported):

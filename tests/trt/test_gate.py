@@ -52,7 +52,7 @@ STEPS = {"dimba": "denoise", "dimba guided": "guided"}
 """Variants of families with several graphs: the one to build."""
 
 
-def quantised(model, precision=None, mixed=False):
+def quantised(model, precision=None, mixed=False, outliers=()):
     """Q/DQ as the recipe says, then float16; `precision` is given to every layer that can have it.
 
     `mixed` leaves every other layer in floating point, as a budget may.
@@ -64,11 +64,28 @@ def quantised(model, precision=None, mixed=False):
             recipe = recipe.with_layer(layer.name, precision="float")
         if precision in layer.precisions:
             recipe = recipe.with_layer(layer.name, precision=precision)
-        recipe = recipe.with_layer(layer.name, scale=0.03)
+        recipe = recipe.with_layer(layer.name, scale=0.03, outliers=outliers)
     made = quantize(model, layers, recipe)
     type_fp16(made)
     require_clean(made, "denoise")
     return made
+
+
+def with_int4(model):
+    """What `pack` writes of an int4 graph for a board."""
+    layers = find_layers(model, {"ids": "canvas", "time": "time"})
+    form = BoardForm()
+    recipe, items = form.default_recipe(layers, "int4"), model.graph.initializers
+    grids = {}
+    for layer in layers:
+        if recipe.layers[layer.name].precision == "int4":
+            matrix = layer.by_channel(items[layer.weight].const_value.numpy()).T
+            grids[layer.name] = form.make_grid(matrix, None)
+        recipe = recipe.with_layer(layer.name, scale=0.03)
+    assert grids or len(layers) == 1  # a head alone has none
+    made = quantize(model, layers, recipe, grids)
+    type_fp16(made)
+    return narrowed(made)
 
 
 def with_large_values(model):
@@ -82,9 +99,9 @@ def with_half_cache(model):
     return narrowed(with_half(model))
 
 
-def as_shipped(model, mixed=False):
+def as_shipped(model, mixed=False, outliers=()):
     """What `pack` writes of every int8 graph for a board."""
-    return narrowed(quantised(model, mixed=mixed))
+    return narrowed(quantised(model, mixed=mixed, outliers=outliers))
 
 
 def narrowed(model):
@@ -114,6 +131,8 @@ CONVERSIONS = {
     "int8": quantised,
     "int8, float16 cache": as_shipped,
     "int8 and float, float16 cache": partial(as_shipped, mixed=True),
+    "int8, outliers": partial(as_shipped, outliers=(1, 5, 9)),
+    "int4": with_int4,
     "int8 head": partial(quantised, precision="int8"),
     "int8 weights": partial(quantised, precision="int8-weight"),
 }

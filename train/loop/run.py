@@ -21,6 +21,7 @@ from ...runtime.cache import cache_root
 from ...runtime.errors import CheckpointError, ConfigError
 from ...runtime.text.framing import Framing
 from ..checkpoints.checkpoint import (
+    Checkpoint,
     load_state,
     read_companions,
     read_config,
@@ -51,6 +52,7 @@ from ..data.tokenizer import (
 from ..families import FAMILIES
 from ..files import make_folder
 from ..nn.lora import Lora
+from ..pretrained import draw_texts
 from .heldout import frequency_nats
 from .loop import Hooks, Loop, RunState
 from .progress import NoCurves, ProgressBar, make_curves
@@ -330,7 +332,21 @@ def _hooks(
             save_state(out, run_state.step, state)
         fabric.barrier()
 
-    return Hooks(on_best=on_best, on_save=on_save, interrupted=lambda: asked[0])
+    def sample(weights: dict[str, torch.Tensor]) -> list[str]:
+        if not fabric.is_global_zero:
+            return []
+        checkpoint = Checkpoint(
+            path=out, config=dict(loop.model_config), weights=weights, tokenizer_json=tokenizer_json
+        )
+        return draw_texts(checkpoint, loop.config.samples)
+
+    samples = loop.config.samples and loop.config.log != "none"
+    return Hooks(
+        on_best=on_best,
+        on_save=on_save,
+        sample=sample if samples else None,
+        interrupted=lambda: asked[0],
+    )
 
 
 @contextlib.contextmanager

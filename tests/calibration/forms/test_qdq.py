@@ -9,9 +9,11 @@ from dlm_edge.calibration.forms.board import BoardForm
 from dlm_edge.calibration.forms.qdq import activation_scale, quantize
 from dlm_edge.calibration.layers import LEAST_HALF_STEP, find_layers
 from dlm_edge.calibration.recipe import GraphRecipe, LayerRecipe
+from dlm_edge.export.onnx_graph.lint import require_clean
 from dlm_edge.runtime.errors import CalibrationError
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from small_graphs import (
     HIDDEN,
@@ -35,6 +37,9 @@ def chosen(model, **changes):
             recipes[name] = replace(layer, scale=0.02)
     recipes |= {name: LayerRecipe(**fields) for name, fields in changes.items()}
     return layers, GraphRecipe(layers=recipes)
+
+
+OUTLIERS = {"precision": "int8", "scale": 0.02, "outliers": (1, 3)}
 
 
 def run(model, feeds, *, optimised=True):
@@ -111,12 +116,16 @@ def test_the_given_graph_stays_as_it_is():
     assert data_of(model) == before
 
 
-def by_hand(model, canvas, scale):
+def by_hand(model, canvas, scale, outliers=()):
     """The small graph in NumPy, weights and activations rounded as the rules say."""
     arrays = weights_of(model)
+    few = list(outliers)
 
     def rounded(name, axis):
-        values, scales = quantize_matrix(arrays[name], axis, half=True)
+        array = arrays[name].copy()
+        if name == "model.mlp.up.weight":
+            array[few] = 0
+        values, scales = quantize_matrix(array, axis, half=True)
         return values * np.expand_dims(scales, 1 - axis)
 
     def steps(x):
@@ -126,6 +135,7 @@ def by_hand(model, canvas, scale):
     embed = rounded("model.embed.weight", 0)
     x = embed[canvas]
     up = steps(x) @ rounded("model.mlp.up.weight", 1)
+    up = up + x[..., few] @ arrays["model.mlp.up.weight"][few]
     down = steps(1 / (1 + np.exp(-up))) @ rounded("model.mlp.down.weight", 1)
     return (x + down) @ embed.T
 
@@ -142,9 +152,60 @@ def test_the_graph_computes_what_the_rules_say(optimised):
     assert 1e-4 < np.abs(found - whole).max() < 0.1
 
 
+@pytest.mark.parametrize("scale", [0.02, 0.001])
+def test_outliers_are_multiplied_beside_whatever_their_channels_are_clipped_to(scale):
+    model, outliers = small_graph(), (1, 3)
+    fields = {"precision": "int8", "scale": scale}
+    layers, recipe = chosen(
+        model, **{"mlp.up": {**fields, "outliers": outliers}, "mlp.down": fields}
+    )
+    made = quantize(model, layers, recipe)
+    (found,) = run(made, {"ids": ids()})
+    np.testing.assert_allclose(found, by_hand(model, ids(), scale, outliers), atol=1e-5)
+    thin = weights_of(made)["model.mlp.up.weight.outliers"]
+    np.testing.assert_array_equal(thin, weights_of(model)["model.mlp.up.weight"][[1, 3]])
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
+
+
+def wide_graph():
+    """A product of 128 inputs, in float32."""
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((128, 6)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "model.wide.weight"], ["y"])],
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "rows", 128])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "rows", 6])],
+        [numpy_helper.from_array(matrix, "model.wide.weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return ir.from_proto(model), matrix
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_of_4_bits_are_multiplied_as_their_grid_says(half):
+    model, matrix = wide_graph()
+    (layer,) = find_layers(model, {"x": "canvas"})
+    form, cache = BoardForm(), ()
+    grid = form.make_grid(matrix.T, None)
+    recipe = GraphRecipe(layers={layer.name: LayerRecipe(precision="int4")})
+    if half:
+        made = form.quantised(model, [layer], recipe, cache, {layer.name: grid})
+    else:
+        made = quantize(model, [layer], recipe, {layer.name: grid})
+    require_clean(made, "wide")
+    x = np.random.default_rng(1).standard_normal((1, 3, 128)).astype(np.float32)
+    (found,) = run(made, {"x": x})
+    np.testing.assert_allclose(found, x @ grid.values().T, atol=2e-2 if half else 1e-5)
+    (reference,) = ReferenceEvaluator(ir.to_proto(made)).run(None, {"x": x})
+    np.testing.assert_allclose(found, reference, atol=2e-2 if half else 1e-5)
+    stored = made.graph.initializers["model.wide.weight.int4"].const_value
+    assert len(stored.tobytes()) == matrix.size // 2
+
+
 def test_two_independent_runtimes_agree():
     model = small_graph()
-    made = quantize(model, *chosen(model))
+    made = quantize(model, *chosen(model, **{"mlp.up": OUTLIERS}))
     canvas = ids()
     (reference,) = ReferenceEvaluator(ir.to_proto(made)).run(None, {"ids": canvas})
     np.testing.assert_allclose(run(made, {"ids": canvas})[0], reference, atol=1e-5)

@@ -144,6 +144,24 @@ def test_outliers_of_a_recipe_stay_and_nothing_is_folded_there(outliers):
     assert (found.outliers, found.alpha) == ((1, 3), None)
 
 
+def test_a_fixed_scale_is_that_of_the_channels_which_are_rounded():
+    work = calibrator(uneven_graph())
+    recipe = work.default_recipe({})
+    apart = recipe.with_layer("small", "mlp.up", outliers=(3,))
+    plain, fitted = (
+        work.fit(item, CANVASES, outliers=True).recipe.graphs["small"].layers["mlp.up"]
+        for item in (recipe, apart)
+    )
+    assert 0 < fitted.scale < plain.scale / 5
+
+
+def test_outliers_of_a_tied_matrix_are_refused_on_a_board():
+    work = calibrator(small_graph())
+    recipe = work.default_recipe({}).with_layer("small", "embed", precision="int8", outliers=(1,))
+    with pytest.raises(CalibrationError, match=r"embed of the recipe has outliers, but.*remove"):
+        work.require_possible(recipe)
+
+
 def test_an_alpha_that_nothing_can_take_is_refused():
     work = calibrator(small_graph())
     with pytest.raises(CalibrationError, match="embed has an alpha"):

@@ -33,7 +33,7 @@ def chosen(seen, matrix):
     model = small_graph()
     set_weight(model, "model.mlp.down.weight", matrix)
     layers = [layer for layer in find_layers(model, ROLES) if layer.name == "mlp.down"]
-    return choose_outliers(model, layers, {layers[0].inputs[0]: seen})["mlp.down"]
+    return choose_outliers(model, layers, {layers[0].inputs[0]: seen}, dynamic=True)["mlp.down"]
 
 
 def test_planted_channels_are_found_and_no_more_than_needed():

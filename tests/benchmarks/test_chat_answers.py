@@ -1,0 +1,18 @@
+"""The arithmetic of the comparison of answers; its figures are not asserted."""
+
+from dlm_edge.benchmarks.chat_answers import QUESTIONS, compared, parted_at
+
+
+def test_answers_part_at_the_first_token_that_differs_or_where_the_shorter_ends():
+    assert parted_at([1, 2, 3], [1, 2, 4]) == 2
+    assert parted_at([1, 2], [1, 2, 4]) == 2
+    assert parted_at([], [1]) == 0
+
+
+def test_missing_tokens_are_not_equal():
+    found = compared([[1, 2, 3], [5]], [[1, 9, 3, 4], [5]])
+    assert found == {"until_parted": 1, "equal_percent": 60.0, "equal_answers": 1}
+
+
+def test_there_are_fifty_different_questions():
+    assert len(set(QUESTIONS)) == len(QUESTIONS) == 50
