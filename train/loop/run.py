@@ -30,7 +30,7 @@ from ..checkpoints.checkpoint import (
     write_checkpoint,
 )
 from ..checkpoints.convert import resolve_config
-from ..checkpoints.start import Start, TrunkStart, read_framing, read_start
+from ..checkpoints.start import Start, TrunkStart, read_framing, read_start, tokenizer_of
 from ..config import (
     PRECISIONS,
     SETTINGS,
@@ -127,7 +127,14 @@ def _framing(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str,
     """What the model that a run starts from has around a text; empty: it starts from none."""
     if has_state:
         return read_framing(out / "last")
-    return {} if config.init is None else read_framing(config.init)
+    return {} if config.init is None else read_framing(config.init, _lent_tokenizer(config))
+
+
+def _lent_tokenizer(config: TrainConfig) -> str | None:
+    """The tokenizer of a model to start from that has none of its own."""
+    assert config.init is not None
+    made_here = config.tokenizer in ("bpe", "char")
+    return None if made_here or tokenizer_of(config.init) else config.tokenizer
 
 
 def _source(out: Path, start: Start | TrunkStart | None) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def _begin(
         # A state has the weights that the run started from, its settings their shape.
         shape = load_settings(out / SETTINGS)["options"]
         return replace(config, options={**shape, **config.options}), None
-    start = read_start(config.init)
+    start = read_start(config.init, _lent_tokenizer(config))
     return replace(config, options=start.options(config.options, config.family)), start
 
 
