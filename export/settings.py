@@ -83,6 +83,8 @@ class ExportSettings:
     report_dir: Path | None = None
     """Folder for report.json, report.html and recipe.json; None: beside the bundle, named after
     it."""
+    tokenizer: str | None = None
+    """File, folder or hub name of the tokenizer of a checkpoint that has none."""
     import_report: Path | None = None
     """File for what was understood of the checkpoint, as JSON; None: it is not written."""
     canvases: Path | None = None

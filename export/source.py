@@ -60,7 +60,7 @@ def load_source(checkpoint_path: Path, settings: ExportSettings) -> Traceable:
     """Reads a checkpoint; raises DlmError if it cannot be used."""
     if settings.needs_text:
         _require_text(checkpoint_path, settings)
-    checkpoint = open_any(checkpoint_path, settings.blocks)
+    checkpoint = open_any(checkpoint_path, settings.blocks, settings.tokenizer)
     config = checkpoint.config
     family, model = open_model(checkpoint)
     own = read_rule({}, family.name)

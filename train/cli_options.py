@@ -244,7 +244,8 @@ GROUPS = (
         ),
         _o("--save-every", type=int, help="Steps between saves; 0: never."),
         _o("--save-minutes", type=float, help="Minutes between saves; 0: never."),
-        _o("--log", type=click.Choice(LOGS), help="Where curves go."),
+        _o("--log", type=click.Choice(LOGS), help="Where curves and sampled texts go."),
+        _o("--samples", type=int, help="Texts drawn at each evaluation, for the log; 0: none."),
     ),
     (
         "Optimiser",

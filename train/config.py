@@ -28,7 +28,7 @@ _NAMES = {
     SAME_TOKENS: "data valid valid_percent text_field tokenizer vocab_size",
     FROM_HERE: "max_steps max_minutes lr adamw_lr beta1 beta2 weight_decay warmup_steps "
     "min_lr_ratio clip_norm ema precision accelerator devices strategy accumulate compile "
-    "recompute eval_every patience save_every save_minutes log out cache_dir",
+    "recompute eval_every patience save_every save_minutes log samples out cache_dir",
 }
 ON_RESUME = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 """What `--resume` does with a setting of another value.
@@ -133,6 +133,8 @@ class TrainConfig:
     save_minutes: float = 10.0
     """Minutes between saved states; 0 disables."""
     log: str = "tensorboard"
+    samples: int = 2
+    """Texts that each evaluation draws for the log; 0: none."""
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -191,6 +193,7 @@ class TrainConfig:
             "patience",
             "save_every",
             "save_minutes",
+            "samples",
             "seed",
         ):
             if not getattr(self, name) >= 0:

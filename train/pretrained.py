@@ -12,20 +12,26 @@ is here because the runtime knows no PyTorch. Knows no family.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..runtime import pipeline as runtime
 from ..runtime.bundle.bundle import Bundle, find_bundle, holds_bundle
 from ..runtime.errors import CheckpointError, ConfigError
 from ..runtime.text.tokenizer import Tokenizer
-from .checkpoints.checkpoint import write_checkpoint
+from .checkpoints.checkpoint import Checkpoint, write_checkpoint
 from .checkpoints.convert import open_any
 from .checkpoints.gguf import SUFFIX
 from .evaluate import open_checkpoint
+
+SAMPLE_TOKENS = 64
+"""Of a text that a model in training writes for its log."""
+SAMPLE_SECONDS = 20.0
 
 
 class Pipeline(runtime.Pipeline):
@@ -60,7 +66,11 @@ class Pipeline(runtime.Pipeline):
             )
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ConfigError(f"threads must be 1 or more, not {threads!r}")
-        checkpoint = open_any(path)
+        return cls.of_checkpoint(open_any(path), threads)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint, threads: int | None = None) -> Pipeline:
+        """Opens a checkpoint that was read; `threads` and errors as for `from_pretrained`."""
         model, folder = open_checkpoint(checkpoint, threads), checkpoint.path
         bundle = Bundle(path=folder, sha256="", manifest=model.manifest, folder=folder)
         opened = cls(bundle, model, Tokenizer(checkpoint.tokenizer_json))
@@ -81,6 +91,21 @@ class Pipeline(runtime.Pipeline):
             )
         kept = open_any(self.checkpoint_path)
         write_checkpoint(Path(folder), kept.config, kept.weights, kept.tokenizer_json)
+
+
+def draw_texts(checkpoint: Checkpoint, number: int) -> list[str]:
+    """Has a checkpoint write texts of `SAMPLE_TOKENS` tokens at temperature 1; fewer where they
+    take more than `SAMPLE_SECONDS`."""
+    texts: list[str] = []
+    end = time.monotonic() + SAMPLE_SECONDS
+    with torch.random.fork_rng(devices=[]), Pipeline.of_checkpoint(checkpoint) as pipeline:
+        most = min(SAMPLE_TOKENS, pipeline.manifest.max_position - 1)
+        for index in range(number):
+            found = pipeline.generate(max_tokens=most, sample_index=index, temperature=1.0)
+            texts.append(found.result().text)
+            if time.monotonic() > end:
+                break
+    return texts
 
 
 def save_pretrained(

@@ -96,6 +96,10 @@ def check_together(manifest: Manifest) -> Manifest:
         reject("members", "different names, whatever the case", names)
     if MANIFEST_NAME in manifest.members or TOKENIZER_NAME not in manifest.members:
         reject("members", f"with {TOKENIZER_NAME} and without {MANIFEST_NAME}", names)
+    around = {*manifest.framing.start_ids, *manifest.ends}
+    if manifest.mask_token_id in around:
+        # Where a mask is the end, no text ends, and none is written.
+        reject("mask_token_id", "no start or end token", manifest.mask_token_id)
     keys = [graph.key for graph in manifest.graphs]
     if len(set(keys)) != len(keys):
         reject("graphs", "of different names or dimensions", keys)

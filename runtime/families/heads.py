@@ -11,14 +11,14 @@ text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..bundle.manifest import GraphSpec
 from ..engines.base import Engine, EngineSet
-from ..errors import ConfigError
+from ..errors import BundleError, ConfigError
 from ..ops.core import Ops
 from .window import logits
 
@@ -29,7 +29,11 @@ class Heads:
     """The head graphs of a bundle, by how many rows they take."""
 
     def __init__(self, specs: Sequence[GraphSpec]) -> None:
+        """Takes a bundle's shapes; raises BundleError where a head does not fit its trunk."""
         own = {spec.rows: spec for spec in specs if spec.name == HEAD and spec.batch == 1}
+        widths = {out.shape[-1] for spec in specs for out in spec.outputs if out.role == "hidden"}
+        for spec in own.values():
+            _check_head(spec, widths)
         self._specs = {rows: own[rows] for rows in sorted(own)}
         self._sizes = list(self._specs)
         self.logit_type = self._specs[self._sizes[0]].tensor("logits").dtype if own else None
@@ -80,6 +84,18 @@ class Heads:
             self.feed(ops, head, hidden, start, taken)
             head.run()
             yield ops.to_host(logits(head)).reshape(head.spec.rows, -1)[:taken]
+
+
+def _check_head(spec: GraphSpec, widths: Collection[int]) -> None:
+    taken = [tensor.shape for tensor in spec.inputs if tensor.role == "hidden_rows"]
+    made = [tensor.shape[:2] for tensor in spec.outputs if tensor.role == "logits"]
+    if len(taken) != 1 or taken[0] not in {(1, spec.rows, width) for width in widths}:
+        what = f"takes {taken}, the trunk gives (1, {spec.rows}, D) with D in {sorted(widths)}"
+    elif made != [(1, spec.rows)]:
+        what = f"gives no logits of {spec.rows} rows"
+    else:
+        return
+    raise BundleError(f"the bundle's graph {HEAD} {what}; export it again")
 
 
 def hidden_rows(engine: Engine) -> Any:

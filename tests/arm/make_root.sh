@@ -9,6 +9,7 @@ folder=$(cd "$1" && pwd) pip=$2
 packages=(
   python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib
   libc6 libgcc-s1 libstdc++6 zlib1g libssl3 libffi8 libexpat1 libbz2-1.0 liblzma5 libcrypt1
+  python3.11-venv python3-pip-whl python3-setuptools-whl
   libuuid1 libncursesw6 libtinfo6 libreadline8 libsqlite3-0 libdb5.3 libnsl2 libtirpc3
 )
 # Newer releases of ONNX Runtime end in an illegal instruction under qemu 7.2.

@@ -18,6 +18,9 @@ pytestmark = pytest.mark.arm
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = os.environ.get("ARM_ROOT", str(ROOT / ".arm"))
 FAMILIES = ("mdlm", "ar", "sedd", "tidar")
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+AARCH64_ELF = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
+AARCH64_MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 RUN = f"{LOAD}\nfrom dlm_edge.runtime.cli.run import main; main()"
 DOCTOR = f"""{LOAD}
 import json, platform
@@ -82,14 +85,61 @@ def test_a_bundle_of_each_family_gives_its_golden_vectors_and_this_machines_text
     arm(RUN, bundle, "--check", "--threads", 1)
 
 
-def test_the_wheel_runs_from_where_it_is_unpacked(arm, tmp_path):
-    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "tests"))
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = shutil.copytree(ROOT, folder / "copy", ignore=shutil.ignore_patterns(".*", "tests"))
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--wheel-dir", tmp_path, copy], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "--wheel-dir", folder, copy], check=True)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_the_wheel_runs_from_where_it_is_unpacked(arm, wheel, tmp_path):
     shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
     said = arm(RUN, "--info", root=tmp_path / "installed" / "dlm_edge")
     assert "stories-4m.dlm" in said
+
+
+@pytest.fixture
+def kernel_runs_arm():
+    """Has the kernel start aarch64 programs by qemu: setup.sh starts those of its environment."""
+    entry = BINFMT / "qemu-aarch64"
+    if not BINFMT.exists() or os.geteuid() != 0:
+        pytest.skip("needs root and a kernel with binfmt_misc")
+    mounted = (BINFMT / "register").exists()
+    if not mounted:
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], check=True)
+    known = entry.exists()
+    if not known:
+        qemu = f"{FOLDER}/qemu/usr/bin/qemu-aarch64-static"
+        line = f":qemu-aarch64:M::{AARCH64_ELF}:{AARCH64_MASK}:{qemu}:F"
+        (BINFMT / "register").write_text(line, "ascii")
+    yield
+    if not known:
+        entry.write_text("-1", "ascii")
+    if not mounted:
+        subprocess.run(["umount", BINFMT], check=True)
+
+
+def test_setup_sh_makes_an_environment_that_writes(arm, wheel, kernel_runs_arm, tmp_path):
+    versions = tmp_path / "constraints.txt"
+    names = (Path(name).name.split("-")[:2] for name in Path(FOLDER, "wheels").glob("*.whl"))
+    versions.write_text("".join(f"{name}=={version}\n" for name, version in names), "utf-8")
+    root = f"{FOLDER}/root"
+    command = ["bash", ROOT / "jetson" / "setup.sh", "--cpu", "--wheel", wheel]
+    command += ["--venv", tmp_path / "venv", "--python", f"{root}/usr/bin/python3.11"]
+    environment = {
+        **os.environ,
+        "QEMU_LD_PREFIX": root,
+        "PIP_CONSTRAINT": str(versions),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "\nready\n" in result.stdout
+    assert "\nOnce upon a time" in result.stdout
+    assert "WARNING" not in result.stdout
 
 
 @pytest.mark.parametrize("bundle", ["mdlm"], indirect=True)

@@ -146,4 +146,4 @@ def test_endless_ops_ban_the_end_of_text() -> None:
     )
     endless = EndlessOps().bind(UNMASK).canvas(spec).spec
     assert endless.banned == (0, 1)
-    assert endless.eos_token_id == -1
+    assert endless.end_ids == ()

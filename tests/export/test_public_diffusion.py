@@ -170,3 +170,34 @@ def test_a_block_that_nothing_says_is_asked_for_in_one_line(tmp_path):
     result = CliRunner().invoke(main, [str(tmp_path / "m"), "-o", str(tmp_path / "m.dlm")])
     assert result.exit_code == 1
     assert "give them: --block 32 for example" in result.stderr.strip().splitlines()[-1]
+
+
+def test_a_ddit_takes_its_tokenizer_from_elsewhere_and_decodes_and_fills(tmp_path):
+    from ddit_folders import make_ddit
+
+    make_ddit(tmp_path / "bd3lm-owt", "BD3LM", block_size=4)
+    words = ("--tokenizer", str(tmp_path / "gpt2"), "--block", "4,full")
+    export(tmp_path / "bd3lm-owt", *words)
+    with Pipeline.load(tmp_path / "bd3lm-owt.dlm") as pipeline:
+        assert pipeline.settings().name == "first_hitting"
+        assert pipeline.manifest.framing.start_ids == (256,)
+        texts = [
+            pipeline.continue_ids([256, 70, 71], max_tokens=9, block_size=4, seed=seed).result()
+            for seed in (1, 1, 2)
+        ]
+        assert texts[0].token_ids == texts[1].token_ids != texts[2].token_ids
+        filled = pipeline.infill("ab___cd", gap_tokens=3).result().text
+        assert filled.startswith("ab")
+        assert filled.endswith("cd")
+
+
+@pytest.mark.parametrize(
+    ("precision", "target"), [("int8", "cpu"), ("fp16", "orin-nano"), ("int8", "orin-nano")]
+)
+def test_a_ddit_is_exported_in_each_form(tmp_path, precision, target):
+    from ddit_folders import make_ddit
+
+    make_ddit(tmp_path / "m", "BD3LM", block_size=4)
+    words = ["--tokenizer", str(tmp_path / "gpt2"), "--target", target, "--precision", precision]
+    uncalibrated = ["--uncalibrated"] if precision == "int8" else []
+    export(tmp_path / "m", *words, *uncalibrated, "--block", "4", "--context", "32", "--force")

@@ -57,14 +57,14 @@ PUBLIC = {
 """By recipe: whose layers it has, and what its config.json says instead."""
 
 
-def qwen_tokenizer(mask: str | None) -> str:
+def qwen_tokenizer(mask: str | None, special=SPECIAL, thoughts=THOUGHTS) -> str:
     """A tokenizer of bytes with Qwen's special tokens behind them, and a mask of this name."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.add_tokens(list(THOUGHTS))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.add_tokens(list(thoughts))
     if mask is not None:
         tokenizer.add_special_tokens([mask])
     return tokenizer.to_str()

@@ -32,7 +32,8 @@ WHOLE_CANVAS = 0
 class Denoising:
     """How the models of a public architecture denoise, where their files say nothing else."""
 
-    mask_token_id: int
+    mask_token_id: int | None
+    """None: the last row of the embedding."""
     blocks: tuple[tuple[str, int], ...] = ()
     """Block size by a regular expression that the model's name holds; the first that matches, and a
     group in it is the size."""
@@ -40,6 +41,11 @@ class Denoising:
     """Block size where neither config.json nor the name says one; None: it has to be given."""
     canvas: int = 1024
     """Positions of the canvas of a model that denoises it whole."""
+    family: str = "mdlm"
+    sees_noise: bool = False
+    """Whether layers are conditioned on the noise level."""
+    start: str | None = None
+    """The token in front of every text; None: what the tokenizer says."""
     logit_shift: int = 0
     """1: row i speaks for position i + 1."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -62,12 +68,12 @@ class Architecture:
     head_dim: int | None = None
     """None: hidden_size / num_attention_heads."""
     denoising: Denoising | None = None
-    """None: it is causal, of the family `ar` as it is published; else `mdlm`."""
+    """None: it is causal, of the family `ar` as it is published."""
 
     @property
     def family(self) -> str:
         """The family of such a model as it is published."""
-        return "ar" if self.denoising is None else "mdlm"
+        return "ar" if self.denoising is None else self.denoising.family
 
 
 def _qwen2(name: str, model_type: str, denoising: Denoising | None = None) -> Architecture:
@@ -84,6 +90,17 @@ def _qwen3(name: str, model_type: str, denoising: Denoising | None = None) -> Ar
         context=32768,
         head_dim=128,
         denoising=denoising,
+    )
+
+
+def _ddit(name: str, model_type: str, decoding: Mapping[str, Any], **how: Any) -> Architecture:
+    """A denoiser of GPT-2's tokens, whose files hold no tokenizer; its block is the whole canvas,
+    unless config.json names a smaller one."""
+    denoising = Denoising(
+        mask_token_id=None, block=WHOLE_CANVAS, start="<|endoftext|>", decoding=decoding, **how
+    )
+    return Architecture(
+        name=name, model_type=model_type, backbone="ddit", context=1024, denoising=denoising
     )
 
 
@@ -126,6 +143,9 @@ DIFFUSION: tuple[Architecture, ...] = (
         "qwen2",
         Denoising(mask_token_id=151665, block=WHOLE_CANVAS, logit_shift=1),
     ),
+    _ddit("MDLM", "mdlm", {"rule": "first_hitting"}),
+    _ddit("BD3LM", "bd3lm", {"rule": "first_hitting"}),
+    _ddit("SEDD", "sedd", {"steps": 128}, family="sedd", sees_noise=True),
 )
 ARCHITECTURES = (*CAUSAL.values(), *DIFFUSION)
 BLOCK_KEYS = ("block_size", "bd_size")

@@ -27,7 +27,8 @@ from ...runtime.errors import CheckpointError, brief
 from ...runtime.files import parse_json
 from ..files import new_folder, remove_unfinished, write_file, write_text
 from ..nn.config import ModelConfig
-from .hub import COMPANIONS, config_path
+from .ddit import is_ddit, read_ddit_tensors
+from .hub import COMPANIONS, config_path, tokenizer_file
 from .hugging_face import is_hugging_face, read_tensors, write_shape, write_tensors
 from .tensor_files import WEIGHTS, read_weights
 
@@ -104,15 +105,27 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def read_files(folder: Path, config: dict[str, Any]) -> Checkpoint:
-    """Reads the files beside a config.json that was read; raises CheckpointError."""
+def read_files(
+    folder: Path,
+    config: dict[str, Any],
+    tokenizer: str | Path | None = None,
+    *,
+    sees_noise: bool = False,
+) -> Checkpoint:
+    """Reads the files beside a config.json that was read; raises CheckpointError.
+
+    Args:
+        tokenizer: Where the tokenizer of a checkpoint is that has none; see `tokenizer_file`.
+        sees_noise: Whether the layers of a DDiT are conditioned on the noise level.
+    """
+    tokenizer_path = tokenizer_file(folder, tokenizer)
     weights = read_weights(folder)
     if is_hugging_face(weights):
         weights = read_tensors(weights, ModelConfig.from_json(config["model"]), str(folder))
+    elif is_ddit(weights):
+        shape = ModelConfig.from_json(config["model"])
+        weights = read_ddit_tensors(weights, shape, str(folder), folded=not sees_noise)
     check_finite(weights, str(folder))
-    tokenizer_path = folder / "tokenizer.json"
-    if not tokenizer_path.is_file():
-        raise CheckpointError(f"{folder}: tokenizer.json is missing; copy the whole folder")
     return Checkpoint(
         path=folder,
         config=config,

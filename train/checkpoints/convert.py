@@ -94,14 +94,17 @@ def convert(
     }
 
 
-def open_any(where: str | Path, blocks: Sequence[int | str] = ()) -> Checkpoint:
+def open_any(
+    where: str | Path, blocks: Sequence[int | str] = (), tokenizer: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint: one of ours, or a public one, which takes its architecture's family.
 
     Args:
         where: Folder, hub name or GGUF file.
         blocks: Block sizes of a public diffusion model that names none.
+        tokenizer: Where the tokenizer of a checkpoint is that has none; see `tokenizer_file`.
     """
-    start = read_model(where)
+    start = read_model(where, tokenizer)
     if "family" in start.checkpoint.config:
         return start.checkpoint
     family = start.family

@@ -39,9 +39,11 @@ class Facts:
     """Tokens that end a text whatever the checkpoint's settings name."""
     denoising: Denoising
     """What the table says of its architecture."""
+    family_options: Mapping[str, Any]
+    """Options of the family that config.json names."""
 
     def options(self, context: int, where: str) -> dict[str, Any]:
-        """Gives the options of the family `mdlm`, and `context`, its positions.
+        """Gives options of the model's family, and `context`, its positions.
 
         Args:
             context: Positions that config.json names.
@@ -56,12 +58,12 @@ class Facts:
                 "give them: --block 32 for example, or --block full for a model that denoises the "
                 "whole canvas"
             )
-        shift = {"logit_shift": self.denoising.logit_shift}
-        if self.block == WHOLE_CANVAS:
+        more = self.family_options
+        if self.block == WHOLE_CANVAS or self.block >= context:
             positions = min(context, self.denoising.canvas)
-            return {"block_sizes": "full", "context": positions, **shift}
+            return {"block_sizes": "full", "context": positions, **more}
         whole_blocks = max(context // self.block, 1) * self.block
-        return {"block_sizes": str(self.block), "context": whole_blocks, **shift}
+        return {"block_sizes": str(self.block), "context": whole_blocks, **more}
 
 
 def read_denoising(
@@ -95,7 +97,14 @@ def read_denoising(
         block_source=block_source,
         end_ids=tuple(token for token in ends if token is not None),
         denoising=known.denoising,
+        family_options=_family_options(config, known.denoising),
     )
+
+
+def _family_options(config: Mapping[str, Any], denoising: Denoising) -> dict[str, Any]:
+    if denoising.sees_noise:
+        return {name: config[name] for name in ("graph", "noise_schedule", "condition_dim")}
+    return {"logit_shift": denoising.logit_shift}
 
 
 def _mask(
@@ -113,6 +122,8 @@ def _mask(
         number = tokenizer.token_to_id(token) if isinstance(token, str) else None
         if number is not None:
             return number, f"tokenizer, {token}"
+    if denoising.mask_token_id is None:
+        return config["vocab_size"] - 1, "config.json, vocab_size"
     return denoising.mask_token_id, "table of architectures"
 
 

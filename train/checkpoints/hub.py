@@ -17,7 +17,7 @@ from .gguf import SUFFIX
 
 PREFIX = "hf:"
 """Marks a name of the hub that a folder here might have, too."""
-FILES = ("config.json", "tokenizer.json")
+TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -34,7 +34,7 @@ README = "README.md"
 LICENCE_KEYS = ("license", "license_name", "license_link")
 NO_COMMERCE = ("-nc", "research", "non-commercial", "noncommercial")
 """Parts of the names of licences that forbid commercial use."""
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def checkpoint_folder(where: str | Path) -> Path:
@@ -69,6 +69,35 @@ def find_checkpoint(where: str | Path) -> Path:
     folder = checkpoint_folder(where)
     config_path(folder)
     return folder
+
+
+def tokenizer_file(folder: Path, other: str | Path | None) -> Path:
+    """Gives the tokenizer.json of a checkpoint.
+
+    Args:
+        other: A file, a folder or a name of the hub that has the tokenizer of a checkpoint without
+            one; None: it has its own.
+
+    Raises:
+        CheckpointError: There is none, there are two, or the hub cannot be reached.
+    """
+    own = folder / TOKENIZER
+    if own.is_file():
+        if other is not None:
+            raise CheckpointError(f"{folder} has a tokenizer of its own: leave --tokenizer out")
+        return own
+    if other is None:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json is missing; copy the whole folder, or name the tokenizer "
+            "that the model was trained with: --tokenizer openai-community/gpt2 for GPT-2's"
+        )
+    name, place = str(other).removeprefix(PREFIX), Path(other)
+    if not place.exists() and _NAME.fullmatch(name):
+        place = _download(*name.partition("@")[::2], weights=False)
+    place = place / TOKENIZER if place.is_dir() else place
+    if not place.is_file():
+        raise CheckpointError(f"--tokenizer {other}: no tokenizer.json there; check the path")
+    return place
 
 
 def read_source(where: str | Path, folder: Path) -> dict[str, str]:
@@ -119,7 +148,7 @@ def config_path(folder: Path) -> Path:
     return path
 
 
-def _download(name: str, revision: str) -> Path:
+def _download(name: str, revision: str, *, weights: bool = True) -> Path:
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
@@ -135,13 +164,13 @@ def _download(name: str, revision: str) -> Path:
     # Needs torch, which reading a name does not.
     from .tensor_files import INDEX, WEIGHTS, read_index
 
-    path = Path()
     try:
-        for file in FILES:
-            path = fetch(file)
-        for file in (*COMPANIONS, README):
+        path = fetch("config.json")
+        for file in (TOKENIZER, *COMPANIONS, README):
             with contextlib.suppress(EntryNotFoundError):
                 fetch(file)
+        if not weights:
+            return fetch(TOKENIZER).parent
         try:
             fetch(WEIGHTS)
         except EntryNotFoundError:

@@ -23,6 +23,7 @@ from .architectures import (
     WHOLE,
     Architecture,
 )
+from .ddit import read_ddit_shape
 
 _SCALING = {
     "factor": "factor",
@@ -58,6 +59,8 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
 
 def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
     known = find_architecture(config, where)
+    if known.backbone == "ddit":
+        return read_ddit_shape(config, where)
     rope = _rope(config, where)
     sizes = {
         "vocab_size": "vocab_size",

@@ -32,6 +32,7 @@ from .checkpoint import (
     read_files,
     read_json,
 )
+from .ddit import flat_config
 from .denoising import Facts, read_denoising
 from .gguf import SUFFIX, read_gguf
 from .hub import (
@@ -40,6 +41,7 @@ from .hub import (
     TOKENIZER_CONFIG,
     checkpoint_folder,
     read_source,
+    tokenizer_file,
 )
 from .hugging_face import find_architecture, read_shape, read_tensors
 from .mamba_ssm import TrunkStart, is_mamba_ssm, read_mamba_ssm
@@ -142,26 +144,37 @@ def _added(before: Tokenizer, now: Tokenizer) -> dict[str, int]:
     }
 
 
-def read_start(where: str | Path) -> Start | TrunkStart:
-    """Reads the checkpoint of a folder, a hub name or a GGUF file; raises CheckpointError."""
+def read_start(where: str | Path, tokenizer: str | Path | None = None) -> Start | TrunkStart:
+    """Reads the checkpoint of a folder, a hub name or a GGUF file; raises CheckpointError.
+
+    Args:
+        tokenizer: Where the tokenizer of a checkpoint is that has none; see `tokenizer_file`.
+    """
     if str(where).endswith(SUFFIX):
         return _read_file(Path(where))
     folder = checkpoint_folder(where)
     config = read_json(folder)
     if is_mamba_ssm(config):
         return read_mamba_ssm(folder, config)
-    if "family" not in config and "model_type" in config:
+    if _is_public(config):
         config = _completed(config, folder)
         shape = read_shape(config, str(folder))
-        checkpoint = read_files(folder, {"model": shape.to_json()})
         known = find_architecture(config, str(folder))
+        sees_noise = known.denoising is not None and known.denoising.sees_noise
+        model = {"model": shape.to_json()}
+        checkpoint = read_files(folder, model, tokenizer, sees_noise=sees_noise)
         return _foreign(checkpoint, shape, config, known, read_source(where, folder))
     config = read_config(folder)
     plain = set(config["model"]) <= {item.name for item in fields(ModelConfig)}
     shape = ModelConfig.from_json(config["model"]) if plain else None
-    checkpoint = read_files(folder, config)
+    checkpoint = read_files(folder, config, tokenizer)
     framing = _own_framing(config, _tokenizer(checkpoint))
     return Start(checkpoint=checkpoint, shape=shape, framing=framing)
+
+
+def _is_public(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one that others wrote."""
+    return "family" not in config and ("model_type" in config or flat_config(config) is not None)
 
 
 def _completed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -170,12 +183,12 @@ def _completed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = {key: generation[key] for key in MASK_KEYS if isinstance(generation.get(key), int)}
     if "tie_word_embeddings" not in config and (folder / WEIGHTS).is_file():
         found["tie_word_embeddings"] = HEAD not in tensor_names(folder / WEIGHTS)
-    return {**found, **config}
+    return {**found, **(flat_config(config) or config)}
 
 
-def read_model(where: str | Path) -> Start:
-    """Reads a checkpoint that is a whole model; raises CheckpointError."""
-    found = read_start(where)
+def read_model(where: str | Path, tokenizer: str | Path | None = None) -> Start:
+    """Reads a checkpoint that is a whole model, as `read_start`; raises CheckpointError."""
+    found = read_start(where, tokenizer)
     if isinstance(found, TrunkStart):
         raise CheckpointError(
             f"{where} holds layers alone, no embedding of ours: train a model from them with --init"
@@ -240,8 +253,11 @@ def _with_special(tokenizer_json: str, token_id: int) -> str:
     return tokenizer_json
 
 
-def read_framing(where: str | Path) -> dict[str, Any]:
+def read_framing(where: str | Path, tokenizer: str | Path | None = None) -> dict[str, Any]:
     """Reads what a checkpoint has around a text, without its weights.
+
+    Args:
+        tokenizer: As `read_start` takes it.
 
     Returns:
         `start_ids`, in front of a text (None: the end of text); `eos_token_id`, which ends a
@@ -257,12 +273,12 @@ def read_framing(where: str | Path) -> dict[str, Any]:
     config = read_json(folder)
     if is_mamba_ssm(config):
         return {}
-    config = _completed(config, folder)
-    if "family" in config or "model_type" not in config:
+    if not _is_public(config):
         return _own_framing(read_config(folder), load_tokenizer(folder, ()))
+    config, place = _completed(config, folder), tokenizer_file(folder, tokenizer)
     known, name = find_architecture(config, str(folder)), read_source(where, folder)["name"]
     companions = read_companions(folder)
-    return _framing(config, load_tokenizer(folder, ()), companions, known, name)[0]
+    return _framing(config, load_tokenizer(place, ()), companions, known, name)[0]
 
 
 def _own_framing(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -302,6 +318,9 @@ def _framing(
         listed += facts.end_ids
     ends = list(dict.fromkeys(token for token in listed if _is_token(tokenizer, token)))
     start = list(_put_in_front(tokenizer))
+    if facts is not None and facts.denoising.start is not None:
+        number = tokenizer.token_to_id(facts.denoising.start)
+        start = [] if number is None else [number]
     if settings.get("add_bos_token") is False:
         start = []
     elif settings.get("add_bos_token") is True and named["bos"] is not None:

@@ -66,7 +66,9 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         if any(path.parent.glob("pytorch_model*.bin")):
             raise CheckpointError(
                 f"{path.parent}: weights are in pytorch_model*.bin only, which can run code and is "
-                "not read; load them with transformers and save_pretrained(FOLDER) as safetensors"
+                "not read; take a revision with model.safetensors (the hub offers one as "
+                "owner/name@refs/pr/1 for many), or load them with transformers and "
+                "save_pretrained(FOLDER)"
             )
         raise CheckpointError(f"{path.parent}: {path.name} is missing; copy the whole folder")
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ...runtime.errors import CheckpointError, DlmError, brief
+from ...runtime.measure.text_quality import text_figures
 from ..config import TrainConfig
 from ..data.batches import Batch, Batches
 from ..families.base import Family
@@ -76,6 +77,8 @@ class Hooks:
     """Gets the weights to use."""
     on_save: Callable[[RunState, dict[str, torch.Tensor], dict[str, Any]], None]
     """Gets the weights to use and the state."""
+    sample: Callable[[dict[str, torch.Tensor]], list[str]] | None
+    """Gets the weights to use; gives texts that the model writes. None: the log wants none."""
     interrupted: Callable[[], bool]
     """Whether the user asked to stop."""
 
@@ -277,6 +280,8 @@ class Loop:
         with self._weights_to_use():
             started = time.monotonic()
             figures = self.measure(self.held_out)
+            if hooks.sample is not None:
+                _log_texts(curves, hooks.sample(self.weights()), run_state.step)
             self._reserve_s = self._agreed(time.monotonic() - started)
             mean = mean_nats(figures)
             if not math.isfinite(mean):
@@ -371,6 +376,17 @@ class Loop:
         return self.fabric.broadcast(value) if self.fabric.world_size > 1 else value
 
 
+def _log_texts(curves: Curves, texts: Sequence[str], step: int) -> None:
+    """Records texts, and what their words say: a model that repeats itself shows there first."""
+    if not any(text.split() for text in texts):
+        return
+    figures = text_figures(texts)
+    names = ("entropy", "distinct_4", "repetition")
+    values = {f"samples/{name}": figures[name].figure for name in names}
+    curves.write({name: v for name, v in values.items() if math.isfinite(v)}, step)
+    curves.write_text("samples", "\n\n---\n\n".join(texts), step)
+
+
 def _compile(module: nn.Module) -> None:
     """Compiles the part of a denoiser whose shapes are fixed, in place: names stay."""
     part = getattr(module, "trunk", module)
@@ -379,4 +395,4 @@ def _compile(module: nn.Module) -> None:
 
 def _mix(*numbers: int) -> int:
     """Makes one 63-bit seed of several numbers."""
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0]) >> 1

@@ -21,6 +21,10 @@ class Curves(Protocol):
         """Records metrics of one step."""
         ...
 
+    def write_text(self, name: str, text: str, step: int) -> None:
+        """Records a text of one step."""
+        ...
+
     def close(self) -> None:
         """Flushes and ends."""
         ...
@@ -30,6 +34,9 @@ class NoCurves:
     """Records nothing."""
 
     def write(self, values: Mapping[str, float], step: int) -> None:
+        """Does nothing."""
+
+    def write_text(self, name: str, text: str, step: int) -> None:
         """Does nothing."""
 
     def close(self) -> None:
@@ -48,6 +55,9 @@ class TensorBoardCurves:
     def write(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def write_text(self, name: str, text: str, step: int) -> None:
+        self._writer.add_text(name, text, step)
 
     def close(self) -> None:
         self._writer.close()
@@ -68,6 +78,9 @@ class WandbCurves:
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
+
+    def write_text(self, name: str, text: str, step: int) -> None:
+        self._run.log({name: text}, step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -21,6 +21,7 @@ from ...runtime.cache import cache_root
 from ...runtime.errors import CheckpointError, ConfigError
 from ...runtime.text.framing import Framing
 from ..checkpoints.checkpoint import (
+    Checkpoint,
     load_state,
     read_companions,
     read_config,
@@ -29,7 +30,7 @@ from ..checkpoints.checkpoint import (
     write_checkpoint,
 )
 from ..checkpoints.convert import resolve_config
-from ..checkpoints.start import Start, TrunkStart, read_framing, read_start
+from ..checkpoints.start import Start, TrunkStart, read_framing, read_start, tokenizer_of
 from ..config import (
     PRECISIONS,
     SETTINGS,
@@ -51,6 +52,7 @@ from ..data.tokenizer import (
 from ..families import FAMILIES
 from ..files import make_folder
 from ..nn.lora import Lora
+from ..pretrained import draw_texts
 from .heldout import frequency_nats
 from .loop import Hooks, Loop, RunState
 from .progress import NoCurves, ProgressBar, make_curves
@@ -125,7 +127,14 @@ def _framing(config: TrainConfig, out: Path, *, has_state: bool) -> Mapping[str,
     """What the model that a run starts from has around a text; empty: it starts from none."""
     if has_state:
         return read_framing(out / "last")
-    return {} if config.init is None else read_framing(config.init)
+    return {} if config.init is None else read_framing(config.init, _lent_tokenizer(config))
+
+
+def _lent_tokenizer(config: TrainConfig) -> str | None:
+    """The tokenizer of a model to start from that has none of its own."""
+    assert config.init is not None
+    made_here = config.tokenizer in ("bpe", "char")
+    return None if made_here or tokenizer_of(config.init) else config.tokenizer
 
 
 def _source(out: Path, start: Start | TrunkStart | None) -> dict[str, Any]:
@@ -146,7 +155,7 @@ def _begin(
         # A state has the weights that the run started from, its settings their shape.
         shape = load_settings(out / SETTINGS)["options"]
         return replace(config, options={**shape, **config.options}), None
-    start = read_start(config.init)
+    start = read_start(config.init, _lent_tokenizer(config))
     return replace(config, options=start.options(config.options, config.family)), start
 
 
@@ -330,7 +339,21 @@ def _hooks(
             save_state(out, run_state.step, state)
         fabric.barrier()
 
-    return Hooks(on_best=on_best, on_save=on_save, interrupted=lambda: asked[0])
+    def sample(weights: dict[str, torch.Tensor]) -> list[str]:
+        if not fabric.is_global_zero:
+            return []
+        checkpoint = Checkpoint(
+            path=out, config=dict(loop.model_config), weights=weights, tokenizer_json=tokenizer_json
+        )
+        return draw_texts(checkpoint, loop.config.samples)
+
+    samples = loop.config.samples and loop.config.log != "none"
+    return Hooks(
+        on_best=on_best,
+        on_save=on_save,
+        sample=sample if samples else None,
+        interrupted=lambda: asked[0],
+    )
 
 
 @contextlib.contextmanager

@@ -28,9 +28,13 @@ BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "qwen2": {"qkv_bias": True, "rope_theta": 1e6, "norm_eps": 1e-6},
     "qwen3": {"qk_norm": True, "rope_theta": 1e6, "norm_eps": 1e-6},
+    "ddit": {"layer_norm": True, "plain_mlp": True, "head_bias": True},
 }
-"""What each backbone sets in the one transformer there is. All but `native` are
-Hugging Face's architectures of these names, and their checkpoints are folders in its format."""
+"""What each backbone sets in the one transformer there is. `llama`, `qwen2` and `qwen3` are Hugging
+Face's architectures of these names, and their checkpoints are folders in its format; `ddit` is the
+diffusion transformer of SEDD and MDLM."""
+SWITCHES = ("qkv_bias", "qk_norm", "layer_norm", "plain_mlp", "head_bias")
+"""Fields of ModelConfig that a backbone sets; False unless it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,12 @@ class ModelConfig:
     """Whether queries, keys and values get a bias (Qwen2)."""
     qk_norm: bool = False
     """Whether each head of queries and keys is normalised before its rotation (Qwen3)."""
+    layer_norm: bool = False
+    """Whether norms take off the mean and have a bias (LayerNorm), or not (RMSNorm)."""
+    plain_mlp: bool = False
+    """Whether the MLP is two matrices with biases and GELU between them, or gated."""
+    head_bias: bool = False
+    """Whether the head has a bias."""
     rope_theta: float = ROPE_THETA
     """Base of the rotary embedding's wavelengths."""
     rope_scaling: RopeScaling | None = None
@@ -120,7 +130,7 @@ class ModelConfig:
             raise ConfigError(
                 f"backbone {self.backbone!r} is unknown; choose one of {', '.join(BACKBONES)}"
             )
-        for name in ("qkv_bias", "qk_norm"):
+        for name in SWITCHES:
             wanted = BACKBONES[self.backbone].get(name, False)
             if self.backbone != "native" and getattr(self, name) != wanted:
                 raise ConfigError(f"backbone {self.backbone} has {name} {str(wanted).lower()}")

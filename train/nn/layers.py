@@ -34,6 +34,30 @@ class RMSNorm(nn.Module):
         return (wide * scale * self.weight).to(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Takes off each row's mean and scales it to unit variance; statistics are float32."""
+
+    def __init__(self, dim: int, eps: float = NORM_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, dim) to the same shape and dtype."""
+        wide = x.float()
+        wide = wide - wide.mean(-1, keepdim=True)
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        # In this order: else the exporter makes one operator of it, whose statistics would be in
+        # the type of x.
+        return (wide * (scale * self.weight) + self.bias).to(x.dtype)
+
+
+def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """Makes a norm of the residual stream."""
+    return (LayerNorm if config.layer_norm else RMSNorm)(config.dim, config.norm_eps)
+
+
 def inverse_frequencies(
     head_dim: int,
     theta: float = ROPE_THETA,
@@ -151,6 +175,27 @@ class GatedMLP(nn.Module):
         """(…, dim) to the same shape."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+
+class PlainMLP(nn.Module):
+    """Two matrices with biases, and GELU between them in its form with a hyperbolic tangent."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.dim, config.hidden_dim)
+        self.down = nn.Linear(config.hidden_dim, config.dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, dim) to the same shape."""
+        x = self.up(x)
+        # Written out: TensorRT 10.3 reads opset 20's Gelu in part only. x^2 first, for float16.
+        bent = torch.tanh(math.sqrt(2.0 / math.pi) * x * (1.0 + 0.044715 * x * x))
+        return self.down(0.5 * x * (1.0 + bent))
+
+
+def make_mlp(config: ModelConfig) -> GatedMLP | PlainMLP:
+    """Makes the MLP of a layer."""
+    return (PlainMLP if config.plain_mlp else GatedMLP)(config)
 
 
 class TimeEmbedding(nn.Module):

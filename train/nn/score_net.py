@@ -5,7 +5,8 @@ layer (and the final norm) is scaled, shifted and gated by it. Outputs are log-s
 p_t(x) per position and token y, 0 at the token x that is there.
 
 The sinusoids are those of log sigma: noise goes over five decades, and near clean text a score's
-magnitude is proportional to sigma, which sinusoids of sigma itself cannot resolve there.
+magnitude is proportional to sigma, which sinusoids of sigma itself cannot resolve there. Published
+networks (backbone `ddit`) see those of sigma.
 
 Knows no objective and no schedule. Source: SEDD (arXiv 2310.16834), section 5 and appendix D;
 adaLN-zero: DiT (arXiv 2212.09748).
@@ -56,10 +57,11 @@ class ScoreConfig:
             raise ConfigError(
                 f"model condition_dim must be a positive integer, not {self.condition_dim!r}"
             )
-        if self.shape.backbone != "native" or self.shape.num_kv_heads != self.shape.num_heads:
+        shape = self.shape
+        if shape.backbone not in ("native", "ddit") or shape.num_kv_heads != shape.num_heads:
             raise ConfigError(
-                "a score network has the native backbone and as many kv heads as heads; leave out "
-                "--backbone and --kv-heads"
+                "a score network has the backbone native or ddit, and as many kv heads as heads; "
+                "leave out --backbone and --kv-heads"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -79,20 +81,25 @@ class ScoreConfig:
 
 
 class SigmaEmbedding(nn.Module):
-    """Sinusoids of log sigma, then a two-layer MLP: (B,) float32 to (B, condition)."""
+    """Sinusoids of log sigma, or of sigma, then a two-layer MLP: (B,) float32 to (B, condition)."""
 
     waves: torch.Tensor
 
-    def __init__(self, condition_dim: int) -> None:
+    def __init__(self, condition_dim: int, *, logarithmic: bool = True) -> None:
         super().__init__()
-        span = torch.linspace(math.log(LOWEST_WAVE), math.log(HIGHEST_WAVE), NUM_WAVES)
+        self.logarithmic = logarithmic
+        if logarithmic:
+            span = torch.linspace(math.log(LOWEST_WAVE), math.log(HIGHEST_WAVE), NUM_WAVES)
+        else:
+            span = -math.log(1e4) * torch.arange(NUM_WAVES, dtype=torch.float32) / NUM_WAVES
         self.register_buffer("waves", torch.exp(span), persistent=False)
         self.hidden = nn.Linear(2 * NUM_WAVES, condition_dim)
         self.out = nn.Linear(condition_dim, condition_dim)
 
     def forward(self, sigma: torch.Tensor) -> torch.Tensor:
         """See the class; the result has gone through SiLU."""
-        angles = torch.log(sigma.clamp(min=LEAST_SIGMA))[:, None] * self.waves
+        level = torch.log(sigma.clamp(min=LEAST_SIGMA)) if self.logarithmic else sigma
+        angles = level[:, None] * self.waves
         features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
         return F.silu(self.out(F.silu(self.hidden(features))))
 
@@ -126,12 +133,14 @@ class ScoreNet(nn.Module):
         self.config = config
         shape = config.shape
         self.embed = nn.Embedding(shape.vocab_size, shape.dim)
-        self.sigma = SigmaEmbedding(config.condition_dim)
+        published = shape.backbone == "ddit"
+        self.sigma = SigmaEmbedding(config.condition_dim, logarithmic=not published)
         self.trunk = Trunk(shape, config.condition_dim, condition_norm=True)
-        self.head = nn.Linear(shape.dim, shape.vocab_size, bias=False)
+        self.head = nn.Linear(shape.dim, shape.vocab_size, bias=shape.head_bias)
         if shape.tie_embeddings:
             self.head.weight = self.embed.weight
-        self.register_buffer("inv_freq", inverse_frequencies(shape.head_dim), persistent=False)
+        rates = inverse_frequencies(shape.head_dim, reciprocal=published)
+        self.register_buffer("inv_freq", rates, persistent=False)
         init_weights(self, shape.num_layers)
 
     def forward(

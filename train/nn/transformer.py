@@ -20,10 +20,10 @@ from .config import ModelConfig
 from .layers import (
     Angles,
     Attention,
-    GatedMLP,
-    RMSNorm,
     TimeEmbedding,
     inverse_frequencies,
+    make_mlp,
+    make_norm,
     training_rotation,
 )
 
@@ -53,10 +53,10 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, condition_dim: int | None = None) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = GatedMLP(config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = make_mlp(config)
         self.dropout = nn.Dropout(config.dropout)
         self.modulation = nn.Linear(condition_dim, 6 * config.dim) if condition_dim else None
 
@@ -127,7 +127,7 @@ class Trunk(nn.Module):
         super().__init__()
         layers = (Layer(config, condition_dim) for _ in range(config.num_layers))
         self.layers = nn.ModuleList(layers)
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = make_norm(config)
         modulated = condition_dim if condition_norm else None
         self.modulation = nn.Linear(modulated, 2 * config.dim) if modulated else None
         self.recompute = False
@@ -230,7 +230,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.time = TimeEmbedding(config.dim) if config.time_conditioning else None
         self.trunk = Trunk(config, config.dim if config.time_conditioning else None)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         rates = inverse_frequencies(

@@ -58,6 +58,8 @@ def test_a_manifest_survives_the_way_through_json():
         ("vocab_size", "20", "vocab_size"),
         ("vocab_size", 21, "logits"),
         ("mask_token_id", 20, "mask_token_id"),
+        ("mask_token_id", 0, "no start or end token"),
+        ("end_ids", [1], "mask_token_id"),
         ("eos_token_id", None, "eos_token_id"),
         ("eos_token_id", -1, "eos_token_id"),
         ("logit_shift", 2, "logit_shift"),

@@ -50,6 +50,26 @@ def test_the_causal_family_trains_with_the_same_loop(settings):
     assert set(summary["held_out"]) == {"ar"}
 
 
+def test_an_evaluation_logs_texts_and_their_figures_and_changes_no_weight(settings, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"max_steps": 4, "eval_every": 2, "log": "tensorboard"}
+    changes["options"] = {**settings().options, "dropout": 0.1}
+    with_texts, without = (
+        settings(out=str(tmp_path / str(number)), samples=number, **changes) for number in (2, 0)
+    )
+    for config in (with_texts, without):
+        train(config, quiet=True)
+    assert_equal(with_texts.out, without.out)
+    found = EventAccumulator(f"{with_texts.out}/logs").Reload()
+    assert [event.step for event in found.Scalars("samples/entropy")] == [2, 4]
+    assert all(event.value > 0 for event in found.Scalars("samples/entropy"))
+    (tag,) = (name for name in found.Tags()["tensors"] if name.startswith("samples"))
+    (text,) = found.Tensors(tag)[0].tensor_proto.string_val
+    assert b"---" in text
+    assert not EventAccumulator(f"{without.out}/logs").Reload().Tags()["tensors"]
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_resumed_run_ends_with_bit_identical_weights(settings, tmp_path: Path, optimizer: str):
     options = {**settings().options, "dropout": 0.1}
