@@ -165,7 +165,8 @@ def test_a_watched_canvas_is_rounded_at_every_step_and_nothing_commits_before_th
         assert span.fixed is not None
         assert all(span.fixed), "a rounded canvas has no gaps"
     (committed,) = (span for span in spans if span.committed)
-    assert shown[-1].token_ids == (*ids, *committed.token_ids)
+    written = (*ids, *committed.token_ids)
+    assert shown[-1].token_ids[: len(written)] == written
 
 
 @pytest.mark.parametrize("kind", ["plain", "asynchronous", "replaying"])
