@@ -32,7 +32,7 @@ from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import DlmError
 from .report import out_option, print_table, record, write_json
 
-TOKENS = 24
+TOKENS = 12
 SEEDS = (0, 1, 2, 3)
 PROMPTS = ("Once upon a time", "The dog", "Lily", "Tom and his mom", "One day, a bird", "")
 BAD: tuple[tuple[bytes, int], ...] = (
@@ -124,6 +124,8 @@ def load(
                 outcome = f"WRONG: {error!r}"
             with lock:
                 outcomes[outcome] += 1
+                if sum(outcomes.values()) % 100 == 0:
+                    click.echo(f"{sum(outcomes.values())} of {requests}", err=True)
 
     begin = time.perf_counter()
     workers = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
@@ -153,8 +155,9 @@ def main(
         before = server.held()
         outcomes, seconds = load(server, texts, requests=requests, clients=clients, seed=seed)
         server.settle()
-        time.sleep(6)  # idle connections are closed after 5 s
-        after = server.held()
+        limit = time.monotonic() + 10  # idle connections are closed after 5 s
+        while (after := server.held())["files"] > before["files"] and time.monotonic() < limit:
+            time.sleep(0.2)
         alone = {"prompt": "The dog", "max_tokens": 64}
         shares = [stream(server.port, {**alone, "seed": index}).http_share for index in range(10)]
         status = server.end()
