@@ -11,7 +11,8 @@ provider, which computes in floating point on the rounded values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from .int8_step import open_session
 from .report import out_option, print_table, record, write_json
 
 WINDOW = 128
-NUM_CALIBRATION = 24
-"""Windows that channels are chosen on."""
 COUNTS = (8, 16, 32)
+Makes = Callable[[], tuple[Any, Any]]
+"""Fits a recipe; returns it and its graph."""
 COLUMNS = (
     ("recipe", "recipe"),
     ("MiB", "mib"),
@@ -78,10 +79,12 @@ def paired(losses: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     }
 
 
-def recipes_of(
-    model: Any, spec: Any, windows: Iterable[np.ndarray]
-) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
-    """Yields the name of each recipe, what it was fitted to, and the function that makes graphs."""
+def recipes_of(model: Any, spec: Any, windows: Sequence[np.ndarray]) -> dict[str, Makes]:
+    """Returns functions that fit each recipe and make its graph, by the recipe's name.
+
+    Args:
+        windows: That channels and scales are chosen on.
+    """
     from ..calibration.canvases.canvases import CanvasSet, Inputs, RecordedRun
     from ..calibration.forms.board import BoardForm
     from ..calibration.forms.cpu import CpuForm
@@ -102,38 +105,56 @@ def recipes_of(
     )
     canvases = CanvasSet(items=runs, model_sha256="", recipe={})
     graph = spec.name
-
-    def calibrator(precision: str) -> Calibrator:
-        return Calibrator({graph: model}, [spec], CpuForm(), "cpu", precision)
-
-    work = calibrator("int8")
+    work = Calibrator({graph: model}, [spec], CpuForm(), "cpu", "int8")
+    small = Calibrator({graph: model}, [spec], CpuForm(), "cpu", "int4")
     board = Calibrator({graph: model}, [spec], BoardForm(), "orin-nano", "int8")
-    layers = work.layers[graph]
-    plain = work.default_recipe({})
-    seen = collect(model, runs, layer_inputs(layers), graph=graph)
+    board4 = Calibrator({graph: model}, [spec], BoardForm(), "orin-nano", "int4")
+    layers, plain = work.layers[graph], work.default_recipe({})
+
+    @cache
+    def largest() -> dict[str, np.ndarray]:
+        seen = collect(model, runs, layer_inputs(layers), graph=graph)
+        return {name: item.channel_max for name, item in seen.items()}
 
     def fixed(count: int) -> Any:
         recipe = plain
         for layer in layers:
-            if layer.inputs:
-                order = np.argsort(-seen[layer.inputs[0]].channel_max)[:count]
+            if layer.inputs and count:
+                order = np.argsort(-largest()[layer.inputs[0]])[:count]
                 recipe = recipe.with_layer(graph, layer.name, outliers=tuple(sorted(order)))
         return recipe
 
-    stored = plain
-    for layer in layers:
-        stored = stored.with_layer(graph, layer.name, precision="int8-weight")
-    recipes = {"int8 weights, float activations": stored, "int8": plain}
-    recipes |= {f"int8, {count} outliers": fixed(count) for count in COUNTS}
-    for name, recipe in recipes.items():
-        fitted = Fitted(recipe=recipe, models={graph: model}, grids={graph: {}})
-        yield name, fitted, work.quantised
-    yield "int8, chosen outliers", work.fit(plain, canvases, outliers=True), work.quantised
-    small = calibrator("int4")
-    yield "int4", small.fit(small.default_recipe({}), canvases, outliers=True), small.quantised
-    for name, outliers in (("board int8, folded", False), ("board int8, chosen outliers", True)):
-        fitted = board.fit(board.default_recipe({}), canvases, outliers=outliers)
-        yield name, fitted, board.quantised
+    def stored() -> Any:
+        recipe = plain
+        for layer in layers:
+            recipe = recipe.with_layer(graph, layer.name, precision="int8-weight")
+        return recipe
+
+    def made(given: Callable[[], Any]) -> Makes:
+        def make() -> tuple[Any, Any]:
+            recipe = given()
+            fitted = Fitted(recipe=recipe, models={graph: model}, grids={graph: {}})
+            return recipe, work.quantised(fitted, recipe)[graph]
+
+        return make
+
+    def fitted(calibrator: Calibrator, outliers: bool = True) -> Makes:
+        def make() -> tuple[Any, Any]:
+            found = calibrator.fit(calibrator.default_recipe({}), canvases, outliers=outliers)
+            return found.recipe, calibrator.quantised(found, found.recipe)[graph]
+
+        return make
+
+    return {
+        "int8 weights, float activations": made(stored),
+        "int8": made(partial(fixed, 0)),
+        **{f"int8, {count} outliers": made(partial(fixed, count)) for count in COUNTS},
+        "int8, chosen outliers": fitted(work),
+        "int4": fitted(small),
+        "board int8, folded": fitted(board, outliers=False),
+        "board int8, chosen outliers": fitted(board),
+        "board int4": fitted(board4),
+    }
 
 
 def counted(recipe: Any) -> dict[str, int]:
@@ -147,9 +168,14 @@ def counted(recipe: Any) -> dict[str, int]:
 
 
 def measure(
-    checkpoint: Path, data: Path, num_tokens: int, say: Callable[[str], None]
-) -> list[Mapping[str, Any]]:
-    """Measures every recipe; one row each."""
+    checkpoint: Path,
+    data: Path,
+    num_tokens: int,
+    num_calibration: int,
+    wanted: Sequence[str],
+    say: Callable[[str], None],
+) -> Iterator[Mapping[str, Any]]:
+    """Yields a row for float32, and for each recipe that is wanted; all of them, if none is."""
     from ..calibration.graphs import num_bytes
     from ..calibration.workbench import typed_spec
     from ..export.onnx_graph.trace import trace
@@ -162,30 +188,42 @@ def measure(
     (graph,) = source.graphs
     shapes = graph.shapes((WINDOW,), (WINDOW,))
     spec = next(s for s in graph.specs(shapes, precision="fp32") if s.rows == WINDOW)
-    count = NUM_CALIBRATION + num_tokens // WINDOW
+    count = num_calibration + num_tokens // WINDOW
     windows = read_windows(data, source.tokenizer.encode, count)
-    if len(windows) < NUM_CALIBRATION + 2:
-        raise click.ClickException(f"--data {data} is too short: give more than 5,000 tokens")
-    chosen, measured = windows[:NUM_CALIBRATION], windows[NUM_CALIBRATION:]
+    if len(windows) < num_calibration + 2:
+        raise click.ClickException(
+            f"--data {data} has {len(windows)} windows of {WINDOW} tokens: give a longer text"
+        )
+    chosen, measured = windows[:num_calibration], windows[num_calibration:]
     say("tracing")
     exact = trace(graph, {"batch": 1, "rows": WINDOW, "context": WINDOW})
-    rows: list[Mapping[str, Any]] = []
+    makes = recipes_of(exact, spec, chosen)
+    if unknown := [name for name in wanted if name not in makes]:
+        raise click.UsageError(f"no recipe {unknown[0]!r}: choose of {', '.join(makes)}")
 
-    def add(name: str, model: Any, **more: Any) -> tuple[np.ndarray, np.ndarray]:
-        typed = typed_spec(spec, model, "")
-        losses, top = read_text(open_session(model, 1), typed, measured)
-        rows.append({"recipe": name, "mib": num_bytes(model) / 2**20, **more})
-        return losses, top
+    def read(model: Any) -> tuple[np.ndarray, np.ndarray]:
+        return read_text(open_session(model, 1), typed_spec(spec, model, ""), measured)
 
     say("measuring fp32")
-    base, best = add("fp32", exact)
-    rows[0] = {**rows[0], "perplexity": float(np.exp(base.mean())), "tokens": len(best)}
-    for name, fitted, quantised in recipes_of(exact, spec, chosen):
+    base, best = read(exact)
+    yield {
+        "recipe": "fp32",
+        "mib": num_bytes(exact) / 2**20,
+        "perplexity": float(np.exp(base.mean())),
+        "tokens": len(best),
+    }
+    for name in wanted or makes:
+        say(f"fitting {name}")
+        recipe, model = makes[name]()
         say(f"measuring {name}")
-        losses, top = add(name, quantised(fitted, fitted.recipe)[spec.name])
-        found = {**paired(losses, base), "same_top": float((top == best).mean())}
-        rows[-1] = {**rows[-1], **found, "outliers": counted(fitted.recipe)}
-    return rows
+        losses, top = read(model)
+        yield {
+            "recipe": name,
+            "mib": num_bytes(model) / 2**20,
+            **paired(losses, base),
+            "same_top": float((top == best).mean()),
+            "outliers": counted(recipe),
+        }
 
 
 @click.command("recipes", cls=DlmCommand)
@@ -197,17 +235,29 @@ def measure(
     help="Text to choose channels on and to measure.",
 )
 @click.option("--tokens", type=click.IntRange(min=256), default=20_000)
+@click.option(
+    "--calibration",
+    type=click.IntRange(min=1),
+    default=24,
+    help="Windows that channels and scales are chosen on.",
+)
+@click.option("--recipe", "wanted", multiple=True, help="Only this one; may be given repeatedly.")
 @out_option("recipes")
-def main(checkpoint: Path, data: Path, tokens: int, out: Path) -> None:
+def main(
+    checkpoint: Path, data: Path, tokens: int, calibration: int, wanted: tuple[str, ...], out: Path
+) -> None:
     """Measures what each recipe costs a causal CHECKPOINT (folder or GGUF file).
 
     Goal: int8 with chosen outliers at most 1.005 times float32's perplexity, int4 of a 4-bit file
     1.03.
     """
-    circumstances = record()
-    rows = measure(checkpoint, data, tokens, lambda line: click.echo(line, err=True))
+    circumstances = {**record(), "model": checkpoint.name, "text": data.name}
+    rows: list[Mapping[str, Any]] = []
+    say = partial(click.echo, err=True)
+    for row in measure(checkpoint, data, tokens, calibration, wanted, say):
+        rows.append(row)
+        write_json(out, {**circumstances, "rows": rows})  # an interrupted run keeps what it has
     print_table(COLUMNS, rows)
-    write_json(out, {**circumstances, "model": checkpoint.name, "text": data.name, "rows": rows})
 
 
 if __name__ == "__main__":

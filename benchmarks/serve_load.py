@@ -156,7 +156,7 @@ def main(
         time.sleep(6)  # idle connections are closed after 5 s
         after = server.held()
         alone = {"prompt": "The dog", "max_tokens": 64}
-        shares = [stream(server, {**alone, "seed": index}).http_share for index in range(10)]
+        shares = [stream(server.port, {**alone, "seed": index}).http_share for index in range(10)]
         status = server.end()
     found: dict[str, Any] = {
         "requests": requests,

@@ -175,6 +175,8 @@ class Worker:
         found: Future[_Found] = Future()
 
         def call() -> None:
+            if not found.set_running_or_notify_cancel():
+                return  # nobody waits any more
             try:
                 found.set_result(function())
             except BaseException as error:
@@ -224,6 +226,7 @@ class Worker:
                 while not (self._calls or self._waiting or self._running or self._closed):
                     self._lock.wait()
                 calls = [self._calls.popleft() for _ in range(len(self._calls))]
+            self._end_left()
             for call in calls:
                 call()
             self._admit()
@@ -276,15 +279,23 @@ class Worker:
             self._running.append((text, generation))
             text.begin()
 
+    def _end_left(self) -> None:
+        """Ends the texts that are wanted no more, before a call may close their pipeline."""
+        for text, generation in list(self._running):
+            if text.left:
+                generation.leave()
+                self._running.remove((text, generation))
+                text.tell(generation.so_far())
+
     def _advance(self) -> None:
         """Makes a graph run for every text that is being decoded, or one for all of them."""
         try:
             for text, generation in list(self._running):
                 if text.left:
-                    generation.leave()
-                elif spans := generation.step():
+                    continue
+                if spans := generation.step():
                     text.tell(Step(generation.nfe, spans))
-                if text.left or generation.done:
+                if generation.done:
                     self._running.remove((text, generation))
                     text.tell(generation.so_far())
         except Exception as error:  # texts that share a run share its failure

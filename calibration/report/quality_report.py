@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.bundle import REPORT_NAME
+from ...runtime.families.table import find_family
 from ...runtime.files import write_whole, writing
+from ...runtime.measure.evaluate import LIKELIHOOD
 from ..canvases.texts import Texts
 from ..losses.budget import WORDS, fits
 from ..losses.loss import Ratio
@@ -40,7 +42,7 @@ def quality_report(
         "precision": options.precision,
         "target": options.target,
         "verdict": _verdict(quantised, options),
-        "findings": _findings(quantised, options),
+        "findings": [*_about_figure(family), *_findings(quantised, options)],
         "warnings": _warnings(quantised, options),
         "text": {
             "source": texts.source,
@@ -95,6 +97,16 @@ def _verdict(quantised: Quantised, options: QuantisationOptions) -> str:
         f"changes by {lost(ratio.value)} %, by {lost(ratio.high)} % at most, at "
         f"{share:.2f} of fp32's size."
     )
+
+
+def _about_figure(family: str) -> list[str]:
+    """Says what is measured where there is no likelihood."""
+    figure = find_family(family).figure
+    if figure == LIKELIHOOD:
+        return []
+    return [
+        f"A model of family {family} has no likelihood: perplexity is exp of the {figure} here."
+    ]
 
 
 def _findings(quantised: Quantised, options: QuantisationOptions) -> list[str]:
@@ -229,6 +241,7 @@ def _ranges(quantised: Quantised) -> dict[str, Any]:
             for name, deciles in layers.items()
         }
         for graph, layers in quantised.largest.items()
+        if layers  # a look-up has none
     }
 
 

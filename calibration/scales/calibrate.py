@@ -71,6 +71,9 @@ class Calibrator:
 
         Args:
             float32: Values of each graph that leave float16's range.
+
+        Raises:
+            CalibrationError: int4 is asked for, and no layer can have it.
         """
         graphs = {
             name: replace(
@@ -78,7 +81,14 @@ class Calibrator:
             )
             for name, layers in self.layers.items()
         }
-        return Recipe(target=self._target, graphs=graphs)
+        recipe = Recipe(target=self._target, graphs=graphs)
+        found = {layer.precision for _, _, layer in recipe.layers()}
+        if self._precision == "int4" and "int4" not in found:
+            raise CalibrationError(
+                f"no layer can be int4 for {self._target}: none has inputs that make whole groups "
+                "of it; choose int8"
+            )
+        return recipe
 
     def weights_only(self) -> Fitted:
         """Returns what graphs become that nothing was recorded for.

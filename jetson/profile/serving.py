@@ -49,6 +49,7 @@ class Server:
         if not line:
             said = self._process.communicate()[1].strip().splitlines()
             raise EngineError(f"dlm-serve did not start: {said[-1] if said else 'it said nothing'}")
+        self.pid = self._process.pid
         self.port = int(json.loads(line)["url"].rpartition(":")[2])
         # Nobody reads what it notes; a full pipe would stop it.
         threading.Thread(target=self._process.stderr.read, daemon=True).start()
@@ -66,7 +67,7 @@ class Server:
 
     def held(self) -> dict[str, float]:
         """Gives what the process holds: memory, threads, file descriptors."""
-        place = Path(f"/proc/{self._process.pid}")
+        place = Path(f"/proc/{self.pid}")
         rows = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
         return {
             "rss_mib": round(int(rows["VmRSS"].split()[0]) / 1024, 1),
@@ -100,36 +101,46 @@ class Streamed:
     first: float = math.nan
     """Seconds to the first text."""
     seconds: float = 0.0
+    num_pieces: int = 0
+    """Events that brought text."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
-    """The server's own figures."""
+    """The server's own figures, if it is `dlm-serve`."""
+
+    @property
+    def tokens(self) -> int:
+        """New tokens; of a server that does not say, pieces of text."""
+        return self.decoding.get("tokens", self.num_pieces)
 
     @property
     def http_share(self) -> float:
         """Share of the time that is neither the queue's nor the text's own."""
+        if not self.decoding:
+            return math.nan
         spent = self.decoding["seconds"]
         return 1 - (spent["total"] + spent["queue"]) / self.seconds
 
 
-def stream(server: Server, body: Mapping[str, Any]) -> Streamed:
+def stream(port: int, body: Mapping[str, Any]) -> Streamed:
     """Asks for a text and reads it as it comes; raises EngineError for any other answer."""
     found, begin = Streamed(), time.perf_counter()
-    connection = server.connect()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     try:
         data = json.dumps({**body, "stream": True})
         connection.request("POST", "/v1/completions", data, _HEADERS)
         answer = connection.getresponse()
         if answer.status != 200:
-            raise EngineError(f"dlm-serve answered {answer.status}: {answer.read()[:200]!r}")
+            raise EngineError(f"the server answered {answer.status}: {answer.read()[:200]!r}")
         for line in answer:
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line.removeprefix(b"data: "))
             if "error" in event:
-                raise EngineError(f"dlm-serve ended a stream: {event['error']['message']}")
+                raise EngineError(f"the server ended a stream: {event['error']['message']}")
             (choice,) = event["choices"]
             if choice["text"] and not found.text:
                 found.first = time.perf_counter() - begin
             found.text += choice["text"]
+            found.num_pieces += bool(choice["text"])
             found.decoding = choice.get("decoding", found.decoding)
     finally:
         connection.close()
@@ -178,16 +189,16 @@ def measure_serving(
     with Server(bundle, engine=engine, threads=threads) as server:
         idle = server.held()
         for body in bodies[: len(prompts)]:
-            stream(server, body)  # warms up
+            stream(server.port, body)  # warms up
         expected: list[str] = []
         levels = []
         for count in clients:
-            texts, seconds = _level(server, bodies, count, progress)
+            texts, seconds = level(server.port, bodies, count, progress)
             expected = expected or [text.text for text in texts[0]]
             flat = [text for own in texts for text in own]
             differ = sum(t.text != e for own in texts for t, e in zip(own, expected, strict=True))
             levels.append(
-                {"clients": count, "texts": len(flat), "differ": differ, **_figures(flat, seconds)}
+                {"clients": count, "texts": len(flat), "differ": differ, **figures(flat, seconds)}
             )
         held = server.held()
         status = server.end()
@@ -200,11 +211,11 @@ def measure_serving(
     }
 
 
-def _level(
-    server: Server,
+def level(
+    port: int,
     bodies: Sequence[Mapping[str, Any]],
     count: int,
-    progress: Callable[[str, int, int], None],
+    progress: Callable[[str, int, int], None] = lambda what, done, planned: None,
 ) -> tuple[list[list[Streamed]], float]:
     """Has so many clients ask at once; gives each one's texts, and the wall seconds."""
     texts: list[list[Streamed]] = [[] for _ in range(count)]
@@ -213,7 +224,7 @@ def _level(
     def client(own: list[Streamed]) -> None:
         try:
             for body in bodies:
-                own.append(stream(server, body))
+                own.append(stream(port, body))
                 progress(f"{count} clients", sum(map(len, texts)), count * len(bodies))
         except Exception as error:
             errors.append(error)
@@ -229,10 +240,11 @@ def _level(
     return texts, time.perf_counter() - begin
 
 
-def _figures(texts: Sequence[Streamed], seconds: float) -> dict[str, float]:
-    tokens = sum(text.decoding["tokens"] for text in texts)
+def figures(texts: Sequence[Streamed], seconds: float) -> dict[str, float]:
+    """Gives throughput and times of texts that took so many seconds together."""
+    tokens = sum(text.tokens for text in texts)
     first = sorted(text.first for text in texts if text.text)
-    each = sorted(text.seconds / max(1, text.decoding["tokens"]) for text in texts)
+    each = sorted(text.seconds / max(1, text.tokens) for text in texts)
     return {
         "tokens": tokens,
         "tokens_per_s": round(tokens / seconds, 2),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..asynchronous import AsyncText, BusyError, Step
-from ..errors import ConfigError, DlmError
+from ..errors import ConfigError, DlmError, brief
 from ..text_generation import TextResult
 from .bodies import Asked, read_asked
 from .http import Access, HttpError, Receive, Reply, Scope, Send, header, read_object
@@ -34,6 +34,8 @@ from .replies import Answer, Canvas
 
 RETRY_SECONDS = 2
 """When to try again where the queue is full."""
+MAX_MESSAGE = 400
+"""Characters of an error that repeats what a request holds."""
 _PAGE = Path(__file__).with_name("page.html")
 _Handler = Callable[[Scope, Receive, Reply], Awaitable[None]]
 
@@ -255,7 +257,7 @@ class App:
             case UnknownModelError():
                 return HttpError(404, str(error), code="model_not_found", param="model")
             case ConfigError():
-                return HttpError(400, str(error))
+                return HttpError(400, brief(error, MAX_MESSAGE))
             case BusyError():
                 return HttpError(503, str(error), headers=_later())
             case DlmError():

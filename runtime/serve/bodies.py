@@ -23,7 +23,11 @@ MAX_TEXTS = 16
 """Texts of one request at most."""
 MAX_TOKENS = 1 << 15
 """New tokens of one text at most."""
+MAX_CHARACTERS = 1 << 17
+"""Of all texts of a request: while a text is tokenised, nothing else is done."""
 MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+"""Of a stop string: every step looks for all its beginnings."""
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields that do not change the text."""
 _LOGPROBS = (
@@ -94,6 +98,8 @@ def read_asked(
     if max_tokens is not None and not 1 <= max_tokens <= MAX_TOKENS:
         raise _refused("max_tokens", f"must be from 1 to {MAX_TOKENS}, found {max_tokens}")
     stop = fields.texts("stop", MAX_STOPS)
+    if max(map(len, stop), default=0) > MAX_STOP_CHARACTERS:
+        raise _refused("stop", f"must be at most {MAX_STOP_CHARACTERS} characters long")
     gaps: dict[str, Any] = {}
     gap_tokens = fields.take("gap_tokens", (int, list), None)
     if gap_tokens is not None:
@@ -115,6 +121,10 @@ def read_asked(
             sources = [Template(pieces=(source, suffix)) for source in sources]
     slide = fields.take("slide", bool, False)
     fills = suffix is not None or template is not None
+    length = sum(map(_length, sources))
+    if length > MAX_CHARACTERS:
+        name = "messages" if chat else "template" if template is not None else "prompt"
+        raise _refused(name, f"must have at most {MAX_CHARACTERS} characters, found {length}")
     if len(sources) * count > MAX_TEXTS:
         raise _refused("n", f"times prompts must be at most {MAX_TEXTS}")
     fields.finish(pipeline)
@@ -211,6 +221,13 @@ def _settings(fields: _Fields, pipeline: Pipeline) -> dict[str, Any]:
     if "num_steps" in settings:
         settings.setdefault("steps", settings.pop("num_steps"))
     return with_rule(settings, pipeline.settings(), pipeline.manifest.family)
+
+
+def _length(source: str | Template | list[tuple[str, str]]) -> int:
+    if isinstance(source, str):
+        return len(source)
+    texts = source.pieces if isinstance(source, Template) else [text for _, text in source]
+    return sum(map(len, texts))
 
 
 def _prompt_of(source: str | Template) -> str:

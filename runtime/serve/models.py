@@ -167,15 +167,11 @@ class Models:
         """
         model.num_users += 1
         try:
-            async with self._opening:
-                self._check_file(model)
-                if model.pipeline is None:
-                    await self._make_room(model)
-                    model.pipeline = await self._load(model)
+            # Others may wait for it, too: a client that goes away does not end it.
+            return await asyncio.shield(self._opened(model))
         except BaseException:
             self.release(model)
             raise
-        return model.pipeline
 
     def release(self, model: Model) -> None:
         """Says that a request uses a model no more."""
@@ -184,8 +180,17 @@ class Models:
 
     async def close(self) -> None:
         """Closes every model."""
-        for model in self.all.values():
-            await self._unload(model)
+        async with self._opening:
+            for model in self.all.values():
+                await self._unload(model)
+
+    async def _opened(self, model: Model) -> AsyncPipeline:
+        async with self._opening:
+            self._check_file(model)
+            if model.pipeline is None:
+                await self._make_room(model)
+                model.pipeline = await self._load(model)
+            return model.pipeline
 
     async def _load(self, model: Model) -> AsyncPipeline:
         begin = time.perf_counter()

@@ -19,9 +19,9 @@ class Served:
         self.port, self.notes = port, []
         self.url = f"http://127.0.0.1:{port}"
 
-    def ask(self, path, body=None, *, method=None, raw=None, **headers):
+    def ask(self, path, body=None, *, method=None, raw=None, timeout=60, **headers):
         """Gives status, headers and the object, or the bytes of what is no JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         if data is not None:
             headers.setdefault("content_type", "application/json")

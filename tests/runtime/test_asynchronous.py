@@ -228,6 +228,35 @@ def test_a_failing_run_ends_its_texts_alone(tmp_path, monkeypatch):
     assert run(main) == alone(tmp_path, max_tokens=8)
 
 
+def test_a_call_that_nobody_waits_for_any_more_does_no_harm(tmp_path):
+    async def main(worker):
+        hold, called = threading.Event(), []
+        first, second = worker.call(hold.wait), worker.call(lambda: called.append(1))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        second.cancel()
+        hold.set()
+        pipeline = AsyncPipeline(make_pipeline(tmp_path), worker)
+        (text,) = pipeline.submit([asked(pipeline.pipeline, max_tokens=8)])
+        return (await text.result()).token_ids, called
+
+    assert run(main) == (alone(tmp_path, max_tokens=8), [])
+
+
+def test_a_pipeline_is_closed_only_when_a_text_that_was_left_has_ended(tmp_path):
+    async def main(worker):
+        pipeline = AsyncPipeline(make_pipeline(tmp_path), worker)
+        (text,) = pipeline.submit([asked(pipeline.pipeline, max_tokens=100_000)])
+        await text.began()
+        running = []
+        pipeline.pipeline.close = lambda: running.append(worker.num_running)
+        text.leave()
+        await pipeline.close()
+        return running
+
+    assert run(main) == [0]
+
+
 def test_a_closed_worker_ends_its_texts_and_takes_no_more(tmp_path):
     async def main(worker):
         pipeline = AsyncPipeline(make_pipeline(tmp_path), worker)

@@ -337,8 +337,8 @@ class Mamba2Trunk(nn.Module):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            if name.endswith("modulation"):
-                nn.init.zeros_(module.weight)
+                if name.endswith("modulation"):
+                    nn.init.zeros_(module.weight)
 
     def forward(
         self, x: torch.Tensor, condition: torch.Tensor, *, matrix: bool = False

@@ -42,14 +42,14 @@ class PlainForm(BoardForm):
         return quantize(model, layers, recipe)
 
 
-def calibrator(model, form=None):
+def calibrator(model, form=None, precision="int8"):
     shapes = {"ids": (1, 6)}
     inputs = tuple(
         TensorSpec(name=name, dtype="int32", shape=shapes.get(name, (1,)), role=role)
         for name, role in ROLES.items()
     )
     spec = replace(bare_spec("small", 6, 8), inputs=inputs)
-    return Calibrator({"small": model}, [spec], form or PlainForm(), "board")
+    return Calibrator({"small": model}, [spec], form or PlainForm(), "board", precision)
 
 
 def scores(model, seed=0):
@@ -142,6 +142,12 @@ def test_outliers_of_a_recipe_stay_and_nothing_is_folded_there(outliers):
     recipe = plain.with_layer("small", "mlp.up", outliers=(1, 3))
     found = work.fit(recipe, CANVASES, outliers=outliers).recipe.graphs["small"].layers["mlp.up"]
     assert (found.outliers, found.alpha) == ((1, 3), None)
+
+
+def test_int4_that_no_layer_can_have_is_refused():
+    work = calibrator(small_graph(), precision="int4")  # of 8 and 16 inputs
+    with pytest.raises(CalibrationError, match=r"no layer can be int4 for board.*choose int8"):
+        work.default_recipe({})
 
 
 def test_a_fixed_scale_is_that_of_the_channels_which_are_rounded():

@@ -38,7 +38,7 @@ def _with_clients(clients):
 def test_texts_that_differ_fail_the_command(monkeypatch):
     texts = iter("abcd")
 
-    def stream(server, body):
+    def stream(port, body):
         done = {"tokens": 1, "seconds": {"total": 1.0, "queue": 0.0}}
         return serving.Streamed(text=next(texts), first=1.0, seconds=2.0, decoding=done)
 

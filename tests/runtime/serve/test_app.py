@@ -217,6 +217,10 @@ def test_models_are_listed_and_described_from_their_rules(server):
         ({"prompt": "\ud800"}, 400, "half a character"),
         ({"stop": ["a", ""]}, 400, "a stop string must not be empty"),
         ({"stop": ["a"] * 17}, 400, "stop must be at most 16 texts"),
+        ({"stop": "a" * 257}, 400, "stop must be at most 256 characters long"),
+        ({"prompt": "a" * 140_000}, 400, "at most 131072 characters, found 140000"),
+        ({"prompt": ["a" * 9000] * 16}, 400, "prompt must have at most 131072 characters"),
+        ({"suffix": "a" * 140_000}, 400, "prompt must have at most 131072 characters"),
         ({"gap_tokens": 3}, 400, "gap_tokens has no meaning without suffix or template"),
         ({"prompt": None, "template": "no gap"}, 400, "the text to infill has no gap"),
         (
@@ -248,6 +252,7 @@ def test_a_bad_body_is_refused_in_one_line(server, body, status, message):
         ([{"role": "assistant", "content": "x"}], "the last message must have the role user"),
         ([{"role": "tool", "content": "x"}, {"role": "user", "content": "x"}], "has the role"),
         ([{"role": "user", "content": "x" * 99}], "the prompt has"),
+        ([{"role": "user", "content": "x" * 140_000}], "messages must have at most 131072"),
     ],
 )
 def test_a_bad_conversation_is_refused_in_one_line(server, messages, message):

@@ -1,12 +1,15 @@
 """Bundles of a server: opened on first use, closed for memory, replaced and removed files."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from dlm_edge.runtime.errors import BundleError
+from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.runtime.serve import models as models_module
 from served import served
+from waiting import wait
 
 
 @pytest.fixture
@@ -63,6 +66,26 @@ def test_a_bundle_that_is_gone_goes_on_if_it_is_open_and_else_is_an_error(paths)
         assert str(paths[1].parent) not in answer["error"]["message"]
         assert any("cannot open the bundle" in line for line in server.notes)
         assert server.ask("/v1/models/one")[2]["loaded"]
+
+
+def test_a_client_that_goes_away_does_not_end_the_opening_of_a_bundle(paths, monkeypatch):
+    opening, hold = threading.Event(), threading.Event()
+    load = Pipeline.load
+
+    def slow(path, **options):
+        if path == paths[1]:
+            opening.set()
+            hold.wait()
+        return load(path, **options)
+
+    with served(*paths) as server:
+        monkeypatch.setattr(Pipeline, "load", slow)
+        with pytest.raises(TimeoutError):
+            server.ask("/v1/completions", {"model": "two", "prompt": "x"}, timeout=0.2)
+        opening.wait()
+        hold.set()
+        wait(lambda: loaded(server) == ["one", "two"])
+        assert text(server, "two") == text(server, "one") == "cat sat"
 
 
 def test_two_bundles_of_one_name_are_refused(paths, tmp_path):

@@ -213,7 +213,7 @@ class EmbedStep(nn.Module):
 
     | tensor | shape | dtype | role |
     |---|---|---|---|
-    | ids | (batch, rows) | int32 | ids |
+    | ids | (batch, rows) | int32 | canvas |
     | embedded | (batch, rows, latent) | float32 | embedded |
     """
 
@@ -228,7 +228,30 @@ class EmbedStep(nn.Module):
         return (F.embedding(ids, self.rows),)
 
 
-class DenoiseStep(nn.Module):
+class _Step(nn.Module):
+    """What an estimate rounds to, for both exported steps."""
+
+    rows: torch.Tensor
+    never: torch.Tensor
+
+    def __init__(self, model: Denoiser, rows: torch.Tensor, forbidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("rows", rows)
+        self.scale = float(model.table.log_scale.detach().exp())
+        never = torch.zeros(len(rows))
+        never[list(forbidden)] = NEVER
+        self.register_buffer("never", never)
+
+    def rounded(self, clean: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Gives the outputs for an estimate."""
+        logits = (clean * self.scale) @ self.rows.transpose(0, 1) + self.never
+        expected = torch.softmax(logits, dim=-1) @ self.rows
+        nearest = F.embedding(logits.argmax(dim=-1), self.rows)
+        return logits, clean, expected, nearest
+
+
+class DenoiseStep(_Step):
     """The exported graph `denoise`: one estimate, and what it rounds to.
 
     | tensor | shape | dtype | role |
@@ -243,18 +266,6 @@ class DenoiseStep(nn.Module):
     | nearest | (batch, rows, latent) | float32 | nearest: latent of the highest logit |
     """
 
-    rows: torch.Tensor
-    never: torch.Tensor
-
-    def __init__(self, model: Denoiser, rows: torch.Tensor, forbidden: tuple[int, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("rows", rows)
-        self.scale = float(model.table.log_scale.detach().exp())
-        never = torch.zeros(len(rows))
-        never[list(forbidden)] = NEVER
-        self.register_buffer("never", never)
-
     def forward(
         self,
         latents: torch.Tensor,
@@ -265,15 +276,8 @@ class DenoiseStep(nn.Module):
         """Takes and returns what the class's table lists."""
         return self.rounded(self.model.denoise(latents, known, level, before, matrix=True))
 
-    def rounded(self, clean: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Gives the outputs for an estimate."""
-        logits = (clean * self.scale) @ self.rows.transpose(0, 1) + self.never
-        expected = torch.softmax(logits, dim=-1) @ self.rows
-        nearest = F.embedding(logits.argmax(dim=-1), self.rows)
-        return logits, clean, expected, nearest
 
-
-class GuidedStep(DenoiseStep):
+class GuidedStep(_Step):
     """The exported graph `guided`: `denoise` in a batch of two, the second without its condition.
 
     The estimate is u + guidance (c - u), with the input guidance (batch,) float32 behind `level`.
