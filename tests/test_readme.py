@@ -44,6 +44,8 @@ def parse_with_click(script: str, arguments: list[str]) -> None:
     """Raises click's UsageError where an option, choice or number is not as the command has it."""
     module, attribute = PROJECT["scripts"][script].split(":")
     command = getattr(importlib.import_module(module), attribute)
+    if isinstance(command, click.Group) and arguments[0] in command.commands:
+        command, arguments = command.commands[arguments[0]], arguments[1:]
     assert isinstance(command, click.Command)
     context = click.Context(command, info_name=script)
     values, rest, _ = command.make_parser(context).parse_args(list(arguments))
@@ -135,8 +137,10 @@ def test_every_command_is_shown_in_the_readme(script):
 def test_every_command_has_the_options_all_share(script):
     module, attribute = PROJECT["scripts"][script].split(":")
     command = getattr(importlib.import_module(module), attribute)
-    options = {option for parameter in command.params for option in parameter.opts}
-    assert {"--seed", "--json", "--debug", "-v"} <= options
+    is_group = isinstance(command, click.Group)  # nothing is drawn in it
+    for part in command.commands.values() if is_group else [command]:
+        options = {option for parameter in part.params for option in parameter.opts}
+        assert {"--json", "--debug", "-v", *([] if is_group else ["--seed"])} <= options
 
 
 @pytest.mark.parametrize("body", blocks(ROOT / "docs" / "board.md", "ini"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, DataError
+from ..models.shelf import SHELF, named_bundle
 from .common import refuse_together
 from .decoding import decoding_flags, take_settings
 
@@ -84,12 +85,16 @@ _WEIGHTS = (".safetensors", ".gguf", ".onnx", ".bin", ".pt", ".pth")
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None]:
-    """Tells bundle and prompt apart: what ends in `.dlm` is always a bundle, never a prompt.
+    """Tells bundle and prompt apart: what ends in `.dlm` is always a bundle, never a prompt, and so
+    is the name of a model of the shelf.
 
     Raises:
         ConfigError: more than one of either.
+        BundleError: a model of the shelf that was not pulled.
     """
-    bundles = [argument for argument in arguments if argument.lower().endswith(".dlm")]
+    bundles = [
+        argument for argument in arguments if argument.lower().endswith(".dlm") or argument in SHELF
+    ]
     prompts = [argument for argument in arguments if argument not in bundles]
     if len(bundles) > 1:
         raise ConfigError(
@@ -103,7 +108,7 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[Path | None, str | None
             f"found {len(prompts)} prompts ({', '.join(map(repr, prompts))[:60]}); "
             "put the whole prompt in quotes"
         )
-    return (Path(bundles[0]) if bundles else None, prompts[0] if prompts else None)
+    return (named_bundle(bundles[0]) if bundles else None, prompts[0] if prompts else None)
 
 
 def _refuse_path(prompt: str) -> None:
@@ -209,7 +214,7 @@ def read_options(arguments: tuple[str, ...], given: dict[str, Any]) -> RunOption
     ):
         if value is not None and positional is not None:
             raise ConfigError(f"{flag} contradicts {str(positional)!r}: both are {what}; give one")
-    bundle = bundle if model is None else Path(model)
+    bundle = bundle if model is None else named_bundle(model)
     prompt = prompt if named is None else named
     settings = take_settings(given)
     present = {"PROMPT": prompt is not None}

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError, DataError
+from ..models.shelf import named_bundle
 from .common import (
     ENGINE,
     THREADS,
@@ -102,7 +103,7 @@ def main(
         hosts=tuple(name.lower() for name in given.pop("allow_host")),
         origins=tuple(origin.lower().rstrip("/") for origin in given.pop("cors")),
     )
-    paths = list(bundles) or [default_bundle_path()]
+    paths = [named_bundle(path) for path in bundles] or [default_bundle_path()]
     bound = bound_socket(host, port)
     url = _url(bound)
     if not keys and not _is_loopback(bound):

@@ -201,3 +201,18 @@ def test_a_ddit_is_exported_in_each_form(tmp_path, precision, target):
     words = ["--tokenizer", str(tmp_path / "gpt2"), "--target", target, "--precision", precision]
     uncalibrated = ["--uncalibrated"] if precision == "int8" else []
     export(tmp_path / "m", *words, *uncalibrated, "--block", "4", "--context", "32", "--force")
+
+
+def test_a_sedd_writes_and_fills_by_the_rules_of_its_family(tmp_path):
+    from ddit_folders import make_sedd
+
+    make_sedd(tmp_path / "sedd-small")
+    export(tmp_path / "sedd-small", "--tokenizer", str(tmp_path / "gpt2"))
+    with Pipeline.load(tmp_path / "sedd-small.dlm") as pipeline:
+        assert (pipeline.settings().name, pipeline.settings().to_json()["steps"]) == (
+            "tweedie",
+            128,
+        )
+        text = pipeline.continue_ids([256, 70, 71], max_tokens=9, seed=1, steps=8).result()
+        assert len(text.token_ids) == 9 or text.finish_reason == "end"
+        assert pipeline.infill("ab___cd", gap_tokens=3, steps=8).result().text.endswith("cd")
