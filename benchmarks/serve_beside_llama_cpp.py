@@ -49,6 +49,7 @@ def llama_server(python: str, model: Path, threads: int) -> Iterator[tuple[int, 
         port = free.getsockname()[1]
     command = [python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
     command += ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--n_ctx", "1024"]
+    command += ["--interrupt_requests", "False"]  # or a client ends the text of the one before
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
     try:

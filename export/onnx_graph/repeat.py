@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from onnx_ir.passes.common import DeduplicateInitializersPass
 from torch import nn
 
 from ...calibration.graphs import array_of, constant
+from ...train.families.base import ExportGraph, GraphTensor
 
 SAMPLE = 4
 """Layers that are traced."""
@@ -89,18 +90,33 @@ def shortened(stack: Stack) -> Iterator[Mapping[int, Mapping[str, np.ndarray]]]:
         setattr(stack.parent, attribute, stack.layers)
 
 
-def repeat(model: ir.Model, stack: Stack, traced: Mapping[int, Mapping[str, np.ndarray]]) -> bool:
+def of_sample(graph: ExportGraph) -> ExportGraph:
+    """Returns a graph without the inputs and outputs of layers that are not traced."""
+
+    def kept(tensors: Sequence[GraphTensor]) -> tuple[GraphTensor, ...]:
+        return tuple(item for item in tensors if item.layer is None or item.layer < SAMPLE)
+
+    return replace(graph, inputs=kept(graph.inputs), outputs=kept(graph.outputs))
+
+
+def repeat(
+    model: ir.Model,
+    graph: ExportGraph,
+    stack: Stack,
+    traced: Mapping[int, Mapping[str, np.ndarray]],
+) -> bool:
     """Makes the graph of a shortened stack that of the whole one, in place.
 
     Args:
-        model: Traced within `shortened`, which is over.
+        model: `of_sample(graph)`, traced within `shortened`, which is over.
+        graph: The whole graph.
         traced: What `shortened` gave.
 
     Returns:
         False if the layers are not repetitions of each other: the graph is of no use then.
     """
     try:
-        _Repetition(model, stack, traced).run()
+        _Repetition(model, graph, stack, traced).run()
     except _UnlikeError:
         return False
     DeduplicateInitializersPass()(model)
@@ -109,25 +125,31 @@ def repeat(model: ir.Model, stack: Stack, traced: Mapping[int, Mapping[str, np.n
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """An initialiser that holds a layer's weight."""
+    """An initialiser that holds a layer's weight, or an input of a layer."""
 
     layer: int
     name: str
-    turned: bool
+    turned: bool = False
+    is_input: bool = False
 
 
 class _Repetition:
     def __init__(
-        self, model: ir.Model, stack: Stack, traced: Mapping[int, Mapping[str, np.ndarray]]
+        self,
+        model: ir.Model,
+        graph: ExportGraph,
+        stack: Stack,
+        traced: Mapping[int, Mapping[str, np.ndarray]],
     ) -> None:
-        self._graph, self._stack = model.graph, stack
+        self._graph, self._stack, self._whole = model.graph, stack, graph
         self._nodes = list(model.graph)
         self._places = {
             value: (place, number)
             for place, node in enumerate(self._nodes)
             for number, value in enumerate(node.outputs)
         }
-        self._weights = self._find_weights(traced)
+        self._weights = self._find_weights(traced) | self._find_inputs()
+        self._inputs = {str(value.name): value for value in model.graph.inputs}
         starts = [self._first_reader(layer) for layer in (1, 2, 3)]
         self._start, self._period = starts[1], starts[1] - starts[0]
         if starts[2] - starts[1] != self._period:
@@ -161,11 +183,22 @@ class _Repetition:
                     found[value] = weight
         return found
 
+    def _find_inputs(self) -> dict[ir.Value, _Weight]:
+        """Tells which input belongs to which layer."""
+        values = {value.name: value for value in self._graph.inputs}
+        return {
+            values[item.name]: _Weight(item.layer, _stem(item), is_input=True)
+            for item in self._whole.inputs
+            if item.layer is not None and item.name in values
+        }
+
     def _first_reader(self, layer: int) -> int:
+        """Returns the place of the first node that reads a layer's weights; sizes of its inputs may
+        be read before the first layer."""
         for place, node in enumerate(self._nodes):
             for value in node.inputs:
                 weight = self._weights.get(value) if value is not None else None
-                if weight is not None and weight.layer == layer:
+                if weight is not None and weight.layer == layer and not weight.is_input:
                     return place
         raise _UnlikeError
 
@@ -184,6 +217,32 @@ class _Repetition:
             before = copies[-1] if copies else known
             copies.append(self._copy(third, steps, before, layer, end))
         self._follow(steps, copies)
+        self._order(copies)
+
+    def _order(self, copies: Sequence[Mapping[ir.Value, ir.Value]]) -> None:
+        """Gives the graph the inputs and outputs of the whole one, in their order."""
+        last = len(self._stack.layers) - 1
+        values = {value.name: value for value in self._graph.outputs}
+        outputs = []
+        for item in self._whole.outputs:
+            if item.layer is None or item.layer < SAMPLE - 1:
+                outputs.append(values[item.name])
+                continue
+            third = values[f"{_stem(item)}.{SAMPLE - 2}"]
+            if item.layer == last:
+                value = values[f"{_stem(item)}.{SAMPLE - 1}"]
+            elif third in copies[0]:
+                value = copies[item.layer - SAMPLE + 1][third]
+            else:
+                raise _UnlikeError
+            value.type, value.shape = third.type, third.shape
+            outputs.append(value)
+        for item, value in reversed(list(zip(self._whole.outputs, outputs, strict=True))):
+            value.name = item.name
+        self._graph.outputs.clear()
+        self._graph.outputs.extend(outputs)
+        self._graph.inputs.clear()
+        self._graph.inputs.extend(self._inputs[item.name] for item in self._whole.inputs)
 
     def _before(self, value: ir.Value) -> ir.Value | None:
         """Returns what corresponds in the layer before to a value of the third or second layer;
@@ -208,8 +267,7 @@ class _Repetition:
                 continue
             mine_weight, their_weight = self._weights.get(mine), self._weights.get(theirs)
             if mine_weight is not None and their_weight is not None:
-                wanted = _Weight(1, mine_weight.name, mine_weight.turned)
-                if mine_weight.layer != 2 or their_weight != wanted:
+                if mine_weight.layer != 2 or their_weight != replace(mine_weight, layer=1):
                     raise _UnlikeError
             elif (before := self._before(mine)) is not None:
                 if before is not theirs:
@@ -324,13 +382,13 @@ class _Repetition:
     ) -> Sequence[np.ndarray | None]:
         """Returns by how much the constants of a node of the last layer grow."""
         offset = place - self._start - self._period
-        if offset >= self._period:
-            return ()
         before = self._nodes[place - self._period]
-        for mine, theirs, step in zip(node.inputs, before.inputs, steps[offset], strict=False):
+        if offset >= self._period or not _alike(node, before):
+            return ()
+        for mine, theirs, step in zip(node.inputs, before.inputs, steps[offset], strict=True):
             if step is None:
                 continue
-            if mine is None or theirs is None or not _alike(node, before):
+            if mine is None or theirs is None or not mine.is_initializer():
                 raise _UnlikeError
             if not np.array_equal(array_of(mine), array_of(theirs) + step):
                 raise _UnlikeError
@@ -383,11 +441,22 @@ class _Repetition:
 
     def _weight(self, weight: _Weight, layer: int) -> ir.Value:
         """Returns a layer's weight in the form that the third layer's has."""
+        if weight.is_input:
+            name = f"{weight.name}.{layer}"
+            if name not in self._inputs:
+                third = self._inputs[f"{weight.name}.{SAMPLE - 2}"]
+                self._inputs[name] = ir.Value(name=name, type=third.type, shape=third.shape)
+            return self._inputs[name]
         name, array = self._content(weight, layer)
         return constant(self._graph, name, array)
 
     def _bind(self, value: ir.Value, weight: _Weight, layer: int) -> None:
-        """Gives an initialiser a layer's weight, and the name of it."""
+        """Gives an initialiser a layer's weight and the name of it, an input its name."""
+        if weight.is_input:
+            del self._inputs[str(value.name)]
+            value.name = f"{weight.name}.{layer}"
+            self._inputs[value.name] = value
+            return
         name, array = self._content(weight, layer)
         if self._graph.initializers.get(name) not in (None, value):
             raise _UnlikeError
@@ -398,6 +467,11 @@ class _Repetition:
         array = self._stack.weights(layer)[weight.name]
         name = f"{self._stack.path}.{layer}.{weight.name}"
         return name, array.T if weight.turned else array
+
+
+def _stem(tensor: GraphTensor) -> str:
+    """Returns the name of a layer's tensor without the layer."""
+    return tensor.name.removesuffix(f".{tensor.layer}")
 
 
 def _alike(node: ir.Node, other: ir.Node) -> bool:

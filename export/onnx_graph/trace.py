@@ -13,6 +13,7 @@ matrix, which is how tied ones are found.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import warnings
 from collections import defaultdict
@@ -27,7 +28,7 @@ from ...calibration.graphs import array_of, is_matrix, make_node, remove_unused
 from ...runtime.errors import EngineError, brief
 from ...train.families.base import ExportGraph
 from ...train.families.shapes import Shape
-from .repeat import find_stack, repeat, shortened
+from .repeat import find_stack, of_sample, repeat, shortened
 
 OPSET = 20
 """Highest that TensorRT 10.3's parser reads."""
@@ -69,8 +70,8 @@ def _trace_repeated(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model | N
     if stack is None:
         return None
     with shortened(stack) as traced:
-        model = _export(graph, dims)
-    return model if repeat(model, stack, traced) else None
+        model = _export(of_sample(graph), dims)
+    return model if repeat(model, graph, stack, traced) else None
 
 
 def _export(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
@@ -80,6 +81,9 @@ def _export(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
         {axis: free[size] for axis, size in enumerate(tensor.shape) if size in free}
         for tensor in graph.inputs
     )
+    parameters = list(inspect.signature(graph.module.forward).parameters.values())
+    if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
+        axes = (*axes[: len(parameters) - 1], axes[len(parameters) - 1 :])
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it reports each torchvision op that it does not find
@@ -137,6 +141,22 @@ def _tidy(model: ir.Model, graph: ExportGraph, dims: Mapping[str, int]) -> None:
             value.shape = ir.Shape(
                 [1 if isinstance(size, str) and dims[size] == 1 else size for size in tensor.shape]
             )
+    _read_first(body)
+
+
+def _read_first(body: ir.Graph) -> None:
+    """Reads each dimension from the first input that has it: the exporter takes any, in place."""
+    shapes = {value: list(value.shape or ()) for value in body.inputs}
+    for node in body:
+        value = node.inputs[0] if node.op_type == "Shape" else None
+        bounds = [node.attributes.get(name) for name in ("start", "end")]
+        if value not in shapes or bounds[0] is None or bounds[1] is None:
+            continue
+        axis = bounds[0].as_int()
+        if bounds[1].as_int() == axis + 1:
+            wanted = shapes[value][axis]
+            same = (item for item, shape in shapes.items() if shape[axis : axis + 1] == [wanted])
+            node.replace_input_with(0, next(same))
 
 
 def _divide(model: ir.Model) -> None:

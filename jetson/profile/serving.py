@@ -113,9 +113,7 @@ class Streamed:
 
     @property
     def http_share(self) -> float:
-        """Share of the time that is neither the queue's nor the text's own."""
-        if not self.decoding:
-            return math.nan
+        """Share of the time that is neither the queue's nor the text's own, by `decoding`."""
         spent = self.decoding["seconds"]
         return 1 - (spent["total"] + spent["queue"]) / self.seconds
 
@@ -197,8 +195,15 @@ def measure_serving(
             expected = expected or [text.text for text in texts[0]]
             flat = [text for own in texts for text in own]
             differ = sum(t.text != e for own in texts for t, e in zip(own, expected, strict=True))
+            share = quantile(sorted(text.http_share for text in flat), 0.5)
             levels.append(
-                {"clients": count, "texts": len(flat), "differ": differ, **figures(flat, seconds)}
+                {
+                    "clients": count,
+                    "texts": len(flat),
+                    "differ": differ,
+                    **figures(flat, seconds),
+                    "http_share": round(share, 4),
+                }
             )
         held = server.held()
         status = server.end()
@@ -252,7 +257,6 @@ def figures(texts: Sequence[Streamed], seconds: float) -> dict[str, float]:
         "first_ms_p99": _milliseconds(first, 0.99),
         "token_ms_p50": _milliseconds(each, 0.5),
         "token_ms_p99": _milliseconds(each, 0.99),
-        "http_share": round(quantile(sorted(text.http_share for text in texts), 0.5), 4),
     }
 
 

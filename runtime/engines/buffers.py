@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ..bundle.manifest import GraphSpec, TensorSpec
+from ..bundle.manifest import CACHE_ROLE, GraphSpec, TensorSpec
 
 INPUTS = "inputs"
 """How accounts call all inputs that have an array of their own."""
@@ -62,6 +62,8 @@ def buffers_of(specs: Iterable[GraphSpec]) -> dict[Hashable, Buffer]:
             place, size = place_of(tensor, spec), prod(tensor.shape)
             kept = tensor.lifetime == "request"
             role = tensor.role if kept or tensor in spec.outputs else INPUTS
+            if tensor.cache is not None:  # one part of the account, however many layers have one
+                role = CACHE_ROLE if kept else f"{CACHE_ROLE}_new"
             if place not in found or found[place].size < size:
                 found[place] = Buffer(role=role, kept=kept, dtype=tensor.dtype, size=size)
     return found

@@ -23,7 +23,7 @@ import numpy as np
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import GraphKey, GraphSpec, Manifest
 from ..errors import EngineError, brief
-from ..process import usable_cores
+from ..process import return_freed_memory, usable_cores
 from .base import CPU_TARGETS, LayerTimes, find_spec
 from .buffers import Buffers, host_buffers
 from .onnxruntime_layers import read_profiles
@@ -114,6 +114,7 @@ class OnnxRuntimeEngines:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, reason: str = "") -> None:
         self._backend = import_backend()
+        return_freed_memory()
         self._bundle = bundle
         self._foreign_int8 = is_foreign_int8(bundle.manifest)
         self.reason = reason
@@ -167,12 +168,23 @@ class OnnxRuntimeEngines:
         self._sessions.clear()
 
     def _make(self, spec: GraphSpec) -> OnnxRuntimeEngine:
-        if spec.file not in self._sessions:
-            self._sessions[spec.file] = self._open(spec)
+        self._open_from(spec.file)
         try:
             return OnnxRuntimeEngine(self._sessions[spec.file], spec, self._buffers)
         except (RuntimeError, ValueError, TypeError) as error:
             raise EngineError(_failed(f"buffers of {spec.name} cannot be bound", error)) from error
+
+    def _open_from(self, file: str) -> None:
+        """Opens a graph file, and before it those behind it, which read what it gives.
+
+        The last is a head, whose matrix is there three times while it is opened: that is less
+        than the other graphs take, if they are not there yet.
+        """
+        firsts = {spec.file: spec for spec in reversed(self.specs)}
+        files = list(dict.fromkeys(spec.file for spec in self.specs))
+        for name in reversed(files[files.index(file) :]):
+            if name not in self._sessions:
+                self._sessions[name] = self._open(firsts[name])
 
     def _open(self, spec: GraphSpec) -> Any:
         options = self._backend.SessionOptions()

@@ -243,9 +243,9 @@ def append(ops: Ops, engine: Engine, start: int, count: int, *, into: Engine | N
     `into` is an engine of the set whose context holds them, if the one that ran is too short.
     """
     holder = into or engine
+    held = {tensor.role: holder.inputs[tensor.name] for tensor in holder.spec.inputs}
     for cache, new in engine.spec.new_rows:
-        held = holder.inputs[holder.spec.tensor(cache).name]
-        ops.append_kv(held, engine.outputs[new.name], start, count)
+        ops.append_kv(held[cache], engine.outputs[new.name], start, count)
 
 
 def logits(engine: Engine) -> object:

@@ -253,7 +253,8 @@ def _messages(value: Sequence[Any] | None) -> list[tuple[str, str]]:
         content = message.get("content")
         if isinstance(content, list):
             parts = [p.get("text") if isinstance(p, dict) else None for p in content]
-            content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
+            texts = [part for part in parts if isinstance(part, str)]
+            content = "".join(texts) if len(texts) == len(parts) else None
         if not isinstance(content, str):
             raise _refused("messages", "content must be a string, or an array of text parts")
         found.append(("system" if role == "developer" else role[:64], content))

@@ -64,8 +64,8 @@ class Answer:
 
     def piece(self, index: int, text: str, canvas: dict[str, Any] | None = None) -> dict[str, Any]:
         """Gives a chunk: text that is certain, and the canvas behind it."""
-        more = {} if canvas is None else {"canvas": canvas}
-        return self._chunk(index, {"content": text} if self._asked.chat else text, **more)
+        more: dict[str, Any] = {} if canvas is None else {"canvas": canvas}
+        return self._chunk(index, {"content": text} if self._asked.chat else text, None, **more)
 
     def last(self, index: int, result: TextResult, waited: float) -> dict[str, Any]:
         """Gives a choice's last chunk; the text of gaps comes with it, whole."""

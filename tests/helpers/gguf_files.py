@@ -66,6 +66,28 @@ def tokenizer_json(kind: str, vocab_size: int = 500) -> dict:
     return content
 
 
+def sentencepiece_facts() -> dict:
+    """Metadata of a small vocabulary as SentencePiece makes one, with bytes to fall back on."""
+    trained = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False)
+    trained.train_from_iterator(["\u2581" + text.replace(" ", "\u2581") for text in TEXT], trainer)
+    vocab = trained.get_vocab()
+    learnt = sorted((piece for piece in vocab if len(piece) > 1), key=vocab.__getitem__)
+    letters = sorted((piece for piece in vocab if len(piece) == 1), key=vocab.__getitem__)
+    size = [f"<0x{number:02X}>" for number in range(256)]
+    pieces = ["<unk>", "<s>", "</s>", *size, *learnt, *letters]
+    return {
+        "tokenizer_ggml_model": "llama",
+        "tokenizer_ggml_pre": "default",
+        "tokenizer_ggml_tokens": pieces,
+        "tokenizer_ggml_token_type": [2, 3, 3, *[6] * 256, *[1] * (len(pieces) - 259)],
+        "tokenizer__ggml__scores": [0.0] * 259 + [-float(n) for n in range(len(pieces) - 259)],
+        "tokenizer_ggml_merges": None,
+        "tokenizer_ggml_bos_token_id": 1,
+        "tokenizer_ggml_eos_token_id": 2,
+    }
+
+
 def write_gguf(
     path: Path, model, kind: str, pre: str, quantisation: str = "F32", *, extra=None, **changes
 ) -> None:

@@ -62,6 +62,23 @@ def decode(make, manifest_of, asked, *, on_device):
     return [text.result for text in texts], engines.num_runs
 
 
+def join(make, manifest_of, asked, *, on_device):
+    """The results of requests that take the slots of those that have ended, two at a time."""
+    engines = BatchEngines(make, 2)
+    device = EmulatedDevice() if on_device else None
+    ops = NumpyOps() if device is None else CudaOps(device)
+    used = engines if device is None else DeviceEngines(engines, device)
+    group = SideBySide(load_model(manifest_of(engines), used, ops), 2)
+    waiting, texts = list(asked), []
+    while waiting or not all(text.done for text in texts):
+        while waiting and group.num_free:
+            texts.append(group.start(waiting.pop(0)))
+        for text in texts:
+            if not text.done:
+                text.step()
+    return [text.result for text in texts]
+
+
 def check(make, manifest_of, asked, *, on_device):
     own = make()
     model = load_model(manifest_of(own), own, NumpyOps())
@@ -72,6 +89,8 @@ def check(make, manifest_of, asked, *, on_device):
         assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
         assert [one.finish_reason for one in found] == [one.finish_reason for one in wanted]
         assert num_runs <= sum(one.nfe for one in found) * (0.8 if some is asked else 1.0)
+    joined = join(make, manifest_of, asked, on_device=on_device)
+    assert [one.token_ids for one in joined] == [one.token_ids for one in alone]
     return alone
 
 

@@ -47,7 +47,9 @@ PRE_TOKENIZERS: Mapping[str, str | None] = {
 _SCALED_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _SCALED_FROM = 8192
 """Positions that Llama 3 was trained on before its rotary embedding was stretched."""
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
+SENTENCEPIECE = "llama"
+"""tokenizer.ggml.model of Llama 2 and its kind."""
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 """Values of tokenizer.ggml.token_type."""
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -286,35 +288,85 @@ def _tokenizer(facts: _Facts) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer, models
 
     kind, cut = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2" or cut not in PRE_TOKENIZERS:
+    if kind != SENTENCEPIECE and (kind != "gpt2" or cut not in PRE_TOKENIZERS):
         raise CheckpointError(
             f"{facts.path}: tokenizer {kind}/{cut} is not supported; choose a file with byte-level "
-            f"BPE of {', '.join(PRE_TOKENIZERS)}"
+            f"BPE of {', '.join(PRE_TOKENIZERS)}, or with SentencePiece's BPE ({SENTENCEPIECE})"
         )
     tokens = facts.get("tokenizer.ggml.tokens")
     kinds = facts.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    merges = [tuple(pair.split(" ")) for pair in facts.get("tokenizer.ggml.merges")]
-    added = {index for index, each in enumerate(kinds) if each in (_CONTROL, _USER_DEFINED)}
-    try:
-        tokenizer = Tokenizer(
-            models.BPE(
-                vocab={t: i for i, t in enumerate(tokens) if kinds[i] != _UNUSED},
-                merges=merges,
-                ignore_merges=cut == "llama-bpe",
-            )
+    if len(kinds) != len(tokens):
+        raise CheckpointError(
+            f"{facts.path}: {len(tokens)} tokens and kinds of {len(kinds)}; copy it again"
         )
+    vocab = {token: index for index, token in enumerate(tokens) if kinds[index] != _UNUSED}
+    if kind == SENTENCEPIECE:
+        form = _sentencepiece(facts, tokens, kinds)
+    else:
+        merges = [tuple(pair.split(" ")) for pair in facts.get("tokenizer.ggml.merges")]
+        form = {"merges": merges, "ignore_merges": cut == "llama-bpe"}
+    added = {
+        index for index, each in enumerate(kinds) if each in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    }
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, **form))
     except Exception as error:  # The Rust code raises bare Exception.
         reason = brief(error, 120)
         raise CheckpointError(
             f"{facts.path}: its merges do not fit its tokens ({reason}); copy it again"
         ) from error
     for index in sorted(added):
-        special = kinds[index] == _CONTROL
+        special = kinds[index] != _USER_DEFINED
         tokenizer.add_tokens([AddedToken(tokens[index], normalized=False, special=special)])
-    _set_pipeline(tokenizer, cut)
+    if kind == SENTENCEPIECE:
+        _set_sentencepiece(tokenizer, facts)
+    else:
+        _set_pipeline(tokenizer, cut)
     if _starts_with_bos(facts):
         _put_in_front(tokenizer, tokens, facts.get("tokenizer.ggml.bos_token_id"), facts.path)
     return tokenizer
+
+
+def _sentencepiece(facts: _Facts, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
+    """Settings of a BPE that merges as SentencePiece does: the piece of the highest score first."""
+    scores = facts.get("tokenizer.ggml.scores")
+    if len(scores) != len(tokens):
+        raise CheckpointError(
+            f"{facts.path}: {len(tokens)} tokens and {len(scores)} scores; copy it again"
+        )
+    if kinds.count(_BYTE) != 256:
+        raise CheckpointError(
+            f"{facts.path}: {kinds.count(_BYTE)} of 256 bytes are tokens, so that some text has "
+            "none; choose a file of a model with byte fallback"
+        )
+    places = {token: index for index, token in enumerate(tokens) if kinds[index] == _NORMAL}
+    found = []
+    for token, index in places.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in places and right in places:
+                found.append((-scores[index], places[left], places[right], left, right))
+    unknown = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN]
+    return {
+        "merges": [(left, right) for *_, left, right in sorted(found)],
+        "unk_token": unknown[0] if unknown else None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+    }
+
+
+def _set_sentencepiece(tokenizer: Tokenizer, facts: _Facts) -> None:
+    """Has spaces be part of pieces, one of them in front of every text."""
+    from tokenizers import decoders, normalizers
+
+    space = "\u2581"
+    front = bool(facts.get("tokenizer.ggml.add_space_prefix", True))
+    steps = [normalizers.Prepend(space)] if front else []
+    normalizer: Any = normalizers.Sequence([*steps, normalizers.Replace(" ", space)])
+    tokenizer.normalizer = normalizer
+    back = [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()]
+    decoder: Any = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if front else [])])
+    tokenizer.decoder = decoder
 
 
 def _set_pipeline(tokenizer: Tokenizer, cut: str) -> None:
@@ -339,8 +391,11 @@ def _set_pipeline(tokenizer: Tokenizer, cut: str) -> None:
 
 
 def _starts_with_bos(facts: _Facts) -> bool:
-    """Whether a start token is in front of every text; Llama 3's converters leave it unsaid."""
-    default = facts.get("tokenizer.ggml.pre", "default") == "llama-bpe"
+    """Whether a start token is in front of every text; Llama's converters leave it unsaid."""
+    default = (
+        facts.get("tokenizer.ggml.pre", "default") == "llama-bpe"
+        or facts.get("tokenizer.ggml.model") == SENTENCEPIECE
+    )
     return bool(facts.get("tokenizer.ggml.add_bos_token", default))
 
 
@@ -355,8 +410,9 @@ def _put_in_front(tokenizer: Tokenizer, tokens: list[str], bos: int, path: Path)
     template: Any = processors.TemplateProcessing(
         single=f"{start} $A", pair=f"{start} $A {start}:1 $B:1", special_tokens=[(start, bos)]
     )
-    both: Any = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-    tokenizer.post_processor = both
+    if tokenizer.post_processor is not None:
+        template = processors.Sequence([tokenizer.post_processor, template])
+    tokenizer.post_processor = template
 
 
 def _companions(facts: _Facts) -> dict[str, str]:

@@ -52,6 +52,8 @@ class GraphTensor:
     role: str
     lifetime: str = "run"
     """As in the manifest's TensorSpec."""
+    layer: int | None = None
+    """Layer that it belongs to, which ends its name; None: the whole graph's."""
 
     def sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """Gives the shape in numbers."""

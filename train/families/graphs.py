@@ -4,6 +4,7 @@ its head as a graph of its own."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from ...runtime.errors import ConfigError
-from ..nn.block_step import BlockStep, Head
+from ..nn.block_step import BlockStep, Head, LayerCacheStep
 from ..nn.masks import causal_mask
 from ..nn.transformer import Transformer
 from .base import Corrupt, ExportGraph, GraphTensor, Shapes
@@ -33,7 +34,7 @@ def causal_graph(model: nn.Module, config: Mapping[str, Any]) -> ExportGraph:
     def shapes(on_cpu: bool) -> Shapes:
         return partial(causal_shapes, max_position=config["model"]["context"], on_cpu=on_cpu)
 
-    trunk = _block_step(model, config, shapes(True), with_head=False)
+    trunk = _layer_cache_step(model, config, shapes(True))
     parts = (trunk, head_graph(model, causal_head_shapes))
     return _block_step(model, config, shapes(False), parts=parts)
 
@@ -95,6 +96,38 @@ def _block_step(
         corrupt=corrupt,
         uncached=partial(uncached_logits, model),
         parts=parts,
+    )
+
+
+def _layer_cache_step(model: nn.Module, config: Mapping[str, Any], shapes: Shapes) -> ExportGraph:
+    """Describes the trunk of a causal backbone with caches of its own for each layer."""
+    whole = _block_step(model, config, shapes, with_head=False)
+    assert isinstance(model, Transformer)
+    shape = ("batch", model.config.num_kv_heads, model.config.head_dim)
+    caches = [
+        (f"{kind}.{layer}", layer)
+        for layer in range(model.config.num_layers)
+        for kind in ("keys", "values")
+    ]
+    read = [
+        GraphTensor(
+            name=name, dtype="float32", shape=("context", *shape), role=f"kv.{name}",
+            lifetime="request", layer=layer,
+        )
+        for name, layer in caches
+    ]  # fmt: skip
+    added = [
+        GraphTensor(
+            name=f"new_{name}", dtype="float32", shape=("rows", *shape), role=f"kv.{name}_new",
+            layer=layer,
+        )
+        for name, layer in caches
+    ]  # fmt: skip
+    return replace(
+        whole,
+        module=LayerCacheStep(model, with_head=False).eval(),
+        inputs=(*(item for item in whole.inputs if item.role != "kv"), *read),
+        outputs=(*(item for item in whole.outputs if item.role != "kv_new"), *added),
     )
 
 

@@ -15,6 +15,10 @@ finished block and takes the first step of the next: block-causal models compute
 runs. Causal models have no `split`. It is traced with block and context symbolic, so there is no
 control flow on data and nothing in place. Parameters are those of the Transformer it wraps;
 time-conditioned models take one more input, `time` (batch, block) float32.
+
+`LayerCacheStep` is the same causal step for CPUs: each layer has a cache of keys and one of values,
+(context, batch, kv_heads, head_dim), which are read where they lie. Taken out of one tensor and
+joined with the new rows they would be copied twice in every run.
 """
 
 from __future__ import annotations
@@ -29,6 +33,9 @@ from .transformer import Transformer
 HIDDEN_SCORE = -1e9
 """Added to scores of invisible keys; finite, so that float16 casts and all-hidden rows stay sane
 after the row maximum is subtracted."""
+
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class BlockStep(nn.Module):
@@ -71,10 +78,10 @@ class BlockStep(nn.Module):
         self,
         attention: Attention,
         x: torch.Tensor,
-        past: tuple[torch.Tensor, torch.Tensor],
+        past: KeysValues,
         angles: Angles,
         bias: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, KeysValues]:
         """Attention of one layer.
 
         Args:
@@ -85,24 +92,34 @@ class BlockStep(nn.Module):
                 that share a head of keys are rows of one product, which reads each key once.
 
         Returns:
-            The branch's output (batch, block, dim), and (batch, block, 2, kv_heads, head_dim).
+            The branch's output (batch, block, dim), and the block's keys and values, (batch, block,
+            kv_heads, head_dim) each.
         """
         config = self.model.config
         query, key, value = attention.project(x, *angles)
         query = (query * config.head_dim**-0.5).transpose(1, 2)
-        keys, values = (
-            torch.cat([cached, new.transpose(0, 1)], dim=0)
-            for cached, new in zip(past, (key, value), strict=True)
-        )
         groups = config.num_heads // config.num_kv_heads
         if groups > 1:
             query = query.unflatten(1, (-1, groups)).flatten(2, 3)
-        scores = query @ keys.permute(1, 2, 3, 0) + bias
-        seen = torch.softmax(scores, dim=-1) @ values.permute(1, 2, 0, 3)
+        seen = self.seen(query, past, (key.transpose(0, 1), value.transpose(0, 1)), bias)
         if groups > 1:
             seen = seen.unflatten(2, (groups, -1)).flatten(1, 2)
-        new = torch.stack([key, value], dim=2)
-        return attention.out(seen.transpose(1, 2).flatten(2)), new
+        return attention.out(seen.transpose(1, 2).flatten(2)), (key, value)
+
+    def seen(
+        self, query: torch.Tensor, past: KeysValues, new: KeysValues, bias: torch.Tensor
+    ) -> torch.Tensor:
+        """Weighted values (batch, kv_heads, groups x block, head_dim).
+
+        Args:
+            query: The same shape, scaled.
+            past: As `attend` takes it.
+            new: Those of the block, in the same order of axes.
+            bias: As `attend` takes it.
+        """
+        keys, values = (torch.cat(pair, dim=0) for pair in zip(past, new, strict=True))
+        scores = query @ keys.permute(1, 2, 3, 0) + bias
+        return torch.softmax(scores, dim=-1) @ values.permute(1, 2, 0, 3)
 
     def forward(
         self,
@@ -152,12 +169,59 @@ class BlockStep(nn.Module):
         def attend(attention: Attention, x: torch.Tensor, *_rest: object) -> torch.Tensor:
             past = cache[:, :, 2 * len(stored)], cache[:, :, 2 * len(stored) + 1]
             change, new = self.attend(attention, x, past, angles, bias)
-            stored.append(new)
+            stored.append(torch.stack(new, dim=2))
             return change
 
         for layer in trunk.layers:
             x = layer(x, angles, condition=condition, attend=attend)
         return trunk.final_norm(x, condition), torch.stack(stored, dim=2).transpose(0, 1)
+
+
+class LayerCacheStep(BlockStep):
+    """The causal step with caches of its own for each layer; the module's docstring says why."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, ids: torch.Tensor, start: torch.Tensor, *caches: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Runs one block.
+
+        Args:
+            ids: (batch, block).
+            start: (batch,).
+            caches: Keys and values of each layer in turn, (context, batch, kv_heads, head_dim).
+
+        Returns:
+            Logits or hidden, and the new rows of each cache, (block, batch, kv_heads, head_dim).
+        """
+        model, stored = self.model, []
+        offsets = torch.arange(ids.shape[1], device=ids.device)
+        positions = start.to(torch.int64)[:, None] + offsets[None, :]
+        angles = rotation(positions, model.inv_freq)
+        bias = self.visibility(start, None, offsets, caches[0].shape[0])
+
+        def attend(attention: Attention, x: torch.Tensor, *_rest: object) -> torch.Tensor:
+            past = caches[len(stored)], caches[len(stored) + 1]
+            change, new = self.attend(attention, x, past, angles, bias)
+            stored.extend(part.transpose(0, 1) for part in new)
+            return change
+
+        x = F.embedding(ids, model.embed.weight)
+        for layer in model.trunk.layers:
+            x = layer(x, angles, attend=attend)
+        return self.result(model.trunk.final_norm(x, None)), *stored
+
+    def seen(
+        self, query: torch.Tensor, past: KeysValues, new: KeysValues, bias: torch.Tensor
+    ) -> torch.Tensor:
+        """See BlockStep; nothing is joined but the scores."""
+        parts = [query @ keys.permute(1, 2, 3, 0) for keys in (past[0], new[0])]
+        weights = torch.softmax(torch.cat(parts, dim=-1) + bias, dim=-1)
+        shares = weights.split([past[1].shape[0], new[1].shape[0]], dim=-1)
+        before, own = (
+            share @ values.permute(1, 2, 0, 3)
+            for share, values in zip(shares, (past[1], new[1]), strict=True)
+        )
+        return before + own
 
 
 class Head(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from dlm_edge.calibration.graphs import array_of, value_types
 from dlm_edge.export.onnx_graph import trace as tracing
-from dlm_edge.export.onnx_graph.repeat import SAMPLE, find_stack, shortened
+from dlm_edge.export.onnx_graph.repeat import SAMPLE, find_stack, repeat, shortened
 from dlm_edge.export.onnx_graph.trace import trace
 from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.families.base import ExportGraph, GraphTensor
@@ -63,6 +63,7 @@ def graph_of(model):
 
 def form_of(model):
     """The graph without names of values."""
+    inputs = [(value.name, str(value.shape), value.dtype) for value in model.graph.inputs]
     known = {value: value.name for value in model.graph.inputs}
     for value in model.graph.initializers.values():
         array = array_of(value)
@@ -72,13 +73,22 @@ def form_of(model):
         attributes = sorted((name, str(item.value)) for name, item in node.attributes.items())
         nodes.append((node.op_identifier(), attributes, [known.get(v) for v in node.inputs]))
         known |= {value: (place, number) for number, value in enumerate(node.outputs)}
-    ends = [(value.name, str(value.shape), known[value]) for value in model.graph.outputs]
-    return nodes, ends
+    ends = [
+        (value.name, str(value.shape), value.dtype, known[value]) for value in model.graph.outputs
+    ]
+    return inputs, nodes, ends
 
 
 def traced_whole(graph, dims):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracing, "find_stack", lambda module: None)
+        return trace(graph, dims)
+
+
+def traced_by_repetition(graph, dims):
+    """Fails where the graph would be traced whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracing, "repeat", lambda *given: repeat(*given) or pytest.fail("unlike"))
         return trace(graph, dims)
 
 
@@ -88,7 +98,7 @@ def test_a_repeated_graph_equals_the_one_traced_whole():
         for layer in model.layers[:SAMPLE]:  # equal in what is traced, and in no other
             layer.scale.fill_(1.0)
     graph = graph_of(model)
-    repeated = trace(graph, DIMS)
+    repeated = traced_by_repetition(graph, DIMS)
     assert form_of(repeated) == form_of(traced_whole(graph, DIMS))
     assert f"layers.{LAYERS - 1}.linear.weight" in repeated.graph.initializers
     value_types(repeated)  # raises where shapes contradict each other
@@ -134,7 +144,8 @@ def test_a_fault_while_tracing_leaves_the_module_whole():
 
 def test_the_repeated_step_of_a_causal_model_equals_the_one_traced_whole():
     options = {
-        "dim": 16, "num_layers": SAMPLE + 1, "num_heads": 2, "vocab_size": 32, "context": 16,
+        "dim": 16, "num_layers": SAMPLE + 1, "num_heads": 2, "num_kv_heads": 1, "vocab_size": 32,
+        "context": 16,
         "eos_token_id": 0, "pad_token_id": None,
     }  # fmt: skip
     config = FAMILIES["ar"].make_config(options)
@@ -142,6 +153,7 @@ def test_the_repeated_step_of_a_causal_model_equals_the_one_traced_whole():
     with torch.no_grad():
         for item in model.parameters():
             item.normal_()
-    (graph,) = FAMILIES["ar"].graphs(model, config)
+    (whole,) = FAMILIES["ar"].graphs(model, config)
+    graph = whole.parts[0]  # with inputs and outputs of each layer
     dims = {"batch": 1, "rows": 4, "context": 16}
-    assert form_of(trace(graph, dims)) == form_of(traced_whole(graph, dims))
+    assert form_of(traced_by_repetition(graph, dims)) == form_of(traced_whole(graph, dims))

@@ -83,3 +83,12 @@ def test_the_account_is_what_was_made(ask):
         assert buffers.account() == {"kv": wanted["kv"]}
     buffers.clear()
     assert buffers.account() == {}
+
+
+def test_the_caches_of_all_layers_are_one_part_of_the_account():
+    own = {"dtype": "float32", "shape": (4, 1, 3), "lifetime": "request"}
+    caches = [TensorSpec(name=f"keys.{n}", role=f"kv.keys.{n}", **own) for n in range(2)]
+    spec = toy_spec(context=4)
+    wider = replace(spec, inputs=(*spec.inputs, *caches))
+    before, after = (bytes_by_role(buffers_of([each]).values()) for each in (spec, wider))
+    assert after == before | {"kv": before["kv"] + 2 * 4 * 3 * 4}

@@ -107,6 +107,18 @@ def test_a_graph_that_is_no_graph_is_one_line_of_engine_error(bundle, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_graph_is_opened_behind_those_that_read_what_it_gives(bundle, monkeypatch):
+    spec = toy_spec(context=CONTEXTS[0])
+    head = replace(spec, name="head", file="graphs/head.onnx")
+    manifest = replace(bundle.manifest, graphs=(spec, head))
+    engines = open_engines(replace(bundle, manifest=manifest), "onnxruntime", 1)
+    opened = []
+    monkeypatch.setattr(engines, "_open", lambda spec: opened.append(spec.file))
+    engines._open_from(spec.file)
+    engines._open_from(head.file)
+    assert opened == [head.file, spec.file]
+
+
 def test_auto_says_what_it_took_and_why(bundle):
     engines = open_engines(bundle)
     assert engines.name == "onnxruntime-cpu"

@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from tokenizers import Tokenizer
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("transformers")
 
-from gguf_files import CONTROLS, random_model, tokenizer_json, write_gguf  # noqa: E402
+from gguf_files import (  # noqa: E402
+    CONTROLS,
+    random_model,
+    sentencepiece_facts,
+    tokenizer_json,
+    write_gguf,
+)
 
 SCALED = {
     "rope_type": "llama3",
@@ -177,6 +184,69 @@ def test_qwens_tokenizer_is_the_one_that_transformers_makes(tmp_path):
         assert found.encode(text).ids == theirs(text)["input_ids"], repr(text)
 
 
+def merged_by_score(text, facts, *, front=True):
+    """SentencePiece's own walk: of all neighbours, the pair whose piece has the best score."""
+    pieces, scores = facts["tokenizer_ggml_tokens"], facts["tokenizer__ggml__scores"]
+    number = {piece: place for place, piece in enumerate(pieces)}
+    parts = list(("\u2581" * front + text.replace(" ", "\u2581")) if text else "")
+    while True:
+        pairs = [
+            (-scores[number[one + other]], place)
+            for place, (one, other) in enumerate(pairwise(parts))
+            if number.get(one + other, 0) >= 259
+        ]
+        if not pairs:
+            break
+        place = min(pairs)[1]
+        parts[place : place + 2] = ["".join(parts[place : place + 2])]
+    ids = []
+    for part in parts:
+        known = number.get(part, 0) >= 259
+        ids += [number[part]] if known else [3 + byte for byte in part.encode()]
+    return ids
+
+
+@pytest.mark.parametrize("front", [True, False])
+def test_sentencepieces_vocabulary_merges_by_score_and_falls_back_to_bytes(tmp_path, front):
+    facts = sentencepiece_facts()
+    extra = {} if front else {"tokenizer__ggml__add_space_prefix": False}
+    write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama", "smollm", **facts, **extra)
+    read = read_gguf(tmp_path / "m.gguf")
+    found = Tokenizer.from_str(read.tokenizer_json)
+    assert found.encode("She").ids[0] == 1  # a start token, though nothing says so
+    for text in [*odd_strings(1000), "The king's daughter", " two  spaces ", "\n\n", "\u2581"]:
+        ids = found.encode(text, add_special_tokens=False).ids
+        assert ids == merged_by_score(text, facts, front=front), repr(text)
+        assert found.decode(ids) == text.replace("\u2581", " ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer__ggml__scores": [0.0]}, "scores"),
+        ({"tokenizer__ggml__scores": None}, "tokenizer.ggml.scores is missing"),
+        ({"tokenizer_ggml_token_type": [1] * 3}, "kinds"),
+        ({"tokenizer_ggml_model": "t5"}, "tokenizer t5/default is not supported"),
+    ],
+)
+def test_a_damaged_vocabulary_of_sentencepiece_is_one_line(tmp_path, changes, message):
+    facts = sentencepiece_facts() | changes
+    write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama", "smollm", **facts)
+    with pytest.raises(CheckpointError, match=message) as error:
+        read_gguf(tmp_path / "m.gguf")
+    assert "\n" not in str(error.value)
+
+
+def test_a_vocabulary_of_sentencepiece_without_bytes_is_refused(tmp_path):
+    facts = sentencepiece_facts()
+    facts["tokenizer_ggml_token_type"] = [
+        1 if k == 6 else k for k in facts["tokenizer_ggml_token_type"]
+    ]
+    write_gguf(tmp_path / "m.gguf", random_model("llama"), "llama", "smollm", **facts)
+    with pytest.raises(CheckpointError, match="0 of 256 bytes"):
+        read_gguf(tmp_path / "m.gguf")
+
+
 def test_special_ids_and_chat_template_stand_beside_the_tokenizer(tmp_path):
     path = tmp_path / "m.gguf"
     write_gguf(path, random_model("llama"), "llama", "llama-bpe", tokenizer__ggml__eot_token_id=1)
@@ -195,7 +265,7 @@ def test_what_cannot_be_read_is_one_line_that_says_why(tmp_path):
         "architecture 'falcon' is not supported; choose a GGUF file of llama": {
             "general_architecture": "falcon"
         },
-        "tokenizer llama/smollm is not supported": {"tokenizer_ggml_model": "llama"},
+        "tokenizer t5/smollm is not supported": {"tokenizer_ggml_model": "t5"},
         "tokenizer gpt2/viking is not supported": {"tokenizer_ggml_pre": "viking"},
         "one of 3 parts; join them first": {"split__count": 3},
         "llama.block_count is missing": {"llama_block_count": None},

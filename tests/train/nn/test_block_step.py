@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dlm_edge.train.nn.block_step import BlockStep
+from dlm_edge.train.nn.block_step import BlockStep, LayerCacheStep
 from dlm_edge.train.nn.config import resolve_model
 from dlm_edge.train.nn.masks import block_diffusion_mask, causal_mask
 from dlm_edge.train.nn.transformer import Transformer
@@ -125,3 +125,20 @@ def test_a_split_run_stores_one_block_and_denoises_the_next_as_two_runs_do(ids, 
     torch.testing.assert_close(kv_new[:size], stored, rtol=1e-5, atol=1e-5)
     whole, _ = step(both, four, cache, zero, times)
     assert not torch.allclose(whole[:, :size], logits[:, :size], atol=1e-3)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+@torch.no_grad()
+def test_caches_of_each_layer_give_what_one_for_all_gives(ids, num_kv_heads):
+    model = make(causal=True, num_kv_heads=num_kv_heads)
+    _, clean = ids
+    cache = torch.randn(empty_cache(model, 12).shape)
+    apart = [cache[:, :, layer, kind] for layer in range(3) for kind in (0, 1)]
+    block, start = clean[:, :4].int(), torch.tensor([7]).int()
+    logits, kv_new = BlockStep(model)(block, start, cache)
+    found, *new = LayerCacheStep(model)(block, start, *apart)
+    torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5)
+    assert len(new) == 6
+    for number, rows in enumerate(new):
+        wanted = kv_new[:, :, number // 2, number % 2]
+        torch.testing.assert_close(rows, wanted, rtol=1e-5, atol=1e-5)

@@ -58,6 +58,10 @@ def test_its_graph_is_causal_and_shifted():
     (graph,) = FAMILY.graphs(model, config)
     assert graph.name == "denoise"
     assert [tensor.role for tensor in graph.inputs] == ["canvas", "start", "kv"]
+    trunk, head = graph.parts
+    assert [tensor.role for tensor in trunk.inputs][2:4] == ["kv.keys.0", "kv.values.0"]
+    assert [tensor.role for tensor in trunk.outputs][:2] == ["hidden", "kv.keys.0_new"]
+    assert head.name == "head"
     manifest = FAMILY.manifest(config, model, target="host", precision="fp32")
     assert manifest.logit_shift == 1
     assert manifest.mask_token_id is None
