@@ -7,8 +7,9 @@
 
 Given positions (the prompt, a template's text) are put back after every step. The last run's logits
 are rounded to tokens, by temperature, top-k and top-p; nothing is committed before. In the last
-steps an estimate may be clamped: it becomes the mean embedding it rounds to, or the nearest. How a
-text becomes canvases stands in `whole_canvas`.
+steps an estimate may be clamped: it becomes the mean embedding it rounds to, or the nearest. Who
+watches a canvas sees each step's estimate rounded, as the last one will be. How a text becomes
+canvases stands in `whole_canvas`.
 """
 
 from __future__ import annotations
@@ -124,25 +125,12 @@ class LatentRule(WholeCanvasRule[UnmaskCanvas]):
             return []
         progress = self._committing.progress(self._canvas, exact=True)
         if not finished:
-            return [self._rounded()]
+            return [self._provisional()]
         spans = [*self._new_text(progress)]
         if self._request.provisional:
-            spans.append(self._rounded())
+            spans.append(self._provisional())
         self._finish(progress)
         return spans
-
-    def _rounded(self) -> Span:
-        """The canvas as it rounds now; what is given is fixed."""
-        position = self._canvas.place.position
-        size = self._text.limit - position
-        ids = self._committing.ids(self._canvas)[:size]
-        fixed = np.full(len(ids), True) if self._latents.finished else ~self._free[:size]
-        return Span(
-            position=position,
-            token_ids=tuple(ids.tolist()),
-            committed=False,
-            fixed=tuple(fixed.tolist()),
-        )
 
     def _begin(self, known: np.ndarray, free: np.ndarray, position: int, *, first: int) -> None:
         self._given = np.full(self._block, self._mask, np.int32)
