@@ -6,7 +6,7 @@ Predicted, by `jetson/forecast/forecast.py`, from the graphs that `dlm-export` m
 their full shape, typed and with Q/DQ as for a board, but with weights that have a type and a
 shape only, so that no gigabyte of them is made. Nothing is trained, and nothing runs. int8 is
 W8A8: embedding and head are stored as int8 and computed in float16, all other products multiply
-integers.
+integers, without outlier channels apart.
 
 Tokens per run are the reader's assumption; TiDAR's paper reports 7.45 on average for 1.5B at a
 draft of 16 (arXiv 2511.08923, table 2). Token by token is the same graph at one row.

@@ -90,6 +90,7 @@ def recipes_of(model: Any, spec: Any, windows: Sequence[np.ndarray]) -> dict[str
     from ..calibration.forms.cpu import CpuForm
     from ..calibration.scales.activations import collect, layer_inputs
     from ..calibration.scales.calibrate import Calibrator, Fitted
+    from ..calibration.scales.outliers import SLACKS
 
     runs = tuple(
         RecordedRun(
@@ -138,7 +139,7 @@ def recipes_of(model: Any, spec: Any, windows: Sequence[np.ndarray]) -> dict[str
 
         return make
 
-    def fitted(calibrator: Calibrator, outliers: bool = True) -> Makes:
+    def fitted(calibrator: Calibrator, outliers: float | None = SLACKS[0]) -> Makes:
         def make() -> tuple[Any, Any]:
             found = calibrator.fit(calibrator.default_recipe({}), canvases, outliers=outliers)
             return found.recipe, calibrator.quantised(found, found.recipe)[graph]
@@ -151,7 +152,7 @@ def recipes_of(model: Any, spec: Any, windows: Sequence[np.ndarray]) -> dict[str
         **{f"int8, {count} outliers": made(partial(fixed, count)) for count in COUNTS},
         "int8, chosen outliers": fitted(work),
         "int4": fitted(small),
-        "board int8, folded": fitted(board, outliers=False),
+        "board int8, folded": fitted(board, outliers=None),
         "board int8, chosen outliers": fitted(board),
         "board int4": fitted(board4),
     }

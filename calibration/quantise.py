@@ -44,12 +44,15 @@ from .recipe import Recipe, apply_edits, recipe_bytes
 from .recording import HELD_OUT_NAME, Recording
 from .scales.calibrate import Calibrator, Fitted
 from .scales.extremes import beyond_float16, largest_values
+from .scales.outliers import SLACKS
 from .workbench import describe_graph, engines_of
 
 NUM_SAMPLES = 8
 """Masks per window of held-out text: four antithetic pairs."""
 SENSITIVITY_SHARE = 0.25
 """Of the held-out text: each layer is measured on it."""
+MOST_ALONE = 48
+"""Layers that are measured alone: each takes a session and a reading of the text."""
 NUM_DECODES = 12
 PROMPT_TOKENS = 8
 
@@ -72,7 +75,8 @@ class Quantiser:
         self._manifest = replace(manifest, precision="fp32", members=members)
         self._tokenizer, self._texts = tokenizer, texts
         self._options, self._say = options, say
-        self._outliers = options.precision == "int4"  # nothing may be folded into a grid
+        # Nothing may be folded into a grid.
+        self._outliers = SLACKS[0] if options.precision == "int4" else None
         self._known: dict[tuple[str, bytes], Totals] = {}
         """What was measured, by set and recipe."""
         self._recording = Recording(
@@ -193,7 +197,8 @@ class Quantiser:
     ) -> tuple[Recipe, Fitted, tuple[TableTrial, ...]]:
         """Calibrates on decoding, and leaves embeddings and heads out that int8 would harm.
 
-        Where the result is beyond the budget, it is done again with outliers apart.
+        Where the result is beyond the budget, it is done again with outliers apart, and once more
+        with more of them.
 
         Returns:
             The draft recipe with their precisions, the same with scales, and what was measured.
@@ -220,8 +225,10 @@ class Quantiser:
             return recipe
 
         kept, trials = tables()
-        if not self._outliers and not fits(measure(kept), self._options.max_loss):
-            self._outliers = True
+        for slack in SLACKS:
+            if self._options.precision == "int4" or fits(measure(kept), self._options.max_loss):
+                break
+            self._outliers = slack
             first = self._fit(recipe, "decode", canvases)
             if all(trial.harmless for trial in trials):  # outliers apart do them no harm
                 kept = decided(first.recipe)
@@ -230,8 +237,9 @@ class Quantiser:
         return decided(recipe), replace(first, recipe=kept), trials
 
     def _fit(self, recipe: Recipe, name: str, canvases: CanvasSet) -> Fitted:
-        apart = ", with outliers apart" if self._outliers else ""
-        self._say(f"calibrating on {SETS[name]}{apart}")
+        first, more = SLACKS
+        words = {None: "", first: ", with outliers apart", more: ", with more outliers apart"}
+        self._say(f"calibrating on {SETS[name]}{words[self._outliers]}")
         with bar() as show:
             return self._calibrator.fit(recipe, canvases, show, outliers=self._outliers)
 
@@ -267,7 +275,8 @@ class Quantiser:
     def _sensitivity(
         self, whole: LoadedModel, best: Fitted, recipe: Recipe, text: LossText
     ) -> tuple[LayerCost, ...]:
-        self._say("measuring each layer alone")
+        chosen = self._calibrator.costliest(best, recipe, MOST_ALONE)
+        self._say(f"measuring {len(chosen)} layers alone, those whose products lose most")
         short = text.shortened(int(text.num_tokens * SENSITIVITY_SHARE))
         reference = short.totals(whole)
 
@@ -277,7 +286,7 @@ class Quantiser:
                 return short.ratio(short.totals(model), reference)
 
         with bar() as show:
-            return layer_costs(recipe, measure, show)
+            return layer_costs(recipe, measure, chosen, show)
 
     def _totals(
         self,

@@ -1,7 +1,7 @@
 """What quantising layers costs, and the fewest layers in floating point that keep a budget.
 
-Each layer is measured alone, all others in floating point, on one text under one set of masks
-(antithetic pairs, equal seeds), so its cost is a difference of the same draws. Layers are given up
+Layers are measured alone, all others in floating point, on one text under one set of masks
+(antithetic pairs, equal seeds), so that a cost is a difference of the same draws. They are given up
 in the order of these costs. Costs do not quite add up, so the whole is measured again for every
 number tried: by bisection, which finds the smallest number if more layers in floating point never
 cost more, and in any case one that was measured to fit.
@@ -45,19 +45,25 @@ def all_float(recipe: Recipe) -> Recipe:
 
 
 def layer_costs(
-    recipe: Recipe, measure: Measure, progress: Progress = lambda done, total: None
+    recipe: Recipe,
+    measure: Measure,
+    chosen: Sequence[tuple[str, str]],
+    progress: Progress = lambda done, total: None,
 ) -> tuple[LayerCost, ...]:
-    """Quantises each layer alone, as the recipe has it; the most expensive comes first.
+    """Quantises layers alone, as the recipe has them; the most expensive comes first.
 
     Args:
-        recipe: Layers it has in floating point are left out.
+        recipe: Has each of them quantised.
+        measure: What a recipe costs.
+        chosen: Graph and name of each layer.
+        progress: Called with layers done, and all of them.
     """
-    chosen = [item for item in recipe.layers() if item[2].precision != "float"]
     base = all_float(recipe)
     costs = []
-    for number, (graph, name, layer) in enumerate(chosen):
-        ratio = measure(base.with_layer(graph, name, precision=layer.precision))
-        costs.append(LayerCost(graph=graph, layer=name, precision=layer.precision, ratio=ratio))
+    for number, (graph, name) in enumerate(chosen):
+        precision = recipe.graphs[graph].layers[name].precision
+        ratio = measure(base.with_layer(graph, name, precision=precision))
+        costs.append(LayerCost(graph=graph, layer=name, precision=precision, ratio=ratio))
         progress(number + 1, len(chosen))
     return tuple(sorted(costs, key=lambda cost: (-cost.ratio.value, cost.graph, cost.layer)))
 

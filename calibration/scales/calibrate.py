@@ -25,6 +25,7 @@ from ..layers import WeightLayer, find_layers
 from ..recipe import Recipe
 from .activations import Activation, collect, layer_inputs, second_moments
 from .outliers import choose_outliers
+from .products import Products
 from .ranges import Range, choose_range
 from .smooth import asked_folds, search_alphas, smooth
 
@@ -134,15 +135,16 @@ class Calibrator:
         canvases: CanvasSet,
         progress: Progress = lambda done, total: None,
         *,
-        outliers: bool = False,
+        outliers: float | None = None,
     ) -> Fitted:
         """Fills in alphas and scales that the recipe leaves open.
 
         Args:
             recipe: Its own alphas, scales and outliers are kept; a scale or outliers without an
                 alpha are those of the unfolded input.
-            outliers: Keeps large channels in floating point beside int8 products, where the form
-                has such; nothing is folded then, since what folding spreads is taken out.
+            outliers: Slack (of SLACKS) in the number of large channels that are kept in floating
+                point beside int8 products; nothing is folded then, since what folding spreads is
+                taken out. None: none are.
 
         Raises:
             CalibrationError: Activations that cannot be quantised, NaN on a canvas.
@@ -168,8 +170,8 @@ class Calibrator:
             if graph not in kept:
                 kept[graph] = collect(model, canvases.items, names, graph=graph, progress=step)
             seen = kept[graph]
-            if outliers:
-                recipe = self._with_outliers(recipe, graph, seen)
+            if outliers is not None:
+                recipe = self._with_outliers(recipe, graph, seen, outliers)
             else:
                 recipe = self._with_alphas(recipe, graph, seen)
             alphas = {name: item.alpha for name, item in recipe.graphs[graph].layers.items()}
@@ -215,6 +217,34 @@ class Calibrator:
             }
         return found
 
+    def costliest(self, fitted: Fitted, recipe: Recipe, count: int) -> list[tuple[str, str]]:
+        """Returns graph and name of the quantised layers whose products lose most.
+
+        Args:
+            fitted: What was fitted last.
+            recipe: Layers it has in floating point are left out.
+            count: So many at most; layers without a product, whose loss is not known, come first.
+        """
+        lost: dict[tuple[str, str], float] = {}
+        for graph, layers in self.layers.items():
+            items, seen = self.models[graph].graph.initializers, self._seen[1].get(graph, {})
+            for layer in layers:
+                what = recipe.graphs[graph].layers[layer.name]
+                if what.precision == "float":
+                    continue
+                if not layer.inputs or layer.inputs[0] not in seen:
+                    lost[graph, layer.name] = np.inf
+                    continue
+                products = Products(
+                    seen[layer.inputs[0]], [layer.by_channel(array_of(items[layer.weight]))]
+                )
+                lost[graph, layer.name] = (
+                    products.change([fitted.grids[graph][layer.name].values().T])
+                    if what.precision == "int4"
+                    else products.error(dynamic=self.form.dynamic, outliers=what.outliers)
+                )
+        return sorted(lost, key=lambda key: -lost[key])[:count]
+
     def _with_alphas(self, recipe: Recipe, graph: str, seen: Mapping[str, Activation]) -> Recipe:
         """Fills in how strongly each layer's input is folded; what the recipe says stays.
 
@@ -240,14 +270,16 @@ class Calibrator:
                 recipe = recipe.with_layer(graph, layer.name, alpha=found[layer.name])
         return recipe
 
-    def _with_outliers(self, recipe: Recipe, graph: str, seen: Mapping[str, Activation]) -> Recipe:
+    def _with_outliers(
+        self, recipe: Recipe, graph: str, seen: Mapping[str, Activation], slack: float
+    ) -> Recipe:
         """Fills in which channels of int8 products stay in floating point; what the recipe says
         stays.
 
         Those of int4 are for the case that the budget makes them int8.
         """
         found = choose_outliers(
-            self.models[graph], self.layers[graph], seen, dynamic=self.form.dynamic
+            self.models[graph], self.layers[graph], seen, dynamic=self.form.dynamic, slack=slack
         )
         for name, layer in recipe.graphs[graph].layers.items():
             if layer.precision in ("int8", "int4") and not layer.outliers:

@@ -23,8 +23,9 @@ from .products import Products
 
 COUNTS = (0, 8, 16, 32)
 """Channels of a layer that may be kept apart."""
-SLACK = 1.5
-"""A smaller number is taken unless its error is more than so many times the least one."""
+SLACKS = (1.5, 1.0)
+"""A smaller number is taken unless its error is more than so many times the least one; the second
+where the first one's loss is beyond the budget."""
 
 
 def choose_outliers(
@@ -33,6 +34,7 @@ def choose_outliers(
     activations: Mapping[str, Activation],
     *,
     dynamic: bool,
+    slack: float = SLACKS[0],
 ) -> dict[str, tuple[int, ...]]:
     """Chooses the channels of every layer; layers that share an input share them.
 
@@ -41,6 +43,7 @@ def choose_outliers(
         layers: What `find_layers` found.
         activations: By value name, from `collect`.
         dynamic: Whether each row of a run takes its own scale instead of a fixed one for all.
+        slack: Times the least error that a smaller number of channels may have.
 
     Returns:
         Layer name → channels, in ascending order; none where none are needed.
@@ -62,7 +65,7 @@ def choose_outliers(
         chosen = next(
             item
             for item, error in zip(choices, errors, strict=True)
-            if error <= SLACK * min(errors)
+            if error <= slack * min(errors)
         )
         found |= {layer.name: chosen for layer in readers}
     return found

@@ -63,5 +63,11 @@ class Products:
             wrong += self._squares(rounded @ stored + thin - exact)
         return wrong / self._size if self._size else 0.0
 
+    def change(self, weights: Sequence[np.ndarray]) -> float:
+        """Returns the relative squared error with other matrices in their place."""
+        pairs = zip(weights, self._exact, strict=True)
+        wrong = sum(self._squares(self._rows @ matrix - exact) for matrix, exact in pairs)
+        return wrong / self._size if self._size else 0.0
+
     def _squares(self, rows: np.ndarray) -> float:
         return float(self._seen.row_weights @ np.square(rows).sum(axis=1))

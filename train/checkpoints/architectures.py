@@ -44,6 +44,8 @@ class Denoising:
     family: str = "mdlm"
     sees_noise: bool = False
     """Whether layers are conditioned on the noise level."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the family that config.json does not name."""
     start: str | None = None
     """The token in front of every text; None: what the tokenizer says."""
     logit_shift: int = 0
@@ -146,6 +148,14 @@ DIFFUSION: tuple[Architecture, ...] = (
     _ddit("MDLM", "mdlm", {"rule": "first_hitting"}),
     _ddit("BD3LM", "bd3lm", {"rule": "first_hitting"}),
     _ddit("SEDD", "sedd", {"steps": 128}, family="sedd", sees_noise=True),
+    _ddit(
+        "DUO",
+        "DUO",
+        {"steps": 128},
+        family="sedd",
+        sees_noise=True,
+        options={"graph": "uniform", "noise_schedule": "loglinear", "predicts": "x0"},
+    ),
 )
 ARCHITECTURES = (*CAUSAL.values(), *DIFFUSION)
 BLOCK_KEYS = ("block_size", "bd_size")

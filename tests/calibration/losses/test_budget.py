@@ -28,10 +28,15 @@ def recipe_of(names):
     return Recipe(target="orin-nano", graphs={"g": GraphRecipe(layers=layers)})
 
 
+def costs_of(losses, measure):
+    recipe = recipe_of(losses)
+    return layer_costs(recipe, measure, [(graph, name) for graph, name, _ in recipe.layers()])
+
+
 def test_each_layer_is_measured_alone_and_the_most_expensive_comes_first():
     losses = {"a": 0.001, "b": 0.004, "c": -0.001}
     seen = []
-    costs = layer_costs(recipe_of(losses), additive(losses, seen=seen))
+    costs = costs_of(losses, additive(losses, seen=seen))
     assert seen == [("a",), ("b",), ("c",)]
     assert [cost.layer for cost in costs] == ["b", "a", "c"]
     assert [round(cost.ratio.loss, 9) for cost in costs] == [0.004, 0.001, -0.001]
@@ -39,7 +44,7 @@ def test_each_layer_is_measured_alone_and_the_most_expensive_comes_first():
 
 def test_a_recipe_that_fits_gives_up_no_layer():
     losses = {"a": 0.001, "b": 0.002}
-    costs = layer_costs(recipe_of(losses), additive(losses))
+    costs = costs_of(losses, additive(losses))
     outcome = fit_budget(recipe_of(losses), costs, additive(losses), 0.005)
     assert outcome.met
     assert outcome.given_up == 0
@@ -51,7 +56,7 @@ def test_the_fewest_layers_are_given_up(values, budget):
     """Against trying every number, where losses add up."""
     losses = {f"layer{index}": value for index, value in enumerate(values)}
     recipe, measure = recipe_of(losses), additive(losses)
-    costs = layer_costs(recipe, measure)
+    costs = costs_of(losses, measure)
     counts = range(len(values) + 1)
     wanted = next(n for n in counts if fits(measure(without(recipe, costs, n)), budget))
     outcome = fit_budget(recipe, costs, measure, budget)
@@ -65,7 +70,7 @@ def test_the_fewest_layers_are_given_up(values, budget):
 def test_a_budget_that_cannot_be_met_says_the_best_and_what_it_costs():
     losses = {"a": 0.02, "b": 0.01}
     outcome = fit_budget(
-        recipe_of(losses), layer_costs(recipe_of(losses), additive(losses)),
+        recipe_of(losses), costs_of(losses, additive(losses)),
         additive(losses, floor=0.007), 0.005,
     )  # fmt: skip
     assert not outcome.met
@@ -77,7 +82,7 @@ def test_a_budget_that_cannot_be_met_says_the_best_and_what_it_costs():
 
 def test_a_recipe_without_any_int8_layer_is_no_int8_bundle():
     losses = {"a": 0.02, "b": 0.01}
-    costs = layer_costs(recipe_of(losses), additive(losses))
+    costs = costs_of(losses, additive(losses))
     outcome = fit_budget(recipe_of(losses), costs, additive(losses), 0.005)
     assert (outcome.met, outcome.given_up) == (True, 2)
     with pytest.raises(CalibrationError, match=r"--max-loss 0\.5 .*--precision fp16"):

@@ -12,6 +12,7 @@ from dlm_edge.calibration.forms.qdq import quantize
 from dlm_edge.calibration.graphs import values_of
 from dlm_edge.calibration.recipe import apply_edits, recipe_bytes
 from dlm_edge.calibration.scales.calibrate import Calibrator
+from dlm_edge.calibration.scales.outliers import SLACKS
 from dlm_edge.runtime.bundle.manifest import TensorSpec
 from dlm_edge.runtime.errors import CalibrationError
 from manifests import bare_spec
@@ -134,7 +135,7 @@ def test_int4_of_a_folded_layer_is_made_of_the_folded_matrix(monkeypatch):
     assert np.square(stored - folded).mean() < 0.1 * np.square(stored - plain).mean()
 
 
-@pytest.mark.parametrize("outliers", [True, False])
+@pytest.mark.parametrize("outliers", [*SLACKS, None])
 def test_outliers_of_a_recipe_stay_and_nothing_is_folded_there(outliers):
     work = calibrator(uneven_graph(), CpuForm())
     plain = work.default_recipe({})
@@ -142,6 +143,17 @@ def test_outliers_of_a_recipe_stay_and_nothing_is_folded_there(outliers):
     recipe = plain.with_layer("small", "mlp.up", outliers=(1, 3))
     found = work.fit(recipe, CANVASES, outliers=outliers).recipe.graphs["small"].layers["mlp.up"]
     assert (found.outliers, found.alpha) == ((1, 3), None)
+
+
+def test_layers_are_sorted_by_what_their_products_lose():
+    model = small_graph()
+    work = calibrator(model, CpuForm())
+    fitted = work.fit(work.default_recipe({}), CANVASES)
+    every = work.costliest(fitted, fitted.recipe, 9)
+    assert {name for _, name in every} == {"embed", "mlp.up", "mlp.down"}
+    assert work.costliest(fitted, fitted.recipe, 2) == every[:2]
+    recipe = fitted.recipe.with_layer("small", every[0][1], precision="float")
+    assert work.costliest(fitted, recipe, 9) == every[1:]
 
 
 def test_int4_that_no_layer_can_have_is_refused():
@@ -155,7 +167,7 @@ def test_a_fixed_scale_is_that_of_the_channels_which_are_rounded():
     recipe = work.default_recipe({})
     apart = recipe.with_layer("small", "mlp.up", outliers=(3,))
     plain, fitted = (
-        work.fit(item, CANVASES, outliers=True).recipe.graphs["small"].layers["mlp.up"]
+        work.fit(item, CANVASES, outliers=SLACKS[0]).recipe.graphs["small"].layers["mlp.up"]
         for item in (recipe, apart)
     )
     assert 0 < fitted.scale < plain.scale / 5
