@@ -184,6 +184,13 @@ SHELF: Mapping[str, PublicModel] = {
         hub="louaaron/sedd-medium", revision="refs/pr/1", licence="", block=0, canvas=1024,
         shape=replace(DDIT_MEDIUM, condition=128), tokenizer=GPT2_TOKENS, download_bytes=4,
     ),
+    **{
+        name: PublicModel(
+            hub=f"s-sahoo/{name}", licence="apache-2.0", block=0, canvas=1024,
+            shape=replace(DDIT_SMALL, condition=128), tokenizer=GPT2_TOKENS, download_bytes=4,
+        )
+        for name in ("duo", "duo-distilled")
+    },
     "nemotron-diffusion-3b": PublicModel(
         hub="nvidia/Nemotron-Labs-Diffusion-3B", licence="nvidia-nemotron-open-model-license",
         shape=MINISTRAL_3B, block=32, missing="its rotary positions (YaRN) and its two modes",

@@ -270,16 +270,17 @@ class App:
 async def _merged(
     texts: list[AsyncText],
 ) -> AsyncIterator[tuple[int, Step | TextResult | None]]:
-    """Yields what becomes of texts as it comes: None at the start, steps, the result."""
+    """Yields what becomes of texts, each with its number, as it comes."""
+    if len(texts) == 1:
+        async for event in _events(texts[0]):
+            yield 0, event
+        return
     events: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
     async def read(index: int, text: AsyncText) -> None:
         try:
-            await text.began()
-            await events.put((index, None))
-            async for step in text.steps():
-                await events.put((index, step))
-            await events.put((index, await text.result()))
+            async for event in _events(text):
+                await events.put((index, event))
         except Exception as error:
             await events.put((index, error))
 
@@ -295,6 +296,15 @@ async def _merged(
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _events(text: AsyncText) -> AsyncIterator[Step | TextResult | None]:
+    """Yields what becomes of a text: None when it begins, its steps, the result."""
+    await text.began()
+    yield None
+    async for step in text.steps():
+        yield step
+    yield await text.result()
 
 
 async def _gone(receive: Receive) -> None:

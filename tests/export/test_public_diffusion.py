@@ -203,12 +203,16 @@ def test_a_ddit_is_exported_in_each_form(tmp_path, precision, target):
     export(tmp_path / "m", *words, *uncalibrated, "--block", "4", "--context", "32", "--force")
 
 
-def test_a_sedd_writes_and_fills_by_the_rules_of_its_family(tmp_path):
-    from ddit_folders import make_sedd
+@pytest.mark.parametrize("name", ["sedd-small", "duo"])
+def test_models_that_see_noise_write_and_fill_by_the_rules_of_their_family(tmp_path, name):
+    from ddit_folders import make_ddit, make_sedd
 
-    make_sedd(tmp_path / "sedd-small")
-    export(tmp_path / "sedd-small", "--tokenizer", str(tmp_path / "gpt2"))
-    with Pipeline.load(tmp_path / "sedd-small.dlm") as pipeline:
+    if name == "duo":
+        make_ddit(tmp_path / name, "DUO", time_conditioning=True)
+    else:
+        make_sedd(tmp_path / name)
+    export(tmp_path / name, "--tokenizer", str(tmp_path / "gpt2"))
+    with Pipeline.load(tmp_path / f"{name}.dlm") as pipeline:
         assert (pipeline.settings().name, pipeline.settings().to_json()["steps"]) == (
             "tweedie",
             128,

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 DIM, LAYERS, HEADS, CONDITION, LENGTH = 32, 2, 2, 8, 32
 ROWS = 258
 """The tokenizer's 257 ids, and the mask."""
-NAMES = {"MDLM": "mdlm", "BD3LM": "bd3lm"}
+NAMES = {"MDLM": "mdlm", "BD3LM": "bd3lm", "DUO": "DUO"}
 
 
 def random_tensors(seed=0):

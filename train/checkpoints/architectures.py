@@ -44,12 +44,16 @@ class Denoising:
     family: str = "mdlm"
     sees_noise: bool = False
     """Whether layers are conditioned on the noise level."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the family that config.json does not name."""
     start: str | None = None
     """The token in front of every text; None: what the tokenizer says."""
     logit_shift: int = 0
     """1: row i speaks for position i + 1."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """How the authors decode, where it is not by the family's first rule."""
+    whole_decoding: Mapping[str, Any] = field(default_factory=dict)
+    """The same of models that denoise the whole canvas, where others denoise blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,13 @@ def _ddit(name: str, model_type: str, decoding: Mapping[str, Any], **how: Any) -
     )
 
 
+def _a2d(mask_token_id: int) -> Denoising:
+    """What dLLM makes of causal models: one architecture for both kinds of attention."""
+    return Denoising(
+        mask_token_id=mask_token_id, blocks=_A2D_BLOCKS, whole_decoding={"sub_block": 32}
+    )
+
+
 _A2D_BLOCKS = (("(?i)bd3lm|tide", 32), ("(?i)opdlm", 4), ("(?i)mdlm", WHOLE_CANVAS))
 CAUSAL: Mapping[str, Architecture] = {
     item.backbone: item
@@ -115,8 +126,8 @@ CAUSAL: Mapping[str, Architecture] = {
 }
 """Causal ones, by backbone."""
 DIFFUSION: tuple[Architecture, ...] = (
-    _qwen3("A2DQwen3LMHeadModel", "a2d-qwen3", Denoising(mask_token_id=151669, blocks=_A2D_BLOCKS)),
-    _qwen2("A2DQwen2LMHeadModel", "a2d-qwen2", Denoising(mask_token_id=151665, blocks=_A2D_BLOCKS)),
+    _qwen3("A2DQwen3LMHeadModel", "a2d-qwen3", _a2d(151669)),
+    _qwen2("A2DQwen2LMHeadModel", "a2d-qwen2", _a2d(151665)),
     _qwen3(
         "SDARForCausalLM",
         "sdar",
@@ -146,6 +157,14 @@ DIFFUSION: tuple[Architecture, ...] = (
     _ddit("MDLM", "mdlm", {"rule": "first_hitting"}),
     _ddit("BD3LM", "bd3lm", {"rule": "first_hitting"}),
     _ddit("SEDD", "sedd", {"steps": 128}, family="sedd", sees_noise=True),
+    _ddit(
+        "DUO",
+        "DUO",
+        {"steps": 128},
+        family="sedd",
+        sees_noise=True,
+        options={"graph": "uniform", "noise_schedule": "loglinear", "predicts": "x0"},
+    ),
 )
 ARCHITECTURES = (*CAUSAL.values(), *DIFFUSION)
 BLOCK_KEYS = ("block_size", "bd_size")

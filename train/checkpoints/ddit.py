@@ -50,12 +50,16 @@ IGNORED = (
 """Ends of the names of tensors that follow from others."""
 
 
-def read_ddit_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
-    """Makes our shape of a config.json; raises CheckpointError for a model that is no plain one."""
+def read_ddit_shape(config: Mapping[str, Any], where: str, *, sees_noise: bool) -> ModelConfig:
+    """Makes our shape of a config.json; raises CheckpointError for what is not supported.
+
+    Args:
+        sees_noise: Whether its architecture is one whose layers see the noise level.
+    """
     missing = [name for name in SIZES.values() if type(config.get(name)) is not int]
     if missing:
         raise CheckpointError(f"{where}: {missing[0]} is missing; copy config.json again")
-    if config.get("time_conditioning"):
+    if config.get("time_conditioning") and not sees_noise:
         raise CheckpointError(
             f"{where}: its layers see time (time_conditioning), which is not supported; choose a "
             "checkpoint that was trained without"

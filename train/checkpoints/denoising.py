@@ -42,6 +42,13 @@ class Facts:
     family_options: Mapping[str, Any]
     """Options of the family that config.json names."""
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How the authors decode."""
+        is_whole = self.block == WHOLE_CANVAS
+        whole = self.denoising.whole_decoding if is_whole else {}
+        return {**self.denoising.decoding, **whole}
+
     def options(self, context: int, where: str) -> dict[str, Any]:
         """Gives options of the model's family, and `context`, its positions.
 
@@ -103,7 +110,14 @@ def read_denoising(
 
 def _family_options(config: Mapping[str, Any], denoising: Denoising) -> dict[str, Any]:
     if denoising.sees_noise:
-        return {name: config[name] for name in ("graph", "noise_schedule", "condition_dim")}
+        names = ("graph", "noise_schedule", "condition_dim")
+        found = {name: config[name] for name in names if name in config} | dict(denoising.options)
+        if found["graph"] == "uniform" and "predicts" not in found:
+            raise CheckpointError(
+                "scores under uniform noise have no row for a mask, which is not supported; choose "
+                "a checkpoint of the absorbing graph"
+            )
+        return found
     return {"logit_shift": denoising.logit_shift}
 
 

@@ -60,7 +60,9 @@ def read_shape(config: Mapping[str, Any], where: str) -> ModelConfig:
 def _shape(config: Mapping[str, Any], where: str) -> ModelConfig:
     known = find_architecture(config, where)
     if known.backbone == "ddit":
-        return read_ddit_shape(config, where)
+        denoising = known.denoising
+        sees_noise = denoising is not None and denoising.sees_noise
+        return read_ddit_shape(config, where, sees_noise=sees_noise)
     rope = _rope(config, where)
     sizes = {
         "vocab_size": "vocab_size",

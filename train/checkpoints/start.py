@@ -183,7 +183,10 @@ def _completed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = {key: generation[key] for key in MASK_KEYS if isinstance(generation.get(key), int)}
     if "tie_word_embeddings" not in config and (folder / WEIGHTS).is_file():
         found["tie_word_embeddings"] = HEAD not in tensor_names(folder / WEIGHTS)
-    return {**found, **(flat_config(config) or config)}
+    flat = flat_config(config) or config
+    if "cond_dim" in flat:
+        found["condition_dim"] = flat["cond_dim"]
+    return {**found, **flat}
 
 
 def read_model(where: str | Path, tokenizer: str | Path | None = None) -> Start:
@@ -229,8 +232,7 @@ def _foreign(
     framing, facts = _framing(config, tokenizer, checkpoint.companions, known, source["name"])
     if facts is not None:
         said = {"mask_from": facts.mask_source, "block_from": facts.block_source}
-        decoding = dict(facts.denoising.decoding)
-        source = {**source, "architecture": known.name, **said, "decoding": decoding}
+        source = {**source, "architecture": known.name, **said, "decoding": facts.decoding}
         tokenizer_json = _with_special(checkpoint.tokenizer_json, facts.mask_token_id)
         checkpoint = replace(checkpoint, tokenizer_json=tokenizer_json)
     return Start(
@@ -266,9 +268,9 @@ def read_framing(where: str | Path, tokenizer: str | Path | None = None) -> dict
     """
     if str(where).endswith(SUFFIX):
         found = read_gguf(Path(where), tensors=False)
-        tokenizer = Tokenizer.from_str(found.tokenizer_json)
+        own = Tokenizer.from_str(found.tokenizer_json)
         known = find_architecture(found.config, str(where))
-        return _framing(found.config, tokenizer, found.companions, known, str(where))[0]
+        return _framing(found.config, own, found.companions, known, str(where))[0]
     folder = checkpoint_folder(where)
     config = read_json(folder)
     if is_mamba_ssm(config):

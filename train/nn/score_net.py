@@ -8,6 +8,10 @@ The sinusoids are those of log sigma: noise goes over five decades, and near cle
 magnitude is proportional to sigma, which sinusoids of sigma itself cannot resolve there. Published
 networks (backbone `ddit`) see those of sigma.
 
+A network may predict the clean text instead (Duo): with its probabilities x, the ratios are those
+of q_t(y | x) = alpha x_y + (1 - alpha) / K over K states, so that the analytic step draws from
+Duo's posterior q(x_s | x_t, x) itself.
+
 Knows no objective and no schedule. Source: SEDD (arXiv 2310.16834), section 5 and appendix D;
 adaLN-zero: DiT (arXiv 2212.09748).
 """
@@ -35,6 +39,8 @@ LOWEST_WAVE, HIGHEST_WAVE = 0.2, 40.0
 """Radians per unit of log sigma: from one turn over all noise levels to 0.15 per turn."""
 LEAST_SIGMA = 1e-6
 """Smaller noise looks the same to the network."""
+NO_STATE = -1e4
+"""Log-score of what is no state; finite in float16."""
 SERIES_BELOW = 0.5
 """Where the logarithm of exp(sigma) - 1 is taken from its series: exact to 1e-9 there."""
 
@@ -49,10 +55,18 @@ class ScoreConfig:
     graph: str
     """What noise does: `uniform` or `absorb`. Under `absorb`, outputs are scaled by sigma, so that
     an untrained network gives a masked position's scores the right total."""
+    predicts: str = "score"
+    """`score`; or `x0`, logits of the clean text, of uniform noise only: the last row is the mask,
+    which is no state."""
 
     def __post_init__(self) -> None:
         if self.graph not in GRAPHS:
             raise ConfigError(f"graph must be {' or '.join(GRAPHS)}, not {self.graph!r}")
+        if self.predicts != "score" and (self.predicts, self.graph) != ("x0", "uniform"):
+            raise ConfigError(
+                "model predicts must be score, or x0 with graph uniform, not "
+                f"{self.predicts!r} with {self.graph}"
+            )
         if not isinstance(self.condition_dim, int) or self.condition_dim < 1:
             raise ConfigError(
                 f"model condition_dim must be a positive integer, not {self.condition_dim!r}"
@@ -66,7 +80,11 @@ class ScoreConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Gives a flat mapping."""
-        own = {"condition_dim": self.condition_dim, "graph": self.graph}
+        own = {
+            "condition_dim": self.condition_dim,
+            "graph": self.graph,
+            "predicts": self.predicts,
+        }
         return {**asdict(self.shape), **own}
 
     @classmethod
@@ -77,6 +95,7 @@ class ScoreConfig:
             own = {name: rest.pop(name) for name in ("condition_dim", "graph")}
         except KeyError as error:
             raise ConfigError(f"model config lacks the key {error}") from error
+        own["predicts"] = rest.pop("predicts", "score")
         return cls(shape=ModelConfig.from_json(rest), **own)
 
 
@@ -175,10 +194,27 @@ class ScoreNet(nn.Module):
 
     def score(self, raw: torch.Tensor, ids: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Makes log-scores (…, V) of raw outputs: scaled by sigma, 0 at the own token (…)."""
+        if self.config.predicts == "x0":
+            return _scores_of_text(raw, ids, sigma)
         if self.config.graph == "absorb":
             raw = raw - (log_expm1(sigma) + math.log(raw.shape[-1] - 1))[..., None]
         own = ids[..., None] == torch.arange(raw.shape[-1], device=ids.device, dtype=ids.dtype)
         return raw.masked_fill(own, 0.0)
+
+
+def _scores_of_text(raw: torch.Tensor, ids: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Log-scores (…, V) of logits of the clean text, whose last row, the mask, is no state.
+
+    In logarithms: shares of 1e-8 are none in float16. alpha is left out on both sides of the ratio.
+    """
+    states = raw.shape[-1] - 1
+    text = torch.log_softmax(raw[..., :-1], dim=-1)
+    even = (log_expm1(sigma) - math.log(states))[..., None]
+    likely = torch.maximum(text, even) + torch.log(1.0 + torch.exp(-(text - even).abs()))
+    own = ids[..., None] == torch.arange(states, device=ids.device, dtype=ids.dtype)
+    here = likely.masked_fill(~own, NO_STATE).amax(dim=-1, keepdim=True)
+    scores = (likely - here).masked_fill(own, 0.0)
+    return torch.cat([scores, torch.full_like(scores[..., :1], NO_STATE)], dim=-1)
 
 
 def log_expm1(sigma: torch.Tensor) -> torch.Tensor:

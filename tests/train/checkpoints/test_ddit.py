@@ -1,5 +1,7 @@
 """DDiT checkpoints: modulation folded into weights against the model as it is published."""
 
+import math
+
 import pytest
 import torch
 from ddit_folders import (
@@ -11,6 +13,7 @@ from ddit_folders import (
     reference_scores,
 )
 from dlm_edge.runtime.errors import CheckpointError
+from dlm_edge.runtime.noise.transition import analytic_step
 from dlm_edge.train.checkpoints.convert import open_any
 from dlm_edge.train.evaluate import open_model
 from dlm_edge.train.families.graphs import uncached_logits
@@ -113,3 +116,31 @@ def test_a_sedd_gives_the_scores_of_its_paper(tmp_path):
             found = model(torch.tensor([ids]), torch.tensor([sigma]))[0]
         expected = reference_scores(tensors, ids, sigma)
         torch.testing.assert_close(found, expected, atol=5e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.8, 4.0])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
+def test_an_analytic_step_of_duo_draws_from_its_papers_posterior(tmp_path, sigma, share):
+    tensors = make_ddit(tmp_path / "duo", "DUO", time_conditioning=True)
+    checkpoint = opened(tmp_path / "duo")
+    assert checkpoint.config["model"]["graph"] == "uniform"
+    _, model = open_model(checkpoint)
+    ids = torch.randint(0, 256, (8,), generator=torch.Generator().manual_seed(3)).tolist()
+    with torch.no_grad():
+        scores = model(torch.tensor([ids]), torch.tensor([sigma]))[0, :, :-1].double().exp()
+    # The paper's formula, in float64, of the network's probabilities over its states.
+    states = ROWS - 1
+    text = reference_logits(tensors, ids, sigma=sigma)[:, :-1].double().softmax(-1)
+    at, before = math.exp(-sigma), math.exp(-sigma * share)
+    own = torch.nn.functional.one_hot(torch.tensor(ids), states).double()
+    step, here = at / before, (text * own).sum(-1, keepdim=True)
+    wanted = states * at * text * own + (step - at) * own + (before - at) * text
+    wanted = wanted + (1 - step) * (1 - before) / states
+    wanted = wanted / (states * at * here + 1 - at)
+    _, gain, offset, stay, slope = analytic_step("uniform", states, sigma, sigma * share)
+    others = (scores * (1 - own)).sum(-1, keepdim=True)
+    found = gain * (scores - offset * (1 + others)).clamp(min=0) * (1 - own)
+    found = found + (stay - slope * others).clamp(min=0) * own
+    found = found / found.sum(-1, keepdim=True)
+    torch.testing.assert_close(wanted.sum(-1), torch.ones(8, dtype=torch.float64))
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=2e-4)

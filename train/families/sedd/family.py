@@ -37,6 +37,7 @@ OWN_OPTIONS = (
     "sigma_min",
     "sigma_max",
     "condition_dim",
+    "predicts",
     "masking",
 )
 SCHEDULE_OF = {"uniform": "geometric", "absorb": "loglinear"}
@@ -87,7 +88,8 @@ class Sedd(Family):
         lengths = parse_block_sizes(words, given["context"])
         if min(lengths) < 2:
             raise ConfigError("a canvas of sedd must have 2 positions or more: its first is given")
-        shape = ScoreConfig.from_json({**config["model"], "graph": graph, "condition_dim": width})
+        own = {"graph": graph, "condition_dim": width, "predicts": given.get("predicts", "score")}
+        shape = ScoreConfig.from_json({**config["model"], **own})
         if graph == "uniform" and given.get("masking", "independent") != "independent":
             raise ConfigError("--masking count needs --graph absorb: uniform noise has no masks")
         objective = Objective(masking=given.get("masking", "independent"), block_weights=weights)
