@@ -52,6 +52,8 @@ class Denoising:
     """1: row i speaks for position i + 1."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """How the authors decode, where it is not by the family's first rule."""
+    whole_decoding: Mapping[str, Any] = field(default_factory=dict)
+    """The same of models that denoise the whole canvas, where others denoise blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,13 @@ def _ddit(name: str, model_type: str, decoding: Mapping[str, Any], **how: Any) -
     )
 
 
+def _a2d(mask_token_id: int) -> Denoising:
+    """What dLLM makes of causal models: one architecture for both kinds of attention."""
+    return Denoising(
+        mask_token_id=mask_token_id, blocks=_A2D_BLOCKS, whole_decoding={"sub_block": 32}
+    )
+
+
 _A2D_BLOCKS = (("(?i)bd3lm|tide", 32), ("(?i)opdlm", 4), ("(?i)mdlm", WHOLE_CANVAS))
 CAUSAL: Mapping[str, Architecture] = {
     item.backbone: item
@@ -117,8 +126,8 @@ CAUSAL: Mapping[str, Architecture] = {
 }
 """Causal ones, by backbone."""
 DIFFUSION: tuple[Architecture, ...] = (
-    _qwen3("A2DQwen3LMHeadModel", "a2d-qwen3", Denoising(mask_token_id=151669, blocks=_A2D_BLOCKS)),
-    _qwen2("A2DQwen2LMHeadModel", "a2d-qwen2", Denoising(mask_token_id=151665, blocks=_A2D_BLOCKS)),
+    _qwen3("A2DQwen3LMHeadModel", "a2d-qwen3", _a2d(151669)),
+    _qwen2("A2DQwen2LMHeadModel", "a2d-qwen2", _a2d(151665)),
     _qwen3(
         "SDARForCausalLM",
         "sdar",

@@ -113,7 +113,8 @@ def open_any(
         sizes = [size for size in blocks if isinstance(size, int)]
         block = max(sizes) if len(sizes) == len(blocks) else WHOLE_CANVAS
         facts = replace(start.facts, block=block, block_source="--block")
-        start = replace(start, facts=facts)
+        said = {"block_from": facts.block_source, "decoding": facts.decoding}
+        start = replace(start, facts=facts, source={**start.source, **said})
     return _converted(start, str(where), family, {}, None)
 
 

@@ -42,6 +42,13 @@ class Facts:
     family_options: Mapping[str, Any]
     """Options of the family that config.json names."""
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How the authors decode."""
+        is_whole = self.block == WHOLE_CANVAS
+        whole = self.denoising.whole_decoding if is_whole else {}
+        return {**self.denoising.decoding, **whole}
+
     def options(self, context: int, where: str) -> dict[str, Any]:
         """Gives options of the model's family, and `context`, its positions.
 

@@ -232,8 +232,7 @@ def _foreign(
     framing, facts = _framing(config, tokenizer, checkpoint.companions, known, source["name"])
     if facts is not None:
         said = {"mask_from": facts.mask_source, "block_from": facts.block_source}
-        decoding = dict(facts.denoising.decoding)
-        source = {**source, "architecture": known.name, **said, "decoding": decoding}
+        source = {**source, "architecture": known.name, **said, "decoding": facts.decoding}
         tokenizer_json = _with_special(checkpoint.tokenizer_json, facts.mask_token_id)
         checkpoint = replace(checkpoint, tokenizer_json=tokenizer_json)
     return Start(

@@ -38,6 +38,7 @@ def test_the_block_size_is_that_of_the_config_the_name_or_the_table(
     assert (config["family"], config["block_sizes"]) == ("mdlm", [wanted])
     assert (config["eos_token_id"], config["end_ids"]) == (END, [SEPARATOR])
     assert not config["model"]["causal"]
+    assert config["source"]["decoding"] == ({"sub_block": 32} if block == "full" else {})
 
 
 @pytest.mark.parametrize(("recipe", "tied"), [("a2d", True), ("a2d-qwen2", True), ("sdar", False)])
@@ -117,6 +118,7 @@ def test_a_model_that_names_no_blocks_takes_those_of_the_option(tmp_path):
     assert open_any(tmp_path / "m", (4, 8)).config["block_sizes"] == [8]
     whole = open_any(tmp_path / "m", ("full",)).config
     assert whole["block_sizes"] == [whole["model"]["context"]]
+    assert whole["source"]["decoding"] == {"sub_block": 32}
 
 
 def test_source_and_licence_stay_with_a_converted_checkpoint(tmp_path):
