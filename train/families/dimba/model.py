@@ -300,5 +300,6 @@ class GuidedStep(_Step):
             None if before is None else torch.cat([before, before]),
             matrix=True,
         )
-        with_it, without = both.chunk(2)
+        batch = latents.shape[0]
+        with_it, without = both[:batch], both[batch:]
         return self.rounded(without + guidance[:, None, None] * (with_it - without))

@@ -212,3 +212,20 @@ def test_without_self_conditioning_no_graph_reads_an_estimate():
     model, config = make(self_conditioning=0.0)
     for graph in FAMILY.graphs(model, config):
         assert "before" not in {tensor.role for tensor in graph.inputs}
+
+
+def test_canvases_of_a_batch_are_guided_each_by_itself():
+    model, _ = make()
+    model = stirred(model).float().eval()
+    step = GuidedStep(model, model.table.rows().detach(), ())
+    inputs = [
+        torch.randn(2, 16, 8),
+        (torch.arange(16) < 4).float().expand(2, 16),
+        torch.tensor([0.6, 0.2]),
+        torch.tensor([0.5, 2.0]),
+        torch.randn(2, 16, 8),
+    ]
+    together = step(*inputs)[1]
+    for text in range(2):
+        alone = step(*(value[text : text + 1] for value in inputs))[1]
+        torch.testing.assert_close(together[text : text + 1], alone, atol=1e-5, rtol=1e-5)
