@@ -121,4 +121,4 @@ def test_a_cache_is_reused_under_the_same_conditions_only():
     assert generation.num_held(held, rule, {"source": np.zeros(SOURCE.shape, np.float32)}) == 0
     assert generation.num_held(held, rule, {}) == 0
     given["source"][:] = 2  # in place
-    assert generation.num_held(held, given) == 0
+    assert generation.num_held(held, rule, given) == 0
