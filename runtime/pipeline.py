@@ -33,6 +33,7 @@ from .families.base import LoadedModel, Request
 from .families.table import find_family, load_model
 from .frames import Frame, frames
 from .generate import Generation, GraphRun
+from .kept import KeptTexts
 from .side_by_side import BatchTimes, SideBySide, batches, time_batch
 from .text.template import DEFAULT_GAP_TOKENS, Template, open_template
 from .text.tokenizer import Tokenizer
@@ -69,6 +70,9 @@ class Pipeline:
         """What decided whether texts share runs; None: no texts were to share any yet."""
         self._missing_ids = tokenizer.missing_ids(bundle.manifest.vocab_size)
         self._last: Generation | None = None
+        self._last_reuses = False
+        """Whether it is one that others go on from."""
+        self._kept: KeptTexts | None = None
         self._group: SideBySide | None = None
 
     @classmethod
@@ -347,13 +351,35 @@ class Pipeline:
         if group is not None:
             loop: Generation = group.start(request)
         else:
-            if asked.reuse and self._last is not None:
-                settings = request.settings or self.settings()
-                held = self._last.num_held(request.prompt_ids, settings, request.conditions)
-                request = replace(request, num_cached=min(held, len(request.prompt_ids) - 1))
+            if asked.reuse or self._kept is not None:
+                held = self._held(request, reuse=asked.reuse)
+                request = replace(request, num_cached=held)
             loop = self._last = Generation(self.model, request, self.observer, self.settle)
+            self._last_reuses = asked.reuse
         labels = request_labels(request, self.engines.name, self.manifest.precision)
         return TextGeneration(loop, asked, self.tokenizer, labels)
+
+    def keep_texts(self, max_bytes: int) -> None:
+        """Keeps the KV caches of texts for those that go on from them (`reuse`), although others
+        come between; in so many bytes of the host's memory."""
+        self._kept = KeptTexts(self.model, max_bytes)
+
+    def _held(self, request: Request, *, reuse: bool) -> int:
+        """Gives how many of a prompt's ids the cache holds, having made the best of what is kept.
+
+        Keeps what the cache holds of the text before, if the new one writes over it.
+        """
+        last, ids = self._last, request.prompt_ids
+        settings = request.settings or self.settings()
+        held = last.num_held(ids, settings, request.conditions) if last else 0
+        goes_on = last is None or not self._last_reuses or held == len(last.cached_ids)
+        if self._kept is not None and last is not None and not goes_on:
+            self._kept.keep(last)
+        if not reuse:
+            return 0
+        if self._kept is not None:
+            held = max(held, self._kept.bring(request, ids, held))
+        return min(held, len(ids) - 1)
 
     def frames(
         self, prompt: str = "", *, template: str | None = None, **options: Any

@@ -71,6 +71,17 @@ _NAME = "dlm-serve"
     ),
 )
 @grouped(
+    Section("Memory"),
+    click.option(
+        "--conversation-memory",
+        type=click.IntRange(min=0),
+        default=256,
+        metavar="MIB",
+        help="Of each open bundle, for the KV caches of conversations that wait for their next "
+        "turn; 0: only the last text's stays.",
+    ),
+)
+@grouped(
     Section("Texts"),
     click.option(
         "--seed",

@@ -127,6 +127,7 @@ class Models:
         worker: Worker,
         *,
         note: Callable[[str], None],
+        conversation_bytes: int = 0,
         **options: Any,
     ) -> None:
         """Reads the bundles' manifests; opens no engine.
@@ -135,12 +136,14 @@ class Models:
             paths: Bundles; the first is the one meant where a request names none.
             worker: Decodes.
             note: Gets what there is to say, in lines.
+            conversation_bytes: For KV caches of conversations, of each open bundle.
             **options: Of `Pipeline.load`.
 
         Raises:
             BundleError: One cannot be read, or two have one name.
         """
         self.worker, self._note, self._options = worker, note, options
+        self._conversation_bytes = conversation_bytes
         self._opening = asyncio.Lock()
         self.all: dict[str, Model] = {}
         for path in paths:
@@ -195,6 +198,8 @@ class Models:
     async def _load(self, model: Model) -> AsyncPipeline:
         begin = time.perf_counter()
         found = await AsyncPipeline.load(model.bundle.path, worker=self.worker, **self._options)
+        if model.chats:
+            found.pipeline.keep_texts(self._conversation_bytes)
         bundle, engines = found.pipeline.bundle, found.pipeline.engines
         if bundle.sha256 != model.bundle.sha256:
             self._note(f"{model.name}: {bundle.path} is another bundle than at the start")

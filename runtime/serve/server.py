@@ -63,6 +63,7 @@ async def serve(
     note: Callable[[str], None],
     ready: Callable[[], None] = lambda: None,
     log_requests: bool = False,
+    conversation_memory: int = 0,
     **options: Any,
 ) -> None:
     """Serves until it is told to stop by SIGINT or SIGTERM.
@@ -81,11 +82,13 @@ async def serve(
         note: Gets lines for the operator.
         ready: Called when the first bundle is open and requests are accepted.
         log_requests: Whether every request is a line of the log.
+        conversation_memory: MiB for KV caches of conversations, of each open bundle.
         **options: Of `Pipeline.load`.
     """
     worker = Worker(max_waiting=max_waiting)
     try:
-        models = Models(paths, worker, note=note, **options)
+        size = conversation_memory << 20
+        models = Models(paths, worker, note=note, conversation_bytes=size, **options)
         first = next(iter(models.all.values()))
         await models.open(first)
         models.release(first)

@@ -12,6 +12,7 @@ from dlm_edge.runtime.cli import chat as cli_chat
 from dlm_edge.runtime.cli.run import main
 from dlm_edge.runtime.errors import BundleError, ConfigError
 from dlm_edge.runtime.families.table import load_model
+from dlm_edge.runtime.kept import KeptTexts
 from dlm_edge.runtime.pipeline import Pipeline
 from dlm_edge.runtime.text.chat_template import CHAT_NAME, ChatTemplate
 from dlm_edge.runtime.text.tokenizer import Tokenizer
@@ -145,6 +146,49 @@ def test_what_another_request_did_to_the_cache_is_noticed(pipeline, tmp_path):
     assert answer.num_cached == 0
     fresh = make_pipeline(tmp_path).continue_ids(answer.given_ids, end_ids=(END,), max_tokens=8)
     assert answer.result().token_ids == fresh.result().token_ids
+
+
+@pytest.mark.parametrize("rule", ["draft_verify", "next_token"])
+@pytest.mark.parametrize("split", [False, True])
+def test_conversations_that_take_turns_compute_only_what_is_new(tmp_path, rule, split):
+    pipeline = make_pipeline(tmp_path, split=split)
+    pipeline.keep_texts(1 << 24)
+    whole = make_pipeline(tmp_path, split=split)
+    chats = {name: Chat(pipeline, system=name) for name in ("be kind", "be rude", "be brief")}
+    for turn in range(4):
+        for name, chat in chats.items():
+            answer = chat.say(f"tell me of {name}", max_tokens=12, rule=rule)
+            result = answer.result()
+            fresh = whole.continue_ids(answer.given_ids, end_ids=(END,), max_tokens=12, rule=rule)
+            assert fresh.result().token_ids == result.token_ids
+            if turn:
+                new = len(said("user", f"tell me of {name}")) + 20
+                assert answer.num_cached >= len(answer.given_ids) - new
+            pipeline.generate("between", max_tokens=3).result()
+
+
+def test_caches_of_conversations_keep_within_their_memory(tmp_path):
+    pipeline = make_pipeline(tmp_path)
+    pipeline.keep_texts(0)
+    chats = [Chat(pipeline), Chat(pipeline, system="be rude")]
+    for _ in range(2):
+        answers = [chat.say("hello", max_tokens=4) for chat in chats]
+        assert all(answer.result().text is not None for answer in answers)
+    shared = len(said("system", "be "))
+    assert all(answer.num_cached < shared for answer in answers)
+
+    kept = KeptTexts(pipeline.model, 1 << 24)
+    first, second = Chat(pipeline), Chat(pipeline, system="be rude")
+    for chat in (first, second):
+        chat.say("hello", max_tokens=4).result()
+        kept.keep(pipeline._last)
+    one = kept.nbytes // 2
+    assert kept.nbytes == 2 * one > 0
+    kept.keep(pipeline._last)  # the same text again takes its own place
+    assert kept.nbytes == 2 * one
+    kept.max_bytes = one
+    kept.keep(pipeline._last)
+    assert kept.nbytes == one
 
 
 def test_an_answer_that_was_left_early_stays_as_far_as_it_came(pipeline, tmp_path):
