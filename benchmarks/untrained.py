@@ -51,7 +51,8 @@ def untrained_bundle(
     maker = FAMILIES[family]
     options = {"size": size, "vocab_size": vocab_size, "context": positions, "eos_token_id": 0}
     if family == "mdlm":
-        options |= {"mask_token_id": 1, "block_sizes": "full"}
+        sizes = ",".join([*map(str, blocks), "full"])
+        options |= {"mask_token_id": 1, "block_sizes": sizes}
     config = maker.make_config(options)
     model = maker.make_model(config["model"]).eval()
     manifest = maker.manifest(config, model, target=target, precision=precision)

@@ -104,6 +104,9 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
             steps = settings.steps or self._block
             unmask_chance = unmask_chances(manifest, steps)
             self._times = mask_chances(manifest, steps) if self._sees_time else None
+        sub_block = None
+        if settings.sub_block is not None and template is None:
+            sub_block = min(settings.sub_block, self._block)  # the kernel's is an int32
         selection = settings.selection
         assert selection is not None
         self._committing = self._unmask = ops.bind(UNMASK)
@@ -120,7 +123,7 @@ class MaskedRule(CanvasRule[UnmaskCanvas]):
             unmask_chance=unmask_chance,
             sees_time=self._sees_time,
             times=self._times,
-            sub_block=settings.sub_block if template is None else None,
+            sub_block=sub_block,
             shifted=self._buckets[0].tensor("logits").dtype if self._shifted else None,
             first_alone=self._first_alone,
         )

@@ -64,7 +64,9 @@ def reference(prompt, count, *, threshold, sub_block=None, merge=0):
 
 
 @pytest.mark.parametrize("length", [1, 3, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK - 1])
-@pytest.mark.parametrize("how", [{}, {"sub_block": 4}, {"sub_block": 3}, {"merge": 1}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"sub_block": 4}, {"sub_block": 3}, {"sub_block": 2**70}, {"merge": 1}], ids=str
+)
 def test_a_text_is_that_of_decoding_without_a_cache(length, how):
     prompt = tuple(5 + (7 * i) % 20 for i in range(length))
     asked = decoding(rule="threshold", threshold=0.3, **how)
