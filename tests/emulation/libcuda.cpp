@@ -58,7 +58,8 @@ bool within(Address address, size_t size) {
 // How many 64-bit arguments a kernel takes: a launch by pointers does not say.
 size_t num_arguments(const std::string& name) {
   static const std::map<std::string, size_t> counts = {
-      {"begin_block", 3}, {"commit", 3}, {"settle", 3}, {"append_rows", 7}, {"begin_drafts", 5},
+      {"begin_block", 3}, {"begin_latents", 3}, {"advance_latents", 3}, {"commit", 3}, {"settle", 3},
+      {"append_rows", 7}, {"begin_drafts", 5},
       {"append_kept", 8}, {"propose_float32", 5}, {"propose_float16", 5},
       {"verify_mixed_float32", 6}, {"verify_mixed_float16", 6},
   };

@@ -105,9 +105,11 @@ def test_kernels_run_and_steps_are_captured_and_replayed(bindings):
     pair = make_pair(settings, block=6, vocab=90, cuda=ops)
     source = random_logits(1, 6, 90)
     logits = on_device(ops, source)
+    steps = 0
     for position in (0, 6, 12):
         pair.begin(position=position)
         while pair.host.num_masked:
+            steps += 1
             pair.forms[0].sample(logits, pair.canvases[0])
             pair.forms[1].sample(source, pair.canvases[1])
             # Compared after the commit: comparing before it would part the step in two.
@@ -115,7 +117,7 @@ def test_kernels_run_and_steps_are_captured_and_replayed(bindings):
             assert commit(pair.forms[0], pair.canvases[0]) == progress
             compare_samples(pair)
     assert device.num_captured == 1
-    assert device.num_replayed == 17
+    assert device.num_replayed == steps - 1 > 6
     assert "cuGraphInstantiate" in bindings.calls
     device.close()
 
