@@ -67,7 +67,7 @@ def test_every_rule_has_defaults_and_survives_json(rule):
     assert read_rule(chosen.to_json()) == chosen
     exact = ("first_hitting", "ancestral", "tweedie", "euler")
     assert chosen.to_json()["temperature"] == (1.0 if rule in exact else 0.0)
-    penalised = rule not in ("tweedie", "euler", "draft_verify")
+    penalised = rule not in ("tweedie", "euler", "draft_verify", "ddim", "dpm_solver")
     assert ("repetition_penalty" in chosen.to_json()) == penalised
     assert all(item.help.endswith(".") for item in chosen.options().values())
 

@@ -113,9 +113,7 @@ def test_requests_that_cannot_be_served_are_refused_in_one_line(fields):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"family": "unheard of"}, {"mask_token_id": None}, {"logit_shift": 1}]
-)
+@pytest.mark.parametrize("fields", [{"family": "unheard of"}, {"mask_token_id": None}])
 def test_models_that_cannot_be_decoded_are_refused(fields):
     engines = TableEngines(hashed(V), SHAPES, V)
     manifest = replace(make_manifest(engines), **fields)

@@ -108,6 +108,7 @@ def test_a_long_document_is_encoded_in_pieces_and_framed_as_one(tmp_path, monkey
     path.write_text(f"{long}<|endoftext|>a cat", "utf-8")
     model = MagicMock()
     model.manifest.framing = Framing(start_ids=(1,), eos_token_id=0)
+    model.family.figure = evaluate.LIKELIHOOD
     pieces = documents.by_document(documents.read_pieces(path))
     found = evaluate.evaluate_documents(model, Bytes(), pieces, block_size=None, seed=0)  # type: ignore[arg-type]
     assert found["ids"] == [1, *long.strip().encode(), 0, 1, *b"a cat", 0]
