@@ -48,7 +48,7 @@ FAULTS = {
     ),
     "extra": (
         lambda f: with_extra(f, "model.layers.7.spare", "visual.patch"),
-        "tensors model.layers.7.spare, visual.patch are not of Qwen2ForCausalLM",
+        "tensors model.layers.7.spare, visual.patch are not of a qwen2 model",
     ),
     "rope scaling": (
         lambda f: edit_config(f, rope_scaling={"type": "yarn", "factor": 4.0}),
