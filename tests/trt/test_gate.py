@@ -64,7 +64,8 @@ def quantised(model, precision=None, mixed=False, outliers=()):
             recipe = recipe.with_layer(layer.name, precision="float")
         if precision in layer.precisions:
             recipe = recipe.with_layer(layer.name, precision=precision)
-        recipe = recipe.with_layer(layer.name, scale=0.03, outliers=outliers)
+        apart = tuple(channel for channel in outliers if channel < layer.num_inputs)
+        recipe = recipe.with_layer(layer.name, scale=0.03, outliers=apart)
     made = quantize(model, layers, recipe)
     type_fp16(made)
     require_clean(made, "denoise")
