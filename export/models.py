@@ -16,7 +16,7 @@ from ..jetson.forecast.shapes import WEIGHT_BYTES, ShapeForecast, forecast_shape
 from ..jetson.targets import target as find_target
 from ..runtime.cli.common import DlmCommand, common_options, print_json
 from ..runtime.errors import BundleError, CheckpointError, ConfigError
-from ..runtime.models.shelf import SHELF, PublicModel, find_model, shelf_path
+from ..runtime.models.shelf import SHELF, PublicModel, find_model, forbids_commerce, shelf_path
 
 BOARD = "orin-nano"
 MODES = ("15w", "25w", "maxn-super")
@@ -120,7 +120,7 @@ def show_model(
         "hub": model.hub,
         "revision": model.revision,
         "licence": model.licence,
-        "forbids_commerce": model.forbids_commerce,
+        "forbids_commerce": forbids_commerce(model.licence),
         "million_parameters": model.shape.parameters / 1e6,
         "download_mib": _download_bytes(model) / 2**20,
         "block": model.block,
@@ -187,7 +187,9 @@ def _download_bytes(model: PublicModel) -> float:
     show_default=True,
     help="Of the bundle; int8 and int4 round weights without a text, and measure no loss.",
 )
-@click.option("--context", type=int, help="Positions of the context. Default: the shelf's.")
+@click.option(
+    "--context", type=click.IntRange(1), help="Positions of the context. Default: the shelf's."
+)
 @common_options
 def pull(
     name: str, target: str, precision: str, context: int | None, as_json: bool, **_: Any
@@ -202,11 +204,15 @@ def pull(
         raise CheckpointError(
             f"{name} cannot be read yet: {model.missing} are missing in this version"
         )
+    if context is not None and model.block == 0:
+        raise ConfigError(
+            f"{name} denoises the whole canvas of {model.canvas} positions: leave --context out"
+        )
     output = shelf_path(name)
     output.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_space(model, precision, output.parent)
     if model.licence:
-        forbids = ", which forbids commercial use" if model.forbids_commerce else ""
+        forbids = ", which forbids commercial use" if forbids_commerce(model.licence) else ""
         click.echo(f"licence of the weights: {model.licence}{forbids}", err=True)
     from .pack import export_checkpoint
     from .settings import ExportSettings

@@ -15,11 +15,12 @@ from ..runtime.bundle.manifest import Manifest
 from ..runtime.cli.decoding import chosen_rule_note
 from ..runtime.errors import CalibrationError, ConfigError
 from ..runtime.families.table import read_rule, with_rule
+from ..runtime.models.shelf import forbids_commerce
 from ..runtime.text.chat_template import ChatTemplate
 from ..runtime.text.tokenizer import Tokenizer
 from ..train.checkpoints.checkpoint import read_json
 from ..train.checkpoints.convert import open_any
-from ..train.checkpoints.hub import find_checkpoint, forbids_commerce
+from ..train.checkpoints.hub import find_checkpoint
 from ..train.evaluate import open_model
 from ..train.families.base import ExportGraph
 from .checks.canvases import text_ids

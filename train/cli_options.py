@@ -128,7 +128,8 @@ GROUPS = (
             type=click.Path(),
             help="Checkpoint (folder, hub name or GGUF file) to start from: one of dlm-train, or "
             "Llama, Qwen2 or Qwen3 of Hugging Face or in GGUF. Shape and tokenizer are its. "
-            "With --max-steps 0 it is only converted.",
+            "With --max-steps 0 it is only converted. dimba: a mamba_ssm folder, whose layers it "
+            "takes.",
         ),
     ),
     (

@@ -1,7 +1,7 @@
 """Public models by a short name: where they are, under which licence, and how they are exported.
 
 Data, and where a model that was pulled lies. Shapes are those of the published config.json; nobody
-has run these weights through this package yet.
+has run the weights of the diffusion models through this package yet.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from pathlib import Path
 
 from ..cache import cache_root
 from ..errors import BundleError
+
+NO_COMMERCE = ("-nc", "research", "non-commercial", "noncommercial")
+"""Parts of the names of licences that forbid commercial use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +79,6 @@ class PublicModel:
     """Of a weight in the published file."""
     missing: str = ""
     """What this version lacks to read it; empty: it reads it."""
-
-    @property
-    def forbids_commerce(self) -> bool:
-        """Whether the licence does."""
-        return "-nc" in self.licence or "research" in self.licence.lower()
 
 
 QWEN3_06B = Shape(
@@ -218,6 +216,11 @@ SHELF: Mapping[str, PublicModel] = {
     "qwen3-1.7b": PublicModel(hub="Qwen/Qwen3-1.7B", licence="apache-2.0", shape=QWEN3_17B),
 }  # fmt: skip
 """By the name that commands take."""
+
+
+def forbids_commerce(licence: str) -> bool:
+    """Whether a licence is known to forbid commercial use, by its name."""
+    return any(part in licence.lower() for part in NO_COMMERCE)
 
 
 def find_model(name: str) -> PublicModel:

@@ -77,11 +77,13 @@ def test_a_model_is_shown_with_its_licence_its_parts_and_all_power_modes():
         (["show", "mdlm-owl"], "did you mean mdlm-owt?"),
         (["pull", "sdlm-3b-d4"], "cannot be read yet: its windows"),
         (["remove", "mdlm-owt"], "is not here: nothing to remove"),
+        (["pull", "mdlm-owt", "--context", "64"], "canvas of 1024 positions: leave --context out"),
+        (["pull", NAME, "--context", "-3"], "-3 is not in the range x>=1"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(words, message):
     result = run(*words)
-    assert result.exit_code == 1
+    assert result.exit_code == (2 if "--context" in words else 1)
     assert message in result.stderr.strip().splitlines()[-1]
 
 

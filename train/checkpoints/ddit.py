@@ -73,7 +73,7 @@ def read_ddit_shape(config: Mapping[str, Any], where: str, *, sees_noise: bool) 
     return ModelConfig(
         **found,
         num_kv_heads=found["num_heads"],
-        head_dim=found["dim"] // found["num_heads"],
+        head_dim=found["dim"] // max(found["num_heads"], 1),
         hidden_dim=4 * found["dim"],
         backbone="ddit",
         layer_norm=True,

@@ -32,8 +32,6 @@ COMPANIONS = (
 README = "README.md"
 """The card of a public checkpoint, whose first lines name its licence."""
 LICENCE_KEYS = ("license", "license_name", "license_link")
-NO_COMMERCE = ("-nc", "research", "non-commercial", "noncommercial")
-"""Parts of the names of licences that forbid commercial use."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
@@ -133,11 +131,6 @@ def _licence(card: Path) -> str:
     return ", ".join(named[key] for key in LICENCE_KEYS if named.get(key))
 
 
-def forbids_commerce(licence: str) -> bool:
-    """Whether a licence is known to forbid commercial use, by its name."""
-    return any(part in licence.lower() for part in NO_COMMERCE)
-
-
 def config_path(folder: Path) -> Path:
     """Gives a checkpoint's config.json; raises CheckpointError if it has none."""
     if folder.suffix == ".dlm" and folder.is_file():
@@ -165,12 +158,12 @@ def _download(name: str, revision: str, *, weights: bool = True) -> Path:
     from .tensor_files import INDEX, WEIGHTS, read_index
 
     try:
+        if not weights:
+            return fetch(TOKENIZER).parent
         path = fetch("config.json")
         for file in (TOKENIZER, *COMPANIONS, README):
             with contextlib.suppress(EntryNotFoundError):
                 fetch(file)
-        if not weights:
-            return fetch(TOKENIZER).parent
         try:
             fetch(WEIGHTS)
         except EntryNotFoundError:

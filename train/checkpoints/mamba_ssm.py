@@ -47,18 +47,14 @@ class TrunkStart:
         """The options of a family: what was given, and the shape of the layers."""
         del family
         names = ("dim", "num_layers", "num_heads", "state_size", "expand")
-        return {**{name: getattr(self.config, name) for name in names}, **given}
+        own = {name: getattr(self.config, name) for name in names}
+        return {"backbone": "mamba2", **own, **given}
 
     def load(self, module: nn.Module, tokenizer: Tokenizer | None = None) -> None:
         """Copies the layers into a model's trunk; CheckpointError names a tensor that is other."""
         del tokenizer
-        trunk = getattr(module, "trunk", None)
-        if not isinstance(trunk, Mamba2Trunk):
-            raise CheckpointError(
-                f"{self.path} holds layers of Mamba-2, which this family's backbone has not; "
-                "choose a family whose backbone is mamba2"
-            )
-        load_layers(trunk, self.weights, self.path)
+        assert isinstance(module.trunk, Mamba2Trunk)
+        load_layers(module.trunk, self.weights, self.path)
 
     def companions(self, tokenizer: Tokenizer) -> dict[str, str]:
         """Nothing goes beside the tokenizer."""
@@ -73,6 +69,8 @@ def is_mamba_ssm(config: Mapping[str, Any]) -> bool:
 
 def read_mamba_ssm(folder: Path, config: Mapping[str, Any]) -> TrunkStart:
     """Reads a folder whose config.json is `config`; raises CheckpointError."""
+    if not isinstance(config["ssm_cfg"], Mapping):
+        raise CheckpointError(f"{folder}: ssm_cfg of config.json is no object; download it again")
     inner = {**DEFAULTS, **config["ssm_cfg"]}
     if inner.get("layer", "Mamba1") != "Mamba2":
         raise CheckpointError(
@@ -83,6 +81,12 @@ def read_mamba_ssm(folder: Path, config: Mapping[str, Any]) -> TrunkStart:
             f"{folder}: ngroups {inner['ngroups']} and d_conv {inner['d_conv']}; read are 1 and "
             f"{KERNEL}"
         )
+    sizes = {"n_layer": config.get("n_layer"), "d_model": config["d_model"], **inner}
+    for name in ("n_layer", "d_model", "expand", "headdim"):
+        if type(sizes[name]) is not int or sizes[name] < 1:
+            raise CheckpointError(
+                f"{folder}: {name} of config.json must be a positive integer, not {sizes[name]!r}"
+            )
     channels = inner["expand"] * config["d_model"]
     shape = Mamba2Config(
         dim=config["d_model"],

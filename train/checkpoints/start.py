@@ -151,6 +151,8 @@ def read_start(where: str | Path, tokenizer: str | Path | None = None) -> Start 
         tokenizer: Where the tokenizer of a checkpoint is that has none; see `tokenizer_file`.
     """
     if str(where).endswith(SUFFIX):
+        if tokenizer is not None:
+            raise CheckpointError(f"{where} has a tokenizer of its own: leave --tokenizer out")
         return _read_file(Path(where))
     folder = checkpoint_folder(where)
     config = read_json(folder)

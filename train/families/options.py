@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ...runtime.errors import ConfigError
 from ..config import option_of
-from ..nn.config import SHAPE_OPTIONS, resolve_model
+from ..nn.config import BACKBONES, SHAPE_OPTIONS, resolve_model
 
 MODEL_OPTIONS = ("size", *SHAPE_OPTIONS, "vocab_size", "context", "dropout")
 TEXT_OPTIONS = ("start_ids", "end_ids")
@@ -18,11 +18,22 @@ SPECIAL_OPTIONS = ("eos_token_id", "mask_token_id", "pad_token_id")
 
 
 def check_options(
-    family: str, options: Mapping[str, Any], own: Iterable[str], *, needs_mask: bool = False
+    family: str,
+    options: Mapping[str, Any],
+    own: Iterable[str],
+    *,
+    needs_mask: bool = False,
+    backbones: Collection[str] = tuple(BACKBONES),
 ) -> dict[str, Any]:
     """Drops None values and refuses unknown names; raises ConfigError."""
     known = {*MODEL_OPTIONS, *SPECIAL_OPTIONS, *TEXT_OPTIONS, *own}
     given = {name: value for name, value in options.items() if value is not None}
+    backbone = given.get("backbone")
+    if backbone is not None and backbone not in backbones:  # first: its options are unknown, too
+        raise ConfigError(
+            f"--family {family} has the backbone {', '.join(backbones)}, not {backbone}; choose "
+            "another --family, --backbone or --init"
+        )
     unknown = sorted(set(given) - known)
     if unknown:
         takes = ", ".join(map(option_of, own)) or "no options of an objective"
@@ -45,13 +56,19 @@ def check_options(
 def common_config(
     family: str, given: Mapping[str, Any], model_extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Makes the part of config.json that all families write alike."""
+    """Makes the part of config.json that all families of the one transformer write alike."""
     chosen = {name: given[name] for name in MODEL_OPTIONS if name in given}
-    model = resolve_model({**chosen, **model_extra})
+    return shared_config(family, given, resolve_model({**chosen, **model_extra}).to_json())
+
+
+def shared_config(
+    family: str, given: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Makes the part of config.json that all families write alike, around the part `model`."""
     return {
         "family": family,
-        "model": model.to_json(),
-        "vocab_size": model.vocab_size,
+        "model": dict(model),
+        "vocab_size": model["vocab_size"],
         **{name: given.get(name) for name in SPECIAL_OPTIONS},
         **{name: list(given[name]) for name in TEXT_OPTIONS if given.get(name) is not None},
     }

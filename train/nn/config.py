@@ -157,6 +157,27 @@ class ModelConfig:
             raise ConfigError(f"model config is incomplete: {error}") from error
 
 
+def with_preset(
+    options: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Drops None values, and puts the values of the preset `size` in its place.
+
+    Raises:
+        ConfigError: Unknown preset, one without effect, or no width or depth.
+    """
+    values = {key: value for key, value in options.items() if value is not None}
+    size = values.pop("size", None)
+    if size is not None:
+        if size not in presets:
+            raise ConfigError(f"--size {size!r} is unknown; choose one of {', '.join(presets)}")
+        if {"dim", "num_layers"} <= set(values):
+            raise ConfigError(f"--size {size} has no effect with --dim and --layers: drop it")
+        values = {**presets[size], **values}
+    if "dim" not in values or "num_layers" not in values:
+        raise ConfigError(f"give --size ({', '.join(presets)}), or both --dim and --layers")
+    return values
+
+
 def resolve_model(options: Mapping[str, Any]) -> ModelConfig:
     """Makes a ModelConfig from a preset's name and what overrides it.
 
@@ -168,16 +189,7 @@ def resolve_model(options: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ConfigError: Unknown preset, or a value that does not fit.
     """
-    values = {key: value for key, value in options.items() if value is not None}
-    size = values.pop("size", None)
-    if size is not None:
-        if size not in PRESETS:
-            raise ConfigError(f"--size {size!r} is unknown; choose one of {', '.join(PRESETS)}")
-        if {"dim", "num_layers"} <= set(values):
-            raise ConfigError(f"--size {size} has no effect with --dim and --layers: drop it")
-        values = {**PRESETS[size], **values}
-    if "dim" not in values or "num_layers" not in values:
-        raise ConfigError(f"give --size ({', '.join(PRESETS)}), or both --dim and --layers")
+    values = with_preset(options, PRESETS)
     dim = values["dim"]
     values = {**BACKBONES.get(values.get("backbone", "native"), {}), **values}
     if "num_heads" not in values:

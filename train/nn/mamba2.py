@@ -30,7 +30,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...runtime.errors import ConfigError
-from .config import NORM_EPS
+from .config import NORM_EPS, with_preset
 from .layers import RMSNorm
 
 CHUNK = 64
@@ -119,16 +119,7 @@ def read_shape(values: Mapping[str, Any]) -> Mamba2Config:
 
 def resolve_shape(options: Mapping[str, Any]) -> Mamba2Config:
     """Makes the shape from a preset's name and what overrides it; raises ConfigError."""
-    values = {name: value for name, value in options.items() if value is not None}
-    size = values.pop("size", None)
-    if size is not None:
-        if size not in PRESETS:
-            raise ConfigError(f"--size {size!r} is unknown; choose one of {', '.join(PRESETS)}")
-        if {"dim", "num_layers"} <= set(values):
-            raise ConfigError(f"--size {size} has no effect with --dim and --layers: drop it")
-        values = {**PRESETS[size], **values}
-    if "dim" not in values or "num_layers" not in values:
-        raise ConfigError(f"give --size ({', '.join(PRESETS)}), or both --dim and --layers")
+    values = with_preset(options, PRESETS)
     inner = values.get("expand", 2) * values["dim"]
     if "num_heads" not in values:
         if inner % HEAD_DIM:

@@ -44,13 +44,13 @@ class MaskedDecoding(BlockRule):
         at_least=1,
         help="Fill a block by parts of so many positions, from left to right; not set: anywhere.",
     )
-    merge: int = option(
-        0,
+    merge: int | None = option(
+        None,
         at_least=0,
         at_most=1,
         help="Of a model whose rows speak for the next position (public models say so): 1 lets the "
         "run that stores a block begin the next. It saves a run per block and writes another text "
-        "than 0, by which such models were published.",
+        "than 0 or not set, by which such models were published.",
     )
 
 

@@ -62,6 +62,7 @@ def test_folded_weights_give_the_logits_of_the_modulated_model(
         ({"n_blocks": 3}, "tensor blocks.2.adaLN_modulation.weight is missing"),
         ({"hidden_dim": 64}, "is (258, 32), config.json makes it (258, 64)"),
         ({"model_length": None}, "model_length is missing"),
+        ({"n_heads": 0}, "config.json describes no model"),
         ({"mask_token_id": ROWS}, "which the tokenizer does not have"),
     ],
 )
@@ -82,6 +83,8 @@ def test_a_tokenizer_is_asked_for_where_there_is_none_and_refused_where_there_is
     (tmp_path / "m" / "tokenizer.json").write_text(text, "utf-8")
     with pytest.raises(CheckpointError, match="leave --tokenizer out"):
         opened(tmp_path / "m")
+    with pytest.raises(CheckpointError, match="leave --tokenizer out"):
+        open_any(tmp_path / "m.gguf", (), str(tmp_path / "gpt2"))
 
 
 def test_a_pickle_is_refused_with_the_remedy(tmp_path):

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from dlm_edge.runtime.errors import CheckpointError
+from dlm_edge.runtime.errors import CheckpointError, ConfigError
 from dlm_edge.train.checkpoints.mamba_ssm import (
     is_mamba_ssm,
     load_layers,
     read_mamba_ssm,
     write_mamba_ssm,
 )
+from dlm_edge.train.families import FAMILIES
 from dlm_edge.train.nn.mamba2 import Mamba2Config, Mamba2Trunk
 from safetensors.torch import load_file, save_file
 
@@ -106,3 +107,24 @@ def test_layers_of_another_kind_are_refused(tmp_path):
         other = {**config, "ssm_cfg": {**config["ssm_cfg"], **change}}
         with pytest.raises(CheckpointError):
             read_mamba_ssm(tmp_path / "d", other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ssm_cfg": None}, "ssm_cfg of config.json is no object"),
+        ({"n_layer": None}, "n_layer of config.json must be a positive integer, not None"),
+        ({"ssm_cfg": {"layer": "Mamba2", "headdim": 0}}, "headdim of config.json"),
+    ],
+)
+def test_a_malformed_description_is_named(tmp_path, change, message):
+    _, config = package_folder(tmp_path / "e")
+    with pytest.raises(CheckpointError, match=message):
+        read_mamba_ssm(tmp_path / "e", {**config, **change})
+
+
+def test_a_family_of_another_backbone_names_it(tmp_path):
+    _, config = package_folder(tmp_path / "f")
+    start = read_mamba_ssm(tmp_path / "f", config)
+    with pytest.raises(ConfigError, match=r"--family mdlm has the backbone native.*, not mamba2"):
+        FAMILIES["mdlm"].make_config(start.options({}, "mdlm"))

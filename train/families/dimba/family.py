@@ -30,12 +30,11 @@ from ...nn.mamba2 import resolve_shape
 from ..base import Batch, Corrupt, ExportGraph, Family, GraphTensor, LossOutput
 from ..noise import draw_times
 from ..options import (
-    SPECIAL_OPTIONS,
-    TEXT_OPTIONS,
     check_options,
     draw_size,
     forbidden_ids,
     parse_block_sizes,
+    shared_config,
     split_weights,
 )
 from ..shapes import Shape, canvas_shapes
@@ -112,18 +111,16 @@ class Dimba(Family):
     has_likelihood = False
 
     def make_config(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        given = check_options(self.name, options, OWN_OPTIONS, needs_mask=True)
+        given = check_options(
+            self.name, options, OWN_OPTIONS, needs_mask=self.has_mask, backbones=("mamba2",)
+        )
         for name in TRANSFORMER:
             if name in given:
                 raise ConfigError(
                     f"--family dimba takes no {option_of(name)}: its backbone is mamba2, which has "
                     "--dim, --layers, --heads, --state-size and --expand"
                 )
-        if given.get("backbone", "mamba2") != "mamba2":
-            raise ConfigError("--family dimba has the backbone mamba2; leave out --backbone")
-        shape = resolve_shape(
-            {name: given.get(name) for name in (*SHAPE, "conditioning")},
-        )
+        shape = resolve_shape({name: given.get(name) for name in (*SHAPE, "conditioning")})
         names = ("self_conditioning", "condition_dropout", "min_snr", "rounding_weight")
         words, weights = split_weights(given.get("block_sizes", "full"))
         lengths = parse_block_sizes(words, given["context"])
@@ -147,11 +144,7 @@ class Dimba(Family):
             prompt_encoder=bool(given.get("prompt_encoder", False)),
         )
         return {
-            "family": self.name,
-            "model": model.to_json(),
-            "vocab_size": model.vocab_size,
-            **{name: given.get(name) for name in SPECIAL_OPTIONS},
-            **{name: list(given[name]) for name in TEXT_OPTIONS if given.get(name) is not None},
+            **shared_config(self.name, given, model.to_json()),
             "noise_schedule": schedule.to_json(),
             "block_sizes": list(lengths),
             "objective": asdict(objective),

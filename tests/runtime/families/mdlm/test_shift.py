@@ -109,6 +109,7 @@ def test_merging_is_refused_where_it_changes_nothing():
     )
     with pytest.raises(ConfigError, match="leave it out"):
         generate(model, asked)
+    assert "merge" not in decoding().to_json()
 
 
 def test_the_bound_is_that_of_the_same_model_with_rows_that_speak_for_themselves():
