@@ -216,7 +216,7 @@ class Worker:
             self._closed = True
             texts = [text for line in self._waiting.values() for text in line]
             self._lock.notify()
-        for text in (*texts, *(text for text, _ in list(self._running))):
+        for text in texts:
             text.leave()
         self._thread.join()
 
@@ -282,7 +282,7 @@ class Worker:
     def _end_left(self) -> None:
         """Ends the texts that are wanted no more, before a call may close their pipeline."""
         for text, generation in list(self._running):
-            if text.left:
+            if text.left or self._closed:
                 generation.leave()
                 self._running.remove((text, generation))
                 text.tell(generation.so_far())

@@ -82,11 +82,11 @@ class Generation:
         self._observer, self._settle = observer, settle
         # Copied: the caller may write into its arrays before the next request.
         self._conditions = {role: np.array(value) for role, value in request.conditions.items()}
-        self.num_cached = request.num_cached
-        """Tokens of the prompt that need not be computed again."""
         self._block_size = getattr(request.settings, "block_size", None)
         begin = time.perf_counter()
         self._rule = model.start(request)
+        self.num_cached = len(self.cached_ids)
+        """Tokens of the prompt that need not be computed again."""
         self._phased = self._rule if isinstance(self._rule, Phased) else None
         self._engines = model.engines
         self._nfe = 0

@@ -377,8 +377,9 @@ class Pipeline:
             self._kept.keep(last)
         if not reuse:
             return 0
-        if self._kept is not None:
-            held = max(held, self._kept.bring(request, ids, held))
+        if self._kept is not None and (found := self._kept.bring(request, ids, held)):
+            # The last text's cache is gone, even if the new one cannot be started.
+            self._last, held = None, found
         return min(held, len(ids) - 1)
 
     def frames(

@@ -154,10 +154,6 @@ def main(
         raise ConfigError("one model at a time; --compare takes the folders that --out wrote")
     if data is None:
         raise ConfigError("--data FILE is missing: the text to measure on")
-    if out is not None:
-        from ..measure.eval_report import make_folder
-
-        make_folder(out)
     report = evaluate_bundle(model, data, tasks, settings, draws=out is not None, **given)
     if out is not None:
         from ..measure.eval_report import write_report

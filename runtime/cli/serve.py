@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
+from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,7 @@ def main(
     from ..serve.http import Access
     from ..serve.server import bound_socket, serve
 
+    _check(given)
     keys = (*given.pop("api_key"), *_read_keys(given.pop("api_key_file")))
     if "" in keys:
         raise ConfigError("--api-key must not be empty; leave it out to want no key")
@@ -139,6 +143,20 @@ def main(
                 **given,
             )
         )
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    for name in ("deadline", "grace"):
+        if not isfinite(given[name]):
+            raise ConfigError(f"--{name} must be a number of seconds, found {given[name]}")
+    for name in given["allow_host"]:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"--allow-host must be a name alone, found {name!r}; drop the rest")
+    for origin in given["cors"]:
+        if origin != "*" and not re.fullmatch(r"\w+://[^/]+/?", origin):
+            raise ConfigError(
+                f"--cors must be an origin such as https://example.org, or *, found {origin!r}"
+            )
 
 
 def _read_keys(path: Path | None) -> list[str]:

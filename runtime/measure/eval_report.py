@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError, DataError, brief
 from ..files import parse_json, write_whole, writing
 from .evaluate import eval_line
-from .figures import Measured, difference, ratio
+from .figures import Measured, difference
 from .page import Page
 
 FORMAT = "dlm-eval 1"
@@ -43,12 +43,6 @@ def without_rows(report: Mapping[str, Any]) -> dict[str, Any]:
         }
 
     return small(report)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes the folder of a report before the work whose figures it is for; DataError."""
-    with writing(f"the report in {folder}", "choose another DIR", DataError):
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
@@ -102,9 +96,8 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `models`, and of every task and figure that all have a row: `values` per model, and of each
-        but the first, against the first, `differences` and `ratios` (value, low, high each) and
-        `verdicts`: better, worse or "no difference shown" at 95 %, in pairs where both have the
-        same texts. `curves`: of each model, points of speed and quality.
+        but the first `difference` (value, low, high) and `verdict`: better, worse or "no
+        difference shown" at 95 %, in pairs where both have the same texts.
 
     Raises:
         ConfigError: Reports on other data, with other seeds or lengths, or without a common task.
@@ -171,7 +164,6 @@ def _row(task: str, figure: str, found: Sequence[Measured]) -> dict[str, Any]:
         "figure": figure,
         "values": [one.interval().to_json() for one in found],
         "differences": [one.to_json() for one in others],
-        "ratios": [ratio(found[0], one).to_json() for one in found[1:]],
         "verdicts": verdicts,
     }
 
@@ -179,7 +171,7 @@ def _row(task: str, figure: str, found: Sequence[Measured]) -> dict[str, Any]:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.5g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _interval(found: Mapping[str, float | None]) -> str:
@@ -242,10 +234,8 @@ def _comparison_head(found: Mapping[str, Any]) -> list[str]:
 def _comparison_rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
     for row in found["rows"]:
         cells = [row["task"], row["figure"], _interval(row["values"][0])]
-        others = zip(row["values"][1:], row["ratios"], row["verdicts"], strict=True)
-        for value, times, verdict in others:
-            by = "" if times["value"] is None else f", x {_interval(times)}"
-            cells += [_interval(value), verdict + by]
+        for value, verdict in zip(row["values"][1:], row["verdicts"], strict=True):
+            cells += [_interval(value), verdict]
         yield cells
 
 

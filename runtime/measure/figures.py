@@ -117,12 +117,9 @@ def difference(first: Measured, second: Measured) -> Interval:
 
 
 def ratio(first: Measured, second: Measured) -> Interval:
-    """Returns `second` over `first`; in pairs where both have as many texts. NaN over zero."""
-    if not first.figure:
-        return Interval(math.nan, math.nan, math.nan)
+    """Returns `second` over `first`; in pairs where both have as many texts."""
     pairs = len(first.rows) == len(second.rows)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = second.draws(0 if pairs else 1) / first.draws()
+    draws = second.draws(0 if pairs else 1) / first.draws()
     return Interval(second.figure / first.figure, *_quantiles(draws))
 
 

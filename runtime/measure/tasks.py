@@ -77,24 +77,10 @@ class TaskReport:
 
 def generate(pipeline: Pipeline, options: TaskOptions, progress: Progress) -> TaskReport:
     """Has the model write texts from nothing."""
-    return _written(pipeline, [""] * options.num_texts, _stories(options), options, progress)
-
-
-def speed(
-    pipeline: Pipeline, options: TaskOptions, steps: Sequence[int], progress: Progress
-) -> dict[str, TaskReport]:
-    """Has the model write texts in each number of steps; the curve of quality against speed."""
-    found, human = {}, _stories(options)
-    for number, count in enumerate(steps):
-        asked = {**options.settings, "steps": count}
-        found[str(count)] = _written(
-            pipeline,
-            [""] * options.num_texts,
-            human,
-            replace(options, settings=asked),
-            lambda done, total, before=number: progress(before * total + done, len(steps) * total),
-        )
-    return found
+    human = [text for text in options.documents if len(text.split()) >= options.num_words]
+    return _written(
+        pipeline, [""] * options.num_texts, human[: options.num_texts], options, progress
+    )
 
 
 def continue_(pipeline: Pipeline, options: TaskOptions, progress: Progress) -> TaskReport:
@@ -107,28 +93,17 @@ def continue_(pipeline: Pipeline, options: TaskOptions, progress: Progress) -> T
             "for; lower them"
         )
     prompts = [cut_words(text, options.prompt_words) for text in chosen]
-    behind = [text.strip()[len(prompt) :] for text, prompt in zip(chosen, prompts, strict=True)]
-    human = _quality(prompts, [_cut(text, options.num_words) for text in behind], options)
+    human = [text.strip()[len(prompt) :] for text, prompt in zip(chosen, prompts, strict=True)]
     return _written(pipeline, prompts, human, options, progress)
-
-
-def _stories(options: TaskOptions) -> Figures:
-    """Measures what people wrote: the first documents that are long enough."""
-    long = [text for text in options.documents if len(text.split()) >= options.num_words]
-    if not long:
-        raise DataError(f"no document of the data has {options.num_words} words; lower --words")
-    texts = [_cut(text, options.num_words) for text in long[: options.num_texts]]
-    return _quality([""] * len(texts), texts, options)
 
 
 def _written(
     pipeline: Pipeline,
     prompts: Sequence[str],
-    human: Figures,
+    human: Sequence[str],
     options: TaskOptions,
     progress: Progress,
 ) -> TaskReport:
-    """Has the model go on from prompts, and measures what it wrote beside people's figures."""
     _check_variety(pipeline, options, prompts)
     results = []
     for number, prompt in enumerate(prompts):
@@ -140,18 +115,20 @@ def _written(
         )  # fmt: skip
         progress(number + 1, len(prompts))
     texts = [_cut(result.text, options.num_words) for result in results]
-    if not any(texts):
-        raise DataError(f"the model wrote no text of {options.num_words} words; lower --words")
-    own = _quality(prompts, texts, options)
-    short, people = sum(not text for text in texts), len(human["words"].rows)
+    own = _quality(prompts, texts, options, f"of {options.num_words} words; lower --words")
+    written = [_cut(text, options.num_words) for text in human]
+    if not any(written):
+        raise DataError(f"no document of the data has {options.num_words} words; lower --words")
+    beside = _quality(prompts[: len(written)], written, options, "")
+    short = sum(not text for text in texts)
     notes = [f"{short} of {len(texts)} texts were shorter and are left out"] if short else []
-    if people < len(texts):
-        notes.append(f"the data has {people} texts of that length")
+    if len(written) < len(texts):
+        notes.append(f"the data has {len(written)} texts of that length")
     shown = [
         {"prompt": prompt, "text": result.text, "finish_reason": result.finish_reason}
         for prompt, result in zip(prompts, results, strict=True)
     ]
-    return TaskReport(figures={**own, **speed_of(results)}, human=human, texts=shown, notes=notes)
+    return TaskReport(figures={**own, **speed_of(results)}, human=beside, texts=shown, notes=notes)
 
 
 def _cut(text: str, num_words: int) -> str:
@@ -160,8 +137,10 @@ def _cut(text: str, num_words: int) -> str:
 
 
 def _quality(
-    prompts: Sequence[str], texts: Sequence[str], options: TaskOptions
+    prompts: Sequence[str], texts: Sequence[str], options: TaskOptions, wanted: str
 ) -> dict[str, Measured]:
+    if not any(texts):
+        raise DataError(f"the model wrote no text {wanted}")
     scores = None
     if options.judge is not None:
         # With its prompt: a continuation is judged as one.
@@ -270,6 +249,21 @@ def _gaps(pipeline: Pipeline, options: TaskOptions) -> Iterable[tuple[str, str, 
         number += 1
         if number == options.num_texts:
             return
+
+
+def speed(
+    pipeline: Pipeline, options: TaskOptions, steps: Sequence[int], progress: Progress
+) -> dict[str, TaskReport]:
+    """Has the model write texts in each number of steps; the curve of quality against speed."""
+    found = {}
+    for number, count in enumerate(steps):
+        asked = {**options.settings, "steps": count}
+        found[str(count)] = generate(
+            pipeline,
+            replace(options, settings=asked),
+            lambda done, total, before=number: progress(before * total + done, len(steps) * total),
+        )
+    return found
 
 
 TASKS: Mapping[str, Callable[[Pipeline, TaskOptions, Progress], TaskReport]] = {

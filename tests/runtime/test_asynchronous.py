@@ -172,11 +172,22 @@ def test_a_queue_takes_all_texts_of_a_request_or_none(tmp_path):
 
 
 @pytest.mark.parametrize("batch", [2, 3])
-def test_texts_join_a_batch_as_slots_become_free_and_are_the_same_as_alone(tmp_path, batch):
+def test_texts_join_a_batch_as_slots_become_free_and_are_the_same_as_alone(
+    tmp_path, batch, monkeypatch
+):
     lengths = (8, 40, 24, 16, 32, 8, 56)
 
     async def main(worker):
-        pipeline = make_pipeline(tmp_path, batch)
+        pipeline, most = make_pipeline(tmp_path, batch), 0
+        start = pipeline.start
+
+        def counted(item, group):
+            nonlocal most
+            found = start(item, group)
+            most = max(most, batch - group.num_free)
+            return found
+
+        monkeypatch.setattr(pipeline, "start", counted)
         served = AsyncPipeline(pipeline, worker)
         texts = served.submit(
             [
@@ -184,9 +195,6 @@ def test_texts_join_a_batch_as_slots_become_free_and_are_the_same_as_alone(tmp_p
                 for index, size in enumerate(lengths)
             ]
         )
-        most = 0
-        async for _ in texts[1].steps():
-            most = max(most, worker.num_running)
         results = [(await text.result()).token_ids for text in texts]
         return results, most, pipeline.engines.num_shared_runs
 

@@ -281,10 +281,7 @@ class Loop:
             started = time.monotonic()
             figures = self.measure(self.held_out)
             if hooks.sample is not None:
-                try:
-                    _log_texts(curves, hooks.sample(self.weights()), run_state.step)
-                except DlmError as error:  # texts for a log end no training
-                    progress.say(f"no texts for the log: {error}")
+                _log_texts(curves, hooks.sample(self.weights()), run_state.step)
             self._reserve_s = self._agreed(time.monotonic() - started)
             mean = mean_nats(figures)
             if not math.isfinite(mean):

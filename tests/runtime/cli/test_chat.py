@@ -167,6 +167,26 @@ def test_conversations_that_take_turns_compute_only_what_is_new(tmp_path, rule, 
             pipeline.generate("between", max_tokens=3).result()
 
 
+def test_a_turn_that_cannot_start_leaves_no_other_conversation_its_cache(tmp_path, monkeypatch):
+    pipeline = make_pipeline(tmp_path)
+    pipeline.keep_texts(1 << 24)
+    first, second = Chat(pipeline, system="be kind"), Chat(pipeline, system="be rude")
+    for chat in (first, second):
+        chat.say("tell me more", max_tokens=12).result()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pipeline.model), "start", fails)
+        with pytest.raises(ConfigError):
+            first.say("and then", max_tokens=12)
+    answer = second.say("go on", max_tokens=12)
+    fresh = make_pipeline(tmp_path).continue_ids(answer.given_ids, end_ids=(END,), max_tokens=12)
+    assert answer.result().token_ids == fresh.result().token_ids
+    assert answer.num_cached > len(said("system", "be rude"))
+
+
+def fails(model, request):
+    raise ConfigError("it cannot be served")
+
+
 def test_caches_of_conversations_keep_within_their_memory(tmp_path):
     pipeline = make_pipeline(tmp_path)
     pipeline.keep_texts(0)

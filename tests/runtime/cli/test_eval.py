@@ -200,7 +200,6 @@ def test_folders_are_compared_in_pairs(wordy, long_data, tmp_path):
     rows = {(row["task"], row["figure"]): row for row in got["rows"]}
     same = rows["likelihood", "perplexity"]
     assert same["differences"] == [{"value": 0.0, "low": 0.0, "high": 0.0}]
-    assert same["ratios"] == [{"value": 1.0, "low": 1.0, "high": 1.0}]
     assert same["verdicts"] == ["no difference shown"]
     assert ("generate", "entropy") in rows
     assert (tmp_path / "c" / "comparison.html").exists()
@@ -214,12 +213,8 @@ def test_folders_are_compared_in_pairs(wordy, long_data, tmp_path):
 def test_tasks_that_cannot_be_done_are_refused(tiny_bundle, data, long_data):
     pytest.importorskip("sacrebleu")
     assert "none of likelihood" in refused(2, tiny_bundle, "--data", data, "--tasks", "sing")
-    given = ("--data", long_data, "--tasks", "generate", "--words", 4, "--temperature", 0)
+    given = ("--data", long_data, "--tasks", "generate", "--temperature", 0)
     assert "one and the same text" in refused(2, tiny_bundle, *given, "--rule", "low_confidence")
-    given = ("--data", data, "--tasks", "generate", "--words", 500, "--temperature", 1)
-    assert "lower --words" in refused(1, tiny_bundle, *given)
-    given = ("--data", data, "--out", "/proc/nothing", "--max-samples", 4)
-    assert "choose another DIR" in refused(1, tiny_bundle, *given)
     given = ("--data", data, "--tasks", "continue", "--words", 500)
     assert "lower them" in refused(1, tiny_bundle, *given)
     assert "one model at a time" in refused(2, tiny_bundle, tiny_bundle, "--data", data)

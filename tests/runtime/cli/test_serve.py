@@ -94,6 +94,10 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(tmp_path):
         (["--api-key-file", "none"], 1, "cannot read keys from none"),
         (["--port", "99999"], 2, "--port"),
         (["--max-waiting", "0"], 2, "--max-waiting"),
+        (["--deadline", "nan"], 2, "--deadline must be a number of seconds, found nan"),
+        (["--grace", "inf"], 2, "--grace must be a number of seconds, found inf"),
+        (["--allow-host", "board:8080"], 2, "--allow-host must be a name alone"),
+        (["--cors", "example.org"], 2, "--cors must be an origin"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(arguments, code, message):
