@@ -230,8 +230,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         click.echo(f"next: dlm-train --resume --out {path}")
     elif best >= (guess := summary.get("frequency_nats", math.inf)):
         click.echo(
-            "the model has learnt nothing yet: a guess by token frequency alone has perplexity "
-            f"{math.exp(guess):.2f}\n"
+            "the model has learnt nothing yet: a guess by token frequency alone has "
+            f"{guess:.4f} nats/token\n"
             f"next: train longer (dlm-train --resume --out {path} with a larger --max-steps or "
             "--max-minutes), or with another --lr"
         )

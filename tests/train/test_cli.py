@@ -77,6 +77,8 @@ def test_a_model_that_learnt_is_followed_by_the_export(capsys):
     summary = {"status": "finished", "steps": 0, "checkpoint": "run", "held_out": {"full": held}}
     _print_summary({**summary, "frequency_nats": 1.5})
     assert capsys.readouterr().out.endswith("next: dlm-export run --target cpu -o model.dlm\n")
+    _print_summary({**summary, "frequency_nats": 0.9})
+    assert "a guess by token frequency alone has 0.9000 nats/token\n" in capsys.readouterr().out
 
 
 def test_a_start_that_failed_leaves_no_run_behind(
