@@ -24,6 +24,10 @@ PREFILL_BLOCK = 32
 LONG_PREFILL_BLOCK = 128
 """Prefill of long prompts on CPUs. CPU ms per row of a 135 M model at context 1,024 on AVX2: 5.1 in
 blocks of 32, 4.3 in 128 and in 256, 4.8 in 512."""
+NO_CACHE = (
+    "--context is the room of a key-value cache, which a model of the whole canvas has not: leave "
+    "it out, and give the lengths of the canvas with --block"
+)
 LARGEST_CONTEXT = 2048
 """Positions of the largest context, and of the whole canvas of a model that denoises blocks, unless
 others are asked for: public models name up to 262,144 positions, whose cache fits no board."""
@@ -82,7 +86,8 @@ def cached_shapes(
             dim 384 x 6 layers.
 
     Raises:
-        ConfigError: A size is not positive, or larger than the model was trained for.
+        ConfigError: A size is not positive, or larger than the model was trained for; contexts of a
+            model that has no cache.
     """
     sizes = {size for size in blocks if isinstance(size, int)}
     if not blocks:
@@ -93,6 +98,8 @@ def cached_shapes(
     check_sizes("--block", sizes, max_position)
     check_sizes("--context", buckets, max_position)
     if tuple(trained) == (max_position,):
+        if contexts:
+            raise ConfigError(NO_CACHE)
         lengths = sizes | ({max_position} if not sizes or WHOLE_CANVAS in blocks else set())
         return tuple(
             named_shape(length, WHOLE_CANVAS_CONTEXT, "fill", length) for length in sorted(lengths)
@@ -178,10 +185,7 @@ def canvas_shapes(
         ConfigError: A length is out of range, or contexts were asked for.
     """
     if contexts:
-        raise ConfigError(
-            "--context is the room of a key-value cache, which this family has not: leave it out, "
-            "and give the lengths of the canvas with --block"
-        )
+        raise ConfigError(NO_CACHE)
     lengths = {max_position if size == WHOLE_CANVAS else int(size) for size in blocks or trained}
     check_sizes("--block", lengths, max_position)
     return tuple(named_shape(length, None, "score", length) for length in sorted(lengths))

@@ -90,8 +90,9 @@ def test_a_canvas_without_a_cache_has_one_shape_per_length():
 
 
 def test_a_context_for_a_graph_without_a_cache_is_refused():
-    with pytest.raises(ConfigError, match="--context"):
-        canvas_shapes((), (8,), trained=(16,), max_position=16)
+    for shapes in (canvas_shapes, cached_shapes):
+        with pytest.raises(ConfigError, match="--context is the room"):
+            shapes((), (8,), trained=(16,), max_position=16)
 
 
 def test_each_cached_shape_says_what_it_is_for():
