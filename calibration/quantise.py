@@ -151,7 +151,9 @@ class Quantiser:
         if options.edits is not None:
             outcome = single_trial(best.recipe, measure(best.recipe), options.max_loss)
         else:
-            outcome, costs = self._within_budget(whole, best, measure, common["texts"][0])
+            outcome, costs = self._within_budget(
+                whole, best, sets[chosen], measure, common["texts"][0]
+            )
         outcome.require(options.max_loss, len(list(best.recipe.layers())), force=options.force)
         name = options.precision
         outcome.require_integers(name, options.max_loss, force=options.force)
@@ -176,6 +178,7 @@ class Quantiser:
         self,
         whole: LoadedModel,
         best: Fitted,
+        canvases: CanvasSet,
         measure: Callable[[Recipe], Ratio],
         text: LossText,
     ) -> tuple[Outcome, tuple[LayerCost, ...]]:
@@ -183,12 +186,12 @@ class Quantiser:
         recipe, limit = best.recipe, self._options.max_loss
         outcome, costs = fit_budget(recipe, (), measure, limit), ()
         if not outcome.met and any(layer.precision == "int4" for _, _, layer in recipe.layers()):
-            costs = self._sensitivity(whole, best, recipe, text)
+            costs = self._sensitivity(whole, best, canvases, recipe, text)
             costs = tuple(cost for cost in costs if cost.precision == "int4")
             outcome = fit_budget(recipe, costs, measure, limit, "int8")
             recipe = without(recipe, costs, len(costs), "int8")
         if not outcome.met:
-            costs = self._sensitivity(whole, best, recipe, text)
+            costs = self._sensitivity(whole, best, canvases, recipe, text)
             outcome = fit_budget(recipe, costs, measure, limit)
         return outcome, costs
 
@@ -273,9 +276,14 @@ class Quantiser:
             return self._calibrator.largest(best, canvases, show)
 
     def _sensitivity(
-        self, whole: LoadedModel, best: Fitted, recipe: Recipe, text: LossText
+        self,
+        whole: LoadedModel,
+        best: Fitted,
+        canvases: CanvasSet,
+        recipe: Recipe,
+        text: LossText,
     ) -> tuple[LayerCost, ...]:
-        chosen = self._calibrator.costliest(best, recipe, MOST_ALONE)
+        chosen = self._calibrator.costliest(best, canvases, recipe, MOST_ALONE)
         self._say(f"measuring {len(chosen)} layers alone, those whose products lose most")
         short = text.shortened(int(text.num_tokens * SENSITIVITY_SHARE))
         reference = short.totals(whole)

@@ -273,8 +273,8 @@ def main(
     CHECKPOINT is a folder that dlm-train wrote, or a model as others publish it: a folder,
     owner/name on the Hugging Face hub, or of a causal one (Llama, Qwen2, Qwen3) a GGUF file. The
     diffusion models are those that dLLM made of Qwen (A2D), SDAR, Fast-dLLM v2, CoDA,
-    Open-dCoder, MDLM and BD3-LM; the blocks that they were trained on are taken from their files
-    or their name, --block says them where neither does.
+    Open-dCoder, MDLM, BD3-LM, SEDD and Duo; the blocks that they were trained on are taken from
+    their files or their name, --block says them where neither does.
 
     With --precision int8 or int4 (and fp16, where there is text) the way goes through calibration:
     the model decodes prompts, scales are fitted to what it meets (to clean text, if those do as

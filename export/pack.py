@@ -290,7 +290,7 @@ def _trace(source: Traceable, settings: ExportSettings, progress: Say) -> tuple[
         progress(f"tracing {graph.name}")
         dims = traced_dims(graph.shapes(settings.blocks, settings.contexts))
         dims["batch"] = max(dims.get("batch", 1), min(2, settings.batch))  # 2 stays symbolic
-        models[graph.name] = trace(graph, dims)
+        models[graph.name] = trace(graph, dims, progress)
     share_between(models)
     item_bytes = 4 if settings.precision == "fp32" else 2
     for name, model in models.items():

@@ -65,7 +65,7 @@ class Calibrator:
         }
         self._caches = {name: _cache_of(known[name]) for name in models}
         self._seen: tuple[CanvasSet | None, dict[str, Mapping[str, Activation]]] = (None, {})
-        """What the graphs' values are on the canvases fitted last."""
+        """What enters layers on the canvases used last, by graph."""
 
     def default_recipe(self, float32: Mapping[str, tuple[str, ...]]) -> Recipe:
         """Returns what every layer becomes before any measurement.
@@ -157,9 +157,7 @@ class Calibrator:
             done += 1
             progress(done, total)
 
-        if self._seen[0] is not canvases:
-            self._seen = (canvases, {})
-        models, grids, kept = {}, {}, self._seen[1]
+        models, grids = {}, {}
         for graph, model in self.models.items():
             layers = self.layers[graph]
             names = layer_inputs(layer for layer in layers if layer.quantizable)
@@ -167,9 +165,7 @@ class Calibrator:
             if not names:
                 models[graph] = model
                 continue
-            if graph not in kept:
-                kept[graph] = collect(model, canvases.items, names, graph=graph, progress=step)
-            seen = kept[graph]
+            seen = self._seen_on(canvases, graph, step)
             if outliers is not None:
                 recipe = self._with_outliers(recipe, graph, seen, outliers)
             else:
@@ -208,8 +204,8 @@ class Calibrator:
                 found[graph] = {}
                 continue
             alphas = [item.alpha for item in fitted.recipe.graphs[graph].layers.values()]
-            if self._seen[0] is canvases and not any(alphas):  # nothing is folded
-                seen = self._seen[1][graph]
+            if not any(alphas):  # nothing is folded
+                seen = self._seen_on(canvases, graph, progress)
             else:
                 seen = collect(model, canvases.items, names, graph=graph, progress=progress)
             found[graph] = {
@@ -217,17 +213,19 @@ class Calibrator:
             }
         return found
 
-    def costliest(self, fitted: Fitted, recipe: Recipe, count: int) -> list[tuple[str, str]]:
+    def costliest(
+        self, fitted: Fitted, canvases: CanvasSet, recipe: Recipe, count: int
+    ) -> list[tuple[str, str]]:
         """Returns graph and name of the quantised layers whose products lose most.
 
         Args:
-            fitted: What was fitted last.
+            canvases: What products are computed on.
             recipe: Layers it has in floating point are left out.
             count: So many at most; layers without a product, whose loss is not known, come first.
         """
         lost: dict[tuple[str, str], float] = {}
         for graph, layers in self.layers.items():
-            items, seen = self.models[graph].graph.initializers, self._seen[1].get(graph, {})
+            items, seen = self.models[graph].graph.initializers, self._seen_on(canvases, graph)
             for layer in layers:
                 what = recipe.graphs[graph].layers[layer.name]
                 if what.precision == "float":
@@ -244,6 +242,22 @@ class Calibrator:
                     else products.error(dynamic=self.form.dynamic, outliers=what.outliers)
                 )
         return sorted(lost, key=lambda key: -lost[key])[:count]
+
+    def _seen_on(
+        self, canvases: CanvasSet, graph: str, progress: Progress = lambda done, total: None
+    ) -> Mapping[str, Activation]:
+        """Returns what enters a graph's layers, unfolded; it is kept until other canvases come."""
+        if self._seen[0] is not canvases:
+            self._seen = (canvases, {})
+        kept = self._seen[1]
+        if graph not in kept:
+            names = layer_inputs(layer for layer in self.layers[graph] if layer.quantizable)
+            kept[graph] = (
+                collect(self.models[graph], canvases.items, names, graph=graph, progress=progress)
+                if names
+                else {}
+            )
+        return kept[graph]
 
     def _with_alphas(self, recipe: Recipe, graph: str, seen: Mapping[str, Activation]) -> Recipe:
         """Fills in how strongly each layer's input is folded; what the recipe says stays.

@@ -17,7 +17,7 @@ import inspect
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -56,22 +56,29 @@ def traced_dims(shapes: Sequence[Shape]) -> dict[str, int]:
     }
 
 
-def trace(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:
+def trace(
+    graph: ExportGraph, dims: Mapping[str, int], say: Callable[[str], None] = lambda line: None
+) -> ir.Model:
     """Exports a graph, traced at `dims`; those above 1 stay symbolic; raises EngineError."""
-    model = _trace_repeated(graph, dims) or _export(graph, dims)
+    model = _trace_repeated(graph, dims, say) or _export(graph, dims)
     _share_transposed(model)
     _name_weights(model, graph.module)
     return model
 
 
-def _trace_repeated(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model | None:
+def _trace_repeated(
+    graph: ExportGraph, dims: Mapping[str, int], say: Callable[[str], None]
+) -> ir.Model | None:
     """Exports a graph of equal layers by tracing a few; None where that cannot be done."""
     stack = find_stack(graph.module)
     if stack is None:
         return None
     with shortened(stack) as traced:
         model = _export(of_sample(graph), dims)
-    return model if repeat(model, graph, stack, traced) else None
+    if repeat(model, graph, stack, traced):
+        return model
+    say(f"{graph.name}: its {len(stack.layers)} layers are not traced alike: tracing all of them")
+    return None
 
 
 def _export(graph: ExportGraph, dims: Mapping[str, int]) -> ir.Model:

@@ -81,9 +81,9 @@ def traced_once():
 def traced_before(traced_once, monkeypatch):
     """Saves the seconds that tracing a module's one model takes where something else is tested."""
 
-    def trace(graph, shape, once=pack.trace):
+    def trace(graph, *given, once=pack.trace):
         if not traced_once:
-            traced_once[graph.name] = once(graph, shape)
+            traced_once[graph.name] = once(graph, *given)
         return traced_once[graph.name].clone()
 
     monkeypatch.setattr(pack, "trace", trace)

@@ -1,4 +1,4 @@
-"""Checkpoints of the diffusion transformer DDiT (SEDD, MDLM, BD3-LM, SDTT): their names and ours.
+"""Checkpoints of the diffusion transformer DDiT (SEDD, MDLM, BD3-LM, Duo): their names and ours.
 
 Every layer there is scaled, shifted and gated by a condition made of the noise level. Models that
 do not see time have it at 0 always, so that the condition is one vector: it is then multiplied into

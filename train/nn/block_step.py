@@ -33,9 +33,8 @@ from .transformer import Transformer
 HIDDEN_SCORE = -1e9
 """Added to scores of invisible keys; finite, so that float16 casts and all-hidden rows stay sane
 after the row maximum is subtracted."""
-
-
 KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Of one layer."""
 
 
 class BlockStep(nn.Module):
@@ -213,7 +212,7 @@ class LayerCacheStep(BlockStep):
     def seen(
         self, query: torch.Tensor, past: KeysValues, new: KeysValues, bias: torch.Tensor
     ) -> torch.Tensor:
-        """See BlockStep; nothing is joined but the scores."""
+        """Does the same without joining keys or values: only scores are joined."""
         parts = [query @ keys.permute(1, 2, 3, 0) for keys in (past[0], new[0])]
         weights = torch.softmax(torch.cat(parts, dim=-1) + bias, dim=-1)
         shares = weights.split([past[1].shape[0], new[1].shape[0]], dim=-1)

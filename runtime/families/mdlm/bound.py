@@ -51,14 +51,14 @@ def masked_bound(
             uniforms(seed, sample, np.arange(len(window)), number, DrawKind.CORRUPT)
             for sample in samples
         ]
-        last_row = np.zeros((1, manifest.vocab_size), np.float32)
+        # What speaks for a block's first position; a text's first is not scored.
+        before = np.zeros((1, manifest.vocab_size), np.float32) if manifest.logit_shift else None
         for index in range(counts[number]):
             start = index * block
             ids = np.full(block, manifest.mask_token_id, np.int32)
             piece = window[start : start + block]
             ids[: len(piece)] = piece
             engine = engines.engine(bucket(buckets, start))
-            before = None if not manifest.logit_shift else last_row
             for row, sample in enumerate(samples):
                 share = float(level[sample][first_block[number] + index])
                 draw = draws[row][start : start + len(piece)]
@@ -68,9 +68,11 @@ def masked_bound(
                     cost = _cross_entropy(manifest, ops, engine, ids, start, masked, chance, before)
                     nats[row, start + masked] = weight * cost
             if index + 1 < counts[number]:
-                last_row = _commit(
-                    manifest, ops, engines.engine(bucket(buckets, start + block)), ids, start
-                )
+                engine = engines.engine(bucket(buckets, start + block))
+                _commit(ops, engine, ids, start)
+                if before is not None:
+                    last = ops.rows(logits(engine), block - 1, 1)
+                    before = ops.to_host(last).reshape(1, -1).copy()
         yield nats
 
 
@@ -97,11 +99,7 @@ def _cross_entropy(
     return negative_log_likelihood(rows, ids[masked], banned_ids(manifest))
 
 
-def _commit(
-    manifest: Manifest, ops: Ops, engine: Engine, ids: np.ndarray, start: int
-) -> np.ndarray:
-    """Stores a block; gives its last row of logits, (1, V)."""
+def _commit(ops: Ops, engine: Engine, ids: np.ndarray, start: int) -> None:
     feed(ops, engine, ids, start)
     engine.run()
     append(ops, engine, start, len(ids))
-    return ops.to_host(logits(engine)).reshape(-1, manifest.vocab_size)[len(ids) - 1 :].copy()

@@ -149,11 +149,22 @@ def test_layers_are_sorted_by_what_their_products_lose():
     model = small_graph()
     work = calibrator(model, CpuForm())
     fitted = work.fit(work.default_recipe({}), CANVASES)
-    every = work.costliest(fitted, fitted.recipe, 9)
+    every = work.costliest(fitted, CANVASES, fitted.recipe, 9)
     assert {name for _, name in every} == {"embed", "mlp.up", "mlp.down"}
-    assert work.costliest(fitted, fitted.recipe, 2) == every[:2]
+    assert work.costliest(fitted, CANVASES, fitted.recipe, 2) == every[:2]
     recipe = fitted.recipe.with_layer("small", every[0][1], precision="float")
-    assert work.costliest(fitted, recipe, 9) == every[1:]
+    assert work.costliest(fitted, CANVASES, recipe, 9) == every[1:]
+
+
+def test_which_products_lose_most_does_not_depend_on_what_was_fitted_last():
+    work = calibrator(uneven_graph(), CpuForm())
+    fitted = work.fit(work.default_recipe({}), CANVASES)
+    before = work.costliest(fitted, CANVASES, fitted.recipe, 9)
+    one_token = replace(canvas(0), inputs=Inputs({"ids": np.zeros((1, 6), np.int32)}))
+    others = replace(CANVASES, items=(one_token,))
+    work.fit(work.default_recipe({}), others)
+    assert work.costliest(fitted, CANVASES, fitted.recipe, 9) == before
+    assert work.costliest(fitted, others, fitted.recipe, 9) != before
 
 
 def test_int4_that_no_layer_can_have_is_refused():

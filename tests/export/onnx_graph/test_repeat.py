@@ -107,15 +107,18 @@ def test_a_repeated_graph_equals_the_one_traced_whole():
 def test_weights_are_as_they_were_after_tracing():
     model = Model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trace(graph_of(model), DIMS)
+    said = []
+    trace(graph_of(model), DIMS, said.append)
+    assert not said
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_layers_whose_weights_are_folded_are_traced_whole():
-    model = Model(folded=True)
-    found = trace(graph_of(model), DIMS)
+def test_layers_whose_weights_are_folded_are_traced_whole_and_that_is_said():
+    model, said = Model(folded=True), []
+    found = trace(graph_of(model), DIMS, said.append)
+    assert said == [f"toy: its {LAYERS} layers are not traced alike: tracing all of them"]
     session = onnxruntime.InferenceSession(data_of(found), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     feeds = {

@@ -6,7 +6,7 @@ import pytest
 from dlm_edge.runtime.errors import ConfigError
 from dlm_edge.runtime.families.base import Request
 from dlm_edge.runtime.families.table import load_model
-from dlm_edge.runtime.generate import generate
+from dlm_edge.runtime.generate import Generation, generate
 from rules import decoding as any_rule
 from table_engines import TableEngines, hashed, make_manifest
 
@@ -76,6 +76,27 @@ def test_a_text_is_that_of_decoding_without_a_cache(length, how):
     stored = (length + 28) // BLOCK  # a block that no other follows is not stored
     begun = len([i for i in range(length // BLOCK * BLOCK, length + 29, BLOCK) if i])
     assert result.nfe == runs + stored - (begun if how.get("merge") else 0)
+
+
+@pytest.mark.parametrize("more", range(2 * BLOCK))
+@pytest.mark.parametrize("merge", [0, 1])
+def test_a_text_that_goes_on_from_the_cache_is_that_of_decoding_without_one(more, merge):
+    engines = TableEngines(endless, SHAPES, V, splits=True)
+    model = load_model(make_manifest(engines, logit_shift=1), engines)
+    fields = {"seed": 3, "sample_index": 0, "settings": decoding(threshold=0.3, merge=merge)}
+    first = Generation(model, Request(prompt_ids=(0, 5, 6), max_tokens=29, **fields))
+    for _ in first:
+        pass
+    said = tuple(5 + (7 * i) % 20 for i in range(more))
+    ids = (*first.result.token_ids, *said)
+    held = min(first.num_held(ids, fields["settings"], {}), len(ids) - 1)
+    request = Request(prompt_ids=ids, max_tokens=20, num_cached=held, **fields)
+    second = Generation(model, request)
+    for _ in second:
+        pass
+    assert second.num_cached == held // BLOCK * BLOCK > BLOCK
+    expected, _ = reference(ids, 20, threshold=0.3, merge=merge)
+    assert second.result.token_ids == expected
 
 
 def test_the_run_that_stores_a_block_is_over_that_block_alone_unless_merged():
