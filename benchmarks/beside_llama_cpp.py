@@ -29,7 +29,7 @@ from ..runtime.bundle.bundle import open_bundle
 from ..runtime.cli.common import DlmCommand
 from ..runtime.errors import ConfigError, DlmError
 from ..runtime.text.tokenizer import Tokenizer
-from .report import out_option, print_table, record, write_json
+from .report import out_option, print_table, record, require_names, write_json
 
 WORKER = Path(__file__).with_name("decode_worker.py")
 SHORT = 16
@@ -102,6 +102,7 @@ def main(
     bundles = [model for model in models if model.suffix == ".dlm"]
     if not bundles:
         raise ConfigError("name at least one bundle (.dlm): its tokenizer makes the prompts")
+    require_names(models)
     circumstances = record()
     ids = _ids(bundles[0], prompt)
     runs: dict[tuple[str, int], list[dict[str, float]]] = {}

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ..runtime.cli.common import DlmCommand
-from .report import out_option, print_table, record, write_json
+from .report import out_option, print_table, record, require_names, write_json
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -124,6 +124,7 @@ def compared(found: Sequence[Ids], wanted: Sequence[Ids]) -> dict[str, Any]:
 @out_option("chat_answers")
 def main(bundles: tuple[Path, ...], num: int, tokens: int, out: Path) -> None:
     """Asks BUNDLES of one model the same questions and compares their answers with the first's."""
+    require_names(bundles)
     circumstances = record()
     questions = QUESTIONS[:num]
     answers: dict[str, list[tuple[Ids, str]]] = {}

@@ -79,7 +79,7 @@ def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
                 texts = [
                     cut_words(text, given["words"]) for text in content["texts"][row["contestant"]]
                 ]
-                for name, one in text_figures(texts, judge and judge.score(texts)).items():
+                for name, one in text_figures(texts, judge.score(texts)).items():
                     found = one.interval()
                     row[name], row[f"{name}_interval"] = found.value, found[1:]
     content["rows"] = rows

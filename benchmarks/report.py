@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from ..runtime.errors import ConfigError
 from ..runtime.files import write_whole
 from ..runtime.measure.machine import cpu_name, package_versions
 from ..runtime.process import usable_cores
@@ -44,6 +45,13 @@ def record() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()} | package_versions(PACKAGES),
     }
+
+
+def require_names(paths: Sequence[Path]) -> None:
+    """Raises ConfigError if two files have one name: results go by name."""
+    names = [path.name for path in paths]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two of the files are named {twice}: give them different names")
 
 
 def out_option(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -1,6 +1,7 @@
 """The arithmetic of the comparison of answers; its figures are not asserted."""
 
-from dlm_edge.benchmarks.chat_answers import QUESTIONS, compared, parted_at
+from click.testing import CliRunner
+from dlm_edge.benchmarks.chat_answers import QUESTIONS, compared, main, parted_at
 
 
 def test_answers_part_at_the_first_token_that_differs_or_where_the_shorter_ends():
@@ -16,3 +17,13 @@ def test_missing_tokens_are_not_equal():
 
 def test_there_are_fifty_different_questions():
     assert len(set(QUESTIONS)) == len(QUESTIONS) == 50
+
+
+def test_bundles_of_one_name_are_refused_before_any_is_asked(tmp_path):
+    paths = [tmp_path / folder / "model.dlm" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    result = CliRunner().invoke(main, list(map(str, paths)))
+    assert result.exit_code != 0
+    assert "two of the files are named model.dlm" in result.stderr

@@ -76,7 +76,7 @@ class Mamba2Config:
     """Share of each branch's values dropped in training."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "num_layers", "num_heads", "state_size", "expand"):
+        for name in ("dim", "num_layers", "expand", "state_size", "num_heads"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"model {name} must be a positive integer, not {value!r}")

@@ -193,6 +193,7 @@ def test_a_first_estimate_changes_the_loss_of_those_that_get_one():
         ({"backbone": "llama"}, "backbone mamba2"),
         ({"num_heads": 3}, "no multiple of 3 heads"),
         ({"state_size": 12}, "--state-size 12"),
+        ({"num_heads": None, "expand": 0}, "model expand must be a positive integer"),
         ({"block_sizes": "7"}, "must divide the context"),
         ({"graph": "absorb"}, "takes no --graph"),
     ],
