@@ -305,7 +305,7 @@ def main(
         **{name: value for name, value in given.items() if value is not None},
     )
     if output is not None:
-        check_output(output, settings.report_dir, settings.canvases)
+        check_output(output, settings)
     find_checkpoint(checkpoint)
     # torch takes seconds to import: what is wrong in the command must not wait for it.
     from ..runtime.cli.progress import ProgressLine

@@ -100,7 +100,7 @@ def export_checkpoint(
     Raises:
         DlmError: The checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
-    check_output(output, settings.report_dir, settings.canvases)
+    check_output(output, settings)
     progress(f"reading {checkpoint_path}")
     source = load_source(checkpoint_path, settings)
     own_text = read_own_text(settings.card)

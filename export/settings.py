@@ -144,9 +144,7 @@ class ExportSettings:
         return f"{self.precision} typed" if typed else self.precision
 
 
-def check_output(
-    output: Path, report_dir: Path | None = None, canvases: Path | None = None
-) -> None:
+def check_output(output: Path, settings: ExportSettings) -> None:
     """Finds out before minutes of work that something could not be written."""
     folder = output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
@@ -156,11 +154,14 @@ def check_output(
         )
     if output.suffix != ".dlm":
         raise ConfigError(f"-o {output} must end in .dlm, by which dlm-run knows a bundle")
-    if canvases is not None and (canvases.is_dir() or not os.access(canvases.parent, os.W_OK)):
-        raise ConfigError(
-            f"cannot write {canvases}: its folder is missing or not writable, or it is a folder; "
-            "choose another --canvases"
-        )
+    files = {"--canvases": settings.canvases, "--report-import": settings.import_report}
+    for option, file in files.items():
+        if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+            raise ConfigError(
+                f"cannot write {file}: its folder is missing or not writable, or it is a folder; "
+                f"choose another {option}"
+            )
+    report_dir = settings.report_dir
     if report_dir is not None:
         there = next(place for place in (report_dir.absolute() / "-").parents if place.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

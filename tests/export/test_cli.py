@@ -119,6 +119,14 @@ def test_bad_options_are_one_line_and_exit_2(asked, tmp_path, arguments, word):
     assert not asked
 
 
+def test_a_report_that_could_not_be_written_is_told_before_any_work(asked, tmp_path):
+    result = invoke(tmp_path, "-o", "x.dlm", "--report-import", "none/x.json")
+    assert result.exit_code == 2
+    assert "choose another --report-import" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not asked
+
+
 def test_targets_are_listed_without_a_checkpoint(asked):
     result = invoke("--target", "list")
     assert result.exit_code == 0
