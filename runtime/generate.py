@@ -59,6 +59,30 @@ class GraphRun:
     """Tokens that became certain."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldText:
+    """What KV caches hold of a text, and what that depends on beside its ids."""
+
+    ids: tuple[int, ...]
+    """The first ids of the text, which need not be computed again."""
+    block_size: int | None
+    conditions: Mapping[str, np.ndarray]
+
+    def num_common(
+        self, ids: Sequence[int], settings: DecodingRule, conditions: Mapping[str, np.ndarray]
+    ) -> int:
+        """Gives how many of another text's first ids these caches serve for."""
+        own = self.conditions
+        if getattr(settings, "block_size", None) != self.block_size:
+            return 0
+        if own.keys() != conditions.keys():
+            return 0
+        if not all(np.array_equal(own[role], conditions[role]) for role in own):
+            return 0
+        length = min(len(self.ids), len(ids))
+        return next((i for i in range(length) if self.ids[i] != ids[i]), length)
+
+
 class Generation:
     """One request being decoded: iterate over its spans, or take `step` after step.
 
@@ -85,7 +109,7 @@ class Generation:
         self._block_size = getattr(request.settings, "block_size", None)
         begin = time.perf_counter()
         self._rule = model.start(request)
-        self.num_cached = len(self.cached_ids)
+        self.num_cached = len(self.held.ids)
         """Tokens of the prompt that need not be computed again."""
         self._phased = self._rule if isinstance(self._rule, Phased) else None
         self._engines = model.engines
@@ -173,25 +197,11 @@ class Generation:
         )
 
     @property
-    def cached_ids(self) -> tuple[int, ...]:
-        """What a request that begins with these ids need not compute again."""
+    def held(self) -> HeldText:
+        """What the caches hold of the text."""
         rule = self._rule
-        return tuple(rule.cached_ids.tolist()) if isinstance(rule, Resumable) else ()
-
-    def num_held(
-        self, ids: Sequence[int], settings: DecodingRule, conditions: Mapping[str, np.ndarray]
-    ) -> int:
-        """Gives how many of a text's first ids a request need not compute again."""
-        if getattr(settings, "block_size", None) != self._block_size:
-            return 0  # what the cache holds depends on it
-        own = self._conditions
-        if own.keys() != conditions.keys():
-            return 0
-        if not all(np.array_equal(own[role], conditions[role]) for role in own):
-            return 0  # what the cache holds depends on them
-        held = self.cached_ids
-        length = min(len(held), len(ids))
-        return next((i for i in range(length) if held[i] != ids[i]), length)
+        ids = tuple(rule.cached_ids.tolist()) if isinstance(rule, Resumable) else ()
+        return HeldText(ids=ids, block_size=self._block_size, conditions=self._conditions)
 
 
 def generate(model: LoadedModel, request: Request) -> GenerationResult:

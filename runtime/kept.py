@@ -14,13 +14,12 @@ import numpy as np
 
 from .bundle.manifest import GraphKey, GraphSpec
 from .families.base import LoadedModel, Request
-from .generate import Generation
+from .generate import HeldText
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    generation: Generation
-    """Knows what the cache holds, and under which settings and conditions."""
+    held: HeldText
     key: GraphKey
     """The shape whose inputs were copied."""
     arrays: dict[str, np.ndarray]
@@ -44,17 +43,19 @@ class KeptTexts:
         """Bytes that are kept now."""
         return sum(text.nbytes for text in self._texts)
 
-    def keep(self, generation: Generation) -> None:
+    def keep(self, held: HeldText) -> None:
         """Copies what the engines hold of a text, unless it is too large."""
-        ids = generation.cached_ids
-        spec = self._smallest(len(ids)) if ids else None
+        spec = self._smallest(len(held.ids)) if held.ids else None
         if spec is None:
             return
         engine, ops = self._model.engines.engine(spec), self._model.ops
         names = [tensor.name for tensor in spec.inputs if tensor.cache is not None]
         arrays = {name: np.array(ops.to_host(engine.inputs[name])) for name in names}
-        self._texts = [text for text in self._texts if not _goes_on(ids, text.generation)]
-        self._texts.append(_Kept(generation, spec.key, arrays))
+        # A text takes the place of what it goes on from.
+        self._texts = [
+            text for text in self._texts if held.ids[: len(text.held.ids)] != text.held.ids
+        ]
+        self._texts.append(_Kept(held, spec.key, arrays))
         while self.nbytes > self.max_bytes:
             self._texts.pop(0)
 
@@ -65,9 +66,7 @@ class KeptTexts:
             How many of the text's first ids the engines now hold; 0: nothing was brought.
         """
         settings = self._model.settings(request.settings)
-        found = [
-            text.generation.num_held(ids, settings, request.conditions) for text in self._texts
-        ]
+        found = [text.held.num_common(ids, settings, request.conditions) for text in self._texts]
         best = max(range(len(found)), key=found.__getitem__, default=None)
         if best is None or found[best] <= least:
             return 0
@@ -88,8 +87,3 @@ class KeptTexts:
             if spec.batch == 1 and spec.new_rows and spec.context >= rows
         ]
         return min(fitting, key=lambda spec: spec.context, default=None)
-
-
-def _goes_on(ids: Sequence[int], earlier: Generation) -> bool:
-    """Tells whether a text begins with all that an earlier one had cached."""
-    return tuple(ids[: len(earlier.cached_ids)]) == earlier.cached_ids

@@ -369,10 +369,10 @@ class Pipeline:
 
         Keeps what the cache holds of the text before, if the new one writes over it.
         """
-        last, ids = self._last, request.prompt_ids
+        last, ids = self._last.held if self._last else None, request.prompt_ids
         settings = request.settings or self.settings()
-        held = last.num_held(ids, settings, request.conditions) if last else 0
-        goes_on = last is None or not self._last_reuses or held == len(last.cached_ids)
+        held = last.num_common(ids, settings, request.conditions) if last else 0
+        goes_on = last is None or not self._last_reuses or held == len(last.ids)
         if self._kept is not None and last is not None and not goes_on:
             self._kept.keep(last)
         if not reuse:

@@ -201,13 +201,13 @@ def test_caches_of_conversations_keep_within_their_memory(tmp_path):
     first, second = Chat(pipeline), Chat(pipeline, system="be rude")
     for chat in (first, second):
         chat.say("hello", max_tokens=4).result()
-        kept.keep(pipeline._last)
+        kept.keep(pipeline._last.held)
     one = kept.nbytes // 2
     assert kept.nbytes == 2 * one > 0
-    kept.keep(pipeline._last)  # the same text again takes its own place
+    kept.keep(pipeline._last.held)  # the same text again takes its own place
     assert kept.nbytes == 2 * one
     kept.max_bytes = one
-    kept.keep(pipeline._last)
+    kept.keep(pipeline._last.held)
     assert kept.nbytes == one
 
 

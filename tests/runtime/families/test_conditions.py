@@ -114,11 +114,13 @@ def test_a_cache_is_reused_under_the_same_conditions_only():
     given = {"source": np.ones(SOURCE.shape, np.float32)}
     generation = Generation(model, replace(request(**given), max_tokens=4))
     assert list(generation)
-    held = generation.cached_ids
+    held = generation.held.ids
     assert held
     rule, same = model.settings(None), {"source": np.ones(SOURCE.shape, np.float32)}
-    assert generation.num_held(held, rule, same) == len(held)
-    assert generation.num_held(held, rule, {"source": np.zeros(SOURCE.shape, np.float32)}) == 0
-    assert generation.num_held(held, rule, {}) == 0
+    assert generation.held.num_common(held, rule, same) == len(held)
+    assert (
+        generation.held.num_common(held, rule, {"source": np.zeros(SOURCE.shape, np.float32)}) == 0
+    )
+    assert generation.held.num_common(held, rule, {}) == 0
     given["source"][:] = 2  # in place
-    assert generation.num_held(held, rule, given) == 0
+    assert generation.held.num_common(held, rule, given) == 0

@@ -158,7 +158,7 @@ def test_a_request_that_begins_with_what_is_cached_computes_only_the_rest(rule, 
     first = Generation(load_model(manifest, engines), asked)
     for _ in first:
         pass
-    cached, text = first.cached_ids, first.result.token_ids
+    cached, text = first.held.ids, first.result.token_ids
     assert cached == text[: len(cached)]
     assert len(cached) >= len(text) - 1
     prompt = (*text, 4, 5, 6)

@@ -89,7 +89,7 @@ def test_a_text_that_goes_on_from_the_cache_is_that_of_decoding_without_one(more
         pass
     said = tuple(5 + (7 * i) % 20 for i in range(more))
     ids = (*first.result.token_ids, *said)
-    held = min(first.num_held(ids, fields["settings"], {}), len(ids) - 1)
+    held = min(first.held.num_common(ids, fields["settings"], {}), len(ids) - 1)
     request = Request(prompt_ids=ids, max_tokens=20, num_cached=held, **fields)
     second = Generation(model, request)
     for _ in second:

@@ -147,7 +147,7 @@ def test_the_cache_grows_by_the_kept_drafts_also_when_all_are_kept():
     lengths, before = [], 0
     for span in generation:
         if span.committed:
-            cached = len(generation.cached_ids)
+            cached = len(generation.held.ids)
             known = span.position + len(span.token_ids)
             if known == 45:  # of the last drafts, some are beyond the limit
                 break
